@@ -1,0 +1,102 @@
+"""What all jobs share: arguments, the start of Ray, and how an error ends the program."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from phf_ray.config import Config, load_config
+from phf_ray.errors import ConfigError, IncompleteError, PhfError
+
+log = logging.getLogger("phf_ray")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, method: bool) -> None:
+    parser.add_argument("--task", required=True, metavar="YAML", help="task file, such as configs/pep8/pretrain.yml")
+    if method:
+        parser.add_argument("--method", metavar="YAML", help="method file, merged over the task file")
+    parser.add_argument(
+        "--override", nargs="+", action="extend", default=[], metavar="A.B=C", help="values merged over both files"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan and stop")
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    return load_config(arguments.task, getattr(arguments, "method", None), arguments.override)
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Run a job's `main` as the program: one line per error that is the user's to mend, a traceback for the rest.
+
+    Exit codes: 0 all done; 2 what the user wrote; 3 what a file holds; 4 a server; 5 part of the work missing;
+    130 interrupted; 1 anything else.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = main(None)
+    except PhfError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+        if isinstance(error, IncompleteError):
+            print("the same command resumes what is missing", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code or 0)
+
+
+def start_ray(*, num_cpus: int | None = None) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
+
+    A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers wait
+    for one, silently and for ever.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, also a dead one.
+    if address == "local":
+        ray.init(
+            address="local",
+            num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    else:
+        ray.init(address=address, logging_level=logging.WARNING)
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def require_shared(path: str, *, flag: str) -> str:
+    """`path` made absolute; refused where other machines could not reach it.
+
+    Inside a submitted job the working directory is a temporary copy, and on several nodes each has its own disk.
+    """
+    import ray
+
+    if is_url(path):
+        return path
+    in_submitted_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
+    num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    shared_roots = os.environ.get("PHF_SHARED_ROOTS", "/mnt:/shared").split(":")
+    if in_submitted_job or num_nodes > 1:
+        resolved = Path(path)
+        on_shared = resolved.is_absolute() and any(resolved.is_relative_to(root) for root in shared_roots if root)
+        if not on_shared:
+            raise ConfigError(
+                f"{flag} {path} is on this node's own disk, and this job runs "
+                f"{'as a submitted job' if in_submitted_job else f'on {num_nodes} nodes'}; use storage that all nodes see, "
+                f"such as /mnt/shared/{resolved.name} or s3://bucket/{resolved.name} "
+                "(PHF_SHARED_ROOTS names the mount points of shared storage, separated by colons)"
+            )
+    return str(Path(path).resolve())

@@ -1,0 +1,64 @@
+"""`phf.json`: what a checkpoint says of itself, beside the ordinary model files.
+
+No torch here: jobs and the server's ingress read it without loading a model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from phf_ray.errors import DataError
+
+FILE_NAME = "phf.json"
+
+
+class Control(BaseModel):
+    """Control tokens of a conditionally trained model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    good: str
+    bad: str
+    policy: Literal["ban", "retag"]
+    """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each by
+    the good one and strip it from the text (`retag`, for models trained with one token per segment)."""
+
+
+class CheckpointInfo(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    task: str | None = None
+    objective: dict[str, Any] = {}
+    control: Control | None = None
+    """None: the model was trained without control tokens."""
+    thresholds: dict[str, float] = {}
+    """Resolved numbers: `conditional`, `filter`, `objective`."""
+    scorer: dict[str, Any] | None = None
+    """`ScorerIdentity.to_json()` of the scorer whose scores were trained on."""
+    corpus_hash: str | None = None
+    blocks_hash: str | None = None
+    step: int = 0
+    tokens_seen: int = 0
+    seq_length: int | None = None
+    bits_per_byte: float | None = None
+    """Held-out bits per byte at this checkpoint, if it was measured."""
+    compat: str | None = None
+    versions: dict[str, str] = {}
+
+
+def read_info(directory: str | Path) -> CheckpointInfo | None:
+    """None for a directory without phf.json: any Hugging Face model, the original's released ones among them."""
+    path = Path(directory) / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        return CheckpointInfo.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is not a checkpoint description: {error}; write the checkpoint again") from None
+
+
+def write_info(directory: str | Path, info: CheckpointInfo) -> None:
+    text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (Path(directory) / FILE_NAME).write_text(text + "\n", encoding="utf-8")

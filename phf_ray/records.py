@@ -1,0 +1,135 @@
+"""The nouns that cross module boundaries.
+
+Document -> ScoredDocument -> TokenBlock
+         \-> Rejected
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phf_ray.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Score of one text or segment: a number, or None with the reason. Higher is worse."""
+
+    score: float | None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.error is None):
+            raise DataError(f"a score of {self.score!r} with error {self.error!r}; exactly one of the two must be None")
+        if self.score is not None and not math.isfinite(self.score):
+            raise DataError(
+                f"score {self.score!r} is not finite; a text that can't be scored has score None and a reason"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Part of a text that a scorer found, as character offsets [begin, end)."""
+
+    type: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerIdentity:
+    """What made a score: two equal identities give equal scores. Stored with every corpus, checkpoint and report."""
+
+    name: str
+    """Short name: pep8, pii, toxicity, or the one from the config."""
+    class_name: str
+    unit: str
+    """What one unit of score is, such as `violations per character`."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package name -> version, of every package that can change a score."""
+    weights_hash: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "class_name": self.class_name,
+            "unit": self.unit,
+            "versions": dict(self.versions),
+            "weights_hash": self.weights_hash,
+            "settings": dict(self.settings),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text as it was read. `meta` is JSON."""
+
+    id: str
+    text: str
+    meta: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document cut into segments, each with a score. `"".join(texts)` is the document."""
+
+    id: str
+    texts: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    """One per segment, higher is worse; None: could not be scored, see `errors`."""
+    errors: tuple[str | None, ...]
+    meta: str = "{}"
+
+    def __post_init__(self) -> None:
+        if not len(self.texts) == len(self.scores) == len(self.errors):
+            raise DataError(
+                f"document {self.id}: {len(self.texts)} segments, {len(self.scores)} scores, {len(self.errors)} errors; "
+                "the three must be equal, re-run jobs.score_corpus"
+            )
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def avg_score(self) -> float | None:
+        """Unweighted mean of the scores that are there; None if there are none."""
+        known = [score for score in self.scores if score is not None]
+        return math.fsum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that could not be read or stored."""
+
+    source: str
+    record: int
+    reason: str
+    """Machine-readable: not_utf8, lone_surrogate, unreadable, ..."""
+    detail: str
+
+
+class TokenKind(IntEnum):
+    """What a token of a block is; the objectives decide by it what is learned."""
+
+    CONTENT = 0
+    END_OF_TEXT = 1
+    CONTROL = 2
+    PAD = 3
+    UNSCORED = 4
+    """Content of a segment that could not be scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBlock:
+    """One training sequence of L tokens. Structural tokens (kinds 1, 2, 3) and unscored ones have token score 0."""
+
+    input_ids: NDArray[np.int32]
+    token_scores: NDArray[np.float32]
+    token_kinds: NDArray[np.uint8]

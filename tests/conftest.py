@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests. Tests that need Ray share one local cluster: starting one takes seconds."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# No test may reach for a hub, and two threads of torch on each of several workers are slower than one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray with 4 logical CPUs for the whole session."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
