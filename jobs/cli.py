@@ -52,8 +52,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
 def start_ray(*, num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
 
-    A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers wait
-    for one, silently and for ever.
+    A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers
+    wait for one, silently and for ever.
     """
     import ray
 
@@ -94,8 +94,8 @@ def require_shared(path: str, *, flag: str) -> str:
         on_shared = resolved.is_absolute() and any(resolved.is_relative_to(root) for root in shared_roots if root)
         if not on_shared:
             raise ConfigError(
-                f"{flag} {path} is on this node's own disk, and this job runs "
-                f"{'as a submitted job' if in_submitted_job else f'on {num_nodes} nodes'}; use storage that all nodes see, "
+                f"{flag} {path} is on one node's own disk, and this job runs "
+                f"{'as a submitted job' if in_submitted_job else f'on {num_nodes} nodes'}; use storage that all see, "
                 f"such as /mnt/shared/{resolved.name} or s3://bucket/{resolved.name} "
                 "(PHF_SHARED_ROOTS names the mount points of shared storage, separated by colons)"
             )

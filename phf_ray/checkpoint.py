@@ -22,8 +22,8 @@ class Control(BaseModel):
     good: str
     bad: str
     policy: Literal["ban", "retag"]
-    """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each by
-    the good one and strip it from the text (`retag`, for models trained with one token per segment)."""
+    """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each
+    by the good one and strip it from the text (`retag`, for models trained with one token per segment)."""
 
 
 class CheckpointInfo(BaseModel):

@@ -1,7 +1,8 @@
 """Configuration: parsed once, at the edge, into frozen typed objects that refuse unknown keys.
 
-Precedence: defaults < task file < method file < `a.b=c` overrides. Section and key names are those of the original code
-wherever the meaning is unchanged, so that its users recognise them. All errors of a configuration are reported at once.
+Precedence: defaults < task file (which may start with `extends: other.yml`) < method file < `a.b=c` overrides.
+Section and key names are those of the original code wherever the meaning is unchanged, so that its users recognise
+them. All errors of a configuration are reported at once.
 """
 
 import difflib
@@ -94,7 +95,7 @@ class ModelConfig(_Section):
     from_scratch: bool = True
     """true: only the architecture is taken from path_or_name, weights are drawn anew."""
     model_type: str | None = None
-    """Architecture by its transformers name (gpt2, llama, ...), when there is no directory or hub name to take it from."""
+    """Architecture by its transformers name (gpt2, llama, ...), where no directory or hub name gives it."""
     config_kwargs: dict[str, Any] = {}
     """Fields of the transformers config to override; one that the architecture does not have is refused."""
     num_additional_tokens: Count = 0
@@ -340,11 +341,11 @@ REPLACED = {
     "training.dataloader_num_workers": "Ray reads the blocks; remove it",
     "training.gradient_accumulation_steps": "it follows from effective_batch_size, num_workers and "
     "per_device_train_batch_size; remove it",
-    "training.max_steps": "it follows from num_tokens, effective_batch_size and dataset.seq_length; set training.num_tokens",
+    "training.max_steps": "it follows from the batch size and sequence length; set training.num_tokens",
     "training.hub_strategy": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
     "training.push_to_hub": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
     "training.hub_model_id": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
-    "training.report_to": "metrics.jsonl is always written and wandb used when WANDB_MODE or WANDB_API_KEY is set; remove it",
+    "training.report_to": "metrics.jsonl is always written, wandb follows WANDB_MODE and WANDB_API_KEY; remove it",
     "generation.scenario_configs.token_type_id": "the original never used it; remove it",
     "generation.scenario_configs.generate_kwargs.eos_token_id": "it follows from the tokenizer; remove it",
     "generation.scenario_configs.generate_kwargs.bad_words_ids": "control tokens are banned or replaced by the model's "
@@ -392,7 +393,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -403,7 +404,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected sections such as `dataset:`")
-    return values
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself by way of {parent}; remove one `extends:`")
+    return merge(_read_yaml(path.parent / str(parent), (*seen, path.resolve())), values)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

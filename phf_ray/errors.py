@@ -6,8 +6,8 @@
     |- ServiceError      what a server answered, or that it did not
     |- IncompleteError   a job stopped with part of its work done; the same command resumes it
 
-Every argument goes to `super().__init__`: exceptions cross process borders by pickle, and one that can't be rebuilt hides
-the real error from the driver.
+Every argument goes to `super().__init__`: exceptions cross process borders by pickle, and one that can't be rebuilt
+hides the real error from the driver.
 """
 
 

@@ -1,4 +1,4 @@
-"""The nouns that cross module boundaries.
+r"""The nouns that cross module boundaries.
 
 Document -> ScoredDocument -> TokenBlock
          \-> Rejected
@@ -89,8 +89,8 @@ class ScoredDocument:
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.scores) == len(self.errors):
             raise DataError(
-                f"document {self.id}: {len(self.texts)} segments, {len(self.scores)} scores, {len(self.errors)} errors; "
-                "the three must be equal, re-run jobs.score_corpus"
+                f"document {self.id}: {len(self.texts)} segments, {len(self.scores)} scores, {len(self.errors)} errors "
+                "must be equal in number; re-run jobs.score_corpus"
             )
 
     @property

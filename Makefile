@@ -1,0 +1,59 @@
+# Every target makes what it needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Relative, so that a path with spaces does no harm.
+PY := $(VENV)/bin/python
+PIP_ARGS ?=
+
+# A GPU machine takes the build of torch that pip finds for it; others the pinned one.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CONSTRAINTS := -c constraints.txt $(if $(HAS_GPU),,-c constraints-cpu.txt)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export TOKENIZERS_PARALLELISM := false
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help install check test test-cluster demo bench lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## virtual environment with everything the other targets need
+
+# torch goes first: asked for by another package, pip would take the newest build, with CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@echo "installing into $(VENV) (a few minutes)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check $(CONSTRAINTS) $(PIP_ARGS) torch numpy
+	@$(PY) -m pip install -q --disable-pip-version-check $(CONSTRAINTS) $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+check: install  ## format, lint, types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: check  ## unit tests, and the tests that share one local Ray
+	$(PY) -m pytest tests/unit tests/local
+
+test-cluster: install  ## several Ray nodes, kills, real clients, browser
+	$(PY) -m pytest tests/cluster
+
+demo: install  ## the whole story on the standard library's own code
+	$(PY) -m jobs.demo --output out/demo
+
+bench: install  ## benchmarks: ratios to references measured in the same run
+	$(PY) -m benchmarks
+
+lock: install  ## renew constraints.txt from what is installed
+	@( head -n 1 constraints.txt; $(PY) -m pip freeze --exclude-editable \
+	  | grep -v -i -E '^(torch|wheel|setuptools|pip)( |=|@)' | grep -v '@ ' ) > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove the environment and all output
+	rm -rf $(VENV) out
