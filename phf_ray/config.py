@@ -90,7 +90,8 @@ class ModelKwargs(_Section):
 
 
 class ModelConfig(_Section):
-    path_or_name: str = "gpt2"
+    path_or_name: str | None = "gpt2"
+    """Directory or hub name; null: the architecture `model_type` with config_kwargs."""
     revision: str | None = None
     from_scratch: bool = True
     """true: only the architecture is taken from path_or_name, weights are drawn anew."""
@@ -102,6 +103,16 @@ class ModelConfig(_Section):
     """Embedding rows added for special tokens; must equal the number of tokenizer.special_tokens that are new."""
     pad_vocab_to_multiple_of: Positive | None = None
     model_kwargs: ModelKwargs = ModelKwargs()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path_or_name is None) == (self.model_type is None):
+            raise ValueError(
+                f"path_or_name={self.path_or_name} and model_type={self.model_type}; set exactly one, the other to null"
+            )
+        if self.path_or_name is None and not self.from_scratch:
+            raise ValueError("from_scratch=false needs path_or_name, the directory or hub name of the weights")
+        return self
 
 
 class MLE(_Section):
