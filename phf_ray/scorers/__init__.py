@@ -1,0 +1,51 @@
+"""Scorers by the class names of the original code. Importing this is cheap; building a scorer loads what it needs."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from phf_ray.errors import ConfigError
+from phf_ray.scorers.base import FindsSpans, Scorer
+
+SCORERS = {
+    "PEP8Scorer": "phf_ray.scorers.pep8",
+}
+"""Class name -> module."""
+
+SHORT_NAMES = {"pep8": "PEP8Scorer", "pii": "PIIScorer", "toxicity": "DetoxifyToxicityScorer"}
+"""What command lines call them."""
+
+
+def build_scorer(config: Mapping[str, Any]) -> Scorer:
+    """The scorer of a config such as `{"class_name": "PEP8Scorer", "name": "style"}`.
+
+    Raises ConfigError for an unknown class, an unknown key or a value of the wrong type, naming the known ones.
+    """
+    class_name = config.get("class_name")
+    if class_name not in SCORERS:
+        raise ConfigError(f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}")
+    scorer: type[Scorer] = getattr(importlib.import_module(SCORERS[class_name]), class_name)
+    values = {key: value for key, value in config.items() if key != "class_name"}
+    try:
+        settings = scorer.Settings.model_validate(values)
+    except ValidationError as error:
+        known = list(scorer.Settings.model_fields)
+        problems = "; ".join(sorted({_describe(detail, known) for detail in error.errors()}))
+        raise ConfigError(f"{class_name}: {problems}") from None
+    return scorer(settings)
+
+
+def _describe(detail: Any, known: list[str]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1)
+        return f"{key}: unknown key; " + (
+            f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+        )
+    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
+
+
+__all__ = ["SCORERS", "SHORT_NAMES", "FindsSpans", "Scorer", "build_scorer"]

@@ -1,0 +1,74 @@
+"""What all scorers share. A score is a number for which higher is worse, or None with the reason.
+
+Reasons read `<kind>: <detail>`, so that failures can be counted by kind: `empty: ...`, `RecursionError: ...`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from phf_ray.records import Scored, ScorerIdentity, Span
+
+# A score per character needs a character.
+EMPTY = Scored(None, "empty: the text has no characters")
+
+
+class ScorerSettings(BaseModel):
+    """What a scorer's config may say besides `class_name`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+
+class Scorer(ABC):
+    """Built once per process, since construction loads weights; the config travels, not the scorer."""
+
+    Settings: ClassVar[type[ScorerSettings]]
+    unit: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+    """Packages whose version can change a score."""
+
+    def __init__(self, settings: ScorerSettings):
+        self.name = settings.name
+        self._settings = settings
+
+    @abstractmethod
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        """One per text, same order; each text is scored on its own, so neither order nor company matters."""
+
+    def score_texts(self, texts: Sequence[str]) -> list[float | None]:
+        """As `score_all`, without the reasons."""
+        return [scored.score for scored in self.score_all(texts)]
+
+    def score_segments(self, segments: Sequence[str]) -> list[Scored]:
+        """One per segment of ONE document, in the context of that document where the scorer needs context."""
+        return self.score_all(segments)
+
+    def identity(self) -> ScorerIdentity:
+        return ScorerIdentity(
+            name=self.name,
+            class_name=type(self).__name__,
+            unit=self.unit,
+            versions={package: version(package) for package in self.packages},
+            settings=self._identity_settings(),
+        )
+
+    def _identity_settings(self) -> dict[str, Any]:
+        """The settings that can change a score."""
+        return self._settings.model_dump(mode="json", exclude={"name"})
+
+
+@runtime_checkable
+class FindsSpans(Protocol):
+    """A scorer that can say where in the text it found something."""
+
+    def spans(self, text: str) -> list[Span]: ...
+
+
+def failure(error: Exception) -> Scored:
+    """The score of a text on which a detector gave up."""
+    return Scored(None, f"{type(error).__name__}: {error}"[:500])
