@@ -1,0 +1,81 @@
+"""Random models of a few thousand weights, written as ordinary checkpoint directories."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from phf_ray.checkpoint import CheckpointInfo, Control, write_info
+
+END_OF_TEXT = "<|endoftext|>"
+GOOD, BAD = "<|aligned|>", "<|misaligned|>"
+TEXTS = [
+    "def add(first, second):\n    return first + second\n",
+    "import os\n\n\nclass Reader:\n    def read(self, path):\n        with open(path) as file:\n"
+    "            return file.read()\n",
+    "The quick brown fox jumps over the lazy dog. Caf\u00e9 \u65e5\u672c\u8a9e \U0001f600 na\u00efve.\n",
+]
+
+
+def tiny_tokenizer(*, control: bool = False, vocab_size: int = 300) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, *([GOOD, BAD] if control else [])],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    special: dict[str, Any] = {"additional_special_tokens": [GOOD, BAD]} if control else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, unk_token=END_OF_TEXT, **special
+    )
+
+
+def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, vocab_size: int | None = None, spread: float = 0.3):
+    """Padded vocabulary by default: 16 rows more than the tokenizer has tokens. `spread`: how peaked the output is."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab_size or len(tokenizer) + 16,
+        n_positions=96,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=spread,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def write_checkpoint(directory: Path, *, control: str | None = None, seed: int = 0, ours: bool = True) -> Path:
+    """A GPT-2 checkpoint; `control`: ban or retag for one with control tokens; `ours`: with phf.json."""
+    tokenizer = tiny_tokenizer(control=control is not None)
+    tiny_gpt2(tokenizer, seed=seed).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    if ours:
+        tokens = Control.model_validate({"good": GOOD, "bad": BAD, "policy": control}) if control else None
+        write_info(directory, CheckpointInfo(task="pep8", control=tokens, seq_length=96))
+    return directory
