@@ -146,6 +146,13 @@ class AWR(_Weighted):
     """Weight of the likelihood term; 1 - alpha goes to the value loss."""
     fixed_value: float | None = None
     """A constant in place of the value head."""
+    use_value_head: bool = True
+    """Options of the original that no experiment of the paper uses; under `compat: korbak2023` only. false: the reward itself is
+    the advantage, and the value head is still trained."""
+    normalize_advantage: bool = False
+    """Advantages standardised over the micro-batch."""
+    clip_value: bool = False
+    """Values clipped to [-1, 0], which minus a sigmoid never leaves."""
 
 
 class RWR(_Weighted):

@@ -1,0 +1,188 @@
+"""Head, softmax and loss in one pass over chunks of tokens: the (tokens x vocabulary) matrix never exists.
+
+Every objective here is, per target token y, a mixture of likelihood l = -log p_y and unlikelihood u = -log(1 - p_y).
+With d = z_y - logsumexp_{v != y} z_v, the log-odds of the target,
+
+    l = -log sigmoid(d)        u = -log sigmoid(-d)        p_y = sigmoid(d)
+
+and, with q the softmax over the OTHER tokens v != y, the gradient of a l + b u for the logits is number times vector:
+
+    g (onehot(y) - q)          g = b sigmoid(d) - a sigmoid(-d)
+
+finite at p_y = 1, where -p_v p_y / (1 - p_y) is 0 / 0. So all objectives cost the same: one softmax a chunk. Gradients
+for hidden states and head are produced in the forward pass and scaled in the backward pass. Price: a gradient of the
+head's size is kept between the two, and the loss can be propagated back once only.
+
+Shapes: N tokens, C tokens of a chunk, D hidden size, V vocabulary.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Logits of one chunk, in bytes of fp32: large enough for full speed of the matrix product (512 tokens at V = 50257 in
+# fp32 on a CPU, 1024 in bf16), small beside activations.
+_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
+# The original's clamp(1 - p, min=1e-20).
+_ORIGINAL_FLOOR = 1e-20
+
+
+class FusedLoss(NamedTuple):
+    loss: Tensor
+    """sum_t likelihood_weight_t l_t + unlikelihood_weight_t u_t; the only differentiable one."""
+    likelihood_N: Tensor
+    """l_t = -log p_t[y_t], unweighted."""
+    unlikelihood_N: Tensor
+    """u_t = -log(1 - p_t[y_t]), unweighted."""
+
+
+# Dynamo can't trace a backward that frees its buffers; around this call it may compile what it likes.
+@torch.compiler.disable
+def fused_linear_loss(  # noqa: PLR0913 - the operands of one product
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    *,
+    head_bias_V: Tensor | None = None,
+    targets_N: Tensor,
+    likelihood_weight_N: Tensor,
+    unlikelihood_weight_N: Tensor,
+    saturating: bool = False,
+    chunk_tokens: int | None = None,
+) -> FusedLoss:
+    """Weights are constants: no gradient reaches them. Under autocast the products run in its type; all else is fp32
+    (fp64 for fp64 inputs). `saturating`: as the original, no unlikelihood gradient once 1 - p rounds to zero.
+    """
+    if head_VD.shape[0] < 2:
+        raise ValueError(f"the head has {head_VD.shape[0]} row(s); unlikelihood needs a vocabulary of at least 2")
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):
+        product_dtype = torch.get_autocast_dtype(device)
+    else:
+        product_dtype = torch.promote_types(hidden_ND.dtype, head_VD.dtype)
+    with_gradients = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden_ND, head_VD, head_bias_V)
+    )
+    settings = _Settings(
+        product_dtype=product_dtype,
+        chunk_tokens=chunk_tokens or _default_chunk(head_VD.shape[0], device=device, product_dtype=product_dtype),
+        saturating=saturating,
+        with_gradients=with_gradients,
+    )
+    weights_2N = torch.stack([likelihood_weight_N, unlikelihood_weight_N]).detach()
+    outputs = _FusedLinearLoss.apply(hidden_ND, head_VD, head_bias_V, targets_N, weights_2N, settings)
+    return FusedLoss(*outputs)
+
+
+class _Settings(NamedTuple):
+    product_dtype: torch.dtype
+    chunk_tokens: int
+    saturating: bool
+    with_gradients: bool
+
+
+def _default_chunk(vocabulary: int, *, device: str, product_dtype: torch.dtype) -> int:
+    num_bytes = _CHUNK_BYTES.get(device, 2**28)
+    if product_dtype in (torch.bfloat16, torch.float16) and device == "cpu":
+        num_bytes *= 2
+    return int(max(16, 2 ** ((num_bytes // (4 * vocabulary)).bit_length() - 1)))
+
+
+class _FusedLinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd takes no keywords
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        head_bias_V: Tensor | None,
+        targets_N: Tensor,
+        weights_2N: Tensor,
+        settings: _Settings,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Type conversions below are explicit; autocast would undo the fp32 ones.
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            loss, likelihood_N, unlikelihood_N, ctx.gradients = _forward(
+                hidden_ND, head_VD, head_bias_V, targets_N, weights_2N, settings
+            )
+        ctx.mark_non_differentiable(likelihood_N, unlikelihood_N)
+        return loss, likelihood_N, unlikelihood_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the fused loss was propagated back a second time; its gradients are freed by the first")
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place: the head's gradient is the largest tensor of the step, a second copy of it would be the peak.
+        return *(None if tensor is None else tensor.mul_(grad_loss) for tensor in gradients), None, None, None
+
+
+def _forward(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    head_bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_2N: Tensor,
+    settings: _Settings,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...] | None]:
+    exact = torch.float64 if settings.product_dtype == torch.float64 else torch.float32
+    hidden = hidden_ND.to(settings.product_dtype)
+    head = head_VD.to(settings.product_dtype)
+    bias = None if head_bias_V is None else head_bias_V.to(exact)
+    weights_2N = weights_2N.to(exact)
+    # A fresh head gradient is summed in fp32 over chunks, whatever the type of the products.
+    grad_hidden = torch.empty_like(hidden_ND) if settings.with_gradients else None
+    grad_head = torch.zeros_like(head_VD, dtype=exact) if settings.with_gradients else None
+    grad_bias = torch.zeros_like(bias) if settings.with_gradients and bias is not None else None
+    losses_2N = torch.empty_like(weights_2N)
+
+    for start in range(0, hidden.shape[0], settings.chunk_tokens):
+        part = slice(start, start + settings.chunk_tokens)
+        targets_C1 = targets_N[part, None]
+        logits_CV = torch.mm(hidden[part], head.T).to(exact)
+        if bias is not None:
+            logits_CV += bias
+        others_CV, log_odds_C = _split_target(logits_CV, targets_C1)
+        del logits_CV
+        losses_2C = torch.stack([-F.logsigmoid(log_odds_C), -F.logsigmoid(-log_odds_C)])
+        slope_C = weights_2N[1, part] * log_odds_C.sigmoid() - weights_2N[0, part] * (-log_odds_C).sigmoid()
+        if settings.saturating:
+            saturated_C = 1 - log_odds_C.sigmoid() < _ORIGINAL_FLOOR
+            losses_2C[1] = losses_2C[1].masked_fill(saturated_C, -math.log(_ORIGINAL_FLOOR))
+            slope_C = torch.where(saturated_C, -weights_2N[0, part] * (-log_odds_C).sigmoid(), slope_C)
+        losses_2N[:, part] = losses_2C
+        if grad_hidden is not None and grad_head is not None:
+            # q - onehot(y): the slope multiplies the small operand, D wide instead of V.
+            direction_CV = others_CV.scatter_(1, targets_C1, -1.0).to(settings.product_dtype)
+            grad_hidden[part] = torch.mm(direction_CV, head) * -slope_C[:, None]
+            scaled_CD = (hidden[part] * -slope_C[:, None]).to(settings.product_dtype)
+            if settings.product_dtype == exact:
+                grad_head.addmm_(direction_CV.T, scaled_CD)
+            else:
+                grad_head += torch.mm(direction_CV.T, scaled_CD)
+            if grad_bias is not None:
+                grad_bias += torch.mv(direction_CV.to(exact).T, -slope_C)
+            del direction_CV
+        del others_CV
+
+    loss = (weights_2N * losses_2N).sum()
+    if grad_hidden is None or grad_head is None:
+        return loss, losses_2N[0], losses_2N[1], None
+    if grad_bias is not None and head_bias_V is not None:
+        grad_bias = grad_bias.to(head_bias_V.dtype)
+    return loss, losses_2N[0], losses_2N[1], (grad_hidden, grad_head.to(head_VD.dtype), grad_bias)
+
+
+def _split_target(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the tokens other than the target (0 at the target), and the target's log-odds.
+
+    Overwrites the logits.
+    """
+    target_logit_C1 = logits_CV.gather(1, targets_C1)
+    logits_CV.scatter_(1, targets_C1, -torch.inf)
+    others_CV = logits_CV.softmax(dim=1)
+    # logsumexp of the others without a second exp over V: at the largest logit, log q = logit - logsumexp.
+    logsumexp_C = logits_CV.amax(dim=1) - others_CV.amax(dim=1).log()
+    return others_CV, target_logit_C1.squeeze(1) - logsumexp_C

@@ -1,0 +1,188 @@
+"""The paper's objectives: each says how much likelihood and unlikelihood every target gets; `fused` does the rest.
+
+Inputs are unshifted: position t predicts token t + 1, and score, kind and validity are those of the PREDICTED token.
+Structural targets (end of text, control) have no score: they are aligned, of weight 1 and advantage 0.
+
+Shapes: B sequences, S tokens, T = S - 1 targets each, N = B T targets in a row, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
+from phf_ray.objectives.statistics import Statistics
+from phf_ray.records import TokenKind
+
+Compat = Literal["korbak2023"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveOutput:
+    loss: Tensor
+    """Sum over valid targets; under compat the mean over the micro-batch. Divide by `num_targets` summed over all ranks
+    and micro-batches of the step, once."""
+    num_targets: Tensor
+    """Number of targets, or the sum of weights; under compat 1 per micro-batch. float64 scalar."""
+    metrics: Statistics
+    """Totals of this batch, see `statistics`; `Objective.summarize` makes readable figures of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    ids_N: Tensor
+    scores_N: Tensor
+    """0 where there is none."""
+    valid_N: Tensor
+    """Bool: has a loss and counts in the normaliser (m_t)."""
+    scored_N: Tensor
+    """Bool: valid, and has a score that the objective may use."""
+
+
+class Weights(NamedTuple):
+    """What an objective decides about each target, before the model's probabilities are known."""
+
+    likelihood_N: Tensor
+    unlikelihood_N: Tensor
+    num_targets: Tensor
+    value_loss: Tensor | None = None
+    """Sum over targets, times its coefficient; differentiable."""
+    statistics: Statistics = {}
+
+
+class Objective(nn.Module):
+    """`forward` gives loss, normaliser and statistics of one micro-batch. Holds numbers, no parameters."""
+
+    uses_values = False
+    """True: `values_BS` is needed."""
+    is_weighted = False
+    """True: an effective sample fraction above 0.99 means that the objective is numerically MLE (A-7)."""
+
+    def __init__(self, *, score_control: bool, unscored: Literal["mask", "mle"], compat: Compat | None) -> None:
+        super().__init__()
+        self.score_control = score_control
+        self.unscored = unscored
+        self.compat = compat
+
+    def forward(  # noqa: PLR0913 - one block and one model's outputs
+        self,
+        *,
+        hidden_BSD: Tensor,
+        head_VD: Tensor,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        head_bias_V: Tensor | None = None,
+        values_BS: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """Logits are hidden_BSD @ head_VD.T + head_bias_V. values_BS: V_t at position t, about the target t + 1."""
+        targets = self.targets(input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS)
+        values_N = None if values_BS is None else values_BS[:, :-1].flatten()
+        weights = self.weigh(targets, values_N)
+        fused = fused_linear_loss(
+            hidden_BSD[:, :-1].flatten(0, 1),
+            head_VD,
+            head_bias_V=head_bias_V,
+            targets_N=targets.ids_N,
+            likelihood_weight_N=weights.likelihood_N,
+            unlikelihood_weight_N=weights.unlikelihood_N,
+            saturating=self.compat is not None,
+        )
+        loss = fused.loss
+        if weights.value_loss is not None:
+            loss = loss + weights.value_loss
+        elif values_N is not None:
+            # A value head that this objective does not train still needs a gradient, of zero: DDP waits for one.
+            loss = loss + 0.0 * values_N.sum()
+        metrics = self._statistics(targets, weights, fused) | {"sum/loss": _total(loss)}
+        num_targets = weights.num_targets
+        if self.compat is not None:
+            # DIFFERS: ours divides once a step by the global number of targets; original: mean per micro-batch.
+            loss = loss / num_targets.clamp(min=1).to(loss.dtype)
+            num_targets = torch.ones_like(num_targets)
+        return ObjectiveOutput(loss, num_targets, metrics)
+
+    def targets(self, input_ids_BS: Tensor, *, token_scores_BS: Tensor, token_kinds_BS: Tensor) -> Targets:
+        """The shift by one happens here, and nowhere else."""
+        kinds_N = token_kinds_BS[:, 1:].flatten()
+        valid_N = kinds_N != TokenKind.PAD
+        if self.unscored == "mask":
+            valid_N = valid_N & (kinds_N != TokenKind.UNSCORED)
+        if not self.score_control:
+            valid_N = valid_N & (kinds_N != TokenKind.CONTROL)
+        # DIFFERS: ours ignores scores of structural tokens (A-3); original: end of text and control tokens carry the
+        # score of the segment after them, and compat blocks hold it.
+        has_score_N = kinds_N == TokenKind.CONTENT if self.compat is None else kinds_N != TokenKind.UNSCORED
+        scored_N = valid_N & has_score_N
+        scores_N = token_scores_BS[:, 1:].flatten().float()
+        return Targets(
+            ids_N=input_ids_BS[:, 1:].flatten().long(),
+            scores_N=torch.where(scored_N, scores_N, 0.0),
+            valid_N=valid_N,
+            scored_N=scored_N,
+        )
+
+    def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
+        raise NotImplementedError
+
+    def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
+        """Readable figures of totals over any number of micro-batches, ranks and steps. Waits for the device."""
+        total = {name: float(value) for name, value in totals.items()}
+        num_valid = total["sum/num_valid"]
+        squared = total["sum/weight_squared"]
+        effective = total["sum/weight"] ** 2 / squared if squared else float("nan")
+        return {
+            "loss": _ratio(total["sum/loss"], total["sum/num_targets"]),
+            "original_loss": _ratio(total["sum/original_loss"], num_valid),
+            "effective_sample_size": effective,
+            "effective_sample_fraction": _ratio(effective, num_valid),
+        } | self._summarize(total, num_valid)
+
+    def _summarize(self, _total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
+        return {}
+
+    def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
+        likelihood_N = torch.where(targets.valid_N, fused.likelihood_N, 0.0)
+        return {
+            "sum/num_valid": _total(targets.valid_N),
+            "sum/num_targets": weights.num_targets,
+            "sum/original_loss": _total(likelihood_N),
+            "sum/weight": _total(weights.likelihood_N),
+            "sum/weight_squared": _total(weights.likelihood_N.double().square()),
+            **weights.statistics,
+        }
+
+
+class MLE(Objective):
+    """L = sum_t m_t l_t / sum_t m_t (Eq. 3). `mask_above`: m_t = 0 for targets of segments that score above it."""
+
+    def __init__(
+        self,
+        *,
+        mask_above: float | None = None,
+        score_control: bool = True,
+        unscored: Literal["mask", "mle"] = "mask",
+        compat: Compat | None = None,
+    ) -> None:
+        super().__init__(score_control=score_control, unscored=unscored, compat=compat)
+        self.mask_above = mask_above
+
+    def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:
+        kept_N = targets.valid_N
+        if self.mask_above is not None:
+            kept_N = kept_N & ~(targets.scored_N & (targets.scores_N > self.mask_above))
+        likelihood_N = kept_N.to(targets.scores_N.dtype)
+        return Weights(likelihood_N, torch.zeros_like(likelihood_N), num_targets=_total(kept_N))
+
+
+def _total(tensor: Tensor) -> Tensor:
+    """float64: a step's count of tokens is past the whole numbers of fp32."""
+    return tensor.detach().double().sum()
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """NaN where nothing was counted: no figure is better than a false one."""
+    return numerator / denominator if denominator else float("nan")
