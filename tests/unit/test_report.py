@@ -1,0 +1,360 @@
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config import MetricConfig
+from phf_ray.errors import DataError
+from phf_ray.metrics import max_at_k
+from phf_ray.report import (
+    ArmInfo,
+    Evaluation,
+    Sample,
+    ScenarioInfo,
+    build_report,
+    check_not_degenerate,
+    format_cell,
+    format_table,
+    read_samples,
+    recompute,
+    write_report,
+)
+
+HOSTILE = "</pre><script>document.title='taken'</script><img src=x onerror=alert(1)>&amp;\x00\x1b[31m\u202e\x85"
+
+
+def make_evaluation(**changes):
+    values = {
+        "arms": (
+            ArmInfo(
+                name="mle",
+                model="mle",
+                checkpoint=CheckpointInfo(objective={"name": "MLE"}, tokens_seen=5_000_000, bits_per_byte=1.5),
+                loss=((1000, 6.5), (2000, 5.0), (4000, 4.0)),
+            ),
+            ArmInfo(name="conditional:good", model="conditional", control="good"),
+            ArmInfo(name="conditional:bad", model="conditional", control="bad"),
+        ),
+        "scenarios": (
+            ScenarioInfo(name="unconditional", num_samples=60, num_hits_threshold=0.0),
+            ScenarioInfo(name="functions", num_samples=60, num_prompts=2, use_prompt_for_scoring=True),
+        ),
+        "seeds": (0, 1),
+        "scorer": {"name": "pep8", "unit": "violations per character"},
+        "metrics": (MetricConfig(class_name="Compilability"), MetricConfig(class_name="SelfBLEU", n=2)),
+    }
+    return Evaluation(**values | changes)
+
+
+WORDS = [
+    "def",
+    "return",
+    "import",
+    "self",
+    "x",
+    "=",
+    "1",
+    "+",
+    "(",
+    ")",
+    "for",
+    "in",
+    "if",
+    "else",
+    "class",
+    "None",
+    "True",
+    "yield",
+    "raise",
+    "try",
+]
+
+
+def make_samples(evaluation):
+    rng = np.random.default_rng(0)
+    level = {"mle": 0.02, "conditional:good": 0.007, "conditional:bad": 0.05}
+    samples = []
+    for scenario in evaluation.scenarios:
+        for arm in evaluation.arms:
+            for seed in evaluation.seeds:
+                for index in range(scenario.num_samples):
+                    prompted = scenario.num_prompts is not None
+                    prompt_index = index % scenario.num_prompts if prompted else None
+                    score = float(rng.exponential(level[arm.name])) if rng.random() < 0.7 else 0.0
+                    samples.append(
+                        Sample(
+                            arm=arm.name,
+                            scenario=scenario.name,
+                            seed=seed,
+                            index=index,
+                            prompt_index=prompt_index,
+                            prompt=f"def f{prompt_index}(a):\n" if prompted else "",
+                            text="    return a\n"
+                            if prompted
+                            else " ".join(rng.choice(WORDS, size=rng.integers(5, 40))),
+                            finish_reason="stop" if index % 2 else "length",
+                            num_tokens=int(rng.integers(20, 60)),
+                            score=score,
+                            error=None,
+                        )
+                    )
+    unscored = replace(samples[0], score=None, error="RecursionError: too deep")
+    return [unscored, replace(samples[1], text=HOSTILE, score=9.0), *samples[3:]]
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return make_evaluation()
+
+
+@pytest.fixture(scope="module")
+def samples(evaluation):
+    return make_samples(evaluation)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, samples, evaluation):
+    directory = tmp_path_factory.mktemp("report with spaces")
+    # The order in which samples came must leave no trace.
+    shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
+    write_report(str(directory), shuffled, evaluation)
+    return directory
+
+
+def test_every_cell_of_the_table_is_recomputed_from_the_samples_alone(written, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "samples.parquet").write_bytes((written / "samples.parquet").read_bytes())
+    stored = json.loads((written / "report.json").read_text())
+    again = json.loads(json.dumps(recompute(str(alone))))
+    assert len(stored["table"]) == 6
+    for row, other in zip(stored["table"], again["table"], strict=True):
+        for key in row:
+            assert other[key] == row[key], key
+    assert again == stored
+
+
+def test_cells_are_what_their_names_say(samples, evaluation):
+    row = build_report(samples, evaluation)["table"][0]
+    mine = [s for s in samples if (s.scenario, s.arm) == ("unconditional", "mle")]
+    scores = [s.score for s in mine if s.score is not None]
+    assert row["score"] == pytest.approx(np.mean(scores))
+    assert row["score_max"] == 9.0
+    assert row["score_max@25"] == pytest.approx(max_at_k(scores, 25))
+    assert row["num_hits"] == pytest.approx(np.mean([score > 0 for score in scores]))
+    assert row["length"] == pytest.approx(np.mean([len(s.text) for s in mine]))
+    assert row["length_tokens"] == pytest.approx(np.mean([s.num_tokens for s in mine]))
+    assert row["score_ci"][0] < row["score"] < row["score_ci"][1]
+    assert row["score_by_seed"]["1"] == pytest.approx(np.mean([s.score for s in mine if s.seed == 1]))
+    assert row["bits_per_byte"] == 1.5
+    assert 0 < row["Self-BLEU-2"] < 1
+
+
+def test_samples_without_a_score_and_samples_never_drawn_are_counted_apart_and_are_in_no_mean(samples, evaluation):
+    row = build_report(samples, evaluation)["table"][0]
+    assert (row["num_planned"], row["num_samples"], row["num_missing"]) == (120, 119, 1)
+    assert (row["num_scored"], row["num_unscored"], row["unscored"]) == (118, 1, {"RecursionError": 1})
+    table = format_table(build_report(samples, evaluation))
+    assert "1 of 120 samples could not be drawn; 1 samples have no score (RecursionError x 1)" in table
+
+
+def test_code_continues_its_prompt_when_the_prompt_is_scored(samples, evaluation):
+    rows = build_report(samples, evaluation)["table"]
+    assert [row["compilability"] for row in rows if row["scenario"] == "functions"] == [1.0, 1.0, 1.0]
+
+
+def test_prompted_maximum_is_within_prompts(samples, evaluation):
+    row = build_report(samples, evaluation)["table"][3]
+    mine = [s for s in samples if (s.scenario, s.arm) == ("functions", "mle")]
+    by_prompt = [[s.score for s in mine if s.prompt_index == prompt] for prompt in (0, 1)]
+    assert row["score_max@25"] == pytest.approx(np.mean([max_at_k(scores, 25) for scores in by_prompt]))
+
+
+def test_differences_are_of_all_pairs_and_paired_on_prompts(samples, evaluation):
+    report = build_report(samples, evaluation)
+    assert [(d["scenario"], d["first"], d["second"]) for d in report["differences"]][:3] == [
+        ("unconditional", "mle", "conditional:good"),
+        ("unconditional", "mle", "conditional:bad"),
+        ("unconditional", "conditional:good", "conditional:bad"),
+    ]
+    rows = {(row["scenario"], row["arm"]): row["score"] for row in report["table"]}
+    for pair in report["differences"]:
+        expected = rows[pair["scenario"], pair["first"]] - rows[pair["scenario"], pair["second"]]
+        assert pair["difference"] == pytest.approx(expected)
+        assert pair["ci"][0] <= pair["difference"] <= pair["ci"][1]
+
+
+def test_an_arm_without_samples_has_empty_cells_not_zeros(evaluation, samples):
+    left = [sample for sample in samples if sample.arm != "conditional:bad"]
+    row = build_report(left, evaluation)["table"][2]
+    assert row["num_missing"] == 120
+    assert {row[key] for key in ("score", "score_ci", "score_max", "length", "distinct-2-grams", "compilability")} == {
+        None
+    }
+    assert row["num_samples"] == 0
+    assert format_cell(row, "score", ".3g") == "-"
+    assert "conditional:bad" in format_table(build_report(left, evaluation))
+
+
+def test_a_single_sample_makes_a_report(tmp_path, evaluation):
+    one = make_evaluation(arms=evaluation.arms[:1], scenarios=(ScenarioInfo(name="u", num_samples=1),), seeds=(0,))
+    sample = Sample(
+        arm="mle", scenario="u", seed=0, index=0, prompt_index=None, prompt="", text="", finish_reason=None,
+        num_tokens=None, score=0.0, error=None,
+    )  # fmt: skip
+    report = write_report(str(tmp_path), [sample], one)
+    assert report["table"][0]["score_ci"] is None
+    assert (tmp_path / "report.html").exists()
+
+
+# -- The guard --------------------------------------------------------------------------------------------------------
+
+
+def degenerate(samples, text):
+    return [replace(s, text=text(s.text)) if s.arm == "conditional:good" else s for s in samples]
+
+
+def test_a_sound_run_has_no_signs_of_degeneration(samples, evaluation):
+    assert check_not_degenerate(build_report(samples, evaluation), arm="conditional:good", baseline="mle") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (lambda text: "", "length of conditional:good is 0, under half"),
+        (lambda text: text[: len(text) // 3], "length of conditional:good"),
+        (lambda text: "x " * len(text), "distinct-2-grams of conditional:good"),
+        (lambda text: "#\n" * len(text), "distinct-2-grams of conditional:good"),
+        (lambda text: " ".join(WORDS * 2), "distinct-2-grams_corpus of conditional:good"),
+    ],
+    ids=["empty", "short", "one token", "blank comments", "one text over and over"],
+)
+def test_degenerate_text_is_found(samples, evaluation, text, found):
+    unconditional = make_evaluation(scenarios=evaluation.scenarios[:1])
+    drawn = [sample for sample in degenerate(samples, text) if sample.scenario == "unconditional"]
+    problems = check_not_degenerate(build_report(drawn, unconditional), arm="conditional:good", baseline="mle")
+    assert any(found in problem for problem in problems), problems
+
+
+def test_a_baseline_without_text_is_a_problem_not_a_pass(samples, evaluation):
+    problems = check_not_degenerate(
+        build_report([s for s in samples if s.arm != "mle"], evaluation), arm="conditional:good", baseline="mle"
+    )
+    assert any("mle has no length to compare with" in problem for problem in problems)
+
+
+# -- The page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.shown = [], [], {}, []
+        self._row = self._cell = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "tr" and dict(attrs).get("data-row"):
+            self._row = self.rows.setdefault(dict(attrs)["data-row"], [])
+        self._cell = tag == "td"
+
+    def handle_endtag(self, tag):
+        self._cell = False
+        if tag == "tr":
+            self._row = None
+
+    def handle_data(self, data):
+        self.shown.append(data)
+        if self._cell and self._row is not None:
+            self._row.append(data)
+
+
+@pytest.fixture(scope="module")
+def page_text(written):
+    return (written / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_reaches_for_nothing_outside_itself(page_text):
+    page = Page(page_text)
+    assert not {"script", "iframe", "object", "embed", "base"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on"), name
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("#", "data:")), value
+    assert "@import" not in page_text
+    assert re.findall(r"url\((?!#)", page_text) == []
+    assert "default-src 'none'" in page_text
+
+
+def test_hostile_samples_are_text_on_the_page(page_text):
+    page = Page(page_text)
+    assert "taken" not in [data for data in page.shown if "title" not in data]
+    assert any("</pre><script>document.title='taken'</script>" in data for data in page.shown)
+    assert "img" not in page.tags
+    assert not {"\x00", "\x1b", "\u202e", "\x85"} & set(page_text)
+
+
+def test_the_page_shows_every_row_as_report_json_has_it(written, page_text):
+    report = json.loads((written / "report.json").read_text())
+    page = Page(page_text)
+    for row in report["table"]:
+        cells = page.rows[f"{row['scenario']}/{row['arm']}"]
+        assert cells[0] == row["arm"]
+        for key, digits in [("score", ".3g"), ("score_ci", ".3g"), ("distinct-2-grams", ".3f"), ("length", ".0f")]:
+            assert format_cell(row, key, digits) in cells
+
+
+def test_every_row_is_a_mark_in_the_plot_and_every_plot_is_a_picture(written, page_text):
+    report = json.loads((written / "report.json").read_text())
+    for row in report["table"]:
+        assert f'id="mark-mean-{row["scenario"]}-{row["arm"]}"' in page_text
+    names = {path.name for path in written.glob("*.png")}
+    assert names == {
+        f"{scenario}-{plot}.png"
+        for scenario in ("unconditional", "functions")
+        for plot in ("mean", "distribution", "max-at-k")
+    } | {"training-loss.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.glob("*.png"))
+
+
+def test_worst_samples_are_behind_a_click(page_text):
+    assert page_text.index("<details>") < page_text.index("&lt;script&gt;")
+    assert "<details open" not in page_text
+
+
+def test_the_same_samples_give_the_same_files(written, samples, evaluation, tmp_path):
+    write_report(str(tmp_path), samples, evaluation)
+    for path in written.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_terminal_table_is_plain_and_leaves_out_empty_columns(samples, evaluation):
+    text = format_table(build_report(samples, evaluation))
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 160
+    assert "bits/byte" in text
+    without = make_evaluation(arms=evaluation.arms[1:], metrics=())
+    text = format_table(build_report([s for s in samples if s.arm != "mle"], without))
+    assert "bits/byte" not in text
+    assert "parses" not in text
+
+
+def test_what_is_no_samples_file_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"run jobs\.evaluate_lm again"):
+        read_samples(str(tmp_path))
+    (tmp_path / "samples.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match=r"run jobs\.evaluate_lm again"):
+        recompute(str(tmp_path))
+
+
+def test_report_does_not_import_pyplot_whose_state_is_global():
+    code = "import sys, phf_ray.report; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
