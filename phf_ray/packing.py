@@ -12,6 +12,7 @@ Special tokens spelled out in a text are text: `<|endoftext|>` in a document bec
 
 import copy
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -209,6 +210,13 @@ def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Equal for tokenizers that make the same tokens of every text, with the same structural tokens."""
+    structure = [tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    text = json.dumps([_text_only_backend(tokenizer).to_str(), structure])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def resolve_threshold(
     threshold: Threshold | None, *, quantile_of: Callable[[float], float | None], compat: Compat
 ) -> float | None:
@@ -254,7 +262,8 @@ def pack(
     structure = _Structure.of(tokenizer, config=config)
     stats = PackingStats() if stats is None else stats
     if config.compat == "korbak2023":
-        streams = _korbak2023_buffers(documents, tokenizer, length=sequence_length, config=config, stats=stats)
+        buffers = _korbak2023_buffers(documents, tokenizer, length=sequence_length, config=config, stats=stats)
+        streams = (_korbak2023_tokens(buffer, tokenizer, structure=structure) for buffer in buffers)
         # DIFFERS: ours pads the last block of a stream; original drops the tail of each buffer of 3.6 x 1024 x L
         # characters, about 0.05% of all tokens, and cuts a document in two there (A-19).
         blocks: Iterable[TokenBlock] = chain.from_iterable(
@@ -529,25 +538,22 @@ def _korbak2023_buffers(
     length: int,
     config: PackingConfig,
     stats: PackingStats,
-) -> Iterator[list[_Tokens]]:
-    """As the original: each segment tokenized on its own, with the strings of its structural tokens before it.
-
-    All tokens have kind content and the score of their segment, structural ones included (A-3).
-    """
+) -> Iterator[list[tuple[str, float | None]]]:
+    """Segments with the strings of their structural tokens before them, and their scores, by the original's buffers."""
     buffer: list[tuple[str, float | None]] = []
     num_chars = 0
     for document in _kept(documents, config=config, stats=stats):
         stats.num_documents_kept += 1
         for segment, (text, score) in enumerate(zip(document.texts, document.scores, strict=True)):
-            prefix = _korbak2023_prefix(document, segment, config=config, stats=stats)
-            text = (str(tokenizer.eos_token) if segment == 0 else "") + prefix + text
-            buffer.append((text, score))
-            num_chars += len(text)
+            separator = str(tokenizer.eos_token) if segment == 0 else ""
+            prefixed = separator + _korbak2023_prefix(document, segment, config=config, stats=stats) + text
+            buffer.append((prefixed, score))
+            num_chars += len(prefixed)
         if num_chars >= length * _KORBAK2023_BUFFER_CHARS_PER_POSITION:
-            yield _korbak2023_tokens(buffer, tokenizer)
+            yield buffer
             buffer, num_chars = [], 0
     if buffer:
-        yield _korbak2023_tokens(buffer, tokenizer)
+        yield buffer
 
 
 def _korbak2023_prefix(document: ScoredDocument, segment: int, *, config: PackingConfig, stats: PackingStats) -> str:
@@ -560,17 +566,18 @@ def _korbak2023_prefix(document: ScoredDocument, segment: int, *, config: Packin
 
 
 def _korbak2023_tokens(
-    buffer: Sequence[tuple[str, float | None]], tokenizer: "PreTrainedTokenizerFast"
+    buffer: Sequence[tuple[str, float | None]], tokenizer: "PreTrainedTokenizerFast", *, structure: _Structure
 ) -> list[_Tokens]:
+    """As the original: each segment tokenized on its own, its score on all of its tokens, structural ones too (A-3)."""
     encoded = tokenizer([text for text, _ in buffer], truncation=False, verbose=False)["input_ids"]
-    return [
-        _Tokens(
-            np.array(ids, np.int32),
-            np.full(len(ids), 0.0 if score is None else score, np.float32),
-            np.full(len(ids), TokenKind.CONTENT if score is not None else TokenKind.UNSCORED, np.uint8),
-        )
-        for ids, (_, score) in zip(encoded, buffer, strict=True)
-    ]
+    parts = []
+    for row, (_, score) in zip(encoded, buffer, strict=True):
+        ids = np.array(row, np.int32)
+        kinds = np.full(len(ids), TokenKind.CONTENT if score is not None else TokenKind.UNSCORED, np.uint8)
+        kinds[ids == structure.end_of_text_id] = TokenKind.END_OF_TEXT
+        kinds[np.isin(ids, structure.ids()[1:])] = TokenKind.CONTROL
+        parts.append(_Tokens(ids, np.full(len(ids), 0.0 if score is None else score, np.float32), kinds))
+    return parts
 
 
 def _bins(scores: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ from phf_ray.packing import (
     load_tokenizer,
     pack,
     resolve_threshold,
+    tokenizer_hash,
 )
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 
@@ -127,10 +128,10 @@ def test_compat_drops_the_tail_of_each_buffer_of_the_original():
     assert len(blocks) < 7 * per_document // 2
 
 
-def test_compat_scores_structure_as_content_of_the_next_segment():
+def test_compat_gives_structure_the_score_of_the_next_segment():
     stream = tokens([document(("bad one", 0.5), (" good", 0.0))], conditional(compat="korbak2023"), length=2)
-    assert stream[:2] == [(EOS, 0.5, CONTENT), (MISALIGNED, 0.5, CONTENT)]
-    assert (ALIGNED, 0.0, CONTENT) in stream
+    assert stream[:2] == [(EOS, 0.5, END_OF_TEXT), (MISALIGNED, 0.5, CONTROL)]
+    assert (ALIGNED, 0.0, CONTROL) in stream
 
 
 # -------------------------------------------------------------------------------------------------- by hand, and by id
@@ -561,6 +562,14 @@ def test_statistics_without_a_scored_token_are_absent():
 def test_special_tokens_are_added_at_the_end_of_the_vocabulary():
     assert tokenizer().convert_tokens_to_ids(list(CONTROLS)) == [ALIGNED, MISALIGNED]
     assert len(tokenizer()) == len(plain_tokenizer()) + 2
+
+
+def test_the_hash_of_a_tokenizer_tells_tokenizers_apart():
+    other = load_tokenizer(TokenizerConfig(path_or_name=str(GOLDEN / "tokenizer"), special_tokens=CONTROLS))
+    other("x" * 100, truncation=True, max_length=5)
+    assert tokenizer_hash(other) == tokenizer_hash(tokenizer()) != tokenizer_hash(plain_tokenizer())
+    other.pad_token = CONTROLS[0]
+    assert tokenizer_hash(other) != tokenizer_hash(tokenizer())
 
 
 def test_a_tokenizer_that_is_not_there_is_named():
