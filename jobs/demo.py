@@ -1,0 +1,264 @@
+"""The whole story on one machine: score, train, serve, evaluate; `make demo`.
+
+The corpus is the standard library of the Python that runs this, so nothing is downloaded. Two GPT-2s of 0.7 M
+parameters are trained from scratch, one by maximum likelihood and one by conditional training, everything else equal;
+both are served with the PEP8 scorer, sampled over HTTP and compared. One training run per arm: the intervals are those
+of sampling, not of training.
+
+Every stage is one of the project's jobs and is skipped where its output is already there.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs import cli
+from phf_ray.config import Config, load_config
+from phf_ray.errors import ConfigError, IncompleteError
+
+TASK = "configs/demo/pretrain.yml"
+METHODS = {"mle": "configs/demo/mle.yml", "conditional": "configs/demo/conditional.yml"}
+MLE, GOOD, BAD = "mle", "conditional:good", "conditional:bad"
+VOCABULARY = 1022
+"""Tokens without the two control tokens: 1,024 with them."""
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    task = load_config(TASK, None, arguments.override)
+    started = time.monotonic()
+    output = Path(arguments.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.restart:
+        for part in ("source", "corpus", "tokenizer", "runs", "report"):
+            shutil.rmtree(output / part, ignore_errors=True)
+    _say(f"output: {arguments.output}")
+
+    cli.start_ray()
+    with _stage("1/5 score", started):
+        source = copy_standard_library(output / "source")
+        corpus = _score(source, output, overrides=arguments.override)
+    with _stage("2/5 tokenizer", started):
+        tokenizer = make_tokenizer(corpus, output / "tokenizer", task=task)
+    with _stage("3/5 train", started):
+        checkpoints = _train(corpus, tokenizer, output=output, overrides=arguments.override)
+    with _stage("4/5 serve and evaluate", started):
+        _evaluate(checkpoints, output, overrides=arguments.override)
+    with _stage("5/5 judge", started):
+        report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
+        problems = judge(report)
+
+    from phf_ray.report import format_table
+
+    _say(f"{format_table(report)}\n\nreport: {Path(arguments.output) / 'report' / 'report.html'}")
+    for problem in problems:
+        print(f"not shown: {problem}", file=sys.stderr)
+    if not problems:
+        _say("shown: the good control token lowers violations against maximum likelihood, the bad one raises them")
+    return 1 if problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--output", default="out/demo", help="folder of all that the demo makes (default: out/demo)")
+    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
+    parser.add_argument("--restart", action="store_true", help="make everything anew")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def _stage(name: str, started: float) -> Iterator[None]:
+    begin = time.monotonic()
+    _say(f"\n== {name}")
+    yield
+    now = time.monotonic()
+    _say(f"== {name}: {now - begin:.0f} s, {now - started:.0f} s in all")
+
+
+# -- Corpus and tokenizer ---------------------------------------------------------------------------------------------
+
+
+def copy_standard_library(target: Path) -> Path:
+    """A copy of the running Python's library without its tests: a corpus whose ids do not depend on where Python is."""
+    if target.exists():
+        return target
+    library = Path(sysconfig.get_paths()["stdlib"])
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in sorted(library.rglob("*.py")):
+        relative = path.relative_to(library)
+        if not SKIPPED_FOLDERS.intersection(relative.parts):
+            (partial / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, partial / relative)
+    if not partial.exists():
+        raise ConfigError(f"{library} holds no Python files; run the demo with a Python that has its library as files")
+    partial.rename(target)
+    return target
+
+
+def _score(source: Path, output: Path, *, overrides: Sequence[str]) -> Path:
+    from jobs import score_corpus
+
+    corpus = output / "corpus"
+    _run(score_corpus, ["--task", TASK, "--input", str(source), "--output", str(corpus), *_override(overrides)])
+    return corpus
+
+
+def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
+    """Byte-level BPE learned from the corpus without its held-out documents."""
+    if target.exists():
+        return target
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from phf_ray.blocks import is_held_out
+    from phf_ray.corpus import read_corpus
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        (
+            document.text
+            for document in read_corpus(str(corpus))
+            if not is_held_out(document.id, task.dataset.held_out_fraction)
+        ),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    end_of_text = "<|endoftext|>"
+    partial = target.with_name(target.name + ".partial")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end_of_text, eos_token=end_of_text, clean_up_tokenization_spaces=False
+    ).save_pretrained(partial)
+    partial.rename(target)
+    return target
+
+
+# -- Training, evaluation ---------------------------------------------------------------------------------------------
+
+
+def _train(corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> dict[str, Path]:
+    """Train all arms at the same time, each with an equal share of the cores: two small models on one core each train
+    faster than one after the other on two."""
+    import ray
+
+    # Paths go into YAML values, where a path may look like anything: quote them.
+    paths = [f"dataset.datasets=[{json.dumps(str(corpus))}]", f"tokenizer.path_or_name={json.dumps(str(tokenizer))}"]
+    threads = max(1, (os.cpu_count() or 1) // len(METHODS))
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "OMP_NUM_THREADS": str(threads),
+    }
+    children = {}
+    for name, method in METHODS.items():
+        command = ["--task", TASK, "--method", method, "--run-name", name, "--storage-path", str(output / "runs")]
+        command = [sys.executable, "-m", "jobs.train_lm", *command, *_override([*paths, *overrides])]
+        children[name] = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        _relay(children)
+    finally:
+        for child in children.values():
+            child.terminate()
+            child.wait()
+    failed = [f"{name} (exit code {child.returncode})" for name, child in children.items() if child.returncode != 0]
+    if failed:
+        raise IncompleteError(f"training failed: {', '.join(failed)}; see above")
+    return {name: _last_checkpoint(output / "runs" / name) for name in METHODS}
+
+
+def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
+    """Print the children's lines as they come, each behind its name."""
+    import threading
+
+    def pump(name: str, child: "subprocess.Popen[str]") -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(f"[{name}] {line}", end="", flush=True)
+
+    pumps = [threading.Thread(target=pump, args=item, daemon=True) for item in children.items()]
+    for thread in pumps:
+        thread.start()
+    for child in children.values():
+        child.wait()
+    for thread in pumps:
+        thread.join()
+
+
+def _last_checkpoint(run: Path) -> Path:
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    if not checkpoints:
+        raise IncompleteError(f"{run} has no checkpoint although training ended well")
+    return checkpoints[-1]
+
+
+def _evaluate(checkpoints: dict[str, Path], output: Path, *, overrides: Sequence[str]) -> None:
+    from jobs import evaluate_lm
+
+    arguments = ["--task", TASK, "--model", *(f"{name}={path}" for name, path in checkpoints.items())]
+    arguments += ["--arm", MLE, GOOD, BAD, "--seeds", "0,1,2", "--output", str(output / "report")]
+    _run(evaluate_lm, [*arguments, *_override(overrides)])
+
+
+def _override(overrides: Sequence[str]) -> list[str]:
+    return ["--override", *overrides] if overrides else []
+
+
+def _run(job: Any, arguments: list[str]) -> None:
+    """A job in this process, on the Ray that is already there; its command is printed as a user would type it."""
+    _say(f"$ python -m {job.__name__} {subprocess.list2cmdline(arguments)}")
+    code = job.main(arguments)
+    if code:
+        raise IncompleteError(f"{job.__name__} ended with exit code {code}; see above")
+
+
+# -- The verdict ------------------------------------------------------------------------------------------------------
+
+
+def judge(report: dict[str, Any]) -> list[str]:
+    """Why the report does not show what the demo is for; empty if it does."""
+    from phf_ray.report import check_not_degenerate
+
+    rows = {row["arm"]: row for row in report["table"]}
+    problems = list(check_not_degenerate(report, arm=GOOD, baseline=MLE))
+    good, bad, mle = rows[GOOD], rows[BAD], rows[MLE]
+    if good["score"] is None or mle["score"] is None or bad["score"] is None:
+        return [*problems, "an arm has no scored sample"]
+    if not good["score_ci"][1] < mle["score_ci"][0]:
+        problems.append(
+            f"violations per character with the good token {good['score']:.4g} {_interval(good)} are not below those "
+            f"of maximum likelihood {mle['score']:.4g} {_interval(mle)}, outside the 95% intervals"
+        )
+    if not good["score"] < bad["score"]:
+        problems.append(f"the bad token {bad['score']:.4g} is not worse than the good one {good['score']:.4g}")
+    return problems
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["score_ci"]
+    return f"[{low:.4g}, {high:.4g}]"
+
+
+if __name__ == "__main__":
+    cli.run(main)
