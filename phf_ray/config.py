@@ -147,8 +147,8 @@ class AWR(_Weighted):
     fixed_value: float | None = None
     """A constant in place of the value head."""
     use_value_head: bool = True
-    """Options of the original that no experiment of the paper uses; under `compat: korbak2023` only. false: the reward itself is
-    the advantage, and the value head is still trained."""
+    """This and the next two are options of the original that no experiment of the paper uses, for `compat: korbak2023`.
+    false: the reward itself is the advantage; the value head is trained all the same."""
     normalize_advantage: bool = False
     """Advantages standardised over the micro-batch."""
     clip_value: bool = False

@@ -204,7 +204,7 @@ def _from_scratch(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
             architecture, dtype=torch.float32, trust_remote_code=False
         )
     except ValueError as error:
-        raise ConfigError(f"model type {architecture.model_type!r}: {_first_words(error)}; choose a causal LM") from None
+        raise ConfigError(f"model type {architecture.model_type!r}: {_first_words(error)}; take a causal LM") from None
     return model
 
 

@@ -14,7 +14,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from phf_ray import config as configuration
 from phf_ray.errors import ConfigError
-from phf_ray.objectives.losses import MLE, Compat, Objective, ObjectiveOutput
+from phf_ray.objectives.losses import (
+    AWR,
+    MLE,
+    RWR,
+    Compat,
+    Objective,
+    ObjectiveOutput,
+    RewardWeighting,
+    Rules,
+    Unlikelihood,
+)
 from phf_ray.objectives.statistics import Statistics, all_reduce, combine
 
 _ADAPTER: TypeAdapter[configuration.MLE | configuration.Unlikelihood | configuration.AWR | configuration.RWR] = (
@@ -36,10 +46,50 @@ def build_objective(
     unscored: `dataset.unscored`, what becomes of tokens without a score.
     """
     section = _parse(config)
-    common: dict[str, Any] = {"score_control": section.score_control, "unscored": unscored, "compat": compat}
+    rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat)
     if isinstance(section, configuration.MLE):
-        return MLE(mask_above=_number(section.mask_above, key="mask_above"), **common)
-    raise ConfigError(f"unknown objective {section.name!r}")
+        return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
+    if isinstance(section, configuration.Unlikelihood):
+        threshold = _number(section.score_threshold, key="score_threshold")
+        return Unlikelihood(rules, score_threshold=threshold, alpha=section.alpha)
+    weighting = _weighting(section, reward_mean=reward_mean, reward_std=reward_std)
+    if isinstance(section, configuration.RWR):
+        return RWR(rules, weighting=weighting, normalise=section.normalise)
+    _check_awr(section, compat=compat)
+    return AWR(
+        rules,
+        weighting=weighting,
+        alpha=section.alpha,
+        fixed_value=section.fixed_value,
+        use_value_head=section.use_value_head,
+        normalize_advantage=section.normalize_advantage,
+    )
+
+
+def _weighting(
+    section: configuration.AWR | configuration.RWR, *, reward_mean: float | None, reward_std: float | None
+) -> RewardWeighting:
+    if section.reward_norm == "none":
+        return RewardWeighting(section.beta, section.clip_weight_max)
+    if reward_mean is None or reward_std is None:
+        raise ConfigError("objective.reward_norm: zscore needs reward_mean and reward_std of the block manifest")
+    if not reward_std > 0:
+        raise ConfigError(
+            f"objective.reward_norm: zscore, but the rewards' standard deviation is {reward_std}: all scores are "
+            "equal; use reward_norm: none"
+        )
+    return RewardWeighting(section.beta, section.clip_weight_max, reward_mean, reward_std)
+
+
+def _check_awr(section: configuration.AWR, *, compat: Compat | None) -> None:
+    if compat is not None:
+        return
+    if section.alpha == 1:
+        raise ConfigError("objective AWR with alpha 1 trains no value head; use name: RWR")
+    # Values are minus a sigmoid, so the original's clip_value has nothing to clip; it is accepted under compat.
+    for key, default in (("use_value_head", True), ("normalize_advantage", False), ("clip_value", False)):
+        if getattr(section, key) != default:
+            raise ConfigError(f"objective.{key}: {str(not default).lower()} is for compat: korbak2023 only; remove it")
 
 
 def _parse(
