@@ -1,0 +1,392 @@
+"""A training run on disk, and the tracker that is told of it.
+
+    config.json      resolved configuration: thresholds are numbers
+    plan.json        what follows from it and the blocks: number of steps, hash of the blocks, starting checkpoint
+    metrics.jsonl    one row per logged step, each step once
+    checkpoints/     step-00000500/ ..., each complete or not there
+    summary.json     how the run ended; `finished` is never trained again
+
+One process writes at a time: whoever starts last claims the directory, and an orphan of an earlier start sees that.
+Only this file knows Weights & Biases; it is told by the driver, which follows metrics.jsonl, so no key travels to the
+workers and a tracker that hangs does not stop the training.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phf_ray.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+COMPLETE = "COMPLETE"
+STEP = "train/global_step"
+
+# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums.
+_MAY_CHANGE = {
+    "training.num_workers",
+    "training.resources_per_worker",
+    "training.max_failures",
+    "training.per_device_train_batch_size",
+    "training.parallelism",
+    "training.torch_compile",
+    "training.gradient_checkpointing",
+    "training.logging_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+}
+_LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "compat")
+
+
+class RunDirectory:
+    """`<storage-path>/<run-name>/` on a file system that all workers see."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    # --- What the run is ---
+
+    def prepare(self, *, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Create the directory, or check that the run in it is this one.
+
+        Raises ConfigError with the keys that differ.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        before = {**self._read_json("config.json"), "plan": self._read_json("plan.json")}
+        if before.keys() > {"plan"}:
+            changed = _changes(before, {**config, "plan": plan})
+            if changed:
+                raise ConfigError(
+                    f"{self.path} holds a run with other settings:\n"
+                    + "\n".join(f"  - {line}" for line in changed)
+                    + "\nchoose another --run-name, or undo these changes to resume"
+                )
+        # The plan first: the directory holds a run from the moment that config.json is there.
+        self._write_json("plan.json", plan)
+        self._write_json("config.json", config)
+
+    def read_config(self) -> dict[str, Any]:
+        return self._read_json("config.json")
+
+    # --- Who writes ---
+
+    def claim(self) -> str:
+        """Become the one that writes; returns the claim. Leftovers of whoever was killed while writing are removed."""
+        claim = uuid.uuid4().hex
+        _write_text(self.path / "owner", claim)
+        for leftover in [*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob(".deleting-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        return claim
+
+    def is_claimed_by(self, claim: str) -> bool:
+        return (self.path / "owner").read_text(encoding="utf-8") == claim
+
+    def request_stop(self) -> None:
+        """Ask the running training to save and end."""
+        _write_text(self.path / "stop", "")
+
+    def clear_stop(self) -> None:
+        (self.path / "stop").unlink(missing_ok=True)
+
+    def is_stop_requested(self) -> bool:
+        return (self.path / "stop").exists()
+
+    # --- Metrics ---
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def append_metrics(self, row: Mapping[str, float]) -> None:
+        """A figure that is no number becomes null: JSON has no NaN."""
+        values = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows. A line cut short by a crash is left out."""
+        if not self.metrics_path.exists():
+            return []
+        return [row for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if (row := _parse_row(line))]
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the rows of steps that will be trained again."""
+        rows = [row for row in self.read_metrics() if row[STEP] <= step]
+        _write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    # --- Checkpoints ---
+
+    def commit_checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int | None) -> Path:
+        """Let `write` fill a directory and make it the checkpoint of `step`; then drop all but the newest `keep`.
+
+        The name appears when everything is on the disk: by rename, with a marker that lists the files and their sizes.
+        """
+        final = self.checkpoints / f"step-{step:08d}"
+        scratch = self.checkpoints / f".writing-{final.name}-{uuid.uuid4().hex[:8]}"
+        scratch.mkdir(parents=True)
+        write(scratch)
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        for path in files:
+            _sync(path)
+        sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files}
+        _write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
+        if final.exists():  # an incomplete one, or the same one of an orphan
+            self._remove(final)
+        scratch.rename(final)
+        _sync(self.checkpoints)
+        if keep is not None:
+            for old in self.complete_checkpoints()[:-keep]:
+                self._remove(old)
+        return final
+
+    def complete_checkpoints(self) -> list[Path]:
+        """By step, oldest first."""
+        return [path for path in sorted(self.checkpoints.glob("step-*")) if is_complete(path)]
+
+    def latest_checkpoint(self) -> Path | None:
+        return max(self.complete_checkpoints(), default=None)
+
+    def _remove(self, checkpoint: Path) -> None:
+        # Under another name first: a checkpoint that is half deleted must not look like one.
+        doomed = checkpoint.with_name(f".deleting-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    # --- End ---
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write_json("summary.json", summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Empty while the run is not over."""
+        return self._read_json("summary.json")
+
+    def clear_summary(self) -> None:
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        _write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is not valid JSON: {error}; choose another --run-name") from None
+        return dict(values)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether all files that were written are there, with the sizes they had."""
+    try:
+        sizes = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = (
+        {key: value for key, value in _flat(values) if key.split(".")[0] in (*_LEARNED_FROM, "plan")}
+        for values in (before, now)
+    )
+    return [
+        f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    # By way of JSON, in which the stored one is: tuples become lists.
+    for key, value in json.loads(json.dumps(values)).items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and STEP in row else None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    scratch.write_text(text, encoding="utf-8")
+    _sync(scratch)
+    scratch.rename(path)
+
+
+def _sync(path: Path) -> None:
+    # Without it a machine that loses power can be left with the new name and no content.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- Following a run --------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """Hands new rows of metrics.jsonl to functions, from a thread of its own, until it is closed.
+
+    After a restart of the workers steps are trained again; each row is handed on once.
+    """
+
+    def __init__(
+        self, run: RunDirectory, sinks: Sequence[Callable[[dict[str, Any]], None]], *, poll_s: float = 0.5
+    ) -> None:
+        self._run = run
+        self._sinks = sinks
+        self._poll_s = poll_s
+        self._seen: set[tuple[int, bool]] = {_row_key(row) for row in run.read_metrics()}
+        self._state: tuple[int, int] | None = None
+        self._offset = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follow-metrics", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hand on what is left, then end."""
+        self._closed.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._closed.wait(self._poll_s):
+            self._hand_on()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        for row in self._new_rows():
+            if _row_key(row) in self._seen:
+                continue
+            self._seen.add(_row_key(row))
+            for sink in self._sinks:
+                sink(row)
+
+    def _new_rows(self) -> list[dict[str, Any]]:
+        try:
+            with self._run.metrics_path.open(encoding="utf-8") as file:
+                status = os.fstat(file.fileno())
+                # Rows were dropped: the file was written anew.
+                if self._state != (status.st_dev, status.st_ino):
+                    self._state, self._offset = (status.st_dev, status.st_ino), 0
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        self._offset += len(whole.encode())
+        return [row for line in whole.splitlines() if (row := _parse_row(line))]
+
+
+def _row_key(row: Mapping[str, Any]) -> tuple[int, bool]:
+    return int(row[STEP]), "train/loss" in row
+
+
+class ProgressLines:
+    """One log line per logged row, at most one in `every_s` seconds, with the time that is left."""
+
+    def __init__(self, num_steps: int, *, every_s: float = 2.0) -> None:
+        self._num_steps = num_steps
+        self._every_s = every_s
+        self._start: tuple[int, float] | None = None
+        self._last_s = -math.inf
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        step, now = int(row[STEP]), time.monotonic()
+        if "eval/bits_per_byte" in row:
+            log.info("step %d/%d: held-out bits per byte %s", step, self._num_steps, _shown(row["eval/bits_per_byte"]))
+        if "train/loss" not in row:
+            return
+        if self._start is None:
+            self._start = (step, now)
+        if now - self._last_s < self._every_s and step < self._num_steps:
+            return
+        self._last_s = now
+        done = step - self._start[0]
+        left = f"{(now - self._start[1]) / done * (self._num_steps - step):.0f} s left" if done else "time left unknown"
+        log.info(
+            "step %d/%d: loss %s, %.0f tokens/s, %s",
+            step,
+            self._num_steps,
+            _shown(row["train/loss"]),
+            row["train/tokens_per_s"],
+            left,
+        )
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
+
+
+class WandbTracker:
+    """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
+
+    def __init__(
+        self, run: RunDirectory, *, name: str, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        id_path = run.path / "wandb_id"
+        if not id_path.exists():
+            _write_text(id_path, uuid.uuid4().hex[:12])
+        self._wandb_run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
+            id=id_path.read_text(encoding="utf-8"),
+            resume="allow",
+            name=name,
+            group=group,
+            tags=list(tags),
+            config=dict(config),
+            dir=str(run.path),
+        )
+        self._wandb_run.define_metric("train/tokens_seen")
+        self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._wandb_run.log({key: value for key, value in row.items() if value is not None})
+
+    def close(self, *, exit_code: int) -> None:
+        self._wandb_run.finish(exit_code=exit_code)
+
+
+def wants_wandb() -> bool:
+    mode = os.environ.get("WANDB_MODE")
+    return mode != "disabled" and (mode is not None or "WANDB_API_KEY" in os.environ)
+
+
+def start_tracker(
+    run: RunDirectory, *, name: str, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
+) -> WandbTracker | None:
+    """None where wandb is not asked for, or does not answer: metrics.jsonl has everything."""
+    if not wants_wandb():
+        return None
+    import wandb
+
+    try:
+        return WandbTracker(run, name=name, group=group, tags=tags, config=config)
+    except wandb.errors.Error as error:
+        log.warning("wandb is not available (%s); the run goes on, metrics.jsonl has everything", error)
+        return None

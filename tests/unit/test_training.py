@@ -1,0 +1,507 @@
+"""The loop without Ray: what a step computes, and that the split of the work does not show in it."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
+
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.models import LanguageModel
+from phf_ray.objectives import build_objective
+from phf_ray.records import TokenKind
+from phf_ray.training import (
+    Blocks,
+    CheckpointDue,
+    DataShare,
+    EncodedDocument,
+    LoopSettings,
+    NonFinite,
+    Row,
+    Schedule,
+    StepSettings,
+    TrainState,
+    build_optimizer,
+    held_out_bits_per_byte,
+    parallelize,
+    prefetched,
+    restore_training_state,
+    share_of_step,
+    step,
+    step_batches,
+    steps_in,
+    take_snapshot,
+    theoretical_loss,
+    train,
+    write_training_state,
+)
+
+VOCABULARY, LENGTH = 50, 16
+
+
+def tiny_model(*, dropout: float = 0.1, seed: int = 0) -> LanguageModel:
+    torch.manual_seed(seed)
+    return LanguageModel(
+        GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_positions=LENGTH,
+                n_embd=16,
+                n_layer=2,
+                n_head=2,
+                embd_pdrop=dropout,
+                resid_pdrop=dropout,
+                attn_pdrop=dropout,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+    )
+
+
+def new_state(*, dropout: float = 0.1) -> TrainState:
+    model = tiny_model(dropout=dropout)
+    return TrainState(model, build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8))
+
+
+def random_blocks(begin: int, end: int) -> Blocks:
+    """Counting from a random token on; the tail of each block is padding, of a length that depends on its position."""
+    starts = [np.random.default_rng(position).integers(VOCABULARY) for position in range(begin, end)]
+    ids = np.stack([start + np.arange(LENGTH) for start in starts]) % (VOCABULARY - 1) + 1
+    kinds = np.zeros((end - begin, LENGTH), np.uint8)
+    kinds[:, 0] = TokenKind.END_OF_TEXT
+    for row, position in enumerate(range(begin, end)):
+        kinds[row, LENGTH - position % 9 :] = TokenKind.PAD
+    return Blocks(ids.astype(np.int32), np.zeros((end - begin, LENGTH), np.float32), kinds)
+
+
+def settings(num_steps: int, *, save_steps: int | None = None, logging_steps: int = 1) -> LoopSettings:
+    schedule = Schedule(num_steps, 1e-2, warmup_ratio=0.2)
+    return LoopSettings(schedule, StepSettings(seed=7), save_steps=save_steps, logging_steps=logging_steps)
+
+
+def share(*, micro: int = 2, rank: int = 0, world_size: int = 1) -> DataShare:
+    return DataShare(batch_size=8, micro_batch_size=micro, rank=rank, world_size=world_size)
+
+
+def run(state: TrainState, *, loop: LoopSettings, data: DataShare | None = None) -> list[Row]:
+    batches = step_batches(random_blocks, data or share(), steps=range(state.step, loop.schedule.num_steps))
+    events = train(state, batches, objective=build_objective({"name": "MLE"}), settings=loop)
+    return [event for event in events if isinstance(event, Row)]
+
+
+# --- Shares -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(("batch_size", "micro"), [(8, 2), (8, 8), (9, 2), (5, 3), (3, 1), (64, 24)])
+def test_shares_of_all_ranks_are_the_blocks_of_the_step_in_order(world_size, batch_size, micro):
+    shares = [
+        share_of_step(3, rank, world_size=world_size, batch_size=batch_size, micro_batch_size=micro)
+        for rank in range(world_size)
+    ]
+    positions = [position for ranges in shares for begin, end in ranges for position in range(begin, end)]
+    assert positions == list(range(3 * batch_size, 4 * batch_size))
+    assert len({len(ranges) for ranges in shares}) == 1, "FSDP needs equally many forward passes"
+    sizes = [sum(end > begin for begin, end in ranges) for ranges in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_share_starts_after_the_blocks_that_are_left_out():
+    seen = []
+
+    def read(begin: int, end: int) -> Blocks:
+        seen.append((begin, end))
+        return random_blocks(begin, end)
+
+    list(step_batches(read, DataShare(batch_size=4, micro_batch_size=2, first_block=100), steps=range(2, 3)))
+    assert seen == [(108, 110), (110, 112)]
+
+
+def test_prefetched_items_are_the_same_and_an_error_of_the_source_arrives():
+    def source() -> Iterator[int]:
+        yield from range(10)
+        raise DataError("block file is cut short; build the blocks again")
+
+    items = prefetched(source(), depth=2)
+    assert [next(items) for _ in range(10)] == list(range(10))
+    with pytest.raises(DataError, match="build the blocks again"):
+        next(items)
+
+
+# --- Schedule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.01, 0.3])
+def test_schedule_is_that_of_transformers(kind, warmup_ratio):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=math.ceil(40 * warmup_ratio), num_training_steps=40)
+    ours = Schedule(40, 0.5, kind=kind, warmup_ratio=warmup_ratio)
+    for number in range(40):
+        assert ours.at(number) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_steps_follow_from_tokens_batch_and_the_blocks_own_token_count():
+    assert steps_in(10_000, tokens_per_block=100.0, batch_size=10) == 10
+    assert steps_in(10_999, tokens_per_block=100.0, batch_size=10) == 10
+    # Control tokens do not count: at 80 content tokens a block the same budget takes more steps.
+    assert steps_in(10_000, tokens_per_block=80.0, batch_size=10) == 12
+    with pytest.raises(ConfigError, match=r"raise training\.num_tokens to at least 1000"):
+        steps_in(999, tokens_per_block=100.0, batch_size=10)
+
+
+def test_theoretical_loss_of_chinchilla():
+    # 70 B parameters, 1.4 T tokens: 1.69 + 406.4 / 7e10^0.34 + 410.7 / 1.4e12^0.28 = 1.69 + 0.0834 + 0.1633
+    assert theoretical_loss(70_000_000_000, num_tokens=1_400_000_000_000) == pytest.approx(1.9367, abs=2e-4)
+
+
+# --- Step -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_adamw_on_the_mean_gradient_over_the_targets_of_all_micro_batches():
+    """Against plain torch: one cross entropy over the whole batch, clipped, decay on matrices only."""
+    blocks = random_blocks(0, 8)
+    reference = tiny_model(dropout=0)
+    ids = torch.from_numpy(blocks.input_ids).long()
+    labels = ids.masked_fill(torch.from_numpy(blocks.token_kinds) == TokenKind.PAD, -100)
+    logits = reference.backbone(ids).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
+    matrices = [p for p in reference.parameters() if p.ndim > 1]
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
+    ).step()
+
+    state = new_state(dropout=0)
+    micro_batches = next(step_batches(random_blocks, share(micro=3), steps=range(1)))
+    assert [len(batch.input_ids_BS) for batch in micro_batches] == [3, 3, 2]
+    totals = step(
+        state,
+        micro_batches,
+        objective=build_objective({"name": "MLE"}),
+        learning_rate=1e-2,
+        settings=StepSettings(max_grad_norm=0.1),
+    ).read()
+    assert float(norm) > 0.1, "clipping was not at work"
+    assert float(totals["sum/grad_norm"]) == pytest.approx(float(norm), rel=1e-5)
+    assert float(totals["sum/step_loss"] / totals["sum/step_targets"]) == pytest.approx(loss.item(), rel=1e-6)
+    for (name, ours), theirs in zip(state.model.named_parameters(), reference.parameters(), strict=True):
+        # Adam's first step is the sign of the gradient: elements near zero differ in the last bits only.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5, msg=name)
+
+
+def test_a_step_of_padding_only_changes_nothing_but_decay():
+    state = new_state(dropout=0)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+    def padding(begin: int, end: int) -> Blocks:
+        blocks = random_blocks(begin, end)
+        return blocks._replace(token_kinds=np.full_like(blocks.token_kinds, TokenKind.PAD))
+
+    batch = next(step_batches(padding, share(), steps=range(1)))
+    step(state, batch, objective=build_objective({"name": "MLE"}), learning_rate=0.5, settings=StepSettings())
+    for name, parameter in state.model.named_parameters():
+        decay = 1 - 0.5 * 0.1 if parameter.ndim > 1 else 1
+        torch.testing.assert_close(parameter, before[name] * decay, msg=name)
+
+
+def test_dropout_masks_follow_from_seed_and_position_not_from_the_generators_state():
+    def loss(*, seed: int, disturbance: int) -> float:
+        torch.manual_seed(disturbance)
+        state = new_state(dropout=0.5)
+        torch.rand(disturbance)
+        batch = next(step_batches(random_blocks, share(), steps=range(1)))
+        objective = build_objective({"name": "MLE"})
+        totals = step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(seed=seed))
+        return float(totals.read()["sum/step_loss"])
+
+    assert loss(seed=1, disturbance=3) == loss(seed=1, disturbance=4)
+    assert loss(seed=1, disturbance=3) != loss(seed=2, disturbance=3)
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
+    state = new_state(dropout=0)
+    batch = next(step_batches(random_blocks, share(), steps=range(1)))
+    seen = []
+    state.model.backbone.transformer.h[0].mlp.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    objective = build_objective({"name": "MLE"})
+    step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(precision="bf16"))
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
+
+
+# --- Loop -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_and_checkpoints_come_at_their_steps():
+    state = new_state()
+    batches = step_batches(random_blocks, share(), steps=range(7))
+    events = list(
+        train(
+            state,
+            batches,
+            objective=build_objective({"name": "MLE"}),
+            settings=settings(7, save_steps=3, logging_steps=2),
+        )
+    )
+    rows = [event for event in events if isinstance(event, Row)]
+    assert [row.step for row in rows] == [1, 2, 4, 6, 7]
+    due = [event for event in events if isinstance(event, CheckpointDue)]
+    assert [(event.step, event.is_last) for event in due] == [(3, False), (6, False), (7, True)]
+    # A checkpoint comes after the row of its step, so the row is on disk when the checkpoint is.
+    assert [type(event).__name__ for event in events[-2:]] == ["Row", "CheckpointDue"]
+    content = sum(int((random_blocks(p, p + 1).token_kinds == TokenKind.CONTENT).sum()) for p in range(7 * 8))
+    assert rows[-1].metrics["train/tokens_seen"] == content == state.tokens_seen
+    assert rows[-1].metrics["train/learning_rate"] == settings(7).schedule.at(6)
+
+
+def test_a_row_averages_over_the_targets_of_its_steps():
+    """By hand: the loss of two steps together is (sum of both sums) / (sum of both counts)."""
+    single = run(new_state(), loop=settings(4))
+    pairs = run(new_state(), loop=settings(4, logging_steps=4))
+    assert [row.step for row in pairs] == [1, 4]
+    targets = [
+        sum(int((random_blocks(p, p + 1).token_kinds[:, 1:] != TokenKind.PAD).sum()) for p in range(8 * k, 8 * k + 8))
+        for k in range(1, 4)
+    ]
+    weighted = sum(n * row.metrics["train/loss"] for n, row in zip(targets, single[1:], strict=True))
+    assert pairs[1].metrics["train/loss"] == pytest.approx(weighted / sum(targets), rel=1e-9)
+
+
+def test_tokens_seen_counts_all_tokens_on_request():
+    loop = LoopSettings(Schedule(2, 1e-2), count_tokens="all")
+    state = new_state()
+    run(state, loop=loop)
+    assert state.tokens_seen == sum(LENGTH - p % 9 if p % 9 else LENGTH for p in range(16))
+
+
+def test_a_stop_ends_the_loop_with_a_checkpoint_of_the_state():
+    state = new_state()
+    asked = []
+
+    def wants_stop() -> bool:
+        asked.append(state.step)
+        return state.step == 3
+
+    batches = step_batches(random_blocks, share(), steps=range(50))
+    objective = build_objective({"name": "MLE"})
+    events = list(train(state, batches, objective=objective, settings=settings(50), wants_stop=wants_stop))
+    assert events[-1] == CheckpointDue(state.step, is_last=True)
+    assert 4 <= state.step <= 5
+
+
+def test_a_loss_that_is_not_finite_ends_the_loop_before_any_checkpoint():
+    state = new_state()
+
+    def poisoned() -> Iterator[list]:
+        for number, batch in enumerate(step_batches(random_blocks, share(), steps=range(9))):
+            if number == 4:
+                with torch.no_grad():
+                    state.model.backbone.transformer.wpe.weight[0, 0] = math.nan
+            yield batch
+
+    objective = build_objective({"name": "MLE"})
+    events = list(train(state, poisoned(), objective=objective, settings=settings(9, save_steps=5)))
+    broken = events[-1]
+    assert isinstance(broken, NonFinite)
+    assert broken.step == 5
+    assert [batch.first_block for batch in broken.micro_batches] == [32, 34, 36, 38]
+    assert not any(isinstance(event, CheckpointDue) for event in events)
+
+
+# --- The split of the work does not show ------------------------------------------------------------------------------
+
+# fp32 sums in another order; 12 steps of Adam at 1e-2 carry the differences on.
+SPLIT_TOLERANCE = 2e-5
+
+
+def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: str, micro: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
+    try:
+        model = parallelize(tiny_model(), kind, device=torch.device("cpu"))
+        optimizer = build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
+        state = TrainState(model, optimizer)
+        rows = run(state, loop=settings(12), data=share(micro=micro, rank=rank, world_size=world_size))
+        snapshot = take_snapshot(state, keep=rank == 0)
+        bits = held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2)
+        if rank == 0:
+            torch.save(
+                {
+                    "losses": [row.metrics["train/loss"] for row in rows],
+                    "tokens": state.tokens_seen,
+                    "model": snapshot.model,
+                    "optimizer": snapshot.optimizer,
+                    "bits": bits,
+                },
+                f"{directory}/result.pt",
+            )
+    finally:
+        dist.destroy_process_group()
+
+
+def run_processes(directory: Path, *, world_size: int, kind: str = "ddp", micro: int = 2) -> dict:
+    job = partial(_losses_of_rank, world_size=world_size, kind=kind, directory=str(directory), micro=micro)
+    context = mp.get_context("spawn")
+    processes = [context.Process(target=job, args=(rank,)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0] * world_size
+    return torch.load(directory / "result.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("fsdp2", 2)])
+def test_loss_curve_and_weights_do_not_depend_on_the_number_of_workers(tmp_path, kind, world_size):
+    """Accumulation 4 on one worker; 2 x 2; 3 workers with 2, 1 and 1 micro-batches, one of padding each."""
+    state = new_state()
+    rows = run(state, loop=settings(12), data=share(micro=2))
+    alone = take_snapshot(state)
+    together = run_processes(tmp_path, world_size=world_size, kind=kind)
+    losses = [row.metrics["train/loss"] for row in rows]
+    assert losses[-1] < losses[0] - 0.1, "nothing was learned, so nothing was compared"
+    assert together["losses"] == pytest.approx(losses, abs=SPLIT_TOLERANCE)
+    assert together["tokens"] == state.tokens_seen
+    assert together["bits"] == pytest.approx(
+        held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2), abs=1e-4
+    )
+    for name, tensor in alone.model.items():
+        torch.testing.assert_close(together["model"][name], tensor, rtol=0, atol=1e-3, msg=name)
+    assert together["optimizer"].keys() == alone.optimizer.keys()
+
+
+def test_accumulation_does_not_show_without_dropout():
+    curves = [
+        [row.metrics["train/loss"] for row in run(new_state(dropout=0), loop=settings(12), data=share(micro=micro))]
+        for micro in (8, 4, 3, 1)
+    ]
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=SPLIT_TOLERANCE)
+
+
+# --- Saving and restoring ---------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = new_state()
+    losses = [row.metrics["train/loss"] for row in run(whole, loop=settings(10))]
+
+    first = new_state()
+    batches = step_batches(random_blocks, share(), steps=range(10))
+    for event in train(first, batches, objective=build_objective({"name": "MLE"}), settings=settings(10, save_steps=4)):
+        if isinstance(event, CheckpointDue):
+            break
+    snapshot = take_snapshot(first)
+    write_training_state(tmp_path, snapshot)
+
+    second = new_state()
+    second.model.load_state_dict(snapshot.model)
+    restore_training_state(tmp_path, second)
+    assert (second.step, second.tokens_seen) == (4, first.tokens_seen)
+    rest = run(second, loop=settings(10))
+    assert [row.metrics["train/loss"] for row in rest] == losses[4:]
+    assert second.tokens_seen == whole.tokens_seen
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_without_the_optimizer_state_the_resumed_run_would_differ(tmp_path):
+    """Guard of the test above: it would see a lost moment estimate."""
+    whole = new_state()
+    losses = [row.metrics["train/loss"] for row in run(whole, loop=settings(10))]
+    first = new_state()
+    batches = step_batches(random_blocks, share(), steps=range(4))
+    objective = build_objective({"name": "MLE"})
+    for number, batch in enumerate(batches):
+        learning_rate = settings(10).schedule.at(number)
+        step(first, batch, objective=objective, learning_rate=learning_rate, settings=settings(10).step)
+    second = new_state()
+    second.model.load_state_dict(first.model.state_dict())
+    second.step = 4
+    assert [row.metrics["train/loss"] for row in run(second, loop=settings(10))] != losses[4:]
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on():
+    state = new_state()
+    run(state, loop=settings(2))
+    snapshot = take_snapshot(state)
+    before = {name: tensor.clone() for name, tensor in (snapshot.model | snapshot.optimizer).items()}
+    state.step = 0
+    run(state, loop=settings(2))
+    for name, tensor in (snapshot.model | snapshot.optimizer).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_missing_training_state_is_named(tmp_path):
+    with pytest.raises(DataError, match="start from another checkpoint"):
+        restore_training_state(tmp_path, new_state())
+
+
+# --- Held-out bits per byte -------------------------------------------------------------------------------------------
+
+
+def documents() -> list[EncodedDocument]:
+    lengths = [5, 16, 17, 40, 100]
+    made = []
+    for number, length in enumerate(lengths):
+        ids = np.random.default_rng(number).integers(1, VOCABULARY, length).astype(np.int32)
+        ids[0] = 0
+        made.append(EncodedDocument(ids, np.arange(length) > 0, num_bytes=3 * length))
+    return made
+
+
+def uniform_model() -> LanguageModel:
+    model = tiny_model()
+    with torch.no_grad():
+        model.backbone.lm_head.weight.zero_()
+    return model
+
+
+def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_content_token():
+    num_content = sum(int(document.is_content.sum()) for document in documents())
+    num_bytes = sum(document.num_bytes for document in documents())
+    expected = num_content * math.log2(VOCABULARY) / num_bytes
+    for window, batch_size in [(16, 1), (16, 4), (10, 3), (7, 2)]:
+        measured = held_out_bits_per_byte(uniform_model(), documents(), window=window, batch_size=batch_size)
+        assert measured == pytest.approx(expected, rel=1e-6), "a token was lost or counted twice"
+
+
+def test_tokens_that_are_not_content_are_given_not_predicted():
+    marked = [
+        EncodedDocument(document.input_ids, document.is_content & (np.arange(len(document.input_ids)) % 3 > 0), 100)
+        for document in documents()
+    ]
+    num_content = sum(int(document.is_content.sum()) for document in marked)
+    measured = held_out_bits_per_byte(uniform_model(), marked, window=16, batch_size=2)
+    assert measured == pytest.approx(num_content * math.log2(VOCABULARY) / 500, rel=1e-6)
+
+
+def test_bits_per_byte_of_a_short_document_is_its_log_probability():
+    model = tiny_model()
+    document = documents()[1]
+    ids = torch.from_numpy(document.input_ids).long()[None]
+    model.eval()
+    logp = model.backbone(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])
+    expected = -logp.sum().item() / math.log(2) / document.num_bytes
+    model.train()
+    measured = held_out_bits_per_byte(model, [document], window=LENGTH, batch_size=4)
+    assert measured == pytest.approx(expected, rel=1e-5), "dropout was on"
+    assert model.training
+
+
+def test_bits_per_byte_of_nothing_is_an_error():
+    with pytest.raises(DataError, match="held_out_fraction"):
+        held_out_bits_per_byte(uniform_model(), [], window=16, batch_size=2)
