@@ -1,0 +1,53 @@
+import pytest
+
+from jobs.demo import BAD, GOOD, MLE, SKIPPED_FOLDERS, copy_standard_library, judge
+
+
+def row(arm, score, half_width=0.001, **changes):
+    return {
+        "scenario": "unconditional",
+        "arm": arm,
+        "score": score,
+        "score_ci": [score - half_width, score + half_width],
+        "length": 250.0,
+        "distinct-2-grams": 0.8,
+        "distinct-2-grams_corpus": 0.6,
+        **changes,
+    }
+
+
+def report(good, bad, mle, **changes):
+    return {"table": [row(MLE, mle), row(GOOD, good, **changes), row(BAD, bad)]}
+
+
+def test_a_clear_difference_is_shown():
+    assert judge(report(good=0.007, bad=0.022, mle=0.0095)) == []
+
+
+def test_overlapping_intervals_show_nothing():
+    (problem,) = judge(report(good=0.008, bad=0.022, mle=0.0095))
+    assert "outside the 95% intervals" in problem
+
+
+def test_a_bad_token_that_is_no_worse_shows_nothing():
+    (problem,) = judge(report(good=0.007, bad=0.0069, mle=0.0095))
+    assert "bad token" in problem
+
+
+@pytest.mark.parametrize("change", [{"length": 120.0}, {"distinct-2-grams": 0.39}, {"distinct-2-grams_corpus": 0.29}])
+def test_a_good_score_of_degenerate_text_is_a_failure(change):
+    (problem,) = judge(report(good=0.001, bad=0.022, mle=0.0095, **change))
+    assert next(iter(change)) in problem
+
+
+def test_an_arm_without_scores_is_named():
+    assert "no scored sample" in judge(report(good=0.001, bad=0.02, mle=0.01, score=None, score_ci=None))[-1]
+
+
+def test_the_standard_library_is_copied_without_tests_and_only_once(tmp_path):
+    source = copy_standard_library(tmp_path / "source")
+    files = [path.relative_to(source) for path in source.rglob("*.py")]
+    assert len(files) > 300
+    assert not any(SKIPPED_FOLDERS.intersection(path.parts) for path in files)
+    (source / "ast.py").unlink()
+    assert not (copy_standard_library(source) / "ast.py").exists()
