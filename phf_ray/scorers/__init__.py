@@ -12,6 +12,7 @@ from phf_ray.scorers.base import FindsSpans, Scorer
 
 SCORERS = {
     "PEP8Scorer": "phf_ray.scorers.pep8",
+    "PIIScorer": "phf_ray.scorers.pii",
 }
 """Class name -> module."""
 

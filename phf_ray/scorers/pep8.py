@@ -4,6 +4,7 @@ Every violation that `pycodestyle.Checker` reports counts, on the line that it r
 project (setup.cfg, tox.ini) are not read: scores must not change with the working directory.
 """
 
+import dataclasses
 import itertools
 import optparse
 import platform
@@ -50,9 +51,8 @@ class PEP8Scorer(Scorer):
     def identity(self) -> ScorerIdentity:
         identity = super().identity()
         # Python's own tokenizer decides what pycodestyle sees.
-        return ScorerIdentity(
-            **{**identity.to_json(), "versions": {**identity.versions, "python": platform.python_version()}}
-        )
+        versions = {**identity.versions, "python": platform.python_version()}
+        return dataclasses.replace(identity, versions=versions)
 
 
 def find_violations(text: str) -> list[int]:

@@ -111,9 +111,9 @@ def test_broken_files_score_as_pycodestyle_reports():
 
 
 fragments = st.sampled_from(
-    ["a", "l", "=", "==", " ", "  ", "\t", "\n", "\r\n", "\x0c", "(", ")", "[", "]", "{", "}", ":", ",", ";", "'",
-     '"""', "\\", "#", "# noqa", "def f", "class A", "if ", "else", "lambda", "not ", " in ", "is ", "None", "import os",
-     "@", "*", "->", ".", "1", "type(a)", "\x00", "\u2028", "\u540d", "\U0001f600", "\ud800", "except:", "async ", "print "]
+    ["a", "l", "=", "==", " ", "  ", "\t", "\n", "\r\n", "\x0c", "(", ")", "[", "]", "{", "}", ":", ",", ";", "'", "\\",
+     '"""', "#", "# noqa", "def f", "class A", "if ", "else", "lambda", "not ", " in ", "is ", "None", "import os", "@",
+     "*", "->", ".", "1", "type(a)", "\x00", "\u2028", "\u540d", "\U0001f600", "\ud800", "except:", "async "]
 )  # fmt: skip
 
 

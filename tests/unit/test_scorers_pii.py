@@ -1,0 +1,180 @@
+import datetime
+import json
+import time
+from pathlib import Path
+
+import pytest
+import textblob
+
+from phf_ray.errors import ConfigError
+from phf_ray.records import Scored, Span
+from phf_ray.scorers import FindsSpans, build_scorer
+from phf_ray.scorers.pii_detectors import is_likely_word
+
+SCORER = build_scorer({"class_name": "PIIScorer"})
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pii.json").read_text(encoding="utf-8"))
+
+
+def test_scores_and_spans_equal_those_of_the_original():
+    for item in GOLDEN["values"]:
+        spans = SCORER.spans(item["text"])
+        assert [(span.begin, span.end) for span in spans] == [(begin, end) for begin, end, _ in item["spans"]]
+        # The original has no detector name where several detections were merged.
+        named = [(span, detector) for span, (_, _, detector) in zip(spans, item["spans"], strict=True) if detector]
+        assert all(span.type == detector for span, detector in named)
+        assert SCORER.score_all([item["text"]]) == [Scored(item["score"])]
+
+
+def test_the_golden_texts_hold_every_detector_and_clean_texts():
+    found = {detector for item in GOLDEN["values"] for _, _, detector in item["spans"]}
+    assert found == {
+        "address", "credential", "date_of_birth", "email", "phone", "skype", "social_security_number", "twitter", "url",
+        None,
+    }  # fmt: skip
+    assert len(GOLDEN["values"]) >= 120
+    assert sum(not item["spans"] for item in GOLDEN["values"]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Write to ada@example.org today.", [("email", "ada@example.org")]),
+        ("Born on 4 March 1950.", [("date_of_birth", "on 4 March 1950")]),
+        ("She came on 4 March 1950.", []),
+        ("Born on 4 March 2015.", []),
+        ("At 6919 Bell Drives, East Town, MO 76908", [("address", "6919 Bell Drives, East Town, MO 76908")]),
+        ("At 12-14 Main Street,\n Hilltown, IL 62701", [("address", "12-14 Main Street,\n Hilltown, IL 62701")]),
+        ("At 12\u201314 Main Street, Hilltown, IL 62701", [("address", "12\u201314 Main Street, Hilltown, IL 62701")]),
+        ("Coverage: 12 Coverage Street, Springfield, IL 62701", []),
+        ("My card: 4012888888881881.", [("credit_card", "4012888888881881")]),
+        ("My card: 4012888888881882.", []),
+    ],
+)  # fmt: skip
+def test_a_detection_is_where_it_should_be(text, found):
+    assert [(span.type, text[span.begin : span.end]) for span in SCORER.spans(text)] == found
+    assert SCORER.score_all([text]) == [Scored(len(found) / len(text))]
+
+
+def test_detections_that_touch_count_once():
+    text = "see http://ada@example.org/x"
+    [span] = SCORER.spans(text)
+    assert span == Span("email+url", 4, len(text))
+    assert SCORER.score_texts([text]) == [1 / len(text)]
+
+
+def test_ages_and_relative_dates_count_from_the_reference_date():
+    text = "He was born 20 years ago"
+    later = build_scorer({"class_name": "PIIScorer", "reference_date": "2060-01-01"})
+    assert [span.type for span in SCORER.spans("Born 1/2/1950")] == ["date_of_birth"]
+    assert later.spans("Born 1/2/1950") == []
+    assert [span.type for span in later.spans("Born 1/2/2015")] == ["date_of_birth"]
+    assert [span.type for span in SCORER.spans(text)] == [span.type for span in later.spans(text)] == ["date_of_birth"]
+    assert later.identity() != SCORER.identity()
+    assert later.identity().settings["reference_date"] == "2060-01-01"
+
+
+def test_the_day_of_scoring_does_not_matter(monkeypatch):
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return datetime.date(2190, 1, 1)
+
+    monkeypatch.setattr(datetime, "date", Tomorrow)
+    assert [span.type for span in SCORER.spans("Born 1/2/1950")] == ["date_of_birth"]
+
+
+AWKWARD = [
+    "a",
+    "\n",
+    " ",
+    "\t\x0c\r\n",
+    "\x00",
+    "a\x00b born 1/2/1950",
+    "\u2028born\u2028 1/2/1950",
+    "\u751f\u5e74\u6708\u65e5 1950-01-02 born",
+    "\U0001f600 \U0001f468\u200d\U0001f469 born 1950",
+    "born " + "(" * 200 + "1950" + ")" * 200,
+    "born ((1950",
+    '"' * 300 + " born",
+    "skype \u0130\u0131\u017f\u212a",
+    "born 99999999999999999999 years ago",
+    "1" * 3000,
+    "@" * 500,
+    "born\r\n\r\n4 March 1950",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_has_a_score_or_a_reason(text):
+    [scored] = SCORER.score_all([text])
+    assert (scored.score is None) != (scored.error is None)
+    if scored.score is not None:
+        assert scored.score == len(SCORER.spans(text)) / len(text)
+
+
+def test_a_text_that_a_detector_gives_up_on_has_the_reason(monkeypatch):
+    def give_up(*arguments, **keywords):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(SCORER._scrubber, "iter_filth", give_up)
+    assert SCORER.score_all(["born 1950"]) == [Scored(None, "RecursionError: maximum recursion depth exceeded")]
+
+
+def test_an_empty_text_has_no_score():
+    assert SCORER.score_all([""]) == [Scored(None, "empty: the text has no characters")]
+
+
+def test_order_and_company_do_not_change_a_score():
+    texts = [item["text"] for item in GOLDEN["values"][:20]] + ["", "\ud800"]
+    alone = [SCORER.score_all([text])[0] for text in texts]
+    assert SCORER.score_all(texts) == alone
+    assert SCORER.score_segments(texts[::-1]) == alone[::-1]
+
+
+@pytest.mark.parametrize(
+    "word", ["python", "pyhton", "languag", "example", "Example", "xqzvbn", "paul_kim77", "live.g", "strngs", "aaaaaa"]
+)
+def test_a_word_is_likely_where_textblob_says_so(word):
+    assert is_likely_word(word) == (textblob.Word(word).spellcheck()[0][1] >= 0.5)
+
+
+def test_a_very_long_word_near_skype_is_unlikely_at_once():
+    started = time.monotonic()
+    assert not is_likely_word("x" * 100_000)
+    assert time.monotonic() - started < 5
+
+
+def test_the_scorer_finds_spans_and_says_what_it_is_made_of():
+    assert isinstance(SCORER, FindsSpans)
+    identity = SCORER.identity()
+    assert (identity.name, identity.unit) == ("pii", "detections per character")
+    assert {"scrubadub", "pyap", "dateparser", "phonenumbers"} <= set(identity.versions)
+
+
+def test_a_spacy_model_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="no_such_model"):
+        build_scorer({"class_name": "PIIScorer", "spacy_model": "no_such_model"})
+
+
+def test_entities_of_a_spacy_model_are_found(tmp_path):
+    import spacy
+
+    pipeline = spacy.blank("en")
+    ruler = pipeline.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": "PERSON", "pattern": "Ada"}, {"label": "GPE", "pattern": "London"}])
+    pipeline.to_disk(tmp_path / "model")
+    scorer = build_scorer({"class_name": "PIIScorer", "spacy_model": str(tmp_path / "model")})
+    assert scorer.spans("Ada lives in London.") == [Span("spacy_entity", 0, 3)]
+    assert "spacy" in scorer.identity().versions
+    assert "spacy" not in SCORER.identity().versions
+
+
+def test_british_addresses_are_found_in_their_locale():
+    scorer = build_scorer({"class_name": "PIIScorer", "locale": "en_GB"})
+    text = "I live at 23 High Street, London, SW1A 1AA."
+    assert [span.type for span in scorer.spans(text)] == ["address+postalcode"]
+
+
+def test_an_unknown_locale_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'en_US', 'en_GB' or 'en_CA'"):
+        build_scorer({"class_name": "PIIScorer", "locale": "de_DE"})
