@@ -15,7 +15,7 @@ SMALL = [
     "training.num_tokens=40000",
     "training.learning_rate=1e-3",
     "dataset.held_out_fraction=0.005",
-    "generation.scenario_configs=[{name: unconditional, num_samples: 4, generate_kwargs: {max_length: 24, min_length: 10}}]",
+    "generation.scenario_configs=[{name: unconditional, num_samples: 4, generate_kwargs: {max_length: 24}}]",
 ]
 
 

@@ -16,6 +16,7 @@ SIDEWAYS = {
     ("kl", "models"),
     ("report", "metrics"),
     ("sources", "corpus"),
+    ("scorers", "segments"),
 }
 FORBIDDEN_ON_FLOOR_1 = {"ray", "wandb", "argparse"}
 FORBIDDEN_ON_FLOOR_0 = FORBIDDEN_ON_FLOOR_1 | {"torch", "transformers", "datasets", "pyarrow"}
