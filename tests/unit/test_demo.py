@@ -3,12 +3,12 @@ import pytest
 from jobs.demo import BAD, GOOD, MLE, SKIPPED_FOLDERS, copy_standard_library, judge
 
 
-def row(arm, score, half_width=0.001, **changes):
+def row(arm, mean, half_width=0.001, **changes):
     return {
         "scenario": "unconditional",
         "arm": arm,
-        "score": score,
-        "score_ci": [score - half_width, score + half_width],
+        "score": mean,
+        "score_ci": [mean - half_width, mean + half_width],
         "length": 250.0,
         "distinct-2-grams": 0.8,
         "distinct-2-grams_corpus": 0.6,
