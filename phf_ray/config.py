@@ -259,6 +259,8 @@ class PoolConfig(_Section):
     """null: as many as the cluster has room for."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: dict[str, float] = {}
+    """Custom Ray resources that an actor needs besides."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,0 +1,757 @@
+"""Scoring a corpus with Ray Data: shard by shard, exactly once, from any number of interruptions.
+
+`plan.json` fixes the input files and cuts them into shards before anything is scored. One row of the data set is one
+shard; an actor reads it, scores it and commits it as one part, under a temporary name that is then renamed. What is
+done is what is listed: resuming skips the shards whose part exists, no document is remembered, and a worker that
+outlives its driver does no harm. Price: a shard that was being scored is scored again.
+
+Scorers that need a GPU form a second stage with a pool of its own; between the stages a shard rests under `_tmp/`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import posixpath
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Counter as MetricCounter
+
+from phf_ray import corpus, sources
+from phf_ray.config import Config, PoolConfig
+from phf_ray.corpus import Manifest, PartWriter, Stats
+from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
+from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
+from phf_ray.records import Document, Rejected, ScorerIdentity
+from phf_ray.sources import InputFile, Piece, Record, Segmented
+
+log = logging.getLogger(__name__)
+
+_BATCH_CHARACTERS = 64 << 10
+_BATCH_DOCUMENTS = 1024
+_JUDGED_SEGMENTS = 1000
+"""Failures are judged from this number of segments on, or at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreProgress:
+    """Where a job stands. Counts include what earlier runs of the same job did; the rate is this run's."""
+
+    stats: Stats
+    """Documents, segments, characters, rejected records and failures so far."""
+    shards_done: int
+    shards: int
+    bytes_left: int
+    bytes_here: int
+    """Done by this run."""
+    elapsed_s: float
+
+    @property
+    def characters_per_s(self) -> float:
+        return self.bytes_here / max(self.elapsed_s, 1e-9)
+
+    @property
+    def eta_s(self) -> float | None:
+        return self.bytes_left / self.characters_per_s if self.bytes_here else None
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is scored, with what, in which shards."""
+
+    key: Mapping[str, Any]
+    """Everything of the configuration that can change a row of the output."""
+    identities: tuple[dict[str, Any], ...]
+    files: tuple[InputFile, ...]
+    shards: tuple[tuple[Piece, ...], ...]
+    reuse: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
+    """Input root -> scorer -> columns of scores and errors that hold what this scorer would compute."""
+
+    def to_json(self) -> dict[str, Any]:
+        roots = sorted({file.root for file in self.files})
+        return {
+            "format": 1,
+            "key": dict(self.key),
+            "identities": list(self.identities),
+            "reuse": self.reuse,
+            "roots": roots,
+            "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
+            "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Plan":
+        return cls(
+            key=values["key"],
+            identities=tuple(values["identities"]),
+            reuse=values["reuse"],
+            files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
+            shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks to be scored, and how."""
+
+    config: Config
+    inputs: Sequence[str]
+    limit: int | None = None
+    """Records in all."""
+    text_column: str | None = None
+    shard_bytes: int | None = None
+    """Text per shard; None: from the size of the corpus."""
+
+    def key(self) -> dict[str, Any]:
+        """What must stay the same for a job to be resumed."""
+        return {
+            "scoring.scorers": [dict(scorer) for scorer in _scorer_configs(self.config)],
+            "scoring.segmenter": self.config.scoring.segmenter,
+            "--limit": self.limit,
+            "--text-column": self.text_column,
+        }
+
+    def find(self) -> tuple[InputFile, ...]:
+        found = sources.find_files(self.inputs)
+        if found.ignored:
+            others = ", ".join(
+                f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
+            )
+            log.info("%d files are read; of other kinds and left out: %s", len(found.files), others)
+        sources.check_columns(found.files, text_column=self.text_column)
+        return found.files
+
+    def target(self, files: Sequence[InputFile]) -> int:
+        return self.shard_bytes or sources.shard_bytes(sum(file.text_bytes for file in files))
+
+
+def make_plan(request: Request) -> Plan:
+    """Finds the input and cuts it. Raises ConfigError where there is nothing to score."""
+    files = request.find()
+    cut = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
+    shards = tuple(tuple(shard) for shard in cut)
+    if not shards:
+        raise ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
+    identities = tuple(_as_json(identity.to_json()) for identity in identify(request.config))
+    return Plan(
+        key=request.key(),
+        identities=identities,
+        files=files,
+        shards=shards,
+        reuse={root: _reusable(root, identities) for root in sorted({file.root for file in files})},
+    )
+
+
+def _as_json(values: Any) -> Any:
+    """What comes back when it was written as JSON."""
+    return json.loads(json.dumps(values))
+
+
+def identify(config: Config) -> tuple[ScorerIdentity, ...]:
+    """Builds every scorer once, in a process of its own, so errors of their configuration come before any work."""
+    process = ScoringProcess(_setup(config))
+    process.close()
+    names = Counter(identity.name for identity in process.identities)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ConfigError(f"two scorers are called {twice[0]!r}; give one of them another `name:`")
+    return process.identities
+
+
+def _scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
+    _ = config.scorer  # refuses a configuration without any
+    return config.scoring.scorers
+
+
+def _setup(config: Config) -> Setup:
+    return Setup(
+        scorers=_scorer_configs(config),
+        segmenter=config.scoring.segmenter,
+        text_timeout_s=config.scoring.text_timeout_s,
+        factory=SCORER_FACTORY,
+    )
+
+
+SCORER_FACTORY = "phf_ray.scorers:build_scorer"
+
+
+def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Scorers whose scores an input corpus holds already, computed by an identical scorer."""
+    if not corpus.is_scored_corpus(root):
+        return {}
+    stored = corpus.read_manifest(root).scorers
+    columns = {
+        identity["name"]: corpus.columns_of(identity["name"], is_first=index == 0)[:2]
+        for index, identity in enumerate(stored)
+    }
+    return {identity["name"]: columns[identity["name"]] for identity in identities if identity in stored}
+
+
+def input_fingerprint(plan: Plan) -> str:
+    return corpus.fingerprint([[file.path, file.kind, file.size, file.stamp] for file in plan.files])
+
+
+# ------------------------------------------------------------------------------------------------------------ resuming
+
+
+class Output:
+    """The folder that a job writes."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._filesystem, self._root = corpus.open_filesystem(path)
+
+    def name(self, *parts: str) -> str:
+        return posixpath.join(corpus.full_name(self._filesystem, self._root), *parts)
+
+    def part(self, shard: int) -> str:
+        return self.name(corpus.part_name(shard))
+
+    def rejects(self, shard: int) -> str:
+        return self.name(corpus.REJECTED, corpus.part_name(shard))
+
+    def has(self, name: str) -> bool:
+        return bool(self._filesystem.exists(posixpath.join(self._root, name)))
+
+    def committed(self, num_shards: int) -> set[int]:
+        names = {corpus.part_name(shard): shard for shard in range(num_shards)}
+        if not self._filesystem.exists(self._root):
+            return set()
+        listed = (posixpath.basename(str(name)) for name in self._filesystem.ls(self._root, detail=False, refresh=True))
+        return {names[name] for name in listed if name in names}
+
+    def read_plan(self) -> Plan | None:
+        if not self.has(corpus.PLAN):
+            return None
+        try:
+            return Plan.from_json(json.loads(self._filesystem.cat_file(posixpath.join(self._root, corpus.PLAN))))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{self.name(corpus.PLAN)} can't be read: {error!r}; start anew with --restart") from None
+
+    def write_plan(self, plan: Plan) -> None:
+        self._filesystem.makedirs(self._root, exist_ok=True)
+        content = json.dumps(plan.to_json(), separators=(",", ":"))
+        corpus.write_file(self._filesystem, posixpath.join(self._root, corpus.PLAN), content.encode())
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        content = json.dumps(values, indent=2) + "\n"
+        corpus.write_file(self._filesystem, posixpath.join(self._root, name), content.encode())
+
+    def refuse_strangers(self) -> None:
+        """A folder with files that are not ours is not written into."""
+        if self._filesystem.exists(self._root) and self._filesystem.ls(self._root, detail=False):
+            raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.rm(posixpath.join(self._root, name), recursive=True)
+
+    def clear(self) -> None:
+        """Remove everything that this job writes, the mark of success first."""
+        ours = (corpus.SUCCESS, corpus.MANIFEST, corpus.CARD, corpus.PLAN, "summary.json")
+        for name in (*ours, corpus.REJECTED, corpus.TEMPORARY):
+            self.remove(name)
+        for path in self._filesystem.glob(posixpath.join(self._root, "part-*.parquet")):
+            self._filesystem.rm(path)
+
+
+def prepare(request: Request, output: Output, *, append: bool, restart: bool) -> Plan:
+    """The plan of this output: the one that is there, if it still holds, or a new one, which is written.
+
+    Raises ConfigError that names what changed.
+    """
+    stored = None if restart else output.read_plan()
+    if stored is None:
+        plan = make_plan(request)
+        if restart and output.has(corpus.PLAN):
+            output.clear()
+        output.refuse_strangers()
+        output.write_plan(plan)
+        return plan
+    _refuse_other_configuration(stored, request)
+    added = _added_files(stored, request.find(), append=append)
+    if not added:
+        return stored
+    if request.limit is not None:
+        raise ConfigError("--append and --limit together are not defined; leave out one of them")
+    new_shards = sources.plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
+    new_roots = {file.root for file in added} - set(stored.reuse)
+    plan = replace(
+        stored,
+        files=(*stored.files, *added),
+        shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
+        reuse={**stored.reuse, **{root: _reusable(root, stored.identities) for root in sorted(new_roots)}},
+    )
+    output.remove(corpus.SUCCESS)
+    output.write_plan(plan)
+    return plan
+
+
+def _refuse_other_configuration(stored: Plan, request: Request) -> None:
+    changes = [
+        f"{name} was {stored.key.get(name)!r}, is {value!r}"
+        for name, value in _as_json(request.key()).items()
+        if stored.key.get(name) != value
+    ]
+    if not changes:
+        identities = [_as_json(identity.to_json()) for identity in identify(request.config)]
+        changes = [
+            f"scorer {old['name']}: {name} was {old.get(name)!r}, is {new.get(name)!r}"
+            for old, new in zip(stored.identities, identities, strict=True)
+            for name in new
+            if old.get(name) != new[name]
+        ]
+    if changes:
+        raise ConfigError(
+            "this output was begun with another configuration: "
+            + "; ".join(changes)
+            + "; give another --output, or --restart to discard what is there"
+        )
+
+
+def _added_files(stored: Plan, found: Sequence[InputFile], *, append: bool) -> tuple[InputFile, ...]:
+    """Raises ConfigError where planned files changed or are gone, or new ones came without `append`."""
+    now = {file.name: file for file in found}
+    known = {file.name for file in stored.files}
+    roots = {file.root for file in found}
+    # With --append the new input may be given alone.
+    expected = [file for file in stored.files if not append or file.root in roots]
+    missing = [file.path for file in expected if file.name not in now]
+    changed = [file.path for file in expected if file.name in now and now[file.name] != file]
+    added = [file for file in found if file.name not in known]
+    problems = [
+        f"{len(paths)} input file(s) {what} since the job began ({_some(paths)})"
+        for what, paths in (("changed", changed), ("are missing", missing))
+        if paths
+    ]
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or --restart to score all of the input anew")
+    if added and not append:
+        paths = [file.path for file in added]
+        raise ConfigError(
+            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); --append scores them too"
+        )
+    return tuple(added)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+
+
+# ---------------------------------------------------------------------------------------------------------- one shard
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pool of actors and what it does to a shard."""
+
+    setup: Setup
+    """With the scorers of this stage only."""
+    identities: tuple[dict[str, Any], ...]
+    scorers_before: tuple[str, ...]
+    """Names of the scorers whose scores a shard brings along."""
+    scorers: tuple[str, ...]
+    """All names in the order of the columns."""
+    output: str
+    text_column: str | None
+    is_first: bool
+    is_last: bool
+
+    @property
+    def scorers_after(self) -> tuple[str, ...]:
+        """In the order of the columns."""
+        mine = {*self.scorers_before, *(identity["name"] for identity in self.identities)}
+        return tuple(name for name in self.scorers if name in mine)
+
+
+def score_records(
+    records: Iterable[Record], process: ScoringProcess, writer: PartWriter, *, counted: Callable[[Stats], None]
+) -> None:
+    """Documents of a shard through the scorers into its part. While one batch is scored the next is read.
+
+    `counted` is called now and then with the writer's statistics.
+    """
+    scored: list[tuple[Document | Segmented, Task]] | None = None
+    for batch in _batches(records, writer):
+        if scored is not None:
+            answer = process.collect()
+            process.submit([task for _, task in batch])
+            _write(scored, answer.outcomes, truncated=answer.truncated, writer=writer)
+            counted(writer.stats)
+        else:
+            process.submit([task for _, task in batch])
+        scored = batch
+    if scored is not None:
+        answer = process.collect()
+        _write(scored, answer.outcomes, truncated=answer.truncated, writer=writer)
+
+
+def _batches(records: Iterable[Record], writer: PartWriter) -> Iterator[list[tuple[Document | Segmented, Task]]]:
+    batch: list[tuple[Document | Segmented, Task]] = []
+    characters = 0
+    for record in records:
+        if isinstance(record, Rejected):
+            writer.reject(record)
+            continue
+        if isinstance(record, Document):
+            task = Task(text=record.text)
+            characters += len(record.text)
+        else:
+            task = Task(texts=record.texts, scores=record.scores)
+            characters += sum(map(len, record.texts))
+        batch.append((record, task))
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _write(
+    batch: Sequence[tuple[Document | Segmented, Task]],
+    outcomes: Sequence[Outcome],
+    *,
+    truncated: Mapping[str, int],
+    writer: PartWriter,
+) -> None:
+    for (record, _), outcome in zip(batch, outcomes, strict=True):
+        if outcome.problem is not None:
+            origin = json.loads(record.meta)
+            writer.reject(
+                Rejected(str(origin.get("source", record.id)), int(origin.get("record", 0)), *outcome.problem)
+            )
+        else:
+            writer.add(record.id, outcome.texts, scores=outcome.scores, meta=record.meta)
+    for name, count in truncated.items():
+        writer.stats.scorers[name].truncated += count
+
+
+class ScoreShard:
+    """Ray Data actor: one scoring process, one shard a call."""
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+        self._process = ScoringProcess(stage.setup)
+        identities = tuple(_as_json(identity.to_json()) for identity in self._process.identities)
+        if identities != stage.identities:
+            raise ConfigError(
+                f"node {ray.util.get_node_ip_address()} would score differently: {identities}, the job began with "
+                f"{stage.identities}; install the same versions on all nodes"
+            )
+        self._counters = {
+            name: MetricCounter(f"phf_{name}", description=f"{name.replace('_', ' ')} of jobs.score_corpus")
+            for name in ("documents", "segments", "characters", "failed_segments", "rejected_records")
+        }
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        stage, output = self._stage, Output(self._stage.output)
+        shard = int(row["shard"])
+        path = (
+            output.part(shard)
+            if stage.is_last
+            else output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
+        )
+        staged = str(row["staged"])
+        writer = PartWriter(
+            path,
+            rejects=output.rejects(shard),
+            scorers=stage.scorers_after,
+            footer={"shard": shard, "pieces": corpus.fingerprint(row["pieces"])},
+        )
+        try:
+            if stage.is_first:
+                records: Iterable[Record] = read_shard(json.loads(row["pieces"]), text_column=stage.text_column)
+            else:
+                records = read_staged(staged, scorers=stage.scorers_before)
+                footer = corpus.read_footer(staged)
+                assert footer is not None
+                before = Stats.from_json(footer["stats"])
+                writer.stats.rejected += before.rejected
+                for name in stage.scorers_before:
+                    writer.stats.scorers[name].truncated += before.scorers[name].truncated
+            score_records(records, self._process, writer, counted=self._counter())
+            stats = writer.commit()
+        finally:
+            writer.abandon()
+        if staged:
+            corpus.remove_file(staged)
+        return {**row, "staged": "" if stage.is_last else path, "stats": json.dumps(stats.to_json())}
+
+    def _counter(self) -> Callable[[Stats], None]:
+        """Adds to Ray's counters what came since the last call."""
+        last = Counter[str]()
+
+        def count(stats: Stats) -> None:
+            if not self._stage.is_last:
+                return
+            now = Counter(
+                {
+                    "documents": stats.documents,
+                    "segments": stats.segments,
+                    "characters": stats.characters,
+                    "failed_segments": stats.num_failed,
+                    "rejected_records": stats.rejected.total(),
+                }
+            )
+            for name, value in (now - last).items():
+                self._counters[name].inc(value)
+            last.clear()
+            last.update(now)
+
+        return count
+
+
+def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) -> Iterator[Record]:
+    for entry in pieces:
+        yield from sources.read_piece(
+            InputFile(*entry["file"]),
+            Piece.from_json(entry["piece"]),
+            text_column=text_column,
+            reuse={name: (scores, errors) for name, (scores, errors) in entry["reuse"].items()},
+        )
+
+
+def read_staged(path: str, *, scorers: Sequence[str]) -> Iterator[Segmented]:
+    columns = {name: corpus.columns_of(name, is_first=index == 0)[:2] for index, name in enumerate(scorers)}
+    for row in corpus.read_rows(path):
+        known = {name: (row[scores], row[errors]) for name, (scores, errors) in columns.items()}
+        yield Segmented(id=row["id"], texts=tuple(row["texts"]), meta=row["meta"], scores=known)
+
+
+# ---------------------------------------------------------------------------------------------------------------- job
+
+
+def score_corpus(  # noqa: PLR0913  the arguments of the command line
+    config: Config,
+    *,
+    inputs: Sequence[str],
+    output: str,
+    limit: int | None = None,
+    text_column: str | None = None,
+    append: bool = False,
+    restart: bool = False,
+    progress: Callable[[ScoreProgress], None] | None = None,
+    shard_bytes: int | None = None,
+) -> Manifest:
+    """Score `inputs` into the folder or URL `output`; Ray must be running. Called again it does what is missing.
+
+    Raises ConfigError for what can't be scored or does not fit what `output` holds, DataError where no document could
+    be read, IncompleteError where more than `scoring.max_failed_fraction` of the segments could not be scored.
+    """
+    place = Output(output)
+    request = Request(config, inputs=inputs, limit=limit, text_column=text_column, shard_bytes=shard_bytes)
+    plan = prepare(request, place, append=append, restart=restart)
+    if place.has(corpus.SUCCESS):
+        log.info("%s is complete; nothing to do", output)
+        return corpus.read_manifest(output)
+    tracker = _Tracker(plan, place, progress=progress, max_failed_fraction=config.scoring.max_failed_fraction)
+    todo = [shard for shard in range(len(plan.shards)) if shard not in tracker.done]
+    if todo:
+        _run(_stages(config, plan, output=place.name()), plan, todo, tracker=tracker)
+    return _finish(plan, place, tracker=tracker, segmenter=config.scoring.segmenter)
+
+
+def _finish(plan: Plan, place: Output, *, tracker: "_Tracker", segmenter: str) -> Manifest:
+    missing = len(plan.shards) - len(place.committed(len(plan.shards)))
+    if missing:
+        raise IncompleteError(f"{missing} of {len(plan.shards)} shards have no part in {place.path}")
+    if not tracker.stats.documents:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(tracker.stats.rejected.items()))
+        raise DataError(
+            f"no document could be read from the input ({reasons}); {place.name(corpus.REJECTED)} names each record; "
+            "mend the input and give --restart"
+        )
+    tracker.judge(final=True)
+    place.remove(corpus.TEMPORARY)
+    return corpus.finish(
+        place.name(),
+        scorers=[ScorerIdentity(**identity) for identity in plan.identities],
+        segmenter=segmenter,
+        config=plan.key,
+        input_fingerprint=input_fingerprint(plan),
+    )
+
+
+class _Tracker:
+    """Adds up what shards report, and stops the job when too much fails. Memory does not grow with the corpus."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        place: Output,
+        *,
+        progress: Callable[[ScoreProgress], None] | None,
+        max_failed_fraction: float,
+    ):
+        self._sizes = [sum(piece.num_bytes for piece in shard) for shard in plan.shards]
+        self.done = place.committed(len(plan.shards))
+        self._place = place
+        self._progress = progress
+        self._limit = max_failed_fraction
+        self._bytes_here = 0
+        self._begin = time.monotonic()
+        self.stats = Stats()
+        for footer in corpus.read_footers([place.part(shard) for shard in sorted(self.done)]):
+            if footer is not None:
+                self.stats.merge(Stats.from_json(footer["stats"]))
+        self.judge(final=False)
+        self._tell()
+
+    def shard_done(self, shard: int, stats: Stats) -> None:
+        self.done.add(shard)
+        self.stats.merge(stats)
+        self._bytes_here += self._sizes[shard]
+        self._tell()
+        self.judge(final=False)
+
+    def judge(self, *, final: bool) -> None:
+        if self.stats.segments < _JUDGED_SEGMENTS and not final:
+            return
+        for name, scorer in self.stats.scorers.items():
+            failed = scorer.failed.total()
+            if failed > self._limit * self.stats.segments:
+                reasons = ", ".join(f"{reason}: {count}" for reason, count in scorer.failed.most_common(5))
+                raise IncompleteError(
+                    f"{name} could not score {failed} of {self.stats.segments} segments ({reasons}), more than "
+                    f"scoring.max_failed_fraction={self._limit}; stopped after {len(self.done)} of {len(self._sizes)} "
+                    f"shards, which stay in {self._place.path}; raise that fraction to go on, or mend the scorer and "
+                    "give --restart"
+                )
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            left = sum(size for shard, size in enumerate(self._sizes) if shard not in self.done)
+            self._progress(
+                ScoreProgress(
+                    stats=self.stats,
+                    shards_done=len(self.done),
+                    shards=len(self._sizes),
+                    bytes_left=left,
+                    bytes_here=self._bytes_here,
+                    elapsed_s=time.monotonic() - self._begin,
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    stage: Stage
+    config: PoolConfig
+
+
+def _stages(config: Config, plan: Plan, *, output: str) -> list[_Pool]:
+    """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for."""
+    pools = config.scoring.pools
+    on_gpu = _has(pools.gpu)
+    groups = {
+        "cpu": [index for index, one in enumerate(plan.identities) if not (on_gpu and "torch" in one["versions"])],
+        "gpu": [index for index, one in enumerate(plan.identities) if on_gpu and "torch" in one["versions"]],
+    }
+    names = tuple(identity["name"] for identity in plan.identities)
+    used = [(pool, indices) for pool, indices in groups.items() if indices]
+    setup = _setup(config)
+    stages = []
+    for number, (pool, indices) in enumerate(used):
+        stage = Stage(
+            setup=replace(setup, scorers=tuple(setup.scorers[index] for index in indices)),
+            identities=tuple(plan.identities[index] for index in indices),
+            scorers_before=tuple(names[index] for _, before in used[:number] for index in before),
+            scorers=names,
+            output=output,
+            text_column=plan.key["--text-column"],
+            is_first=number == 0,
+            is_last=number == len(used) - 1,
+        )
+        stages.append(_Pool(stage, getattr(pools, pool)))
+    return stages
+
+
+def _has(pool: PoolConfig) -> bool:
+    wanted = {**pool.resources, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
+    available = ray.cluster_resources()
+    return all(available.get(name, 0) >= amount for name, amount in wanted.items())
+
+
+def _run(pools: Sequence[_Pool], plan: Plan, todo: Sequence[int], *, tracker: _Tracker) -> None:
+    # Large shards first: none of them is then left alone at the end.
+    order = sorted(todo, key=lambda shard: (-sum(piece.num_bytes for piece in plan.shards[shard]), shard))
+    rows = [{"shard": shard, "pieces": _pieces_of(plan, shard), "staged": "", "stats": ""} for shard in order]
+    # One block is one shard. Items lie in the object store, so no reading task waits for a CPU behind the actors.
+    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for pool in pools:
+        most = min(len(rows), pool.config.max or _room_for(pool.config))
+        data = data.map(
+            ScoreShard,  # type: ignore[arg-type]
+            fn_constructor_args=(pool.stage,),
+            compute=ActorPoolStrategy(
+                min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=pool.config.num_cpus,
+            num_gpus=pool.config.num_gpus or None,
+            resources=pool.config.resources or None,
+        )
+    with _quiet_data(), _own_errors():
+        for row in data.iter_rows():
+            tracker.shard_done(int(row["shard"]), Stats.from_json(json.loads(row["stats"])))
+
+
+def _pieces_of(plan: Plan, shard: int) -> str:
+    entries = []
+    for piece in plan.shards[shard]:
+        file = plan.files[piece.file]
+        entries.append(
+            {
+                "file": [file.root, file.path, file.kind, file.size, file.stamp],
+                "piece": piece.to_json(),
+                "reuse": plan.reuse.get(file.root, {}),
+            }
+        )
+    return json.dumps(entries)
+
+
+def _room_for(pool: PoolConfig) -> int:
+    """Actors that the cluster has CPUs for. One machine may have been given more CPUs than it has."""
+    available = ray.cluster_resources().get("CPU", 1)
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        available = min(available, os.cpu_count() or 1)
+    return max(1, pool.min, int(available / pool.num_cpus) if pool.num_cpus else 1)
+
+
+@contextlib.contextmanager
+def _quiet_data() -> Iterator[None]:
+    """This job shows its own progress."""
+    context = DataContext.get_current()
+    before = context.enable_progress_bars
+    level = logging.getLogger("ray.data").level
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before
+        logging.getLogger("ray.data").setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of ours, raised in a worker, arrives wrapped; the user should see its message."""
+    try:
+        yield
+    except PhfError:
+        raise
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            if isinstance(inner, PhfError):
+                raise type(inner)(*inner.args) from error
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        raise

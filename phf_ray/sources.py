@@ -1,0 +1,524 @@
+"""Where a corpus comes from: finding files, cutting them into pieces of work, reading their records.
+
+A record becomes a Document, a Segmented document (of a data set whose texts are cut already), or Rejected with a
+reason; nothing is dropped without a trace. Reading is streaming: memory is bounded by the largest document, and
+documents above `MAX_DOCUMENT_BYTES` are rejected. Files are known by size and time stamp (or ETag), so a changed input
+is noticed without reading it.
+"""
+
+import gzip
+import io
+import itertools
+import json
+import posixpath
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from phf_ray import corpus
+from phf_ray.corpus import Scores
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.records import Document, Rejected
+
+MAX_DOCUMENT_BYTES = 64 << 20
+"""A longer document is rejected as `too_large`: checkers need many times its size in memory."""
+
+Kind = Literal["text", "lines", "table"]
+
+_SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".py", ".pyi", ".txt", ".text", ".md", ".rst"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), "lines"),
+    **dict.fromkeys((".parquet", ".arrow"), "table"),
+}
+_TEXT_COLUMNS = ("texts", "text", "content")
+_META_COLUMNS = ("id", "meta", "metadata")
+# Text compresses about fourfold; only used to decide what is large.
+_EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """A document that is cut into segments already, with scores that need not be computed again."""
+
+    id: str
+    texts: tuple[str, ...]
+    meta: str
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    """Scorer name -> scores and errors, of the scorers whose scores are reused."""
+
+
+Record = Document | Segmented | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    root: str
+    """Folder or URL that `path` is relative to."""
+    path: str
+    kind: Kind
+    size: int
+    stamp: str
+    """Changes whenever the file does: ETag or time of modification."""
+
+    @property
+    def name(self) -> str:
+        return posixpath.join(self.root, self.path)
+
+    @property
+    def text_bytes(self) -> int:
+        """Estimate of the text in it."""
+        return self.size * _EXPANSION.get(posixpath.splitext(self.path)[1], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All input files, by root in the order given and then by path, each once."""
+
+    files: tuple[InputFile, ...]
+    ignored: Counter[str]
+    """Suffix -> files in given folders that were not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records [begin, end) of a file; end None: to its end."""
+
+    file: int
+    """Index in the list of files."""
+    num_bytes: int
+    begin: int = 0
+    end: int | None = None
+    offset: int = 0
+    """Where record `begin` starts, in bytes of uncompressed text (lines only)."""
+
+    def to_json(self) -> list[int | None]:
+        return [self.file, self.num_bytes, self.begin, self.end, self.offset]
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> "Piece":
+        file, num_bytes, begin, end, offset = values
+        return cls(file=file, num_bytes=num_bytes, begin=begin, end=end, offset=offset)
+
+
+# ------------------------------------------------------------------------------------------------------------ finding
+
+
+def find_files(inputs: Sequence[str]) -> Found:
+    """Files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
+
+    Raises ConfigError for an input that does not exist or holds nothing to read.
+    """
+    files: dict[str, InputFile] = {}
+    ignored: Counter[str] = Counter()
+    for source in inputs:
+        found = list(_find(source, ignored))
+        if not found:
+            raise ConfigError(f"--input {source}: {_nothing(ignored)}")
+        for file in found:
+            files.setdefault(file.name, file)
+    return Found(files=tuple(files.values()), ignored=ignored)
+
+
+def _nothing(ignored: Counter[str]) -> str:
+    known = ", ".join(sorted(_SUFFIXES))
+    others = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(5))
+    seen = f"only files of other kinds ({others})" if others else "no files"
+    return f"{seen}; give a folder with files of {known}, or a quoted glob such as 'folder/**/*.c' to read any as text"
+
+
+def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
+    filesystem, path = corpus.open_filesystem(corpus.hub_url(source) or source)
+    path = path.rstrip("/") or "/"
+    if filesystem.isfile(path):
+        yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
+    elif filesystem.isdir(path):
+        yield from _find_in_folder(source, filesystem, path, ignored)
+    elif _magic(path) is not None:
+        root = posixpath.dirname(path[: _magic(path)])
+        entries = filesystem.glob(path, detail=True)
+        for name in sorted(entries):
+            if entries[name]["type"] == "file":
+                yield _input_file(filesystem, root, entries[name])
+    else:
+        raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
+
+
+def _magic(path: str) -> int | None:
+    return min((path.index(sign) for sign in "*?[" if sign in path), default=None)
+
+
+def _find_in_folder(
+    source: str, filesystem: fsspec.AbstractFileSystem, root: str, ignored: Counter[str]
+) -> Iterator[InputFile]:
+    if corpus.is_scored_corpus(source):
+        for part in corpus.list_parts(source):
+            yield _input_file(filesystem, root, filesystem.info(corpus.open_filesystem(part)[1]))
+        return
+    entries = filesystem.find(root, detail=True)
+    saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
+    if saved or source != (corpus.hub_url(source) or source):
+        names = corpus.data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
+    else:
+        names = sorted(entries)
+    for name in names:
+        relative = posixpath.relpath(name, root)
+        if any(part.startswith(".") or part == "__pycache__" for part in relative.split("/")):
+            continue
+        if _kind(name) is None:
+            ignored[posixpath.splitext(name)[1]] += 1
+        else:
+            yield _input_file(filesystem, root, entries[name])
+
+
+def _kind(name: str) -> Kind | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
+    name = str(info["name"])
+    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(key)), "")
+    return InputFile(
+        root=corpus.full_name(filesystem, root),
+        path=posixpath.relpath(name, root),
+        # What a glob or a path names is read, whatever its suffix.
+        kind=_kind(name) or "text",
+        size=int(info["size"] or 0),
+        stamp=str(stamp),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- planning
+
+
+def shard_bytes(total: int) -> int:
+    """Text per shard, from the size of the corpus alone, so that a plan does not depend on the cluster.
+
+    About 32 shards of a small corpus keep a few actors busy to the end; 16 MB are some seconds of work to lose; and
+    more than 16,384 shards would burden the driver.
+    """
+    return max(512 << 10, min(16 << 20, total // 32), min(64 << 20, total // 16384))
+
+
+def plan_shards(
+    files: Sequence[InputFile], *, shard_bytes: int, limit: int | None = None, first_file: int = 0
+) -> Iterator[list[Piece]]:
+    """Files in order, grouped where they are small and cut between records where they are large.
+
+    `limit`: records in all. `first_file`: index of files[0] in the plan.
+    """
+    shard: list[Piece] = []
+    size = 0
+    for piece in _limited(_pieces(files, shard_bytes, exact=limit is not None), limit):
+        shard.append(Piece(piece.file + first_file, piece.num_bytes, piece.begin, piece.end, piece.offset))
+        size += piece.num_bytes
+        if size >= shard_bytes:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def _limited(pieces: Iterator[Piece], limit: int | None) -> Iterator[Piece]:
+    if limit is None:
+        yield from pieces
+        return
+    left = limit
+    for piece in pieces:
+        assert piece.end is not None
+        taken = min(left, piece.end - piece.begin)
+        share = taken / max(1, piece.end - piece.begin)
+        yield Piece(piece.file, round(piece.num_bytes * share), piece.begin, piece.begin + taken, piece.offset)
+        left -= taken
+        if left <= 0:
+            return
+
+
+def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator[Piece]:
+    """`exact`: every piece knows its number of records."""
+    for index, file in enumerate(files):
+        if file.kind == "text":
+            yield Piece(index, file.size, end=1)
+        elif file.text_bytes <= target and not exact:
+            yield Piece(index, file.text_bytes)
+        else:
+            try:
+                cuts = _cut_lines(file, target) if file.kind == "lines" else _cut_table(file, target)
+                for begin, end, offset, num_bytes in cuts:
+                    yield Piece(index, num_bytes, begin, end, offset)
+            except _UNREADABLE:
+                # Reading will reject it with the reason.
+                yield Piece(index, 0, 0, 1)
+
+
+def _cut_lines(file: InputFile, target: int) -> list[tuple[int, int, int, int]]:
+    """(first line, end line, byte offset, bytes) of consecutive pieces of about `target` bytes. Reads the file once."""
+    cuts = []
+    begin = line = start = position = 0
+    with _open_lines(file.name) as stream:
+        while chunk := stream.read(_CHUNK):
+            newlines = chunk.count(b"\n")
+            if newlines and position + len(chunk) - start >= target:
+                cut = position + chunk.rindex(b"\n") + 1
+                cuts.append((begin, line + newlines, start, cut - start))
+                begin, start = line + newlines, cut
+            line += newlines
+            position += len(chunk)
+    if position > start:
+        cuts.append((begin, line + 1, start, position - start))
+    return cuts
+
+
+def _cut_table(file: InputFile, target: int) -> list[tuple[int, int, int, int]]:
+    if file.path.endswith(".arrow"):
+        filesystem, path = corpus.open_filesystem(file.name)
+        with filesystem.open(path, "rb") as stream:
+            rows = sum(len(batch) for batch in pa.ipc.open_stream(stream))
+        size = file.size
+    else:
+        metadata = _parquet_metadata(file.name)
+        rows = metadata.num_rows
+        size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    count = max(1, min(rows, -(-size // target)))
+    edges = [rows * index // count for index in range(count + 1)]
+    return [(begin, end, 0, size // count) for begin, end in itertools.pairwise(edges) if end > begin]
+
+
+def _parquet_metadata(name: str) -> pq.FileMetaData:
+    filesystem, path = corpus.open_filesystem(name)
+    with filesystem.open(path, "rb") as stream:
+        return pq.read_metadata(stream)
+
+
+def check_columns(files: Sequence[InputFile], *, text_column: str | None) -> None:
+    """Look into the first file of each kind: better an error now than a corpus of rejected records.
+
+    Raises ConfigError that names the columns there are.
+    """
+    for kind in ("lines", "table"):
+        first = next((file for file in files if file.kind == kind), None)
+        if first is None:
+            continue
+        columns = _columns(first)
+        wanted = (text_column,) if text_column else _TEXT_COLUMNS
+        if columns and not set(wanted) & set(columns):
+            raise ConfigError(
+                f"{first.name} has no column {' or '.join(map(repr, wanted))}; "
+                f"give --text-column with one of {', '.join(map(repr, columns))}"
+            )
+
+
+def _columns(file: InputFile) -> list[str]:
+    """Empty where that can't be told; reading the file will say why."""
+    try:
+        if file.kind == "lines":
+            with _open_lines(file.name) as stream:
+                first = json.loads(stream.readline(MAX_DOCUMENT_BYTES) or b"{}")
+            return list(first) if isinstance(first, dict) else []
+        return _table_columns(file.name)
+    except (*_UNREADABLE, ValueError, RecursionError):
+        return []
+
+
+def _table_columns(name: str) -> list[str]:
+    filesystem, path = corpus.open_filesystem(name)
+    with filesystem.open(path, "rb") as stream:
+        if name.endswith(".arrow"):
+            return list(pa.ipc.open_stream(stream).schema.names)
+        return list(pq.read_schema(stream).names)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, pa.ArrowException)
+
+
+def read_piece(
+    file: InputFile, piece: Piece, *, text_column: str | None = None, reuse: Mapping[str, tuple[str, str]] | None = None
+) -> Iterator[Record]:
+    """Records of a piece, in order. `reuse`: scorer name -> columns of scores and errors that are taken over.
+
+    A file that can't be read, or can't be read to its end, is Rejected at the record where it ended. On a remote store
+    only what a second try would not mend is rejected; other failures are raised, and the job can be run again.
+    """
+    index = piece.begin
+    try:
+        if file.kind == "text":
+            yield _read_text(file)
+            return
+        if file.kind == "lines":
+            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column)
+        else:
+            records = _read_table(file, piece, text_column=text_column, reuse=reuse or {})
+        for number, record in records:
+            index = number + 1
+            yield record
+    except _UNREADABLE as error:
+        lasting = not isinstance(error, OSError) or isinstance(
+            error, gzip.BadGzipFile | FileNotFoundError | PermissionError
+        )
+        if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
+            raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
+        yield Rejected(file.path, index, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _read_text(file: InputFile) -> Record:
+    filesystem, path = corpus.open_filesystem(file.name)
+    with filesystem.open(path, "rb") as stream:
+        content = stream.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        return _too_large(file.path, 0)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Rejected(file.path, 0, "not_utf8", f"byte {error.start}: {error.reason}")
+    return _document(text, source=file.path, record=0, meta={"source": file.path})
+
+
+def _too_large(source: str, record: int) -> Rejected:
+    return Rejected(source, record, "too_large", f"more than {MAX_DOCUMENT_BYTES} bytes; cut it into documents")
+
+
+def _document(text: str, *, source: str, record: int, meta: Mapping[str, Any]) -> Document | Rejected:
+    problem = _problem_of(text)
+    if problem is not None:
+        return Rejected(source, record, *problem)
+    return Document(corpus.document_id(source, record, text), text, json.dumps(meta, ensure_ascii=True, default=str))
+
+
+def _problem_of(text: str) -> tuple[str, str] | None:
+    """Reason and detail, where the text can't be stored."""
+    if not text:
+        return "empty", "the document has no characters"
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return "lone_surrogate", f"character {error.start} is half of a surrogate pair"
+    if size > MAX_DOCUMENT_BYTES:
+        return "too_large", f"{size} bytes, more than {MAX_DOCUMENT_BYTES}; cut it into documents"
+    return None
+
+
+def _open_lines(name: str) -> io.BufferedReader:
+    """Uncompressed bytes of the file."""
+    filesystem, path = corpus.open_filesystem(name)
+    raw = filesystem.open(path, "rb")
+    if name.endswith(".gz"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
+    if name.endswith(".zst"):
+        stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+        return io.BufferedReader(stream, _CHUNK)
+    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _CHUNK)
+
+
+def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
+    with _open_lines(file.name) as stream:
+        _skip(stream, piece.offset, seekable=not file.path.endswith((".gz", ".zst")))
+        indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
+        for index in indices:
+            line = stream.readline(MAX_DOCUMENT_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+                while not line.endswith(b"\n") and line:
+                    line = stream.readline(_CHUNK)
+                yield index, _too_large(file.path, index)
+            elif line.strip():
+                yield index, _from_line(line, source=file.path, index=index, text_column=text_column)
+
+
+def _skip(stream: io.BufferedReader, num_bytes: int, *, seekable: bool) -> None:
+    if seekable:
+        stream.seek(num_bytes)
+        return
+    while num_bytes > 0:
+        num_bytes -= len(stream.read(min(_CHUNK, num_bytes))) or num_bytes
+
+
+def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Rejected(source, index, "not_utf8", f"byte {error.start} of the line: {error.reason}")
+    except (ValueError, RecursionError) as error:
+        return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
+    if not isinstance(record, dict):
+        return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
+    return _from_record(record, source=source, index=index, text_column=text_column)
+
+
+def _read_table(
+    file: InputFile, piece: Piece, *, text_column: str | None, reuse: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[int, Record]]:
+    names = _table_columns(file.name)
+    text = text_column or next((name for name in _TEXT_COLUMNS if name in names), None)
+    wanted = {text, *_META_COLUMNS, *itertools.chain.from_iterable(reuse.values())}
+    columns = [name for name in names if name in wanted]
+    index = piece.begin
+    for batch in corpus.read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
+        for record in _rows_of(batch):
+            if isinstance(record, UnicodeDecodeError):
+                yield index, Rejected(file.path, index, "not_utf8", f"byte {record.start}: {record.reason}")
+            else:
+                yield index, _from_record(record, source=file.path, index=index, text_column=text, reuse=reuse)
+            index += 1
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """One cell that is not UTF-8 must not take its neighbours with it."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield error
+            return
+        for row in range(len(batch)):
+            yield from _rows_of(batch.slice(row, 1))
+
+
+def _from_record(
+    record: Mapping[str, Any],
+    *,
+    source: str,
+    index: int,
+    text_column: str | None,
+    reuse: Mapping[str, tuple[str, str]] | None = None,
+) -> Record:
+    name = text_column or next((name for name in _TEXT_COLUMNS if name in record), None)
+    content = None if name is None else record.get(name)
+    if content is None:
+        return Rejected(source, index, "no_text", f"no value in column {name!r}" if name else "no column of text")
+    if isinstance(content, str):
+        origin = {"source": source, "record": index}
+        kept = {key: record[key] for key in _META_COLUMNS if record.get(key) is not None}
+        return _document(content, source=source, record=index, meta={**kept, **origin})
+    if not isinstance(content, list) or not all(isinstance(segment, str) for segment in content):
+        return Rejected(source, index, "not_text", f"column {name!r} holds neither a string nor a list of strings")
+    return _segmented(record, content, source=source, index=index, reuse=reuse or {})
+
+
+def _segmented(
+    record: Mapping[str, Any],
+    texts: list[str],
+    *,
+    source: str,
+    index: int,
+    reuse: Mapping[str, tuple[str, str]],
+) -> Segmented | Rejected:
+    problem = _problem_of("".join(texts))
+    if problem is not None:
+        return Rejected(source, index, *problem)
+    return Segmented(
+        id=record.get("id") or corpus.document_id(source, index, "".join(texts)),
+        texts=tuple(texts),
+        meta=corpus.meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}}),
+        scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
+    )
