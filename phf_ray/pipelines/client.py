@@ -1,0 +1,98 @@
+"""JSON over HTTP to served models and scorers, as the pipelines that work over HTTP ask for it."""
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from phf_ray.errors import ConfigError, ServiceError
+
+
+class RefusedError(ServiceError):
+    """The server will not answer this request however often it is asked."""
+
+
+class Client:
+    """JSON over HTTP, with patience: an answer that may change (429, 5xx, no connection) is asked for again."""
+
+    def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._patience_s = patience_s
+        host = urlsplit(self.url).hostname or ""
+        # A proxy from the environment can't reach a server on this machine.
+        is_local = host == "localhost" or host.startswith("127.") or host == "::1"
+        self._http = httpx.Client(
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            trust_env=not is_local,
+        )
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer; ServiceError where none came in time, RefusedError where the server says no."""
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        deadline = time.monotonic() + self._patience_s
+        for attempt in range(1_000_000):
+            try:
+                response = self._http.request(method, self.url + path, json=body)
+            except httpx.InvalidURL as error:
+                raise ConfigError(f"{self.url} is not a URL ({error}); write http://host:port") from None
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+                wait_s = _backoff(attempt)
+            else:
+                if response.is_success:
+                    return self._json(response)
+                problem = f"status {response.status_code}: {_message(response)}"
+                if response.status_code != 429 and response.status_code < 500:
+                    raise RefusedError(f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}")
+                wait_s = _retry_after(response) or _backoff(attempt)
+            if time.monotonic() + wait_s > deadline:
+                raise ServiceError(
+                    f"{self.url}{path} did not answer within {self._patience_s:g} s ({problem}); is the server running?"
+                )
+            time.sleep(wait_s)
+        raise AssertionError("patience ended long ago")
+
+    def _json(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise RefusedError(
+                f"{response.url} answered with something that is no JSON object; is this the right server?"
+            )
+        return answer
+
+
+def _backoff(attempt: int) -> float:
+    # Up to 8 s, spread so that clients that were turned away together don't come back together.
+    return random.uniform(0.5, 1.0) * min(8.0, 0.25 * 2**attempt)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        return max(0.1, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
+
+
+def _remedy(status: int) -> str:
+    if status in (401, 403):
+        return "; set OPENAI_API_KEY to a key that the server accepts"
+    return ""

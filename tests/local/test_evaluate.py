@@ -1,0 +1,536 @@
+"""The evaluation pipeline against a small server that speaks the contract over TCP."""
+
+import json
+import logging
+import random
+import socket
+import threading
+import time
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.config import parse_config
+from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
+from phf_ray.pipelines.client import Client, RefusedError
+from phf_ray.pipelines.evaluate import (
+    Arm,
+    Options,
+    Probe,
+    ScoresServer,
+    Unit,
+    draw_unit,
+    evaluate,
+    prompt_order,
+    read_prompts,
+    request_body,
+    run_here,
+    run_on_ray,
+    samples_per_prompt,
+)
+from phf_ray.report import recompute
+
+IDENTITY = {
+    "name": "pep8",
+    "class_name": "PEP8Scorer",
+    "unit": "violations per character",
+    "versions": {"pycodestyle": "2"},
+    "weights_hash": None,
+    "settings": {},
+}
+WORDS = ["x", "=", "def", "(", ")", "return", "yield", "1", "\n", "class"]
+
+
+class Server:
+    """Texts depend on (model, control, prompt, seed, choice); a text's score is its share of the letter x.
+
+    `troubles` is asked before each answer to a completion and may give another answer.
+    """
+
+    def __init__(self):
+        self.completions: list[dict] = []
+        self.num_scored = 0
+        self.troubles = lambda number, body: None
+        self.brings_n = True
+        self.unscored = lambda text: None
+        self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
+        self._lock = threading.Lock()
+        app = FastAPI()
+        app.post("/v1/completions")(self.complete)
+        app.post("/v1/scores")(self.scores)
+        app.post("/tokenize")(self.tokenize)
+        app.get("/v1/models")(self.list_models)
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self):
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def num_asked(self) -> int:
+        return sum(body["n"] for body in self.completions)
+
+    async def list_models(self, request: Request):
+        if request.headers.get("authorization") == "Bearer wrong":
+            return JSONResponse({"error": {"message": "no such key"}}, status_code=401)
+        return {
+            "data": [
+                {"id": name, "owned_by": "phf-ray", "max_model_len": 128, **card} for name, card in self.models.items()
+            ]
+        }
+
+    async def tokenize(self, request: Request):
+        body = await request.json()
+        return {"tokens": body["prompt"].split(), "count": len(body["prompt"].split())}
+
+    async def complete(self, request: Request):
+        body = await request.json()
+        with self._lock:
+            number = len(self.completions)
+            trouble = self.troubles(number, body)
+            if trouble is not None:
+                return trouble
+            self.completions.append(body)
+        return {
+            "choices": [self._choice(body, choice) for choice in reversed(range(body["n"] if self.brings_n else 1))]
+        }
+
+    def _choice(self, body, choice):
+        seed = body["seed"] + choice
+        rng = random.Random(f"{body['model']}{body.get('control')}{body['prompt']}{seed}")
+        bad = 5 if body.get("control") == "bad" else 0
+        words = rng.choices(WORDS + ["x"] * bad, k=rng.randint(body.get("min_tokens", 1), body["max_tokens"]))
+        return {"text": " ".join(words), "index": choice, "finish_reason": "stop", "logprobs": {"tokens": words}}
+
+    async def scores(self, request: Request):
+        body = await request.json()
+        if body["scorer"] != "pep8":
+            return JSONResponse({"error": {"message": "no such scorer: try pep8"}}, status_code=404)
+        self.num_scored += len(body["input"])
+        data = []
+        for index, text in enumerate(body["input"]):
+            error = self.unscored(text)
+            score = None if error else text.count("x") / max(1, len(text))
+            data.append({"index": index, "score": score, "error": error, "segments": None})
+        return {"scorer": IDENTITY, "data": data}
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"def f{number}(a, b):"}) + "\n" for number in range(10)))
+    return path
+
+
+def make_config(*, prompts=None, num_samples=40, **scenario):
+    kwargs = {"max_length": 20, "min_length": 2, "temperature": 0.7, "top_p": 0.9}
+    scenarios = [
+        {"name": "unconditional", "num_samples": num_samples, "num_hits_threshold": 0, "generate_kwargs": kwargs}
+    ]
+    if prompts is not None:
+        scenarios.append(
+            {
+                "name": "functions",
+                "num_samples": 24,
+                "prompts_path": str(prompts),
+                "use_prompt_for_scoring": True,
+                "generate_kwargs": kwargs,
+            }
+        )
+    scenarios[-1] |= scenario
+    return parse_config(
+        {
+            "scoring": {"scorers": [{"class_name": "PEP8Scorer"}], "max_failed_fraction": 0.2},
+            "generation": {
+                "batch_size": 32,
+                "scenario_configs": scenarios,
+                "metrics_configs": [{"class_name": "Compilability"}],
+            },
+        }
+    )
+
+
+CONTROL = Control(good="<|good|>", bad="<|bad|>", policy="retag")
+
+
+def make_arms(url, **changes):
+    conditional = {"url": url, "model": "conditional", "checkpoint": CheckpointInfo(control=CONTROL, scorer=IDENTITY)}
+    return [
+        Arm(name="mle", url=url, model="mle", **changes),
+        Arm(name="conditional:good", control="good", **conditional),
+        Arm(name="conditional:bad", control="bad", **conditional),
+    ]
+
+
+def run(server, output, config=None, *, arms=None, runner=run_here, **options):
+    return evaluate(
+        config or make_config(),
+        arms=arms or make_arms(server.url),
+        scores=ScoresServer(server.url, "pep8"),
+        output=str(output),
+        options=Options(**{"seeds": (0, 1), "patience_s": 5.0} | options),
+        runner=runner,
+    )
+
+
+# -- The whole, over TCP ----------------------------------------------------------------------------------------------
+
+
+def test_samples_are_drawn_scored_and_reported_exactly_as_many_as_asked(local_ray, server, prompts, tmp_path):
+    report = run(server, tmp_path / "out", make_config(prompts=prompts), runner=run_on_ray)
+    table = {(row["scenario"], row["arm"]): row for row in report["table"]}
+    assert {row["num_samples"] for (scenario, _), row in table.items() if scenario == "unconditional"} == {80}
+    assert {row["num_samples"] for (scenario, _), row in table.items() if scenario == "functions"} == {48}
+    assert (
+        server.num_asked == server.num_scored - 1 == 3 * (80 + 48)
+    )  # one text was scored to learn the scorer's identity
+    assert table["unconditional", "conditional:bad"]["score"] > 2 * table["unconditional", "conditional:good"]["score"]
+
+    samples = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    of_prompts = [s for s in samples if s["scenario"] == "functions"]
+    for arm in ("mle", "conditional:good", "conditional:bad"):
+        mine = [s for s in of_prompts if s["arm"] == arm and s["seed"] == 1]
+        counts = Counter(s["prompt_index"] for s in mine)
+        assert sorted(counts.values()) == [2] * 6 + [3] * 4
+        assert [s["prompt"] for s in mine] == [s["prompt"] for s in of_prompts if s["arm"] == "mle" and s["seed"] == 0]
+    for sample in samples:
+        whole = sample["prompt"] + sample["text"] if sample["scenario"] == "functions" else sample["text"]
+        assert sample["score"] == whole.count("x") / max(1, len(whole))
+        assert sample["num_tokens"] == len(sample["text"].split(" "))
+    assert len({s["text"] for s in samples if s["scenario"] == "unconditional"}) > 150
+
+    assert json.loads(json.dumps(recompute(str(tmp_path / "out")))) == json.loads(
+        (tmp_path / "out/report.json").read_text()
+    )
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"] is True
+    assert not (tmp_path / "out" / "drawn").exists()
+
+
+def test_max_length_counts_end_of_text_prefix_and_prompt(server, prompts, tmp_path):
+    run(server, tmp_path / "out", make_config(prompts=prompts), seeds=(0,))
+    asked = {(b["model"], b.get("control"), bool(b["prompt"]), b["max_tokens"]) for b in server.completions}
+    # max_length 20; the prompt `def f0(a, b):` has 3 tokens; arms with a control token have one token less.
+    assert asked == {
+        ("mle", None, False, 19),
+        ("mle", None, True, 16),
+        ("conditional", "good", False, 18),
+        ("conditional", "good", True, 15),
+        ("conditional", "bad", False, 18),
+        ("conditional", "bad", True, 15),
+    }
+
+
+def test_arms_get_the_same_prompts_and_seeds(server, prompts, tmp_path):
+    run(server, tmp_path / "out", make_config(prompts=prompts))
+    by_arm = {
+        arm: sorted(
+            (b["prompt"], b["seed"], b["n"]) for b in server.completions if (b["model"], b.get("control")) == arm
+        )
+        for arm in [("mle", None), ("conditional", "good"), ("conditional", "bad")]
+    }
+    assert by_arm["mle", None] == by_arm["conditional", "good"] == by_arm["conditional", "bad"]
+    seeds = [seed for _, seed, _ in by_arm["mle", None]]
+    assert len(set(seeds)) == len(seeds)
+
+
+def refuse_after(limit):
+    return lambda number, body: (
+        JSONResponse({"error": {"message": "broken"}}, status_code=400) if number >= limit else None
+    )
+
+
+def test_interrupted_and_started_again_only_what_is_missing_is_asked_for(local_ray, server, tmp_path):
+    whole = run(server, tmp_path / "whole")
+    num_all = server.num_asked
+    server.completions.clear()
+    server.troubles = refuse_after(8)
+    with pytest.raises(ServiceError, match="broken"):
+        run(server, tmp_path / "out", runner=run_on_ray)
+    num_first = server.num_asked
+    assert num_all / 3 < num_first < num_all
+    assert not (tmp_path / "out" / "report.json").exists()
+    server.troubles = lambda number, body: None
+    resumed = run(server, tmp_path / "out")
+    # Nothing was asked for twice, and nothing is missing.
+    assert server.num_asked == num_all
+    assert len({(b["model"], b.get("control"), b["seed"]) for b in server.completions}) == len(server.completions)
+    assert resumed == whole
+    for name in ("samples.parquet", "report.json", "report.html"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    run(server, tmp_path / "out")
+    assert server.num_asked == num_all
+
+
+def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
+    turned_away = []
+
+    def busy(number, body):
+        if len(turned_away) < 5:
+            turned_away.append(time.monotonic())
+            status = 429 if len(turned_away) % 2 else 503
+            return JSONResponse({"error": {"message": "full"}}, status_code=status, headers={"Retry-After": "0.3"})
+        return None
+
+    server.troubles = busy
+    report = run(server, tmp_path / "out", arms=make_arms(server.url)[:1], seeds=(0,))
+    assert report["table"][0]["num_missing"] == 0
+    assert len(turned_away) == 5
+
+
+def test_a_few_failures_leave_an_incomplete_report_that_says_so_and_a_rerun_completes_it(server, tmp_path):
+    failing = {}
+
+    def down_for_one(number, body):
+        key = (body["model"], body["seed"])
+        failing.setdefault("key", key)
+        return JSONResponse({"error": {"message": "lost"}}, status_code=500) if key == failing["key"] else None
+
+    server.troubles = down_for_one
+    config = make_config(num_samples=128)
+    arms = make_arms(server.url)[:1]
+    with pytest.raises(IncompleteError, match="16 samples could not be drawn"):
+        run(server, tmp_path / "out", config, arms=arms, seeds=(0,), patience_s=0.5)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["complete"], summary["num_missing"], summary["num_samples"]) == (False, 16, 112)
+    row = json.loads((tmp_path / "out" / "report.json").read_text())["table"][0]
+    assert (row["num_missing"], row["num_scored"]) == (16, 112)
+    server.troubles = lambda number, body: None
+    asked = server.num_asked
+    report = run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+    assert report["table"][0]["num_missing"] == 0
+    assert server.num_asked == asked + 16
+
+
+def test_too_many_failures_stop_the_job(server, tmp_path):
+    server.troubles = lambda number, body: JSONResponse({"error": {"message": "lost"}}, status_code=500)
+    with pytest.raises(ServiceError, match=r"more than scoring\.max_failed_fraction allows"):
+        run(server, tmp_path / "out", arms=make_arms(server.url)[:1], patience_s=0.3)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_text_without_a_score_is_no_zero(server, tmp_path):
+    server.unscored = lambda text: "RecursionError: deep" if text.startswith("class") else None
+    row = run(server, tmp_path / "out", arms=make_arms(server.url)[:1])["table"][0]
+    assert row["num_unscored"] > 0
+    assert row["num_scored"] + row["num_unscored"] == 80
+    assert row["unscored"] == {"RecursionError": row["num_unscored"]}
+
+
+# -- Before the first sample ------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_down_is_named_before_the_first_sample(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("phf_ray.pipelines.evaluate.CHECK_PATIENCE_S", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ServiceError, match=rf"127\.0\.0\.1:{port}.* is the server running\?"):
+        run(server, tmp_path / "out", arms=make_arms(f"http://127.0.0.1:{port}"))
+    assert server.completions == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_key_unknown_model_and_unknown_scorer_are_named_before_the_first_sample(server, tmp_path):
+    with pytest.raises(RefusedError, match="401: no such key; set OPENAI_API_KEY"):
+        run(server, tmp_path / "out", arms=make_arms(server.url, key="wrong"))
+    with pytest.raises(ConfigError, match="serves no model 'gpt'; it serves conditional, mle"):
+        run(server, tmp_path / "out", arms=[Arm(name="a", url=server.url, model="gpt")])
+    with pytest.raises(RefusedError, match="no such scorer: try pep8"):
+        evaluate(
+            make_config(),
+            arms=make_arms(server.url),
+            scores=ScoresServer(server.url, "toxic"),
+            output=str(tmp_path / "out"),
+        )
+    assert server.completions == []
+
+
+def test_a_scorer_that_was_not_trained_on_is_refused_and_another_version_of_it_is_warned_of(server, tmp_path, caplog):
+    def arm(**changed):
+        return Arm(name="a", url=server.url, model="mle", checkpoint=CheckpointInfo(scorer=IDENTITY | changed))
+
+    with pytest.raises(
+        ConfigError, match=r"a was trained on another scorer .*PIIScorer.*PEP8Scorer.*--allow-other-scorer"
+    ):
+        run(server, tmp_path / "out", arms=[arm(class_name="PIIScorer")])
+    assert server.completions == []
+    for arms, options in [([arm(class_name="PIIScorer")], {"allow_other_scorer": True}), ([arm(versions={})], {})]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            run(server, tmp_path / str(len(options)), arms=arms, **options)
+        assert "THE SCORER IS NOT THE ONE" in caplog.text
+
+
+def test_a_directory_with_another_evaluation_is_refused_or_emptied(server, tmp_path):
+    arms = make_arms(server.url)[:1]
+    run(server, tmp_path / "out", arms=arms)
+    with pytest.raises(ConfigError, match="evaluation with other requests; choose another --output"):
+        run(server, tmp_path / "out", arms=arms, seeds=(5,))
+    again = run(server, tmp_path / "out", arms=arms, seeds=(5,), restart=True)
+    assert again["seeds"] == [5]
+    changed = [Arm(name="mle", url=server.url, model="mle", fingerprint="other weights")]
+    with pytest.raises(ConfigError, match="evaluation with other arms"):
+        run(server, tmp_path / "out", arms=changed, seeds=(5,))
+
+
+# -- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_samples_per_prompt_are_as_equal_as_possible():
+    assert samples_per_prompt(10, 4) == [3, 3, 2, 2]
+    assert samples_per_prompt(4, 4) == [1, 1, 1, 1]
+
+
+def test_the_order_of_prompts_follows_from_the_scenario_alone():
+    assert prompt_order(50, scenario="a") == prompt_order(50, scenario="a") != prompt_order(50, scenario="b")
+    assert sorted(prompt_order(50, scenario="a")) == list(range(50))
+
+
+def prompted(prompts, **scenario):
+    return make_config(prompts=prompts, **scenario).generation.scenario_configs[1]
+
+
+@pytest.mark.parametrize(
+    ("control", "scenario", "expected"),
+    [
+        (None, {}, ("def f(a):", None, 17 - 1)),
+        ("bad", {}, ("def f(a):", "bad", 17 - 1)),
+        ("none", {}, ("def f(a):", "none", 17)),
+        (None, {"prefix": "<|bad|>", "prompt_before_control": True}, ("def f(a):", "bad", 17 - 1)),
+        ("good", {"prefix": "<|bad|>", "prompt_before_control": True}, ("def f(a):", "good", 17 - 1)),
+        # The control token is then glued to the last word, which the server's tokenizer counts as one token.
+        (None, {"prefix": "<|bad|>"}, ("def f(a):<|bad|>", "none", 17)),
+        ("good", {"prefix": "<|bad|>"}, ("def f(a):<|good|>", "none", 17)),
+        ("none", {"prefix": "<|bad|>"}, ("def f(a):", "none", 17)),
+        (None, {"prefix": "# good\n", "prompt_before_control": True}, ("# good\ndef f(a):", None, 15 - 1)),
+        (None, {"prefix": "# good\n"}, ("def f(a):# good\n", None, 16 - 1)),
+    ],
+)
+def test_a_control_token_is_asked_for_and_any_other_prefix_is_text(server, prompts, control, scenario, expected):
+    arm = Arm(
+        name="a", url=server.url, model="conditional", control=control, checkpoint=CheckpointInfo(control=CONTROL)
+    )
+    assert Probe(arm, {"owned_by": "phf-ray"}).prepare("def f(a):", prompted(prompts, **scenario)) == expected
+
+
+def test_a_model_without_control_tokens_gets_no_control_and_keeps_its_room(server, prompts):
+    probe = Probe(Arm(name="mle", url=server.url, model="mle", checkpoint=CheckpointInfo()), {"owned_by": "phf-ray"})
+    assert probe.prepare("def f(a):", prompted(prompts)) == ("def f(a):", None, 17)
+
+
+def test_prompts_without_room_are_left_out_for_all_arms(server, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    long = " ".join("a" * 17)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["a b", long, "c d"]))
+    # 1 + 17 + 2 = 20 would fit without a control token, 21 does not with one.
+    report = run(server, tmp_path / "out", make_config(prompts=path, num_samples=2), seeds=(0,))
+    scenario = report["scenarios"][1]
+    assert (scenario["num_prompts"], scenario["num_prompts_dropped"]) == (2, 1)
+    assert long not in {body["prompt"] for body in server.completions}
+    assert "1 were left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_room_at_all_is_an_error_before_the_first_sample(server, tmp_path):
+    config = make_config(generate_kwargs={"max_length": 2, "min_length": 2})
+    with pytest.raises(ConfigError, match="max_length=2 leaves no room for 2 new tokens"):
+        run(server, tmp_path / "out", config)
+
+
+def unit(**changes):
+    values = {
+        "arm": "a", "scenario": "s", "seed": 0, "start": 0, "count": 4, "prompt_index": None, "prompt": "", "sent": "",
+        "control": None, "max_tokens": 5,
+    }  # fmt: skip
+    return Unit(**values | changes)
+
+
+def test_requests_are_openais(prompts):
+    scenario = prompted(prompts)
+    arm = Arm(name="a", url="u", model="m")
+    assert request_body(unit(max_tokens=1), scenario, arm) == {
+        "model": "m",
+        "prompt": "",
+        "n": 4,
+        "max_tokens": 1,
+        "min_tokens": 1,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": unit().request_seed,
+        "logprobs": 0,
+    }
+    greedy = prompted(prompts, generate_kwargs={"do_sample": False, "top_k": 3})
+    body = request_body(unit(control="bad"), greedy, arm)
+    assert (body["temperature"], body["top_k"], body["control"]) == (0.0, 3, "bad")
+    assert unit(seed=1).request_seed != unit().request_seed == unit(arm="b").request_seed
+
+
+def test_a_server_that_ignores_n_is_asked_until_there_are_enough(server, prompts):
+    server.brings_n = False
+    client = Client(server.url)
+    arm = Arm(name="a", url=server.url, model="mle")
+    samples = draw_unit(
+        unit(max_tokens=9), scenario=prompted(prompts), arm=arm, ask=client.post, score=client.post, scorer="pep8"
+    )
+    assert [sample.index for sample in samples] == [0, 1, 2, 3]
+    assert len({sample.text for sample in samples}) == 4
+    assert len({body["seed"] for body in server.completions}) == 4
+
+
+def test_text_that_cannot_be_stored_is_mended_before_it_is_scored(prompts):
+    seen = []
+
+    def score(path, body):
+        seen.extend(body["input"])
+        return {"data": [{"index": 0, "score": 0.5, "error": None}]}
+
+    def ask(path, body):
+        return {"choices": [{"text": "a\ud800b\ud83d\ude00", "index": 0, "finish_reason": "length"}]}
+
+    [sample] = draw_unit(
+        unit(count=1), scenario=prompted(prompts), arm=Arm("a", "u", "m"), ask=ask, score=score, scorer="pep8"
+    )
+    assert [sample.text] == seen == ["a\ufffdb\U0001f600"]
+    assert sample.num_tokens is None
+
+
+def test_prompt_files_are_checked_line_by_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_prompts(str(path))
+    path.write_text('{"text": "a"}\n\n{"texts": "b"}\n')
+    with pytest.raises(DataError, match=r"prompts\.jsonl:3: no prompt .*write"):
+        read_prompts(str(path))
+    path.write_text('{"text": 3}\n')
+    with pytest.raises(DataError, match="`text` is 3; write a string"):
+        read_prompts(str(path))
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no prompts"):
+        read_prompts(str(path))
+    path.write_text('{"text": "a", "more": 1}\n{"text": "b"}')
+    assert read_prompts(str(path)) == ["a", "b"]
+
+
+def test_a_key_is_in_no_representation_and_no_file(server, tmp_path):
+    arms = make_arms(server.url, key="sesame")[:1]
+    assert "sesame" not in repr(arms)
+    run(server, tmp_path / "out", arms=arms)
+    assert all(b"sesame" not in path.read_bytes() for path in (tmp_path / "out").iterdir())
