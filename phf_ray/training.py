@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,12 +42,15 @@ T = TypeVar("T")
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 
-class Blocks(NamedTuple):
-    """Consecutive blocks of the training order, as they are stored."""
+class Blocks(Protocol):
+    """n consecutive blocks of the training order, each array of shape (n, S)."""
 
-    input_ids: NDArray[np.int32]
-    token_scores: NDArray[np.float32]
-    token_kinds: NDArray[np.uint8]
+    @property
+    def input_ids(self) -> NDArray[np.int32]: ...
+    @property
+    def token_scores(self) -> NDArray[np.float32]: ...
+    @property
+    def token_kinds(self) -> NDArray[np.uint8]: ...
 
 
 ReadBlocks = Callable[[int, int], Blocks]
@@ -351,7 +354,8 @@ def _statistics(out: ObjectiveOutput, batch: MicroBatch) -> Statistics:
     is_content_BS = (kinds_BS == TokenKind.CONTENT) | (kinds_BS == TokenKind.UNSCORED)
     return {
         "sum/step_loss": out.loss.detach().double(),
-        "sum/step_targets": out.num_targets,
+        # Under compat every micro-batch counts 1; one of padding is none.
+        "sum/step_targets": out.num_targets if batch.first_block >= 0 else torch.zeros_like(out.num_targets),
         "sum/content_tokens": is_content_BS.sum().double(),
         "sum/all_tokens": (kinds_BS != TokenKind.PAD).sum().double(),
         **out.metrics,

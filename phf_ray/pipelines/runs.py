@@ -60,19 +60,26 @@ class RunDirectory:
 
         Raises ConfigError with the keys that differ.
         """
+        self.check(config=config, plan=plan)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        before = {**self._read_json("config.json"), "plan": self._read_json("plan.json")}
-        if before.keys() > {"plan"}:
-            changed = _changes(before, {**config, "plan": plan})
-            if changed:
-                raise ConfigError(
-                    f"{self.path} holds a run with other settings:\n"
-                    + "\n".join(f"  - {line}" for line in changed)
-                    + "\nchoose another --run-name, or undo these changes to resume"
-                )
         # The plan first: the directory holds a run from the moment that config.json is there.
         self._write_json("plan.json", plan)
         self._write_json("config.json", config)
+
+    def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
+        """Raises ConfigError if the directory holds a run with another configuration or, where it is given, plan."""
+        before = self._read_json("config.json")
+        if not before:
+            return
+        changed = _changes(before, config, sections=_LEARNED_FROM)
+        if plan is not None:
+            changed += _changes({"plan": self._read_json("plan.json")}, {"plan": plan}, sections=("plan",))
+        if changed:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings:\n"
+                + "\n".join(f"  - {line}" for line in changed)
+                + "\nchoose another --run-name, or undo these changes to resume"
+            )
 
     def read_config(self) -> dict[str, Any]:
         return self._read_json("config.json")
@@ -163,15 +170,22 @@ class RunDirectory:
 
     # --- End ---
 
+    def write_failure(self, failure: Mapping[str, Any]) -> None:
+        """An error that would come again if the workers were started again."""
+        self._write_json("failure.json", failure)
+
+    def read_failure(self) -> dict[str, Any]:
+        return self._read_json("failure.json")
+
+    def clear_failure(self) -> None:
+        (self.path / "failure.json").unlink(missing_ok=True)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
 
     def read_summary(self) -> dict[str, Any]:
         """Empty while the run is not over."""
         return self._read_json("summary.json")
-
-    def clear_summary(self) -> None:
-        (self.path / "summary.json").unlink(missing_ok=True)
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
         _write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -196,10 +210,9 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], *, sections: Sequence[str]) -> list[str]:
     old, new = (
-        {key: value for key, value in _flat(values) if key.split(".")[0] in (*_LEARNED_FROM, "plan")}
-        for values in (before, now)
+        {key: value for key, value in _flat(values) if key.split(".")[0] in sections} for values in (before, now)
     )
     return [
         f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
@@ -344,9 +357,7 @@ def _shown(value: float | None) -> str:
 class WandbTracker:
     """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
 
-    def __init__(
-        self, run: RunDirectory, *, name: str, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]) -> None:
         import wandb
 
         id_path = run.path / "wandb_id"
@@ -356,7 +367,7 @@ class WandbTracker:
             project=os.environ.get("WANDB_PROJECT", "phf-ray"),
             id=id_path.read_text(encoding="utf-8"),
             resume="allow",
-            name=name,
+            name=run.path.name,
             group=group,
             tags=list(tags),
             config=dict(config),
@@ -378,7 +389,7 @@ def wants_wandb() -> bool:
 
 
 def start_tracker(
-    run: RunDirectory, *, name: str, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
+    run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
 ) -> WandbTracker | None:
     """None where wandb is not asked for, or does not answer: metrics.jsonl has everything."""
     if not wants_wandb():
@@ -386,7 +397,7 @@ def start_tracker(
     import wandb
 
     try:
-        return WandbTracker(run, name=name, group=group, tags=tags, config=config)
+        return WandbTracker(run, group=group, tags=tags, config=config)
     except wandb.errors.Error as error:
         log.warning("wandb is not available (%s); the run goes on, metrics.jsonl has everything", error)
         return None

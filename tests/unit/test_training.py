@@ -12,12 +12,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
+from phf_ray.blocks import BlockArrays
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel
 from phf_ray.objectives import build_objective
 from phf_ray.records import TokenKind
 from phf_ray.training import (
-    Blocks,
     CheckpointDue,
     DataShare,
     EncodedDocument,
@@ -70,7 +70,7 @@ def new_state(*, dropout: float = 0.1) -> TrainState:
     return TrainState(model, build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8))
 
 
-def random_blocks(begin: int, end: int) -> Blocks:
+def random_blocks(begin: int, end: int) -> BlockArrays:
     """Counting from a random token on; the tail of each block is padding, of a length that depends on its position."""
     starts = [np.random.default_rng(position).integers(VOCABULARY) for position in range(begin, end)]
     ids = np.stack([start + np.arange(LENGTH) for start in starts]) % (VOCABULARY - 1) + 1
@@ -78,7 +78,7 @@ def random_blocks(begin: int, end: int) -> Blocks:
     kinds[:, 0] = TokenKind.END_OF_TEXT
     for row, position in enumerate(range(begin, end)):
         kinds[row, LENGTH - position % 9 :] = TokenKind.PAD
-    return Blocks(ids.astype(np.int32), np.zeros((end - begin, LENGTH), np.float32), kinds)
+    return BlockArrays(ids.astype(np.int32), np.zeros((end - begin, LENGTH), np.float32), kinds)
 
 
 def settings(num_steps: int, *, save_steps: int | None = None, logging_steps: int = 1) -> LoopSettings:
@@ -116,7 +116,7 @@ def test_shares_of_all_ranks_are_the_blocks_of_the_step_in_order(world_size, bat
 def test_a_share_starts_after_the_blocks_that_are_left_out():
     seen = []
 
-    def read(begin: int, end: int) -> Blocks:
+    def read(begin: int, end: int) -> BlockArrays:
         seen.append((begin, end))
         return random_blocks(begin, end)
 
@@ -206,7 +206,7 @@ def test_a_step_of_padding_only_changes_nothing_but_decay():
     state = new_state(dropout=0)
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
 
-    def padding(begin: int, end: int) -> Blocks:
+    def padding(begin: int, end: int) -> BlockArrays:
         blocks = random_blocks(begin, end)
         return blocks._replace(token_kinds=np.full_like(blocks.token_kinds, TokenKind.PAD))
 

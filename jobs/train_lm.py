@@ -1,0 +1,138 @@
+"""Train a language model on scored corpora, under Ray Train.
+
+    python -m jobs.train_lm --task configs/pep8/pretrain.yml --method configs/pep8/conditional.yml \
+        --run-name conditional --storage-path runs --override dataset.datasets=[scored]
+
+Builds the token blocks that are missing, below the storage path, and trains into `<storage-path>/<run-name>/`. The same
+command goes on where the run was interrupted, also with another number of workers; a finished run is left as it is.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+
+log = logging.getLogger("jobs.train_lm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    config = config_from(arguments)
+    _check(arguments, config)
+    storage_path = str(Path(arguments.storage_path).resolve())
+
+    from phf_ray.pipelines.runs import RunDirectory
+
+    directory = RunDirectory(Path(storage_path) / arguments.run_name)
+    directory.check(config=config.model_dump(mode="json"))
+    if directory.read_summary().get("status") == "finished":
+        log.info("%s is finished; nothing to do", directory.path)
+        return 0
+    checkpoint_path = None if arguments.checkpoint_path is None else str(Path(arguments.checkpoint_path).resolve())
+    if arguments.dry_run:
+        _print_plan(config, directory=directory.path, storage_path=storage_path, checkpoint_path=checkpoint_path)
+        return 0
+
+    start_ray()
+    require_shared(arguments.storage_path, flag="--storage-path")
+    from phf_ray.blocks import read_manifest
+    from phf_ray.corpus import read_manifest as read_corpus_manifest
+    from phf_ray.pipelines.blocks import ensure_blocks, resolve_thresholds
+    from phf_ray.pipelines.train import Tracking, make_plan, run_training
+
+    corpora = [_absolute(source) for source in config.dataset.datasets]
+    blocks_path = ensure_blocks(
+        config, corpora=corpora, tokenizer_dir_or_name=None, output_root=f"{storage_path}/blocks"
+    )
+    thresholds = resolve_thresholds(config, manifests=[read_corpus_manifest(source) for source in corpora])
+    plan = make_plan(
+        config,
+        manifest=read_manifest(blocks_path),
+        objective_threshold=thresholds.get("objective"),
+        checkpoint_path=checkpoint_path,
+    )
+    log.info(
+        "%d steps of %d sequences, %d tokens each",
+        plan.num_steps,
+        config.training.effective_batch_size,
+        config.dataset.seq_length,
+    )
+    summary = run_training(
+        config,
+        plan=plan,
+        run=directory,
+        blocks_path=blocks_path,
+        task=Path(arguments.task).resolve().parent.name,
+        tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
+    )
+    print(directory.path / summary["checkpoint"])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.train_lm", description=__doc__.split("\n")[0])
+    add_config_arguments(parser, method=True)
+    parser.add_argument("--run-name", required=True, help="folder of the run below the storage path")
+    parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
+    parser.add_argument("--checkpoint-path", metavar="DIR", help="checkpoint whose weights to start from")
+    parser.add_argument("--group-name", help="group of the run on Weights & Biases")
+    parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
+    return parser
+
+
+def _check(arguments: argparse.Namespace, config: Config) -> None:
+    """What can be told before Ray starts."""
+    if not config.dataset.datasets:
+        raise ConfigError("dataset.datasets is empty; add --override dataset.datasets=[DIR], a scored corpus")
+    if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
+        raise ConfigError(f"--run-name {arguments.run_name!r} is no name of a new folder; use a word such as mle-1")
+    if is_url(arguments.storage_path):
+        raise ConfigError(
+            f"--storage-path {arguments.storage_path}: runs are written to a mounted file system; give a path such as "
+            f"/mnt/shared/{arguments.storage_path.rstrip('/').rpartition('/')[2]}"
+        )
+    checkpoint = arguments.checkpoint_path
+    if checkpoint is not None and not (Path(checkpoint) / "config.json").is_file():
+        raise ConfigError(
+            f"--checkpoint-path {checkpoint} is no checkpoint: it has no config.json; give a folder such as "
+            "runs/NAME/checkpoints/step-00000500"
+        )
+
+
+def _absolute(source: str) -> str:
+    return source if is_url(source) else str(Path(source).resolve())
+
+
+def _print_plan(config: Config, *, directory: Path, storage_path: str, checkpoint_path: str | None) -> None:
+    """Steps, parameters and disk, without Ray; steps are estimated as if every token were counted."""
+    from phf_ray.blocks import BYTES_PER_TOKEN
+    from phf_ray.packing import load_tokenizer
+    from phf_ray.pipelines.blocks import plan_blocks
+    from phf_ray.pipelines.train import initial_model
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    corpora = [_absolute(source) for source in config.dataset.datasets]
+    blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
+    model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    training = config.training
+    tokens_per_step = training.effective_batch_size * config.dataset.seq_length
+    budget = training.num_tokens - training.tokens_already_seen
+    print(f"run          {directory}")
+    print(f"blocks       {blocks.root}")
+    print(f"thresholds   {dict(blocks.thresholds) or 'none'}")
+    print(f"parameters   {num_parameters:,}; weights, gradients and Adam: {16 * num_parameters / 1e9:.2f} GB")
+    print(
+        f"steps        {budget // tokens_per_step:,} or more, of {training.effective_batch_size} x "
+        f"{config.dataset.seq_length} tokens, for {budget:,} {training.count_tokens} tokens"
+    )
+    print(f"workers      {training.num_workers}, {training.parallelism}, {training.precision}")
+    print(f"disk         {BYTES_PER_TOKEN} bytes for each token of the corpus, before compression")
+
+
+if __name__ == "__main__":
+    run(main)

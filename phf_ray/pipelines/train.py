@@ -1,0 +1,648 @@
+"""Training under Ray Train: workers, data and reporting around `phf_ray.training`.
+
+Ray Train starts the workers, connects them and starts them again when one dies. Checkpoints are ours (`runs`): whatever
+starts, a fresh command or a restarted group of any size, goes on from the newest complete one.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from phf_ray import errors
+from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.config import Config, TokenizerConfig, parse_config
+from phf_ray.errors import IncompleteError, PhfError
+from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint
+from phf_ray.objectives import Objective, build_objective
+from phf_ray.packing import ConditionalTraining, PackingConfig, load_tokenizer, pack
+from phf_ray.pipelines.runs import STEP, Follower, ProgressLines, RunDirectory, start_tracker
+from phf_ray.records import ScoredDocument, TokenKind
+from phf_ray.training import (
+    CheckpointDue,
+    DataShare,
+    EncodedDocument,
+    LoopSettings,
+    NonFinite,
+    Row,
+    Schedule,
+    Snapshot,
+    StepSettings,
+    TrainState,
+    build_optimizer,
+    held_out_bits_per_byte,
+    parallelize,
+    prefetched,
+    restore_training_state,
+    step_batches,
+    steps_in,
+    take_snapshot,
+    train,
+    unwrapped,
+    write_training_state,
+)
+
+log = logging.getLogger(__name__)
+
+# Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text.
+HELD_OUT_BYTES = 1_000_000
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What follows from the configuration and the blocks; the same for every start of a run."""
+
+    num_steps: int
+    first_block: int
+    """Blocks before this position are left out (`dataset.skip_tokens`)."""
+    tokens_per_block: float
+    """Counted as `training.count_tokens` says; a mean."""
+    blocks_hash: str
+    checkpoint_path: str | None
+    """Weights to start from."""
+    thresholds: dict[str, float]
+    """Resolved numbers: `conditional`, `filter`, `objective`."""
+    reward_mean: float | None
+    reward_std: float | None
+
+
+def make_plan(
+    config: Config, *, manifest: Manifest, objective_threshold: float | None, checkpoint_path: str | None
+) -> Plan:
+    """Raises ConfigError if the budget does not pay for a step, or skipping leaves nothing."""
+    training = config.training
+    num_tokens = manifest.tokens["all"] if training.count_tokens == "all" else manifest.num_content_tokens
+    tokens_per_block = num_tokens / manifest.num_blocks if manifest.num_blocks else 0.0
+    order = BlockOrder(manifest, seed=training.seed)
+    scores = manifest.token_scores
+    return Plan(
+        num_steps=steps_in(
+            training.num_tokens - training.tokens_already_seen,
+            tokens_per_block=tokens_per_block,
+            batch_size=training.effective_batch_size,
+        ),
+        first_block=order.position_after(config.dataset.skip_tokens) if config.dataset.skip_tokens else 0,
+        tokens_per_block=tokens_per_block,
+        blocks_hash=manifest.fingerprint,
+        checkpoint_path=checkpoint_path,
+        thresholds=dict(manifest.thresholds)
+        | ({} if objective_threshold is None else {"objective": objective_threshold}),
+        # The reward is minus the score.
+        reward_mean=None if scores.mean is None else -scores.mean,
+        reward_std=scores.std,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker is told; plain values."""
+
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    run_path: str
+    blocks_path: str
+    task: str
+    num_threads: int | None
+    """Of torch on each worker; None: the node's cores, divided by its workers."""
+
+
+# --- Driver -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """How the run is shown on a tracker."""
+
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+
+def run_training(
+    config: Config, *, plan: Plan, run: RunDirectory, blocks_path: str, task: str, tracking: Tracking
+) -> dict[str, Any]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the run's summary.
+
+    Ray must be running. SIGTERM and SIGINT save and end the run, as IncompleteError; a second one ends at once. An
+    error of ours in a worker is raised here.
+    """
+    resolved = config.model_dump(mode="json")
+    run.prepare(config=resolved, plan=dataclasses.asdict(plan))
+    run.clear_stop()
+    run.clear_failure()
+    job = TrainJob(
+        config=resolved,
+        plan=dataclasses.asdict(plan),
+        run_path=str(run.path),
+        blocks_path=blocks_path,
+        task=task,
+        num_threads=_threads_asked_for(config),
+    )
+    tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
+    progress = ProgressLines(plan.num_steps)
+    started = time.monotonic()
+    code = 1
+    try:
+        with Follower(run, [progress] if tracker is None else [progress, tracker]), _stopping_on_signals(run):
+            outcome = _fit(job, config=config, run=run)
+        if outcome["status"] == "finished":
+            summary = _summary(run, plan=plan, wall_s=time.monotonic() - started)
+            run.write_summary(summary)
+            code = 0
+            return summary
+    finally:
+        if tracker is not None:
+            tracker.close(exit_code=code)
+    raise _error_of(outcome)
+
+
+def _threads_asked_for(config: Config) -> int | None:
+    cpus = config.training.resources_per_worker.get("CPU")
+    if cpus is not None:
+        return max(1, int(cpus))
+    # Ray sets this variable to 1 in its workers whatever the user said; what the driver was told counts.
+    asked = os.environ.get("OMP_NUM_THREADS")
+    return int(asked) if asked else None
+
+
+def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
+    """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = dict(config.training.resources_per_worker)
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    use_gpu = resources.get("GPU", num_gpus) > 0
+    trainer = TorchTrainer(
+        _train_worker,  # type: ignore[arg-type]  # annotated as returning nothing, yet `Result.return_value` has it
+        train_loop_config=dataclasses.asdict(job),
+        scaling_config=ScalingConfig(
+            num_workers=config.training.num_workers, use_gpu=use_gpu, resources_per_worker=resources or None
+        ),
+        run_config=RunConfig(
+            # Ray's own files are of no use to a later start: a name that is never met again.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(run.path / "ray"),
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
+        ),
+    )
+    result: list[Any] = []
+
+    def fit() -> None:
+        try:
+            result.append(trainer.fit().return_value)  # type: ignore[attr-defined]  # typed as the older Result
+        except BaseException as error:  # noqa: BLE001  (border of a thread: raised by the main one)
+            result.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    outcome = result[0]
+    if isinstance(outcome, BaseException):
+        failure = run.read_failure()
+        if failure:
+            return failure
+        raise outcome
+    return dict(outcome)
+
+
+@contextmanager
+def _stopping_on_signals(run: RunDirectory) -> Iterator[None]:
+    """The first SIGTERM or SIGINT asks the workers to save and end; the second ends this process as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _frame: object) -> None:
+        log.warning("%s: saving a checkpoint and ending; once more to end at once", signal.Signals(number).name)
+        run.request_stop()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error_of(outcome: dict[str, Any]) -> PhfError:
+    if outcome["status"] == "failed":
+        kind = getattr(errors, outcome["kind"], PhfError)
+        return kind(outcome["message"])
+    reason = "another start of it took over" if outcome["status"] == "superseded" else "it was told to stop"
+    return IncompleteError(f"the run ended at step {outcome['step']}, because {reason}")
+
+
+def _summary(run: RunDirectory, *, plan: Plan, wall_s: float) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for row in run.read_metrics():
+        last |= row
+    checkpoint = run.latest_checkpoint()
+    return {
+        "status": "finished",
+        "step": plan.num_steps,
+        "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(run.path)),
+        "metrics": last,
+        "thresholds": plan.thresholds,
+        "wall_s_of_last_start": round(wall_s, 1),
+    }
+
+
+# --- Worker -----------------------------------------------------------------------------------------------------------
+
+
+def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train calls on every worker; the driver gets what rank 0 returns."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    job = TrainJob(**values)
+    run = RunDirectory(job.run_path)
+    failure = run.read_failure()
+    if failure:
+        # The group was started again after an error that would only come again.
+        return failure
+    try:
+        return _Worker(job, run).train()
+    except PhfError as error:
+        run.write_failure({"status": "failed", "kind": type(error).__name__, "message": str(error)})
+        raise
+
+
+class _Worker:
+    def __init__(self, job: TrainJob, run: RunDirectory):
+        from ray import train as ray_train
+        from ray.train.torch import get_device
+
+        context = ray_train.get_context()
+        self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
+        num_cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(job.num_threads or max(1, num_cores // context.get_local_world_size()))
+        self._job, self._run = job, run
+        self._config = parse_config(job.config)
+        self._plan = Plan(**job.plan)
+        self._device = get_device()
+        self._tokenizer = load_tokenizer(self._config.tokenizer)
+        self._manifest = read_manifest(job.blocks_path)
+        self._objective = self._build_objective()
+        self._saver = _Saver()
+        self._claim, resume_from = self._agree_on_start()
+        self._state = self._build_state(resume_from)
+        self._held_out = self._encode_held_out()
+
+    def _agree_on_start(self) -> tuple[str | None, Path | None]:
+        """Rank 0 claims the run and says which checkpoint all start from: others may see an older directory."""
+        from ray.train.collective import broadcast_from_rank_zero
+
+        claim, name = None, None
+        if self._rank == 0:
+            claim = self._run.claim()
+            latest = self._run.latest_checkpoint()
+            name = None if latest is None else latest.name
+        name = broadcast_from_rank_zero(name)
+        return claim, None if name is None else self._run.checkpoints / name
+
+    def _build_objective(self) -> Objective:
+        values = self._config.objective.model_dump()
+        key = "mask_above" if values["name"] == "MLE" else "score_threshold"
+        if "objective" in self._plan.thresholds:
+            values[key] = self._plan.thresholds["objective"]
+        return build_objective(
+            values,
+            compat=self._config.compat,
+            unscored=self._config.dataset.unscored,
+            reward_mean=self._plan.reward_mean,
+            reward_std=self._plan.reward_std,
+        )
+
+    def _build_state(self, resume_from: Path | None) -> TrainState:
+        training = self._config.training
+        model = self._build_model(resume_from)
+        if training.gradient_checkpointing:
+            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if training.torch_compile:
+            model.compile()
+        parallel = parallelize(model, training.parallelism, device=self._device)
+        optimizer = build_optimizer(
+            parallel,
+            weight_decay=training.weight_decay,
+            betas=(training.adam_beta1, training.adam_beta2),
+            epsilon=training.adam_epsilon,
+        )
+        state = TrainState(parallel, optimizer, tokens_seen=training.tokens_already_seen)
+        if resume_from is not None:
+            restore_training_state(resume_from, state)
+        if self._rank == 0:
+            self._run.drop_metrics_after(state.step)
+            origin = "from the start" if resume_from is None else f"from {resume_from.name}"
+            log.info("training %s on %d worker(s), %s", origin, self._world_size, self._device)
+        return state
+
+    def _build_model(self, resume_from: Path | None) -> LanguageModel:
+        if resume_from is None:
+            return initial_model(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
+        model = load_checkpoint(resume_from).model
+        value_head = self._config.model.model_kwargs.value_head_config
+        model.detach_values = value_head is not None and value_head.is_detached
+        return model
+
+    def _encode_held_out(self) -> dict[str, list[EncodedDocument]]:
+        """Held-out documents as the model reads them, by the name of the metric."""
+        if self._config.dataset.held_out_fraction == 0:
+            return {}
+        documents = choose_held_out(read_held_out(self._job.blocks_path))
+        if not documents:
+            log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
+            return {}
+        encoded = {"eval/bits_per_byte": encode_held_out(documents, self._tokenizer, good=None, per_document=False)}
+        conditional = self._config.dataset.conditional_training_config
+        if conditional is not None:
+            encoded["eval/bits_per_byte_good"] = encode_held_out(
+                documents,
+                self._tokenizer,
+                good=conditional.aligned_prefix,
+                per_document=not self._config.dataset.is_split_by_sentences,
+            )
+        return encoded
+
+    def train(self) -> dict[str, Any]:
+        try:
+            outcome = self._train()
+        finally:
+            self._saver.close()
+        return outcome
+
+    def _train(self) -> dict[str, Any]:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        training, plan = self._config.training, self._plan
+        settings = LoopSettings(
+            schedule=Schedule(
+                plan.num_steps,
+                training.learning_rate,
+                kind=training.lr_scheduler_type,
+                warmup_ratio=training.warmup_ratio,
+            ),
+            step=StepSettings(seed=training.seed, precision=training.precision, max_grad_norm=training.max_grad_norm),
+            count_tokens=training.count_tokens,
+            logging_steps=training.logging_steps,
+            save_steps=training.save_steps,
+        )
+        share = DataShare(
+            batch_size=training.effective_batch_size,
+            micro_batch_size=training.per_device_train_batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            first_block=plan.first_block,
+        )
+        order = BlockOrder(self._manifest, seed=training.seed)
+        reader = BlockReader(self._job.blocks_path, order=order)
+        batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
+        watch = _Watch(self._run, self._claim)
+        for event in train(
+            self._state, batches, objective=self._objective, settings=settings, wants_stop=watch.wants_stop
+        ):
+            if isinstance(event, Row):
+                self._log(event)
+            elif isinstance(event, NonFinite):
+                return self._fail(event)
+            elif broadcast_from_rank_zero(watch.is_superseded()):
+                return {"status": "superseded", "step": event.step}
+            else:
+                self._checkpoint(event)
+        is_finished = self._state.step == plan.num_steps
+        return {"status": "finished" if is_finished else "stopped", "step": self._state.step}
+
+    def _log(self, row: Row) -> None:
+        if self._rank != 0:
+            return
+        batch_size = self._config.training.effective_batch_size
+        blocks_used = row.step * batch_size
+        self._run.append_metrics(
+            row.metrics
+            | {
+                "train/epoch": (self._plan.first_block + blocks_used) / self._manifest.num_blocks,
+                "objective/train/instantaneous_batch_size": batch_size,
+                "objective/train/instantaneous_microbatch_size": self._config.training.per_device_train_batch_size,
+            }
+        )
+        fraction = row.metrics.get("objective/train/effective_sample_fraction", 0.0)
+        if self._objective.is_weighted and fraction > 0.99 and row.step == 1:
+            log.warning(
+                "the effective sample size of the weights is %.4f of the tokens: this objective is numerically MLE; "
+                "lower objective.beta or set objective.reward_norm: zscore",
+                fraction,
+            )
+
+    def _checkpoint(self, due: CheckpointDue) -> None:
+        measured: dict[str, float] = {}
+        if due.step == self._plan.num_steps or not due.is_last:  # told to stop: no time to lose
+            measured = self._measure()
+        snapshot = take_snapshot(self._state, keep=self._rank == 0)
+        if snapshot is None:
+            return
+        if measured:
+            counters = {STEP: due.step, "train/tokens_seen": snapshot.tokens_seen}
+            self._run.append_metrics(counters | measured)
+        info = self._info(snapshot, bits_per_byte=measured.get("eval/bits_per_byte"))
+
+        def write(directory: Path) -> None:
+            model = unwrapped(self._state.model)
+            assert isinstance(model, LanguageModel)
+            save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
+            write_training_state(directory, snapshot)
+
+        keep = self._config.training.save_total_limit
+        self._saver.submit(lambda: self._run.commit_checkpoint(due.step, write, keep=keep))
+
+    def _measure(self) -> dict[str, float]:
+        since = time.perf_counter()
+        measured = {
+            name: held_out_bits_per_byte(
+                self._state.model,
+                documents,
+                window=self._manifest.sequence_length,
+                batch_size=self._config.training.per_device_train_batch_size,
+                precision=self._config.training.precision,
+            )
+            for name, documents in self._held_out.items()
+        }
+        return measured | {"eval/wall_s": time.perf_counter() - since} if measured else {}
+
+    def _info(self, snapshot: Snapshot, *, bits_per_byte: float | None) -> CheckpointInfo:
+        config, corpora = self._config, self._manifest.corpora
+        conditional = config.dataset.conditional_training_config
+        control = None
+        if conditional is not None:
+            control = Control(
+                good=conditional.aligned_prefix,
+                bad=conditional.misaligned_prefix,
+                policy="retag" if config.dataset.is_split_by_sentences else "ban",
+            )
+        return CheckpointInfo(
+            task=self._job.task,
+            objective=config.objective.model_dump(mode="json"),
+            control=control,
+            thresholds=self._plan.thresholds,
+            scorer=corpora[0].scorer or None,
+            corpus_hash="+".join(corpus.fingerprint for corpus in corpora),
+            blocks_hash=self._plan.blocks_hash,
+            step=snapshot.step,
+            tokens_seen=snapshot.tokens_seen,
+            seq_length=self._manifest.sequence_length,
+            bits_per_byte=bits_per_byte,
+            compat=config.compat,
+            versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
+        )
+
+    def _fail(self, event: NonFinite) -> dict[str, Any]:
+        """Keep the step's blocks: each rank its share."""
+        folder = self._run.path / f"non-finite-step-{event.step:08d}"
+        folder.mkdir(exist_ok=True)
+        for number, batch in enumerate(event.micro_batches):
+            tensors = {
+                "input_ids": batch.input_ids_BS,
+                "token_scores": batch.token_scores_BS,
+                "token_kinds": batch.token_kinds_BS,
+            }
+            save_file(
+                tensors, folder / f"rank-{self._rank}-{number}.safetensors", {"first_block": str(batch.first_block)}
+            )
+        first = self._plan.first_block + (event.step - 1) * self._config.training.effective_batch_size
+        last = first + self._config.training.effective_batch_size - 1
+        latest = self._run.latest_checkpoint()
+        return {
+            "status": "failed",
+            "kind": "DataError",
+            "message": f"step {event.step}: the loss is {event.loss}, the norm of the gradient {event.grad_norm}; its "
+            f"blocks, positions {first} to {last} of the training order, are kept in {folder}; lower "
+            "training.learning_rate or look at these blocks"
+            + ("" if latest is None else f"; the newest checkpoint is {latest.name}"),
+        }
+
+
+class _Watch:
+    """Whether rank 0 was told to stop, or another start took the run. Asked at every step, looks 5 times a second."""
+
+    def __init__(self, run: RunDirectory, claim: str | None):
+        self._run, self._claim = run, claim
+        self._stop = False
+        self._looked_s = 0.0
+
+    def wants_stop(self) -> bool:
+        now = time.monotonic()
+        if self._claim is not None and not self._stop and now - self._looked_s > _POLL_S:
+            self._looked_s = now
+            self._stop = self._run.is_stop_requested() or not self._run.is_claimed_by(self._claim)
+        return self._stop
+
+    def is_superseded(self) -> bool:
+        return self._claim is not None and not self._run.is_claimed_by(self._claim)
+
+
+class _Saver:
+    """Writes checkpoints in a thread, one at a time; an error comes up at the next one, or at the end."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, write: Callable[[], object]) -> None:
+        self.close()
+
+        def work() -> None:
+            try:
+                write()
+            except BaseException as error:  # noqa: BLE001  (border of a thread: raised by close)
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="save-checkpoint")
+        self._thread.start()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """The model before the first step; with `checkpoint_path`, that checkpoint's, whatever `model` says of weights.
+
+    Rows are added for those tokens only that the checkpoint's tokenizer does not have.
+    """
+    model = config.model
+    if checkpoint_path is not None:
+        num_known = len(load_tokenizer(TokenizerConfig(path_or_name=checkpoint_path)))
+        model = model.model_copy(
+            update={
+                "path_or_name": checkpoint_path,
+                "revision": None,
+                "from_scratch": False,
+                "model_type": None,
+                "config_kwargs": {},
+                "num_additional_tokens": max(0, len(tokenizer) - num_known),
+            }
+        )
+    return build_model(model, tokenizer=tokenizer, seed=config.training.seed)
+
+
+# --- Held-out documents -----------------------------------------------------------------------------------------------
+
+
+def choose_held_out(documents: Iterator[ScoredDocument]) -> list[ScoredDocument]:
+    """Whole documents in the order of their ids, up to HELD_OUT_BYTES; at least one if there is one."""
+    chosen: list[ScoredDocument] = []
+    num_bytes = 0
+    for document in sorted(documents, key=lambda document: document.id):
+        num_bytes += len(document.text.encode())
+        if chosen and num_bytes > HELD_OUT_BYTES:
+            break
+        chosen.append(document)
+    return chosen
+
+
+def encode_held_out(
+    documents: Sequence[ScoredDocument], tokenizer: Any, *, good: str | None, per_document: bool
+) -> list[EncodedDocument]:
+    """End-of-text token and text; with `good`, that control token before each segment, as in training.
+
+    Control tokens are given, whatever the scores, and cost nothing; bytes are those of the text. So both figures, and
+    those of a model without control tokens, are about the same text.
+    """
+    conditional = None
+    if good is not None:
+        conditional = ConditionalTraining(threshold=0.0, aligned_token=good, misaligned_token=good)
+    packing = PackingConfig(conditional=conditional, per_document=per_document)
+    encoded = []
+    for document in documents:
+        aligned = ScoredDocument(
+            document.id, document.texts, (0.0,) * len(document.texts), (None,) * len(document.texts)
+        )
+        num_bytes = len(document.text.encode())
+        # A token has at least one byte, but for one at a document's head in some tokenizers: all fit into one block.
+        length = num_bytes + len(document.texts) + 3
+        for block in pack([aligned], tokenizer, sequence_length=length, config=packing):
+            is_token = block.token_kinds != TokenKind.PAD
+            kinds = block.token_kinds[is_token]
+            encoded.append(EncodedDocument(block.input_ids[is_token], kinds == TokenKind.CONTENT, num_bytes))
+    return encoded
