@@ -1,46 +1,188 @@
-"""Score a corpus: python -m jobs.score_corpus --task T --input SRC [SRC ...] --output DIR"""
+"""Score a corpus segment by segment, on this machine or a cluster.
+
+The same command started again does what is missing. Exit code 5: too many segments could not be scored.
+"""
 
 import argparse
-import json
+import datetime
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from jobs import cli
-from phf_ray.errors import PhfError
+from phf_ray.corpus import Manifest
+from phf_ray.errors import ConfigError, PhfError
 from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Output, ScoreProgress
+from phf_ray.pipelines.score import Estimate, Output, Plan, Request, ScoreProgress
 
 log = logging.getLogger("phf_ray.score_corpus")
 
+_LOG_EVERY_S = 10.0
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.score_corpus", description=__doc__)
-    cli.add_config_arguments(parser, method=False)
-    parser.add_argument("--input", nargs="+", required=True, metavar="SRC", help="folders, globs, files, URLs, hub ids")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
-    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N records")
-    parser.add_argument("--text-column", metavar="C", help="column of the text in JSON lines and tables")
-    parser.add_argument("--append", action="store_true", help="score input files that were added, too")
-    parser.add_argument("--restart", action="store_true", help="discard what the output holds")
-    arguments = parser.parse_args(argv)
-    config = cli.config_from(arguments)
-    cli.start_ray()
-    output = cli.require_shared(arguments.output, flag="--output")
-    inputs = arguments.input
-    manifest = score.score_corpus(
-        config,
-        inputs=inputs,
-        output=output,
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    request = Request(
+        cli.config_from(arguments),
+        inputs=arguments.input,
         limit=arguments.limit,
         text_column=arguments.text_column,
-        append=arguments.append,
-        restart=arguments.restart,
-        progress=lambda progress: print(progress.shards_done, progress.shards, progress.stats.documents, progress.eta_s),
+        shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
     )
-    print(manifest.documents, manifest.segments, dict(manifest.rejected))
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit} scores nothing; give 1 or more")
+    if arguments.append and arguments.restart:
+        raise ConfigError("--append keeps what the output holds and --restart discards it; give one of them")
+    if arguments.estimate:
+        _print_estimate(score.estimate(request), price=arguments.price)
+        return 0
+    if arguments.dry_run:
+        _print_plan(score.make_plan(request), output=arguments.output)
+        return 0
+    if "RAY_ADDRESS" in os.environ:
+        cli.start_ray()
+    for source in arguments.input:
+        if Path(source).exists():
+            cli.require_shared(source, flag="--input")
+    output = cli.require_shared(arguments.output, flag="--output")
+    _score(request, output=output, append=arguments.append, restart=arguments.restart)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.score_corpus", description=__doc__)
+    cli.add_config_arguments(parser, method=False)
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="SRC",
+        help="folders, quoted globs, files (.py .txt .jsonl .jsonl.gz .jsonl.zst .parquet ...), URLs, data sets of the "
+        "hub or saved by `datasets`, scored corpora",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--text-column", metavar="C", help="column of the text in JSON lines and tables")
+    parser.add_argument("--append", action="store_true", help="score input files that were added since")
+    parser.add_argument("--restart", action="store_true", help="discard what the output holds and begin anew")
+    parser.add_argument("--shard-mb", type=float, metavar="MB", help="text per part; by default from the corpus's size")
+    parser.add_argument("--estimate", action="store_true", help="score about 1,000 documents, print hours and cost")
+    parser.add_argument(
+        "--price", type=float, default=0.05, metavar="X", help="of an hour of one CPU, for --estimate (default 0.05)"
+    )
+    return parser
+
+
+def _score(request: Request, *, output: str, append: bool, restart: bool) -> None:
+    """The job and its `summary.json`, which is written however it ends."""
+    begin = time.monotonic()
+    summary: dict[str, Any] = {"job": "score_corpus", "status": "failed", "output": output}
+    shown = _Shown()
+    place = Output(output)
+    try:
+        manifest = score.run(request, output, append=append, restart=restart, progress=shown, start_ray=cli.start_ray)
+        summary.update(status="complete", **_facts(manifest))
+        _print_result(manifest, output=output)
+    except PhfError as error:
+        summary["error"] = str(error)
+        raise
+    finally:
+        shown.close()
+        summary.update(elapsed_s=round(time.monotonic() - begin, 3), **shown.facts())
+        # Where the job refused to touch the folder, it leaves no word there either.
+        if place.is_ours():
+            place.write_json("summary.json", summary)
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "documents": manifest.documents,
+        "segments": manifest.segments,
+        "characters": manifest.characters,
+        "rejected": dict(manifest.rejected),
+        "failed": {name: dict(stats.failed) for name, stats in manifest.stats.scorers.items()},
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _print_result(manifest: Manifest, *, output: str) -> None:
+    size = f"{manifest.documents:,} documents, {manifest.segments:,} segments, {manifest.characters:,} characters"
+    print(f"{output}: {size}")
+    for identity in manifest.scorers:
+        stats = manifest.scorer_stats(identity["name"])
+        histogram = stats.segment_histogram
+        if histogram.mean is not None:
+            middle = f"mean {histogram.mean:.6g}, median {histogram.quantile(0.5):.6g}"
+            print(f"{identity['name']}: {middle} {identity['unit']}")
+        for reason, count in stats.failed.most_common():
+            print(f"{identity['name']}: {count:,} segments without a score: {reason}")
+    for reason, count in sorted(manifest.rejected.items()):
+        print(f"{count:,} records rejected: {reason} (named in {output}/rejected)")
+
+
+class _Shown:
+    """Progress: one line that renews itself on a terminal, a log line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last: ScoreProgress | None = None
+        self._logged = float("-inf")
+
+    def __call__(self, progress: ScoreProgress) -> None:
+        self._last = progress
+        if self._live:
+            print(f"\r\x1b[K{describe(progress)}", end="", file=sys.stderr, flush=True)
+        elif progress.elapsed_s - self._logged >= _LOG_EVERY_S or progress.shards_done == progress.shards:
+            self._logged = progress.elapsed_s
+            log.info("%s", describe(progress))
+
+    def close(self) -> None:
+        if self._live and self._last is not None:
+            print(file=sys.stderr, flush=True)
+
+    def facts(self) -> dict[str, Any]:
+        if self._last is None:
+            return {}
+        return {"shards_done": self._last.shards_done, "shards": self._last.shards}
+
+
+def describe(progress: ScoreProgress) -> str:
+    stats = progress.stats
+    eta = "-" if progress.eta_s is None else str(datetime.timedelta(seconds=round(progress.eta_s)))
+    return (
+        f"{progress.shards_done}/{progress.shards} shards, {stats.documents:,} documents, {stats.segments:,} segments, "
+        f"{stats.characters:,} characters, {stats.num_failed:,} failed, {stats.rejected.total():,} rejected, "
+        f"{progress.bytes_per_s / 1e6:.2f} MB/s, {eta} left"
+    )
+
+
+def _print_plan(plan: Plan, *, output: str) -> None:
+    size = sum(piece.num_bytes for shard in plan.shards for piece in shard)
+    print(f"{len(plan.files):,} files, about {size / 1e6:,.1f} MB of text, {len(plan.shards):,} parts, into {output}")
+    print(f"segmenter {plan.key['scoring.segmenter']}")
+    for identity in plan.identities:
+        versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+        print(f"scorer {identity['name']} ({identity['class_name']}): {identity['unit']}; {versions}")
+    for root, scorers in plan.reuse.items():
+        for name in scorers:
+            print(f"scores of {name} are taken over from {root}")
+
+
+def _print_estimate(estimate: Estimate, *, price: float) -> None:
+    speed = estimate.characters / max(estimate.elapsed_s, 1e-9) / 1e6
+    print(
+        f"{estimate.documents:,} documents with {estimate.characters:,} characters in {estimate.elapsed_s:.1f} s "
+        f"on one core: {speed:.3f} M characters/s"
+    )
+    print(
+        f"the whole, about {estimate.total_bytes / 1e6:,.1f} MB: {estimate.cpu_hours:.2f} CPU hours, "
+        f"{estimate.cpu_hours * price:.2f} at {price:g} an hour"
+    )
 
 
 if __name__ == "__main__":

@@ -361,10 +361,11 @@ def read_piece(
         for number, record in records:
             index = number + 1
             yield record
+    except FileNotFoundError as error:
+        # It was there when the work was planned: on this machine something is missing, not in the corpus.
+        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
     except _UNREADABLE as error:
-        lasting = not isinstance(error, OSError) or isinstance(
-            error, gzip.BadGzipFile | FileNotFoundError | PermissionError
-        )
+        lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
         if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
             raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
         yield Rejected(file.path, index, "unreadable", f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ Scorers that need a GPU form a second stage with a pool of its own; between the 
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -53,12 +54,12 @@ class ScoreProgress:
     elapsed_s: float
 
     @property
-    def characters_per_s(self) -> float:
+    def bytes_per_s(self) -> float:
         return self.bytes_here / max(self.elapsed_s, 1e-9)
 
     @property
     def eta_s(self) -> float | None:
-        return self.bytes_left / self.characters_per_s if self.bytes_here else None
+        return self.bytes_left / self.bytes_per_s if self.bytes_here else None
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -110,6 +111,16 @@ class Request:
     text_column: str | None = None
     shard_bytes: int | None = None
     """Text per shard; None: from the size of the corpus."""
+    scorer_factory: str = "phf_ray.scorers:build_scorer"
+    """`module:function` that builds a scorer from its configuration, in every process that scores."""
+
+    def setup(self) -> Setup:
+        return Setup(
+            scorers=_scorer_configs(self.config),
+            segmenter=self.config.scoring.segmenter,
+            text_timeout_s=self.config.scoring.text_timeout_s,
+            factory=self.scorer_factory,
+        )
 
     def key(self) -> dict[str, Any]:
         """What must stay the same for a job to be resumed."""
@@ -141,7 +152,7 @@ def make_plan(request: Request) -> Plan:
     shards = tuple(tuple(shard) for shard in cut)
     if not shards:
         raise ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
-    identities = tuple(_as_json(identity.to_json()) for identity in identify(request.config))
+    identities = tuple(_as_json(identity.to_json()) for identity in identify(request))
     return Plan(
         key=request.key(),
         identities=identities,
@@ -156,9 +167,9 @@ def _as_json(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def identify(config: Config) -> tuple[ScorerIdentity, ...]:
+def identify(request: Request) -> tuple[ScorerIdentity, ...]:
     """Builds every scorer once, in a process of its own, so errors of their configuration come before any work."""
-    process = ScoringProcess(_setup(config))
+    process = ScoringProcess(request.setup())
     process.close()
     names = Counter(identity.name for identity in process.identities)
     twice = [name for name, count in names.items() if count > 1]
@@ -170,18 +181,6 @@ def identify(config: Config) -> tuple[ScorerIdentity, ...]:
 def _scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
     _ = config.scorer  # refuses a configuration without any
     return config.scoring.scorers
-
-
-def _setup(config: Config) -> Setup:
-    return Setup(
-        scorers=_scorer_configs(config),
-        segmenter=config.scoring.segmenter,
-        text_timeout_s=config.scoring.text_timeout_s,
-        factory=SCORER_FACTORY,
-    )
-
-
-SCORER_FACTORY = "phf_ray.scorers:build_scorer"
 
 
 def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
@@ -241,6 +240,9 @@ class Output:
         self._filesystem.makedirs(self._root, exist_ok=True)
         content = json.dumps(plan.to_json(), separators=(",", ":"))
         corpus.write_file(self._filesystem, posixpath.join(self._root, corpus.PLAN), content.encode())
+
+    def is_ours(self) -> bool:
+        return self.has(corpus.PLAN)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         content = json.dumps(values, indent=2) + "\n"
@@ -303,7 +305,7 @@ def _refuse_other_configuration(stored: Plan, request: Request) -> None:
         if stored.key.get(name) != value
     ]
     if not changes:
-        identities = [_as_json(identity.to_json()) for identity in identify(request.config)]
+        identities = [_as_json(identity.to_json()) for identity in identify(request)]
         changes = [
             f"scorer {old['name']}: {name} was {old.get(name)!r}, is {new.get(name)!r}"
             for old, new in zip(stored.identities, identities, strict=True)
@@ -527,6 +529,64 @@ def read_staged(path: str, *, scorers: Sequence[str]) -> Iterator[Segmented]:
         yield Segmented(id=row["id"], texts=tuple(row["texts"]), meta=row["meta"], scores=known)
 
 
+# ----------------------------------------------------------------------------------------------------------- estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Time of a sample, and what follows for the whole."""
+
+    documents: int
+    characters: int
+    elapsed_s: float
+    sample_bytes: int
+    total_bytes: int
+    """Estimated for compressed files."""
+
+    @property
+    def cpu_hours(self) -> float:
+        return self.elapsed_s * self.total_bytes / max(1, self.sample_bytes) / 3600
+
+
+def estimate(request: Request, *, documents: int = 1000) -> Estimate:
+    """Scores about so many documents, spread evenly over the input, in one process. Needs no Ray and writes nothing."""
+    files = request.find()
+    shards = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
+    pieces = [piece for shard in shards for piece in shard]
+    chosen = pieces[:: max(1, len(pieces) // documents)]
+    per_piece = -(-documents // len(chosen)) if chosen else 0
+    sample = [
+        record
+        for piece in chosen
+        for record in itertools.islice(_read(files, piece, request), per_piece)
+        if not isinstance(record, Rejected)
+    ]
+    if not sample:
+        raise DataError(f"no document could be read from --input {' '.join(request.inputs)}")
+    texts = [record.text if isinstance(record, Document) else "".join(record.texts) for record in sample]
+    process = ScoringProcess(request.setup())
+    try:
+        process.submit([Task(text=text) for text in texts[:1]])
+        process.collect()
+        begin = time.monotonic()
+        process.submit([Task(text=text) for text in texts])
+        process.collect()
+        elapsed = time.monotonic() - begin
+    finally:
+        process.close()
+    return Estimate(
+        documents=len(sample),
+        characters=sum(map(len, texts)),
+        elapsed_s=elapsed,
+        sample_bytes=sum(len(text.encode()) for text in texts),
+        total_bytes=sum(piece.num_bytes for piece in pieces),
+    )
+
+
+def _read(files: Sequence[InputFile], piece: Piece, request: Request) -> Iterator[Record]:
+    return sources.read_piece(files[piece.file], piece, text_column=request.text_column)
+
+
 # ---------------------------------------------------------------------------------------------------------------- job
 
 
@@ -540,24 +600,40 @@ def score_corpus(  # noqa: PLR0913  the arguments of the command line
     append: bool = False,
     restart: bool = False,
     progress: Callable[[ScoreProgress], None] | None = None,
-    shard_bytes: int | None = None,
 ) -> Manifest:
-    """Score `inputs` into the folder or URL `output`; Ray must be running. Called again it does what is missing.
+    """`run` with the defaults of the command line. Ray must be running."""
+    request = Request(config, inputs=inputs, limit=limit, text_column=text_column)
+    return run(request, output, append=append, restart=restart, progress=progress)
 
-    Raises ConfigError for what can't be scored or does not fit what `output` holds, DataError where no document could
-    be read, IncompleteError where more than `scoring.max_failed_fraction` of the segments could not be scored.
+
+def run(
+    request: Request,
+    output: str,
+    *,
+    append: bool = False,
+    restart: bool = False,
+    progress: Callable[[ScoreProgress], None] | None = None,
+    start_ray: Callable[[], None] | None = None,
+) -> Manifest:
+    """Score what is asked for into the folder or URL `output`. Called again it does what is missing.
+
+    `start_ray` is called once it is known that there is work. Raises ConfigError for what can't be scored or does not fit
+    what `output` holds, DataError where no document could be read, IncompleteError where more than
+    `scoring.max_failed_fraction` of the segments could not be scored.
     """
     place = Output(output)
-    request = Request(config, inputs=inputs, limit=limit, text_column=text_column, shard_bytes=shard_bytes)
     plan = prepare(request, place, append=append, restart=restart)
     if place.has(corpus.SUCCESS):
         log.info("%s is complete; nothing to do", output)
         return corpus.read_manifest(output)
-    tracker = _Tracker(plan, place, progress=progress, max_failed_fraction=config.scoring.max_failed_fraction)
+    scoring = request.config.scoring
+    tracker = _Tracker(plan, place, progress=progress, max_failed_fraction=scoring.max_failed_fraction)
     todo = [shard for shard in range(len(plan.shards)) if shard not in tracker.done]
     if todo:
-        _run(_stages(config, plan, output=place.name()), plan, todo, tracker=tracker)
-    return _finish(plan, place, tracker=tracker, segmenter=config.scoring.segmenter)
+        if start_ray is not None:
+            start_ray()
+        _run_shards(_stages(request, plan, output=place.name()), plan, todo, tracker=tracker)
+    return _finish(plan, place, tracker=tracker, segmenter=scoring.segmenter)
 
 
 def _finish(plan: Plan, place: Output, *, tracker: "_Tracker", segmenter: str) -> Manifest:
@@ -648,9 +724,9 @@ class _Pool:
     config: PoolConfig
 
 
-def _stages(config: Config, plan: Plan, *, output: str) -> list[_Pool]:
+def _stages(request: Request, plan: Plan, *, output: str) -> list[_Pool]:
     """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for."""
-    pools = config.scoring.pools
+    pools = request.config.scoring.pools
     on_gpu = _has(pools.gpu)
     groups = {
         "cpu": [index for index, one in enumerate(plan.identities) if not (on_gpu and "torch" in one["versions"])],
@@ -658,7 +734,7 @@ def _stages(config: Config, plan: Plan, *, output: str) -> list[_Pool]:
     }
     names = tuple(identity["name"] for identity in plan.identities)
     used = [(pool, indices) for pool, indices in groups.items() if indices]
-    setup = _setup(config)
+    setup = request.setup()
     stages = []
     for number, (pool, indices) in enumerate(used):
         stage = Stage(
@@ -681,7 +757,7 @@ def _has(pool: PoolConfig) -> bool:
     return all(available.get(name, 0) >= amount for name, amount in wanted.items())
 
 
-def _run(pools: Sequence[_Pool], plan: Plan, todo: Sequence[int], *, tracker: _Tracker) -> None:
+def _run_shards(pools: Sequence[_Pool], plan: Plan, todo: Sequence[int], *, tracker: _Tracker) -> None:
     # Large shards first: none of them is then left alone at the end.
     order = sorted(todo, key=lambda shard: (-sum(piece.num_bytes for piece in plan.shards[shard]), shard))
     rows = [{"shard": shard, "pieces": _pieces_of(plan, shard), "staged": "", "stats": ""} for shard in order]

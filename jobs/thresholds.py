@@ -1,0 +1,48 @@
+"""Thresholds of a scored corpus: the score that a given share of its segments, or documents, does not exceed."""
+
+import argparse
+from collections.abc import Sequence
+
+from jobs import cli
+from phf_ray.corpus import Histogram, Manifest, read_manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.thresholds", description=__doc__)
+    parser.add_argument("--corpus", required=True, metavar="DIR", help="output of jobs.score_corpus")
+    parser.add_argument(
+        "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="between 0 and 1 (default 0.5)"
+    )
+    parser.add_argument("--scorer", metavar="NAME", help="by default the first, which is trained on")
+    arguments = parser.parse_args(argv)
+    manifest = read_manifest(arguments.corpus)
+    unit = _unit(manifest, arguments.scorer)
+    print(f"{manifest.documents:,} documents, {manifest.segments:,} segments; {unit}; higher is worse")
+    stats = manifest.scorer_stats(arguments.scorer)
+    for name, histogram in (("segments", stats.segment_histogram), ("documents", stats.document_histogram)):
+        for quantile in arguments.quantile:
+            print(describe(histogram, name=name, quantile=quantile))
+    error = Histogram.RATIO - 1
+    print(f"a threshold is at most {error:.0%} above the exact quantile, and never below it")
+    return 0
+
+
+def _unit(manifest: Manifest, scorer: str | None) -> str:
+    found = [one for one in manifest.scorers if scorer in (None, one["name"])]
+    return f"{found[0]['name']}, {found[0]['unit']}" if found else "scorer unknown"
+
+
+def describe(histogram: Histogram, *, name: str, quantile: float) -> str:
+    """One line: the threshold, and share and mean score of what lies on each side of it."""
+    threshold = histogram.quantile(quantile)
+    below, above = histogram.split(threshold)
+    total = below.count + above.count
+    sides = ", ".join(
+        f"{side.count / total:.1%} {where} (mean {'-' if side.mean is None else format(side.mean, '.6g')})"
+        for where, side in (("at or below", below), ("above", above))
+    )
+    return f"{name} quantile {quantile:g}: threshold {threshold:.6g}; {sides}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
