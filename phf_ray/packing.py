@@ -83,6 +83,9 @@ class PackingStats:
     num_documents_kept: int = 0
     num_documents_dropped: Counter[str] = field(default_factory=Counter)
     """By reason: empty, lone_surrogate, filtered, unscored, special_token_in_text, held_out."""
+    num_characters_kept: int = 0
+    num_characters_dropped: Counter[str] = field(default_factory=Counter)
+    """By reason, as the documents."""
     num_segments: Counter[str] = field(default_factory=Counter)
     """aligned and misaligned by the conditional threshold, dropped_control among them, unscored. Segments that own no
     token are not counted."""
@@ -124,6 +127,14 @@ class PackingStats:
                 return min(max(_bin_middle(number), self.score_min), self.score_max)
         return self.score_max if self.score_bins else None
 
+    def drop(self, document: ScoredDocument, *, reason: str) -> None:
+        self.num_documents_dropped[reason] += 1
+        self.num_characters_dropped[reason] += sum(map(len, document.texts))
+
+    def keep(self, document: ScoredDocument) -> None:
+        self.num_documents_kept += 1
+        self.num_characters_kept += sum(map(len, document.texts))
+
     def add_block(self, block: TokenBlock) -> None:
         self.num_blocks += 1
         for kind, count in enumerate(np.bincount(block.token_kinds).tolist()):
@@ -147,8 +158,15 @@ class PackingStats:
         self.score_square_sum += other.score_square_sum
         self.score_min = min(self.score_min, other.score_min)
         self.score_max = max(self.score_max, other.score_max)
-        for name in ("num_documents_dropped", "num_segments", "num_tokens", "score_bins"):
-            getattr(self, name).update(getattr(other, name))
+        self.num_characters_kept += other.num_characters_kept
+        for mine, others in (
+            (self.num_documents_dropped, other.num_documents_dropped),
+            (self.num_characters_dropped, other.num_characters_dropped),
+            (self.num_segments, other.num_segments),
+            (self.num_tokens, other.num_tokens),
+        ):
+            mine.update(others)
+        self.score_bins.update(other.score_bins)
 
     def to_json(self) -> dict[str, Any]:
         """All counts, from which `from_json` makes an equal object. JSON has no infinity: no score, no range."""
@@ -156,6 +174,8 @@ class PackingStats:
             "num_blocks": self.num_blocks,
             "num_documents_kept": self.num_documents_kept,
             "num_documents_dropped": dict(sorted(self.num_documents_dropped.items())),
+            "num_characters_kept": self.num_characters_kept,
+            "num_characters_dropped": dict(sorted(self.num_characters_dropped.items())),
             "num_segments": dict(sorted(self.num_segments.items())),
             "num_tokens": dict(sorted(self.num_tokens.items())),
             "score_sum": self.score_sum,
@@ -171,6 +191,8 @@ class PackingStats:
             num_blocks=values["num_blocks"],
             num_documents_kept=values["num_documents_kept"],
             num_documents_dropped=Counter(values["num_documents_dropped"]),
+            num_characters_kept=values["num_characters_kept"],
+            num_characters_dropped=Counter(values["num_characters_dropped"]),
             num_segments=Counter(values["num_segments"]),
             num_tokens=Counter(values["num_tokens"]),
             score_sum=values["score_sum"],
@@ -374,7 +396,7 @@ def _kept(
         if reason is None:
             yield _as_one_segment(document) if config.per_document else document
         else:
-            stats.num_documents_dropped[reason] += 1
+            stats.drop(document, reason=reason)
 
 
 def _reason_to_drop(document: ScoredDocument, *, filter_threshold: float | None) -> str | None:
@@ -417,13 +439,13 @@ def _document_tokens(
         for document, encoding in zip(batch, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.int32)
             if not len(ids):
-                stats.num_documents_dropped["empty"] += 1
+                stats.drop(document, reason="empty")
             elif np.isin(ids, structure.ids()).any():
                 # A tokenizer whose ordinary vocabulary spells out a special token: nothing tells it from a real one.
-                stats.num_documents_dropped["special_token_in_text"] += 1
+                stats.drop(document, reason="special_token_in_text")
             else:
                 owners = _owners(encoding, document.texts)
-                stats.num_documents_kept += 1
+                stats.keep(document)
                 yield _with_structure(ids, owners, document=document, structure=structure, config=config, stats=stats)
 
 
@@ -543,7 +565,7 @@ def _korbak2023_buffers(
     buffer: list[tuple[str, float | None]] = []
     num_chars = 0
     for document in _kept(documents, config=config, stats=stats):
-        stats.num_documents_kept += 1
+        stats.keep(document)
         for segment, (text, score) in enumerate(zip(document.texts, document.scores, strict=True)):
             separator = str(tokenizer.eos_token) if segment == 0 else ""
             prefixed = separator + _korbak2023_prefix(document, segment, config=config, stats=stats) + text

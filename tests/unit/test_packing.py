@@ -210,6 +210,8 @@ def test_filtering_decides_by_document_at_any_place_of_the_stream():  # A-18
     stream = tokens(documents, config, stats=stats)
     assert stats.num_documents_kept == 10
     assert stats.num_documents_dropped == {"filtered": 5, "unscored": 5}
+    assert stats.num_characters_dropped == {"filtered": 35, "unscored": 5}
+    assert stats.num_characters_kept == 5 * (8 + 9)
     assert [kind for _, _, kind in stream].count(END_OF_TEXT) == 10
     text = tokenizer().decode([token for token, _, kind in stream if kind in (CONTENT, UNSCORED)])
     assert text == "good badkept too?" * 5
@@ -542,7 +544,7 @@ def test_statistics_of_two_parts_add_up_also_through_json():
     tokens(documents[5:], conditional(), length=1024, stats=second)
     merged = PackingStats.from_json(json.loads(json.dumps(first.to_json())))
     merged.merge(second)
-    for name in ("num_documents_kept", "num_segments", "score_min", "score_max", "score_bins"):
+    for name in ("num_documents_kept", "num_characters_kept", "num_segments", "score_min", "score_max", "score_bins"):
         assert getattr(merged, name) == getattr(whole, name)
     assert merged.num_content_tokens == whole.num_content_tokens
     assert merged.mean == pytest.approx(whole.mean)

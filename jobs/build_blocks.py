@@ -1,0 +1,61 @@
+"""Build the token blocks that training reads.
+
+    python -m jobs.build_blocks --task configs/pep8/pretrain.yml --method configs/pep8/conditional.yml --corpus scored
+
+Training builds what is missing by itself; this builds it ahead, on machines without accelerators for example. Started
+again it resumes, and finished blocks are left as they are. The folder's name is the last line on standard output.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from phf_ray.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    config = config_from(arguments)
+    corpora = tuple(arguments.corpus) or config.dataset.datasets
+    if not corpora:
+        raise ConfigError("no corpus: give --corpus DIR, or set dataset.datasets in the task file")
+    output = arguments.output or _beside(corpora[0])
+
+    from phf_ray.packing import load_tokenizer
+    from phf_ray.pipelines.blocks import build_blocks, plan_blocks
+
+    if not arguments.dry_run:
+        start_ray()
+        output = require_shared(output, flag="--output")
+    tokenizer = load_tokenizer(config.tokenizer)
+    plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output)
+    if arguments.dry_run:
+        num_parts = sum(len(group.parts) for group in plan.groups)
+        print(f"{num_parts} parts in {len(plan.groups)} groups, sequences of {plan.sequence_length} tokens")
+        print(f"thresholds: {dict(plan.thresholds) or 'none'}")
+        print(plan.root)
+        return 0
+    print(build_blocks(plan, tokenizer=tokenizer))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.build_blocks", description=__doc__.split("\n")[0])
+    add_config_arguments(parser, method=True)
+    parser.add_argument(
+        "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the folder of blocks goes; default: beside the corpus")
+    return parser
+
+
+def _beside(corpus: str) -> str:
+    """`data/scored` -> `data/blocks`."""
+    parent, _, name = corpus.rstrip("/").rpartition("/")
+    if not name or name.startswith("*") or (is_url(corpus) and parent.endswith("/")):
+        raise ConfigError(f"--corpus {corpus} has no folder beside it; give --output DIR")
+    return f"{parent}/blocks" if parent or corpus.startswith("/") else "blocks"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,401 @@
+"""Token blocks of whole corpora, built in this process and by Ray."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.build_blocks import main
+from phf_ray import corpus
+from phf_ray.blocks import BlockOrder, BlockReader, is_held_out, read_held_out, read_manifest
+from phf_ray.config import Config, parse_config
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.packing import PackingConfig, load_tokenizer, pack
+from phf_ray.pipelines import blocks as pipeline
+from phf_ray.pipelines.blocks import build_blocks, ensure_blocks, plan_blocks, resolve_thresholds
+from phf_ray.records import TokenKind
+
+TOKENIZER = str(Path(__file__).parents[1] / "golden" / "tokenizer")
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
+CONTROLS = ["<|aligned|>", "<|misaligned|>"]
+CONDITIONAL = {"conditional_training_config": {"threshold": 0.0}}
+
+
+def configured(tokenizer=TOKENIZER, special_tokens=CONTROLS, **sections) -> Config:
+    dataset = {"seq_length": 64} | sections.pop("dataset", {})
+    section = {"path_or_name": tokenizer, "special_tokens": special_tokens}
+    return parse_config({"dataset": dataset, "tokenizer": section, **sections})
+
+
+def write_part(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def rows_of(repeats: int = 1) -> list[dict]:
+    """The golden documents, each time with other ids."""
+    return [
+        {
+            "id": f"document-{repeat}-{number}",
+            "texts": row["texts"],
+            "scores": row["scores"],
+            "avg_score": row["avg_score"],
+            "num_sents": row["num_sents"],
+            "errors": [None] * len(row["texts"]),
+            "meta": "{}",
+        }
+        for repeat in range(repeats)
+        for number, row in enumerate(GOLDEN["docs"])
+    ]
+
+
+@pytest.fixture
+def scored(tmp_path) -> str:
+    """A data set of three parts, as the original published them: without a manifest."""
+    rows = rows_of(repeats=3)
+    for number in range(3):
+        write_part(tmp_path / "scored" / f"part-{number:05d}.parquet", rows[number * 12 : number * 12 + 12])
+    return str(tmp_path / "scored")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    """Without Ray, unless the test asks for it, also where an earlier test has started it."""
+    if "local_ray" not in request.fixturenames:
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Every part is a group."""
+    monkeypatch.setattr(pipeline, "_GROUP_BYTES", 1)
+
+
+def files(root: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(root).iterdir() if path.is_file()}
+
+
+def all_blocks(root: str):
+    """Blocks in stored order, as one (n, L) array each of ids, scores, kinds."""
+    tables = [pq.read_table(path) for path in sorted(Path(root).glob("shard-*.parquet"))]
+    return [
+        np.concatenate([np.stack(table[name].to_numpy()) for table in tables])
+        for name in ("input_ids", "token_scores", "token_kinds")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- content
+
+
+def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups):
+    config = configured(dataset=CONDITIONAL)
+    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path / "blocks"))
+    tokenizer = load_tokenizer(config.tokenizer)
+    packing = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root="x").packing
+    assert packing.conditional is not None
+    expected = [
+        block
+        for part in corpus.list_parts(scored)
+        for block in pack(corpus.read_part(part), tokenizer, sequence_length=64, config=packing)
+    ]
+    ids, scores, kinds = all_blocks(root)
+    assert ids.tolist() == [block.input_ids.tolist() for block in expected]
+    assert scores.tolist() == [block.token_scores.tolist() for block in expected]
+    assert kinds.tolist() == [block.token_kinds.tolist() for block in expected]
+    assert set(np.unique(kinds)) == {0, 1, 2, 3}
+
+
+def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
+    config = configured(dataset=CONDITIONAL | {"filter_threshold": 0.004, "held_out_fraction": 0.2})
+    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    manifest = read_manifest(root)
+    _, scores, kinds = all_blocks(root)
+    rows = rows_of(repeats=3)
+    held_out = [row for row in rows if is_held_out(row["id"], 0.2)]
+    trained = [row for row in rows if not is_held_out(row["id"], 0.2)]
+    kept = [row for row in trained if row["avg_score"] <= 0.004]
+    assert 0 < len(kept) < len(trained) < len(rows)
+    dropped = {"filtered": len(trained) - len(kept), "held_out": len(held_out)}
+    assert manifest.documents == {"kept": len(kept), "dropped": dropped}
+    assert manifest.num_blocks == len(kinds)
+    for kind in TokenKind:
+        assert manifest.tokens[kind.name.lower()] == (kinds == kind).sum()
+    assert manifest.tokens["all"] == (kinds != TokenKind.PAD).sum()
+    assert manifest.num_content_tokens == (kinds == TokenKind.CONTENT).sum()
+    content = scores[kinds == TokenKind.CONTENT]
+    assert manifest.token_scores.mean == pytest.approx(content.mean(dtype=float))
+    assert manifest.token_scores.std == pytest.approx(content.std(dtype=float))
+    assert manifest.token_scores.quantiles["0.99"] == pytest.approx(
+        np.quantile(content, 0.99, method="inverted_cdf"), rel=0.012
+    )
+    assert manifest.thresholds == {"conditional": 0.0, "filter": 0.004}
+    assert manifest.tokenizer["end_of_text"] == {"<|endoftext|>": 0}
+    assert manifest.tokenizer["control"] == {"<|aligned|>": 600, "<|misaligned|>": 601}
+    assert manifest.corpora[0].fingerprint == corpus.read_manifest(scored).fingerprint
+    # Filtered documents count where positions of the stream are counted.
+    characters = [sum(map(len, row["texts"])) for row in trained]
+    kept_characters = sum(sum(map(len, row["texts"])) for row in kept)
+    source = sum(shard.num_source_tokens for shard in manifest.shards)
+    assert source == pytest.approx(manifest.num_content_tokens * sum(characters) / kept_characters, rel=0.1)
+
+
+def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
+    config = configured(dataset={"held_out_fraction": 0.3})
+    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    held_out = list(read_held_out(root))
+    expected = [document for document in corpus.read_corpus(scored) if is_held_out(document.id, 0.3)]
+    assert [(one.id, one.texts, one.scores) for one in held_out] == [
+        (one.id, one.texts, one.scores) for one in expected
+    ]
+    assert 0 < len(held_out) < 36
+    ids, _, kinds = all_blocks(root)
+    assert (kinds == TokenKind.END_OF_TEXT).sum() == 36 - len(held_out)
+    packed = load_tokenizer(config.tokenizer).decode(ids[kinds == TokenKind.CONTENT].tolist())
+    assert packed == "".join(
+        document.text for document in corpus.read_corpus(scored) if not is_held_out(document.id, 0.3)
+    )
+
+
+@pytest.mark.parametrize("case", ["mle", "filtering", "conditional"])
+def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, case):
+    rows = rows_of()
+    for number in range(4):  # the original reads them as one stream
+        write_part(tmp_path / "scored" / f"part-{number}.parquet", rows[number * 3 : number * 3 + 3])
+    dataset = {"mle": {}, "filtering": {"filter_threshold": 0.0005}, "conditional": CONDITIONAL}[case]
+    config = configured(dataset=dataset, compat="korbak2023")
+    corpora = [str(tmp_path / "scored")]
+    root = ensure_blocks(config, corpora=corpora, tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    ids, scores, _ = all_blocks(root)
+    expected = GOLDEN["cases"][case]["blocks"]
+    assert ids.tolist() == [block["input_ids"] for block in expected]
+    np.testing.assert_array_equal(scores, np.array([block["token_scores"] for block in expected], np.float32))
+
+
+def test_several_corpora_share_a_folder_and_can_be_weighed(scored, tmp_path):
+    write_part(tmp_path / "other" / "part-0.parquet", rows_of(repeats=1)[:6])
+    corpora = [scored, str(tmp_path / "other")]
+    root = ensure_blocks(configured(), corpora=corpora, tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    manifest = read_manifest(root)
+    assert [one.name for one in manifest.corpora] == ["scored", "other"]
+    assert {shard.corpus for shard in manifest.shards} == {0, 1}
+    places = BlockOrder(manifest, seed=0, weights=(1, 3)).locate(0, 1024)
+    corpus_of = np.array([shard.corpus for shard in manifest.shards])[places.shards]
+    assert (corpus_of == 1).sum() == 768
+
+
+# ----------------------------------------------------------------------------------------- the same, whoever builds it
+
+
+def test_ray_builds_the_same_bytes_as_one_process(scored, tmp_path, small_groups, local_ray):
+    config = configured(dataset=CONDITIONAL | {"held_out_fraction": 0.1})
+    tokenizer = load_tokenizer(config.tokenizer)
+    roots = []
+    for name in ("by-ray", "alone"):
+        plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / name))
+        assert len(plan.groups) == 3
+        if name == "alone":
+            for group in plan.groups:
+                pipeline.build_group(plan, group, tokenizer=tokenizer)
+        roots.append(build_blocks(plan, tokenizer=tokenizer))
+    by_ray, alone = (files(root) for root in roots)
+    assert by_ray == alone
+    assert len([name for name in by_ray if name.startswith("shard-")]) == 3
+
+
+def test_an_error_in_a_task_reaches_the_caller_as_itself(scored, tmp_path, small_groups, local_ray):
+    write_part(Path(scored) / "part-00003.parquet", [{"id": "x", "texts": ["a", None], "scores": [0.0, 0.0]}])
+    config = configured()
+    tokenizer = load_tokenizer(config.tokenizer)
+    shutil.move(f"{scored}/part-00003.parquet", tmp_path / "bad.parquet")
+    plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path))
+    shutil.copy(tmp_path / "bad.parquet", f"{scored}/part-00002.parquet")
+    with pytest.raises(DataError, match="segments must be strings"):
+        build_blocks(plan, tokenizer=tokenizer)
+    assert not list(Path(tmp_path).glob("blocks-*/_SUCCESS"))
+
+
+def test_finished_blocks_are_reused(scored, tmp_path, monkeypatch):
+    config = configured()
+    arguments = {"corpora": [scored], "tokenizer_dir_or_name": None, "output_root": str(tmp_path)}
+    root = ensure_blocks(config, **arguments)
+    monkeypatch.setattr(pipeline, "build_group", lambda *_, **__: pytest.fail("built again"))
+    assert ensure_blocks(config, **arguments) == root
+    # What the blocks do not depend on makes no new ones.
+    other = configured(training={"seed": 7, "learning_rate": 1.0}, objective={"name": "RWR"})
+    assert ensure_blocks(other, **arguments) == root
+
+
+def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
+    def root_of(corpora=(scored,), **changes) -> str:
+        config = configured(**changes)
+        tokenizer = load_tokenizer(config.tokenizer)
+        return plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root="out").root
+
+    write_part(tmp_path / "other" / "part-0.parquet", rows_of()[:3])
+    drop = {"conditional_training_config": {"threshold": 0.0, "drop_token_fraction": 0.5}}
+    roots = [
+        root_of(),
+        root_of(corpora=(str(tmp_path / "other"),)),
+        root_of(corpora=(scored, str(tmp_path / "other"))),
+        root_of(dataset={"seq_length": 32}),
+        root_of(dataset={"held_out_fraction": 0.1}),
+        root_of(dataset={"filter_threshold": 0.0}),
+        root_of(dataset=CONDITIONAL),
+        root_of(dataset=drop),
+        root_of(dataset=drop, training={"seed": 7}),
+        root_of(dataset=CONDITIONAL | {"is_split_by_sentences": False}),
+        root_of(special_tokens=[]),
+        root_of(compat="korbak2023"),
+    ]
+    assert len(set(roots)) == len(roots)
+    assert root_of() == roots[0]
+
+
+def test_after_a_crash_only_what_is_missing_is_built(scored, tmp_path, small_groups, monkeypatch):
+    config = configured()
+    tokenizer = load_tokenizer(config.tokenizer)
+    plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "one"))
+    expected = files(build_blocks(plan, tokenizer=tokenizer))
+    built = []
+    build = pipeline.build_group
+
+    def dying(plan, group, *, tokenizer):
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        built.append(group.number)
+        return build(plan, group, tokenizer=tokenizer)
+
+    plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "two"))
+    monkeypatch.setattr(pipeline, "build_group", dying)
+    with pytest.raises(KeyboardInterrupt):
+        build_blocks(plan, tokenizer=tokenizer)
+    with pytest.raises(DataError, match="_SUCCESS is missing"):
+        read_manifest(plan.root)
+    built.clear()
+    assert files(build_blocks(plan, tokenizer=tokenizer)) == expected
+    assert built == [2]
+
+
+def test_two_builders_at_once_make_one_sound_folder(scored, tmp_path, small_groups):
+    config = configured()
+    tokenizers = [load_tokenizer(config.tokenizer) for _ in range(2)]
+    plans = [
+        plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "both"))
+        for tokenizer in tokenizers
+    ]
+    threads = [
+        threading.Thread(target=build_blocks, args=(plan,), kwargs={"tokenizer": tokenizer})
+        for plan, tokenizer in zip(plans, tokenizers, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = plan_blocks(config, corpora=[scored], tokenizer=tokenizers[0], output_root=str(tmp_path / "alone"))
+    assert files(plans[0].root) == files(build_blocks(alone, tokenizer=tokenizers[0]))
+
+
+def test_blocks_are_read_back_through_their_order(scored, tmp_path):
+    root = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    manifest = read_manifest(root)
+    reader = BlockReader(root, order=BlockOrder(manifest, seed=1))
+    stored, _, _ = all_blocks(root)
+    total = manifest.num_blocks
+    first, second = (reader.read(at, at + total).input_ids.tolist() for at in (0, total))
+    assert sorted(first) == sorted(second) == sorted(stored.tolist())
+    assert first != second
+
+
+def test_blocks_can_be_built_and_read_by_url(scored, tmp_path):
+    output = "memory://token-blocks-by-url"
+    root = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=output)
+    local = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    read = [BlockReader(one, order=BlockOrder(read_manifest(one), seed=0)).read(0, 50) for one in (root, local)]
+    assert root.startswith(output)
+    assert read[0].input_ids.tolist() == read[1].input_ids.tolist()
+
+
+# ---------------------------------------------------------------------------------------------- thresholds and refusals
+
+
+def test_quantiles_are_of_segments_and_for_filtering_of_documents(scored):
+    half = {"quantile": 0.9, "korbak2023": 0.25}
+    config = configured(
+        dataset={"conditional_training_config": {"threshold": half}, "filter_threshold": half},
+        objective={"name": "Unlikelihood", "score_threshold": half},
+    )
+    manifests = [corpus.read_manifest(scored)]
+    resolved = resolve_thresholds(config, manifests=manifests)
+    segments = [score for row in GOLDEN["docs"] for score in row["scores"]]
+    documents = [row["avg_score"] for row in GOLDEN["docs"]]
+    for name, values in (("conditional", segments), ("objective", segments), ("filter", documents)):
+        assert resolved[name] == pytest.approx(np.quantile(values, 0.9, method="inverted_cdf"), rel=0.011)
+    assert resolved["filter"] != resolved["conditional"]
+    paper = config.model_copy(update={"compat": "korbak2023"})
+    assert resolve_thresholds(paper, manifests=manifests) == {"conditional": 0.25, "filter": 0.25, "objective": 0.25}
+    assert resolve_thresholds(configured(), manifests=manifests) == {}
+
+
+def test_a_share_far_from_half_is_warned_of(scored, tmp_path, caplog):
+    config = configured(dataset={"filter_threshold": 1.0})
+    ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["100.0% of the documents are kept by threshold 1"]
+
+
+def test_a_corpus_of_which_nothing_is_left_is_refused_and_leaves_nothing_finished(scored, tmp_path):
+    config = configured(dataset={"filter_threshold": -1.0})
+    with pytest.raises(DataError, match=r'no document of scored is left.*"filtered": 36.*filter_threshold'):
+        ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("_SUCCESS"))
+    assert not list((tmp_path / "out").rglob("manifest.json"))
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match="holds no scored corpus"):
+        ensure_blocks(configured(), corpora=[str(tmp_path)], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    with pytest.raises(ConfigError, match="give --corpus"):
+        ensure_blocks(configured(), corpora=[], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+
+
+def test_the_tokenizer_can_be_given_beside_the_configuration(scored, tmp_path):
+    config = configured(tokenizer="no/such-one")
+    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=TOKENIZER, output_root=str(tmp_path))
+    assert read_manifest(root).num_blocks > 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- job
+
+
+def test_the_job_builds_prints_the_folder_and_resumes(scored, tmp_path, local_ray, capsys):
+    task = tmp_path / "task.yml"
+    task.write_text(f"tokenizer: {{path_or_name: {TOKENIZER}}}\ndataset: {{seq_length: 64}}\n")
+    command = ["--task", str(task), "--corpus", scored]
+    assert main([*command, "--dry-run"]) == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "blocks").exists()
+    assert planned[0] == "3 parts in 1 groups, sequences of 64 tokens"
+    assert main(command) == 0
+    root = capsys.readouterr().out.splitlines()[-1]
+    assert root == planned[-1] == str(next((tmp_path / "blocks").iterdir()))
+    assert read_manifest(root).sequence_length == 64
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == root
+
+
+def test_the_job_without_a_corpus_says_where_to_name_one(tmp_path):
+    task = tmp_path / "task.yml"
+    task.write_text("dataset: {seq_length: 64}\n")
+    with pytest.raises(ConfigError, match=r"give --corpus DIR, or set dataset\.datasets"):
+        main(["--task", str(task)])
+
+
+def test_packing_config_defaults_match_the_plan(scored):
+    config = configured()
+    plan = plan_blocks(config, corpora=[scored], tokenizer=load_tokenizer(config.tokenizer), output_root="x")
+    assert plan.packing == PackingConfig(seed=0)
