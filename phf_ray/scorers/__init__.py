@@ -13,6 +13,7 @@ from phf_ray.scorers.base import FindsSpans, Scorer
 SCORERS = {
     "PEP8Scorer": "phf_ray.scorers.pep8",
     "PIIScorer": "phf_ray.scorers.pii",
+    "DetoxifyToxicityScorer": "phf_ray.scorers.toxicity",
 }
 """Class name -> module."""
 

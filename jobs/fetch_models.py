@@ -1,0 +1,136 @@
+"""Fetch the published Detoxify models once, for machines that have no internet when they score.
+
+    python -m jobs.fetch_models --output /mnt/shared/models
+
+writes /mnt/shared/models/unbiased: an ordinary transformers folder (safetensors, config, tokenizer) and detoxify.json
+with the class names and hashes. The download is checked against the hash in its name and read without unrestricted
+pickle.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import is_url, require_shared, run
+from phf_ray.errors import ConfigError, DataError, ServiceError
+
+log = logging.getLogger("phf_ray.fetch_models")
+
+RELEASES = "https://github.com/unitaryai/detoxify/releases/download"
+URLS = {
+    "unbiased": f"{RELEASES}/v0.3-alpha/toxic_debiased-c7548aa0.ckpt",
+    "original": f"{RELEASES}/v0.1-alpha/toxic_original-c1212f89.ckpt",
+    "multilingual": f"{RELEASES}/v0.4-alpha/multilingual_debiased-0b549669.ckpt",
+    "original-small": f"{RELEASES}/v0.1.2/original-albert-0e1d6498.ckpt",
+    "unbiased-small": f"{RELEASES}/v0.1.2/unbiased-albert-c8519128.ckpt",
+}
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    if options.source is not None and len(options.models) > 1:
+        raise ConfigError(f"--from gives one file for {len(options.models)} models; name one with --models")
+    if is_url(options.output):
+        raise ConfigError(f"--output {options.output}: give a folder, on storage that all nodes mount")
+    output = Path(require_shared(options.output, flag="--output"))
+    for model in options.models:
+        source = options.source or URLS[model]
+        if options.dry_run:
+            print(f"would fetch {source} into {output / model}")
+        else:
+            fetch(model, output=output, source=source, config_source=options.config)
+    if not options.dry_run:
+        print(f"models are in {output}; set PHF_MODELS={output}, or the scorer's path: {output / options.models[0]}")
+
+
+def fetch(model: str, *, output: Path, source: str, config_source: str | None) -> Path:
+    """The folder of the model, fetched unless it is there already."""
+    folder = output / model
+    if (folder / "detoxify.json").is_file():
+        log.info("%s is there already; delete it to fetch it again", folder)
+        return folder
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=f".{model}-") as work:
+        checkpoint = Path(work) / "checkpoint"
+        sha256 = _download(source, checkpoint)
+        expected = _HASH_IN_NAME.search(source.rsplit("/", 1)[-1])
+        if expected is None:
+            log.warning("%s has no hash in its name; its sha256 is %s", source, sha256)
+        elif not sha256.startswith(expected[1]):
+            raise DataError(f"{source} has sha256 {sha256}, its name says {expected[1]}; it is damaged, fetch it again")
+        converted = Path(work) / "model"
+        _convert(
+            checkpoint,
+            converted,
+            config_source=config_source,
+            about={"model": model, "source": source, "sha256": sha256},
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        converted.rename(folder)
+    log.info("wrote %s", folder)
+    return folder
+
+
+def _download(source: str, destination: Path) -> str:
+    """Copy a URL or a file; the sha256 of what came."""
+    digest = hashlib.sha256()
+    url = source if is_url(source) else Path(source).resolve().as_uri()
+    log.info("fetching %s", source)
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, destination.open("wb") as file:
+            while chunk := response.read(1 << 22):
+                digest.update(chunk)
+                file.write(chunk)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise ServiceError(
+            f"{source} can't be fetched ({reason}); run the same command on a machine with internet, or download the "
+            "file there and give it here with --from FILE --config FOLDER"
+        ) from None
+    return digest.hexdigest()
+
+
+def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about: dict[str, Any]) -> None:
+    from phf_ray.scorers.toxicity import DESCRIPTION_FILE, load_checkpoint, weights_hash
+
+    try:
+        loaded = load_checkpoint(checkpoint, config_source)
+    except OSError as error:
+        raise ServiceError(
+            f"the config and tokenizer of the model can't be had from {config_source or 'the Hugging Face hub'} "
+            f"({str(error).splitlines()[0]}); give a folder with them with --config FOLDER"
+        ) from None
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    description = {**about, "class_names": loaded.class_names, "weights_hash": weights_hash(loaded.model)}
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.fetch_models", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder on shared storage; each model gets a subfolder"
+    )
+    parser.add_argument("--models", nargs="+", choices=sorted(URLS), default=["unbiased"])
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE|URL", help="the checkpoint file, where it is not published"
+    )
+    parser.add_argument(
+        "--config", metavar="DIR|HUB_ID", help="config and tokenizer; default: what the checkpoint names"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be fetched")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

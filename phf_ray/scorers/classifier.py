@@ -1,0 +1,114 @@
+"""A sequence classifier over texts of any length and number: sorted by length, in batches of about equal cost.
+
+Batches are filled by tokens, padding included, not by texts: one batch of mixed lengths padded to the longest costs 20
+times the work. The price: the largest batch decides the memory, and results must be put back in order.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from phf_ray.errors import ConfigError
+
+TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
+"""On a CPU larger batches fall out of the caches; a GPU must be filled."""
+
+
+class TextClassifier:
+    """Runs a transformers sequence classifier.
+
+    `num_truncated` counts the texts so far that were cut at the model's limit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        device: str,
+        precision: Literal["fp32", "bf16"],
+        tokens_per_batch: int | None,
+    ):
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{type(tokenizer).__name__} is no fast tokenizer; save the model with a tokenizer.json")
+        self.device = torch.device(_best_device() if device == "auto" else device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model = model.to(device=self.device, dtype=dtype).eval()
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        kind = "cpu" if self.device.type == "cpu" else "gpu"
+        self._tokens_per_batch = tokens_per_batch if tokens_per_batch is not None else TOKENS_PER_BATCH[kind]
+        self._max_tokens = min(tokenizer.model_max_length, max_positions(model.config))
+        self.num_truncated = 0
+
+    def logits(self, texts: Sequence[str]) -> list[NDArray[np.float32] | str]:
+        """The logits (C,) of each text, or the reason why there are none; each text as if it were alone."""
+        results: list[NDArray[np.float32] | str] = ["UnicodeEncodeError: the text has a lone surrogate"] * len(texts)
+        usable = [index for index, text in enumerate(texts) if _is_unicode(text)]
+        if not usable:
+            return results
+        encoded = self._tokenizer(
+            [texts[index] for index in usable],
+            truncation=True,
+            max_length=self._max_tokens,
+            return_attention_mask=False,
+        )
+        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        token_ids = encoded["input_ids"]
+        pending = []
+        for batch in batches_by_tokens([len(ids) for ids in token_ids], tokens_per_batch=self._tokens_per_batch):
+            # Results stay on the device until all batches are queued: fetching one waits for it.
+            pending.append((batch, self._run([token_ids[index] for index in batch])))
+        for batch, logits_BC in pending:
+            for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
+                finite = bool(np.isfinite(logits_C).all())
+                results[usable[index]] = logits_C if finite else "not_finite: the model's output is not a number"
+        return results
+
+    @torch.inference_mode()
+    def _run(self, token_ids: list[list[int]]) -> torch.Tensor:
+        lengths_B = torch.tensor([len(ids) for ids in token_ids])
+        ids_BS = torch.full((len(token_ids), int(lengths_B.max())), self._pad)
+        for row_S, ids in zip(ids_BS, token_ids, strict=True):
+            row_S[: len(ids)] = torch.tensor(ids)
+        mask_BS = (torch.arange(ids_BS.shape[1]) < lengths_B[:, None]).long()
+        output = self._model(input_ids=ids_BS.to(self.device), attention_mask=mask_BS.to(self.device))
+        logits_BC: torch.Tensor = output.logits.float()
+        return logits_BC
+
+
+def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices in batches, longest texts first; number of texts x longest one is at most `tokens_per_batch`.
+
+    A text longer than that is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def max_positions(config: Any) -> int:
+    """The number of tokens that the model has positions for."""
+    # RoBERTa and its descendants count positions from the padding token's id + 1.
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return int(getattr(config, "max_position_embeddings", 512)) - offset
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

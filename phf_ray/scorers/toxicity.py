@@ -1,0 +1,208 @@
+"""Toxicity: the probability that Detoxify gives to a text, without its one giant batch and without pickle."""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.records import Scored, ScorerIdentity
+from phf_ray.scorers.base import Scorer, ScorerSettings
+from phf_ray.scorers.classifier import TextClassifier
+
+MODELS_VARIABLE = "PHF_MODELS"
+"""Environment variable that names the folder jobs.fetch_models wrote, for configs that name none."""
+
+DESCRIPTION_FILE = "detoxify.json"
+"""What jobs.fetch_models adds to the ordinary transformers folder: class names, weights hash, source."""
+
+# As detoxify renames the classes of its older models.
+RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
+
+
+class ToxicitySettings(ScorerSettings):
+    name: str = "toxicity"
+    # DIFFERS: ours scores corpora and samples with one model, `unbiased`; original trained on scores of `original` and
+    # evaluated with `unbiased` (A-6).
+    model: Literal["unbiased", "original", "multilingual", "original-small", "unbiased-small"] = "unbiased"
+    """Which of the published models; a subfolder of the folder that PHF_MODELS names."""
+    path: str | None = None
+    """Folder of one model that jobs.fetch_models wrote, or a published checkpoint file; null: see `model`."""
+    config_path: str | None = None
+    """For a checkpoint file: folder with the config and tokenizer of the model it was trained from (roberta-base)."""
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 differs from fp32 by about 1e-3."""
+    tokens_per_batch: int | None = None
+    """Tokens of a batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
+
+
+class DetoxifyModel(NamedTuple):
+    model: Any
+    tokenizer: Any
+    class_names: list[str]
+
+
+class DetoxifyToxicityScorer(Scorer):
+    """`score` is the class toxicity; `class_scores` has all."""
+
+    Settings = ToxicitySettings
+    unit = "probability"
+    packages = ("torch", "transformers", "tokenizers")
+
+    def __init__(self, settings: ToxicitySettings):
+        super().__init__(settings)
+        loaded = load_detoxify(_model_path(settings), settings.config_path)
+        self.class_names = loaded.class_names
+        self._weights_hash = weights_hash(loaded.model)
+        self._classifier = TextClassifier(
+            loaded.model,
+            loaded.tokenizer,
+            device=settings.device,
+            precision=settings.precision,
+            tokens_per_batch=settings.tokens_per_batch,
+        )
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts so far that were cut at the model's limit."""
+        return self._classifier.num_truncated
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        return [
+            Scored(None, scores) if isinstance(scores, str) else Scored(scores["toxicity"])
+            for scores in self._class_scores(texts)
+        ]
+
+    def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
+        """The probability of every class; None where a text can't be scored."""
+        return [None if isinstance(scores, str) else scores for scores in self._class_scores(texts)]
+
+    def identity(self) -> ScorerIdentity:
+        identity = super().identity()
+        return ScorerIdentity(
+            identity.name,
+            identity.class_name,
+            identity.unit,
+            identity.versions,
+            self._weights_hash,
+            {"precision": identity.settings["precision"]},
+        )
+
+    def _class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        """As `class_scores`, with the reason instead of None."""
+        return [
+            logits_C if isinstance(logits_C, str) else self._by_class(1 / (1 + np.exp(-logits_C.astype(np.float64))))
+            for logits_C in self._classifier.logits(texts)
+        ]
+
+    def _by_class(self, probabilities_C: Any) -> dict[str, float]:
+        # The unbiased model has more outputs than detoxify gives names to.
+        return dict(zip(self.class_names, probabilities_C.tolist(), strict=False))
+
+
+def load_detoxify(path: Path, config_path: str | None) -> DetoxifyModel:
+    """The model of a folder written by jobs.fetch_models, or of a published checkpoint file and a config folder."""
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise ConfigError(f"no Detoxify model at {path}; {_how_to_fetch()}")
+    if config_path is None:
+        raise ConfigError(
+            f"{path} is a checkpoint without tokenizer; set config_path to a folder with the config and tokenizer of "
+            f"the model it was trained from, or convert it: python -m jobs.fetch_models --output DIR --from {path}"
+        )
+    return load_checkpoint(path, config_path)
+
+
+def load_checkpoint(path: Path, config_path: str | None) -> DetoxifyModel:
+    """The model of a checkpoint file as Detoxify publishes them, read without unrestricted pickle.
+
+    `config_path`: folder or hub id with config and tokenizer; None: the hub id that the checkpoint names.
+    """
+    checkpoint = _read_checkpoint(path)
+    try:
+        arguments = checkpoint["config"]["arch"]["args"]
+        class_names = checkpoint["config"]["dataset"]["args"]["classes"]
+        model_name, tokenizer_name = arguments["model_name"], arguments["tokenizer_name"]
+        source, num_classes = config_path or arguments["model_type"], arguments["num_classes"]
+        weights = dict(checkpoint["state_dict"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no Detoxify checkpoint ({type(error).__name__}: {error})") from None
+    if not model_name.endswith("ForSequenceClassification") or not tokenizer_name.endswith(
+        ("Tokenizer", "TokenizerFast")
+    ):
+        raise DataError(f"{path} wants the classes {model_name} and {tokenizer_name}; expected a sequence classifier")
+    model_class = getattr(transformers, model_name)
+    config = model_class.config_class.from_pretrained(source, num_labels=num_classes)
+    model = model_class(config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    # Older transformers stored the positions, which are 0, 1, 2, ..., with the weights.
+    unexpected = [name for name in unexpected if not name.endswith("position_ids")]
+    if missing or unexpected:
+        raise DataError(
+            f"{path} does not fit {model_name} as {source} configures it: missing {missing}, unexpected {unexpected}"
+        )
+    tokenizer = getattr(transformers, tokenizer_name).from_pretrained(source)
+    return DetoxifyModel(model, tokenizer, [RENAMED_CLASSES.get(name, name) for name in class_names])
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DataError(
+            f"{path} can't be read as a checkpoint of plain tensors: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _load_folder(folder: Path) -> DetoxifyModel:
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{folder} has no {DESCRIPTION_FILE}; {_how_to_fetch()}") from None
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = weights_hash(model)
+    if found != description["weights_hash"]:
+        raise DataError(
+            f"{folder}: the weights have hash {found}, {DESCRIPTION_FILE} says {description['weights_hash']}; "
+            "fetch the model again with python -m jobs.fetch_models"
+        )
+    return DetoxifyModel(model, tokenizer, description["class_names"])
+
+
+def weights_hash(model: Any) -> str:
+    """sha256 over names, shapes and values of all weights, the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.endswith("position_ids"):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
+    return digest.hexdigest()
+
+
+def _model_path(settings: ToxicitySettings) -> Path:
+    if settings.path is not None:
+        return Path(settings.path)
+    folder = os.environ.get(MODELS_VARIABLE)
+    if not folder:
+        raise ConfigError(f"DetoxifyToxicityScorer has no weights; {_how_to_fetch()}")
+    return Path(folder) / settings.model
+
+
+def _how_to_fetch() -> str:
+    return (
+        "fetch them once with `python -m jobs.fetch_models --output DIR` and set the scorer's `path: DIR/unbiased`, "
+        f"or {MODELS_VARIABLE}=DIR in the environment"
+    )
