@@ -1,0 +1,133 @@
+"""Two gloo ranks with DDP and with FSDP2 give the loss, gradients and figures of one process with the whole batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_models import tiny_tokenizer
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from phf_ray.config import ModelConfig
+from phf_ray.models import build_model, transformer_blocks
+from phf_ray.objectives import all_reduce, build_objective, combine
+from phf_ray.records import TokenKind
+
+OBJECTIVES = {
+    "mle": {"name": "MLE", "mask_above": 0.7},
+    "unlikelihood": {"name": "Unlikelihood", "score_threshold": 0.5, "alpha": 0.5},
+    "rwr": {"name": "RWR", "beta": 0.5, "normalise": "weights"},
+    "awr": {"name": "AWR", "alpha": 0.5, "beta": 0.5},
+}
+WORLD = 2
+MICRO_BATCHES = 2
+
+
+def make_model():
+    """GPT-2 with tied embeddings and a value head, in float64 and without dropout."""
+    config = ModelConfig(
+        path_or_name=None,
+        model_type="gpt2",
+        config_kwargs={"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 0.2},
+        model_kwargs={"value_head_config": {"is_detached": False}},
+    )
+    model = build_model(config, tokenizer=tiny_tokenizer(), seed=3).eval().double()
+    torch.nn.init.normal_(model.value_head.head.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def make_rows():
+    """Eight rows; the ranks' shares differ in their number of valid targets."""
+    generator = torch.Generator().manual_seed(11)
+    ids = torch.randint(250, (WORLD * MICRO_BATCHES * 2, 12), generator=generator)
+    scores = torch.rand(ids.shape, generator=generator)
+    kinds = torch.zeros(ids.shape, dtype=torch.uint8)
+    kinds[:, 5] = TokenKind.END_OF_TEXT
+    kinds[0, 4:] = TokenKind.PAD
+    kinds[1, 3:9] = TokenKind.UNSCORED
+    return ids, scores, kinds
+
+
+def gradients_of(model, num_targets):
+    """Of the loss divided by the global number of targets."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        # DDP and FSDP average over ranks.
+        found[name.removeprefix("module.")] = gradient * WORLD / num_targets
+    return found
+
+
+def accumulate(model, objective, rows, *, no_sync):
+    """One rank's share of the step, in micro-batches; only the last one talks to the other rank."""
+    num_targets, totals = torch.zeros((), dtype=torch.float64), {}
+    parts = list(zip(*(part.chunk(MICRO_BATCHES) for part in rows), strict=True))
+    for index, part in enumerate(parts):
+        with no_sync(index < len(parts) - 1):
+            out = model(*part, objective)
+            out.loss.backward()
+        num_targets += out.num_targets
+        totals = combine(totals, out.metrics)
+    dist.all_reduce(num_targets)
+    return num_targets, all_reduce(totals)
+
+
+def on_rank(rank, port, directory):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    rows = [part.chunk(WORLD)[rank] for part in make_rows()]
+    results = {}
+    for name, config in OBJECTIVES.items():
+        objective = build_objective(config)
+        replicated = DistributedDataParallel(make_model())
+
+        def ddp_no_sync(skip, model=replicated):
+            return model.no_sync() if skip else torch.enable_grad()
+
+        num_targets, totals = accumulate(replicated, objective, rows, no_sync=ddp_no_sync)
+        results[name, "ddp"] = gradients_of(replicated, num_targets), objective.summarize(totals)
+
+        sharded = make_model()
+        mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
+        for block in transformer_blocks(sharded):
+            fully_shard(block, mesh=mesh)
+        fully_shard(sharded, mesh=mesh, reshard_after_forward=True)
+
+        def fsdp_no_sync(skip, model=sharded):
+            model.set_requires_gradient_sync(not skip)
+            return torch.enable_grad()
+
+        num_targets, totals = accumulate(sharded, objective, rows, no_sync=fsdp_no_sync)
+        results[name, "fsdp2"] = gradients_of(sharded, num_targets), objective.summarize(totals)
+    if rank == 0:
+        torch.save(results, directory / "results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(on_rank, args=(port, directory), nprocs=WORLD)
+    return torch.load(directory / "results.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_ranks_and_micro_batches_change_neither_gradients_nor_figures(two_ranks, name, parallelism):
+    model, objective = make_model(), build_objective(OBJECTIVES[name])
+    out = model(*make_rows(), objective)
+    (out.loss / out.num_targets).backward()
+    gradients, figures = two_ranks[name, parallelism]
+    assert gradients.keys() == {key for key, _ in model.named_parameters()}
+    for key, parameter in model.named_parameters():
+        assert torch.allclose(gradients[key], parameter.grad, rtol=1e-9, atol=1e-12), key
+    assert figures == pytest.approx(objective.summarize(out.metrics), rel=1e-9)
