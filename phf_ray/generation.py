@@ -2,7 +2,7 @@
 
 Requests join and leave the batch at every step (continuous batching). The policy, and its price:
 
-- Keys and values live in slots, one row per request, each stored from position 0; rows in use are always the first, so a
+- Keys and values live in slots, one row per request, each stored from position 0; rows in use are the first ones, so a
   step reads them without a copy. A row costs as many positions as the longest row in use has.
 - The random number of a token depends on (seed, choice, position) alone, and tokens are drawn by inverting the
   cumulative distribution in vocabulary order. So a request has one text, whatever else is in the batch, except where
@@ -220,8 +220,8 @@ class TextStream:
         self._begin, self._read = 0, len(self._ids)
         self._before = strings.decode(self._ids)
 
-    def push(self, token_id: int) -> str:
-        self._ids.append(token_id)
+    def push(self, *token_ids: int) -> str:
+        self._ids.extend(token_ids)
         window = self._strings.decode(self._ids[self._begin :])
         if window.endswith("\ufffd") or len(window) <= len(self._before):
             return ""
@@ -402,8 +402,13 @@ class ActiveRequest:
         self.prompt_records: list[tuple[int, float, list[tuple[int, float]]]] = []
         self._stream = TextStream(strings, self.prompt_ids[-4:])
         self._text = self.prompt_text if request.echo else ""
+        self._num_read = 0
+        self._searched = 0
         self._num_held = max(map(len, request.stop), default=1) - 1
         self._sent = 0
+        self._described: list[TokenLogprob] = []
+        self._record_stream = TextStream(strings, self.prompt_ids[-4:])
+        self._record_offset = len(self.prompt_text) if request.echo else 0
 
     def _read_prompt(self) -> tuple[list[int], list[int], str]:
         prompt, strings = self.request.prompt, self.strings
@@ -483,16 +488,26 @@ class ActiveRequest:
         if token_id == self.strings.eos_id and not request.ignore_eos:
             self.finish("stop")
             return
-        new = self._stream.push(token_id)
-        self._text += new
-        if new and request.stop and len(self.visible_ids) >= request.min_tokens and self._cut_at_stop(len(new)):
+        # Decoding costs as much as a layer of a small model: token by token only where the text decides.
+        if request.stop and self._read_tokens() and self._stops():
             return
         if len(self.visible_ids) >= request.max_tokens:
             self.finish("length")
 
-    def _cut_at_stop(self, num_new: int) -> bool:
+    def _read_tokens(self) -> int:
+        """Decode the tokens that were not decoded yet; number of characters that they added."""
+        new = self._stream.push(*self.visible_ids[self._num_read :])
+        self._num_read = len(self.visible_ids)
+        self._text += new
+        return len(new)
+
+    def _stops(self) -> bool:
+        """Cut the text at the first stop string, if one is there."""
         # The prompt is not searched, nor text that was searched before, except where a stop string spans the border.
-        begin = max(len(self.prompt_text) if self.request.echo else 0, len(self._text) - num_new - self._num_held)
+        begin = max(len(self.prompt_text) if self.request.echo else 0, self._searched - self._num_held)
+        self._searched = len(self._text)
+        if len(self.visible_ids) < self.request.min_tokens:
+            return False
         found = [at for stop in self.request.stop if (at := self._text.find(stop, begin)) >= 0]
         if not found:
             return False
@@ -501,32 +516,35 @@ class ActiveRequest:
         return True
 
     def finish(self, reason: FinishReason) -> None:
-        tail = self._stream.flush()
-        self._text += tail
+        if reason == "stop":
+            # The end of text itself is no part of the text, whatever the tokenizer calls it.
+            self._text += self._stream.push(*self.visible_ids[self._num_read : -1])
+            self._num_read = len(self.visible_ids)
+        self._read_tokens()
+        self._text += self._stream.flush()
         self.finish_reason = reason
-        if tail and self.request.stop:
-            self._cut_at_stop(len(tail))
+        if self.request.stop:
+            self._stops()
 
     def take_text(self) -> str:
         """Characters that are certain and were not taken before; an unfinished stop string is held back."""
+        if not self.is_finished:
+            self._read_tokens()
         end = len(self._text) if self.is_finished else max(self._sent, len(self._text) - self._num_held)
         new, self._sent = self._text[self._sent : end], end
         return new
 
-    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
+    def logprobs(self) -> list[TokenLogprob]:
         """Log-probabilities of all tokens so far, the prompt's first if it is echoed."""
-        described: list[TokenLogprob] = []
-        if self.request.echo:
-            described.append(
-                TokenLogprob(self.strings.text_of(self.prompt_ids[0]), None, None, self._prompt_offsets[0])
-            )
-            described.extend(map(self._describe, self.prompt_records, self._prompt_offsets[1:]))
-        stream = TextStream(self.strings, self.prompt_ids[-4:])
-        offset = len(self.prompt_text) if self.request.echo else 0
-        for record in self.records:
-            described.append(self._describe(record, offset))
-            offset += len(stream.push(record[0]))
-        return tuple(described)
+        if self.request.echo and not self._described:
+            first = self.strings.text_of(self.prompt_ids[0])
+            self._described.append(TokenLogprob(first, None, None, self._prompt_offsets[0]))
+            self._described.extend(map(self._describe, self.prompt_records, self._prompt_offsets[1:]))
+        num_prompt = len(self.prompt_ids) if self.request.echo else 0
+        for record in self.records[len(self._described) - num_prompt :]:
+            self._described.append(self._describe(record, self._record_offset))
+            self._record_offset += len(self._record_stream.push(record[0]))
+        return self._described
 
     def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:
         token_id, logprob, best = record
@@ -547,7 +565,7 @@ class ActiveRequest:
             finish_reason=self.finish_reason,
             token_ids=tuple(self.visible_ids),
             num_prompt_tokens=len(self.prompt_ids),
-            logprobs=self.take_logprobs() if self.request.logprobs is not None else None,
+            logprobs=tuple(self.logprobs()) if self.request.logprobs is not None else None,
         )
 
 

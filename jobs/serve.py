@@ -1,0 +1,241 @@
+"""Serve scorers and language models over HTTP, in the foreground, until Ctrl-C.
+
+    python -m jobs.serve --model mle=out/mle/checkpoints/step-00000500 --scorers pep8
+
+Ray Serve starts a second server on a taken port without an error and the two share the traffic at random, so the port
+is checked here, before anything starts.
+"""
+
+import argparse
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import run, start_ray
+from phf_ray.config import load_config
+from phf_ray.errors import ConfigError, ServiceError
+from phf_ray.scorers import SCORERS, SHORT_NAMES
+from serve.settings import ServeArgs, parse_args
+
+log = logging.getLogger("phf_ray.serve")
+
+APPLICATION = "phf"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    args = parse_args(
+        {
+            "models": [
+                _model(text, controls=arguments.control, num_cpus=arguments.num_cpus) for text in arguments.model
+            ],
+            "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
+            "keys": {"file": arguments.keys_file} if arguments.keys_file else {},
+        }
+    )
+    _check(args, host=arguments.host, port=arguments.port)
+    if arguments.dry_run:
+        print(args.model_dump_json(indent=2))
+        return 0
+    import ray
+
+    try:
+        start_ray()
+        # After Ray, which sets its own handler for SIGTERM: that one ends the program without shutting Serve down.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        with running(args, host=arguments.host, port=arguments.port) as url:
+            print(f"ready: {url}", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        ray.shutdown()
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    # Once only: a second signal must not break the shutdown that the first one started.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME=DIR", help="a checkpoint directory and what to call it"
+    )
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=GOOD,BAD,POLICY",
+        help="control tokens of a model without phf.json, such as old='<|aligned|>,<|misaligned|>,retag'",
+    )
+    parser.add_argument(
+        "--scorers", default="", metavar="NAME,NAME", help=f"any of {', '.join(SHORT_NAMES)}, or class names"
+    )
+    parser.add_argument("--task", metavar="YAML", help="task file whose scoring.scorers say how the scorers are set up")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces, which needs API keys")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--keys-file", metavar="FILE", help="API keys, one per line; PHF_API_KEYS holds others")
+    parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs of each model, in Ray's accounting")
+    parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")
+    return parser
+
+
+def _model(text: str, *, controls: Sequence[str], num_cpus: float) -> dict[str, Any]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
+    model: dict[str, Any] = {"name": name, "path": str(Path(path).resolve()), "num_cpus": num_cpus}
+    for control in controls:
+        owner, _, tokens = control.partition("=")
+        parts = tokens.split(",")
+        if len(parts) != 3:
+            raise ConfigError(f"--control {control}: write NAME=GOOD,BAD,POLICY with the policy ban or retag")
+        if owner == name:
+            model["control"] = dict(zip(("good", "bad", "policy"), parts, strict=True))
+    return model
+
+
+def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
+    """Scorers by short or class name; settings come from the task file where it has that class."""
+    configured = load_config(task).scoring.scorers if task is not None else ()
+    found = []
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        class_name = SHORT_NAMES.get(name, name)
+        if class_name not in SCORERS:
+            raise ConfigError(f"--scorers {name}: choose from {', '.join(SHORT_NAMES)} or {', '.join(sorted(SCORERS))}")
+        matching = [dict(scorer) for scorer in configured if scorer["class_name"] == class_name]
+        found.append(matching[0] if matching else {"class_name": class_name})
+    return found
+
+
+def _check(args: ServeArgs, *, host: str, port: int) -> None:
+    """What can be known before Ray starts: missing checkpoints, a taken port, an open server without keys."""
+    from serve.keys import load_keys
+
+    for model in args.models:
+        if not (Path(model.path) / "config.json").is_file():
+            raise ConfigError(
+                f"model {model.name!r}: {model.path} is no checkpoint directory, it has no config.json; "
+                "give one such as out/mle/checkpoints/step-00000500"
+            )
+    if not load_keys(args.keys) and host not in ("127.0.0.1", "localhost", "::1"):
+        log.warning(
+            "--host %s without API keys: only requests from this machine will be answered; set %s or --keys-file",
+            host,
+            args.keys.env,
+        )
+    if port:
+        check_port(host, port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError if a server is on the port, or it can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Connections of a server that has just ended do not count; a server that listens does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"port {port} of {host} is in use; stop what runs there or give another --port"
+                ) from None
+            raise ConfigError(f"--host {host} --port {port} can't be used: {error.strerror}") from None
+
+
+def free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(
+    models: Mapping[str, str],
+    scorers: Sequence[Mapping[str, Any]] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    num_cpus: float = 0.25,
+) -> Iterator[str]:
+    """Serve checkpoints by name, and scorers by their configs, on the Ray that is running; yields the base URL.
+
+    `http://127.0.0.1:54321`, without `/v1`. Serve is shut down afterwards. Port 0 takes a free one. `num_cpus`: of each
+    model and scorer, in Ray's accounting.
+
+    Raises ConfigError for what can't be served, ServiceError if it does not start.
+    """
+    args = parse_args(
+        {
+            "models": [{"name": name, "path": path, "num_cpus": num_cpus} for name, path in models.items()],
+            "scorers": [{"scorer": dict(scorer), "num_cpus": num_cpus} for scorer in scorers],
+            "access_log": False,
+        }
+    )
+    _check(args, host=host, port=port)
+    with running(args, host=host, port=port) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) -> Iterator[str]:
+    """Ray must be running. Yields the base URL once every deployment is ready; shuts Serve down afterwards."""
+    from ray import serve
+
+    from serve.app import build
+
+    port = port or free_port(host)
+    serve.start(http_options={"host": host, "port": port})
+    try:
+        target = serve.RunTarget(
+            build(args), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False}
+        )
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_until_ready(timeout_s=timeout_s)
+        shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def _wait_until_ready(*, timeout_s: float) -> None:
+    """Raises ServiceError with the reason if a deployment fails, or is not ready in time."""
+    from ray import serve
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        application = serve.status().applications[APPLICATION]
+        if application.status == "RUNNING":
+            return
+        waiting = {name: one for name, one in application.deployments.items() if one.status != "HEALTHY"}
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [f"{name}: {_reason(one.message)}" for name, one in waiting.items()]
+            raise ServiceError("the server did not start: " + "; ".join(reasons or [_reason(application.message)]))
+        if time.monotonic() > deadline:
+            raise ServiceError(f"not ready after {timeout_s:g} s: {', '.join(waiting)}; see the logs of Ray Serve")
+        time.sleep(0.2)
+
+
+def _reason(message: str) -> str:
+    """The line of a replica's traceback that says what happened."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    named = [line for line in lines if "Error: " in line and not line.startswith("ray.")]
+    return (named or lines or ["no reason given"])[-1]
+
+
+if __name__ == "__main__":
+    run(main)

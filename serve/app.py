@@ -1,0 +1,74 @@
+"""The Serve application: `serve run configs/serve/demo.yaml`, the RayService manifest and `jobs.serve` build it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.serve import Application
+
+from phf_ray.scorers import SHORT_NAMES
+from serve.deployments import Ingress, ModelReplica, ScorerReplica
+from serve.errors import RETRY_AFTER_S
+from serve.settings import Autoscaling, ServeArgs, ServedModel, ServedScorer, parse_args
+
+# The application counts its own queues and answers 429 in its own shape; Serve's limits are the second line.
+MAX_ONGOING = 4096
+
+
+def build(args: Mapping[str, Any] | ServeArgs) -> Application:
+    """`args` as `serve.settings.ServeArgs`, checked before anything starts."""
+    parsed = args if isinstance(args, ServeArgs) else parse_args(dict(args))
+    models = {
+        model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model)) for model in parsed.models
+    }
+    scorers = {
+        scorer_name(scorer): _deployment(ScorerReplica, **_options(f"scorer-{scorer_name(scorer)}", scorer))
+        for scorer in parsed.scorers
+    }
+    ingress = _deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=parsed.ingress_replicas,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=MAX_ONGOING,
+    )
+    return ingress.bind(
+        parsed.model_dump(mode="json"),
+        {model.name: models[model.name].bind(model.model_dump(mode="json")) for model in parsed.models},
+        {
+            scorer_name(scorer): scorers[scorer_name(scorer)].bind(scorer.model_dump(mode="json"))
+            for scorer in parsed.scorers
+        },
+    )
+
+
+def _deployment(class_: Any, **options: Any) -> Any:
+    # `serve.deployment` makes a Deployment of a class, which its type hides.
+    return class_.options(**options)
+
+
+def scorer_name(served: ServedScorer) -> str:
+    """What `/v1/scores` calls it: its configured name, else the short name of its class."""
+    short = {class_name: name for name, class_name in SHORT_NAMES.items()}
+    class_name = served.scorer["class_name"]
+    return str(served.scorer.get("name") or short.get(class_name, class_name))
+
+
+def _options(name: str, served: ServedModel | ServedScorer) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "name": name,
+        "ray_actor_options": {"num_cpus": served.num_cpus, "num_gpus": served.num_gpus},
+        "max_ongoing_requests": MAX_ONGOING,
+        "max_queued_requests": MAX_ONGOING,
+        "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
+        "graceful_shutdown_timeout_s": 30.0,
+        "health_check_period_s": 5.0,
+    }
+    if isinstance(served.replicas, Autoscaling):
+        options["autoscaling_config"] = {
+            "min_replicas": served.replicas.min,
+            "max_replicas": served.replicas.max,
+            "target_ongoing_requests": served.replicas.target_ongoing_requests,
+        }
+    else:
+        options["num_replicas"] = served.replicas
+    return options

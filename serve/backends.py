@@ -1,0 +1,72 @@
+"""What the HTTP application asks of models and scorers, in this process or behind Ray Serve."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from phf_ray.records import Span
+from serve.schemas import (
+    Choice,
+    CompletionRequest,
+    HealthResponse,
+    ScorerIdentityBody,
+    TextScore,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a served model says of itself."""
+
+    max_model_len: int
+    control: dict[str, str] | None
+    """`good`, `bad` and `policy`, or None for a model without control tokens."""
+    tokenizer_hash: str
+    task: str | None = None
+    objective: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    choices: list[Choice]
+    usage: Usage
+
+
+class ModelBackend(Protocol):
+    """Raises ApiError for what it can't answer. Every request has a seed, drawn by the caller: a call that is tried
+    again on another replica gives the same text."""
+
+    async def complete(self, request: CompletionRequest) -> Completed: ...
+
+    def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+        """Pieces; each has the usage up to then."""
+        ...
+
+    async def describe(self) -> ModelDescription: ...
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
+        """Ids, and the text of each."""
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str: ...
+
+    async def tokenizer_info(self) -> dict[str, Any]: ...
+
+
+class ScorerBackend(Protocol):
+    async def score(self, texts: Sequence[str], *, segments: bool) -> list[TextScore]:
+        """One per text, in order."""
+        ...
+
+    async def spans(self, texts: Sequence[str]) -> list[list[Span]]: ...
+
+    async def identity(self) -> ScorerIdentityBody: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    models: Mapping[str, ModelBackend]
+    scorers: Mapping[str, ScorerBackend]
+    health: Callable[[], Awaitable[HealthResponse]]

@@ -1,0 +1,53 @@
+"""Errors as HTTP answers, in OpenAI's shape.
+
+status  type                   when
+400     invalid_request_error  the request can't be served as it is; `param` names the field
+401     authentication_error   no key, or a wrong one
+404     not_found_error        no such path, model or scorer
+413     invalid_request_error  too large
+429     rate_limit_error       the queue is full; with Retry-After
+500     server_error           anything else; no traceback and no path leaves the server
+503     unavailable_error      not ready, or the replica was lost; with Retry-After
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve.schemas import ErrorDetail, ErrorResponse
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+RETRY_AFTER_S = 2
+
+
+class ApiError(Exception):
+    """An answer other than 200. Crosses process borders, so every argument goes to `super().__init__`."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(status, message, param, code)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    detail = ErrorDetail(message=message, type=TYPES.get(status, "server_error"), param=param, code=code)
+    return ErrorResponse(error=detail).model_dump()
+
+
+def error_headers(status: int) -> Mapping[str, str]:
+    if status in (429, 503):
+        return {"Retry-After": str(RETRY_AFTER_S)}
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    return {}

@@ -1,0 +1,154 @@
+"""What every request passes: request id, size, keys, number in flight, time; and what is written down of it."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from typing import Any
+from urllib.parse import parse_qs
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import ApiError, error_body, error_headers
+from serve.keys import OPEN_PATHS, KeyRing, is_loopback
+from serve.settings import Limits
+
+log = logging.getLogger("ray.serve.phf")
+
+
+class Metrics:
+    """Of one ingress replica; Ray's own metrics have the rest. Ray adds `_total` to counters, so do we not name it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "phf_http_requests", "HTTP requests answered", ["path", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "phf_http_request_seconds", "Time from request to last byte", ["path"], registry=self.registry
+        )
+        self.tokens = Counter("phf_tokens", "Tokens of completions", ["model", "kind"], registry=self.registry)
+
+
+class Gate:
+    """ASGI middleware. Handlers may put `model` and `tokens` into `request.state` for the access log."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, metrics: Metrics, access_log: bool):
+        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+        self._access_log = access_log
+        self._num_in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        exchange = _Exchange(send, request_id=headers.get("x-request-id") or uuid.uuid4().hex)
+        state = scope.setdefault("state", {})
+        state["request_id"] = exchange.request_id
+        started = time.perf_counter()
+        self._num_in_flight += 1
+        try:
+            self._admit(scope, headers)
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                await self._app(scope, _limited(receive, self._limits.body_bytes), exchange.send)
+        except ApiError as error:
+            await exchange.answer(scope, receive, error)
+        except TimeoutError:
+            limit = self._limits.request_timeout_s
+            await exchange.answer(scope, receive, ApiError(408, f"the request took more than {limit:g} s"))
+        except Exception:
+            # The boundary of the process: a client gets no traceback, the log does, under the request's id.
+            log.exception("request %s failed", exchange.request_id)
+            await exchange.answer(
+                scope, receive, ApiError(500, "internal error; the server's log has it by request id")
+            )
+        finally:
+            self._num_in_flight -= 1
+            self._note(scope, exchange, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
+        if scope["path"] not in OPEN_PATHS:
+            self._check_key(scope, headers)
+        if self._num_in_flight > self._limits.concurrent_requests:
+            raise ApiError(429, f"{self._limits.concurrent_requests} requests are being answered; try again later")
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._limits.body_bytes:
+            raise _too_large(self._limits.body_bytes)
+
+    def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
+        if self._keys.is_empty:
+            peer = scope.get("client")
+            if not is_loopback(peer[0] if peer else None):
+                raise ApiError(401, "no API keys are configured, so only this machine is answered", None, "no_keys")
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            # Perspective's clients send the key in the query.
+            key = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("key", [""])[0]
+        if not key or not self._keys.accepts(key.strip()):
+            raise ApiError(401, "no valid API key; send `Authorization: Bearer <key>`", None, "invalid_api_key")
+
+    def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:
+        state: dict[str, Any] = scope["state"]
+        # The route's own path, since a client can make up any number of others.
+        path = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(path, str(exchange.status or "closed")).inc()
+        self._metrics.latency.labels(path).observe(seconds)
+        for kind, count in state.get("tokens", {}).items():
+            self._metrics.tokens.labels(state.get("model"), kind).inc(count)
+        if self._access_log:
+            entry = {
+                "request_id": exchange.request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": exchange.status,
+                "model": state.get("model"),
+                "tokens": state.get("tokens"),
+                "latency_ms": round(seconds * 1000, 1),
+            }
+            log.info("access %s", json.dumps(entry))
+
+
+class _Exchange:
+    """The answer on its way out; adds the request id to its head."""
+
+    def __init__(self, send: Send, *, request_id: str):
+        self._send = send
+        self.request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            names = {name.lower() for name, _ in message["headers"]}
+            if b"x-request-id" not in names:
+                message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
+        await self._send(message)
+
+    async def answer(self, scope: Scope, receive: Receive, error: ApiError) -> None:
+        """The error, unless an answer has begun, which can only be cut off."""
+        if self.status is None:
+            body = error_body(error.status, str(error), param=error.param, code=error.code)
+            await JSONResponse(body, error.status, dict(error_headers(error.status)))(scope, receive, self.send)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes; send fewer or shorter texts per request")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    num_bytes = 0
+
+    async def receive_limited() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit:
+            raise _too_large(limit)
+        return message
+
+    return receive_limited

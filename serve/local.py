@@ -1,0 +1,269 @@
+"""Models and scorers in this process: what a replica runs, and what tests call without Ray."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from phf_ray.errors import DataError
+from phf_ray.generation import (
+    Completion,
+    Engine,
+    EngineSettings,
+    GenerationRequest,
+    RequestError,
+    TokenLogprob,
+    load_engine,
+)
+from phf_ray.records import Scored, Span
+from phf_ray.scorers import FindsSpans, build_scorer
+from phf_ray.segments import build_segmenter
+from serve.backends import Completed, ModelDescription
+from serve.engine_thread import EngineThread, Piece
+from serve.errors import ApiError
+from serve.schemas import (
+    MAX_BATCH,
+    Choice,
+    CompletionRequest,
+    Logprobs,
+    ScoredSegment,
+    ScorerIdentityBody,
+    TextScore,
+    Usage,
+)
+from serve.settings import SamplingDefaults, ServedModel, ServedScorer
+
+Answer = TypeVar("Answer")
+
+
+class LocalModel:
+    def __init__(self, engine: Engine, *, defaults: SamplingDefaults | None = None, max_waiting: int = 1024):
+        self._engine = engine
+        self._defaults = defaults or SamplingDefaults()
+        self.thread = EngineThread(engine, max_waiting=max_waiting)
+
+    @classmethod
+    def load(cls, model: ServedModel) -> "LocalModel":
+        settings = EngineSettings(
+            device="cuda" if model.num_gpus > 0 else "cpu",
+            dtype=model.dtype,
+            max_batch=model.max_batch,
+            cache_gb=model.cache_gb,
+        )
+        engine = load_engine(model.path, control=model.control, settings=settings)
+        return cls(engine, defaults=model.defaults, max_waiting=model.max_waiting)
+
+    async def complete(self, request: CompletionRequest) -> Completed:
+        requests = self._checked(request)
+        try:
+            completions = await self.thread.complete(requests)
+        except RequestError as error:
+            raise ApiError(400, str(error), error.param) from None
+        except DataError as error:
+            raise ApiError(500, str(error)) from None
+        choices = [_choice(index, completion) for index, completion in enumerate(completions)]
+        # A prompt counts once, however many choices share it.
+        num_prompt = sum(completion.num_prompt_tokens for completion in completions[:: request.n])
+        return Completed(choices, _usage(num_prompt, sum(c.num_completion_tokens for c in completions)))
+
+    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+        num_prompt: dict[int, int] = {}
+        num_completion: dict[int, int] = {}
+        try:
+            async for pieces in self.thread.stream(self._checked(request)):
+                for piece in pieces:
+                    if piece.index % request.n == 0:
+                        num_prompt[piece.index] = piece.num_prompt_tokens
+                    num_completion[piece.index] = piece.num_completion_tokens
+                usage = _usage(sum(num_prompt.values()), sum(num_completion.values()))
+                yield Completed([_streamed_choice(piece, request) for piece in pieces], usage)
+        except RequestError as error:
+            raise ApiError(400, str(error), error.param) from None
+        except DataError as error:
+            raise ApiError(500, str(error)) from None
+
+    def _checked(self, request: CompletionRequest) -> list[GenerationRequest]:
+        assert request.seed is not None, "the caller draws the seed"
+        try:
+            return generation_requests(request, self._defaults)
+        except RequestError as error:
+            raise ApiError(400, str(error), error.param) from None
+
+    async def describe(self) -> ModelDescription:
+        engine, info = self._engine, self._engine.info
+        tokenizer = json.dumps(engine.strings.tokenizer.get_vocab(), sort_keys=True)
+        control = engine.strings.control
+        return ModelDescription(
+            max_model_len=engine.context,
+            control=control.model_dump() if control is not None else None,
+            tokenizer_hash=hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest(),
+            task=info.task if info is not None else None,
+            objective=info.objective.get("name") if info is not None else None,
+            step=info.step if info is not None else None,
+        )
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
+        strings = self._engine.strings
+        if add_special_tokens:
+            ids, _ = strings.encode(text)
+        else:
+            ids = strings.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(ids), [strings.text_of(id_) for id_ in ids]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        strings = self._engine.strings
+        unknown = [id_ for id_ in token_ids if id_ not in strings.valid_ids]
+        if unknown:
+            raise ApiError(400, f"the model has no token {unknown[0]}", "tokens")
+        return strings.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        tokenizer = self._engine.strings.tokenizer
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            "eos_token": tokenizer.eos_token,
+            "bos_token": tokenizer.bos_token,
+            "pad_token": tokenizer.pad_token,
+            "unk_token": tokenizer.unk_token,
+            "additional_special_tokens": sorted(set(tokenizer.all_special_tokens)),
+            "vocab_size": len(tokenizer),
+            "model_max_length": self._engine.context,
+            "chat_template": None,
+        }
+
+
+def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) -> list[GenerationRequest]:
+    """One per choice, prompt by prompt. Raises RequestError, or ApiError for what this server does not do."""
+    _refuse_unsupported(request)
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    max_tokens = defaults.max_tokens if request.max_tokens is None else request.max_tokens
+    top_k = defaults.top_k if request.top_k is None else max(0, request.top_k)
+    prompts = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in request.prompts]
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            min_tokens=request.min_tokens,
+            temperature=defaults.temperature if request.temperature is None else request.temperature,
+            top_p=defaults.top_p if request.top_p is None else request.top_p,
+            top_k=top_k,
+            seed=request.seed or 0,
+            choice=index * request.n + k,
+            stop=stop,
+            logit_bias=request.logit_bias or {},
+            ignore_eos=request.ignore_eos,
+            logprobs=request.logprobs,
+            echo=request.echo,
+            control=request.control,
+            policy=request.control_policy,
+        )
+        for index, prompt in enumerate(prompts)
+        for k in range(request.n)
+    ]
+
+
+def _refuse_unsupported(request: CompletionRequest) -> None:
+    if request.best_of is not None and request.best_of != request.n:
+        raise ApiError(400, "best_of is not supported; leave it out and choose among n yourself", "best_of")
+    if request.suffix:
+        raise ApiError(400, "suffix is not supported; leave it out", "suffix")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            raise ApiError(400, f"{name} is not supported; leave it out, or use logit_bias", name)
+    if not request.prompts:
+        raise ApiError(400, "prompt is an empty list; give a text, token ids, or a list of either", "prompt")
+    if len(request.prompts) * request.n > MAX_BATCH:
+        raise ApiError(
+            413, f"{len(request.prompts)} prompts x n={request.n} is above the limit of {MAX_BATCH} choices", "prompt"
+        )
+
+
+def _choice(index: int, completion: Completion) -> Choice:
+    return Choice.model_construct(
+        text=completion.text,
+        index=index,
+        finish_reason=completion.finish_reason,
+        logprobs=None if completion.logprobs is None else _logprobs(completion.logprobs),
+    )
+
+
+def _streamed_choice(piece: Piece, request: CompletionRequest) -> Choice:
+    return Choice.model_construct(
+        text=piece.text,
+        index=piece.index,
+        finish_reason=piece.finish_reason,
+        logprobs=None if request.logprobs is None else _logprobs(piece.logprobs),
+    )
+
+
+def _logprobs(records: Sequence[TokenLogprob]) -> Logprobs:
+    return Logprobs.model_construct(
+        tokens=[record.token for record in records],
+        token_logprobs=[record.logprob for record in records],
+        top_logprobs=[record.top for record in records],
+        text_offset=[record.text_offset for record in records],
+    )
+
+
+def _usage(num_prompt: int, num_completion: int) -> Usage:
+    return Usage(prompt_tokens=num_prompt, completion_tokens=num_completion, total_tokens=num_prompt + num_completion)
+
+
+class LocalScorer:
+    """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
+
+    def __init__(self, served: ServedScorer):
+        self._scorer = build_scorer(served.scorer)
+        pep8 = served.scorer["class_name"] == "PEP8Scorer"
+        self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._max_waiting = served.max_waiting
+        self._num_waiting = 0
+
+    @property
+    def name(self) -> str:
+        return self._scorer.name
+
+    async def score(self, texts: Sequence[str], *, segments: bool) -> list[TextScore]:
+        return await self._in_thread(lambda: self._score(texts, segments=segments))
+
+    async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
+        scorer = self._scorer
+        if not isinstance(scorer, FindsSpans):
+            raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
+        return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
+
+    async def identity(self) -> ScorerIdentityBody:
+        return ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+        if self._num_waiting >= self._max_waiting:
+            raise ApiError(429, f"{self._num_waiting} requests wait for the scorer {self.name}; try again later")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self._num_waiting -= 1
+
+    def _score(self, texts: Sequence[str], *, segments: bool) -> list[TextScore]:
+        return [
+            TextScore.model_construct(
+                index=index,
+                score=scored.score,
+                error=scored.error,
+                segments=self._score_segments(text) if segments else None,
+            )
+            for index, (text, scored) in enumerate(zip(texts, self._scorer.score_all(texts), strict=True))
+        ]
+
+    def _score_segments(self, text: str) -> list[ScoredSegment]:
+        parts = self._segmenter(text)
+        scored: list[Scored] = self._scorer.score_segments(parts)
+        segments, begin = [], 0
+        for part, one in zip(parts, scored, strict=True):
+            end = begin + len(part)
+            segments.append(ScoredSegment.model_construct(begin=begin, end=end, score=one.score, error=one.error))
+            begin = end
+        return segments

@@ -1,0 +1,207 @@
+"""What travels over HTTP: requests, responses and errors, as the clients of this ecosystem know them.
+
+Importing this loads neither torch nor Ray. Text completions are OpenAI's, with vLLM's additions; `control` and
+`control_policy` are ours. A field that is neither is refused: a misspelt `temprature` must not be silently ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+MAX_BATCH = 2048
+"""Texts, prompts or choices of one request."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(_Request):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Known to OpenAI's client; nothing is obfuscated here."""
+
+
+TokenIds = list[StrictInt]
+Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`."""
+
+    model: str
+    prompt: str | list[str] | TokenIds | list[TokenIds] = ""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """None: the model's default, 16 unless its configuration says otherwise."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """0 or -1: no limit."""
+    n: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    ignore_eos: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    control: Literal["good", "bad", "none"] | None = None
+    control_policy: Literal["ban", "retag"] | None = None
+    best_of: int | None = None
+    """Refused unless it equals n."""
+    suffix: str | None = None
+    """Refused unless empty, like the penalties unless 0."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per prompt, whatever form the request has."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # a flat list of token ids is one prompt
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class Logprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class Choice(BaseModel):
+    text: str
+    index: int
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    """None in all but the last piece of a stream."""
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionResponse(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class ScoresRequest(_Request):
+    """`POST /v1/scores`."""
+
+    scorer: str
+    input: str | Annotated[list[str], Field(max_length=MAX_BATCH)]
+    segments: bool = False
+    """Also cut each text and score its segments in their context."""
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class ScoredSegment(BaseModel):
+    begin: int
+    end: int
+    """Characters [begin, end) of the text."""
+    score: float | None
+    error: str | None
+
+
+class TextScore(BaseModel):
+    index: int
+    score: float | None
+    """Higher is worse; None: could not be scored, see `error`."""
+    error: str | None
+    segments: list[ScoredSegment] | None = None
+
+
+class ScorerIdentityBody(BaseModel):
+    """What made the scores: two equal identities give equal scores."""
+
+    name: str
+    class_name: str
+    unit: str
+    versions: dict[str, str]
+    weights_hash: str | None
+    settings: dict[str, Any]
+
+
+class ScoresResponse(BaseModel):
+    scorer: ScorerIdentityBody
+    data: list[TextScore]
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "phf-ray"
+    max_model_len: int | None = None
+    """Positions of the model's context, as vLLM has it."""
+    control: dict[str, Any] | None = None
+    """For a model with control tokens: `policy`, the `default`, and the `suffixes` that choose by model id."""
+    task: str | None = None
+    objective: str | None = None
+    step: int | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeRequest(_Request):
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeResponse(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(_Request):
+    tokens: TokenIds
+    model: str | None = None
+
+
+class DetokenizeResponse(BaseModel):
+    prompt: str
+
+
+class DeploymentHealth(BaseModel):
+    status: str
+    message: str = ""
+    replicas: dict[str, int] = {}
+    """State -> number of replicas."""
+
+
+class HealthResponse(BaseModel):
+    status: Literal["ok", "not_ready"]
+    deployments: dict[str, DeploymentHealth]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail

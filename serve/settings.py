@@ -1,0 +1,131 @@
+"""What is served and within which limits: the `args` of a Serve configuration file, or made by `jobs.serve`."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from phf_ray.checkpoint import Control
+from phf_ray.errors import ConfigError
+
+CONTROL_CHOICES = ("good", "bad", "none")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Autoscaling(_Settings):
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=1)]
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
+    """Requests per replica that autoscaling aims at."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max={self.max} is below min={self.min}")
+        return self
+
+
+class _Deployed(_Settings):
+    replicas: Annotated[int, Field(ge=1)] | Autoscaling = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 0.25
+    """Ray's accounting; also the number of torch threads, at least 1."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SamplingDefaults(_Settings):
+    """For requests that leave the field out."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+
+class ServedModel(_Deployed):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    path: str
+    """A Hugging Face causal LM directory that every node sees."""
+    control: Control | None = None
+    """For a checkpoint that has control tokens but no phf.json."""
+    defaults: SamplingDefaults = SamplingDefaults()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch: Annotated[int, Field(ge=1)] = 64
+    """Sequences in one forward pass."""
+    cache_gb: Annotated[float, Field(gt=0)] = 2.0
+    """Memory for keys and values, per replica."""
+    max_waiting: Annotated[int, Field(ge=1)] = 1024
+    """Sequences that wait for a place in the batch, per replica; above it the answer is 429."""
+
+
+class ServedScorer(_Deployed):
+    scorer: dict[str, Any]
+    """As in the configuration of a task: `{class_name: PEP8Scorer, ...}`."""
+    segmenter: Literal["sentences", "lines", "document"] | None = None
+    """None: lines for PEP8, sentences for any other."""
+    max_waiting: Annotated[int, Field(ge=1)] = 64
+    """Requests that wait for the scorer, per replica; above it the answer is 429."""
+
+    @field_validator("scorer")
+    @classmethod
+    def _has_class(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "class_name" not in value:
+            raise ValueError(f"scorer {value!r} has no class_name; write {{class_name: PEP8Scorer}}")
+        return value
+
+
+class Limits(_Settings):
+    body_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
+    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    concurrent_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests inside the ingress; above it the answer is 429."""
+    concurrent_streams: Annotated[int, Field(ge=1)] = 256
+
+
+class Keys(_Settings):
+    """Where API keys come from. Without any, only peers on the loopback interface are answered."""
+
+    file: str | None = None
+    """One key per line."""
+    env: str = "PHF_API_KEYS"
+    """Environment variable of the server with keys separated by commas."""
+
+
+class ServeArgs(_Settings):
+    models: tuple[ServedModel, ...] = ()
+    scorers: tuple[ServedScorer, ...] = ()
+    limits: Limits = Limits()
+    keys: Keys = Keys()
+    ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    access_log: bool = True
+    """One line of JSON per request: id, path, status, model, tokens, latency."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.models and not self.scorers:
+            raise ValueError("nothing to serve; name at least one model or scorer")
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two models are named {twice[0]!r}; names must differ")
+        return self
+
+
+def parse_args(values: Any) -> ServeArgs:
+    """Raises ConfigError with every problem found."""
+    try:
+        return ServeArgs.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, detail['loc'])) or 'args'}: {detail['msg']}" for detail in error.errors()]
+        lines = "\n".join(f"  - {line}" for line in problems)
+        raise ConfigError(f"what to serve: {len(problems)} problem(s)\n{lines}") from None
+
+
+def split_model_id(model_id: str) -> tuple[str, str | None]:
+    """`NAME:good` -> (NAME, good); an id without such a suffix comes back whole, with None."""
+    matched = re.fullmatch(rf"(.+):({'|'.join(CONTROL_CHOICES)})", model_id)
+    return (matched[1], matched[2]) if matched else (model_id, None)
