@@ -1,0 +1,298 @@
+"""Draw samples from models over HTTP, score them over HTTP, and write a report that compares them.
+
+    python -m jobs.evaluate_lm --task configs/pep8/pretrain.yml --output out/report --seeds 0,1,2 \\
+        --model mle=out/runs/mle conditional=out/runs/conditional --arm mle conditional:good conditional:bad
+
+A directory is served for the duration of the job; a URL is any OpenAI-compatible server. The same command started again
+draws only what is missing.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs import cli
+from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
+from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.report import format_table
+from phf_ray.scorers import SHORT_NAMES
+
+NAME = r"[A-Za-z0-9_.-]+"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    name: str
+    source: str
+    """As the user wrote it."""
+    directory: Path | None
+    """None: a URL."""
+    info: CheckpointInfo | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    config = cli.config_from(arguments)
+    models = parse_models(arguments.model)
+    wanted = parse_arms(arguments.arm, models)
+    options = Options(
+        seeds=_seeds(arguments.seeds),
+        num_samples=_at_least_one(arguments.num_samples, flag="--num-samples"),
+        max_clients=_at_least_one(arguments.max_clients, flag="--max-clients") or 1,
+        restart=arguments.restart,
+        allow_other_scorer=arguments.allow_other_scorer,
+    )
+    if arguments.dry_run:
+        _print_plan(config, wanted, options, scores_url=arguments.scores_url)
+        return 0
+    cli.start_ray()
+    output = cli.require_shared(arguments.output, flag="--output")
+    for model in models.values():
+        if model.directory is not None:
+            cli.require_shared(str(model.directory), flag="--model")
+    with _servers(config, models, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+        arms = [_arm(models[name], control, base_url=base_url) for name, control in wanted]
+        report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
+    print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.evaluate_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_config_arguments(parser, method=False)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[NAME=]DIR|URL",
+        help="a checkpoint, a run directory (its newest checkpoint), or the URL of a server that calls the model NAME; "
+        "the server's key is taken from OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[:good|bad|none]",
+        help="models to compare and the control token each is asked with; by default every model, and with the good "
+        "token where it has one",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the report")
+    parser.add_argument("--scores-url", metavar="URL", help="server with POST /v1/scores; by default one is started")
+    parser.add_argument(
+        "--num-samples", type=int, metavar="N", help="per arm, scenario and seed, in place of the scenarios' own"
+    )
+    parser.add_argument("--seeds", default="0", metavar="N,N", help="sampling seeds (default: 0)")
+    parser.add_argument(
+        "--max-clients", type=int, default=4, metavar="N", help="processes that ask, at most (default 4)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
+    parser.add_argument("--restart", action="store_true", help="throw away what the output holds and begin anew")
+    parser.add_argument(
+        "--allow-other-scorer", action="store_true", help="evaluate with a scorer that the model was not trained on"
+    )
+    return parser
+
+
+# -- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def parse_models(texts: Sequence[str]) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    for text in texts:
+        model = _parse_model(text)
+        if model.name in models:
+            raise ConfigError(f"--model: two models are called {model.name}; name them, such as other={model.source}")
+        models[model.name] = model
+    return models
+
+
+def _parse_model(text: str) -> Model:
+    matched = re.fullmatch(rf"({NAME})=(.+)", text)
+    name, source = matched.groups() if matched else (None, text)
+    if cli.is_url(source):
+        if not source.startswith(("http://", "https://")):
+            raise ConfigError(f"--model {text}: write http://host:port for a server, or the path of a directory")
+        if name is None:
+            raise ConfigError(f"--model {text}: say what the server calls the model, NAME={text}")
+        return Model(name, source, None)
+    path = Path(source)
+    directory = _checkpoint_in(path)
+    run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
+    name = name or re.sub(rf"(?!{NAME}).", "-", run.resolve().name)
+    return Model(name, source, directory, read_info(directory))
+
+
+def _checkpoint_in(path: Path) -> Path:
+    """The directory itself, or the newest checkpoint of a run."""
+    if not path.is_dir():
+        raise ConfigError(
+            f"--model {path}: no such directory; give a checkpoint such as out/mle/checkpoints/step-00000500"
+        )
+    if (path / "checkpoints").is_dir():
+        newest = RunDirectory(path).latest_checkpoint()
+        if newest is None:
+            raise ConfigError(f"--model {path}: the run has no complete checkpoint yet; train it first")
+        return newest
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"--model {path}: holds no config.json, so it is no checkpoint; give one, or a run directory")
+    return path
+
+
+def parse_arms(texts: Sequence[str], models: Mapping[str, Model]) -> list[tuple[str, Control | None]]:
+    """(model, control) in the order in which they are shown."""
+    arms: list[tuple[str, Control | None]] = []
+    for text in texts or list(models):
+        name, _, control = text.partition(":")
+        if name not in models:
+            raise ConfigError(f"--arm {text}: no model is called {name}; --model names {', '.join(models)}")
+        info = models[name].info
+        if control and control not in get_args(Control):
+            raise ConfigError(f"--arm {text}: write {name}:good, {name}:bad or {name}:none")
+        if control in ("good", "bad") and models[name].directory is not None and (info is None or info.control is None):
+            raise ConfigError(f"--arm {text}: {models[name].source} has no control tokens; write {name}")
+        if not control and info is not None and info.control is not None:
+            control = "good"
+        arm: tuple[str, Control | None] = (name, control or None)  # type: ignore[assignment]  # checked above
+        if arm in arms:
+            raise ConfigError(f"--arm {text}: named twice; name each arm once")
+        arms.append(arm)
+    return arms
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: write whole numbers such as 0,1,2") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {text}: write different numbers of at least 0; equal seeds draw equal samples")
+    return seeds
+
+
+def _at_least_one(value: int | None, *, flag: str) -> int | None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{flag} {value}: give 1 or more")
+    return value
+
+
+def _print_plan(
+    config: Config, arms: Sequence[tuple[str, str | None]], options: Options, *, scores_url: str | None
+) -> None:
+    for name, control in arms:
+        print(f"arm {_arm_name(name, control)}")
+    for scenario in config.generation.scenario_configs:
+        count = options.num_samples or scenario.num_samples
+        print(f"scenario {scenario.name}: {count} samples x {len(options.seeds)} seeds x {len(arms)} arms")
+    print(f"scores from {scores_url or 'a server started for the job'}: {scorer_name(config)}")
+
+
+# -- Servers ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _servers(
+    config: Config, models: Mapping[str, Model], *, scores_url: str | None, port: int
+) -> Iterator[tuple[str, ScoresServer]]:
+    """Serve what has no URL; yields the URL of that server, empty if there is none, and where the scores come from."""
+    directories = {name: str(model.directory) for name, model in models.items() if model.directory is not None}
+    scorers = [] if scores_url is not None else [config.evaluation_scorer]
+    key = os.environ.get("OPENAI_API_KEY")
+    if scores_url is not None and not scores_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--scores-url {scores_url}: write http://host:port")
+    if not directories and not scorers:
+        assert scores_url is not None
+        yield "", ScoresServer(scores_url, scorer_name(config), key)
+        return
+    from jobs.serve import serving
+
+    with serving(directories, scorers, port=port) as url:
+        if scores_url is None:
+            yield url, ScoresServer(url, scorer_name(config), _own_key())
+        else:
+            yield url, ScoresServer(scores_url, scorer_name(config), key)
+
+
+def _own_key() -> str | None:
+    """A server that is started here takes the keys of the environment."""
+    keys = [key.strip() for key in os.environ.get("PHF_API_KEYS", "").split(",")]
+    return next(filter(None, keys), None)
+
+
+def scorer_name(config: Config) -> str:
+    scorer = config.evaluation_scorer
+    short = {class_name: name for name, class_name in SHORT_NAMES.items()}
+    return str(scorer.get("name") or short.get(scorer["class_name"], scorer["class_name"]))
+
+
+def _arm_name(name: str, control: str | None) -> str:
+    return name if control is None else f"{name}:{control}"
+
+
+def _arm(model: Model, control: Control | None, *, base_url: str) -> Arm:
+    if model.directory is None:
+        return Arm(
+            name=_arm_name(model.name, control),
+            url=model.source,
+            model=model.name,
+            control=control,
+            key=os.environ.get("OPENAI_API_KEY"),
+            source=model.source,
+        )
+    return Arm(
+        name=_arm_name(model.name, control),
+        url=base_url,
+        model=model.name,
+        control=control,
+        key=_own_key(),
+        source=model.source,
+        fingerprint=_fingerprint(model.directory),
+        checkpoint=model.info,
+        loss=_losses(model.directory),
+    )
+
+
+def _fingerprint(directory: Path) -> str:
+    """Hash of the files that decide what the model says."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as source:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+_NUM_LOSSES = 200
+"""Points of the loss curve in a report."""
+
+
+def _losses(directory: Path) -> tuple[tuple[int, float], ...]:
+    """Training loss by tokens seen, where the checkpoint lies in the directory of its run."""
+    if directory.parent.name != "checkpoints":
+        return ()
+    rows: list[dict[str, Any]] = RunDirectory(directory.parent.parent).read_metrics()
+    points = [
+        (int(row["train/tokens_seen"]), float(row["train/loss"]))
+        for row in rows
+        if row.get("train/tokens_seen") is not None and row.get("train/loss") is not None
+    ]
+    stride = -(-len(points) // _NUM_LOSSES) or 1
+    return tuple(points[::stride])
+
+
+if __name__ == "__main__":
+    cli.run(main)

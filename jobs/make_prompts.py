@@ -1,0 +1,58 @@
+"""Write function headers of the running Python's standard library as prompts: `configs/prompts/functions.jsonl`.
+
+    python -m jobs.make_prompts --output configs/prompts/functions.jsonl
+
+Only the header is taken, from `def` to its colon; the model writes the rest.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jobs import cli
+from phf_ray.errors import ConfigError
+
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo"}
+MAX_CHARACTERS = 160
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.make_prompts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
+    arguments = parser.parse_args(argv)
+    headers = {header: None for path in library_files() for header in headers_of(path.read_text(encoding="utf-8"))}
+    if len(headers) < arguments.num:
+        raise ConfigError(f"--num {arguments.num}: the library has {len(headers)} headers; ask for at most as many")
+    # By hash: a choice over the whole library that hardly changes from one version of Python to the next.
+    chosen = sorted(headers, key=lambda header: hashlib.blake2b(header.encode()).digest())[: arguments.num]
+    lines = [json.dumps({"text": header}, ensure_ascii=True) + "\n" for header in chosen]
+    Path(arguments.output).write_text("".join(lines), encoding="utf-8")
+    print(f"{arguments.output}: {len(lines)} prompts")
+    return 0
+
+
+def library_files() -> list[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [
+        path for path in sorted(root.rglob("*.py")) if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
+    ]
+
+
+def headers_of(source: str) -> Iterator[str]:
+    """Headers of the public functions at the top level, as they are written, without a line end."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            header = "".join(lines[node.lineno - 1 : node.body[0].lineno - 1]).rstrip()
+            # Not one that ends in a comment, or whose body is on the same line.
+            if header.endswith(":") and "#" not in header and len(header) <= MAX_CHARACTERS:
+                yield header
+
+
+if __name__ == "__main__":
+    cli.run(main)
