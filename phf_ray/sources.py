@@ -42,6 +42,9 @@ _META_COLUMNS = ("id", "meta", "metadata")
 # Text compresses about fourfold; only used to decide what is large.
 _EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
 _CHUNK = 1 << 20
+# Of a damaged archive at most so much is lost before the damage.
+_BUFFER = 16 << 10
+_TO_THE_END = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,34 +252,33 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
         elif file.text_bytes <= target and not exact:
             yield Piece(index, file.text_bytes)
         else:
+            cut = _cut_lines if file.kind == "lines" else _cut_table
+            last = Piece(index, 0)
             try:
-                cuts = _cut_lines(file, target) if file.kind == "lines" else _cut_table(file, target)
-                for begin, end, offset, num_bytes in cuts:
-                    yield Piece(index, num_bytes, begin, end, offset)
+                for last in cut(file, target, index):
+                    yield last
             except _UNREADABLE:
-                # Reading will reject it with the reason.
-                yield Piece(index, 0, 0, 1)
+                # Reading will come to the same place and reject what follows with the reason.
+                yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
 
-def _cut_lines(file: InputFile, target: int) -> list[tuple[int, int, int, int]]:
-    """(first line, end line, byte offset, bytes) of consecutive pieces of about `target` bytes. Reads the file once."""
-    cuts = []
+def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+    """Consecutive pieces of about `target` bytes. Reads the file once."""
     begin = line = start = position = 0
     with _open_lines(file.name) as stream:
         while chunk := stream.read(_CHUNK):
             newlines = chunk.count(b"\n")
             if newlines and position + len(chunk) - start >= target:
                 cut = position + chunk.rindex(b"\n") + 1
-                cuts.append((begin, line + newlines, start, cut - start))
+                yield Piece(index, cut - start, begin, line + newlines, start)
                 begin, start = line + newlines, cut
             line += newlines
             position += len(chunk)
     if position > start:
-        cuts.append((begin, line + 1, start, position - start))
-    return cuts
+        yield Piece(index, position - start, begin, line + 1, start)
 
 
-def _cut_table(file: InputFile, target: int) -> list[tuple[int, int, int, int]]:
+def _cut_table(file: InputFile, target: int, index: int) -> Iterator[Piece]:
     if file.path.endswith(".arrow"):
         filesystem, path = corpus.open_filesystem(file.name)
         with filesystem.open(path, "rb") as stream:
@@ -287,8 +289,9 @@ def _cut_table(file: InputFile, target: int) -> list[tuple[int, int, int, int]]:
         rows = metadata.num_rows
         size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     count = max(1, min(rows, -(-size // target)))
-    edges = [rows * index // count for index in range(count + 1)]
-    return [(begin, end, 0, size // count) for begin, end in itertools.pairwise(edges) if end > begin]
+    edges = [rows * part // count for part in range(count + 1)]
+    for begin, end in itertools.pairwise(edges):
+        yield Piece(index, size // count, begin, end)
 
 
 def _parquet_metadata(name: str) -> pq.FileMetaData:
@@ -413,10 +416,10 @@ def _open_lines(name: str) -> io.BufferedReader:
     filesystem, path = corpus.open_filesystem(name)
     raw = filesystem.open(path, "rb")
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER)
     if name.endswith(".zst"):
         stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-        return io.BufferedReader(stream, _CHUNK)
+        return io.BufferedReader(stream, _BUFFER)
     return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _CHUNK)
 
 

@@ -617,8 +617,8 @@ def run(
 ) -> Manifest:
     """Score what is asked for into the folder or URL `output`. Called again it does what is missing.
 
-    `start_ray` is called once it is known that there is work. Raises ConfigError for what can't be scored or does not fit
-    what `output` holds, DataError where no document could be read, IncompleteError where more than
+    `start_ray` is called once it is known that there is work. Raises ConfigError for what can't be scored or does not
+    fit what `output` holds, DataError where no document could be read, IncompleteError where more than
     `scoring.max_failed_fraction` of the segments could not be scored.
     """
     place = Output(output)
@@ -681,6 +681,10 @@ class _Tracker:
                 self.stats.merge(Stats.from_json(footer["stats"]))
         self.judge(final=False)
         self._tell()
+
+    def start_clock(self) -> None:
+        """The rate is of scoring, not of starting Ray."""
+        self._begin = time.monotonic()
 
     def shard_done(self, shard: int, stats: Stats) -> None:
         self.done.add(shard)
@@ -758,6 +762,7 @@ def _has(pool: PoolConfig) -> bool:
 
 
 def _run_shards(pools: Sequence[_Pool], plan: Plan, todo: Sequence[int], *, tracker: _Tracker) -> None:
+    tracker.start_clock()
     # Large shards first: none of them is then left alone at the end.
     order = sorted(todo, key=lambda shard: (-sum(piece.num_bytes for piece in plan.shards[shard]), shard))
     rows = [{"shard": shard, "pieces": _pieces_of(plan, shard), "staged": "", "stats": ""} for shard in order]

@@ -1,0 +1,87 @@
+"""Stand-ins that behave: scorers whose result is easy to compute by hand and which can misbehave on demand."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phf_ray.records import Scored
+from phf_ray.scorers import build_scorer as build_real_scorer
+from phf_ray.scorers.base import Scorer, ScorerSettings
+
+
+class LengthSettings(ScorerSettings):
+    name: str = "length"
+    delay_s: float = 0.0
+    """Time per document."""
+    gate: str | None = None
+    """Documents that say GATE wait until this file exists."""
+
+
+class LengthScorer(Scorer):
+    """A text's score is its number of characters. `HANG`, `CRASH` and `FAIL` in a text do what they say."""
+
+    Settings = LengthSettings
+    unit = "characters"
+    packages = ()
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        return [self._score(text) for text in texts]
+
+    def score_segments(self, segments: Sequence[str]) -> list[Scored]:
+        time.sleep(self._settings.delay_s)
+        return self.score_all(segments)
+
+    def _score(self, text: str) -> Scored:
+        if "HANG" in text:
+            # Backtracking inside C that takes longer than the age of the universe.
+            re.match(r"(a+)+$", "a" * 80 + "b")
+        if "CRASH" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "FAIL" in text:
+            return Scored(None, "unlucky: the text says FAIL")
+        if "RAISE" in text:
+            raise RuntimeError("the scorer has a bug")
+        while "GATE" in text and self._settings.gate is not None and not Path(self._settings.gate).exists():
+            time.sleep(0.01)
+        return Scored(float(len(text)))
+
+    def _identity_settings(self) -> dict[str, Any]:
+        return {}
+
+
+class WordSettings(ScorerSettings):
+    name: str = "words"
+
+
+class WordScorer(Scorer):
+    """Number of words; scored in batches of documents, as models are, and on a GPU if there is one."""
+
+    Settings = WordSettings
+    unit = "words"
+    packages = ("torch",)
+
+    def __init__(self, settings: ScorerSettings):
+        super().__init__(settings)
+        self.num_truncated = 0
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        if any("HANG" in text for text in texts):
+            re.match(r"(a+)+$", "a" * 80 + "b")
+        if any("RAISE" in text for text in texts):
+            raise RuntimeError("the scorer has a bug")
+        self.num_truncated += sum("LONG" in text for text in texts)
+        return [Scored(float(len(text.split()))) for text in texts]
+
+
+SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer}
+
+
+def build_scorer(config: Mapping[str, Any]) -> Scorer:
+    scorer = SCORERS.get(config["class_name"])
+    if scorer is None:
+        return build_real_scorer(config)
+    return scorer(scorer.Settings.model_validate({key: value for key, value in config.items() if key != "class_name"}))

@@ -1,0 +1,263 @@
+"""Finding, cutting and reading input."""
+
+import gzip
+import hashlib
+import json
+import os
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phf_ray import corpus, sources
+from phf_ray.corpus import PartWriter
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.records import Document, Rejected, ScorerIdentity
+from phf_ray.sources import Piece, Segmented, find_files, plan_shards, read_piece
+
+
+def read_all(*inputs, shard_bytes=1 << 30, limit=None, **options):
+    files = find_files([str(source) for source in inputs]).files
+    shards = plan_shards(files, shard_bytes=shard_bytes, limit=limit)
+    return [record for shard in shards for piece in shard for record in read_piece(files[piece.file], piece, **options)]
+
+
+def texts_of(records):
+    return [record.text for record in records]
+
+
+def write_lines(path, records):
+    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    if path.suffix == ".zst":
+        content = zstandard.ZstdCompressor().compress(content)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_folder_is_read_in_order_of_paths(tmp_path):
+    for name in ("b.py", "a/z.py", "a/b.py", "c.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    assert texts_of(read_all(tmp_path)) == ["a/b.py", "a/z.py", "b.py", "c.txt"]
+
+
+def test_other_kinds_of_files_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a.py").write_text("x")
+    (tmp_path / "b.so").write_text("x")
+    (tmp_path / ".hidden.py").write_text("x")
+    cache = tmp_path / "__pycache__"
+    cache.mkdir()
+    (cache / "c.py").write_text("x")
+    found = find_files([str(tmp_path)])
+    assert [file.path for file in found.files] == ["a.py"]
+    assert found.ignored == {".so": 1}
+    # A glob says what is wanted: any suffix is text.
+    assert [file.path for file in find_files([f"{tmp_path}/*.so"]).files] == ["b.so"]
+
+
+def test_an_id_is_the_hash_of_relative_path_record_and_content(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.py").write_text("x = 1\n")
+    (document,) = read_all(tmp_path)
+    assert document.id == hashlib.blake2b(b"sub/a.py\x000\x00x = 1\n", digest_size=16).hexdigest()
+    assert json.loads(document.meta) == {"source": "sub/a.py"}
+    # The same tree elsewhere gives the same ids; a glob has the folder before its first star as root.
+    (by_glob,) = read_all(f"{tmp_path}/**/*.py")
+    (by_file,) = read_all(tmp_path / "sub" / "a.py")
+    assert by_glob.id == document.id
+    assert by_file.id != document.id
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.py").write_text("x")
+    assert len(find_files([str(tmp_path), f"{tmp_path}/*.py", str(tmp_path / "a.py")]).files) == 1
+
+
+def test_missing_and_useless_input_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; give a folder"):
+        find_files([str(tmp_path / "nowhere")])
+    with pytest.raises(ConfigError, match="no files; give a folder with files of"):
+        find_files([str(tmp_path)])
+    (tmp_path / "b.so").write_text("x")
+    with pytest.raises(ConfigError, match=r"only files of other kinds \(1 \.so\)"):
+        find_files([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"caf\xe9", "not_utf8"), (b"", "empty"), (b"\xed\xa0\x80", "not_utf8")],
+)
+def test_a_text_file_that_is_no_text_is_rejected(tmp_path, content, reason):
+    (tmp_path / "a.py").write_bytes(content)
+    (record,) = read_all(tmp_path)
+    assert (record.source, record.record, record.reason) == ("a.py", 0, reason)
+
+
+@pytest.mark.parametrize("text", ["x", "\0", "a\r\nb\rc\n", "\f\u2028\x85", "\ufeffx", "\u6f22\U0001f600"])
+def test_text_is_kept_to_the_character(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert texts_of(read_all(tmp_path)) == [text]
+
+
+def test_a_giant_document_is_rejected_and_its_neighbours_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    write_lines(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b" * 3_000_000}, {"text": "c"}])
+    (tmp_path / "b.txt").write_text("d" * 101)
+    first, second, third, fourth = read_all(tmp_path)
+    assert (first.text, third.text) == ("a", "c")
+    assert (second.reason, second.record, fourth.reason) == ("too_large", 1, "too_large")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_json_lines_with_bad_ones_among_them(tmp_path, suffix):
+    good = [json.dumps({"text": f"t{index}", "id": index, "meta": {"k": 1}}) for index in range(2)]
+    lines = [good[0], "{", '"text"', json.dumps({"text": "\ud800"}), "", json.dumps({"body": "x"}), good[1]]
+    lines += [json.dumps({"text": 5}), json.dumps({"text": ""}), "[" * 100_000]
+    content = "\n".join(lines).encode() + b'\n{"text": "\xff"}'
+    path = tmp_path / f"a{suffix}"
+    if suffix.endswith("gz"):
+        content = gzip.compress(content)
+    if suffix.endswith("zst"):
+        content = zstandard.ZstdCompressor().compress(content)
+    path.write_bytes(content)
+    records = read_all(path)
+    assert [record.text if isinstance(record, Document) else (record.record, record.reason) for record in records] == [
+        "t0",
+        (1, "bad_json"),
+        (2, "bad_json"),
+        (3, "lone_surrogate"),
+        (5, "no_text"),
+        "t1",
+        (7, "not_text"),
+        (8, "empty"),
+        (9, "bad_json"),
+        (10, "not_utf8"),
+    ]
+    assert json.loads(records[0].meta) == {"id": 0, "meta": {"k": 1}, "source": f"a{suffix}", "record": 0}
+
+
+def test_a_damaged_archive_gives_what_can_be_read_and_one_reject(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(500).hex()} for _ in range(300)])
+    whole = texts_of(read_all(path))
+    path.write_bytes(path.read_bytes()[:-20_000])
+    *before, last = read_all(path)
+    assert texts_of(before) == whole[: len(before)]
+    assert len(before) > 10
+    assert (last.reason, last.record) == ("unreadable", len(before))
+
+
+def test_a_table_that_is_none_is_rejected(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"not a table")
+    assert [(record.source, record.reason) for record in read_all(tmp_path)] == [("a.parquet", "unreadable")]
+
+
+def test_a_file_that_vanished_stops_the_job_instead_of_being_rejected(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "x"}])
+    (file,) = find_files([str(path)]).files
+    path.unlink()
+    with pytest.raises(DataError, match="is gone since the job began"):
+        list(read_piece(file, Piece(0, 1)))
+
+
+def test_parquet_with_a_cell_that_is_not_utf8(tmp_path):
+    cells = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    cells = pa.StringArray.from_buffers(3, cells.buffers()[1], cells.buffers()[2])
+    pq.write_table(pa.table({"content": cells, "other": [1, 2, 3]}), tmp_path / "a.parquet")
+    first, second, third = read_all(tmp_path)
+    assert (first.text, second.reason, second.record, third.text) == ("a", "not_utf8", 1, "c")
+
+
+def test_the_column_of_text_can_be_named(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"body": "x", "text": "y"}])
+    assert texts_of(read_all(tmp_path)) == ["y"]
+    assert texts_of(read_all(tmp_path, text_column="body")) == ["x"]
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
+    files = find_files([str(tmp_path / "b.parquet")]).files
+    sources.check_columns(files, text_column="body")
+    with pytest.raises(ConfigError, match="give --text-column with one of 'body'"):
+        sources.check_columns(files, text_column=None)
+
+
+def test_a_saved_data_set_is_read(tmp_path):
+    saved = datasets.Dataset.from_dict({"text": [f"t{index}" for index in range(50)]})
+    saved.save_to_disk(str(tmp_path / "set"), num_shards=3)
+    assert texts_of(read_all(tmp_path / "set")) == [f"t{index}" for index in range(50)]
+    assert texts_of(read_all(tmp_path / "set", shard_bytes=100, limit=20)) == [f"t{index}" for index in range(20)]
+
+
+def test_segments_of_a_data_set_are_kept_and_scores_of_an_equal_scorer_reused(tmp_path):
+    table = {"texts": [["a\n", "b"], []], "scores": [[0.0, 1.0], []], "errors": [[None, None], []], "id": ["i", "j"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    first, second = read_all(tmp_path, reuse={"length": ("scores", "errors")})
+    assert isinstance(first, Segmented)
+    assert (first.id, first.texts) == ("i", ("a\n", "b"))
+    assert first.scores == {"length": ([0.0, 1.0], [None, None])}
+    assert second.reason == "empty"
+
+
+def test_a_scored_corpus_is_an_input(tmp_path):
+    writer = PartWriter(
+        f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={}
+    )
+    writer.add("i", ["x"], scores={"a": ([0.0], [None])}, meta='{"k": 1}')
+    writer.reject(Rejected("s", 0, "empty", ""))
+    writer.commit()
+    identity = ScorerIdentity("a", "A", "u")
+    corpus.finish(str(tmp_path), scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    (record,) = read_all(tmp_path)
+    assert (record.id, record.texts, record.meta) == ("i", ("x",), '{"k": 1}')
+
+
+records = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(records, st.integers(1, 400), st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]), st.data())
+def test_however_a_file_is_cut_its_records_are_the_same(tmp_path_factory, texts, shard_bytes, suffix, data):
+    path = tmp_path_factory.mktemp("cut") / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=4)
+    else:
+        write_lines(path, [{"text": text} for text in texts])
+    whole = read_all(path)
+    assert texts_of(whole) == texts
+    chunk = sources._CHUNK
+    sources._CHUNK = data.draw(st.integers(1, 200))
+    try:
+        assert read_all(path, shard_bytes=shard_bytes) == whole
+        limit = data.draw(st.integers(1, 30))
+        assert read_all(path, shard_bytes=shard_bytes, limit=limit) == whole[:limit]
+    finally:
+        sources._CHUNK = chunk
+
+
+def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
+    for index in range(10):
+        (tmp_path / f"small{index}.txt").write_text("x" * 100)
+    write_lines(tmp_path / "z.jsonl", [{"text": "y" * 80} for _ in range(30_000)])
+    files = find_files([str(tmp_path)]).files
+    shards = list(plan_shards(files, shard_bytes=1_000_000))
+    assert [piece.file for piece in shards[0]][:10] == list(range(10))
+    # 30,000 lines of 93 bytes are 2.8 MB; cuts fall at the first line after each MB.
+    assert len(shards) == 3
+    assert all(sum(piece.num_bytes for piece in shard) < 2_100_000 for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("total", "shard"), [(1, 512 << 10), (64 << 20, 2 << 20), (1 << 30, 16 << 20), (1 << 40, 64 << 20)]
+)
+def test_a_plan_has_enough_shards_for_small_corpora_and_not_too_many_for_large(total, shard):
+    assert sources.shard_bytes(total) == shard
+
+
+def test_a_damaged_archive_that_is_cut_loses_no_more(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(500).hex()} for _ in range(300)])
+    path.write_bytes(path.read_bytes()[:-20_000])
+    assert read_all(path, shard_bytes=1000) == read_all(path)
