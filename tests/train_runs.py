@@ -1,4 +1,4 @@
-"""A small scored corpus, a configuration of a tiny model, and what a finished run holds: shared by the tests of training."""
+"""A small scored corpus, the configuration of a tiny model, and what a run holds, for the tests of training."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-
-from tests.tiny_models import BAD, GOOD, tiny_tokenizer
+from tiny_models import BAD, GOOD, tiny_tokenizer
 
 SEQ_LENGTH = 32
 

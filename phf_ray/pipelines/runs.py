@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -89,13 +90,13 @@ class RunDirectory:
     def claim(self) -> str:
         """Become the one that writes; returns the claim. Leftovers of whoever was killed while writing are removed."""
         claim = uuid.uuid4().hex
-        _write_text(self.path / "owner", claim)
+        self._write_json("owner.json", {"claim": claim, "host": socket.gethostname(), "pid": os.getpid()})
         for leftover in [*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob(".deleting-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         return claim
 
     def is_claimed_by(self, claim: str) -> bool:
-        return (self.path / "owner").read_text(encoding="utf-8") == claim
+        return self._read_json("owner.json").get("claim") == claim
 
     def request_stop(self) -> None:
         """Ask the running training to save and end."""

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
 from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control
-from phf_ray.config import Config, TokenizerConfig, parse_config
+from phf_ray.config import AWR, RWR, Config, TokenizerConfig, parse_config
 from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint
 from phf_ray.objectives import Objective, build_objective
@@ -152,11 +153,15 @@ def run_training(
         num_threads=_threads_asked_for(config),
     )
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
-    progress = ProgressLines(plan.num_steps)
+    sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
+    if isinstance(config.objective, AWR | RWR):
+        sinks.append(EffectiveSampleWarning())
+    if tracker is not None:
+        sinks.append(tracker)
     started = time.monotonic()
     code = 1
     try:
-        with Follower(run, [progress] if tracker is None else [progress, tracker]), _stopping_on_signals(run):
+        with Follower(run, sinks), _stopping_on_signals(run):
             outcome = _fit(job, config=config, run=run)
         if outcome["status"] == "finished":
             summary = _summary(run, plan=plan, wall_s=time.monotonic() - started)
@@ -167,6 +172,23 @@ def run_training(
         if tracker is not None:
             tracker.close(exit_code=code)
     raise _error_of(outcome)
+
+
+class EffectiveSampleWarning:
+    """Says once if the weights of AWR or RWR hardly differ."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        fraction = row.get("objective/train/effective_sample_fraction")
+        if fraction is not None and fraction > 0.99 and not self._is_said:
+            self._is_said = True
+            log.warning(
+                "the effective sample size of the weights is %.4f of the tokens: this objective is numerically "
+                "MLE (A-7); lower objective.beta or set objective.reward_norm: zscore",
+                fraction,
+            )
 
 
 def _threads_asked_for(config: Config) -> int | None:
@@ -181,30 +203,30 @@ def _threads_asked_for(config: Config) -> int | None:
 def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     resources = dict(config.training.resources_per_worker)
     num_gpus = ray.cluster_resources().get("GPU", 0)
     use_gpu = resources.get("GPU", num_gpus) > 0
-    trainer = TorchTrainer(
-        _train_worker,  # type: ignore[arg-type]  # annotated as returning nothing, yet `Result.return_value` has it
+    trainer = _trainer_class()(
+        _train_worker,
         train_loop_config=dataclasses.asdict(job),
         scaling_config=ScalingConfig(
             num_workers=config.training.num_workers, use_gpu=use_gpu, resources_per_worker=resources or None
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the older one
             # Ray's own files are of no use to a later start: a name that is never met again.
             name=uuid.uuid4().hex[:12],
             storage_path=str(run.path / "ray"),
             failure_config=FailureConfig(max_failures=config.training.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     result: list[Any] = []
 
     def fit() -> None:
         try:
-            result.append(trainer.fit().return_value)  # type: ignore[attr-defined]  # typed as the older Result
+            result.append(trainer.fit().return_value)
         except BaseException as error:  # noqa: BLE001  (border of a thread: raised by the main one)
             result.append(error)
 
@@ -219,6 +241,22 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
             return failure
         raise outcome
     return dict(outcome)
+
+
+def _trainer_class() -> Any:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        """Without the actor that frees the workers' resources if the controller dies: this process ends then, and Ray
+        frees them with it. Where no dashboard runs, that actor warns every second that it can't see the controller.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the older trainer
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return Trainer
 
 
 @contextmanager
@@ -273,6 +311,8 @@ def _summary(run: RunDirectory, *, plan: Plan, wall_s: float) -> dict[str, Any]:
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train calls on every worker; the driver gets what rank 0 returns."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     job = TrainJob(**values)
     run = RunDirectory(job.run_path)
     failure = run.read_failure()
@@ -443,13 +483,6 @@ class _Worker:
                 "objective/train/instantaneous_microbatch_size": self._config.training.per_device_train_batch_size,
             }
         )
-        fraction = row.metrics.get("objective/train/effective_sample_fraction", 0.0)
-        if self._objective.is_weighted and fraction > 0.99 and row.step == 1:
-            log.warning(
-                "the effective sample size of the weights is %.4f of the tokens: this objective is numerically MLE; "
-                "lower objective.beta or set objective.reward_norm: zscore",
-                fraction,
-            )
 
     def _checkpoint(self, due: CheckpointDue) -> None:
         measured: dict[str, float] = {}

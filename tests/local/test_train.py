@@ -1,0 +1,285 @@
+"""jobs.train_lm under Ray: what a run leaves, and that workers and interruptions do not show in it."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import BAD, GOOD, tiny_tokenizer
+from train_runs import arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from jobs.train_lm import main
+from phf_ray.checkpoint import read_info
+from phf_ray.config import load_config
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.models import load_checkpoint
+from phf_ray.packing import load_tokenizer
+from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.pipelines.train import EffectiveSampleWarning, choose_held_out, encode_held_out, initial_model
+from phf_ray.records import ScoredDocument
+
+pytestmark = pytest.mark.timeout(400)
+
+NUM_STEPS = 34
+LAST = f"step-{NUM_STEPS:08d}"
+# fp32 sums in another order, over 14 steps of Adam at 1e-2.
+TOLERANCE = 5e-4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, local_ray) -> Path:
+    """Task file of a run that one worker has finished, with a checkpoint every ten steps."""
+    task = write_inputs(tmp_path_factory.mktemp("one worker"), conditional=True)
+    assert main(arguments(task)) == 0
+    return task
+
+
+def weights(checkpoint: Path) -> bytes:
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+# --- What a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_configuration_metrics_checkpoints_and_summary(finished):
+    run = run_folder(finished)
+    rows = metrics(run)
+    curve = losses(run)
+    assert list(curve) == list(range(1, NUM_STEPS + 1))
+    assert curve[NUM_STEPS] < curve[1] - 2
+    assert checkpoint_names(run) == [f"step-{step:08d}" for step in (10, 20, 30, NUM_STEPS)]
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", NUM_STEPS)
+    assert summary["checkpoint"] == f"checkpoints/{LAST}"
+    last = rows[-1]
+    assert summary["metrics"]["eval/bits_per_byte"] == last["eval/bits_per_byte"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["training"]["learning_rate"] == 0.01
+    row = next(row for row in rows if row.get("train/global_step") == 5)
+    named = {"loss", "learning_rate", "epoch", "global_step", "tokens_seen", "theoretical_loss", "grad_norm"}
+    named |= {"tokens_per_s", "tokens_per_s_per_device", "data_wait_fraction", "peak_memory_gb"}
+    assert {f"train/{name}" for name in named} <= row.keys()
+    named = {"original_loss", "theoretical_loss", "tokens_used"}
+    named |= {"instantaneous_batch_size", "instantaneous_microbatch_size"}
+    assert {f"objective/train/{name}" for name in named} <= row.keys()
+    assert row["train/tokens_seen"] < 5 * 8 * 32, "control tokens count"
+
+
+def test_the_budget_is_in_content_tokens(finished):
+    """8,000 tokens are 31 steps of 8 x 32; control and end-of-text tokens are not paid for, so it takes 34."""
+    seen = metrics(run_folder(finished))[-1]["train/tokens_seen"]
+    assert seen == pytest.approx(8000, abs=1.5 * 8 * 32)
+    assert seen < 0.95 * NUM_STEPS * 8 * 32
+
+
+def test_a_checkpoint_loads_without_anything_of_ours(finished):
+    checkpoint = run_folder(finished) / "checkpoints" / LAST
+    model, loading = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert tokenizer.convert_tokens_to_ids(GOOD) == len(tokenizer) - 2
+    ids = tokenizer("value = ", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_checkpoint_says_what_it_is(finished):
+    checkpoint = run_folder(finished) / "checkpoints" / LAST
+    info = read_info(checkpoint)
+    assert (info.control.good, info.control.bad, info.control.policy) == (GOOD, BAD, "retag")
+    assert info.task == "pep8"
+    assert info.step == NUM_STEPS
+    assert info.tokens_seen == metrics(run_folder(finished))[-1]["train/tokens_seen"]
+    assert info.thresholds == {"conditional": 0.0}
+    assert info.bits_per_byte == metrics(run_folder(finished))[-1]["eval/bits_per_byte"]
+    assert info.blocks_hash
+    assert info.versions["torch"] == torch.__version__
+
+
+def test_held_out_bits_per_byte_fall_and_the_good_token_is_measured_too(finished):
+    measured = [row for row in metrics(run_folder(finished)) if "eval/bits_per_byte" in row]
+    assert [row["train/global_step"] for row in measured] == [10, 20, 30, NUM_STEPS]
+    for name in ("eval/bits_per_byte", "eval/bits_per_byte_good"):
+        assert 0 < measured[-1][name] < measured[0][name] < 8
+
+
+def test_a_finished_run_started_again_is_left_as_it_is(finished, caplog):
+    before = {path: path.stat().st_mtime_ns for path in run_folder(finished).rglob("*")}
+    with caplog.at_level(logging.INFO):
+        assert main(arguments(finished)) == 0
+    assert "is finished; nothing to do" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in run_folder(finished).rglob("*")} == before
+
+
+def test_a_run_with_other_settings_is_refused_by_the_names_of_the_keys(finished):
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: 0\.01 in the run, 0\.02 now") as caught:
+        main(arguments(finished, "training.learning_rate=0.02", "training.num_workers=2"))
+    assert "choose another --run-name" in str(caught.value)
+    assert "num_workers" not in str(caught.value)
+
+
+# --- Workers and interruptions do not show ----------------------------------------------------------------------------
+
+
+def interrupted_copy(task: Path, name: str) -> Path:
+    """The finished run as a kill after step 30 left it: checkpoints 10 and 20, and 30 cut short; rows up to 30."""
+    copy = run_folder(task, name)
+    shutil.copytree(run_folder(task), copy)
+    (copy / "summary.json").unlink()
+    shutil.rmtree(copy / "checkpoints" / LAST)
+    torn = copy / "checkpoints" / "step-00000030" / "training_state" / "optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    leftover = copy / "checkpoints" / ".writing-step-00000030-0123"
+    leftover.mkdir()
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    (copy / "metrics.jsonl").write_text("\n".join(lines[:-3]) + '\n{"train/global_st')
+    return copy
+
+
+def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished):
+    copy = interrupted_copy(finished, "resumed")
+    torn = weights(copy / "checkpoints" / "step-00000030")
+    assert RunDirectory(copy).latest_checkpoint().name == "step-00000020"
+    assert main(arguments(finished, name="resumed")) == 0
+    original = run_folder(finished)
+    assert weights(copy / "checkpoints" / LAST) == weights(original / "checkpoints" / LAST)
+    assert weights(copy / "checkpoints" / "step-00000030") == torn
+    state = f"checkpoints/{LAST}/training_state/optimizer.safetensors"
+    assert (copy / state).read_bytes() == (original / state).read_bytes()
+    assert losses(copy) == losses(original)
+    assert [row["train/global_step"] for row in metrics(copy)] == [
+        row["train/global_step"] for row in metrics(original)
+    ], "each row once"
+    assert checkpoint_names(copy) == checkpoint_names(original), "leftovers of the kill are gone"
+
+
+def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished):
+    """With dropout 0.1, GPT-2's default: both numbers of workers draw the same masks."""
+    copy = interrupted_copy(finished, "two-workers")
+    overrides = ("training.num_workers=2", "training.save_total_limit=2")
+    assert main(arguments(finished, *overrides, name="two-workers")) == 0
+    ours, theirs = losses(copy), losses(run_folder(finished))
+    assert list(ours) == list(theirs)
+    assert list(ours.values())[:20] == list(theirs.values())[:20]
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=TOLERANCE)
+    assert [row["train/tokens_seen"] for row in metrics(copy)] == [
+        row["train/tokens_seen"] for row in metrics(run_folder(finished))
+    ]
+    assert checkpoint_names(copy) == ["step-00000030", LAST], "two are kept"
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(finished):
+    with pytest.raises(DataError, match=r"positions \d+ to \d+ of the training order, are kept in") as caught:
+        main(arguments(finished, "training.learning_rate=1.0e+30", name="diverged"))
+    run = run_folder(finished, "diverged")
+    (folder,) = run.glob("non-finite-step-*")
+    step = int(folder.name.rpartition("-")[2])
+    assert f"positions {8 * (step - 1)} to {8 * step - 1}" in str(caught.value)
+    assert len(list(folder.iterdir())) == 4, "four micro-batches"
+    assert not (run / "summary.json").exists()
+    assert all(math.isfinite(loss) for loss in losses(run).values())
+
+
+def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
+    """A head count that does not divide the width passes as configuration; only the model knows."""
+    with pytest.raises(ConfigError, match=r"num_heads"):
+        main(arguments(finished, "model.config_kwargs.n_head=3", name="broken"))
+
+
+# --- Bad input: refused before Ray is asked ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--checkpoint-path", "missing"], "has no config.json; give a folder such as"),
+        (["--override", "dataset.datasets=[]"], r"add --override dataset\.datasets"),
+        (["--run-name", "a/b"], "no name of a new folder"),
+        (["--storage-path", "s3://bucket/runs"], "/mnt/shared/runs"),
+        (["--override", "training.num_token=5"], "did you mean 'num_tokens'"),
+        (["--task", "missing.yml"], r"missing\.yml"),
+    ],
+)
+def test_bad_arguments_are_refused_with_what_to_do(tmp_path, extra, message):
+    task = write_inputs(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        main([*arguments(task), *extra])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_corpus_without_documents_is_refused(tmp_path, local_ray):
+    task = write_inputs(tmp_path)
+    for part in (tmp_path / "scored").iterdir():
+        part.unlink()
+    with pytest.raises((ConfigError, DataError), match="scored"):
+        main(arguments(task))
+
+
+def test_a_budget_below_one_step_is_refused(tmp_path, local_ray):
+    task = write_inputs(tmp_path, num_tokens=100)
+    with pytest.raises(ConfigError, match=r"raise training\.num_tokens"):
+        main(arguments(task))
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    task = write_inputs(tmp_path)
+    assert main([*arguments(task), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "parameters   " in printed
+    assert "steps        31 or more" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint_and_keeps_its_control_tokens(finished):
+    checkpoint = run_folder(finished) / "checkpoints" / LAST
+    config = load_config(finished)
+    tokenizer = load_tokenizer(config.tokenizer)
+    model = initial_model(config, checkpoint_path=str(checkpoint), tokenizer=tokenizer)
+    trained = load_checkpoint(checkpoint).model
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_weights_that_hardly_differ_are_reported_once(caplog):
+    sink = EffectiveSampleWarning()
+    sink({"objective/train/effective_sample_fraction": 0.98})
+    assert not caplog.records
+    for _ in range(2):
+        sink({"objective/train/effective_sample_fraction": 0.995})
+    (record,) = caplog.records
+    assert "numerically MLE" in record.getMessage()
+
+
+def document(number: int, *texts: str) -> ScoredDocument:
+    return ScoredDocument(f"{number:032x}", texts, (None,) * len(texts), ("timeout",) * len(texts))
+
+
+def test_held_out_text_is_encoded_whole_with_and_without_the_good_token():
+    tokenizer = tiny_tokenizer(control=True)
+    one = document(1, "def add(first):\n", "    return first\n", "# caf\u00e9\n")
+    (plain,) = encode_held_out([one], tokenizer, good=None, per_document=False)
+    (good,) = encode_held_out([one], tokenizer, good=GOOD, per_document=False)
+    (once,) = encode_held_out([one], tokenizer, good=GOOD, per_document=True)
+    good_id = tokenizer.convert_tokens_to_ids(GOOD)
+    assert plain.num_bytes == good.num_bytes == len(one.text.encode())
+    assert plain.input_ids[0] == tokenizer.eos_token_id
+    assert tokenizer.decode(plain.input_ids[plain.is_content]) == one.text
+    assert plain.input_ids[plain.is_content].tolist() == good.input_ids[good.is_content].tolist()
+    assert (good.input_ids == good_id).sum() == 3
+    assert not good.is_content[good.input_ids == good_id].any()
+    assert (once.input_ids == good_id).sum() == 1
+
+
+def test_held_out_documents_are_taken_whole_in_the_order_of_their_ids():
+    documents = [document(number, "x" * 400_000) for number in (3, 1, 2)]
+    assert [one.id[-1] for one in choose_held_out(iter(documents))] == ["1", "2"]
+    assert len(choose_held_out(iter([document(1, "x" * 2_000_000)]))) == 1
