@@ -238,10 +238,11 @@ class _Worker:
         outcomes = [self._cut(index, task) for index, task in enumerate(batch)]
         for step, scorer in enumerate(self.scorers, start=1):
             if is_batched(scorer) and not alone:
-                self._score_together(step, scorer, outcomes)
-            else:
-                for index, (task, outcome) in enumerate(zip(batch, outcomes, strict=True)):
-                    self._score_one(index, step, scorer=scorer, task=task, outcome=outcome)
+                # What fails together is tried one document at a time below.
+                with contextlib.suppress(Exception):
+                    self._score_together(step, scorer, outcomes)
+            for index, (task, outcome) in enumerate(zip(batch, outcomes, strict=True)):
+                self._score_one(index, step, scorer=scorer, task=task, outcome=outcome)
             truncated[scorer.name] += _num_truncated(scorer)
         self._at(*_IDLE)
         return Answer(outcomes=outcomes, truncated=truncated)
@@ -272,10 +273,10 @@ class _Worker:
 
     def _score_together(self, step: int, scorer: Scorer, outcomes: Sequence[Outcome]) -> None:
         """All segments of all documents at once, so that a model sees full batches."""
-        open_outcomes = [outcome for outcome in outcomes if scorer.name not in outcome.scores]
+        waiting = [outcome for outcome in outcomes if scorer.name not in outcome.scores]
         self._at(_WHOLE_BATCH, step)
-        scored = iter(_guarded(scorer.score_all, [text for outcome in open_outcomes for text in outcome.texts]))
-        for outcome in open_outcomes:
+        scored = iter(scorer.score_all([text for outcome in waiting for text in outcome.texts]))
+        for outcome in waiting:
             _store(outcome, scorer.name, list(itertools.islice(scored, len(outcome.texts))))
 
     def _at(self, document: int, step: int) -> None:

@@ -1,0 +1,113 @@
+"""Scorers in a child process: equal to calling them, and cut off when they hang or crash."""
+
+import os
+import time
+
+import pytest
+
+from phf_ray.errors import ConfigError, PhfError
+from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
+from phf_ray.scorers import build_scorer
+from phf_ray.segments import build_segmenter
+
+LENGTH = {"class_name": "LengthScorer"}
+WORDS = {"class_name": "WordScorer"}
+
+
+def setup(*scorers, segmenter="lines", timeout=30.0):
+    return Setup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout, factory="fakes:build_scorer")
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*scorers, **options):
+        started.append(ScoringProcess(setup(*scorers, **options)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def ask(process, *texts):
+    process.submit([Task(text=text) for text in texts])
+    return process.collect()
+
+
+def test_scores_are_those_of_the_scorer_called_directly(start):
+    text = "import os\nx=1\n\n\n\ndef f( ):\n  return 1"
+    process = start({"class_name": "PEP8Scorer"})
+    (outcome,) = ask(process, text).outcomes
+    segments = build_segmenter("lines")(text)
+    scored = build_scorer({"class_name": "PEP8Scorer"}).score_segments(segments)
+    assert list(outcome.texts) == segments
+    assert outcome.scores == {"pep8": ([one.score for one in scored], [None] * len(segments))}
+    assert sum(one.score > 0 for one in scored) > 1
+    assert process.identities[0].name == "pep8"
+
+
+def test_segments_and_scores_that_are_given_are_kept(start):
+    process = start(LENGTH, WORDS)
+    known = {"length": ([7.0, None], [None, "x: y"])}
+    process.submit([Task(texts=("a b", "c"), scores=known)])
+    (outcome,) = process.collect().outcomes
+    assert outcome.scores == {**known, "words": ([2.0, 1.0], [None, None])}
+
+
+@pytest.mark.parametrize(
+    ("word", "error"), [("HANG", "timeout: nothing after 1 s"), ("CRASH", "crash: the process ended")]
+)
+def test_only_the_text_that_hangs_or_crashes_is_quarantined(start, word, error):
+    process = start(LENGTH, WORDS, timeout=1.0)
+    texts = ["before", f"one\n{word}\nthree", "after"]
+    begin = time.monotonic()
+    first, second, third = ask(process, *texts).outcomes
+    assert time.monotonic() - begin < 20
+    assert (first.scores["length"], third.scores["length"]) == (([6.0], [None]), ([5.0], [None]))
+    scores, errors = second.scores["length"]
+    assert scores == [None, None, None]
+    assert all(entry.startswith(error) for entry in errors)
+    # And the process goes on.
+    assert ask(process, "more").outcomes[0].scores["length"] == ([4.0], [None])
+
+
+def test_a_batched_scorer_that_hangs_or_raises_costs_one_document_only(start):
+    process = start(WORDS, timeout=1.0)
+    first, second, third = ask(process, "a b", "c\nHANG", "d").outcomes
+    assert (first.scores["words"], third.scores["words"]) == (([2.0], [None]), ([1.0], [None]))
+    assert second.scores["words"][1] == ["timeout: nothing after 1 s"] * 2
+    first, second = ask(process, "a b", "RAISE").outcomes
+    assert first.scores["words"] == ([2.0], [None])
+    assert second.scores["words"] == ([None], ["RuntimeError: the scorer has a bug"])
+
+
+def test_batching_over_documents_keeps_segments_apart(start):
+    answer = ask(start(WORDS, segmenter="lines"), "a b\nc\n", "d e f", "LONG")
+    assert [outcome.scores["words"][0] for outcome in answer.outcomes] == [[2.0, 1.0], [3.0], [1.0]]
+    assert answer.truncated == {"words": 1}
+
+
+def test_a_scorer_that_can_not_be_built_is_reported_at_once():
+    with pytest.raises(ConfigError, match="unknown scorer class_name 'Nonsense'"):
+        ScoringProcess(setup({"class_name": "Nonsense"}))
+    with pytest.raises(PhfError, match="no_such_module"):
+        ScoringProcess(Setup(scorers=(LENGTH,), segmenter="lines", text_timeout_s=1.0, factory="no_such_module:f"))
+
+
+def test_the_child_ends_with_its_parent():
+    process = ScoringProcess(setup(LENGTH))
+    child = process._process
+    process._connection.close()
+    assert child.wait(timeout=10) == 0
+    process.close()
+
+
+def test_close_ends_a_child_that_hangs():
+    process = ScoringProcess(setup(LENGTH))
+    process.submit([Task(text="HANG")])
+    child = process._process.pid
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
