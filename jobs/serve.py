@@ -199,11 +199,10 @@ def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) 
     from serve.app import build
 
     port = port or free_port(host)
-    serve.start(http_options={"host": host, "port": port})
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
     try:
-        target = serve.RunTarget(
-            build(args), name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False}
-        )
+        target = serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
         _wait_until_ready(timeout_s=timeout_s)
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host

@@ -219,6 +219,7 @@ class TextStream:
         self._ids = list(context)
         self._begin, self._read = 0, len(self._ids)
         self._before = strings.decode(self._ids)
+        self._num_chars = 0
 
     def push(self, *token_ids: int) -> str:
         self._ids.extend(token_ids)
@@ -229,6 +230,15 @@ class TextStream:
         self._begin, self._read = self._read, len(self._ids)
         self._before = self._strings.decode(self._ids[self._begin :])
         return new
+
+    def place(self, token_id: int) -> int:
+        """Take a token; number of characters of the text before it."""
+        before = self._num_chars
+        new = self.push(token_id)
+        self._num_chars += len(new)
+        own = self._strings.text_of(token_id)
+        # Otherwise it completes a character that began before, or shows nothing.
+        return self._num_chars - len(own) if "\ufffd" not in own and new.endswith(own) else before
 
     def flush(self) -> str:
         """What is left when no token follows: bytes that are no whole character come as U+FFFD."""
@@ -408,7 +418,6 @@ class ActiveRequest:
         self._sent = 0
         self._described: list[TokenLogprob] = []
         self._record_stream = TextStream(strings, self.prompt_ids[-4:])
-        self._record_offset = len(self.prompt_text) if request.echo else 0
 
     def _read_prompt(self) -> tuple[list[int], list[int], str]:
         prompt, strings = self.request.prompt, self.strings
@@ -421,11 +430,8 @@ class ActiveRequest:
             raise RequestError(f"the prompt holds the token id {wrong[0]}, which the model does not have", "prompt")
         if not self.request.echo:
             return ids, [0] * len(ids), ""
-        stream, offsets, text = TextStream(strings), [], ""
-        for id_ in ids:
-            offsets.append(len(text))
-            text += stream.push(id_)
-        return ids, offsets, text + stream.flush()
+        stream = TextStream(strings)
+        return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
 
     def _refuse_unusable(self, context: int) -> None:
         request, num_prompt = self.request, len(self.prompt_ids)
@@ -540,10 +546,10 @@ class ActiveRequest:
             first = self.strings.text_of(self.prompt_ids[0])
             self._described.append(TokenLogprob(first, None, None, self._prompt_offsets[0]))
             self._described.extend(map(self._describe, self.prompt_records, self._prompt_offsets[1:]))
-        num_prompt = len(self.prompt_ids) if self.request.echo else 0
+        num_prompt, num_prompt_chars = (len(self.prompt_ids), len(self.prompt_text)) if self.request.echo else (0, 0)
         for record in self.records[len(self._described) - num_prompt :]:
-            self._described.append(self._describe(record, self._record_offset))
-            self._record_offset += len(self._record_stream.push(record[0]))
+            offset = num_prompt_chars + self._record_stream.place(record[0])
+            self._described.append(self._describe(record, offset))
         return self._described
 
     def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:

@@ -93,6 +93,8 @@ def describe_validation(error: RequestValidationError) -> tuple[str | None, str]
     path = [str(part) for part in details[0]["loc"] if part != "body"]
     if details[0]["type"] == "json_invalid":
         return None, f"the body is not valid JSON: {details[0]['ctx']['error']}"
+    if isinstance(error.body, bytes) and error.body:
+        return None, "the body was not read as JSON; send it with Content-Type: application/json"
     if details[0]["type"] == "extra_forbidden":
         return path[0], f"unknown field {path[0]!r}; remove it"
     if path == ["prompt"] or path[:1] == ["prompt"]:
@@ -124,6 +126,12 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
             yield
         finally:
             num_streams -= 1
+
+    @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse)
+    async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
+        """As `/v1/completions`, where `/models/{model_id}` is the base of a client that knows one model per server."""
+        find_model(backend, model_id)
+        return await completions(body, request)
 
     @app.post("/v1/completions", response_model=CompletionResponse)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -257,6 +265,10 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
             token_strs=strings if body.return_token_strs else None,
         )
 
+    @app.post("/models/{model_id}/tokenize")
+    async def tokenize_of_model(model_id: str, body: TokenizeRequest) -> TokenizeResponse:
+        return await tokenize(body.model_copy(update={"model": model_id}))
+
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
         return DetokenizeResponse(prompt=await (await chosen(body.model)).detokenize(body.tokens))
@@ -264,6 +276,10 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
     @app.get("/tokenizer_info")
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
         return await (await chosen(model)).tokenizer_info()
+
+    @app.get("/models/{model_id}/tokenizer_info")
+    async def tokenizer_info_of_model(model_id: str) -> dict[str, Any]:
+        return await tokenizer_info(model_id)
 
 
 def add_scores(app: FastAPI, backend: Backend) -> None:

@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 class ModelReplica:
     def __init__(self, settings: dict[str, Any]):
         model = ServedModel.model_validate(settings)
-        limit_threads(model.num_cpus)
+        prepare_process(model.num_cpus)
         from serve.local import LocalModel
 
         self._model = LocalModel.load(model)
@@ -68,7 +68,7 @@ class ModelReplica:
 class ScorerReplica:
     def __init__(self, settings: dict[str, Any]):
         scorer = ServedScorer.model_validate(settings)
-        limit_threads(scorer.num_cpus)
+        prepare_process(scorer.num_cpus)
         from serve.local import LocalScorer
 
         self._scorer = LocalScorer(scorer)
@@ -99,6 +99,10 @@ class Ingress:
             health=_Cached(deployments_health, seconds=HEALTH_S),
         )
 
+        if self._args.access_log:
+            # Serve's own lines are kept to warnings; these are asked for.
+            log.setLevel(logging.INFO)
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(
             self._backend,
@@ -108,13 +112,15 @@ class Ingress:
         )
 
 
-def limit_threads(num_cpus: float) -> None:
-    """One thread per CPU that the replica was given. Before torch is imported, which reads it once."""
+def prepare_process(num_cpus: float) -> None:
+    """One thread per CPU that the replica was given, and no progress bars in its log. Before torch is imported."""
     num_threads = max(1, int(num_cpus))
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     import torch
+    from transformers.utils import logging as transformers_logging
 
     torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()
 
 
 class RemoteModel:

@@ -46,7 +46,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        exchange = _Exchange(send, request_id=headers.get("x-request-id") or uuid.uuid4().hex)
+        # Serve's proxy gives every request an id and puts it on the answer; without it, that is done here.
+        request_id = headers.get("x-request-id")
+        exchange = _Exchange(send, request_id=request_id or uuid.uuid4().hex, adds_id=request_id is None)
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
         started = time.perf_counter()
@@ -54,7 +56,7 @@ class Gate:
         try:
             self._admit(scope, headers)
             async with asyncio.timeout(self._limits.request_timeout_s):
-                await self._app(scope, _limited(receive, self._limits.body_bytes), exchange.send)
+                await self._app(scope, await _replayed(receive, limit=self._limits.body_bytes), exchange.send)
         except ApiError as error:
             await exchange.answer(scope, receive, error)
         except TimeoutError:
@@ -116,16 +118,16 @@ class Gate:
 class _Exchange:
     """The answer on its way out; adds the request id to its head."""
 
-    def __init__(self, send: Send, *, request_id: str):
+    def __init__(self, send: Send, *, request_id: str, adds_id: bool):
         self._send = send
         self.request_id = request_id
+        self._adds_id = adds_id
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            names = {name.lower() for name, _ in message["headers"]}
-            if b"x-request-id" not in names:
+            if self._adds_id:
                 message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
         await self._send(message)
 
@@ -140,15 +142,21 @@ def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes; send fewer or shorter texts per request")
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    num_bytes = 0
+async def _replayed(receive: Receive, *, limit: int) -> Receive:
+    """Read the body, within the limit, and give it again.
 
-    async def receive_limited() -> Message:
-        nonlocal num_bytes
-        message = await receive()
-        num_bytes += len(message.get("body", b""))
+    All handlers want it whole, and the framework would hide the error of a limit behind its own.
+    """
+    messages: list[Message] = []
+    num_bytes = 0
+    while not messages or messages[-1].get("more_body", False):
+        messages.append(await receive())
+        num_bytes += len(messages[-1].get("body", b""))
         if num_bytes > limit:
             raise _too_large(limit)
-        return message
+    messages.reverse()
 
-    return receive_limited
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again

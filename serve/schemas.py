@@ -6,7 +6,7 @@ Importing this loads neither torch nor Ray. Text completions are OpenAI's, with 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 MAX_BATCH = 2048
 """Texts, prompts or choices of one request."""
@@ -14,6 +14,18 @@ MAX_BATCH = 2048
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds a lone surrogate at character {error.start}, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""JSON can spell half of a surrogate pair, which no tokenizer takes."""
 
 
 class StreamOptions(_Request):
@@ -30,7 +42,7 @@ class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
     model: str
-    prompt: str | list[str] | TokenIds | list[TokenIds] = ""
+    prompt: Text | list[Text] | TokenIds | list[TokenIds] = ""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """None: the model's default, 16 unless its configuration says otherwise."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
@@ -40,7 +52,7 @@ class CompletionRequest(_Request):
     """0 or -1: no limit."""
     n: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -162,7 +174,7 @@ class ModelList(BaseModel):
 
 
 class TokenizeRequest(_Request):
-    prompt: str
+    prompt: Text
     model: str | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False

@@ -1,0 +1,454 @@
+"""The HTTP application over a tiny model and the PEP8 scorer in this process; no Ray, no socket."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
+from serve.api import build_app
+from serve.backends import Backend
+from serve.errors import ApiError
+from serve.keys import KeyRing
+from serve.local import LocalModel, LocalScorer
+from serve.schemas import DeploymentHealth, HealthResponse
+from serve.settings import Limits, SamplingDefaults, ServedScorer
+
+
+def engine_of(*, control: bool, seed: int) -> Engine:
+    tokenizer = tiny_tokenizer(control=control)
+    tokens = Control(good=GOOD, bad=BAD, policy="ban") if control else None
+    return Engine(
+        tiny_gpt2(tokenizer, seed=seed),
+        tokenizer,
+        info=CheckpointInfo(control=tokens, task="pep8", step=500),
+        settings=EngineSettings(max_batch=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {"mle": engine_of(control=False, seed=1), "cond": engine_of(control=True, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def models(engines):
+    return {
+        name: LocalModel(engine, defaults=SamplingDefaults(max_tokens=6), max_waiting=8)
+        for name, engine in engines.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def scorers():
+    return {"pep8": LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))}
+
+
+@pytest.fixture
+def call(models, scorers) -> Callable[..., httpx.Response]:
+    return caller(models, scorers)
+
+
+def caller(models, scorers, *, peer="127.0.0.1", keys=(), limits=None, healthy=True):
+    """`call("/v1/models")` is GET, `call("/v1/scores", {...})` is POST."""
+
+    async def health() -> HealthResponse:
+        state = DeploymentHealth(status="HEALTHY" if healthy else "UNHEALTHY")
+        return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
+
+    app = build_app(
+        Backend(models, scorers, health), keys=KeyRing(frozenset(keys)), limits=limits or Limits(), access_log=False
+    )
+
+    def call(path, body=None, **options):
+        async def send():
+            transport = httpx.ASGITransport(app=app, client=(peer, 1234))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                if body is None and "content" not in options:
+                    return await client.get(path, **options)
+                return (
+                    await client.post(path, json=body, **options)
+                    if body is not None
+                    else await client.post(path, **options)
+                )
+
+        return asyncio.run(send())
+
+    return call
+
+
+def complete(call, **fields):
+    response = call("/v1/completions", {"model": "mle", "prompt": "def", "seed": 1, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(response: httpx.Response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return error
+
+
+def test_completion_has_the_shape_of_openai(call):
+    body = complete(call, max_tokens=5, ignore_eos=True, logprobs=2)
+    assert body["object"] == "text_completion"
+    assert body["model"] == "mle"
+    assert body["id"].startswith("cmpl-")
+    (choice,) = body["choices"]
+    assert choice["index"] == 0
+    assert choice["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 5
+    assert {name: len(values) for name, values in choice["logprobs"].items()} == dict.fromkeys(
+        ("tokens", "token_logprobs", "top_logprobs", "text_offset"), 5
+    )
+
+
+def test_http_gives_the_texts_of_the_engine(call, engines):
+    body = complete(call, prompt=["def", "import"], n=2, max_tokens=9, seed=7, temperature=0.8, top_p=0.9)
+    requests = [
+        GenerationRequest(prompt=p, max_tokens=9, seed=7, choice=i, temperature=0.8, top_p=0.9)
+        for i, p in enumerate(["def", "def", "import", "import"])
+    ]
+    model = engine_of(control=False, seed=1)
+    assert [choice["text"] for choice in body["choices"]] == [c.text for c in generate(model, requests)]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_choices"),
+    [("def", 1), (["def", "import"], 2), ([5, 6, 7], 1), ([[5, 6, 7], [8]], 2), (["def"], 1), ("", 1)],
+)
+def test_every_form_of_prompt_is_taken(call, prompt, num_choices):
+    assert len(complete(call, prompt=prompt)["choices"]) == num_choices
+    assert len(complete(call, prompt=prompt, n=3)["choices"]) == 3 * num_choices
+
+
+def test_token_ids_are_taken_as_they_are(call, engines):
+    strings = engines["mle"].strings
+    ids, _ = strings.encode("def add")
+    by_text, by_ids = complete(call, prompt="def add"), complete(call, prompt=ids)
+    assert by_text["choices"] == by_ids["choices"]
+    assert by_text["usage"] == by_ids["usage"]
+    assert ids[0] == strings.eos_id
+
+
+def test_what_lm_eval_sends_is_answered_in_its_terms(call, engines):
+    prompts = [[0, 40, 41, 42], [0, 50, 51]]
+    body = complete(call, prompt=prompts, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True)
+    for prompt, choice in zip(prompts, body["choices"], strict=True):
+        logprobs = choice["logprobs"]
+        # It reads [ctxlen:-1]: one generated token at the end, always.
+        assert len(logprobs["token_logprobs"]) == len(prompt) + 1
+        assert logprobs["token_logprobs"][0] is None
+        for own, top in zip(logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True):
+            assert own in top.values()
+            assert own <= max(top.values())
+
+
+def test_seeds_repeat_and_their_absence_varies(call):
+    assert complete(call, seed=5)["choices"] == complete(call, seed=5)["choices"]
+    texts = {complete(call, seed=None, max_tokens=20)["choices"][0]["text"] for _ in range(4)}
+    assert len(texts) == 4
+
+
+def test_defaults_of_the_model_fill_what_the_request_leaves_out(call):
+    assert complete(call, ignore_eos=True)["usage"]["completion_tokens"] == 6
+
+
+def test_usage_counts_a_prompt_once(call, engines):
+    num_prompt = len(engines["mle"].strings.encode("def")[0])
+    assert complete(call, n=4)["usage"]["prompt_tokens"] == num_prompt
+
+
+def test_suffix_and_field_choose_the_control_token(call):
+    texts = {
+        control: complete(call, model="cond", control=control, max_tokens=12)["choices"]
+        for control in ("good", "bad", "none")
+    }
+    assert len({json.dumps(choices) for choices in texts.values()}) == 3
+    assert complete(call, model="cond", max_tokens=12)["choices"] == texts["good"]
+    for control, choices in texts.items():
+        assert complete(call, model=f"cond:{control}", max_tokens=12)["choices"] == choices
+
+
+def test_control_of_a_model_without_control_tokens_is_refused(call):
+    body = {"model": "mle:good", "prompt": "def"}
+    assert "no control tokens" in refused(call("/v1/completions", body), 400)["message"]
+    assert complete(call, model="mle:none")["choices"] == complete(call)["choices"]
+    contradiction = {"model": "cond:good", "prompt": "def", "control": "bad"}
+    assert "contradict" in refused(call("/v1/completions", contradiction), 400)["message"]
+
+
+def events_of(response: httpx.Response) -> list[dict]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_stream_joins_to_the_plain_answer(call):
+    fields = {
+        "model": "mle",
+        "prompt": ["def", "x ="],
+        "n": 2,
+        "seed": 3,
+        "max_tokens": 15,
+        "logprobs": 1,
+        "echo": True,
+    }
+    plain = call("/v1/completions", fields).json()
+    events = events_of(call("/v1/completions", {**fields, "stream": True, "stream_options": {"include_usage": True}}))
+    assert events[-1]["usage"] == plain["usage"]
+    assert events[-1]["choices"] == []
+    for choice in plain["choices"]:
+        mine = [e["choices"][0] for e in events[:-1] if e["choices"][0]["index"] == choice["index"]]
+        assert "".join(piece["text"] for piece in mine) == choice["text"]
+        assert [piece["finish_reason"] for piece in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+        for name, values in choice["logprobs"].items():
+            assert [value for piece in mine for value in piece["logprobs"][name]] == values
+    assert len({event["id"] for event in events}) == 1
+
+
+def test_stream_without_usage_has_none(call):
+    events = events_of(call("/v1/completions", {"model": "mle", "prompt": "def", "stream": True, "seed": 1}))
+    assert all(event["usage"] is None and event["choices"] for event in events)
+
+
+def test_bad_stream_requests_get_a_status(call):
+    body = {"model": "mle", "prompt": "def", "stream": True, "max_tokens": 1000}
+    assert refused(call("/v1/completions", body), 400)["param"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "match"),
+    [
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"temprature": 1}, "temprature", "unknown field"),
+        ({"prompt": {"text": "a"}}, "prompt", "list of token ids"),
+        ({"prompt": [1, "a"]}, "prompt", "list of token ids"),
+        ({"prompt": []}, "prompt", "empty list"),
+        ({"prompt": [[]]}, "prompt", "at least one token id"),
+        ({"prompt": [99999]}, "prompt", "99999"),
+        ({"max_tokens": 0}, "max_tokens", "echo"),
+        ({"max_tokens": 96}, "max_tokens", "context is 96"),
+        ({"best_of": 3}, "best_of", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
+        ({"control": "ugly"}, "control", "good"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"seed": 1.5}, "seed", "integer"),
+    ],
+)
+def test_bad_requests_name_the_field(call, fields, param, match):
+    error = refused(call("/v1/completions", {"model": "mle", "prompt": "def", **fields}), 400)
+    assert error["param"] == param
+    assert match in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_harmless_fields_of_other_clients_are_taken(call):
+    complete(call, best_of=2, n=2, presence_penalty=0.0, frequency_penalty=0, user="me", top_k=-1, suffix="")
+
+
+def test_bodies_that_are_no_json_objects_are_refused(call):
+    def message(content, kind="application/json"):
+        return refused(call("/v1/completions", content=content, headers={"Content-Type": kind}), 400)["message"]
+
+    assert "not valid JSON" in message(b"{")
+    assert "JSON object" in message(b"[]")
+    assert "Content-Type" in message(b"{}", kind="text/plain")
+    assert "prompt" in message(b'{"model": "mle", "prompt": "\\ud800"}')
+    assert "error parsing" in message(b'{"model": "mle", "prompt": "\xff"}')
+
+
+def test_unknown_things_are_404(call):
+    assert refused(call("/v1/completions", {"model": "gpt-4", "prompt": "a"}), 404)["code"] == "model_not_found"
+    assert "cond, mle" in refused(call("/v1/models/gpt-4"), 404)["message"]
+    assert "pep8" in refused(call("/v1/scores", {"scorer": "style", "input": "a"}), 404)["message"]
+    refused(call("/v2/completions"), 404)
+    refused(call("/v1/completions"), 405)
+
+
+def test_models_are_listed_with_context_and_control(call):
+    cards = {card["id"]: card for card in call("/v1/models").json()["data"]}
+    assert set(cards) == {"mle", "cond"}
+    assert cards["mle"]["control"] is None
+    assert cards["mle"]["max_model_len"] == 96
+    assert cards["cond"]["control"] == {"policy": "ban", "default": "good", "suffixes": [":good", ":bad", ":none"]}
+    assert cards["cond"]["step"] == 500
+    assert call("/v1/models/cond:bad").json()["id"] == "cond:bad"
+
+
+def test_tokenize_and_detokenize_are_inverse(call, engines):
+    text = "def caf\u00e9():\n    pass"
+    answer = call("/tokenize", {"model": "mle", "prompt": text, "add_special_tokens": False, "return_token_strs": True})
+    body = answer.json()
+    assert body["count"] == len(body["tokens"]) == len(body["token_strs"])
+    assert body["max_model_len"] == 96
+    assert call("/detokenize", {"model": "mle", "tokens": body["tokens"]}).json() == {"prompt": text}
+    with_special = call("/tokenize", {"model": "mle", "prompt": text}).json()["tokens"]
+    assert with_special == [engines["mle"].strings.eos_id, *body["tokens"]]
+    end = call("/tokenize", {"model": "mle", "prompt": END_OF_TEXT, "add_special_tokens": False}).json()
+    assert end["tokens"] == [engines["mle"].strings.eos_id]
+
+
+def test_clients_that_name_no_model_get_a_tokenizer_if_it_is_clear_which(call, models, scorers):
+    assert "differ" in refused(call("/tokenizer_info"), 400)["message"]
+    assert call("/models/cond/tokenizer_info").json()["eos_token"] == END_OF_TEXT
+    by_path = call("/models/cond/tokenize", {"prompt": "def", "add_special_tokens": False})
+    assert (
+        by_path.json()["tokens"]
+        == call("/tokenize", {"model": "cond", "prompt": "def", "add_special_tokens": False}).json()["tokens"]
+    )
+    alone = caller({"mle": models["mle"]}, scorers)
+    assert alone("/tokenizer_info").json()["eos_token"] == END_OF_TEXT
+    twins = caller({"a": models["mle"], "b": models["mle"]}, scorers)
+    assert twins("/tokenize", {"prompt": "def"}).status_code == 200
+
+
+def test_scores_say_by_whom_and_keep_failures_apart_from_zero(call):
+    body = call("/v1/scores", {"scorer": "pep8", "input": ["x = 1\n", "", "x=1\n"]}).json()
+    assert body["scorer"]["class_name"] == "PEP8Scorer"
+    assert [(item["index"], item["score"]) for item in body["data"]] == [(0, 0.0), (1, None), (2, 0.25)]
+    assert body["data"][1]["error"]
+    assert all(item["segments"] is None for item in body["data"])
+    assert call("/v1/scores", {"scorer": "pep8", "input": "x=1\n"}).json()["data"][0]["score"] == 0.25
+
+
+def test_segments_cover_the_text(call):
+    text = "x = 1\ny=2\n\u65e5\u672c = 3"
+    (item,) = call("/v1/scores", {"scorer": "pep8", "input": text, "segments": True}).json()["data"]
+    assert "".join(text[part["begin"] : part["end"]] for part in item["segments"]) == text
+    assert [part["score"] > 0 for part in item["segments"]] == [False, True, True]
+
+
+def test_health_tells_the_state_of_each_deployment(models, scorers, call):
+    assert call("/health").json()["deployments"]["model-mle"]["status"] == "HEALTHY"
+    sick = caller(models, scorers, healthy=False)("/health")
+    assert (sick.status_code, sick.json()["status"]) == (503, "not_ready")
+
+
+def test_metrics_count_requests_and_tokens(models, scorers):
+    call = caller(models, scorers)
+    complete(call, ignore_eos=True)
+    call("/v1/nothing/like/this")
+    text = call("/metrics").text
+    assert 'phf_http_requests_total{path="/v1/completions",status="200"} 1.0' in text
+    assert 'phf_tokens_total{kind="completion",model="mle"} 6.0' in text
+    assert "like/this" not in text
+
+
+def test_request_id_comes_back(call):
+    assert len(call("/health").headers["x-request-id"]) == 32
+
+
+def test_without_keys_only_this_machine_is_answered(models, scorers):
+    far = caller(models, scorers, peer="192.0.2.7")
+    assert "no API keys" in refused(far("/v1/models"), 401)["message"]
+    assert far("/health").status_code == 200
+    assert caller(models, scorers, peer="::1")("/v1/models").status_code == 200
+    assert caller(models, scorers, peer="::ffff:127.0.0.1")("/v1/models").status_code == 200
+
+
+def test_keys_are_needed_by_everyone_once_configured(models, scorers):
+    call = caller(models, scorers, keys=["right", "other"])
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic right"},
+        {"Authorization": "Bearer "},
+    ):
+        response = call("/v1/models", headers=headers)
+        assert refused(response, 401)["type"] == "authentication_error"
+        assert response.headers["www-authenticate"] == "Bearer"
+    for key in ("right", "other"):
+        assert call("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert call("/v1/models?key=right").status_code == 200
+    assert call("/health").status_code == 200
+
+
+def test_too_large_is_413(models, scorers):
+    call = caller(models, scorers, limits=Limits(body_bytes=2000))
+    body = {"scorer": "pep8", "input": "x" * 3000}
+    refused(call("/v1/scores", body), 413)
+
+    async def chunks():
+        for _ in range(30):
+            yield b"x" * 100
+
+    refused(call("/v1/scores", content=chunks()), 413)
+    assert call("/v1/scores", {"scorer": "pep8", "input": "x = 1\n"}).status_code == 200
+    refused(
+        caller(models, scorers)(
+            "/v1/completions", {"model": "mle", "prompt": "a", "n": 2048, "echo": True} | {"prompt": ["a", "b"]}
+        ),
+        413,
+    )
+
+
+def test_full_queue_is_429_with_retry_after(models, scorers):
+    # 8 run and 8 may wait: a second call of 12 finds no room while the first one runs.
+    async def both():
+        model = models["mle"]
+        first = asyncio.create_task(model.complete(request(n=12)))
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as caught:
+            await model.complete(request(n=12))
+        return caught.value, await first
+
+    error, first = asyncio.run(both())
+    assert error.status == 429
+    assert len(first.choices) == 12
+
+    class Full:
+        async def complete(self, _):
+            raise ApiError(429, "full")
+
+    response = caller({"mle": Full()}, scorers)("/v1/completions", {"model": "mle", "prompt": "a"})
+    assert refused(response, 429)["type"] == "rate_limit_error"
+    assert int(response.headers["retry-after"]) > 0
+
+
+def request(**fields):
+    from serve.schemas import CompletionRequest
+
+    return CompletionRequest(model="mle", prompt="def", seed=1, max_tokens=40, ignore_eos=True, **fields)
+
+
+def test_requests_over_the_time_limit_end_and_free_their_slots(engines, scorers):
+    slow = LocalModel(engine_of(control=False, seed=1))
+    call = caller({"mle": slow}, scorers, limits=Limits(request_timeout_s=0.05))
+    body = {"model": "mle", "prompt": "def", "n": 64, "max_tokens": 90, "ignore_eos": True}
+    refused(call("/v1/completions", body), 408)
+    deadline = 500
+    while slow.thread.engine.num_active and deadline:
+        deadline -= 1
+        asyncio.run(asyncio.sleep(0.01))
+    assert slow.thread.engine.num_active == 0
+
+
+def test_an_unexpected_error_tells_nothing_of_the_inside(scorers):
+    class Broken:
+        async def complete(self, _):
+            raise ValueError("/secret/path is broken")
+
+    response = caller({"mle": Broken()}, scorers)("/v1/completions", {"model": "mle", "prompt": "a"})
+    error = refused(response, 500)
+    assert "secret" not in response.text
+    assert "ValueError" not in response.text
+    assert error["type"] == "server_error"
+
+
+def test_openapi_lists_the_contract(call):
+    paths = call("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/scores", "/v1/models", "/health", "/tokenize", "/detokenize"} <= set(paths)
