@@ -32,8 +32,9 @@ class Rules:
     compat: Compat | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectiveOutput:
+class ObjectiveOutput(NamedTuple):
+    """A tuple, because DDP and FSDP look for tensors in what a module returns, and know tuples in every version."""
+
     loss: Tensor
     """Sum over valid targets; under compat the mean over the micro-batch. Divide by `num_targets` summed over all ranks
     and micro-batches of the step, once."""
