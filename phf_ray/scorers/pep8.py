@@ -6,15 +6,13 @@ project (setup.cfg, tox.ini) are not read: scores must not change with the worki
 
 import dataclasses
 import itertools
-import optparse
 import platform
 from bisect import bisect_right
 from collections.abc import Sequence
 
-import pycodestyle
-
 from phf_ray.records import Scored, ScorerIdentity
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
+from phf_ray.scorers.pep8_checker import report
 from phf_ray.segments import split_lines
 
 
@@ -65,45 +63,7 @@ def find_violations(text: str) -> list[int]:
     # DIFFERS: ours counts a violation past the end (an unclosed bracket) on the last line; original raised IndexError
     # and scored every line of the file 0.0 (A-12).
     places = []
-    for number, column in _report(lines):
+    for number, column in report(lines):
         line = min(max(number, 1), len(lines)) - 1
         places.append(line_starts[line] + min(max(column, 0), len(lines[line]) - 1))
     return places
-
-
-class _Places(pycodestyle.BaseReport):
-    """Collects line and column of each violation, and prints nothing."""
-
-    def init_file(self, filename: str, lines: list[str], expected: object, line_offset: int) -> None:
-        super().init_file(filename, lines, expected, line_offset)
-        self.places: list[tuple[int, int]] = []
-
-    def error(self, line_number: int, offset: int, text: str, check: object) -> str | None:
-        code: str | None = super().error(line_number, offset, text, check)
-        if code:
-            self.places.append((line_number, offset))
-        return code
-
-
-def _default_style() -> optparse.Values:
-    """The options of pycodestyle run without any configuration."""
-    options, _ = pycodestyle.get_parser().parse_args([])
-    # Not StyleGuide(): its constructor reads ~/.config/pycodestyle, whatever it is told.
-    style = pycodestyle.StyleGuide.__new__(pycodestyle.StyleGuide)
-    style.options = options
-    options.select, options.ignore = (), tuple(pycodestyle.DEFAULT_IGNORE.split(","))
-    options.ignore_code, options.benchmark_keys = style.ignore_code, list(pycodestyle.BENCHMARK_KEYS)
-    options.physical_checks = style.get_checks("physical_line")
-    options.logical_checks = style.get_checks("logical_line")
-    options.ast_checks = style.get_checks("tree")
-    return options
-
-
-_OPTIONS = _default_style()
-
-
-def _report(lines: list[str]) -> list[tuple[int, int]]:
-    report = _Places(_OPTIONS)
-    # The checker strips a byte order mark from the first line of the list it is given.
-    pycodestyle.Checker(lines=list(lines), options=_OPTIONS, report=report).check_all()
-    return report.places

@@ -1,0 +1,258 @@
+"""pycodestyle's checker, faster, with the same violations.
+
+Most of pycodestyle's time goes into calling checks that can't find anything: 27 of them on every line, whatever is in
+it. Here each check has a necessary condition that is cheap to test, and runs on the lines that meet it. What runs is
+pycodestyle's own code.
+"""
+
+import bisect
+import keyword
+import operator
+import optparse
+import tokenize
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pycodestyle
+
+# The conditions below were read out of the checks of this version; with any other, all checks run on all lines.
+CONDITIONS_HOLD = pycodestyle.__version__.startswith("2.15.")
+
+_OPERATORS = pycodestyle.WS_NEEDED_OPERATORS | pycodestyle.UNARY_OPERATORS | pycodestyle.WS_OPTIONAL_OPERATORS
+_OPERATORS_AND_SEPARATORS = _OPERATORS | frozenset(",;:")
+_KEYWORDS = frozenset(keyword.kwlist)
+_AMBIGUOUS = frozenset("lOI")
+_TRAILING = (" ", "\t", "\v")
+
+
+def default_options() -> optparse.Values:
+    """The options of pycodestyle run without any configuration."""
+    options, _ = pycodestyle.get_parser().parse_args([])
+    # Not StyleGuide(): its constructor reads ~/.config/pycodestyle, whatever it is told.
+    style = pycodestyle.StyleGuide.__new__(pycodestyle.StyleGuide)
+    style.options = options
+    options.select, options.ignore = (), tuple(pycodestyle.DEFAULT_IGNORE.split(","))
+    options.ignore_code, options.benchmark_keys = style.ignore_code, list(pycodestyle.BENCHMARK_KEYS)
+    options.physical_checks = style.get_checks("physical_line")
+    options.logical_checks = style.get_checks("logical_line")
+    options.ast_checks = style.get_checks("tree")
+    return options
+
+
+class Places(pycodestyle.BaseReport):
+    """Collects line and column of each violation, and prints nothing."""
+
+    def init_file(self, filename: str, lines: list[str], expected: object, line_offset: int) -> None:
+        super().init_file(filename, lines, expected, line_offset)
+        self.places: list[tuple[int, int]] = []
+
+    def error(self, line_number: int, offset: int, text: str, check: object) -> str | None:
+        code: str | None = super().error(line_number, offset, text, check)
+        if code:
+            self.places.append((line_number, offset))
+        return code
+
+
+def report(lines: list[str], *, checker: type[pycodestyle.Checker] | None = None) -> list[tuple[int, int]]:
+    """Line and column, as reported, of every violation in a file of these lines.
+
+    `checker`: the fast one by default; `pycodestyle.Checker` for comparison.
+    """
+    places = Places(OPTIONS)
+    # The checker strips a byte order mark from the first line of the list it is given.
+    (checker or FastChecker)(lines=list(lines), options=OPTIONS, report=places).check_all()
+    return places.places
+
+
+class _Bound(NamedTuple):
+    """A check with a function that gets its arguments from the checker in one step."""
+
+    check: Callable[..., Any]
+    arguments: Callable[[Any], tuple[Any, ...]]
+    state: str | None
+    """Key of the check's own state, if it keeps one."""
+
+
+def _bind(name: str, check: Callable[..., Any], argument_names: list[str]) -> _Bound:
+    get = operator.attrgetter(*argument_names)
+    one = len(argument_names) == 1
+    return _Bound(
+        check, (lambda checker: (get(checker),)) if one else get, name if "checker_state" in argument_names else None
+    )
+
+
+class FastChecker(pycodestyle.Checker):
+    """A Checker that runs a check only on lines in which it can find something."""
+
+    def check_all(self, expected: object = None, line_offset: int = 0) -> int:
+        """As pycodestyle's, without its options for verbose output and checks of the syntax tree."""
+        self.report.init_file(self.filename, self.lines, expected, line_offset)
+        self.total_lines = len(self.lines)
+        self.line_number = 0
+        self.indent_char: str | None = None
+        self.indent_level = self.previous_indent_level = 0
+        self.previous_logical = self.previous_unindented_logical_line = ""
+        self.tokens: list[tokenize.TokenInfo] = []
+        self.blank_lines = self.blank_before = 0
+        depth = 0
+        for token in self.generate_tokens():
+            self.tokens.append(token)
+            kind, text = token[0], token[1]
+            if kind == tokenize.OP:
+                depth += (text in "([{") - (text in "}])")
+            elif not depth and kind in pycodestyle.NEWLINE:
+                self._end_line(kind)
+        if self.tokens:
+            self.check_physical(self.lines[-1])
+            self.check_logical()
+        num_violations: int = self.report.get_file_results()
+        return num_violations
+
+    def _end_line(self, kind: int) -> None:
+        if kind == tokenize.NEWLINE:
+            self.check_logical()
+            self.blank_before = 0
+        elif len(self.tokens) == 1:
+            # The physical line contains only this token.
+            self.blank_lines += 1
+            del self.tokens[0]
+        else:
+            self.check_logical()
+
+    def generate_tokens(self) -> Iterator[tokenize.TokenInfo]:
+        """Tokens of the file; runs the physical checks at the end of each physical line."""
+        previous = last = ""
+        line_noqa: Any = ""
+        ends_in_backslash = False
+        try:
+            for token in tokenize.generate_tokens(self.readline):
+                kind, text, start, end, line = token
+                if start[0] > self.total_lines:
+                    return
+                if line is not last:
+                    # pycodestyle asks this for every token, in time proportional to the line.
+                    last, line_noqa, ends_in_backslash = line, line and pycodestyle.noqa(line), line.endswith("\\\n")
+                self.noqa = line_noqa
+                ends_line = kind in pycodestyle.NEWLINE or (ends_in_backslash and line[end[1] :].lstrip() == "\\\n")
+                if ends_line or kind in _PARTS_OF_STRINGS or (kind == tokenize.STRING and "\n" in text):
+                    self.maybe_check_physical(token, previous)
+                yield token
+                previous = line
+        except (SyntaxError, tokenize.TokenError):
+            self.report_invalid_syntax()
+
+    def check_physical(self, line: str) -> None:
+        self.physical_line = line
+        for name, needed in self._physical_conditions(line).items():
+            if not needed:
+                continue
+            check, arguments, _ = _PHYSICAL[name]
+            result = check(*arguments(self))
+            if result is not None:
+                offset, text = result
+                self.report_error(self.line_number, offset, text, check)
+                if text[:4] == "E101":
+                    self.indent_char = line[0]
+
+    def check_logical(self) -> None:
+        self.report.increment_logical_line()
+        mapping = self.build_tokens_line()
+        if not mapping:
+            return
+        start_row, start_column = mapping[0][1]
+        self.indent_level = pycodestyle.expand_indent(self.lines[start_row - 1][:start_column])
+        self.blank_before = max(self.blank_before, self.blank_lines)
+        offsets = [offset for offset, _ in mapping]
+        for name, needed in self._logical_conditions(self.logical_line, self.tokens).items():
+            if not needed:
+                continue
+            for place, text, check in self._run_logical(_LOGICAL[name]):
+                if isinstance(place, tuple):
+                    row, column = place
+                else:
+                    offset, (row, column) = mapping[bisect.bisect_left(offsets, place)]
+                    column += place - offset
+                self.report_error(row, column, text, check)
+        if self.logical_line:
+            self.previous_indent_level = self.indent_level
+            self.previous_logical = self.logical_line
+            if not self.indent_level:
+                self.previous_unindented_logical_line = self.logical_line
+        self.blank_lines = 0
+        self.tokens = []
+
+    def _run_logical(self, bound: _Bound) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+        """Place (row and column, or offset in the logical line) and text of each violation."""
+        check, arguments, state = bound
+        if state is not None:
+            self.checker_state = self._checker_states.setdefault(state, {})
+        for place, text in check(*arguments(self)) or ():
+            yield place, text, check
+
+    def _physical_conditions(self, line: str) -> Mapping[str, bool]:
+        """Check -> whether it can find anything in a physical line."""
+        if not CONDITIONS_HOLD:
+            return dict.fromkeys(_PHYSICAL, True)
+        has_tab = "\t" in line
+        return {
+            "maximum_line_length": len(line) > self.max_line_length,
+            "tabs_obsolete": has_tab,
+            "tabs_or_spaces": has_tab or (self.indent_char != " " and line[:1] == " "),
+            "trailing_blank_lines": self.line_number == self.total_lines,
+            "trailing_whitespace": line.rstrip("\n\r\x0c").endswith(_TRAILING),
+        }
+
+    def _logical_conditions(self, line: str, tokens: list[tokenize.TokenInfo]) -> Mapping[str, bool]:
+        """Check -> whether it can find anything in a logical line, in which strings are blanked out."""
+        if not CONDITIONS_HOLD:
+            return dict.fromkeys(_LOGICAL, True)
+        texts = {token[1] for token in tokens}
+        several_rows = tokens[0][2][0] != tokens[-1][2][0]
+        row = tokens[0][4]
+        # The space is the only white space in a printable string.
+        wide = "  " in line or not line.isprintable()
+        opens = "(" in texts or "[" in texts
+        level = self.indent_level
+        return {
+            "ambiguous_identifier": not texts.isdisjoint(_AMBIGUOUS),
+            "bare_except": line.startswith("except"),
+            "blank_lines": bool(self.blank_lines) or not level or line[:1] in "adc@",
+            "comparison_negative": "not" in line,
+            "comparison_to_singleton": "==" in line or "!=" in line,
+            "comparison_type": "type" in line,
+            "compound_statements": -1 < line.find(":") < len(line) - 1 or ";" in line,
+            "continued_indentation": several_rows,
+            "explicit_line_join": several_rows,
+            "extraneous_whitespace": wide or line[:1] == "@" or _has_bracket_gap(line),
+            "imports_on_separate_lines": line.startswith("import "),
+            "indentation": bool(level % self.indent_size)
+            or level > self.previous_indent_level
+            or self.previous_logical.endswith(":"),
+            "maximum_doc_length": self.max_doc_length is not None,
+            "missing_whitespace": not texts.isdisjoint(_OPERATORS_AND_SEPARATORS),
+            "missing_whitespace_after_keyword": not texts.isdisjoint(_KEYWORDS),
+            "module_imports_on_top_of_file": not level,
+            "python_3000_invalid_escape_sequence": several_rows or "\\" in row,
+            "whitespace_around_keywords": wide,
+            "whitespace_around_named_parameter_equals": opens and "=" in texts,
+            "whitespace_around_operator": wide,
+            "whitespace_before_comment": several_rows or "#" in row,
+            "whitespace_before_parameters": opens
+            and (several_rows or " (" in row or " [" in row or "\t" in row or "\x0c" in row),
+        }
+
+
+def _has_bracket_gap(line: str) -> bool:
+    """Whether a space follows an opening bracket or precedes a closing one, a comma, a colon or a semicolon."""
+    return (
+        "( " in line or "[ " in line or "{ " in line or " )" in line or " ]" in line or " }" in line
+        or " ," in line or " ;" in line or " :" in line
+    )  # fmt: skip
+
+
+_PARTS_OF_STRINGS = frozenset(
+    {pycodestyle.FSTRING_START, pycodestyle.FSTRING_END, pycodestyle.TSTRING_START, pycodestyle.TSTRING_END}
+)
+OPTIONS = default_options()
+_PHYSICAL = {name: _bind(name, check, names) for name, check, names in OPTIONS.physical_checks}
+_LOGICAL = {name: _bind(name, check, names) for name, check, names in OPTIONS.logical_checks}
