@@ -45,12 +45,20 @@ class LengthScorer(Scorer):
             return Scored(None, "unlucky: the text says FAIL")
         if "RAISE" in text:
             raise RuntimeError("the scorer has a bug")
-        while "GATE" in text and self._settings.gate is not None and not Path(self._settings.gate).exists():
-            time.sleep(0.01)
+        if "GATE" in text and self._settings.gate is not None:
+            _wait_at(Path(self._settings.gate))
         return Scored(float(len(text)))
 
     def _identity_settings(self) -> dict[str, Any]:
         return {}
+
+
+def _wait_at(gate: Path) -> None:
+    """Says who waits: the process that holds the scorer's process."""
+    if not gate.exists():
+        gate.with_name(f"{gate.name}.waits.{os.getppid()}").touch()
+    while not gate.exists():
+        time.sleep(0.01)
 
 
 class WordSettings(ScorerSettings):

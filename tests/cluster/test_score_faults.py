@@ -1,0 +1,222 @@
+"""Scoring is exactly once whatever is killed: driver, actor, node, or a worker between writing and committing.
+
+A document that says GATE keeps its scorer waiting until a file exists, so each test decides what has been committed and
+what is held at the moment of the kill.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from phf_ray import corpus
+from phf_ray.config import parse_config
+from phf_ray.corpus import read_corpus
+from phf_ray.pipelines import score
+from phf_ray.pipelines.score import Request
+
+ROOT = Path(__file__).parents[2]
+NUM_FILES = 8
+PATIENCE_S = 90
+
+DRIVER = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import ray
+from cluster import test_score_faults as faults
+from phf_ray.pipelines import score
+if {address!r} == "local":
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+else:
+    ray.init(address={address!r}, log_to_driver=False)
+score.run(faults.request({folder!r}, gate={gate!r}), {output!r})
+"""
+
+
+def request(folder, *, gate) -> Request:
+    scorer = {"class_name": "LengthScorer", "gate": str(gate)}
+    scoring = {"scorers": [scorer], "segmenter": "lines", "pools": {"cpu": {"min": 2, "max": 2}}}
+    return Request(
+        parse_config({"scoring": scoring}), inputs=[str(folder)], shard_bytes=1, scorer_factory="fakes:build_scorer"
+    )
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """Each file is a shard; the third and all later ones wait at the gate."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(NUM_FILES):
+        (folder / f"{index}.py").write_text(f"document {index}\n" * 3 + ("GATE\n" if index >= 2 else "open\n"))
+    (folder / "broken.py").write_bytes(b"\xff")
+    return folder
+
+
+@pytest.fixture
+def gate(tmp_path) -> Path:
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def whole(local_ray, sources, gate, tmp_path) -> dict[str, bytes]:
+    """Every file of an uninterrupted run."""
+    gate.touch()
+    score.run(request(sources, gate=gate), str(tmp_path / "whole"))
+    gate.unlink()
+    return files_of(tmp_path / "whole")
+
+
+def files_of(output: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and path.name != "summary.json"
+    }
+
+
+def wait_for(condition, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.05)
+
+
+def is_halfway(output: Path) -> bool:
+    """At least one shard is committed and another one is held, begun but not committed."""
+    return any(output.glob("part-*")) and any(output.glob("_tmp/part-*"))
+
+
+def assert_is_the_uninterrupted_run(output: Path, whole: dict[str, bytes]) -> None:
+    assert files_of(output) == whole
+    sources = [json.loads(document.meta)["source"] for document in read_corpus(str(output))]
+    assert sorted(sources) == [f"{index}.py" for index in range(NUM_FILES)]
+    assert corpus.read_manifest(str(output)).rejected == {"not_utf8": 1}
+
+
+@contextlib.contextmanager
+def driver(folder: Path, gate: Path, output: Path, *, address: str = "local") -> Iterator["subprocess.Popen[bytes]"]:
+    code = DRIVER.format(
+        root=str(ROOT),
+        tests=str(ROOT / "tests"),
+        address=address,
+        folder=str(folder),
+        gate=str(gate),
+        output=str(output),
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_driver_is_started_again(whole, sources, gate, tmp_path):
+    output = tmp_path / "out"
+    with driver(sources, gate, output) as process:
+        wait_for(lambda: is_halfway(output), "a committed and a held shard")
+        process.send_signal(signal.SIGKILL)
+    committed = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert 0 < len(committed) < len(list(sources.iterdir()))
+    assert not (output / "_SUCCESS").exists()
+    gate.touch()
+    score.run(request(sources, gate=gate), str(output))
+    assert_is_the_uninterrupted_run(output, whole)
+    assert {name: (output / name).stat().st_mtime_ns for name in committed} == committed
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_actor_is_replaced(whole, sources, gate, tmp_path):
+    output = tmp_path / "out"
+    victims: list[int] = []
+
+    def kill_an_actor() -> None:
+        wait_for(lambda: is_halfway(output) and list(tmp_path.glob("gate.waits.*")), "a held shard")
+        (first, *_) = tmp_path.glob("gate.waits.*")
+        actor = int(first.suffix[1:])
+        os.kill(actor, signal.SIGKILL)
+        victims.append(actor)
+        gate.touch()
+
+    killer = threading.Thread(target=kill_an_actor)
+    killer.start()
+    score.run(request(sources, gate=gate), str(output))
+    killer.join()
+    assert len(victims) == 1
+    assert_is_the_uninterrupted_run(output, whole)
+
+
+def test_a_worker_killed_between_writing_and_committing_leaves_nothing(whole, sources, gate, tmp_path):
+    gate.touch()
+    output = tmp_path / "out"
+    score.run(request(sources, gate=gate), str(output))
+    # What the disk holds when a worker dies after its data is written, and before the rename that commits it.
+    (output / "_tmp").mkdir()
+    (output / "part-00003.parquet").rename(output / "_tmp" / "part-00003.parquet.0123")
+    (output / "part-00004.parquet").unlink()
+    (output / "_tmp" / "part-00004.parquet.4567").write_bytes(b"PAR1 torn")
+    for name in ("_SUCCESS", "manifest.json", "README.md"):
+        (output / name).unlink()
+    score.run(request(sources, gate=gate), str(output))
+    assert_is_the_uninterrupted_run(output, whole)
+
+
+def test_a_driver_killed_before_the_mark_of_success_does_not_look_finished(whole, sources, gate, tmp_path):
+    gate.touch()
+    output = tmp_path / "out"
+    score.run(request(sources, gate=gate), str(output))
+    (output / "_SUCCESS").unlink()
+    with pytest.raises(Exception, match="is not finished"):
+        next(read_corpus(str(output)))
+    score.run(request(sources, gate=gate), str(output))
+    assert_is_the_uninterrupted_run(output, whole)
+
+
+def test_after_success_nothing_is_done_again(whole, sources, gate, tmp_path):
+    # The gate is closed: scoring anything would wait for ever.
+    output = tmp_path / "whole"
+    stamps = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    score.run(request(sources, gate=gate), str(output))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == stamps
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_node_loses_only_what_it_held(whole, sources, gate, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    output = tmp_path / "out"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        with driver(sources, gate, output, address=cluster.address) as process:
+            wait_for(lambda: is_halfway(output) and len(list(tmp_path.glob("gate.waits.*"))) == 2, "two held shards")
+            waiting = {int(path.suffix[1:]) for path in tmp_path.glob("gate.waits.*")}
+            victim = next(node for node in nodes if waiting & workers_of(node))
+            cluster.remove_node(victim, allow_graceful=False)
+            gate.touch()
+            assert process.wait(timeout=PATIENCE_S * 2) == 0
+    finally:
+        cluster.shutdown()
+    assert_is_the_uninterrupted_run(output, whole)
+
+
+def workers_of(node) -> set[int]:
+    """Processes that the raylet of a node of a local cluster started."""
+    raylets = {info.process.pid for info in node.all_processes.get("raylet", [])}
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # "pid (name) state parent ...", where the name may hold spaces.
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent in raylets:
+                found.add(int(path.parent.name))
+    return found
