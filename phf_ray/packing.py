@@ -10,6 +10,7 @@ is not white space, or of its last character if it has none; a token inside one 
 Special tokens spelled out in a text are text: `<|endoftext|>` in a document becomes ordinary tokens, never a separator.
 """
 
+import bisect
 import copy
 import hashlib
 import json
@@ -18,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -477,7 +478,7 @@ def _owners(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
     """The number of the segment that each token belongs to, non-decreasing."""
     if len(texts) == 1:
         return np.zeros(len(encoding.ids), np.int64)
-    segment_begins = np.cumsum([0, *map(len, texts[:-1])])
+    segment_begins = list(accumulate(map(len, texts[:-1]), initial=0))
     text = "".join(texts)
     offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
     # Some tokenizers give a token of white space the empty range at its end, which for the last one is past the text.
@@ -488,7 +489,7 @@ def _owners(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
     for token in np.flatnonzero(crossing).tolist():
         begin, end = int(begins[token]), int(ends[token])
         blank = end - begin - len(text[begin:end].lstrip())
-        owners[token] = np.searchsorted(segment_begins, min(begin + blank, end - 1), side="right") - 1
+        owners[token] = bisect.bisect_right(segment_begins, min(begin + blank, end - 1)) - 1
     # A character of several bytes can be several tokens, even with a neighbor's bytes in them: all follow the first,
     # so that nothing is ever inserted inside a character.
     reached = np.maximum.accumulate(ends)

@@ -168,6 +168,19 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert numbers(BlockOrder(manifest, seed=2).locate(0, 250), manifest) != first
 
 
+def test_groups_shards_and_rows_are_each_shuffled_anew_in_every_epoch():
+    manifest = manifest_of([[10, 10, 10, 10]] + [[10]] * 6)
+    first, second = (BlockOrder(manifest, seed=1).locate(at, at + 100) for at in (0, 100))
+    turns = [list(dict.fromkeys(places.shards.tolist())) for places in (first, second)]
+    groups = [list(dict.fromkeys(manifest.shards[shard].group for shard in turn)) for turn in turns]
+    assert groups[0] != groups[1] != list(range(7)) != groups[0]
+    inside = [[shard for shard in turn if manifest.shards[shard].group == 0] for turn in turns]
+    assert inside[0] != inside[1]
+    rows = [places.rows[places.shards == 5].tolist() for places in (first, second)]
+    assert sorted(rows[0]) == sorted(rows[1]) == list(range(10))
+    assert rows[0] != rows[1]
+
+
 def test_shards_are_gone_through_one_after_another_and_rows_in_random_order():
     manifest = manifest_of([[40], [40], [40, 40]])
     places = BlockOrder(manifest, seed=0).locate(0, 160)
