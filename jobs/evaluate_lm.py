@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         seeds=_seeds(arguments.seeds),
         num_samples=_at_least_one(arguments.num_samples, flag="--num-samples"),
-        max_clients=_at_least_one(arguments.max_clients, flag="--max-clients") or 1,
+        max_clients=_at_least_one(arguments.max_clients, flag="--max-clients"),
         restart=arguments.restart,
         allow_other_scorer=arguments.allow_other_scorer,
     )

@@ -45,6 +45,8 @@ SAMPLES_PER_REQUEST = 16
 """Samples of one prompt in one request; also what is lost when a request fails."""
 CHECK_PATIENCE_S = 10.0
 """How long a server may keep the job waiting before the first sample."""
+_THREADS = 64
+"""Requests that one actor has under way, at most."""
 _PARTS = "drawn"
 
 
@@ -487,31 +489,29 @@ class DrawActor:
     def __init__(self, draw: Draw):
         self._draw = draw
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        outcomes = self._draw.run([Unit(**json.loads(unit)) for unit in batch["unit"]])
-        return {key: [outcome[key] for outcome in outcomes] for key in outcomes[0]}
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._draw.run([Unit(**unit) for unit in json.loads(row["units"])])
 
 
-def run_here(draw: Draw, units: Sequence[Unit], *, at_once: int, max_clients: int) -> Iterator[dict[str, Any]]:
+def run_here(draw: Draw, blocks: Sequence[Sequence[Unit]], *, max_clients: int | None) -> Iterator[dict[str, Any]]:
     """Outcomes as they come, without Ray."""
     del max_clients
-    for first in range(0, len(units), at_once):
-        yield from draw.run(units[first : first + at_once])
+    for block in blocks:
+        yield from draw.run(block)
 
 
-def run_on_ray(draw: Draw, units: Sequence[Unit], *, at_once: int, max_clients: int) -> Iterator[dict[str, Any]]:
+def run_on_ray(draw: Draw, blocks: Sequence[Sequence[Unit]], *, max_clients: int | None) -> Iterator[dict[str, Any]]:
     """Outcomes as they come. Between 1 and `max_clients` actors, as many as the server keeps busy."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    rows = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    num_blocks = math.ceil(len(rows) / at_once)
-    outcomes = ray.data.from_items(rows, override_num_blocks=num_blocks).map_batches(
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if max_clients is None:
+        max_clients = max(1, int(ray.cluster_resources().get("CPU", 1)) // 4)
+    rows = [{"units": json.dumps([asdict(unit) for unit in block])} for block in blocks]
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
         DrawActor,
         fn_constructor_args=(draw,),
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(max_clients, num_blocks))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(max_clients, len(rows))),
         # The actors wait for the server, which may need every CPU there is.
         num_cpus=0,
     )
@@ -520,7 +520,7 @@ def run_on_ray(draw: Draw, units: Sequence[Unit], *, at_once: int, max_clients: 
 
 class Runner(Protocol):
     def __call__(
-        self, draw: Draw, units: Sequence[Unit], *, at_once: int, max_clients: int
+        self, draw: Draw, blocks: Sequence[Sequence[Unit]], *, max_clients: int | None
     ) -> Iterator[dict[str, Any]]: ...
 
 
@@ -532,7 +532,8 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     num_samples: int | None = None
     """Per arm, scenario and seed, in place of each scenario's own."""
-    max_clients: int = 4
+    max_clients: int | None = None
+    """Processes that ask, at most; None: one for every 4 CPUs of the cluster, since each can ask much of a server."""
     restart: bool = False
     """Throw away what an earlier, different evaluation left in the output directory."""
     allow_other_scorer: bool = False
@@ -578,8 +579,8 @@ def evaluate(
     failures: Counter[str] = Counter()
     if todo:
         draw = Draw({arm.name: arm for arm in arms}, plan.scenario_configs, scores, output, options.patience_s)
-        at_once = max(1, config.generation.batch_size // SAMPLES_PER_REQUEST)
-        outcomes = runner(draw, _interleaved(todo), at_once=at_once, max_clients=options.max_clients)
+        blocks = _blocks(_interleaved(todo), size=config.generation.batch_size)
+        outcomes = runner(draw, blocks, max_clients=options.max_clients)
         num_planned = sum(unit.count for unit in plan.units)
         failures = _follow(
             outcomes,
@@ -623,6 +624,19 @@ def _interleaved(units: Sequence[Unit]) -> list[Unit]:
     by_arm = [list(group) for _, group in groupby(sorted(units, key=lambda u: u.arm), key=lambda u: u.arm)]
     longest = max(map(len, by_arm))
     return [group[number] for number in range(longest) for group in by_arm if number < len(group)]
+
+
+def _blocks(units: Sequence[Unit], *, size: int) -> list[list[Unit]]:
+    """Requests that one actor has under way at once: up to `size` samples, at least one request."""
+    blocks: list[list[Unit]] = []
+    room = 0
+    for unit in units:
+        if unit.count > room or len(blocks[-1]) == _THREADS:
+            blocks.append([])
+            room = max(size, unit.count)
+        blocks[-1].append(unit)
+        room -= unit.count
+    return blocks
 
 
 def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed: int) -> Counter[str]:

@@ -1,0 +1,70 @@
+"""jobs.evaluate_lm against the server that it starts itself."""
+
+import json
+import socket
+
+import pytest
+from tiny_models import write_checkpoint
+
+from jobs import evaluate_lm
+from phf_ray.errors import ConfigError
+from phf_ray.report import recompute
+
+TASK = """
+scoring: {segmenter: lines, scorers: [{class_name: PEP8Scorer}]}
+generation:
+  batch_size: 32
+  metrics_configs: [{class_name: NGramStats, n: 2}, {class_name: Compilability}]
+  scenario_configs:
+    - {name: unconditional, num_samples: 20, generate_kwargs: {max_length: 24, min_length: 4, top_p: 0.9}}
+    - name: functions
+      num_samples: 12
+      prompts_path: PROMPTS
+      use_prompt_for_scoring: true
+      generate_kwargs: {max_length: 40, temperature: 0.7}
+"""
+
+
+@pytest.mark.timeout(400)
+def test_directories_are_served_sampled_scored_and_compared_and_a_second_evaluation_is_the_same(
+    local_ray, tmp_path, capsys
+):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("def f(a):", "def g(b):", "class C:")))
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", json.dumps(str(prompts))))
+    write_checkpoint(tmp_path / "mle")
+    write_checkpoint(tmp_path / "conditional", control="retag", seed=1)
+    write_checkpoint(tmp_path / "bare", ours=False, seed=2)
+    arms = ["mle", "conditional:good", "conditional:bad", "bare"]
+    command = ["--task", str(task), "--arm", *arms, "--seeds", "0,1", "--max-clients", "1", "--model"]
+    command += [str(tmp_path / name) for name in ("mle", "conditional", "bare")]
+    for name in ("first", "second"):
+        assert evaluate_lm.main([*command, "--output", str(tmp_path / name)]) == 0
+    first = json.loads((tmp_path / "first" / "report.json").read_text())
+    assert json.loads((tmp_path / "second" / "report.json").read_text()) == first
+    assert json.loads(json.dumps(recompute(str(tmp_path / "first")))) == first
+    rows = {(row["scenario"], row["arm"]): row for row in first["table"]}
+    assert {key: row["num_samples"] for key, row in rows.items()} == {
+        (scenario, arm): count for scenario, count in (("unconditional", 40), ("functions", 24)) for arm in arms
+    }
+    # 24 positions, less the end-of-text token and, where there is one, the control token.
+    assert rows["unconditional", "mle"]["length_tokens"] <= 23
+    assert rows["unconditional", "conditional:good"]["length_tokens"] <= 22
+    assert rows["unconditional", "conditional:good"]["score"] != rows["unconditional", "conditional:bad"]["score"]
+    assert first["scorer"]["class_name"] == "PEP8Scorer"
+    assert "conditional:bad" in capsys.readouterr().out
+
+
+def test_a_taken_port_is_refused_before_anything_starts(local_ray, tmp_path):
+    write_checkpoint(tmp_path / "mle")
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", "none.jsonl"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = ["--task", str(task), "--model", str(tmp_path / "mle"), "--output", str(tmp_path / "out")]
+        with pytest.raises(ConfigError, match=f"port {port} .*in use"):
+            evaluate_lm.main([*command, "--port", str(port)])
+    assert not (tmp_path / "out").exists()
