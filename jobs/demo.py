@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _stage("2/5 tokenizer", started):
         tokenizer = make_tokenizer(corpus, output / "tokenizer", task=task)
     with _stage("3/5 train", started):
-        checkpoints = _train(corpus, tokenizer, output=output, overrides=arguments.override)
+        _train(corpus, tokenizer, output=output, overrides=arguments.override)
     with _stage("4/5 serve and evaluate", started):
-        _evaluate(checkpoints, output, overrides=arguments.override)
+        _evaluate(output, overrides=arguments.override)
     with _stage("5/5 judge", started):
         report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
         problems = judge(report)
@@ -156,7 +156,7 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 # -- Training, evaluation ---------------------------------------------------------------------------------------------
 
 
-def _train(corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> dict[str, Path]:
+def _train(corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
     """Train all arms at the same time, each with an equal share of the cores: two small models on one core each train
     faster than one after the other on two."""
     import ray
@@ -185,7 +185,6 @@ def _train(corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[s
     failed = [f"{name} (exit code {child.returncode})" for name, child in children.items() if child.returncode != 0]
     if failed:
         raise IncompleteError(f"training failed: {', '.join(failed)}; see above")
-    return {name: _last_checkpoint(output / "runs" / name) for name in METHODS}
 
 
 def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
@@ -206,17 +205,10 @@ def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
         thread.join()
 
 
-def _last_checkpoint(run: Path) -> Path:
-    checkpoints = sorted((run / "checkpoints").glob("step-*"))
-    if not checkpoints:
-        raise IncompleteError(f"{run} has no checkpoint although training ended well")
-    return checkpoints[-1]
-
-
-def _evaluate(checkpoints: dict[str, Path], output: Path, *, overrides: Sequence[str]) -> None:
+def _evaluate(output: Path, *, overrides: Sequence[str]) -> None:
     from jobs import evaluate_lm
 
-    arguments = ["--task", TASK, "--model", *(f"{name}={path}" for name, path in checkpoints.items())]
+    arguments = ["--task", TASK, "--model", *(f"{name}={output / 'runs' / name}" for name in METHODS)]
     arguments += ["--arm", MLE, GOOD, BAD, "--seeds", "0,1,2", "--output", str(output / "report")]
     _run(evaluate_lm, [*arguments, *_override(overrides)])
 
