@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.make_prompts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
+    parser.add_argument("--library", metavar="DIR", help="other source files; by default the running Python's library")
     arguments = parser.parse_args(argv)
-    headers = {header: None for path in library_files() for header in headers_of(path.read_text(encoding="utf-8"))}
+    library = Path(arguments.library or sysconfig.get_paths()["stdlib"])
+    headers = {
+        header: None for path in library_files(library) for header in headers_of(path.read_text(encoding="utf-8"))
+    }
     if len(headers) < arguments.num:
         raise ConfigError(f"--num {arguments.num}: the library has {len(headers)} headers; ask for at most as many")
     # By hash: a choice over the whole library that hardly changes from one version of Python to the next.
@@ -36,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def library_files() -> list[Path]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+def library_files(root: Path) -> list[Path]:
     return [
         path for path in sorted(root.rglob("*.py")) if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
     ]

@@ -163,10 +163,15 @@ def test_the_papers_pep8_task_finds_its_prompts():
     assert all(prompt.startswith("def ") for prompt in read_prompts(functions.prompts_path))
 
 
-def test_making_prompts_gives_the_same_file_twice_and_refuses_more_than_there_are(tmp_path):
-    for name in ("a", "b"):
-        assert make_prompts.main(["--output", str(tmp_path / name), "--num", "50"]) == 0
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert len({json.loads(line)["text"] for line in (tmp_path / "a").read_text().splitlines()}) == 50
-    with pytest.raises(ConfigError, match="ask for at most as many"):
-        make_prompts.main(["--output", str(tmp_path / "c"), "--num", "1000000"])
+def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_there_are(tmp_path):
+    library = tmp_path / "library"
+    for path in ("a.py", "package/b.py", "test/c.py"):
+        (library / path).parent.mkdir(parents=True, exist_ok=True)
+        (library / path).write_text(f"def {path[-4]}1(x):\n    pass\n\n\ndef {path[-4]}2(x):\n    pass\n")
+    output = tmp_path / "prompts.jsonl"
+    command = ["--library", str(library), "--output", str(output)]
+    assert make_prompts.main([*command, "--num", "4"]) == 0
+    made = sorted(json.loads(line)["text"] for line in output.read_text().splitlines())
+    assert made == ["def a1(x):", "def a2(x):", "def b1(x):", "def b2(x):"]
+    with pytest.raises(ConfigError, match="has 4 headers; ask for at most as many"):
+        make_prompts.main([*command, "--num", "5"])
