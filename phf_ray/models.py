@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -42,7 +43,10 @@ _NEW_ROW_NOISE = 0.01
 
 
 class ValueHead(nn.Module):
-    """V = -sigmoid(h . w), in (-1, 0) as rewards are; w starts at zero, so V at -0.5."""
+    """V = -sigmoid(h . w), in (-1, 0) as rewards are; w starts at zero, so V at -0.5.
+
+    fp32 also under autocast: a reward of -0.001 is h . w near -7, where bf16 has steps of 0.03.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -50,8 +54,10 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, hidden_BSD: Tensor) -> Tensor:
-        scores_BS: Tensor = self.head(hidden_BSD).squeeze(-1)
-        return -scores_BS.to(torch.promote_types(scores_BS.dtype, torch.float32)).sigmoid()
+        exact = torch.promote_types(self.head.weight.dtype, torch.float32)
+        with torch.autocast(hidden_BSD.device.type, enabled=False):
+            scores_BS1 = F.linear(hidden_BSD.to(exact), self.head.weight.to(exact))
+        return -scores_BS1.squeeze(-1).sigmoid()
 
 
 class LanguageModel(nn.Module):
@@ -112,6 +118,13 @@ class LanguageModel(nn.Module):
             return None
         values_BS: Tensor = self.value_head(hidden_BSD.detach() if self.detach_values else hidden_BSD)
         return values_BS
+
+
+def _head_width(backbone: PreTrainedModel) -> int:
+    """Width of what the head multiplies; not every model's hidden_size (OPT's word_embed_proj_dim)."""
+    head: Any = backbone.get_output_embeddings()
+    width: int = head.weight.shape[1]
+    return width
 
 
 def _probe(backbone: PreTrainedModel) -> float:
@@ -192,7 +205,7 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
     value_head_config = config.model_kwargs.value_head_config
     if value_head_config is None:
         return LanguageModel(backbone)
-    value_head = ValueHead(backbone.config.hidden_size)
+    value_head = ValueHead(_head_width(backbone))
     if not config.from_scratch and config.path_or_name is not None:
         _load_value_head(value_head, config.path_or_name, revision=config.revision)
     return LanguageModel(backbone, value_head=value_head, detach_values=value_head_config.is_detached)
@@ -380,7 +393,7 @@ def load_checkpoint(
     info = read_info(directory)
     backbone = _load_backbone(directory, revision=None, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    value_head: ValueHead | None = ValueHead(backbone.config.hidden_size)
+    value_head: ValueHead | None = ValueHead(_head_width(backbone))
     assert value_head is not None
     if not _load_value_head(value_head, str(directory), revision=None):
         value_head = None

@@ -144,8 +144,7 @@ def _forward(
         logits_CV = torch.mm(hidden[part], head.T).to(exact)
         if bias is not None:
             logits_CV += bias
-        others_CV, log_odds_C = _split_target(logits_CV, targets_C1)
-        del logits_CV
+        log_odds_C, total_C = _split_target(logits_CV, targets_C1)
         losses_2C = torch.stack([-F.logsigmoid(log_odds_C), -F.logsigmoid(-log_odds_C)])
         slope_C = weights_2N[1, part] * log_odds_C.sigmoid() - weights_2N[0, part] * (-log_odds_C).sigmoid()
         if settings.saturating:
@@ -154,18 +153,19 @@ def _forward(
             slope_C = torch.where(saturated_C, -weights_2N[0, part] * (-log_odds_C).sigmoid(), slope_C)
         losses_2N[:, part] = losses_2C
         if grad_hidden is not None and grad_head is not None:
-            # q - onehot(y): the slope multiplies the small operand, D wide instead of V.
-            direction_CV = others_CV.scatter_(1, targets_C1, -1.0).to(settings.product_dtype)
-            grad_hidden[part] = torch.mm(direction_CV, head) * -slope_C[:, None]
-            scaled_CD = (hidden[part] * -slope_C[:, None]).to(settings.product_dtype)
+            # total x (q - onehot(y)): what is left of the gradient multiplies the small operand, D wide instead of V.
+            direction_CV = logits_CV.scatter_(1, targets_C1, -total_C[:, None]).to(settings.product_dtype)
+            scale_C1 = (-slope_C / total_C)[:, None]
+            grad_hidden[part] = torch.mm(direction_CV, head) * scale_C1
+            scaled_CD = (hidden[part] * scale_C1).to(settings.product_dtype)
             if settings.product_dtype == exact:
                 grad_head.addmm_(direction_CV.T, scaled_CD)
             else:
                 grad_head += torch.mm(direction_CV.T, scaled_CD)
             if grad_bias is not None:
-                grad_bias += torch.mv(direction_CV.to(exact).T, -slope_C)
+                grad_bias += torch.mv(direction_CV.to(exact).T, scale_C1.squeeze(1))
             del direction_CV
-        del others_CV
+        del logits_CV
 
     loss = (weights_2N * losses_2N).sum()
     if grad_hidden is None or grad_head is None:
@@ -176,13 +176,12 @@ def _forward(
 
 
 def _split_target(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the tokens other than the target (0 at the target), and the target's log-odds.
+    """The target's log-odds, and the sum of what the logits become: exponentials of the other tokens, 0 at the target.
 
-    Overwrites the logits.
+    In place: a second chunk of logits would double the memory.
     """
     target_logit_C1 = logits_CV.gather(1, targets_C1)
     logits_CV.scatter_(1, targets_C1, -torch.inf)
-    others_CV = logits_CV.softmax(dim=1)
-    # logsumexp of the others without a second exp over V: at the largest logit, log q = logit - logsumexp.
-    logsumexp_C = logits_CV.amax(dim=1) - others_CV.amax(dim=1).log()
-    return others_CV, target_logit_C1.squeeze(1) - logsumexp_C
+    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+    total_C = logits_CV.sub_(largest_C1).exp_().sum(dim=1)
+    return (target_logit_C1 - largest_C1).squeeze(1) - total_C.log(), total_C

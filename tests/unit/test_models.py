@@ -167,6 +167,16 @@ def test_special_tokens_of_the_tokenizer_end_up_in_both_configs():
         assert (config.eos_token_id, config.bos_token_id, config.pad_token_id) == (tokenizer.eos_token_id,) * 3
 
 
+def test_values_are_fp32_under_autocast_and_as_wide_as_the_head_s_input():
+    model = build_model(config_for("opt", model_kwargs=VALUE_HEAD), tokenizer=tiny_tokenizer(), seed=0).eval()
+    torch.nn.init.normal_(model.value_head.head.weight, mean=-1.0)
+    hidden = torch.randn(1, 5, 16)
+    expected = -(hidden @ model.value_head.head.weight[0]).sigmoid()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(model.values(hidden), expected, rtol=1e-5)
+        model(*batch_for(model), build_objective({"name": "AWR"})).loss.backward()
+
+
 @pytest.mark.parametrize("is_detached", [True, False])
 def test_value_head_starts_at_minus_one_half_and_reaches_the_trunk_unless_detached(is_detached):
     tokenizer = tiny_tokenizer()
