@@ -438,10 +438,10 @@ _COLUMNS = (
     _Column("hits", "num_hits", ".1%", "share of samples scoring above the scenario's threshold"),
     _Column("chars", "length", ".0f", "mean length in characters"),
     _Column("tokens", "length_tokens", ".0f", "mean length in tokens"),
-    _Column("distinct-1", "distinct-1-grams", ".3f", "mean share of distinct words within a sample"),
     _Column("distinct-2", "distinct-2-grams", ".3f", "mean share of distinct word pairs within a sample"),
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
-    _Column("parses", "compilability", ".1%", "share of samples that Python parses"),
+    _Column("parses", "compilability", ".1%", "share of samples that Python parses, comments alone among them"),
+    _Column("with code", "compilability_nonempty", ".1%", "share of samples that parse and hold a statement"),
     _Column("bits/byte", "bits_per_byte", ".3f", "on held-out documents"),
 )
 
@@ -567,7 +567,10 @@ def _plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Eva
             ),
         ]
     if any(arm.loss for arm in evaluation.arms):
-        losses = {arm.model: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss}
+        # One curve a model, whatever control tokens it is asked with.
+        losses = {
+            arm.name.partition(":")[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
+        }
         plots.append(_Plot(None, "training-loss", "Training loss by tokens seen.", _plot_losses(losses)))
     return plots
 
@@ -723,7 +726,6 @@ _NUM_WORST = 10
 def _page(report: Mapping[str, Any], plots: Sequence[_Plot], samples: Sequence[Sample]) -> str:
     # Samples are hostile text: all of it is escaped, and the policy forbids scripts and the network on top.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    arms = len(report["arms"])
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -733,8 +735,8 @@ def _page(report: Mapping[str, Any], plots: Sequence[_Plot], samples: Sequence[S
         '<link rel="icon" href="data:,">',
         f"<title>phf-ray report</title><style>{_STYLE}</style></head><body>",
         "<h1>Evaluation report</h1>",
-        f"<p>{arms} arms, {len(report['scenarios'])} scenarios, sampling seeds {_escape(str(report['seeds'])[1:-1])}. "
-        f"Scored by {_escape(_unit(report))}; higher is worse.</p>",
+        f"<p>Scored by {_escape(_unit(report))}; higher is worse. Sampling seeds: "
+        f"{_escape(', '.join(map(str, report['seeds'])))}.</p>",
         *_scenarios(report, plots),
         *_difference_table(report),
         *_arm_table(report),
@@ -812,7 +814,7 @@ def _arm_table(report: Mapping[str, Any]) -> list[str]:
             arm["name"],
             arm["model"],
             arm["control"] or "-",
-            objective.get("name", "-"),
+            objective.get("name", "-") + (", conditional" if checkpoint.get("control") else ""),
             f"{checkpoint['tokens_seen']:,}" if checkpoint else "-",
         ]
         rows.append("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in cells) + "</tr>")
