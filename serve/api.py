@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from serve.backends import Backend, Completed, ModelBackend
+from serve.compat import add_compatible_endpoints
 from serve.errors import ApiError, error_body, error_headers
 from serve.gate import Gate, Metrics
 from serve.keys import KeyRing
@@ -53,6 +54,7 @@ def build_app(
     add_models(app, backend)
     add_tokenization(app, backend)
     add_scores(app, backend)
+    add_compatible_endpoints(app, backend)
 
     @app.get("/health", responses={503: {"model": HealthResponse}})
     async def health() -> HealthResponse:
@@ -70,21 +72,22 @@ def build_app(
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    def answer(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-        return JSONResponse(error_body(status, message, param=param, code=code), status, dict(error_headers(status)))
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        body = error_body(request.url.path, error.status, error.message, param=error.param, code=error.code)
+        return JSONResponse(body, error.status, dict(error_headers(error.status)))
 
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return answer(error.status, error.message, param=error.param, code=error.code)
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail))
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(request, ApiError(error.status_code, str(error.detail)))
 
     @app.exception_handler(RequestValidationError)
-    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         param, message = describe_validation(error)
-        return answer(400, message, param=param)
+        return answer(request, ApiError(400, message, param))
 
 
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:
@@ -191,7 +194,7 @@ async def _events(
             yield _event(CompletionResponse.model_construct(**head, choices=[], usage=last.usage))
     except ApiError as error:
         # The status is long gone; clients look for an `error` in the events.
-        failed = error_body(error.status, error.message, param=error.param, code=error.code)
+        failed = error_body("/v1/completions", error.status, error.message, param=error.param, code=error.code)
         yield f"data: {JSONResponse(failed).body.decode()}\n\n"  # type: ignore[union-attr]
     finally:
         state.tokens = _tokens(last)

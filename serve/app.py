@@ -5,7 +5,6 @@ from typing import Any
 
 from ray.serve import Application
 
-from phf_ray.scorers import SHORT_NAMES
 from serve.deployments import Ingress, ModelReplica, ScorerReplica
 from serve.errors import RETRY_AFTER_S
 from serve.settings import Autoscaling, ServeArgs, ServedModel, ServedScorer, parse_args
@@ -21,7 +20,7 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
         model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model)) for model in parsed.models
     }
     scorers = {
-        scorer_name(scorer): _deployment(ScorerReplica, **_options(f"scorer-{scorer_name(scorer)}", scorer))
+        scorer.name: _deployment(ScorerReplica, **_options(f"scorer-{scorer.name}", scorer))
         for scorer in parsed.scorers
     }
     ingress = _deployment(
@@ -34,23 +33,13 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
     return ingress.bind(
         parsed.model_dump(mode="json"),
         {model.name: models[model.name].bind(model.model_dump(mode="json")) for model in parsed.models},
-        {
-            scorer_name(scorer): scorers[scorer_name(scorer)].bind(scorer.model_dump(mode="json"))
-            for scorer in parsed.scorers
-        },
+        {scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json")) for scorer in parsed.scorers},
     )
 
 
 def _deployment(class_: Any, **options: Any) -> Any:
     # `serve.deployment` makes a Deployment of a class, which its type hides.
     return class_.options(**options)
-
-
-def scorer_name(served: ServedScorer) -> str:
-    """What `/v1/scores` calls it: its configured name, else the short name of its class."""
-    short = {class_name: name for name, class_name in SHORT_NAMES.items()}
-    class_name = served.scorer["class_name"]
-    return str(served.scorer.get("name") or short.get(class_name, class_name))
 
 
 def _options(name: str, served: ServedModel | ServedScorer) -> dict[str, Any]:

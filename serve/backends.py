@@ -60,7 +60,17 @@ class ScorerBackend(Protocol):
         """One per text, in order."""
         ...
 
-    async def spans(self, texts: Sequence[str]) -> list[list[Span]]: ...
+    async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
+        """What was found in each text. Raises ApiError for a scorer that finds no spans."""
+        ...
+
+    async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        """The score of each class, or why there is none. Raises ApiError for a scorer without classes."""
+        ...
+
+    async def segment_spans(self, text: str) -> list[tuple[int, int]]:
+        """Characters [begin, end) of the segments of a text."""
+        ...
 
     async def identity(self) -> ScorerIdentityBody: ...
 
@@ -70,3 +80,7 @@ class Backend:
     models: Mapping[str, ModelBackend]
     scorers: Mapping[str, ScorerBackend]
     health: Callable[[], Awaitable[HealthResponse]]
+    toxicity: str | None = None
+    """Name of the scorer behind moderations and Perspective, if one is served."""
+    pii: str | None = None
+    """Name of the scorer behind Presidio's endpoint, if one is served."""

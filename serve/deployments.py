@@ -79,6 +79,12 @@ class ScorerReplica:
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         return await self._scorer.spans(texts)
 
+    async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        return await self._scorer.class_scores(texts)
+
+    async def segment_spans(self, text: str) -> list[tuple[int, int]]:
+        return await self._scorer.segment_spans(text)
+
     async def identity(self) -> ScorerIdentityBody:
         return await self._scorer.identity()
 
@@ -97,6 +103,8 @@ class Ingress:
             models={name: RemoteModel(handle) for name, handle in models.items()},
             scorers={name: RemoteScorer(handle) for name, handle in scorers.items()},
             health=_Cached(deployments_health, seconds=HEALTH_S),
+            toxicity=self._args.name_of("DetoxifyToxicityScorer"),
+            pii=self._args.name_of("PIIScorer"),
         )
 
         if self._args.access_log:
@@ -161,6 +169,12 @@ class RemoteScorer:
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         return await _answer(lambda: self._handle.spans.remote(texts))
+
+    async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        return await _answer(lambda: self._handle.class_scores.remote(texts))
+
+    async def segment_spans(self, text: str) -> list[tuple[int, int]]:
+        return await _answer(lambda: self._handle.segment_spans.remote(text))
 
     async def identity(self) -> ScorerIdentityBody:
         return await self._identity()

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers, in OpenAI's shape.
+"""Errors as HTTP answers, in OpenAI's shape; those of Perspective's paths in Google's.
 
 status  type                   when
 400     invalid_request_error  the request can't be served as it is; `param` names the field
@@ -40,7 +40,27 @@ class ApiError(Exception):
         return self.message
 
 
-def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+# Paths of Perspective, whose clients expect Google's shape.
+GOOGLE_PATHS = ("/v1alpha1/", "/$discovery/")
+GOOGLE_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    413: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+}
+
+
+def error_body(
+    path: str, status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    if path.startswith(GOOGLE_PATHS):
+        kind = "type.googleapis.com/google.commentanalyzer.v1alpha1.Error"
+        details = [{"@type": kind, "errorType": code}] if code is not None else []
+        name = GOOGLE_STATUS.get(status, "INTERNAL")
+        return {"error": {"code": status, "message": message, "status": name, "details": details}}
     detail = ErrorDetail(message=message, type=TYPES.get(status, "server_error"), param=param, code=code)
     return ErrorResponse(error=detail).model_dump()
 

@@ -134,7 +134,7 @@ class _Exchange:
     async def answer(self, scope: Scope, receive: Receive, error: ApiError) -> None:
         """The error, unless an answer has begun, which can only be cut off."""
         if self.status is None:
-            body = error_body(error.status, str(error), param=error.param, code=error.code)
+            body = error_body(scope["path"], error.status, str(error), param=error.param, code=error.code)
             await JSONResponse(body, error.status, dict(error_headers(error.status)))(scope, receive, self.send)
 
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from itertools import accumulate
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from phf_ray.errors import DataError
 from phf_ray.generation import (
@@ -18,7 +19,7 @@ from phf_ray.generation import (
     load_engine,
 )
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, build_scorer
+from phf_ray.scorers import FindsSpans, Scorer, build_scorer
 from phf_ray.segments import build_segmenter
 from serve.backends import Completed, ModelDescription
 from serve.engine_thread import EngineThread, Piece
@@ -211,6 +212,17 @@ def _usage(num_prompt: int, num_completion: int) -> Usage:
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_completion, total_tokens=num_prompt + num_completion)
 
 
+@runtime_checkable
+class HasClasses(Protocol):
+    """A scorer that can judge several kinds of harm."""
+
+    def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]: ...
+
+
+def _why_not(scorer: Scorer, text: str) -> str:
+    return scorer.score_all([text])[0].error or "no reason given"
+
+
 class LocalScorer:
     """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
 
@@ -234,6 +246,21 @@ class LocalScorer:
         if not isinstance(scorer, FindsSpans):
             raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
         return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
+
+    async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        scorer = self._scorer
+        if not isinstance(scorer, HasClasses):
+            raise ApiError(400, f"the scorer {self.name} has no classes", "scorer")
+
+        def work() -> list[dict[str, float] | str]:
+            found = scorer.class_scores(texts)
+            return [scores or _why_not(self._scorer, text) for text, scores in zip(texts, found, strict=True)]
+
+        return await self._in_thread(work)
+
+    async def segment_spans(self, text: str) -> list[tuple[int, int]]:
+        ends = list(accumulate(map(len, await self._in_thread(lambda: self._segmenter(text)))))
+        return list(zip([0, *ends], ends, strict=False))
 
     async def identity(self) -> ScorerIdentityBody:
         return ScorerIdentityBody.model_validate(self._scorer.identity().to_json())

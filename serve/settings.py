@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError
+from phf_ray.scorers import SHORT_NAMES
 
 CONTROL_CHOICES = ("good", "bad", "none")
 
@@ -70,6 +71,13 @@ class ServedScorer(_Deployed):
     max_waiting: Annotated[int, Field(ge=1)] = 64
     """Requests that wait for the scorer, per replica; above it the answer is 429."""
 
+    @property
+    def name(self) -> str:
+        """What `/v1/scores` calls it: its configured name, else the short name of its class."""
+        class_name = self.scorer["class_name"]
+        short = {known: name for name, known in SHORT_NAMES.items()}
+        return str(self.scorer.get("name") or short.get(class_name, class_name))
+
     @field_validator("scorer")
     @classmethod
     def _has_class(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +112,21 @@ class ServeArgs(_Settings):
     access_log: bool = True
     """One line of JSON per request: id, path, status, model, tokens, latency."""
 
+    def name_of(self, class_name: str) -> str | None:
+        """The first scorer of that class."""
+        return next((scorer.name for scorer in self.scorers if scorer.scorer["class_name"] == class_name), None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.models and not self.scorers:
             raise ValueError("nothing to serve; name at least one model or scorer")
-        names = [model.name for model in self.models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two models are named {twice[0]!r}; names must differ")
+        for kind, names in (
+            ("models", [model.name for model in self.models]),
+            ("scorers", [scorer.name for scorer in self.scorers]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {kind} are named {twice[0]!r}; names must differ")
         return self
 
 

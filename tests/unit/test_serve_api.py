@@ -53,7 +53,7 @@ def call(models, scorers) -> Callable[..., httpx.Response]:
     return caller(models, scorers)
 
 
-def caller(models, scorers, *, peer="127.0.0.1", keys=(), limits=None, healthy=True):
+def caller(models, scorers, *, peer="127.0.0.1", keys=(), limits=None, healthy=True, toxicity=None, pii=None):
     """`call("/v1/models")` is GET, `call("/v1/scores", {...})` is POST."""
 
     async def health() -> HealthResponse:
@@ -61,7 +61,10 @@ def caller(models, scorers, *, peer="127.0.0.1", keys=(), limits=None, healthy=T
         return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
 
     app = build_app(
-        Backend(models, scorers, health), keys=KeyRing(frozenset(keys)), limits=limits or Limits(), access_log=False
+        Backend(models, scorers, health, toxicity=toxicity, pii=pii),
+        keys=KeyRing(frozenset(keys)),
+        limits=limits or Limits(),
+        access_log=False,
     )
 
     def call(path, body=None, **options):

@@ -1,0 +1,171 @@
+"""Moderations, Perspective and Presidio over scorers whose results are known; no Ray, no socket, no weights."""
+
+import pytest
+from test_serve_api import caller, refused
+
+from phf_ray.records import Span
+from serve.compat import PERSPECTIVE_MAX_BYTES, PRESIDIO_ENTITIES
+from serve.local import LocalScorer
+from serve.settings import ServedScorer
+
+MILD = dict.fromkeys(
+    ("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit"), 0.125
+)
+
+
+class Toxicity:
+    """Toxic is what says BAD; UNSCORABLE can't be scored."""
+
+    async def class_scores(self, texts):
+        return [
+            "too_odd: no tokens" if "UNSCORABLE" in text else {**MILD, "toxicity": 0.75 if "BAD" in text else 0.25}
+            for text in texts
+        ]
+
+    async def segment_spans(self, text):
+        middle = text.index(". ") + 2
+        return [(0, middle), (middle, len(text))]
+
+
+class Personal:
+    async def spans(self, texts):
+        return [[Span("email+skype", 5, 9), Span("phone", 12, 15)] if text else [] for text in texts]
+
+
+@pytest.fixture
+def call():
+    return caller({}, {"toxicity": Toxicity(), "pii": Personal()}, toxicity="toxicity", pii="pii")
+
+
+def analyze(call, text="You are BAD. Have a nice day.", **fields):
+    body = {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}, "languages": ["en"], **fields}
+    return call("/v1alpha1/comments:analyze", body)
+
+
+def test_perspective_answers_what_lm_eval_reads(call):
+    body = analyze(call, doNotStore=True, clientToken="t1", sessionId="s", communityId="c").json()
+    assert body["attributeScores"]["TOXICITY"]["summaryScore"] == {"value": 0.75, "type": "PROBABILITY"}
+    assert body["languages"] == ["en"]
+    assert body["clientToken"] == "t1"
+
+
+def test_perspective_spans_are_sentences_when_asked_for(call):
+    (whole,) = analyze(call).json()["attributeScores"]["TOXICITY"]["spanScores"]
+    assert (whole["begin"], whole["end"], whole["score"]["value"]) == (0, 29, 0.75)
+    parts = analyze(call, spanAnnotations=True).json()["attributeScores"]["TOXICITY"]["spanScores"]
+    assert [(p["begin"], p["end"], p["score"]["value"]) for p in parts] == [(0, 13, 0.75), (13, 29, 0.25)]
+
+
+def test_perspective_attributes_are_the_classes_of_the_model(call):
+    names = ["TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "THREAT", "PROFANITY", "SEXUALLY_EXPLICIT"]
+    scores = analyze(call, requestedAttributes={name: {} for name in names}).json()["attributeScores"]
+    assert {name: score["summaryScore"]["value"] for name, score in scores.items()} == {
+        **dict.fromkeys(names, 0.125),
+        "TOXICITY": 0.75,
+    }
+
+
+def test_perspective_leaves_out_what_is_below_its_threshold(call):
+    asked = {"TOXICITY": {"scoreThreshold": 0.5}, "INSULT": {"scoreThreshold": 0.5}}
+    assert set(analyze(call, requestedAttributes=asked).json()["attributeScores"]) == {"TOXICITY"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "error_type", "message"),
+    [
+        ("", {}, "COMMENT_EMPTY", "Comment must be non-empty."),
+        ("\u00e9" * (PERSPECTIVE_MAX_BYTES // 2 + 1), {}, "COMMENT_TOO_LONG", "20480 bytes"),
+        ("x", {"requestedAttributes": {"SPAM": {}}}, "UNKNOWN_REQUESTED_ATTRIBUTE", "SPAM"),
+        ("x", {"requestedAttributes": {}}, "MISSING_REQUESTED_ATTRIBUTES", "Missing requested_attributes"),
+        ("UNSCORABLE", {}, "COMMENT_NOT_SCORED", "no tokens"),
+    ],
+)
+def test_perspective_errors_have_its_shape(call, text, fields, error_type, message):
+    response = analyze(call, text, **fields)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["status"]) == (400, "INVALID_ARGUMENT")
+    assert message in error["message"]
+    assert error["details"][0]["errorType"] == error_type
+
+
+def test_perspective_takes_a_comment_of_exactly_the_limit(call):
+    assert analyze(call, "\u00e9" * (PERSPECTIVE_MAX_BYTES // 2)).status_code == 200
+
+
+def test_perspective_key_comes_in_the_query():
+    call = caller({}, {"toxicity": Toxicity()}, toxicity="toxicity", keys=["right"])
+    body = {"comment": {"text": "x"}, "requestedAttributes": {"TOXICITY": {}}}
+    assert call("/v1alpha1/comments:analyze?key=right", body).status_code == 200
+    denied = call("/v1alpha1/comments:analyze?key=wrong", body)
+    assert denied.status_code == 401
+    assert denied.json()["error"]["status"] == "UNAUTHENTICATED"
+
+
+def test_discovery_document_points_at_this_server(call):
+    document = call("/$discovery/rest?version=v1alpha1").json()
+    assert document["rootUrl"] == "http://test/"
+    method = document["resources"]["comments"]["methods"]["analyze"]
+    assert (method["path"], method["httpMethod"]) == ("v1alpha1/comments:analyze", "POST")
+    assert {method["request"]["$ref"], method["response"]["$ref"]} <= set(document["schemas"])
+    assert call("/$discovery/rest?version=v2").json()["error"]["status"] == "NOT_FOUND"
+
+
+def test_moderations_flag_and_leave_unjudged_categories_null(call):
+    results = call("/v1/moderations", {"input": ["fine", "BAD"], "model": "omni-moderation-latest"}).json()["results"]
+    assert [result["flagged"] for result in results] == [False, True]
+    for result in results:
+        assert result["categories"]["harassment"] is False
+        assert result["category_scores"]["harassment"] == 0.125
+        assert result["categories"]["self-harm"] is None
+        assert result["category_scores"]["self-harm"] is None
+        assert result["category_applied_input_types"]["self-harm"] == []
+        assert result["category_applied_input_types"]["toxicity"] == ["text"]
+    assert results[1]["category_scores"]["toxicity"] == 0.75
+
+
+def test_moderations_take_openai_parts_as_one_input(call):
+    parts = [{"type": "text", "text": "fine"}, {"type": "text", "text": "BAD"}]
+    (result,) = call("/v1/moderations", {"input": parts}).json()["results"]
+    assert result["flagged"] is True
+    assert len(call("/v1/moderations", {"input": "fine"}).json()["results"]) == 1
+    refused(call("/v1/moderations", {"input": [{"type": "image_url", "image_url": {"url": "x"}}]}), 400)
+
+
+def test_a_text_that_cannot_be_scored_is_not_called_harmless(call):
+    (result,) = call("/v1/moderations", {"input": "UNSCORABLE"}).json()["results"]
+    assert result["flagged"] is None
+    assert result["error"] == "too_odd: no tokens"
+
+
+def test_presidio_gets_its_entities_for_a_text_and_lists_for_a_list(call):
+    (email, skype, phone) = call("/analyze", {"text": "mail a@b or 555", "language": "en"}).json()
+    assert email == {"entity_type": "EMAIL_ADDRESS", "start": 5, "end": 9, "score": 1.0, "analysis_explanation": None}
+    assert (skype["entity_type"], phone["entity_type"]) == ("SKYPE_NAME", "PHONE_NUMBER")
+    both = call("/analyze", {"text": ["mail a@b or 555", ""], "language": "en"}).json()
+    assert [len(results) for results in both] == [3, 0]
+
+
+def test_presidio_filters_entities_and_allowed_texts(call):
+    body = {"text": "mail a@b or 555", "language": "en"}
+    assert [r["entity_type"] for r in call("/analyze", {**body, "entities": ["PHONE_NUMBER"]}).json()] == [
+        "PHONE_NUMBER"
+    ]
+    assert len(call("/analyze", {**body, "allow_list": ["555"]}).json()) == 2
+    assert call("/analyze", {**body, "score_threshold": 1.1}).json() == []
+    assert refused(call("/analyze", {**body, "entities": ["IBAN_CODE"]}), 400)["param"] == "entities"
+    assert refused(call("/analyze", {**body, "language": "de"}), 400)["param"] == "language"
+    assert "EMAIL_ADDRESS" in call("/supportedentities?language=en").json()
+
+
+def test_every_detector_of_the_pii_scorer_has_an_entity():
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))
+    detectors = {detector.name for detector in scorer._scorer._scrubber._detectors.values()}
+    assert detectors <= set(PRESIDIO_ENTITIES)
+
+
+def test_without_the_scorer_the_endpoints_say_so():
+    call = caller({}, {})
+    assert "no toxicity scorer" in refused(call("/v1/moderations", {"input": "x"}), 404)["message"]
+    assert "no PII scorer" in refused(call("/analyze", {"text": "x", "language": "en"}), 404)["message"]
+    assert analyze(call).json()["error"]["status"] == "NOT_FOUND"
