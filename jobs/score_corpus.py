@@ -17,7 +17,7 @@ from jobs import cli
 from phf_ray.corpus import Manifest
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Estimate, Output, Plan, Request, ScoreProgress
+from phf_ray.pipelines.score import Estimate, OnRay, Output, Plan, Request, ScoreProgress
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -85,7 +85,9 @@ def _score(request: Request, *, output: str, append: bool, restart: bool) -> Non
     shown = _Shown()
     place = Output(output)
     try:
-        manifest = score.run(request, output, append=append, restart=restart, progress=shown, start_ray=cli.start_ray)
+        manifest = score.run(
+            request, output, append=append, restart=restart, progress=shown, executor=OnRay(cli.start_ray)
+        )
         summary.update(status="complete", **_facts(manifest))
         _print_result(manifest, output=output)
     except PhfError as error:

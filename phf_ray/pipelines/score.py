@@ -13,12 +13,13 @@ import itertools
 import json
 import logging
 import os
+import platform
 import posixpath
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any, Protocol
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -88,6 +89,29 @@ class Plan:
             "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
         }
+
+    def row(self, shard: int) -> dict[str, Any]:
+        """What a worker needs to score a shard."""
+        entries = [
+            {
+                "file": astuple(self.files[piece.file]),
+                "piece": piece.to_json(),
+                "reuse": self.reuse.get(self.files[piece.file].root, {}),
+            }
+            for piece in self.shards[shard]
+        ]
+        return {
+            "shard": shard,
+            "digest": self.digest(shard),
+            "pieces": json.dumps(entries),
+            "staged": "",
+            "stats": "",
+        }
+
+    def digest(self, shard: int) -> str:
+        """Of all that decides the content of a part, so that another's part is not taken for ours."""
+        pieces = [(astuple(self.files[piece.file])[1:], piece.to_json()[2:]) for piece in self.shards[shard]]
+        return corpus.fingerprint([self.key, self.identities, pieces])
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Plan":
@@ -437,8 +461,8 @@ def _write(
         writer.stats.scorers[name].truncated += count
 
 
-class ScoreShard:
-    """Ray Data actor: one scoring process, one shard a call."""
+class ShardScorer:
+    """One scoring process, one shard a call."""
 
     def __init__(self, stage: Stage):
         self._stage = stage
@@ -446,41 +470,25 @@ class ScoreShard:
         identities = tuple(_as_json(identity.to_json()) for identity in self._process.identities)
         if identities != stage.identities:
             raise ConfigError(
-                f"node {ray.util.get_node_ip_address()} would score differently: {identities}, the job began with "
-                f"{stage.identities}; install the same versions on all nodes"
+                f"{platform.node()} would score differently: {identities}, the job began with {stage.identities}; "
+                "install the same versions on all nodes"
             )
-        self._counters = {
-            name: MetricCounter(f"phf_{name}", description=f"{name.replace('_', ' ')} of jobs.score_corpus")
-            for name in ("documents", "segments", "characters", "failed_segments", "rejected_records")
-        }
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         stage, output = self._stage, Output(self._stage.output)
-        shard = int(row["shard"])
-        path = (
-            output.part(shard)
-            if stage.is_last
-            else output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
-        )
-        staged = str(row["staged"])
+        shard, staged = int(row["shard"]), str(row["staged"])
+        between = output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
+        path = output.part(shard) if stage.is_last else between
         writer = PartWriter(
-            path,
-            rejects=output.rejects(shard),
-            scorers=stage.scorers_after,
-            footer={"shard": shard, "pieces": corpus.fingerprint(row["pieces"])},
+            path, rejects=output.rejects(shard), scorers=stage.scorers_after, footer={"shard": row["digest"]}
         )
         try:
             if stage.is_first:
                 records: Iterable[Record] = read_shard(json.loads(row["pieces"]), text_column=stage.text_column)
             else:
-                records = read_staged(staged, scorers=stage.scorers_before)
-                footer = corpus.read_footer(staged)
-                assert footer is not None
-                before = Stats.from_json(footer["stats"])
-                writer.stats.rejected += before.rejected
-                for name in stage.scorers_before:
-                    writer.stats.scorers[name].truncated += before.scorers[name].truncated
-            score_records(records, self._process, writer, counted=self._counter())
+                records = read_staged(staged, scorers=stage.scorers_before, writer=writer)
+            score_records(records, self._process, writer, counted=self.count)
+            self.count(writer.stats)
             stats = writer.commit()
         finally:
             writer.abandon()
@@ -488,28 +496,41 @@ class ScoreShard:
             corpus.remove_file(staged)
         return {**row, "staged": "" if stage.is_last else path, "stats": json.dumps(stats.to_json())}
 
-    def _counter(self) -> Callable[[Stats], None]:
-        """Adds to Ray's counters what came since the last call."""
-        last = Counter[str]()
+    def close(self) -> None:
+        self._process.close()
 
-        def count(stats: Stats) -> None:
-            if not self._stage.is_last:
-                return
-            now = Counter(
-                {
-                    "documents": stats.documents,
-                    "segments": stats.segments,
-                    "characters": stats.characters,
-                    "failed_segments": stats.num_failed,
-                    "rejected_records": stats.rejected.total(),
-                }
-            )
-            for name, value in (now - last).items():
-                self._counters[name].inc(value)
-            last.clear()
-            last.update(now)
+    def count(self, stats: Stats) -> None:
+        """Called with the statistics of the shard in work, now and then and at its end."""
 
-        return count
+
+class ScoreShard(ShardScorer):
+    """Ray Data actor: a ShardScorer that tells Ray's metrics what it did."""
+
+    def __init__(self, stage: Stage):
+        super().__init__(stage)
+        self._told: Counter[str] = Counter()
+        self._counters = {
+            name: MetricCounter(f"phf_{name}", description=f"{name.replace('_', ' ')} of jobs.score_corpus")
+            for name in ("documents", "segments", "characters", "failed_segments", "rejected_records")
+        }
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self._told.clear()
+        return super().__call__(row)
+
+    def count(self, stats: Stats) -> None:
+        if not self._stage.is_last:
+            return
+        now = Counter(
+            documents=stats.documents,
+            segments=stats.segments,
+            characters=stats.characters,
+            failed_segments=stats.num_failed,
+            rejected_records=stats.rejected.total(),
+        )
+        for name, value in (now - self._told).items():
+            self._counters[name].inc(value)
+        self._told = now
 
 
 def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) -> Iterator[Record]:
@@ -522,8 +543,15 @@ def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) 
         )
 
 
-def read_staged(path: str, *, scorers: Sequence[str]) -> Iterator[Segmented]:
+def read_staged(path: str, *, scorers: Sequence[str], writer: PartWriter) -> Iterator[Segmented]:
+    """What the stage before left; what it counted beside documents goes to `writer` at once."""
+    footer = corpus.read_footer(path)
+    assert footer is not None, path
+    before = Stats.from_json(footer["stats"])
+    writer.stats.rejected += before.rejected
     columns = {name: corpus.columns_of(name, is_first=index == 0)[:2] for index, name in enumerate(scorers)}
+    for name in scorers:
+        writer.stats.scorers[name].truncated += before.scorers[name].truncated
     for row in corpus.read_rows(path):
         known = {name: (row[scores], row[errors]) for name, (scores, errors) in columns.items()}
         yield Segmented(id=row["id"], texts=tuple(row["texts"]), meta=row["meta"], scores=known)
@@ -613,14 +641,15 @@ def run(
     append: bool = False,
     restart: bool = False,
     progress: Callable[[ScoreProgress], None] | None = None,
-    start_ray: Callable[[], None] | None = None,
+    executor: "Executor | None" = None,
 ) -> Manifest:
     """Score what is asked for into the folder or URL `output`. Called again it does what is missing.
 
-    `start_ray` is called once it is known that there is work. Raises ConfigError for what can't be scored or does not
-    fit what `output` holds, DataError where no document could be read, IncompleteError where more than
+    `executor` is by default the Ray that runs. Raises ConfigError for what can't be scored or does not fit what
+    `output` holds, DataError where no document could be read, IncompleteError where more than
     `scoring.max_failed_fraction` of the segments could not be scored.
     """
+    executor = executor or OnRay()
     place = Output(output)
     plan = prepare(request, place, append=append, restart=restart)
     if place.has(corpus.SUCCESS):
@@ -628,11 +657,16 @@ def run(
         return corpus.read_manifest(output)
     scoring = request.config.scoring
     tracker = _Tracker(plan, place, progress=progress, max_failed_fraction=scoring.max_failed_fraction)
-    todo = [shard for shard in range(len(plan.shards)) if shard not in tracker.done]
+    # Large shards first: none of them is then left alone at the end.
+    sizes = [-sum(piece.num_bytes for piece in shard) for shard in plan.shards]
+    todo = sorted(set(range(len(plan.shards))) - tracker.done, key=lambda shard: (sizes[shard], shard))
     if todo:
-        if start_ray is not None:
-            start_ray()
-        _run_shards(_stages(request, plan, output=place.name()), plan, todo, tracker=tracker)
+        executor.start()
+        tracker.start_clock()
+        rows = [plan.row(shard) for shard in todo]
+        pools = _pools(request, plan, output=place.name(), has_gpus=executor.has(scoring.pools.gpu))
+        for row in executor.score(pools, rows):
+            tracker.shard_done(int(row["shard"]), Stats.from_json(json.loads(row["stats"])))
     return _finish(plan, place, tracker=tracker, segmenter=scoring.segmenter)
 
 
@@ -676,8 +710,12 @@ class _Tracker:
         self._bytes_here = 0
         self._begin = time.monotonic()
         self.stats = Stats()
-        for footer in corpus.read_footers([place.part(shard) for shard in sorted(self.done)]):
-            if footer is not None:
+        listed = sorted(self.done)
+        for shard, footer in zip(listed, corpus.read_footers([place.part(shard) for shard in listed]), strict=True):
+            if footer is None or footer["shard"] != plan.digest(shard):
+                log.warning("%s is of another job; it is written anew", place.part(shard))
+                self.done.remove(shard)
+            else:
                 self.stats.merge(Stats.from_json(footer["stats"]))
         self.judge(final=False)
         self._tell()
@@ -723,80 +761,106 @@ class _Tracker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pool:
+class Pool:
+    """Actors that all do one stage."""
+
     stage: Stage
     config: PoolConfig
 
 
-def _stages(request: Request, plan: Plan, *, output: str) -> list[_Pool]:
+def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list[Pool]:
     """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for."""
-    pools = request.config.scoring.pools
-    on_gpu = _has(pools.gpu)
-    groups = {
-        "cpu": [index for index, one in enumerate(plan.identities) if not (on_gpu and "torch" in one["versions"])],
-        "gpu": [index for index, one in enumerate(plan.identities) if on_gpu and "torch" in one["versions"]],
-    }
+    wants_gpu = [has_gpus and "torch" in identity["versions"] for identity in plan.identities]
+    cpu = [index for index, wants in enumerate(wants_gpu) if not wants]
+    gpu = [index for index, wants in enumerate(wants_gpu) if wants]
     names = tuple(identity["name"] for identity in plan.identities)
-    used = [(pool, indices) for pool, indices in groups.items() if indices]
+    configs = request.config.scoring.pools
+    used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
     setup = request.setup()
-    stages = []
-    for number, (pool, indices) in enumerate(used):
-        stage = Stage(
-            setup=replace(setup, scorers=tuple(setup.scorers[index] for index in indices)),
-            identities=tuple(plan.identities[index] for index in indices),
-            scorers_before=tuple(names[index] for _, before in used[:number] for index in before),
-            scorers=names,
-            output=output,
-            text_column=plan.key["--text-column"],
-            is_first=number == 0,
-            is_last=number == len(used) - 1,
-        )
-        stages.append(_Pool(stage, getattr(pools, pool)))
-    return stages
-
-
-def _has(pool: PoolConfig) -> bool:
-    wanted = {**pool.resources, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
-    available = ray.cluster_resources()
-    return all(available.get(name, 0) >= amount for name, amount in wanted.items())
-
-
-def _run_shards(pools: Sequence[_Pool], plan: Plan, todo: Sequence[int], *, tracker: _Tracker) -> None:
-    tracker.start_clock()
-    # Large shards first: none of them is then left alone at the end.
-    order = sorted(todo, key=lambda shard: (-sum(piece.num_bytes for piece in plan.shards[shard]), shard))
-    rows = [{"shard": shard, "pieces": _pieces_of(plan, shard), "staged": "", "stats": ""} for shard in order]
-    # One block is one shard. Items lie in the object store, so no reading task waits for a CPU behind the actors.
-    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for pool in pools:
-        most = min(len(rows), pool.config.max or _room_for(pool.config))
-        data = data.map(
-            ScoreShard,  # type: ignore[arg-type]
-            fn_constructor_args=(pool.stage,),
-            compute=ActorPoolStrategy(
-                min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2
+    return [
+        Pool(
+            Stage(
+                setup=replace(setup, scorers=tuple(setup.scorers[index] for index in indices)),
+                identities=tuple(plan.identities[index] for index in indices),
+                scorers_before=tuple(names[index] for _, before in used[:number] for index in before),
+                scorers=names,
+                output=output,
+                text_column=plan.key["--text-column"],
+                is_first=number == 0,
+                is_last=number == len(used) - 1,
             ),
-            num_cpus=pool.config.num_cpus,
-            num_gpus=pool.config.num_gpus or None,
-            resources=pool.config.resources or None,
+            config,
         )
-    with _quiet_data(), _own_errors():
-        for row in data.iter_rows():
-            tracker.shard_done(int(row["shard"]), Stats.from_json(json.loads(row["stats"])))
+        for number, (config, indices) in enumerate(used)
+    ]
 
 
-def _pieces_of(plan: Plan, shard: int) -> str:
-    entries = []
-    for piece in plan.shards[shard]:
-        file = plan.files[piece.file]
-        entries.append(
-            {
-                "file": [file.root, file.path, file.kind, file.size, file.stamp],
-                "piece": piece.to_json(),
-                "reuse": plan.reuse.get(file.root, {}),
-            }
-        )
-    return json.dumps(entries)
+# ---------------------------------------------------------------------------------------------------------- executors
+
+
+class Executor(Protocol):
+    """Where shards are scored."""
+
+    def start(self) -> None:
+        """Called once it is known that there is work."""
+
+    def has(self, pool: PoolConfig) -> bool:
+        """Whether the resources that the actors of a pool ask for exist."""
+
+    def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Takes each row through all pools; in any order."""
+
+
+class InProcess:
+    """One shard after the other, without Ray."""
+
+    def start(self) -> None:
+        pass
+
+    def has(self, pool: PoolConfig) -> bool:
+        return not pool.num_gpus and not pool.resources
+
+    def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        with contextlib.ExitStack() as stack:
+            scorers = [stack.enter_context(contextlib.closing(ShardScorer(pool.stage))) for pool in pools]
+            for row in rows:
+                for scorer in scorers:
+                    row = scorer(row)
+                yield row
+
+
+class OnRay:
+    """Ray Data: a pool of actors for each stage, which grows and shrinks between its limits."""
+
+    def __init__(self, start: Callable[[], None] | None = None):
+        self._start = start
+
+    def start(self) -> None:
+        if self._start is not None:
+            self._start()
+
+    def has(self, pool: PoolConfig) -> bool:
+        wanted = {**pool.resources, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
+        available = ray.cluster_resources()
+        return all(available.get(name, 0) >= amount for name, amount in wanted.items())
+
+    def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        # One block is one shard. Items lie in the object store, so no reading task waits for a CPU behind the actors.
+        data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+        for pool in pools:
+            most = min(len(rows), pool.config.max or _room_for(pool.config))
+            data = data.map(
+                ScoreShard,  # type: ignore[arg-type]
+                fn_constructor_args=(pool.stage,),
+                compute=ActorPoolStrategy(
+                    min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2
+                ),
+                num_cpus=pool.config.num_cpus,
+                num_gpus=pool.config.num_gpus or None,
+                resources=pool.config.resources or None,
+            )
+        with _quiet_data(), _own_errors():
+            yield from data.iter_rows()
 
 
 def _room_for(pool: PoolConfig) -> int:

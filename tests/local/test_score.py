@@ -1,300 +1,69 @@
-"""The scoring job on one local Ray."""
+"""The scoring job on one local Ray: the same as without it."""
 
-import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from jobs import score_corpus as job
 from jobs import thresholds
 from phf_ray import corpus
 from phf_ray.config import parse_config
-from phf_ray.corpus import read_corpus
-from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Request
-from phf_ray.scorers import build_scorer
-from phf_ray.segments import build_segmenter
+from phf_ray.pipelines.score import InProcess, Request
 
 ROOT = Path(__file__).parents[2]
-LENGTH = {"class_name": "LengthScorer"}
-WORDS = {"class_name": "WordScorer"}
-PEP8 = {"class_name": "PEP8Scorer"}
 
 
-def config(*scorers, **scoring):
-    return parse_config({"scoring": {"scorers": list(scorers), "segmenter": "lines", **scoring}})
-
-
-def request(*inputs, scorers=(LENGTH,), limit=None, text_column=None, shard_bytes=100, **scoring):
+def request(folder, *, shard_bytes=100, **scoring):
+    scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer"}]
     return Request(
-        config(*scorers, **scoring),
-        inputs=[str(path) for path in inputs],
-        limit=limit,
-        text_column=text_column,
+        parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", **scoring}}),
+        inputs=[str(folder)],
         shard_bytes=shard_bytes,
         scorer_factory="fakes:build_scorer",
     )
 
 
 def write_files(folder, texts):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     for name, text in texts.items():
         (folder / name).write_text(text)
     return folder
 
 
-def parts_of(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).glob("part-*.parquet")}
-
-
-@pytest.fixture
-def sources(tmp_path):
-    return write_files(tmp_path / "in", {f"{index}.py": f"line {index}\n" * (index + 1) for index in range(20)})
-
-
-def test_a_folder_of_python_gets_the_scores_of_the_scorer(local_ray, tmp_path):
-    texts = {"a.py": "import os\nx=1\n", "b.py": "def f():\n    return 1\n", "c.py": "x = (\n", "d.py": ""}
-    folder = write_files(tmp_path / "in", texts)
-    (folder / "e.py").write_bytes(b"caf\xe9")
-    seen = []
-    manifest = score.score_corpus(
-        config(PEP8), inputs=[str(folder)], output=str(tmp_path / "out"), progress=seen.append
-    )
-    documents = {json.loads(document.meta)["source"]: document for document in read_corpus(str(tmp_path / "out"))}
-    assert sorted(documents) == ["a.py", "b.py", "c.py"]
-    for name, document in documents.items():
-        assert document.text == texts[name]
-        scored = build_scorer(PEP8).score_segments(build_segmenter("lines")(texts[name]))
-        assert document.scores == tuple(one.score for one in scored)
-    assert manifest == corpus.read_manifest(str(tmp_path / "out"))
-    assert (manifest.documents, manifest.segments, dict(manifest.rejected)) == (3, 5, {"empty": 1, "not_utf8": 1})
-    assert manifest.scorer == build_scorer(PEP8).identity().to_json()
-    assert manifest.segment_quantile(1.0) > 0
-    rejected = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
-    assert {(row["source"], row["reason"]) for row in rejected} == {("d.py", "empty"), ("e.py", "not_utf8")}
-    assert (seen[-1].shards_done, seen[-1].shards, seen[-1].stats.documents) == (1, 1, 3)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "_SUCCESS",
-        "manifest.json",
-        "part-00000.parquet",
-        "plan.json",
-        "rejected",
-    ]
-
-
-def test_what_is_missing_is_done_and_what_is_done_is_not_touched(local_ray, sources, tmp_path):
-    out = tmp_path / "out"
-    first = score.run(request(sources), str(out))
-    whole = parts_of(out)
-    assert len(whole) > 5
-    assert score.run(request(sources), str(out)) == first
-    (out / "_SUCCESS").unlink()
-    (out / "part-00002.parquet").unlink()
-    (out / "part-00003.parquet").write_bytes(b"not looked at before the end" + whole["part-00003.parquet"][-1:])
-    (out / "part-00003.parquet").write_bytes(whole["part-00003.parquet"])
-    stamp = (out / "part-00003.parquet").stat().st_mtime_ns
-    done = []
-    again = score.run(request(sources), str(out), progress=lambda progress: done.append(progress.shards_done))
-    assert parts_of(out) == whole
-    assert (out / "part-00003.parquet").stat().st_mtime_ns == stamp
-    assert done == [len(whole) - 1, len(whole)]
-    assert again == first
-
-
-def test_changed_missing_and_added_input_is_named(local_ray, sources, tmp_path):
-    out = str(tmp_path / "out")
-    score.run(request(sources), out)
-    (sources / "new.py").write_text("new")
-    with pytest.raises(ConfigError, match=r"1 input file\(s\) were added .*\(new\.py\); --append"):
-        score.run(request(sources), out)
-    (sources / "3.py").unlink()
-    (sources / "5.py").write_text("other")
-    with pytest.raises(
-        ConfigError, match=r"changed since the job began \(5\.py\); .*missing .*\(3\.py\); restore them"
-    ):
-        score.run(request(sources), out, append=True)
-    manifest = score.run(request(sources), out, restart=True)
-    assert manifest.documents == 20
-    assert {json.loads(document.meta)["source"] for document in read_corpus(out)} == {
-        path.name for path in sources.iterdir()
-    }
-
-
-def test_append_adds_parts_and_keeps_the_others(local_ray, sources, tmp_path):
-    out = tmp_path / "out"
-    score.run(request(sources), str(out))
-    before = parts_of(out)
-    (sources / "new.py").write_text("new\n")
-    more = write_files(tmp_path / "more", {"x.py": "more\n"})
-    manifest = score.run(request(sources, more), str(out), append=True)
-    after = parts_of(out)
-    assert {name: after[name] for name in before} == before
-    assert manifest.documents == 22
-    assert {document.text for document in read_corpus(str(out))} >= {"new\n", "more\n"}
-    # The new folder alone is enough.
-    (more / "y.py").write_text("yet more\n")
-    assert score.run(request(more), str(out), append=True).documents == 23
-
-
-def test_another_configuration_is_named_and_refused(local_ray, sources, tmp_path):
-    out = str(tmp_path / "out")
-    score.run(request(sources), out)
-    with pytest.raises(ConfigError, match=r"scoring\.segmenter was 'lines', is 'document'; .*--restart"):
-        score.run(request(sources, segmenter="document"), out)
-    with pytest.raises(ConfigError, match=r"scoring\.scorers was .*LengthScorer.*, is .*WordScorer"):
-        score.run(request(sources, scorers=[WORDS]), out)
-    with pytest.raises(ConfigError, match="--limit was None, is 3"):
-        score.run(request(sources, limit=3), out)
-    # What can't change a score may change.
-    score.run(request(sources, pools={"cpu": {"max": 1}}, text_timeout_s=5), out)
-
-
-def test_a_scorer_of_another_version_is_refused(local_ray, sources, tmp_path):
-    out = tmp_path / "out"
-    score.run(request(sources, scorers=[PEP8]), str(out))
-    plan = json.loads((out / "plan.json").read_text())
-    plan["identities"][0]["versions"]["pycodestyle"] = "2.0"
-    (out / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(ConfigError, match=r"scorer pep8: versions was .*'2\.0'"):
-        score.run(request(sources, scorers=[PEP8]), str(out))
-
-
-def test_a_folder_with_other_things_is_not_written_into(local_ray, sources, tmp_path):
-    out = write_files(tmp_path / "out", {"precious.txt": "x"})
-    for restart in (False, True):
-        with pytest.raises(ConfigError, match="is not empty and not of this job"):
-            score.run(request(sources), str(out), restart=restart)
-    assert [path.name for path in out.iterdir()] == ["precious.txt"]
-
-
-def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(local_ray, tmp_path):
-    texts = {f"{index}.py": "FAIL\n" if index % 2 else "fine\n" for index in range(10)}
-    folder = write_files(tmp_path / "in", texts)
-    out = tmp_path / "out"
-    with pytest.raises(IncompleteError, match=r"length could not score 5 of 10 segments \(unlucky: 5\).*=0\.4"):
-        score.run(request(folder, max_failed_fraction=0.4), str(out))
-    assert not (out / "_SUCCESS").exists()
-    assert not (out / "manifest.json").exists()
-    with pytest.raises(DataError, match="is not finished"):
-        list(read_corpus(str(out)))
-    manifest = score.run(request(folder, max_failed_fraction=0.5), str(out))
-    assert manifest.scorer_stats().failed == {"unlucky": 5}
-    assert {document.scores for document in read_corpus(str(out))} == {(None,), (5.0,)}
-
-
-def test_a_job_that_fails_much_stops_before_its_end(local_ray, tmp_path):
-    folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
-    out = tmp_path / "out"
-    pools = {"cpu": {"max": 1}}
-    with pytest.raises(IncompleteError, match=r"stopped after [3-9] of 12 shards"):
-        score.run(request(folder, pools=pools), str(out))
-
-
-def test_a_text_that_hangs_is_cut_off_and_the_rest_is_scored(local_ray, tmp_path):
-    folder = write_files(tmp_path / "in", {"a.py": "a\n", "b.py": "x\nHANG\n", "c.py": "c\n"})
-    manifest = score.run(request(folder, text_timeout_s=1, max_failed_fraction=0.5), str(tmp_path / "out"))
-    assert manifest.scorer_stats().failed == {"timeout": 2}
-    assert [document.scores for document in read_corpus(str(tmp_path / "out"))] == [(2.0,), (None, None), (2.0,)]
-
-
-def test_input_without_any_document_is_an_error(local_ray, tmp_path):
-    folder = write_files(tmp_path / "in", {"a.py": "", "b.py": ""})
-    with pytest.raises(DataError, match=r"no document could be read from the input \(empty: 2\)"):
-        score.run(request(folder), str(tmp_path / "out"))
-    assert not (tmp_path / "out" / "_SUCCESS").exists()
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(ConfigError, match="no files"):
-        score.run(request(tmp_path / "nothing"), str(tmp_path / "out2"))
-    assert not (tmp_path / "out2").exists()
-
-
-def test_scorers_on_two_pools_give_what_one_pool_gives(local_ray, sources, tmp_path):
-    (sources / "empty.py").write_text("")
-    (sources / "long.py").write_text("LONG words\nand more\n")
-    cpu = score.run(request(sources, scorers=[WORDS, LENGTH]), str(tmp_path / "one"))
+def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
+    texts = {f"{index}.py": f"line {index}\n" * (index + 1) for index in range(20)}
+    folder = write_files(tmp_path / "in", {**texts, "empty.py": "", "fail.py": "FAIL\n", "long.py": "LONG\n"})
     # A GPU pool that asks for no GPU: two stages, on any machine.
     pools = {"cpu": {"num_cpus": 0.5, "max": 2}, "gpu": {"num_cpus": 0.5, "num_gpus": 0, "max": 1}}
-    both = score.run(request(sources, scorers=[WORDS, LENGTH], pools=pools), str(tmp_path / "two"))
-    assert both == cpu
-    assert both.scorer_stats("words").truncated == 1
-    assert not (tmp_path / "two" / "_tmp").exists()
-    rows = [row for part in corpus.list_parts(str(tmp_path / "two")) for row in corpus.read_rows(part)]
-    assert rows == [row for part in corpus.list_parts(str(tmp_path / "one")) for row in corpus.read_rows(part)]
-    assert rows[3]["scores"] == [2.0] * len(rows[3]["texts"])
-    assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
+    asked = request(folder, max_failed_fraction=0.5, pools=pools)
+    alone = score.run(asked, str(tmp_path / "alone"), executor=InProcess())
+    seen = []
+    on_ray = score.run(asked, str(tmp_path / "ray"), progress=seen.append)
+    assert on_ray == alone
+    assert on_ray.documents == 22
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("part-*")}
+    assert parts == {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("part-*")}
+    assert len(parts) > 5
+    assert [progress.shards_done for progress in seen] == list(range(len(parts) + 1))
+    assert seen[-1].eta_s == 0
 
 
-def test_a_scorer_is_added_without_asking_the_others_again(local_ray, sources, tmp_path):
-    score.run(request(sources), str(tmp_path / "first"))
-    # Scores that no scorer would give show who is asked.
-    for path in (tmp_path / "first").glob("part-*.parquet"):
-        table = pq.read_table(path)
-        marked = [[42.0] * len(scores) for scores in table["scores"].to_pylist()]
-        index = table.schema.names.index("scores")
-        pq.write_table(table.set_column(index, table.schema.field(index), [marked]), path)
-    manifest = score.run(request(tmp_path / "first", scorers=[LENGTH, WORDS]), str(tmp_path / "second"))
-    rows = [row for part in corpus.list_parts(str(tmp_path / "second")) for row in corpus.read_rows(part)]
-    assert {value for row in rows for value in row["scores"]} == {42.0}
-    assert {value for row in rows for value in row["scores__words"]} == {2.0}
-    assert {row["id"] for row in rows} == {document.id for document in read_corpus(str(tmp_path / "first"))}
-    assert [scorer["name"] for scorer in manifest.scorers] == ["length", "words"]
-    # The same name with other settings is another scorer.
-    renamed = {"class_name": "WordScorer", "name": "length"}
-    score.run(request(tmp_path / "first", scorers=[renamed]), str(tmp_path / "third"))
-    assert {value for document in read_corpus(str(tmp_path / "third")) for value in document.scores} == {2.0}
+def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
+    folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
+    with pytest.raises(IncompleteError, match=r"stopped after \d+ of 12 shards"):
+        score.run(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    moved = request(folder, shard_bytes=1 << 20)
 
+    class Vanishing(score.OnRay):
+        def start(self):
+            (folder / "3.py").unlink()
 
-def test_compressed_lines_are_cut_and_limited(local_ray, tmp_path):
-    lines = [json.dumps({"body": f"text {index}"}) for index in range(200)]
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    asked = request(tmp_path / "a.jsonl.gz", text_column="body", limit=150, shard_bytes=1000)
-    manifest = score.run(asked, str(tmp_path / "out"))
-    texts = [document.text for document in read_corpus(str(tmp_path / "out"))]
-    assert texts == [f"text {index}" for index in range(150)]
-    assert manifest.documents == 150
-    estimate = score.estimate(asked, documents=10)
-    assert 5 <= estimate.documents <= 20
-    assert estimate.cpu_hours > 0
-
-
-def run_job(*arguments, factory=None):
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.score_corpus", *map(str, arguments)],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-
-def test_the_command_tells_its_plan_and_writes_nothing(sources, tmp_path):
-    task = ROOT / "configs" / "pep8" / "pretrain.yml"
-    done = run_job("--task", task, "--input", sources, "--output", tmp_path / "out", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "20 files" in done.stdout
-    assert "violations per character; pycodestyle" in done.stdout
-    assert not (tmp_path / "out").exists()
-    done = run_job("--task", task, "--input", sources, "--output", tmp_path / "out", "--estimate")
-    assert "CPU hours" in done.stdout, done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_refuses_bad_input_with_one_line_and_leaves_no_output(tmp_path):
-    task = ROOT / "configs" / "pep8" / "pretrain.yml"
-    done = run_job("--task", task, "--input", tmp_path / "nowhere", "--output", tmp_path / "out")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: --input {tmp_path}/nowhere does not exist")
-    done = run_job("--task", task, "--input", tmp_path, "--output", tmp_path / "out", "--append", "--restart")
-    assert done.returncode == 2
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(PhfError, match=r"3\.py is gone since the job began"):
+        score.run(moved, str(tmp_path / "out2"), executor=Vanishing())
 
 
 def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, sources, tmp_path, capsys):
