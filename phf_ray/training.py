@@ -701,10 +701,9 @@ def restore_training_state(directory: Path, state: TrainState) -> None:
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
-    if value.ndim == 0:  # the step count; the fused kernel wants it beside the parameter
-        return value.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(
-            value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-    return value.to(parameter.device)
+    # A copy in memory of its own: one of a mapped file is not aligned. The step count too is put beside the parameter,
+    # where the fused kernel wants it.
+    value = value.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and value.ndim > 0:
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value

@@ -399,6 +399,9 @@ class _Worker:
         if resume_from is None:
             return initial_model(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
         model = load_checkpoint(resume_from).model
+        for parameter in model.parameters():
+            # Tensors of a mapped file begin where the file has them; sums of matrix products can depend on that.
+            parameter.data = parameter.data.clone()
         value_head = self._config.model.model_kwargs.value_head_config
         model.detach_values = value_head is not None and value_head.is_detached
         return model
@@ -660,7 +663,7 @@ def encode_held_out(
     """End-of-text token and text; with `good`, that control token before each segment, as in training.
 
     Control tokens are given, whatever the scores, and cost nothing; bytes are those of the text. So both figures, and
-    those of a model without control tokens, are about the same text.
+    those of a model without control tokens, are about the same text. The good one knows where segments begin.
     """
     conditional = None
     if good is not None:
