@@ -2,16 +2,13 @@
 
 import json
 import logging
-import random
 import socket
-import threading
 import time
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
+from evaluation_server import IDENTITY, Server
 from fastapi.responses import JSONResponse
 
 from phf_ray.checkpoint import CheckpointInfo, Control
@@ -34,97 +31,6 @@ from phf_ray.pipelines.evaluate import (
     samples_per_prompt,
 )
 from phf_ray.report import recompute
-
-IDENTITY = {
-    "name": "pep8",
-    "class_name": "PEP8Scorer",
-    "unit": "violations per character",
-    "versions": {"pycodestyle": "2"},
-    "weights_hash": None,
-    "settings": {},
-}
-WORDS = ["x", "=", "def", "(", ")", "return", "yield", "1", "\n", "class"]
-
-
-class Server:
-    """Texts depend on (model, control, prompt, seed, choice); a text's score is its share of the letter x.
-
-    `troubles` is asked before each answer to a completion and may give another answer.
-    """
-
-    def __init__(self):
-        self.completions: list[dict] = []
-        self.num_scored = 0
-        self.troubles = lambda number, body: None
-        self.brings_n = True
-        self.unscored = lambda text: None
-        self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
-        self._lock = threading.Lock()
-        app = FastAPI()
-        app.post("/v1/completions")(self.complete)
-        app.post("/v1/scores")(self.scores)
-        app.post("/tokenize")(self.tokenize)
-        app.get("/v1/models")(self.list_models)
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self.socket]}, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join()
-
-    @property
-    def num_asked(self) -> int:
-        return sum(body["n"] for body in self.completions)
-
-    async def list_models(self, request: Request):
-        if request.headers.get("authorization") == "Bearer wrong":
-            return JSONResponse({"error": {"message": "no such key"}}, status_code=401)
-        return {
-            "data": [
-                {"id": name, "owned_by": "phf-ray", "max_model_len": 128, **card} for name, card in self.models.items()
-            ]
-        }
-
-    async def tokenize(self, request: Request):
-        body = await request.json()
-        return {"tokens": body["prompt"].split(), "count": len(body["prompt"].split())}
-
-    async def complete(self, request: Request):
-        body = await request.json()
-        with self._lock:
-            number = len(self.completions)
-            trouble = self.troubles(number, body)
-            if trouble is not None:
-                return trouble
-            self.completions.append(body)
-        return {
-            "choices": [self._choice(body, choice) for choice in reversed(range(body["n"] if self.brings_n else 1))]
-        }
-
-    def _choice(self, body, choice):
-        seed = body["seed"] + choice
-        rng = random.Random(f"{body['model']}{body.get('control')}{body['prompt']}{seed}")
-        bad = 5 if body.get("control") == "bad" else 0
-        words = rng.choices(WORDS + ["x"] * bad, k=rng.randint(body.get("min_tokens", 1), body["max_tokens"]))
-        return {"text": " ".join(words), "index": choice, "finish_reason": "stop", "logprobs": {"tokens": words}}
-
-    async def scores(self, request: Request):
-        body = await request.json()
-        if body["scorer"] != "pep8":
-            return JSONResponse({"error": {"message": "no such scorer: try pep8"}}, status_code=404)
-        self.num_scored += len(body["input"])
-        data = []
-        for index, text in enumerate(body["input"]):
-            error = self.unscored(text)
-            score = None if error else text.count("x") / max(1, len(text))
-            data.append({"index": index, "score": score, "error": error, "segments": None})
-        return {"scorer": IDENTITY, "data": data}
 
 
 @pytest.fixture

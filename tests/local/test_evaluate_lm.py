@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+from evaluation_server import Server
 from tiny_models import write_checkpoint
 
 from jobs import evaluate_lm
@@ -68,3 +69,25 @@ def test_a_taken_port_is_refused_before_anything_starts(local_ray, tmp_path):
         with pytest.raises(ConfigError, match=f"port {port} .*in use"):
             evaluate_lm.main([*command, "--port", str(port)])
     assert not (tmp_path / "out").exists()
+
+
+def test_models_and_scores_of_servers_elsewhere_are_used_with_the_users_key(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"text": "def f(a):"}) + "\n")
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", json.dumps(str(prompts))))
+    server = Server()
+    try:
+        command = ["--task", str(task), "--output", str(tmp_path / "out"), "--scores-url", server.url]
+        command += ["--num-samples", "6", "--model", f"mle={server.url}/v1", f"conditional={server.url}"]
+        assert evaluate_lm.main([*command, "--arm", "mle", "conditional:bad"]) == 0
+    finally:
+        server.stop()
+    assert server.keys == {"Bearer sesame"}
+    assert {(body["model"], body.get("control")) for body in server.completions} == {
+        ("mle", None),
+        ("conditional", "bad"),
+    }
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["num_samples"] for row in report["table"]] == [6, 6, 6, 6]
