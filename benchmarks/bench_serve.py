@@ -1,0 +1,271 @@
+"""Speed of serving over HTTP, against bare `model.generate`, `transformers serve` and a scorer called in process.
+
+    python -m benchmarks.bench_serve                  # 5 interleaved pairs of everything
+    python -m benchmarks.bench_serve --pairs 2 --parts latency throughput
+
+A random GPT-2 of 3 layers x 128 with a vocabulary of 1024: with a model that small, what is measured is the serving.
+Each reference is measured in the same run, interleaved with what it is compared to; a ratio is the median over pairs,
+with the lowest and the highest pair. The clients run on the same machine as the servers.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from jobs.serve import free_port
+from phf_ray.scorers import build_scorer
+
+ROOT = Path(__file__).parents[1]
+NUM_TOKENS, NUM_CLIENTS = 64, 32
+PROMPT = "def add(first, second):\n"
+PARTS = ("latency", "throughput", "transformers", "scores")
+END_OF_TEXT = "<|endoftext|>"
+
+
+def make_checkpoint(directory: Path) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    sources = [path.read_text(encoding="utf-8") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("a*.py"))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sources, trainer)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=1024,
+        n_positions=256,
+        n_embd=128,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT).save_pretrained(
+        directory
+    )
+    return directory
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str], url: str, *, probe: str) -> Iterator[str]:
+    """A server as a subprocess; yields once `probe` answers 200."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local"}
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 300
+            while not _answers(url + probe):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} did not start:\n{log.read()[-4000:]}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=120)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def our_server(checkpoint: Path) -> contextlib.AbstractContextManager[str]:
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "jobs.serve", "--model", f"tiny={checkpoint}", "--scorers", "pep8,pii"]
+    return server([*command, "--port", str(port)], f"http://127.0.0.1:{port}", probe="/health")
+
+
+def transformers_server(checkpoint: Path, *flags: str) -> contextlib.AbstractContextManager[str]:
+    port = free_port("127.0.0.1")
+    program = Path(sys.executable).with_name("transformers")
+    command = [str(program), "serve", str(checkpoint), "--device", "cpu", "--port", str(port), *flags]
+    return server(command, f"http://127.0.0.1:{port}", probe="/health")
+
+
+def completion(model: str, *, seed: int) -> dict[str, object]:
+    # min_tokens and ignore_eos are vLLM's; a server that knows neither gets the same length by its random weights.
+    return {"model": model, "prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 1.0, "seed": seed}
+
+
+async def load(url: str, model: str, *, num_clients: int, num_requests: int, ours: bool) -> float:
+    """Generated tokens per second of `num_clients` clients, each sending its requests one after the other."""
+    extra = {"ignore_eos": True, "control": "none"} if ours else {}
+    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+
+        async def client(number: int) -> int:
+            num_tokens = 0
+            for turn in range(num_requests):
+                body = completion(model, seed=1000 * number + turn) | extra
+                answer = await http.post("/v1/completions", json=body)
+                answer.raise_for_status()
+                num_tokens += answer.json()["usage"]["completion_tokens"]
+            return num_tokens
+
+        started = time.perf_counter()
+        num_tokens = sum(await asyncio.gather(*map(client, range(num_clients))))
+        return num_tokens / (time.perf_counter() - started)
+
+
+def tokens_per_s(url: str, model: str, *, num_clients: int, ours: bool = True) -> float:
+    num_requests = 8 if num_clients == 1 else 3
+    return asyncio.run(load(url, model, num_clients=num_clients, num_requests=num_requests, ours=ours))
+
+
+def request_s(url: str) -> float:
+    """Median time of one request with nothing else running."""
+    body = completion("tiny", seed=1) | {"ignore_eos": True}
+    with httpx.Client(base_url=url, timeout=60) as http:
+        return _median_s(lambda: http.post("/v1/completions", json=body).raise_for_status())
+
+
+def generate_s(checkpoint: Path) -> Callable[[], float]:
+    model = GPT2LMHeadModel.from_pretrained(checkpoint).eval()
+    ids = PreTrainedTokenizerFast.from_pretrained(checkpoint)(PROMPT, return_tensors="pt").input_ids
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": NUM_TOKENS, "min_new_tokens": NUM_TOKENS}
+    mask = torch.ones_like(ids)
+
+    @torch.inference_mode()
+    def once() -> None:
+        model.generate(ids, attention_mask=mask, pad_token_id=0, **options)
+
+    return lambda: _median_s(once)
+
+
+def _median_s(call: Callable[[], object], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def texts_per_s(url: str, scorer: str, texts: Sequence[str]) -> float:
+    with httpx.Client(base_url=url, timeout=300) as http:
+        started = time.perf_counter()
+        http.post("/v1/scores", json={"scorer": scorer, "input": texts}).raise_for_status()
+        return len(texts) / (time.perf_counter() - started)
+
+
+def texts_per_s_in_process(scorer: object, texts: Sequence[str]) -> float:
+    started = time.perf_counter()
+    scorer.score_all(texts)  # type: ignore[attr-defined]  # a Scorer
+    return len(texts) / (time.perf_counter() - started)
+
+
+def pairs_of(
+    num_pairs: int, measured: Callable[[], float], reference: Callable[[], float]
+) -> list[tuple[float, float]]:
+    """(measured, reference) pairs, interleaved, after one warm-up of each; the order alternates."""
+    measured()
+    reference()
+    found = []
+    for pair in range(num_pairs):
+        if pair % 2:
+            second = reference()
+            found.append((measured(), second))
+        else:
+            found.append((measured(), reference()))
+    return found
+
+
+def report(name: str, pairs: Sequence[tuple[float, float]], *, unit: str, target: str) -> None:
+    ratios = sorted(ours / theirs for ours, theirs in pairs)
+    line = {
+        "bench": name,
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(ratios[0], 3),
+        "highest": round(ratios[-1], 3),
+        "target": target,
+        "measured": round(statistics.median(ours for ours, _ in pairs), 4),
+        "reference": round(statistics.median(theirs for _, theirs in pairs), 4),
+        "unit": unit,
+    }
+    print(json.dumps(line), flush=True)
+
+
+def stdlib_texts(num_texts: int, *, num_chars: int) -> list[str]:
+    """Pieces of the standard library, in order."""
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[b-d]*.py"))
+    )
+    return [source[begin : begin + num_chars] for begin in range(0, num_texts * num_chars, num_chars)]
+
+
+def bench(checkpoint: Path, *, num_pairs: int, parts: Sequence[str]) -> None:
+    with our_server(checkpoint) as url:
+        if "latency" in parts:
+            pairs = pairs_of(num_pairs, lambda: request_s(url), generate_s(checkpoint))
+            report("one request / generate", pairs, unit="s", target="<= 1.3")
+        if "throughput" in parts:
+            pairs = pairs_of(
+                num_pairs,
+                lambda: tokens_per_s(url, "tiny", num_clients=NUM_CLIENTS),
+                lambda: tokens_per_s(url, "tiny", num_clients=1),
+            )
+            report("32 clients / 1 client", pairs, unit="tokens/s", target=">= 4")
+        if "transformers" in parts:
+            for flags, target in (((), ">= 2"), (("--continuous-batching",), ">= 0.8")):
+                with transformers_server(checkpoint, *flags) as theirs:
+                    pairs = pairs_of(
+                        num_pairs,
+                        lambda: tokens_per_s(url, "tiny", num_clients=NUM_CLIENTS),
+                        lambda theirs=theirs: tokens_per_s(
+                            theirs, str(checkpoint), num_clients=NUM_CLIENTS, ours=False
+                        ),
+                    )
+                report(
+                    f"32 clients / transformers serve {' '.join(flags)}".strip(), pairs, unit="tokens/s", target=target
+                )
+        if "scores" in parts:
+            for name, class_name, num_chars in (("pep8", "PEP8Scorer", 1000), ("pii", "PIIScorer", 200)):
+                scorer, texts = build_scorer({"class_name": class_name}), stdlib_texts(256, num_chars=num_chars)
+                pairs = pairs_of(
+                    num_pairs,
+                    lambda name=name, texts=texts: texts_per_s(url, name, texts),
+                    lambda scorer=scorer, texts=texts: texts_per_s_in_process(scorer, texts),
+                )
+                report(f"/v1/scores {name} x 256 / in process", pairs, unit="texts/s", target=">= 0.85")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bench(make_checkpoint(Path(folder) / "tiny"), num_pairs=arguments.pairs, parts=arguments.parts)
+
+
+if __name__ == "__main__":
+    main()
