@@ -42,8 +42,9 @@ class CheckpointInfo(BaseModel):
     step: int = 0
     tokens_seen: int = 0
     seq_length: int | None = None
-    bits_per_byte: float | None = None
-    """Held-out bits per byte at this checkpoint, if it was measured."""
+    bits_per_byte: dict[str, float] = {}
+    """Held-out bits per byte at this checkpoint, if it was measured: `none` without control tokens and, for a model
+    that has them, `good` and `bad` with that one before every segment, which is given and costs nothing."""
     compat: str | None = None
     versions: dict[str, str] = {}
 

@@ -254,7 +254,7 @@ def _row(
         "num_lengths_unknown": len(samples) - len(lengths),
         "finished": _mean([float(sample.finish_reason == "stop") for sample in samples]),
         **_measure_texts(scenario, samples, evaluation=evaluation, budgets=budgets),
-        "bits_per_byte": arm.checkpoint.bits_per_byte if arm.checkpoint is not None else None,
+        "bits_per_byte": None if arm.checkpoint is None else arm.checkpoint.bits_per_byte.get(arm.control or "none"),
     }
 
 
@@ -442,7 +442,9 @@ _COLUMNS = (
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
     _Column("parses", "compilability", ".1%", "share of samples that Python parses, comments alone among them"),
     _Column("with code", "compilability_nonempty", ".1%", "share of samples that parse and hold a statement"),
-    _Column("bits/byte", "bits_per_byte", ".3f", "on held-out documents"),
+    _Column(
+        "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
+    ),
 )
 
 

@@ -60,6 +60,12 @@ log = logging.getLogger(__name__)
 
 # Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text.
 HELD_OUT_BYTES = 1_000_000
+# Control token before every segment -> name of the metric.
+BITS_PER_BYTE = {
+    "none": "eval/bits_per_byte",
+    "good": "eval/bits_per_byte_good",
+    "bad": "eval/bits_per_byte_bad",
+}
 _POLL_S = 0.2
 
 
@@ -407,23 +413,22 @@ class _Worker:
         return model
 
     def _encode_held_out(self) -> dict[str, list[EncodedDocument]]:
-        """Held-out documents as the model reads them, by the name of the metric."""
+        """Held-out documents as the model reads them: without control tokens, with the good one, with the bad one."""
         if self._config.dataset.held_out_fraction == 0:
             return {}
         documents = choose_held_out(read_held_out(self._job.blocks_path))
         if not documents:
             log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
             return {}
-        encoded = {"eval/bits_per_byte": encode_held_out(documents, self._tokenizer, good=None, per_document=False)}
+        tokens: dict[str, str | None] = {"none": None}
         conditional = self._config.dataset.conditional_training_config
         if conditional is not None:
-            encoded["eval/bits_per_byte_good"] = encode_held_out(
-                documents,
-                self._tokenizer,
-                good=conditional.aligned_prefix,
-                per_document=not self._config.dataset.is_split_by_sentences,
-            )
-        return encoded
+            tokens |= {"good": conditional.aligned_prefix, "bad": conditional.misaligned_prefix}
+        per_document = not self._config.dataset.is_split_by_sentences
+        return {
+            name: encode_held_out(documents, self._tokenizer, control=token, per_document=per_document)
+            for name, token in tokens.items()
+        }
 
     def train(self) -> dict[str, Any]:
         try:
@@ -497,7 +502,7 @@ class _Worker:
         if measured:
             counters = {STEP: due.step, "train/tokens_seen": snapshot.tokens_seen}
             self._run.append_metrics(counters | measured)
-        info = self._info(snapshot, bits_per_byte=measured.get("eval/bits_per_byte"))
+        info = self._info(snapshot, measured)
 
         def write(directory: Path) -> None:
             model = unwrapped(self._state.model)
@@ -511,7 +516,7 @@ class _Worker:
     def _measure(self) -> dict[str, float]:
         since = time.perf_counter()
         measured = {
-            name: held_out_bits_per_byte(
+            BITS_PER_BYTE[name]: held_out_bits_per_byte(
                 self._state.model,
                 documents,
                 window=self._manifest.sequence_length,
@@ -522,7 +527,7 @@ class _Worker:
         }
         return measured | {"eval/wall_s": time.perf_counter() - since} if measured else {}
 
-    def _info(self, snapshot: Snapshot, *, bits_per_byte: float | None) -> CheckpointInfo:
+    def _info(self, snapshot: Snapshot, measured: dict[str, float]) -> CheckpointInfo:
         config, corpora = self._config, self._manifest.corpora
         conditional = config.dataset.conditional_training_config
         control = None
@@ -543,7 +548,7 @@ class _Worker:
             step=snapshot.step,
             tokens_seen=snapshot.tokens_seen,
             seq_length=self._manifest.sequence_length,
-            bits_per_byte=bits_per_byte,
+            bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,
             versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
         )
@@ -658,16 +663,16 @@ def choose_held_out(documents: Iterator[ScoredDocument]) -> list[ScoredDocument]
 
 
 def encode_held_out(
-    documents: Sequence[ScoredDocument], tokenizer: Any, *, good: str | None, per_document: bool
+    documents: Sequence[ScoredDocument], tokenizer: Any, *, control: str | None, per_document: bool
 ) -> list[EncodedDocument]:
-    """End-of-text token and text; with `good`, that control token before each segment, as in training.
+    """End-of-text token and text; with `control`, that control token before each segment, as in training.
 
     Control tokens are given, whatever the scores, and cost nothing; bytes are those of the text. So both figures, and
     those of a model without control tokens, are about the same text. The good one knows where segments begin.
     """
     conditional = None
-    if good is not None:
-        conditional = ConditionalTraining(threshold=0.0, aligned_token=good, misaligned_token=good)
+    if control is not None:
+        conditional = ConditionalTraining(threshold=0.0, aligned_token=control, misaligned_token=control)
     packing = PackingConfig(conditional=conditional, per_document=per_document)
     encoded = []
     for document in documents:

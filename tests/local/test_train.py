@@ -94,15 +94,20 @@ def test_a_checkpoint_says_what_it_is(finished):
     assert info.step == NUM_STEPS
     assert info.tokens_seen == metrics(run_folder(finished))[-1]["train/tokens_seen"]
     assert info.thresholds == {"conditional": 0.0}
-    assert info.bits_per_byte == metrics(run_folder(finished))[-1]["eval/bits_per_byte"]
+    last = metrics(run_folder(finished))[-1]
+    assert info.bits_per_byte == {
+        "none": last["eval/bits_per_byte"],
+        "good": last["eval/bits_per_byte_good"],
+        "bad": last["eval/bits_per_byte_bad"],
+    }
     assert info.blocks_hash
     assert info.versions["torch"] == torch.__version__
 
 
-def test_held_out_bits_per_byte_fall_and_the_good_token_is_measured_too(finished):
+def test_held_out_bits_per_byte_fall_and_control_tokens_are_measured_too(finished):
     measured = [row for row in metrics(run_folder(finished)) if "eval/bits_per_byte" in row]
     assert [row["train/global_step"] for row in measured] == [10, 20, 30, NUM_STEPS]
-    for name in ("eval/bits_per_byte", "eval/bits_per_byte_good"):
+    for name in ("eval/bits_per_byte", "eval/bits_per_byte_good", "eval/bits_per_byte_bad"):
         assert 0 < measured[-1][name] < measured[0][name] < 8
 
 
@@ -266,9 +271,9 @@ def document(number: int, *texts: str) -> ScoredDocument:
 def test_held_out_text_is_encoded_whole_with_and_without_the_good_token():
     tokenizer = tiny_tokenizer(control=True)
     one = document(1, "def add(first):\n", "    return first\n", "# caf\u00e9\n")
-    (plain,) = encode_held_out([one], tokenizer, good=None, per_document=False)
-    (good,) = encode_held_out([one], tokenizer, good=GOOD, per_document=False)
-    (once,) = encode_held_out([one], tokenizer, good=GOOD, per_document=True)
+    (plain,) = encode_held_out([one], tokenizer, control=None, per_document=False)
+    (good,) = encode_held_out([one], tokenizer, control=GOOD, per_document=False)
+    (once,) = encode_held_out([one], tokenizer, control=GOOD, per_document=True)
     good_id = tokenizer.convert_tokens_to_ids(GOOD)
     assert plain.num_bytes == good.num_bytes == len(one.text.encode())
     assert plain.input_ids[0] == tokenizer.eos_token_id

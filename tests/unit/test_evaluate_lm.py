@@ -17,7 +17,7 @@ def write_model(directory, *, control=False):
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text("{}")
     tokens = Control(good="<|good|>", bad="<|bad|>", policy="ban") if control else None
-    write_info(directory, CheckpointInfo(control=tokens, bits_per_byte=1.25))
+    write_info(directory, CheckpointInfo(control=tokens, bits_per_byte={"none": 1.25}))
     return directory
 
 
@@ -31,7 +31,7 @@ def models(tmp_path):
 def test_a_model_is_called_by_its_directory_unless_named(models, tmp_path):
     assert list(models) == ["mle", "conditional", "far"]
     assert models["conditional"].directory == tmp_path / "cond"
-    assert models["mle"].info.bits_per_byte == 1.25
+    assert models["mle"].info.bits_per_byte == {"none": 1.25}
     assert models["far"].directory is None
 
 

@@ -35,7 +35,9 @@ def make_evaluation(**changes):
             ArmInfo(
                 name="mle",
                 model="mle",
-                checkpoint=CheckpointInfo(objective={"name": "MLE"}, tokens_seen=5_000_000, bits_per_byte=1.5),
+                checkpoint=CheckpointInfo(
+                    objective={"name": "MLE"}, tokens_seen=5_000_000, bits_per_byte={"none": 1.5}
+                ),
                 loss=((1000, 6.5), (2000, 5.0), (4000, 4.0)),
             ),
             ArmInfo(name="conditional:good", model="conditional", control="good"),
