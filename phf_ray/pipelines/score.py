@@ -840,50 +840,60 @@ class OnRay:
             self._start()
 
     def has(self, pool: PoolConfig) -> bool:
-        wanted = {**pool.resources, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
         available = ray.cluster_resources()
-        return all(available.get(name, 0) >= amount for name, amount in wanted.items())
+        return all(available.get(name, 0) >= amount for name, amount in _resources(pool).items())
 
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        # One block is one shard. Items lie in the object store, so no reading task waits for a CPU behind the actors.
-        data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-        for pool in pools:
-            most = min(len(rows), pool.config.max or _room_for(pool.config))
-            data = data.map(
-                ScoreShard,  # type: ignore[arg-type]
-                fn_constructor_args=(pool.stage,),
-                compute=ActorPoolStrategy(
-                    min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2
-                ),
-                num_cpus=pool.config.num_cpus,
-                num_gpus=pool.config.num_gpus or None,
-                resources=pool.config.resources or None,
-            )
-        with _quiet_data(), _own_errors():
+        with _data_settings(), _own_errors():
+            # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
+            data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+            for pool in pools:
+                data = _through(data, pool, most=min(len(rows), pool.config.max or _room_for(pool.config) or len(rows)))
             yield from data.iter_rows()
 
 
-def _room_for(pool: PoolConfig) -> int:
-    """Actors that the cluster has CPUs for. One machine may have been given more CPUs than it has."""
-    available = ray.cluster_resources().get("CPU", 1)
-    if sum(node["Alive"] for node in ray.nodes()) == 1:
-        available = min(available, os.cpu_count() or 1)
-    return max(1, pool.min, int(available / pool.num_cpus) if pool.num_cpus else 1)
+def _through(data: "ray.data.Dataset", pool: Pool, *, most: int) -> "ray.data.Dataset":
+    return data.map(
+        ScoreShard,  # type: ignore[arg-type]
+        fn_constructor_args=(pool.stage,),
+        compute=ActorPoolStrategy(min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.config.num_cpus,
+        num_gpus=pool.config.num_gpus or None,
+        resources=pool.config.resources or None,
+    )
+
+
+def _resources(pool: PoolConfig) -> dict[str, float]:
+    """What one actor asks for."""
+    wanted = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def _room_for(pool: PoolConfig) -> int | None:
+    """Actors that a single machine has room for; None on a cluster, which may grow.
+
+    A machine may have been given more CPUs than it has: more actors than cores take memory and gain nothing.
+    """
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return None
+    available = ray.cluster_resources()
+    available["CPU"] = min(available.get("CPU", 0), os.cpu_count() or 1)
+    rooms = [int(available.get(name, 0) / amount) for name, amount in _resources(pool).items()]
+    return max(pool.min, min(rooms, default=1))
 
 
 @contextlib.contextmanager
-def _quiet_data() -> Iterator[None]:
-    """This job shows its own progress."""
-    context = DataContext.get_current()
-    before = context.enable_progress_bars
-    level = logging.getLogger("ray.data").level
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+def _data_settings() -> Iterator[None]:
+    """This job shows its own progress, and wants the errors of its workers as they are."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        context.enable_progress_bars = before
-        logging.getLogger("ray.data").setLevel(level)
+        context.enable_progress_bars, context.raise_original_map_exception, level = before
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

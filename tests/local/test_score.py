@@ -66,7 +66,8 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
         score.run(moved, str(tmp_path / "out2"), executor=Vanishing())
 
 
-def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, sources, tmp_path, capsys):
+def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):
+    sources = write_files(tmp_path / "in", {f"{index}.py": f"x = {index}\n" * (index + 1) for index in range(20)})
     task = str(ROOT / "configs" / "pep8" / "pretrain.yml")
     (sources / "bad.py").write_text("x=1\n")
     (sources / "empty.py").write_text("")
