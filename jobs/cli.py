@@ -34,7 +34,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     130 interrupted; 1 anything else.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = main(None)
@@ -62,6 +62,10 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, also a dead one.
     if address == "local":
+        # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727), and a warning about the
+        # token of a cluster that nobody else can reach: on one machine both only bury the job's own lines.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init(
             address="local",
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
