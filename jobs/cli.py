@@ -34,7 +34,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     130 interrupted; 1 anything else.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "ray.data"):
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = main(None)
@@ -53,25 +53,29 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
 
     A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers
-    wait for one, silently and for ever.
+    wait for one, silently and for ever. Its workers' output goes to Ray's log folder; RAY_LOG_TO_DRIVER=1 shows it.
     """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727) and each worker a line on
+        # its log level: on one machine they only bury the job's own lines.
+        os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    # Of no use on one machine: that the cluster has a token, and that progress bars are off because we print our own.
+    for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, also a dead one.
     if address == "local":
-        # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727), and a warning about the
-        # token of a cluster that nobody else can reach: on one machine both only bury the job's own lines.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init(
             address="local",
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
             include_dashboard=False,
-            log_to_driver=True,
             logging_level=logging.WARNING,
+            log_to_driver=os.environ["RAY_LOG_TO_DRIVER"] == "1",
         )
     else:
         ray.init(address=address, logging_level=logging.WARNING)
