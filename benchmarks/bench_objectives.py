@@ -275,7 +275,8 @@ def main() -> None:
         clock=CLOCKS[arguments.clock],
     )
     print(
-        f"{before}; {arguments.clock} time; torch {torch.__version__}; {ROWS} x {LENGTH} tokens, head {VOCABULARY} x {WIDTH}"
+        f"{before}; {arguments.clock} time; torch {torch.__version__}; "
+        f"{ROWS} x {LENGTH} tokens, head {VOCABULARY} x {WIDTH}"
     )
     for result in results:
         target = "" if result.target is None else f"target {result.target:.2f}"

@@ -23,6 +23,8 @@ OBJECTIVES = {
     "rwr": {"name": "RWR", "beta": 0.5, "normalise": "weights"},
     "awr": {"name": "AWR", "alpha": 0.5, "beta": 0.5},
 }
+# Two fresh processes that import torch: seconds on an idle machine, minutes on a crowded one.
+pytestmark = pytest.mark.timeout(400)
 WORLD = 2
 MICRO_BATCHES = 2
 
