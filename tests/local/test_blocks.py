@@ -162,7 +162,7 @@ def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["mle", "filtering", "conditional"])
-def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, case):
+def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, small_groups, case):
     rows = rows_of()
     for number in range(4):  # the original reads them as one stream
         write_part(tmp_path / "scored" / f"part-{number}.parquet", rows[number * 3 : number * 3 + 3])
@@ -237,11 +237,13 @@ def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
         return plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root="out").root
 
     write_part(tmp_path / "other" / "part-0.parquet", rows_of()[:3])
+    write_part(tmp_path / "again" / "part-0.parquet", rows_of(repeats=3))  # as `scored`, in one part
     drop = {"conditional_training_config": {"threshold": 0.0, "drop_token_fraction": 0.5}}
     roots = [
         root_of(),
         root_of(corpora=(str(tmp_path / "other"),)),
         root_of(corpora=(scored, str(tmp_path / "other"))),
+        root_of(corpora=(str(tmp_path / "again"),)),
         root_of(dataset={"seq_length": 32}),
         root_of(dataset={"held_out_fraction": 0.1}),
         root_of(dataset={"filter_threshold": 0.0}),
@@ -253,6 +255,7 @@ def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
         root_of(compat="korbak2023"),
     ]
     assert len(set(roots)) == len(roots)
+    assert corpus.read_manifest(scored).fingerprint == corpus.read_manifest(str(tmp_path / "again")).fingerprint
     assert root_of() == roots[0]
 
 

@@ -289,11 +289,11 @@ def test_special_tokens_spelled_out_in_a_text_stay_text(config):
 
 
 def test_packing_leaves_the_tokenizer_as_it_was():
-    backend = tokenizer().backend_tokenizer
-    before = backend.to_str(), backend.encode_special_tokens, tokenizer()("<|endoftext|>x").input_ids
-    tokens([document(("<|endoftext|>", 0.0))])
-    assert (backend.to_str(), backend.encode_special_tokens, tokenizer()("<|endoftext|>x").input_ids) == before
-    assert before[2][0] == EOS
+    own = load_tokenizer(TokenizerConfig(path_or_name=str(GOLDEN / "tokenizer")))
+    before = own.backend_tokenizer.to_str(), own.backend_tokenizer.encode_special_tokens
+    assert len(list(pack([document(("<|endoftext|>", 0.0))], own, sequence_length=16))) == 1
+    assert (own.backend_tokenizer.to_str(), own.backend_tokenizer.encode_special_tokens) == before
+    assert own("<|endoftext|>x").input_ids[0] == EOS
 
 
 def test_a_vocabulary_that_spells_out_its_special_tokens_can_not_be_forged_either():
