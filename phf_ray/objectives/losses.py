@@ -20,6 +20,11 @@ from phf_ray.records import TokenKind
 
 Compat = Literal["korbak2023"]
 
+# Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
+_CONTENT, _CONTROL, _PAD, _UNSCORED = (
+    int(kind) for kind in (TokenKind.CONTENT, TokenKind.CONTROL, TokenKind.PAD, TokenKind.UNSCORED)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -122,14 +127,14 @@ class Objective(nn.Module):
     def targets(self, input_ids_BS: Tensor, *, token_scores_BS: Tensor, token_kinds_BS: Tensor) -> Targets:
         """The shift by one happens here, and nowhere else."""
         kinds_N = token_kinds_BS[:, 1:].flatten()
-        valid_N = kinds_N != TokenKind.PAD
+        valid_N = kinds_N != _PAD
         if self.rules.unscored == "mask":
-            valid_N = valid_N & (kinds_N != TokenKind.UNSCORED)
+            valid_N = valid_N & (kinds_N != _UNSCORED)
         if not self.rules.score_control:
-            valid_N = valid_N & (kinds_N != TokenKind.CONTROL)
+            valid_N = valid_N & (kinds_N != _CONTROL)
         # DIFFERS: ours ignores scores of structural tokens (A-3); original: end of text and control tokens carry the
         # score of the segment after them, and compat blocks hold it.
-        has_score_N = kinds_N == TokenKind.CONTENT if self.compat is None else kinds_N != TokenKind.UNSCORED
+        has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
         return Targets(

@@ -194,6 +194,22 @@ def test_value_head_starts_at_minus_one_half_and_reaches_the_trunk_unless_detach
     assert (trunk.abs().max() == 0).item() is is_detached
 
 
+@pytest.mark.parametrize("config", [{"name": "AWR"}, {"name": "Unlikelihood", "score_threshold": 0.5}])
+def test_a_compiled_model_gives_the_same_loss_and_gradients(config):
+    model = build_model(config_for(model_kwargs=VALUE_HEAD), tokenizer=tiny_tokenizer(), seed=0).eval()
+    objective = build_objective(config)
+    results = []
+    for call in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        out = call(*batch_for(model), objective)
+        out.loss.backward()
+        results.append((out.loss.item(), objective.summarize(out.metrics), model.head()[0].grad.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    # The correlation with values that are all -0.5 is no number.
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6, nan_ok=True)
+    assert torch.allclose(results[0][2], results[1][2], rtol=1e-4, atol=1e-6)
+
+
 def test_a_value_head_that_the_objective_does_not_train_gets_a_zero_gradient():
     tokenizer = tiny_tokenizer()
     model = build_model(config_for(model_kwargs=VALUE_HEAD), tokenizer=tokenizer, seed=0).eval()
