@@ -64,7 +64,10 @@ class LocalModel:
             raise ApiError(400, str(error), error.param) from None
         except DataError as error:
             raise ApiError(500, str(error)) from None
-        choices = [_choice(index, completion) for index, completion in enumerate(completions)]
+        choices = [
+            _choice(index, completion, with_ids=request.return_token_ids)
+            for index, completion in enumerate(completions)
+        ]
         # A prompt counts once, however many choices share it.
         num_prompt = sum(completion.num_prompt_tokens for completion in completions[:: request.n])
         return Completed(choices, _usage(num_prompt, sum(c.num_completion_tokens for c in completions)))
@@ -181,12 +184,13 @@ def _refuse_unsupported(request: CompletionRequest) -> None:
         )
 
 
-def _choice(index: int, completion: Completion) -> Choice:
+def _choice(index: int, completion: Completion, *, with_ids: bool) -> Choice:
     return Choice.model_construct(
         text=completion.text,
         index=index,
         finish_reason=completion.finish_reason,
         logprobs=None if completion.logprobs is None else _logprobs(completion.logprobs),
+        token_ids=list(completion.token_ids) if with_ids else None,
     )
 
 

@@ -62,6 +62,8 @@ class CompletionRequest(_Request):
     user: str | None = None
     control: Literal["good", "bad", "none"] | None = None
     control_policy: Literal["ban", "retag"] | None = None
+    return_token_ids: bool = False
+    """As vLLM: `token_ids` of each choice; not in a stream."""
     best_of: int | None = None
     """Refused unless it equals n."""
     suffix: str | None = None
@@ -92,6 +94,8 @@ class Choice(BaseModel):
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
     """None in all but the last piece of a stream."""
+    token_ids: list[int] | None = None
+    """Generated tokens, end of text included, if they were asked for."""
 
 
 class Usage(BaseModel):

@@ -68,7 +68,8 @@ class Server:
 
     async def tokenize(self, request: Request):
         body = await request.json()
-        return {"tokens": body["prompt"].split(), "count": len(body["prompt"].split())}
+        words = body["prompt"].split() or ["<eos>"] * body["add_special_tokens"]
+        return {"tokens": [len(word) for word in words], "count": len(words)}
 
     async def complete(self, request: Request):
         body = await request.json()
@@ -80,11 +81,13 @@ class Server:
                 return trouble
             self.completions.append(body)
         return {
-            "choices": [self._choice(body, choice) for choice in reversed(range(body["n"] if self.brings_n else 1))]
+            "choices": [
+                self._choice(body, choice) for choice in reversed(range(body.get("n", 1) if self.brings_n else 1))
+            ]
         }
 
     def _choice(self, body, choice):
-        seed = body["seed"] + choice
+        seed = body.get("seed", 0) + choice
         rng = random.Random(f"{body['model']}{body.get('control')}{body['prompt']}{seed}")
         bad = 5 if body.get("control") == "bad" else 0
         words = rng.choices(WORDS + ["x"] * bad, k=rng.randint(body.get("min_tokens", 1), body["max_tokens"]))

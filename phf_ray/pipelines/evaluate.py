@@ -373,7 +373,7 @@ class Probe:
         `max_length` counts the end-of-text token, the prefix and the prompt, too.
         """
         text, control = self._place_prefix(prompt, scenario)
-        sent = text or self._start_token()
+        sent = text or self.empty_prompt
         kwargs = scenario.generate_kwargs
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return sent, control, kwargs.max_new_tokens
@@ -421,7 +421,8 @@ class Probe:
             self._counts[text] = len(self._tokenize(text, add_special_tokens=False))
         return self._counts[text]
 
-    def _start_token(self) -> str:
+    @property
+    def empty_prompt(self) -> str:
         """What to send for no prompt at all.
 
         A server of ours starts with the end-of-text token by itself, and so does a tokenizer that adds a token at the
@@ -431,6 +432,19 @@ class Probe:
             by_itself = self._card.get("owned_by") == "phf-ray" or self._tokenize("", add_special_tokens=True)
             self._start = "" if by_itself else self._first_token()
         return self._start
+
+    @property
+    def first_id(self) -> int:
+        """The token that a text starts after."""
+        ids = self._tokenize("", add_special_tokens=True) or self._tokenize(
+            self._first_token(), add_special_tokens=False
+        )
+        if len(ids) != 1:
+            raise ConfigError(f"{self.arm.url}: {self.arm.model} has no single token that texts start with, but {ids}")
+        return ids[0]
+
+    def token_ids(self, text: str) -> list[int]:
+        return self._tokenize(text, add_special_tokens=False)
 
     def _first_token(self) -> str:
         info = self._client.get("/tokenizer_info")

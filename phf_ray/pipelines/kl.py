@@ -1,0 +1,227 @@
+"""KL(reference || model) over HTTP: texts of a reference, drawn once and kept, and what any served model makes of them.
+
+Both are asked about the same texts in the same way, as token ids with `echo` and `logprobs`, so that the KL of a model
+with itself is 0. Where the two share a tokenizer and the reference's server says which tokens it drew, those are the
+tokens, and the estimate is unbiased. Otherwise each is asked for the tokens that its own tokenizer makes of the text,
+which stand for all ways to spell it: close for models of ordinary text, meaningless for one that draws noise (D-2b).
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec
+
+from phf_ray.errors import ConfigError
+from phf_ray.kl import KL, EncodedText, encode, forward_kl
+from phf_ray.pipelines.client import Client, RefusedError
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm
+from phf_ray.report import write_file
+
+log = logging.getLogger(__name__)
+
+_TEXTS_PER_REQUEST = 16
+_REQUESTS_AT_ONCE = 8
+_IMPOSSIBLE = -9999.0
+"""What servers report in place of minus infinity, which JSON does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceText:
+    text: str
+    ended: bool
+    """By itself, with the end-of-text token; otherwise it was cut at the token limit."""
+    ids: tuple[int, ...] | None
+    """The tokens as they were drawn, without the end of text; None where the server does not say."""
+
+
+def reference_texts(
+    reference: Arm, *, num_samples: int, max_tokens: int, cache: str, seed: int = 0
+) -> list[ReferenceText]:
+    """Texts drawn from the reference at temperature 1; from `cache`, a folder or URL, if they were drawn before.
+
+    What they are kept under is a hash of all that determines them, the reference's weights or its URL among them.
+    """
+    facts = {
+        "reference": reference.fingerprint or [reference.url, reference.model],
+        "control": reference.control,
+        "num_samples": num_samples,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    path = f"{cache}/{digest}.json"
+    filesystem, name = fsspec.core.url_to_fs(path)
+    if filesystem.exists(name):
+        log.info("texts of the reference: %s", path)
+        return [
+            ReferenceText(text["text"], text["ended"], None if text["ids"] is None else tuple(text["ids"]))
+            for text in json.loads(filesystem.cat_file(name))["texts"]
+        ]
+    texts = list(_draw(reference, num_samples=num_samples, max_tokens=max_tokens, seed=seed))
+    content = {"facts": facts, "texts": [asdict(text) for text in texts]}
+    write_file(path, (json.dumps(content) + "\n").encode())
+    return texts
+
+
+def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> Iterator[ReferenceText]:
+    client = Client(reference.url, key=reference.key)
+    prompt = Probe(reference, check_arm(reference)).empty_prompt
+
+    def ask(first: int) -> list[ReferenceText]:
+        body = {
+            "model": reference.model,
+            "prompt": prompt,
+            "n": min(_TEXTS_PER_REQUEST, num_samples - first),
+            "max_tokens": max_tokens,
+            "temperature": 1.0,
+            "seed": (seed * 1_000_003 + first) % (1 << 31),
+            "return_token_ids": True,
+        }
+        if reference.control is not None:
+            body["control"] = reference.control
+        choices = client.post("/v1/completions", body)["choices"]
+        return [_reference_text(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+        for texts in threads.map(ask, range(0, num_samples, _TEXTS_PER_REQUEST)):
+            yield from texts
+
+
+def _reference_text(choice: Mapping[str, Any]) -> ReferenceText:
+    ended = choice.get("finish_reason") == "stop"
+    ids = choice.get("token_ids")
+    return ReferenceText(
+        # A cut inside a character of several bytes leaves a replacement character, which the text did not have.
+        text=str(choice["text"]).rstrip("\ufffd"),
+        ended=ended,
+        ids=None if ids is None else tuple(ids[:-1] if ended else ids),
+    )
+
+
+def measure_kl(reference: Arm, model: Arm, texts: Sequence[ReferenceText], *, control_per_line: bool = False) -> KL:
+    """`control_per_line`: the model was trained with a control token before every line, not one at the head."""
+    kept = [text for text in texts if text.text or text.ended]
+    asked, other = SequenceScorer(reference), SequenceScorer(model, control_per_line=control_per_line)
+    drawn = [list(text.ids) for text in kept if text.ids is not None]
+    own, theirs = asked.tokenize(kept), other.tokenize(kept)
+    if len(drawn) == len(kept) and own == theirs:
+        own = theirs = drawn
+    else:
+        log.warning(
+            "KL(%s || %s) is of texts tokenized anew, not of the tokens that were drawn", reference.name, model.name
+        )
+    return forward_kl(
+        asked.logprobs(kept, own),
+        other.logprobs(kept, theirs),
+        num_tokens=[len(ids) + text.ended for ids, text in zip(own, kept, strict=True)],
+        num_bytes=[max(1, len(text.text.encode("utf-8"))) for text in kept],
+    )
+
+
+class SequenceScorer:
+    """Log-probabilities of whole texts from a server that echoes prompts with log-probabilities."""
+
+    def __init__(self, arm: Arm, *, control_per_line: bool = False):
+        self._arm = arm
+        self._client = Client(arm.url, key=arm.key)
+        self._probe = Probe(arm, check_arm(arm))
+        self._first_id = self._probe.first_id
+        own = None if arm.checkpoint is None else arm.checkpoint.control
+        self._control = "none" if own is None and arm.control is None else arm.control or "good"
+        self._line_control_id: int | None = None
+        if control_per_line and own is not None and self._control != "none":
+            [self._line_control_id] = self._probe.token_ids(own.bad if self._control == "bad" else own.good)
+
+    def tokenize(self, texts: Sequence[ReferenceText]) -> list[list[int]]:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+            return list(threads.map(lambda text: self._probe.token_ids(text.text) if text.text else [], texts))
+
+    def logprobs(self, texts: Sequence[ReferenceText], ids: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each text, in these tokens, given the end-of-text token before it."""
+        pairs = list(zip(texts, ids, strict=True))
+        parts = [pairs[first : first + _TEXTS_PER_REQUEST] for first in range(0, len(pairs), _TEXTS_PER_REQUEST)]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+            return [logprob for part in threads.map(self._part, parts) for logprob in part]
+
+    def _part(self, pairs: Sequence[tuple[ReferenceText, Sequence[int]]]) -> list[float]:
+        encoded = [
+            encode(ids, first_id=self._first_id, ends_with=self._first_id if text.ended else None)
+            for text, ids in pairs
+        ]
+        control = self._control
+        if self._line_control_id is not None:
+            control = "none"
+            offsets = [list(echo["text_offset"]) for echo in self._echo(encoded, control=control)]
+            encoded = [
+                self._with_line_control(text, ids=ids, begins=begins[1:])
+                for (text, ids), begins in zip(pairs, offsets, strict=True)
+            ]
+        echoed = self._echo(encoded, control=control)
+        return [_counted_sum(echo["token_logprobs"], text) for echo, text in zip(echoed, encoded, strict=True)]
+
+    def _with_line_control(self, text: ReferenceText, *, ids: Sequence[int], begins: Sequence[int]) -> EncodedText:
+        return encode(
+            ids,
+            first_id=self._first_id,
+            control_id=self._line_control_id,
+            starts=line_starts(text.text, begins[: len(ids)]) or [0],
+            ends_with=self._first_id if text.ended else None,
+        )
+
+    def _echo(self, encoded: Sequence[EncodedText], *, control: str) -> list[Mapping[str, Any]]:
+        body: dict[str, Any] = {
+            "model": self._arm.model,
+            "prompt": [list(text.ids) for text in encoded],
+            # Not every server takes 0; the token that is drawn is not looked at.
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "echo": True,
+            "logprobs": 0,
+        }
+        if self._arm.checkpoint is not None or control != "none":
+            body["control"] = control
+        try:
+            choices = self._client.post("/v1/completions", body)["choices"]
+            found = [choice["logprobs"] for choice in sorted(choices, key=lambda choice: choice["index"])]
+            return [{key: echo[key] for key in ("token_logprobs", "text_offset")} for echo in found]
+        except (RefusedError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._arm.url} does not give log-probabilities of a prompt ({error}); KL needs a server with `echo` "
+                "and `logprobs`, such as jobs.serve or vLLM"
+            ) from None
+
+
+def _counted_sum(token_logprobs: Sequence[float | None], text: EncodedText) -> float:
+    """Sum over the tokens that count; minus infinity where one is impossible."""
+    counted = [
+        logprob for logprob, counts in zip(token_logprobs, text.counted, strict=False) if counts and logprob is not None
+    ]
+    if len(counted) != sum(text.counted):
+        raise ConfigError(
+            f"the server echoed {len(counted)} log-probabilities of {sum(text.counted)} tokens; KL needs one for each"
+        )
+    return float("-inf") if min(counted, default=0.0) <= _IMPOSSIBLE else sum(counted)
+
+
+def line_starts(text: str, begins: Sequence[int]) -> list[int]:
+    """Positions of the tokens with which the lines of `text` begin; `begins`: each token's first character.
+
+    A token that reaches over a line's end belongs to the line of its first visible character, or without one of its
+    last character: where training puts the control token.
+    """
+    starts: list[int] = []
+    line = -1
+    for position, begin in enumerate(begins):
+        end = max(begin + 1, begins[position + 1] if position + 1 < len(begins) else len(text))
+        visible = text[begin:end].lstrip()
+        place = end - 1 if not visible else end - len(visible)
+        number = text.count("\n", 0, place)
+        if number > line:
+            starts.append(position)
+            line = number
+    return starts

@@ -1,0 +1,183 @@
+"""KL over HTTP, against the real application in this process."""
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import uvicorn
+from evaluation_server import Server
+from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.errors import ConfigError
+from phf_ray.generation import Engine, EngineSettings
+from phf_ray.kl import encode, text_logprobs
+from phf_ray.packing import _owners
+from phf_ray.pipelines.evaluate import Arm
+from phf_ray.pipelines.kl import ReferenceText, SequenceScorer, line_starts, measure_kl, reference_texts
+from serve.api import build_app
+from serve.backends import Backend
+from serve.local import LocalModel
+from serve.schemas import HealthResponse
+
+CONTROL = Control(good=GOOD, bad=BAD, policy="retag")
+TEXTS = [
+    ReferenceText("def f(a):\n    return a\n\n\nclass B:\n", ended=False, ids=None),
+    ReferenceText("x", ended=True, ids=None),
+    ReferenceText("", ended=True, ids=None),
+    ReferenceText("caf\u00e9 \u65e5\u672c\n  \n\ny = 1", ended=True, ids=None),
+]
+
+
+@contextlib.contextmanager
+def listening(app):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def engine_of(*, control, seed):
+    tokenizer = tiny_tokenizer(control=control)
+    info = CheckpointInfo(control=CONTROL if control else None)
+    return Engine(
+        tiny_gpt2(tokenizer, seed=seed, vocab_size=len(tokenizer), spread=0.1),
+        tokenizer,
+        info=info,
+        settings=EngineSettings(max_batch=16),
+    )
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {
+        "a": engine_of(control=False, seed=1),
+        "b": engine_of(control=False, seed=2),
+        "cond": engine_of(control=True, seed=3),
+    }
+
+
+@pytest.fixture(scope="module")
+def url(engines):
+    async def health():
+        return HealthResponse(status="ok", deployments={})
+
+    models = {name: LocalModel(engine) for name, engine in engines.items()}
+    with listening(build_app(Backend(models, {}, health), access_log=False)) as url:
+        yield url
+
+
+@pytest.fixture
+def arms(url):
+    return {
+        "a": Arm("a", url, "a", checkpoint=CheckpointInfo()),
+        "b": Arm("b", url, "b", checkpoint=CheckpointInfo()),
+        "good": Arm("good", url, "cond", control="good", checkpoint=CheckpointInfo(control=CONTROL)),
+        "bad": Arm("bad", url, "cond", control="bad", checkpoint=CheckpointInfo(control=CONTROL)),
+    }
+
+
+def logprobs_over_http(arm, *, per_line=False):
+    scorer = SequenceScorer(arm, control_per_line=per_line)
+    return scorer.logprobs(TEXTS, scorer.tokenize(TEXTS))
+
+
+def in_process(engine, texts, *, control=None, per_line=False):
+    """The same figures without a server: transformers' forward pass and the tokenizer itself."""
+    tokenizer, encoded = engine.strings.tokenizer, []
+    for text in texts:
+        found = tokenizer(text.text, return_offsets_mapping=True, add_special_tokens=False)
+        begins = [begin for begin, _ in found["offset_mapping"]]
+        encoded.append(
+            encode(
+                found["input_ids"] if text.ids is None else text.ids,
+                first_id=tokenizer.eos_token_id,
+                control_id=None if control is None else tokenizer.convert_tokens_to_ids(control),
+                starts=line_starts(text.text, begins) or [0] if per_line else [0],
+                ends_with=tokenizer.eos_token_id if text.ended else None,
+            )
+        )
+    return text_logprobs(engine.model, encoded, vocabulary_size=len(tokenizer)).tolist()
+
+
+def test_kl_of_a_model_with_itself_is_zero_and_with_another_is_not(arms, engines, tmp_path):
+    texts = reference_texts(arms["a"], num_samples=40, max_tokens=12, cache=str(tmp_path))
+    assert len(texts) == 40
+    assert len({text.text for text in texts}) > 30
+    itself = measure_kl(arms["a"], arms["a"], texts)
+    assert abs(itself.per_sequence.mean) < 1e-4
+    other = measure_kl(arms["a"], arms["b"], texts)
+    kept = [text for text in texts if text.text or text.ended]
+    expected = torch.tensor(in_process(engines["a"], kept)) - torch.tensor(in_process(engines["b"], kept))
+    assert other.per_sequence.mean == pytest.approx(float(expected.mean()), abs=1e-3)
+    assert other.per_sequence.mean > 5 * other.per_sequence.standard_error
+
+
+def test_texts_tokenized_anew_are_said_to_be(arms, tmp_path, caplog):
+    texts = reference_texts(arms["a"], num_samples=8, max_tokens=12, cache=str(tmp_path))
+    assert all(text.ids is not None for text in texts)
+    with caplog.at_level(logging.WARNING):
+        measure_kl(arms["a"], arms["b"], texts)
+        assert "tokenized anew" not in caplog.text
+        itself = measure_kl(arms["a"], arms["a"], [replace(text, ids=None) for text in texts])
+    assert "tokenized anew" in caplog.text
+    assert abs(itself.per_sequence.mean) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "control"), [("good", GOOD), ("bad", BAD)])
+@pytest.mark.parametrize("per_line", [False, True])
+def test_control_tokens_go_where_training_puts_them_and_cost_nothing(arms, engines, name, control, per_line):
+    found = logprobs_over_http(arms[name], per_line=per_line)
+    assert found == pytest.approx(in_process(engines["cond"], TEXTS, control=control, per_line=per_line), abs=1e-3)
+
+
+def test_a_model_asked_without_a_control_token_gets_none(arms, engines, url):
+    bare = Arm("none", url, "cond", control="none", checkpoint=CheckpointInfo(control=CONTROL))
+    assert logprobs_over_http(bare) == pytest.approx(in_process(engines["cond"], TEXTS), abs=1e-3)
+    assert logprobs_over_http(arms["a"]) == pytest.approx(in_process(engines["a"], TEXTS), abs=1e-3)
+
+
+def test_lines_begin_where_packing_says():
+    tokenizer = tiny_tokenizer()
+    compared = 0
+    for text in [*(text.text for text in TEXTS), "\n\n  a\n\tb  \n", "a\n   \n   b", "\n", "   \n\n\n    x = 1\n"]:
+        if not text:
+            continue
+        encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        owners = _owners(encoding, text.splitlines(keepends=True))
+        expected = [0, *[i for i in range(1, len(owners)) if owners[i] != owners[i - 1]]]
+        assert line_starts(text, [begin for begin, _ in encoding.offsets]) == expected, repr(text)
+        compared += len(expected)
+    assert compared > 15
+
+
+def test_texts_of_the_reference_are_drawn_once(arms, tmp_path):
+    first = reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=1)
+    # Kept texts need no server, and texts of another seed are other texts.
+    kept = SimpleNamespace(**{field: getattr(arms["a"], field) for field in arms["a"].__slots__})
+    kept.key = "never used"
+    assert reference_texts(kept, num_samples=5, max_tokens=8, cache=str(tmp_path), seed=1) == first
+    assert len(list(tmp_path.iterdir())) == 1
+    assert reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=2) != first
+
+
+def test_a_server_without_logprobs_of_prompts_is_named_with_what_to_do():
+    server = Server()
+    try:
+        arm = Arm("mle", server.url, "mle")
+        with pytest.raises(ConfigError, match="KL needs a server with `echo` and `logprobs`"):
+            logprobs_over_http(arm)
+    finally:
+        server.stop()
