@@ -87,11 +87,13 @@ def write_file(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes)
     if not is_local(filesystem):
         filesystem.pipe_file(path, content)
         return
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch_for(path)
     scratch.write_bytes(content)
-    _rename(scratch, final)
+    _rename(scratch, Path(path))
+    # Others may be at work in it; the last one takes it away.
+    with contextlib.suppress(OSError):
+        scratch.parent.rmdir()
 
 
 def remove_file(path: str) -> None:
@@ -100,12 +102,12 @@ def remove_file(path: str) -> None:
         filesystem.rm_file(inner)
 
 
-def _scratch_beside(path: str) -> Path:
-    """A new name in `_tmp` of the corpus, which is on the same disk as its parts, as renaming requires."""
+def _scratch_for(path: str) -> Path:
+    """A new name in `_tmp` of the corpus, which is on the same disk, as renaming requires."""
     folder = Path(path).parent
-    folder = folder if folder.name == TEMPORARY else folder / TEMPORARY
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{Path(path).name}.{uuid.uuid4().hex}"
+    root = folder.parent if folder.name in (REJECTED, TEMPORARY) else folder
+    (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
+    return root / TEMPORARY / f"{Path(path).name}.{uuid.uuid4().hex}"
 
 
 def _rename(scratch: Path, final: Path) -> None:
@@ -515,7 +517,7 @@ class PartWriter:
         self._rows: list[tuple[str, Sequence[str], Mapping[str, Scores], str]] = []
         self._buffered = 0
         if is_local(self._filesystem):
-            self._scratch = _scratch_beside(self._path)
+            self._scratch = _scratch_for(self._path)
         else:
             # An object store has no rename: the part is finished on local disk and uploaded with one PUT.
             handle, name = tempfile.mkstemp(prefix="phf-", suffix=".parquet")
@@ -638,7 +640,9 @@ def finish(
     content = json.dumps(manifest.to_json(), indent=2, ensure_ascii=True) + "\n"
     write_file(filesystem, posixpath.join(root, MANIFEST), content.encode())
     write_file(filesystem, posixpath.join(root, CARD), data_card(manifest).encode())
-    write_file(filesystem, posixpath.join(root, SUCCESS), b"")
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm(posixpath.join(root, TEMPORARY), recursive=True)
+    filesystem.touch(posixpath.join(root, SUCCESS))
     return manifest
 
 

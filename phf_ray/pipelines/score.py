@@ -273,8 +273,9 @@ class Output:
         corpus.write_file(self._filesystem, posixpath.join(self._root, name), content.encode())
 
     def refuse_strangers(self) -> None:
-        """A folder with files that are not ours is not written into."""
-        if self._filesystem.exists(self._root) and self._filesystem.ls(self._root, detail=False):
+        """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
+        names = self._filesystem.ls(self._root, detail=False) if self._filesystem.exists(self._root) else []
+        if any(posixpath.basename(str(name)) != corpus.TEMPORARY for name in names):
             raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
 
     def remove(self, name: str) -> None:
@@ -681,7 +682,6 @@ def _finish(plan: Plan, place: Output, *, tracker: "_Tracker", segmenter: str) -
             "mend the input and give --restart"
         )
     tracker.judge(final=True)
-    place.remove(corpus.TEMPORARY)
     return corpus.finish(
         place.name(),
         scorers=[ScorerIdentity(**identity) for identity in plan.identities],

@@ -21,7 +21,7 @@ from phf_ray import corpus
 from phf_ray.config import parse_config
 from phf_ray.corpus import read_corpus
 from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Request
+from phf_ray.pipelines.score import InProcess, Request
 
 ROOT = Path(__file__).parents[2]
 NUM_FILES = 8
@@ -30,14 +30,8 @@ PATIENCE_S = 90
 DRIVER = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import ray
 from cluster import test_score_faults as faults
-from phf_ray.pipelines import score
-if {address!r} == "local":
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-else:
-    ray.init(address={address!r}, log_to_driver=False)
-score.run(faults.request({folder!r}, gate={gate!r}), {output!r})
+faults.{call}
 """
 
 
@@ -66,10 +60,10 @@ def gate(tmp_path) -> Path:
 
 
 @pytest.fixture
-def whole(local_ray, sources, gate, tmp_path) -> dict[str, bytes]:
-    """Every file of an uninterrupted run."""
+def whole(sources, gate, tmp_path) -> dict[str, bytes]:
+    """Every file of an uninterrupted run, without Ray."""
     gate.touch()
-    score.run(request(sources, gate=gate), str(tmp_path / "whole"))
+    score.run(request(sources, gate=gate), str(tmp_path / "whole"), executor=InProcess())
     gate.unlink()
     return files_of(tmp_path / "whole")
 
@@ -101,16 +95,38 @@ def assert_is_the_uninterrupted_run(output: Path, whole: dict[str, bytes]) -> No
     assert corpus.read_manifest(str(output)).rejected == {"not_utf8": 1}
 
 
+def drive_ray(folder: str, gate: str, output: str, address: str) -> None:
+    import ray
+
+    if address == "local":
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    else:
+        ray.init(address=address, log_to_driver=False)
+    score.run(request(folder, gate=gate), output)
+
+
+def drive_until_a_write(folder: str, gate: str, output: str, number: int) -> None:
+    """Dies at the `number`th time that a file of the output is created or renamed, just before it happens."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        created = (
+            event == "open" and str(arguments[1]).startswith(("w", "x", "a")) and str(arguments[0]).startswith(output)
+        )
+        renamed = event == "os.rename" and str(arguments[1]).startswith(output)
+        if created or renamed:
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    score.run(request(folder, gate=gate), output, executor=InProcess())
+
+
 @contextlib.contextmanager
-def driver(folder: Path, gate: Path, output: Path, *, address: str = "local") -> Iterator["subprocess.Popen[bytes]"]:
-    code = DRIVER.format(
-        root=str(ROOT),
-        tests=str(ROOT / "tests"),
-        address=address,
-        folder=str(folder),
-        gate=str(gate),
-        output=str(output),
-    )
+def driver(call: str) -> Iterator["subprocess.Popen[bytes]"]:
+    code = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), call=call)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -120,9 +136,9 @@ def driver(folder: Path, gate: Path, output: Path, *, address: str = "local") ->
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_driver_is_started_again(whole, sources, gate, tmp_path):
+def test_a_killed_driver_is_started_again(local_ray, whole, sources, gate, tmp_path):
     output = tmp_path / "out"
-    with driver(sources, gate, output) as process:
+    with driver(f"drive_ray({str(sources)!r}, {str(gate)!r}, {str(output)!r}, 'local')") as process:
         wait_for(lambda: is_halfway(output), "a committed and a held shard")
         process.send_signal(signal.SIGKILL)
     committed = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
@@ -135,7 +151,7 @@ def test_a_killed_driver_is_started_again(whole, sources, gate, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_actor_is_replaced(whole, sources, gate, tmp_path):
+def test_a_killed_actor_is_replaced(local_ray, whole, sources, gate, tmp_path):
     output = tmp_path / "out"
     victims: list[int] = []
 
@@ -155,10 +171,24 @@ def test_a_killed_actor_is_replaced(whole, sources, gate, tmp_path):
     assert_is_the_uninterrupted_run(output, whole)
 
 
-def test_a_worker_killed_between_writing_and_committing_leaves_nothing(whole, sources, gate, tmp_path):
+# In the order of the 18 events: plan (1, 2), parts with the rejects of one among them (3-13), manifest and card
+# (14-17), the mark of success (18).
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 11, 13, 14, 15, 17, 18])
+def test_killed_just_before_any_write_it_goes_on_as_if_nothing_had_been(whole, sources, gate, tmp_path, number):
     gate.touch()
     output = tmp_path / "out"
-    score.run(request(sources, gate=gate), str(output))
+    with driver(f"drive_until_a_write({str(sources)!r}, {str(gate)!r}, {str(output)!r}, {number})") as process:
+        assert process.wait(timeout=PATIENCE_S) == -signal.SIGKILL, "all was written before that; lower the number"
+    assert not (output / "_SUCCESS").exists()
+    score.run(request(sources, gate=gate), str(output), executor=InProcess())
+    assert_is_the_uninterrupted_run(output, whole)
+
+
+def test_a_part_that_was_written_but_not_renamed_is_not_part_of_the_corpus(whole, sources, gate, tmp_path):
+    gate.touch()
+    output = tmp_path / "out"
+    score.run(request(sources, gate=gate), str(output), executor=InProcess())
     # What the disk holds when a worker dies after its data is written, and before the rename that commits it.
     (output / "_tmp").mkdir()
     (output / "part-00003.parquet").rename(output / "_tmp" / "part-00003.parquet.0123")
@@ -166,18 +196,7 @@ def test_a_worker_killed_between_writing_and_committing_leaves_nothing(whole, so
     (output / "_tmp" / "part-00004.parquet.4567").write_bytes(b"PAR1 torn")
     for name in ("_SUCCESS", "manifest.json", "README.md"):
         (output / name).unlink()
-    score.run(request(sources, gate=gate), str(output))
-    assert_is_the_uninterrupted_run(output, whole)
-
-
-def test_a_driver_killed_before_the_mark_of_success_does_not_look_finished(whole, sources, gate, tmp_path):
-    gate.touch()
-    output = tmp_path / "out"
-    score.run(request(sources, gate=gate), str(output))
-    (output / "_SUCCESS").unlink()
-    with pytest.raises(Exception, match="is not finished"):
-        next(read_corpus(str(output)))
-    score.run(request(sources, gate=gate), str(output))
+    score.run(request(sources, gate=gate), str(output), executor=InProcess())
     assert_is_the_uninterrupted_run(output, whole)
 
 
@@ -185,7 +204,7 @@ def test_after_success_nothing_is_done_again(whole, sources, gate, tmp_path):
     # The gate is closed: scoring anything would wait for ever.
     output = tmp_path / "whole"
     stamps = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    score.run(request(sources, gate=gate), str(output))
+    score.run(request(sources, gate=gate), str(output), executor=InProcess())
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == stamps
 
 
@@ -197,7 +216,8 @@ def test_a_killed_node_loses_only_what_it_held(whole, sources, gate, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        with driver(sources, gate, output, address=cluster.address) as process:
+        call = f"drive_ray({str(sources)!r}, {str(gate)!r}, {str(output)!r}, {cluster.address!r})"
+        with driver(call) as process:
             wait_for(lambda: is_halfway(output) and len(list(tmp_path.glob("gate.waits.*"))) == 2, "two held shards")
             waiting = {int(path.suffix[1:]) for path in tmp_path.glob("gate.waits.*")}
             victim = next(node for node in nodes if waiting & workers_of(node))

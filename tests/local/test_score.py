@@ -75,6 +75,7 @@ def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, c
     assert job.main(["--task", task, "--input", str(sources), "--output", str(out)]) == 0
     assert "1 records rejected: empty" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
+    assert not (out / "_tmp").exists()
     assert (summary["status"], summary["documents"], summary["rejected"]) == ("complete", 21, {"empty": 1})
     assert thresholds.main(["--corpus", str(out), "--quantile", "0.5", "1"]) == 0
     printed = capsys.readouterr().out
