@@ -230,10 +230,10 @@ def _wait_until_ready(*, timeout_s: float) -> None:
 
 
 def _reason(message: str) -> str:
-    """The line of a replica's traceback that says what happened."""
+    """The end of a replica's traceback: what was raised, without where."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    named = [line for line in lines if "Error: " in line and not line.startswith("ray.")]
-    return (named or lines or ["no reason given"])[-1]
+    raised = [number for number, line in enumerate(lines) if "Error: " in line and not line.startswith("ray.")]
+    return " ".join(lines[raised[-1] if raised else -1 :][:4]) if lines else "no reason given"
 
 
 if __name__ == "__main__":
