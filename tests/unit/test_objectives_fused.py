@@ -94,7 +94,7 @@ def test_unlikelihood_of_a_certain_token_has_its_whole_gradient_in_fp32(gap):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation returned."""
+    """Numbers in the largest tensor that any operation made; views are not made."""
 
     def __init__(self):
         super().__init__()
@@ -102,6 +102,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.numel = max(self.numel, tensor.numel())
@@ -156,7 +158,7 @@ def test_without_gradients_none_are_computed():
         out = fused(leaves, targets, weights, chunk_tokens=2)
     assert out.loss.item() == pytest.approx(plain(leaves, targets, weights).item())
     assert not out.loss.requires_grad
-    assert largest.numel < NUM_TOKENS * WIDTH  # the gradient for hidden states
+    assert largest.numel < VOCABULARY * WIDTH  # the gradient for the head
 
 
 def test_second_backward_says_that_gradients_are_gone():

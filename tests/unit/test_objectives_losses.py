@@ -177,6 +177,8 @@ def test_structural_targets_are_aligned_of_weight_one_and_without_value_loss():
     likelihoods = [-math.log(p) for p in PROBABILITIES]
     unlikelihoods = [-math.log(1 - p) for p in PROBABILITIES]
     assert loss_of(UL, kinds=kinds) == pytest.approx((sum(likelihoods[:3]) + sum(unlikelihoods[3:])) / 5)
+    none_aligned = sum(unlikelihoods[:2]) + likelihoods[2] + sum(unlikelihoods[3:])
+    assert loss_of({**UL, "score_threshold": -1.0}, kinds=kinds) == pytest.approx(none_aligned / 5)
     low = math.exp(-0.8)
     assert loss_of(RWR, kinds=kinds) == pytest.approx((sum(likelihoods[:3]) + low * sum(likelihoods[3:])) / 5)
     advantages = [0.1, 0.2, 0.0, -0.3, -0.2]
