@@ -98,7 +98,7 @@ def _score(request: Request, *, output: str, append: bool, restart: bool) -> Non
         summary.update(elapsed_s=round(time.monotonic() - begin, 3), **shown.facts())
         # Where the job refused to touch the folder, it leaves no word there either.
         if place.is_ours():
-            place.write_json("summary.json", summary)
+            place.write_summary(summary)
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

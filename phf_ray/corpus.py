@@ -91,9 +91,6 @@ def write_file(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes)
     scratch = _scratch_for(path)
     scratch.write_bytes(content)
     _rename(scratch, Path(path))
-    # Others may be at work in it; the last one takes it away.
-    with contextlib.suppress(OSError):
-        scratch.parent.rmdir()
 
 
 def remove_file(path: str) -> None:

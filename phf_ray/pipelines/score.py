@@ -268,9 +268,12 @@ class Output:
     def is_ours(self) -> bool:
         return self.has(corpus.PLAN)
 
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """At the very end of a job: in a finished corpus nothing temporary is left behind."""
         content = json.dumps(values, indent=2) + "\n"
-        corpus.write_file(self._filesystem, posixpath.join(self._root, name), content.encode())
+        corpus.write_file(self._filesystem, posixpath.join(self._root, "summary.json"), content.encode())
+        if self.has(corpus.SUCCESS):
+            self.remove(corpus.TEMPORARY)
 
     def refuse_strangers(self) -> None:
         """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
