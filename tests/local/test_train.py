@@ -63,7 +63,7 @@ def test_a_run_leaves_configuration_metrics_checkpoints_and_summary(finished):
     named = {"loss", "learning_rate", "epoch", "global_step", "tokens_seen", "theoretical_loss", "grad_norm"}
     named |= {"tokens_per_s", "tokens_per_s_per_device", "data_wait_fraction", "peak_memory_gb"}
     assert {f"train/{name}" for name in named} <= row.keys()
-    named = {"original_loss", "theoretical_loss", "tokens_used"}
+    named = {"original_loss", "theoretical_loss", "tokens_used", "docs_used"}
     named |= {"instantaneous_batch_size", "instantaneous_microbatch_size"}
     assert {f"objective/train/{name}" for name in named} <= row.keys()
     assert row["train/tokens_seen"] < 5 * 8 * 32, "control tokens count"
