@@ -1,0 +1,21 @@
+"""All benchmarks, one after the other: `make bench`. Each can be run alone, as `python -m benchmarks.bench_train`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    names = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
+    failed = []
+    for name in names:
+        print(f"\n== {name}", flush=True)
+        # A process of its own: one benchmark's threads, models and Ray must not slow the next.
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode != 0:
+            failed.append(name)
+    print(f"\n{len(names) - len(failed)} of {len(names)} benchmarks ran" + (f"; failed: {failed}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
