@@ -4,7 +4,7 @@
     python -m benchmarks.bench_pipeline --parts scale         # 1x, 4x and 16x of a small corpus
 
 The reference is the scorer called in a loop on texts in memory: no reading, no writing, no Ray. Steady state is the
-middle 70% of the time between the first and the last part; both reference and job are measured in the same run, in turn.
+middle 70% of the time between the first and the last part; reference and job are measured in the same run, in turn.
 """
 
 import argparse
