@@ -240,3 +240,55 @@ def workers_of(node) -> set[int]:
             if parent in raylets:
                 found.add(int(path.parent.name))
     return found
+
+
+def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
+    """CPU and GPU pools side by side; notes how many actors lived, and opens the gate once there are few again."""
+    import ray
+    from ray.util.state import list_actors
+
+    ray.init(address="local", num_cpus=6, resources={"GPU_FAKE": 1}, log_to_driver=False)
+    seen: list[int] = []
+    free_gpus: list[float] = []
+
+    def watch() -> None:
+        while not Path(output, "_SUCCESS").exists():
+            alive = list_actors(filters=[("state", "=", "ALIVE")])
+            seen.append(sum(actor.class_name.startswith("MapWorker") for actor in alive))
+            free_gpus.append(ray.available_resources().get("GPU_FAKE", 0.0))
+            # One actor of each pool is the minimum; the one on CPUs is held at the gate.
+            if max(seen) > 2 and seen[-1] <= 2:
+                Path(gate).touch()
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer", "gate": gate, "delay_s": 0.7}]
+    pools = {
+        "cpu": {"min": 1, "max": 4},
+        "gpu": {"min": 1, "max": 1, "num_gpus": 0, "resources": {"GPU_FAKE": 1}},
+    }
+    config = parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", "pools": pools}})
+    score.run(Request(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"), output)
+    watcher.join()
+    Path(samples).write_text(json.dumps({"actors": seen, "free_gpus": free_gpus}))
+
+
+@pytest.mark.timeout(300)
+def test_pools_grow_and_shrink_between_their_limits(tmp_path):
+    folder, gate, output, samples = (tmp_path / name for name in ("in", "gate", "out", "samples.json"))
+    folder.mkdir()
+    # The largest shard goes first: it is held, the others pass.
+    (folder / "held.py").write_text("GATE\n" + "x\n" * 1000)
+    for index in range(24):
+        (folder / f"{index}.py").write_text(f"document {index}\n")
+    call = f"drive_and_watch({str(folder)!r}, {str(gate)!r}, {str(output)!r}, {str(samples)!r})"
+    with driver(call) as process:
+        assert process.wait(timeout=PATIENCE_S * 3) == 0
+    seen = json.loads(samples.read_text())
+    most = max(seen["actors"])
+    assert 2 < most <= 5
+    assert min(seen["actors"][seen["actors"].index(most) :]) <= 2
+    assert min(seen["free_gpus"]) == 0.0
+    manifest = corpus.read_manifest(str(output))
+    assert (manifest.documents, [scorer["name"] for scorer in manifest.scorers]) == (25, ["words", "length"])
