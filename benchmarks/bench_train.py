@@ -40,7 +40,7 @@ from phf_ray.training import (
     train,
 )
 
-VOCABULARY, LENGTH, BATCH, NUM_STEPS, WARMUP_STEPS = 1024, 128, 32, 140, 20
+VOCABULARY, LENGTH, BATCH, NUM_STEPS, WARMUP_STEPS = 1024, 128, 32, 100, 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -229,6 +229,8 @@ class TrainState:
 
     DIFFERS: ours counts the tokens of all workers; original counted those of one (C-5).
     """
+    documents_seen: int = 0
+    """Documents begun, over all workers."""
 
 
 def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: torch.device) -> nn.Module:
@@ -358,6 +360,7 @@ def _statistics(out: ObjectiveOutput, batch: MicroBatch) -> Statistics:
         "sum/step_targets": out.num_targets if batch.first_block >= 0 else torch.zeros_like(out.num_targets),
         "sum/content_tokens": is_content_BS.sum().double(),
         "sum/all_tokens": (kinds_BS != TokenKind.PAD).sum().double(),
+        "sum/documents": (kinds_BS == TokenKind.END_OF_TEXT).sum().double(),
         **out.metrics,
     }
 
@@ -511,6 +514,7 @@ class _Loop:
             return
         self.stop = self.stop or bool(totals["sum/stop"] > 0)
         self._state.tokens_seen += int(totals[f"sum/{self._settings.count_tokens}_tokens"])
+        self._state.documents_seen += int(totals["sum/documents"])
         self._row = combine(self._row, totals)
         is_last = pending.step == self._settings.schedule.num_steps or self.stop
         if self._is_first_row or is_last or pending.step % self._settings.logging_steps == 0:
@@ -538,6 +542,7 @@ class _Loop:
             "train/peak_memory_gb": peak_memory_gb(),
             "objective/train/theoretical_loss": ideal,
             "objective/train/tokens_used": tokens_seen,
+            "objective/train/docs_used": self._state.documents_seen,
             **{f"objective/train/{name}": value for name, value in figures.items()},
         }
 
@@ -640,6 +645,7 @@ class Snapshot:
     """`<parameter name>/<state name>`."""
     step: int
     tokens_seen: int
+    documents_seen: int
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
@@ -661,7 +667,7 @@ def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
     }
     if not keep:
         return None
-    return Snapshot(_kept(model), _kept(optimizer), state.step, state.tokens_seen)
+    return Snapshot(_kept(model), _kept(optimizer), state.step, state.tokens_seen, state.documents_seen)
 
 
 def _kept(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -676,7 +682,11 @@ def write_training_state(directory: Path, snapshot: Snapshot) -> None:
     target = directory / STATE_DIRECTORY
     target.mkdir(parents=True, exist_ok=True)
     save_file(snapshot.optimizer, target / "optimizer.safetensors")
-    counters = {"step": snapshot.step, "tokens_seen": snapshot.tokens_seen}
+    counters = {
+        "step": snapshot.step,
+        "tokens_seen": snapshot.tokens_seen,
+        "documents_seen": snapshot.documents_seen,
+    }
     (target / "state.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
 
 
@@ -697,7 +707,8 @@ def restore_training_state(directory: Path, state: TrainState) -> None:
                 }
     except OSError as error:
         raise DataError(f"{source} is not a training state: {error}; start from another checkpoint") from None
-    state.step, state.tokens_seen = counters["step"], counters["tokens_seen"]
+    state.step = counters["step"]
+    state.tokens_seen, state.documents_seen = counters["tokens_seen"], counters["documents_seen"]
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -203,7 +204,7 @@ def _threads_asked_for(config: Config) -> int | None:
         return max(1, int(cpus))
     # Ray sets this variable to 1 in its workers whatever the user said; what the driver was told counts.
     asked = os.environ.get("OMP_NUM_THREADS")
-    return int(asked) if asked else None
+    return int(asked) if asked and asked.isdigit() else None
 
 
 def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -212,8 +213,11 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     resources = dict(config.training.resources_per_worker)
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = resources.get("GPU", num_gpus) > 0
+    available = ray.cluster_resources()
+    use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
+    _warn_if_too_large(
+        config.training.num_workers, resources or {"GPU" if use_gpu else "CPU": 1.0}, available=available
+    )
     trainer = _trainer_class()(
         _train_worker,
         train_loop_config=dataclasses.asdict(job),
@@ -240,6 +244,7 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
+    shutil.rmtree(run.path / "ray", ignore_errors=True)
     outcome = result[0]
     if isinstance(outcome, BaseException):
         failure = run.read_failure()
@@ -247,6 +252,20 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
             return failure
         raise outcome
     return dict(outcome)
+
+
+def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, available: dict[str, float]) -> None:
+    """Ray waits without a word for resources that never come."""
+    for name, amount in resources.items():
+        if num_workers * amount > available.get(name, 0):
+            log.warning(
+                "%d worker(s) need %g %s, the cluster has %g: waiting for it to grow; otherwise lower "
+                "training.num_workers or training.resources_per_worker",
+                num_workers,
+                num_workers * amount,
+                name,
+                available.get(name, 0),
+            )
 
 
 def _trainer_class() -> Any:
