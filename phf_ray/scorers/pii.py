@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Literal
 
-import scrubadub
 from scrubadub.filth import Filth, MergedFilth
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, ScorerIdentity, Span
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
-from phf_ray.scorers.pii_detectors import Skype
-from phf_ray.scorers.pii_reference import AddressDetector, DateOfBirthDetector, SpacyEntityDetector
+from phf_ray.scorers.pii_detectors import fast_scrubber
+from phf_ray.scorers.pii_reference import SpacyEntityDetector
 
 
 class PIISettings(ScorerSettings):
@@ -35,10 +34,7 @@ class PIIScorer(Scorer):
         super().__init__(settings)
         self._settings: PIISettings = settings
         locale = settings.locale
-        self._scrubber = scrubadub.Scrubber(locale=locale)
-        self._scrubber.add_detector(DateOfBirthDetector(locale=locale, reference_date=settings.reference_date))
-        self._scrubber.add_detector(Skype(locale=locale))
-        self._scrubber.add_detector(AddressDetector(locale=locale))
+        self._scrubber = fast_scrubber(locale=locale, reference_date=settings.reference_date)
         if settings.spacy_model is not None:
             try:
                 entities = SpacyEntityDetector(locale=locale, model=settings.spacy_model, labels=settings.spacy_labels)

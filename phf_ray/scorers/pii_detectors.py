@@ -3,13 +3,51 @@
 Every shortcut is a necessary condition of a detection that is cheap to check, or the same search done in less time.
 """
 
+import copy
+import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
+import phonenumbers
+import pyap.source_US.data
+import scrubadub
 import textblob.en
-from scrubadub.detectors import SkypeDetector
-from scrubadub.filth import Filth, SkypeFilth
+from dateparser.conf import apply_settings
+from dateparser.date import DateDataParser
+from dateparser.languages.loader import LocaleDataLoader
+from dateparser.search.search import _ExactLanguageSearch, _trim_connectors
+from dateparser.utils import normalize_unicode
+from scrubadub.detectors import CredentialDetector, PhoneDetector, SkypeDetector
+from scrubadub.filth import AddressFilth, Filth, PhoneFilth, SkypeFilth
+
+from phf_ray.errors import DataError
+from phf_ray.scorers.pii_reference import (
+    CONTEXT_WORDS,
+    HYPHENS,
+    LINES_AFTER,
+    LINES_BEFORE,
+    AddressDetector,
+    DateOfBirthDetector,
+    DateOfBirthFilth,
+    date_settings,
+    is_adult_birth_year,
+)
+
+
+def fast_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
+    """Finds what `reference_scrubber` finds."""
+    scrubber = scrubadub.Scrubber(locale=locale)
+    for name in ("credential", "phone"):
+        scrubber.remove_detector(name)
+    scrubber.add_detector(Credential(locale=locale))
+    scrubber.add_detector(Phone(locale=locale))
+    scrubber.add_detector(DateOfBirth(locale=locale, reference_date=reference_date))
+    scrubber.add_detector(Skype(locale=locale))
+    scrubber.add_detector(Address(locale=locale))
+    return scrubber
+
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -118,3 +156,342 @@ def _is_edit(word: str, other: str) -> bool:
     if len(other) > len(word):
         return head == tail[1:]
     return head[1:] == tail[1:] or head[2:] + head[:2] == tail[2:] + tail[1::-1]
+
+
+class Credential(CredentialDetector):
+    """User names with passwords. scrubadub's pattern takes time cubic in a run of white space after the first word."""
+
+    # The same language and the same choice among its matches: a name if there is one, else none; the white space before
+    # the name is taken whole, since neither the name nor the next word has any.
+    regex = re.compile(
+        r"""
+        (username|login|u:)
+        (?: \s*+ (?: : \s*+ )? (?P<username> [\w\-\.@+]++ ) \s++ | (?: \s*+ : )? \s++ )
+        (password|pw|p:) \s*+ :? \s*+ (?P<password> .* )
+        """,
+        re.MULTILINE | re.VERBOSE | re.IGNORECASE,
+    )
+
+
+class Phone(PhoneDetector):
+    """Phone numbers by Google's matcher, which is spared the candidates with too few digits."""
+
+    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
+        matcher = _NanpMatcher if self.region in ("US", "CA") else phonenumbers.PhoneNumberMatcher
+        for match in matcher(text, self.region):
+            yield PhoneFilth(
+                beg=match.start,
+                end=match.end,
+                text=match.raw_string,
+                detector_name=self.name,
+                document_name=document_name,
+                locale=self.locale,
+            )
+
+
+class _NanpMatcher(phonenumbers.PhoneNumberMatcher):
+    """North America: ten digits, unless a plus or 011 leads abroad, or it is one of Canada's 310-xxxx."""
+
+    def _extract_match(self, candidate: str, offset: int) -> Any:
+        if candidate.isascii() and "+" not in candidate:
+            digits = _NOT_DIGIT.sub("", candidate)
+            if len(digits) < 10 and "011" not in digits and "310" not in digits:
+                return None
+        return super()._extract_match(candidate, offset)
+
+
+_NOT_DIGIT = re.compile(r"[^0-9]+")
+
+
+class Address(AddressDetector):
+    """American addresses, sought only in front of the names of states."""
+
+    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
+        if self.region != "US":
+            yield from super().iter_filth(text, document_name=document_name)
+            return
+        for full_address in dict.fromkeys(_full_addresses(text)):
+            for match in re.finditer(self.pattern(full_address), text):
+                yield AddressFilth(
+                    match=match, detector_name=self.name, document_name=document_name, locale=self.locale
+                )
+
+    def pattern(self, full_address: str) -> str:
+        # The original's separator, white space with at least one comma or line break, matches n line breaks in 2^n
+        # ways. Neither begins the rest of an address, so that taking the whole run at once finds the same.
+        parts = [r"\s++".join(map(re.escape, part.split(" "))) for part in full_address.split(", ")]
+        pattern = r"(?=\s*[\n,])[\s,]++".join(parts).replace(r"\-", f"[-{HYPHENS}]")
+        return rf"\b{pattern}\b"
+
+
+def normalize_for_pyap(text: str) -> str:
+    """What pyap makes of a text before it parses it, in time linear in the text: pyap's is quadratic in white space."""
+    text = _WHITE_SPACE.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text)
+    return text if text.isascii() else _DASHES.sub("-", text)
+
+
+def _full_addresses(text: str) -> Iterator[str]:
+    """The addresses that pyap finds in the text, but for those with the word coverage."""
+    if not _state_places(text):
+        return
+    text = normalize_for_pyap(text)
+    for begin, end in _address_windows(text):
+        for match in _ADDRESS.finditer(text, begin, end):
+            # pyap strips what it parsed in the same way.
+            full_address = match["full_address"].strip(" ,;:")
+            if "coverage" not in full_address.lower():
+                yield full_address
+
+
+def _address_windows(text: str) -> list[tuple[int, int]]:
+    """The parts of a normalised text that hold all addresses, in order and apart from each other.
+
+    An address ends in a state, and perhaps a postal code and a country, and is no longer than a window. Windows that
+    overlap are joined, so that no address crosses a border.
+    """
+    if _LONG_RUN.search(text):
+        # The names of routes and the numbers of floors and boxes have no longest one.
+        return [(0, len(text))]
+    windows: list[tuple[int, int]] = []
+    for place in _state_places(text):
+        begin, end = max(place - _CHARS_BEFORE_STATE, 0), place + _CHARS_AFTER_STATE
+        if windows and begin <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], end)
+        else:
+            windows.append((begin, end))
+    return windows
+
+
+def _state_places(text: str) -> list[int]:
+    """Where a state may stand, to within 30 characters: its abbreviation, or a word of its name in any case."""
+    places = [match.start() for match in _STATE_ABBREVIATION.finditer(text)]
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        # A capital I with a dot is two characters in lower case, and shifts the rest.
+        return sorted(places + [match.start() for match in _STATE_WORD.finditer(text)])
+    for word in _STATE_WORDS:
+        place = lowered.find(word)
+        while place >= 0:
+            places.append(place)
+            place = lowered.find(word, place + 1)
+    return sorted(places)
+
+
+_ADDRESS = re.compile(pyap.source_US.data.full_address, re.VERBOSE)
+_WHITE_SPACE = re.compile(r"[\s,]{2,}|[^\S ]|,")
+_DASHES = re.compile(f"[{HYPHENS}]")
+_LONG_RUN = re.compile("[A-Za-z0-9]{45}")
+# Without such runs an address has at most 250 characters before its state, plus 3 x 45 for a route, a floor and a box.
+_CHARS_BEFORE_STATE = 450
+_CHARS_AFTER_STATE = 100
+_STATE_ABBREVIATION = re.compile(
+    "A[KLRSZ]|C[AOT]|D[CE]|FL|G[AU]|HI|I[ADLN]|K[SY]|LA|M[ADEINOPST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AIT]"
+    + "|W[AIVY]"
+)
+# fmt: off
+_STATE_WORDS = (
+    "alabama", "alaska", "arizona", "arkansas", "california", "colorado", "connecticut", "delaware", "columbia",
+    "florida", "georgia", "hawaii", "idaho", "illinois", "indiana", "iowa", "kansas", "kentucky", "louisiana", "maine",
+    "maryland", "massachusetts", "michigan", "minnesota", "mississippi", "missouri", "montana", "nebraska", "nevada",
+    "hampshire", "jersey", "mexico", "york", "carolina", "dakota", "ohio", "oklahoma", "oregon", "pennsylvania",
+    "rhode", "tennessee", "texas", "utah", "vermont", "virgin", "washington", "wisconsin", "wyoming", "samoa", "guam",
+    "mariana", "puerto",
+)
+# fmt: on
+_STATE_WORD = re.compile("|".join(_STATE_WORDS), re.IGNORECASE)
+
+
+class DateOfBirth(DateOfBirthDetector):
+    """Dates of birth, sought in the sentences that can hold one, if the text has a context word at all."""
+
+    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
+        for found in dict.fromkeys(self.birth_dates(text)):
+            if not _parses_to_birth_date(found, self._reference_date):
+                continue
+            for match in re.finditer(re.escape(found), text):
+                yield CheckedDateOfBirthFilth(
+                    match=match, detector_name=self.name, document_name=document_name, locale=self.locale
+                )
+
+    def birth_dates(self, text: str) -> Iterator[str]:
+        lowered = text.lower()
+        if any(word in lowered for word in CONTEXT_WORDS):
+            yield from _search(self._reference_date).birth_dates(text, context_lines(text.split("\n")))
+
+
+def context_lines(lines: list[str]) -> str:
+    """The lines that have a context word near them, each on a line of its own.
+
+    A date, which has no line break, is in the context of a word just if it is in one of these.
+    """
+    near: set[int] = set()
+    for index, line in enumerate(lines):
+        lowered = line.lower()
+        if any(word in lowered for word in CONTEXT_WORDS):
+            near.update(range(index - LINES_AFTER, index + LINES_BEFORE + 1))
+    return "\n".join(lines[index] for index in sorted(near) if 0 <= index < len(lines))
+
+
+class OverlongSentenceError(DataError):
+    """dateparser's time grows with the square of a sentence's length."""
+
+
+_MAX_SENTENCE_CHARS = 50_000
+
+
+class _DateSearch:
+    """dateparser's search for English dates, in the sentences that can matter, remembering what it has parsed.
+
+    With RELATIVE_BASE set, dateparser treats the sentences of a text one by one, and each string by itself, except that
+    it takes a trailing `and` from a date that another one follows.
+    """
+
+    def __init__(self, reference_date: datetime.date):
+        self._reference_date = reference_date
+        self._settings = _as_settings(settings=date_settings(reference_date))
+        self._search = _ExactLanguageSearch(LocaleDataLoader())
+        self._locale = self._search.get_current_language("en")
+        self._skipped = {word.lower() for word in self._locale.info["skip"]}
+        self._first_words = {entry.split(" ")[0] for entry in self._locale._get_dictionary(settings=self._settings)}
+        self._parser = DateDataParser(languages=["en"], settings=self._settings)
+        self._parser.get_date_data = lru_cache(maxsize=200_000)(self._parser.get_date_data)
+
+    def birth_dates(self, text: str, context: str) -> Iterator[str]:
+        """The strings that `search_dates` finds in the text and that are dates of birth in the context."""
+        sentences = list(self._locale._sentence_split(text, settings=self._settings))
+        relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
+        longest = max(map(len, relevant), default=0)
+        if longest > _MAX_SENTENCE_CHARS:
+            raise OverlongSentenceError(
+                f"a sentence of {longest} characters with numbers near a word such as born; "
+                f"dates are sought in sentences of at most {_MAX_SENTENCE_CHARS}"
+            )
+        found = self._dates_in(relevant, is_relevant=self._has_birth_year)
+        if any(self._may_be_trimmed(string, text, context) for string, date in found if self._is_birth(date)):
+            found = self._dates_in(sentences, is_relevant=None)
+            strings = _trim_connectors(text, [string for string, _ in found], self._skipped)
+            found = list(zip(strings, [date for _, date in found], strict=True))
+        for string, date in found:
+            # An empty string is no place in the text, and dates rarely begin with a plus: phone numbers do.
+            if self._is_birth(date) and string and not string.startswith("+") and string in context:
+                yield string
+
+    def _has_birth_year(self, chunk: str) -> bool:
+        return _has_birth_year(chunk, self._reference_date)
+
+    def _is_birth(self, date: datetime.datetime) -> bool:
+        return is_adult_birth_year(date.year, self._reference_date)
+
+    def _dates_in(
+        self, sentences: list[str], *, is_relevant: Callable[[str], bool] | None
+    ) -> list[tuple[str, datetime.datetime]]:
+        """The dates in the sentences, in all chunks or in those that, as translated, are relevant."""
+        locale = copy.copy(self._locale)
+        # Cut alone, a sentence could be cut again: whether a full stop ends one depends on what stands before it.
+        locale._sentence_split = lambda *_, **__: sentences
+        chunks = zip(*locale.translate_search("", settings=self._settings), strict=True)
+        relevant = [
+            (translated, original) for translated, original in chunks if is_relevant is None or is_relevant(translated)
+        ]
+        translated = [chunk for chunk, _ in relevant]
+        parsed, strings = self._search.parse_found_objects(
+            parser=self._parser,
+            to_parse=translated,
+            original=[chunk for _, chunk in relevant],
+            translated=translated,
+            settings=self._settings,
+            language=self._locale,
+        )
+        return [(string, date["date_obj"]) for string, (date, _) in zip(strings, parsed, strict=True)]
+
+    def _may_be_trimmed(self, string: str, text: str, context: str) -> bool:
+        """Whether dateparser could take the last word from the string, with the rest of it still in the context.
+
+        It takes a skipped word that another date follows.
+        """
+        words = string.split(" ")
+        while words and words[-1].lower() in self._skipped:
+            words.pop()
+        if not words or len(words) == string.count(" ") + 1 or " ".join(words) not in context:
+            return False
+        for match in re.finditer(re.escape(string) + r"[ (\[{\"']*(\S*)", text):
+            word = match[1].lower().strip(".,:;()[]{}\"'-")
+            if not word.isascii() or not word.isalpha() or word in self._first_words:
+                return True
+        return False
+
+
+def _is_relevant(sentence: str, context: str) -> bool:
+    """Whether a sentence can hold a birth date that also stands in the context.
+
+    dateparser reads digits, and words for numbers and for spans of time; what it reports has one of them, unless its
+    rewriting of the sentence changes the number of words, which lets it report the wrong ones.
+    """
+    plain = sentence if sentence.isascii() else normalize_unicode(sentence)
+    numbers = _NUMBER.findall(plain)
+    if not numbers or (len(numbers) == 1 and _SMALL_NUMBER.fullmatch(numbers[0])):
+        return False
+    if plain is not sentence or sentence in context or _REWRITTEN.search(sentence):
+        return True
+    return any(number in context for number in numbers)
+
+
+def _has_birth_year(chunk: str, reference_date: datetime.date) -> bool:
+    """Whether dateparser can read a birth year in a chunk, in which words for numbers are digits by now.
+
+    Where no span of time is counted, one number is a year only if it has four digits or lies outside 1 to 68 (1969 to
+    2068); two numbers up to 31 are a year only next to a month, and none next to a number of four digits.
+    """
+    numbers = _DIGITS.findall(chunk)
+    if len(numbers) not in (1, 2) or _SPAN.search(chunk) or reference_date.year > _LAST_REFERENCE_YEAR:
+        return bool(numbers)
+    num_days = sum(len(number) < 3 and 0 < int(number) < 32 for number in numbers)
+    num_other_years = sum(
+        len(number) == 4 and not is_adult_birth_year(int(number), reference_date) for number in numbers
+    )
+    if len(numbers) == 1:
+        return not num_other_years and (len(numbers[0]) > 2 or not 0 < int(numbers[0]) < 69)
+    if num_days == 2:
+        return _MONTH.search(chunk) is not None
+    return not (num_days and num_other_years)
+
+
+@lru_cache(maxsize=8)
+def _search(reference_date: datetime.date) -> _DateSearch:
+    return _DateSearch(reference_date)
+
+
+@apply_settings
+def _as_settings(settings: Any = None) -> Any:
+    return settings
+
+
+_DIGITS = re.compile(r"\d+")
+_SMALL_NUMBER = re.compile(r"an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve", re.IGNORECASE)
+_NUMBER = re.compile(
+    rf"\d+|centur|decade|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+    rf"|\b(?:{_SMALL_NUMBER.pattern})\b",
+    re.IGNORECASE,
+)
+_SPAN = re.compile(r"y(?:ea)?rs?|\by\b|\dy\b|decade|centur|month|week|fortnight")
+_MONTH = re.compile("jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec")
+# Later, the numbers from 32 are the birth years of adults.
+_LAST_REFERENCE_YEAR = 2049
+# What dateparser rewrites in another number of words.
+_REWRITTEN = re.compile(
+    r"noon|midnight|tonight|in the|hours|from\s+now|less than|\d\s*mons?|\dh|(?:st|nd|rd|th) day"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
+    re.IGNORECASE,
+)
+
+
+class CheckedDateOfBirthFilth(Filth):
+    """A date of birth that was validated before."""
+
+    type = "date_of_birth"
+
+
+@lru_cache(maxsize=100_000)
+def _parses_to_birth_date(found: str, reference_date: datetime.date) -> bool:
+    """Whether the string alone, which may be read in any language, is an adult's date of birth."""
+    return DateOfBirthFilth(beg=0, end=len(found), text=found, reference_date=reference_date).is_valid()

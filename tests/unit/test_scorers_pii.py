@@ -1,5 +1,6 @@
 import datetime
 import json
+import pydoc_data.topics
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import textblob
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, Span
 from phf_ray.scorers import FindsSpans, build_scorer
-from phf_ray.scorers.pii_detectors import is_likely_word
+from phf_ray.scorers.pii_detectors import fast_scrubber, is_likely_word
+from phf_ray.scorers.pii_reference import reference_scrubber, texts_with_personal_data
 
 SCORER = build_scorer({"class_name": "PIIScorer"})
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pii.json").read_text(encoding="utf-8"))
@@ -178,3 +180,96 @@ def test_british_addresses_are_found_in_their_locale():
 def test_an_unknown_locale_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="'en_US', 'en_GB' or 'en_CA'"):
         build_scorer({"class_name": "PIIScorer", "locale": "de_DE"})
+
+
+REFERENCE_DATE = datetime.date(2026, 11, 20)
+
+
+def spans_of(scrubber, text):
+    """What the scrubber finds, or the kind of error."""
+    try:
+        found = scrubber.iter_filth(text, run_post_processors=False)
+        return sorted((filth.beg, filth.end) for filth in found)
+    except Exception as error:  # noqa: BLE001  both must fail in the same way
+        return type(error).__name__
+
+
+def scrubbers(locale):
+    """The fast and the unshortened detectors; textblob's spelling, which takes a second a word, is compared above."""
+    fast = fast_scrubber(locale=locale, reference_date=REFERENCE_DATE)
+    slow = reference_scrubber(locale=locale, reference_date=REFERENCE_DATE)
+    for scrubber in (fast, slow):
+        scrubber.remove_detector("skype")
+    return fast, slow
+
+
+@pytest.mark.parametrize(("locale", "seed", "count"), [("en_US", 0, 500), ("en_GB", 1, 60), ("en_CA", 2, 60)])
+def test_the_fast_detectors_find_what_the_unshortened_ones_do(locale, seed, count):
+    fast, slow = scrubbers(locale)
+    background = list(pydoc_data.topics.topics.values())
+    num_found = 0
+    for text in texts_with_personal_data(count, seed=seed, background=background):
+        expected = spans_of(slow, text)
+        assert spans_of(fast, text) == expected, repr(text)
+        num_found += len(expected)
+    assert num_found > count / 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A date far from the word that also stands near it, in one piece or inside another number.
+        "In 1950 it rained.\n\n\n\nShe was born in 1950",
+        "In 50 BC.\n\n\n\nborn 11950",
+        "21 May 1950\n.\n.\n.\nShe was born then, on 1 May 1950, or 21 May 1950",
+        # Two lines before, one after, and one line too many.
+        "born\n\n1950", "born\n\n\n1950", "1950\nborn", "1950\n\nborn",
+        # A skipped word that another date follows is no part of the date.
+        "born May 1950 and. 1960", "born 1 May 1950 and ( June 1960", "born in 1950 and on monday",
+        # Words for numbers, spans of time, rewritten words.
+        "born twenty years ago", "born a century ago", "born one two three", "born 12 noon 1950", "born 3mons 1950",
+        "born in the morning of 1 May 1950", "born \u00b9\u2079\u2075\u2070", "born \u0661\u0669\u0665\u0660",
+        "born jan. 5 1950", "stillborn on 1/2/50", "Born: '69", "born 07 may 07", "born +1950",
+        # Capital letters that are two in lower case.
+        "\u0130 born 1 May 1950 in ohio, 12 Main St, Town, Ohio",
+        # States inside words, in names and split over lines; routes of any length.
+        "12 Main St, Foo NEW YORK", "12 Main St,\nFoo,\n\nNew\nYork", "12 Main St, Foo, New  York 12345-6789 USA",
+        "12 Main St Route " + "9" * 500 + ", Foo, TX",
+        "x" * 600 + " 12 Main St, Foo, TX", "12 Main St, Foo, IN" + "DIANA",
+        "one hundred and twenty two Oak Ave, Floor 3 Building 5 Suite 5 P.O. Box 12, Foo, rhode island",
+        "12 Main St,\n\n\n\n\n\n\nFoo,\n\n\n\n\n\nTX", "12 Main Coverage St, Foo, TX",
+        # Phone numbers with fewer than ten digits.
+        "310-1234", "call 3104920 now", "+44 20 12", "011 49 30 12", "(212) 555-018", "\uff0b44 20 7946 0958",
+    ],
+)  # fmt: skip
+def test_hard_texts_have_the_same_detections(text):
+    fast, slow = scrubbers("en_US")
+    assert spans_of(fast, text) == spans_of(slow, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 1_000_000,
+        "1" * 1_000_000,
+        " " * 1_000_000,
+        "login" + " " * 1_000_000,
+        "\n" * 1_000_000 + "12 Main St, Foo, TX",
+        "12 Main St" + "\n" * 1000 + "Foo, TX",
+        "skype " + "x" * 1_000_000,
+        "a@" * 500_000,
+        "word " * 200_000,
+    ],
+    ids=range(9),
+)
+@pytest.mark.timeout(300)
+def test_a_megabyte_in_one_line_does_not_take_minutes(text):
+    started = time.monotonic()
+    SCORER.score_all([text])
+    assert time.monotonic() - started < 60
+
+
+def test_a_sentence_too_long_for_dateparser_has_a_reason():
+    [scored] = SCORER.score_all(["born " + "a b " * 250_000])
+    assert scored.score is None
+    assert scored.error.startswith("OverlongSentenceError: a sentence of 1000004 characters")
