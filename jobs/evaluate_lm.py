@@ -13,15 +13,17 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
 from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.checkpoint import Control as ControlTokens
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
+from phf_ray.pipelines.kl import kl_of_arms
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import format_table
 from phf_ray.scorers import SHORT_NAMES
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.config_from(arguments)
     models = parse_models(arguments.model)
     wanted = parse_arms(arguments.arm, models)
+    reference = _reference(arguments.reference or config.kl_gpt3_callback.reference, models)
+    served = models if reference is None else {**models, reference.name: reference}
     options = Options(
         seeds=_seeds(arguments.seeds),
         num_samples=_at_least_one(arguments.num_samples, flag="--num-samples"),
@@ -56,11 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     cli.start_ray()
     output = cli.require_shared(arguments.output, flag="--output")
-    for model in models.values():
+    for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with _servers(config, models, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+    with _servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
         arms = [_arm(models[name], control, base_url=base_url) for name, control in wanted]
+        if reference is not None:
+            cache = arguments.reference_cache or f"{output}/reference"
+            arms = _with_kl(config, arms, _arm(reference, None, base_url=base_url), cache=cache)
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
@@ -88,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[:good|bad|none]",
         help="models to compare and the control token each is asked with; by default every model, and with the good "
         "token where it has one",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="[NAME=]DIR|URL",
+        help="model whose texts the arms are asked for the probability of, for KL(reference || arm); the name of a "
+        "--model takes that one; needs a server with `echo` and `logprobs`",
+    )
+    parser.add_argument(
+        "--reference-cache",
+        metavar="DIR",
+        help="folder or URL where the reference's texts are kept (default: in --output)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the report")
     parser.add_argument("--scores-url", metavar="URL", help="server with POST /v1/scores; by default one is started")
@@ -133,6 +151,41 @@ def _parse_model(text: str) -> Model:
     run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
     name = name or re.sub(rf"(?!{NAME}).", "-", run.resolve().name)
     return Model(name, source, directory, read_info(directory))
+
+
+def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
+    if text is None or text in models:
+        return None if text is None else models[text]
+    model = _parse_model(text)
+    if model.name in models and models[model.name] != model:
+        raise ConfigError(f"--reference {text}: --model calls another one {model.name}; write reference={model.source}")
+    return model
+
+
+def _with_kl(config: Config, arms: Sequence[Arm], reference: Arm, *, cache: str) -> list[Arm]:
+    """The arms with their KL from the reference, on texts of that."""
+    settings = config.kl_gpt3_callback
+    per_line = [
+        arm.name
+        for arm in arms
+        if arm.checkpoint is not None
+        and arm.checkpoint.control is not None
+        and (settings.should_insert_prefix or _has_control_per_line(arm.checkpoint.control, config))
+    ]
+    found = kl_of_arms(
+        reference,
+        arms,
+        num_samples=settings.num_samples,
+        max_tokens=settings.max_tokens,
+        cache=cache,
+        per_line=per_line,
+    )
+    return [replace(arm, kl=found[arm.name]) for arm in arms]
+
+
+def _has_control_per_line(control: ControlTokens, config: Config) -> bool:
+    # `retag`: trained with a control token before every segment.
+    return control.policy == "retag" and config.scoring.segmenter == "lines"
 
 
 def _checkpoint_in(path: Path) -> Path:

@@ -94,6 +94,18 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class KLInfo(_Record):
+    """KL(reference || arm) in nats: means and their standard errors."""
+
+    reference: str
+    num_samples: int
+    num_impossible: int
+    """Texts of the reference that the arm's model can't say at all; they are in no mean."""
+    per_sequence: tuple[float, float]
+    per_token: tuple[float, float]
+    per_byte: tuple[float, float]
+
+
 class ArmInfo(_Record):
     """A model together with the control token it was asked with."""
 
@@ -104,6 +116,7 @@ class ArmInfo(_Record):
     """What the checkpoint says of itself; None for a model that is no checkpoint of ours."""
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, where the training run's metrics were found."""
+    kl: KLInfo | None = None
 
 
 class ScenarioInfo(_Record):
@@ -255,6 +268,9 @@ def _row(
         "finished": _mean([float(sample.finish_reason == "stop") for sample in samples]),
         **_measure_texts(scenario, samples, evaluation=evaluation, budgets=budgets),
         "bits_per_byte": None if arm.checkpoint is None else arm.checkpoint.bits_per_byte.get(arm.control or "none"),
+        "kl_per_sequence": None if arm.kl is None else arm.kl.per_sequence[0],
+        "kl_per_byte": None if arm.kl is None else arm.kl.per_byte[0],
+        "kl_per_byte_error": None if arm.kl is None else arm.kl.per_byte[1],
     }
 
 
@@ -445,6 +461,8 @@ _COLUMNS = (
     _Column(
         "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
     ),
+    _Column("KL/byte", "kl_per_byte", ".4f", "nats per byte from the reference model, on texts of the reference"),
+    _Column("+-", "kl_per_byte_error", ".4f", "standard error of the KL"),
 )
 
 
@@ -568,6 +586,16 @@ def _plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Eva
                 _plot_max_at_k(curves, colors, unit=unit),
             ),
         ]
+        if any(row["kl_per_byte"] is not None for row in rows):
+            plots.append(
+                _Plot(
+                    scenario.name,
+                    f"{scenario.name}-pareto",
+                    "Mean score against the distance from the reference model, with intervals and standard errors. "
+                    "Lower left is better.",
+                    _plot_pareto(rows, colors, unit=unit),
+                )
+            )
     if any(arm.loss for arm in evaluation.arms):
         # One curve a model, whatever control tokens it is asked with.
         losses = {
@@ -662,6 +690,32 @@ def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.minorticks_off()
     axes.set_xlabel("k")
+    axes.set_ylabel(unit)
+    _legend(axes)
+    return figure
+
+
+def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    figure, axes = _axes()
+    for row in rows:
+        if row["kl_per_byte"] is None:
+            continue
+        mean, ci, kl = row["score"], row["score_ci"], row["kl_per_byte"]
+        container = axes.errorbar(
+            [kl],
+            [mean],
+            xerr=[row["kl_per_byte_error"]],
+            yerr=None if ci is None else [[max(0.0, mean - ci[0])], [max(0.0, ci[1] - mean)]],
+            fmt="o",
+            color=colors[row["arm"]],
+            label=row["arm"],
+            capsize=3,
+            markersize=6,
+        )
+        container.lines[0].set_gid(f"mark-pareto-{row['scenario']}-{row['arm']}")
+    axes.margins(0.15)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("KL from the reference (nats per byte)")
     axes.set_ylabel(unit)
     _legend(axes)
     return figure

@@ -29,6 +29,7 @@ from phf_ray.report import (
     SAMPLES,
     ArmInfo,
     Evaluation,
+    KLInfo,
     Sample,
     ScenarioInfo,
     read_samples,
@@ -69,6 +70,8 @@ class Arm:
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
+    kl: KLInfo | None = None
+    """For the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -576,8 +579,15 @@ def evaluate(
     plan = make_plan(scenarios, probes, seeds=options.seeds)
     evaluation = Evaluation(
         arms=tuple(
-            ArmInfo(name=a.name, model=a.source or a.model, control=a.control, checkpoint=a.checkpoint, loss=a.loss)
-            for a in arms
+            ArmInfo(
+                name=arm.name,
+                model=arm.source or arm.model,
+                control=arm.control,
+                checkpoint=arm.checkpoint,
+                loss=arm.loss,
+                kl=arm.kl,
+            )
+            for arm in arms
         ),
         scenarios=plan.scenarios,
         seeds=options.seeds,

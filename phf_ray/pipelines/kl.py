@@ -20,7 +20,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import Client, RefusedError
 from phf_ray.pipelines.evaluate import Arm, Probe, check_arm
-from phf_ray.report import write_file
+from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +46,32 @@ def reference_texts(
 
     What they are kept under is a hash of all that determines them, the reference's weights or its URL among them.
     """
-    facts = {
-        "reference": reference.fingerprint or [reference.url, reference.model],
-        "control": reference.control,
-        "num_samples": num_samples,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-    path = f"{cache}/{digest}.json"
-    filesystem, name = fsspec.core.url_to_fs(path)
-    if filesystem.exists(name):
-        log.info("texts of the reference: %s", path)
+    facts = {"reference": _facts(reference), "num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
+    path = f"{cache}/texts-{_digest(facts)}.json"
+    kept = _read(path)
+    if kept is not None:
         return [
             ReferenceText(text["text"], text["ended"], None if text["ids"] is None else tuple(text["ids"]))
-            for text in json.loads(filesystem.cat_file(name))["texts"]
+            for text in json.loads(kept)["texts"]
         ]
     texts = list(_draw(reference, num_samples=num_samples, max_tokens=max_tokens, seed=seed))
     content = {"facts": facts, "texts": [asdict(text) for text in texts]}
     write_file(path, (json.dumps(content) + "\n").encode())
     return texts
+
+
+def _facts(arm: Arm) -> list[str | None]:
+    """What decides an arm's answers: the weights where they are at hand, else where it is served."""
+    return [*([arm.fingerprint] if arm.fingerprint else [arm.url, arm.model]), arm.control]
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _read(path: str) -> bytes | None:
+    filesystem, name = fsspec.core.url_to_fs(path)
+    return bytes(filesystem.cat_file(name)) if filesystem.exists(name) else None
 
 
 def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> Iterator[ReferenceText]:
@@ -101,6 +107,42 @@ def _reference_text(choice: Mapping[str, Any]) -> ReferenceText:
         ended=ended,
         ids=None if ids is None else tuple(ids[:-1] if ended else ids),
     )
+
+
+def kl_of_arms(
+    reference: Arm, arms: Sequence[Arm], *, num_samples: int, max_tokens: int, cache: str, per_line: Sequence[str] = ()
+) -> dict[str, KLInfo]:
+    """KL(reference || arm) by arm, on the same texts; kept in `cache`, so that what was measured is not asked again.
+
+    `per_line`: names of arms that were trained with a control token before every line.
+    """
+    texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
+    found = {}
+    for arm in arms:
+        facts = {
+            "texts": [asdict(text) for text in texts],
+            "reference": _facts(reference),
+            "arm": _facts(arm),
+            "per_line": arm.name in per_line,
+        }
+        path = f"{cache}/kl-{_digest(facts)}.json"
+        content = _read(path)
+        if content is None:
+            kl = measure_kl(reference, arm, texts, control_per_line=arm.name in per_line)
+            info = KLInfo(
+                reference=reference.name,
+                num_samples=kl.num_samples,
+                num_impossible=kl.num_impossible,
+                per_sequence=(kl.per_sequence.mean, kl.per_sequence.standard_error),
+                per_token=(kl.per_token.mean, kl.per_token.standard_error),
+                per_byte=(kl.per_byte.mean, kl.per_byte.standard_error),
+            )
+            write_file(path, (info.model_dump_json() + "\n").encode())
+        else:
+            info = KLInfo.model_validate_json(content)
+        log.info("KL(%s || %s): %.4f +- %.4f nats per byte", reference.name, arm.name, *info.per_byte)
+        found[arm.name] = info
+    return found
 
 
 def measure_kl(reference: Arm, model: Arm, texts: Sequence[ReferenceText], *, control_per_line: bool = False) -> KL:

@@ -40,6 +40,8 @@ def test_directories_are_served_sampled_scored_and_compared_and_a_second_evaluat
     arms = ["mle", "conditional:good", "conditional:bad", "bare"]
     command = ["--task", str(task), "--arm", *arms, "--seeds", "0,1", "--max-clients", "1", "--model"]
     command += [str(tmp_path / name) for name in ("mle", "conditional", "bare")]
+    command += ["--reference", "mle", "--reference-cache", str(tmp_path / "reference")]
+    command += ["--override", "kl_gpt3_callback.num_samples=20", "kl_gpt3_callback.max_tokens=8"]
     for name in ("first", "second"):
         assert evaluate_lm.main([*command, "--output", str(tmp_path / name)]) == 0
     first = json.loads((tmp_path / "first" / "report.json").read_text())
@@ -53,6 +55,7 @@ def test_directories_are_served_sampled_scored_and_compared_and_a_second_evaluat
     assert rows["unconditional", "mle"]["length_tokens"] <= 23
     assert rows["unconditional", "conditional:good"]["length_tokens"] <= 22
     assert rows["unconditional", "conditional:good"]["score"] != rows["unconditional", "conditional:bad"]["score"]
+    assert abs(rows["unconditional", "mle"]["kl_per_byte"]) < 1e-4 < rows["unconditional", "bare"]["kl_per_byte"]
     assert first["scorer"]["class_name"] == "PEP8Scorer"
     assert "conditional:bad" in capsys.readouterr().out
 

@@ -20,7 +20,14 @@ from phf_ray.generation import Engine, EngineSettings
 from phf_ray.kl import encode, text_logprobs
 from phf_ray.packing import _owners
 from phf_ray.pipelines.evaluate import Arm
-from phf_ray.pipelines.kl import ReferenceText, SequenceScorer, line_starts, measure_kl, reference_texts
+from phf_ray.pipelines.kl import (
+    ReferenceText,
+    SequenceScorer,
+    kl_of_arms,
+    line_starts,
+    measure_kl,
+    reference_texts,
+)
 from serve.api import build_app
 from serve.backends import Backend
 from serve.local import LocalModel
@@ -171,6 +178,23 @@ def test_texts_of_the_reference_are_drawn_once(arms, tmp_path):
     assert reference_texts(kept, num_samples=5, max_tokens=8, cache=str(tmp_path), seed=1) == first
     assert len(list(tmp_path.iterdir())) == 1
     assert reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=2) != first
+
+
+def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
+    wanted = [arms["a"], arms["b"], arms["good"], arms["bad"]]
+    settings = {"num_samples": 24, "max_tokens": 10, "cache": str(tmp_path)}
+    found = kl_of_arms(arms["a"], wanted, **settings)
+    assert abs(found["a"].per_sequence[0]) < 1e-4
+    assert found["b"].per_byte[0] > 0.01
+    assert found["good"].per_sequence != found["bad"].per_sequence
+    assert {info.num_samples for info in found.values()} <= {23, 24}
+    # Where control tokens go is part of what was measured.
+    per_line = kl_of_arms(arms["a"], [arms["good"]], **settings, per_line=["good"])
+    assert len(list(tmp_path.iterdir())) == 1 + 4 + 1
+    assert per_line["good"].num_samples == found["good"].num_samples
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert kl_of_arms(arms["a"], wanted, **settings) == found
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_a_server_without_logprobs_of_prompts_is_named_with_what_to_do():

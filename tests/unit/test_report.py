@@ -15,6 +15,7 @@ from phf_ray.metrics import max_at_k
 from phf_ray.report import (
     ArmInfo,
     Evaluation,
+    KLInfo,
     Sample,
     ScenarioInfo,
     build_report,
@@ -29,6 +30,16 @@ from phf_ray.report import (
 HOSTILE = "</pre><script>document.title='taken'</script><img src=x onerror=alert(1)>&amp;\x00\x1b[31m\u202e\x85"
 
 
+KL_OF_GOOD = KLInfo(
+    reference="mle",
+    num_samples=99,
+    num_impossible=1,
+    per_sequence=(12.5, 0.5),
+    per_token=(0.25, 0.01),
+    per_byte=(0.125, 0.005),
+)
+
+
 def make_evaluation(**changes):
     values = {
         "arms": (
@@ -40,7 +51,7 @@ def make_evaluation(**changes):
                 ),
                 loss=((1000, 6.5), (2000, 5.0), (4000, 4.0)),
             ),
-            ArmInfo(name="conditional:good", model="conditional", control="good"),
+            ArmInfo(name="conditional:good", model="conditional", control="good", kl=KL_OF_GOOD),
             ArmInfo(name="conditional:bad", model="conditional", control="bad"),
         ),
         "scenarios": (
@@ -322,9 +333,22 @@ def test_every_row_is_a_mark_in_the_plot_and_every_plot_is_a_picture(written, pa
     assert names == {
         f"{scenario}-{plot}.png"
         for scenario in ("unconditional", "functions")
-        for plot in ("mean", "distribution", "max-at-k")
+        for plot in ("mean", "distribution", "max-at-k", "pareto")
     } | {"training-loss.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.glob("*.png"))
+
+
+def test_arms_with_a_kl_are_marks_in_the_pareto_plot(written, page_text):
+    report = json.loads((written / "report.json").read_text())
+    row = report["table"][1]
+    assert (row["kl_per_sequence"], row["kl_per_byte"], row["kl_per_byte_error"]) == (12.5, 0.125, 0.005)
+    assert report["table"][0]["kl_per_byte"] is None
+    assert re.findall(r'id="mark-pareto-([^"]+)"', page_text) == [
+        "unconditional-conditional:good",
+        "functions-conditional:good",
+    ]
+    assert "0.1250" in page_text
+    assert "KL/byte" in format_table(report)
 
 
 def test_worst_samples_are_behind_a_click(page_text):
@@ -341,7 +365,7 @@ def test_the_same_samples_give_the_same_files(written, samples, evaluation, tmp_
 def test_the_terminal_table_is_plain_and_leaves_out_empty_columns(samples, evaluation):
     text = format_table(build_report(samples, evaluation))
     assert text.isascii()
-    assert max(map(len, text.splitlines())) <= 160
+    assert max(map(len, text.splitlines())) <= 170
     assert "bits/byte" in text
     without = make_evaluation(arms=evaluation.arms[1:], metrics=())
     text = format_table(build_report([s for s in samples if s.arm != "mle"], without))
