@@ -1,7 +1,7 @@
 """A training run on disk, and the tracker that is told of it.
 
-    config.json      resolved configuration: thresholds are numbers
-    plan.json        what follows from it and the blocks: number of steps, hash of the blocks, starting checkpoint
+    config.json      the configuration with method and overrides merged in
+    plan.json        what follows from it and the blocks: number of steps, thresholds as numbers, hash of the blocks
     metrics.jsonl    one row per logged step, each step once
     checkpoints/     step-00000500/ ..., each complete or not there
     summary.json     how the run ended; `finished` is never trained again

@@ -182,7 +182,7 @@ def run_training(
 
 
 class EffectiveSampleWarning:
-    """Says once if the weights of AWR or RWR hardly differ."""
+    """Says once if the weights of AWR or RWR hardly differ (A-7)."""
 
     def __init__(self) -> None:
         self._is_said = False
@@ -193,7 +193,7 @@ class EffectiveSampleWarning:
             self._is_said = True
             log.warning(
                 "the effective sample size of the weights is %.4f of the tokens: this objective is numerically "
-                "MLE (A-7); lower objective.beta or set objective.reward_norm: zscore",
+                "MLE; lower objective.beta or set objective.reward_norm: zscore",
                 fraction,
             )
 
@@ -211,6 +211,7 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     resources = dict(config.training.resources_per_worker)
     available = ray.cluster_resources()
@@ -250,6 +251,12 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
         failure = run.read_failure()
         if failure:
             return failure
+        if isinstance(outcome, TrainingFailedError):
+            log.error("%s", outcome)
+            raise IncompleteError(
+                f"workers died more often than training.max_failures={config.training.max_failures} allows; the last "
+                "error is above"
+            )
         raise outcome
     return dict(outcome)
 
