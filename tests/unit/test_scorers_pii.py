@@ -272,4 +272,4 @@ def test_a_megabyte_in_one_line_does_not_take_minutes(text):
 def test_a_sentence_too_long_for_dateparser_has_a_reason():
     [scored] = SCORER.score_all(["born " + "a b " * 250_000])
     assert scored.score is None
-    assert scored.error.startswith("OverlongSentenceError: a sentence of 1000004 characters")
+    assert scored.error.startswith("OverlongSentenceError: a sentence of 1000005 characters")
