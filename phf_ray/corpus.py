@@ -708,13 +708,29 @@ def hub_url(path: str) -> str | None:
     return f"hf://datasets/{path}"
 
 
+def open_source(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As `open_filesystem`, also for the id of a data set on the hub."""
+    hub = hub_url(path)
+    if hub is None:
+        return open_filesystem(path)
+    try:
+        filesystem, inner = open_filesystem(hub)
+        filesystem.isdir(inner)
+    except Exception as error:  # noqa: BLE001  whatever the network library raises
+        raise ConfigError(
+            f"{path} does not exist here, and the hub could not be asked for a data set of that name "
+            f"({type(error).__name__}: {error}); give a folder, a file, a quoted glob, a URL or a hub id"
+        ) from None
+    return filesystem, inner
+
+
 def list_parts(path: str) -> list[str]:
     """Files of a scored corpus in their order, each to be read with `read_part`.
 
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with the
     columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
     """
-    filesystem, root = open_filesystem(hub_url(path) or path)
+    filesystem, root = open_source(path)
     if filesystem.isfile(root):
         return [full_name(filesystem, root)]
     if filesystem.isdir(root):
@@ -851,7 +867,7 @@ def rows_per_batch(metadata: pq.FileMetaData) -> int:
 
 def read_manifest(path: str) -> Manifest:
     """What is known of a corpus. A data set without a manifest is read through once for its statistics."""
-    filesystem, root = open_filesystem(hub_url(path) or path)
+    filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
     if not filesystem.isdir(root) or not filesystem.exists(file):
         return _scan(path)

@@ -138,7 +138,7 @@ def _nothing(ignored: Counter[str]) -> str:
 
 
 def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
-    filesystem, path = corpus.open_filesystem(corpus.hub_url(source) or source)
+    filesystem, path = corpus.open_source(source)
     path = path.rstrip("/") or "/"
     if filesystem.isfile(path):
         yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
@@ -167,7 +167,7 @@ def _find_in_folder(
         return
     entries = filesystem.find(root, detail=True)
     saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
-    if saved or source != (corpus.hub_url(source) or source):
+    if saved or corpus.hub_url(source) is not None:
         names = corpus.data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
     else:
         names = sorted(entries)
@@ -187,7 +187,9 @@ def _kind(name: str) -> Kind | None:
 
 def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
     name = str(info["name"])
-    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(key)), "")
+    stamp = next(
+        (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if info.get(key)), ""
+    )
     return InputFile(
         root=corpus.full_name(filesystem, root),
         path=posixpath.relpath(name, root),

@@ -203,8 +203,14 @@ def identify(request: Request) -> tuple[ScorerIdentity, ...]:
 
 
 def _scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
-    _ = config.scorer  # refuses a configuration without any
-    return config.scoring.scorers
+    if not config.scoring.scorers:
+        return (config.scorer,)  # which refuses a configuration without any
+    dated = {"reference_date": config.scoring.reference_date}
+    return tuple({**dated, **one} if one["class_name"] in _DATED else one for one in config.scoring.scorers)
+
+
+_DATED = {"PIIScorer"}
+"""Scorers that judge dates and ages."""
 
 
 def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:

@@ -297,3 +297,27 @@ def test_the_command_refuses_bad_input_with_one_line_and_leaves_no_output(tmp_pa
     done = run_job("--task", task, "--input", tmp_path, "--output", tmp_path / "out", "--append", "--restart")
     assert done.returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_dates_are_judged_from_the_configured_day(tmp_path):
+    asked = request(tmp_path, scorers=[{"class_name": "PIIScorer"}, PEP8], reference_date="2060-01-01")
+    assert asked.key()["scoring.scorers"] == [{"class_name": "PIIScorer", "reference_date": "2060-01-01"}, PEP8]
+    assert asked.setup().scorers == tuple(asked.key()["scoring.scorers"])
+
+
+def test_input_and_output_may_lie_on_an_object_store():
+    store, _ = corpus.open_filesystem("memory://score")
+    for index in range(6):
+        store.pipe_file(f"/score/in/{index}.txt", f"text {index}\n".encode() * 20)
+    store.pipe_file("/score/in/empty.txt", b"")
+    first = run(request("memory://score/in"), "memory://score/out")
+    assert (first.documents, dict(first.rejected)) == (6, {"empty": 1})
+    parts = {name: store.cat_file(name) for name in store.glob("/score/out/part-*")}
+    assert len(parts) > 3
+    store.rm_file(sorted(parts)[1])
+    store.rm_file("/score/out/_SUCCESS")
+    assert run(request("memory://score/in"), "memory://score/out") == first
+    assert {name: store.cat_file(name) for name in store.glob("/score/out/part-*")} == parts
+    store.pipe_file("/score/in/0.txt", b"other")
+    with pytest.raises(ConfigError, match=r"changed since the job began \(0\.txt\)"):
+        run(request("memory://score/in"), "memory://score/out")

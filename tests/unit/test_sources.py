@@ -80,6 +80,16 @@ def test_a_file_named_twice_is_read_once(tmp_path):
     assert len(find_files([str(tmp_path), f"{tmp_path}/*.py", str(tmp_path / "a.py")]).files) == 1
 
 
+def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    assert corpus.hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py"):
+        assert corpus.hub_url(path) is None
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_files(["no/such-thing"])
+
+
 def test_missing_and_useless_input_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; give a folder"):
         find_files([str(tmp_path / "nowhere")])
