@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     args = parse_args(
         {
-            "models": [
-                _model(text, controls=arguments.control, num_cpus=arguments.num_cpus) for text in arguments.model
-            ],
+            "models": _models(arguments),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
             "keys": {"file": arguments.keys_file} if arguments.keys_file else {},
         }
@@ -71,7 +69,11 @@ def _interrupt(*_: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--model", action="append", default=[], metavar="NAME=DIR", help="a checkpoint directory and what to call it"
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a checkpoint directory, or a training run, and what to call it",
     )
     parser.add_argument(
         "--control",
@@ -92,19 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model(text: str, *, controls: Sequence[str], num_cpus: float) -> dict[str, Any]:
-    name, separator, path = text.partition("=")
-    if not separator or not name or not path:
-        raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
-    model: dict[str, Any] = {"name": name, "path": str(Path(path).resolve()), "num_cpus": num_cpus}
-    for control in controls:
-        owner, _, tokens = control.partition("=")
-        parts = tokens.split(",")
-        if len(parts) != 3:
-            raise ConfigError(f"--control {control}: write NAME=GOOD,BAD,POLICY with the policy ban or retag")
-        if owner == name:
-            model["control"] = dict(zip(("good", "bad", "policy"), parts, strict=True))
-    return model
+def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    controls = dict(_control(text) for text in arguments.control)
+    models = []
+    for text in arguments.model:
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
+        model = {"name": name, "path": str(Path(path).resolve()), "num_cpus": arguments.num_cpus}
+        models.append(model | ({"control": controls.pop(name)} if name in controls else {}))
+    for name, control in controls.items():
+        raise ConfigError(f"--control {name}={','.join(control.values())}: no --model is named {name!r}")
+    return models
+
+
+def _control(text: str) -> tuple[str, dict[str, str]]:
+    name, _, tokens = text.partition("=")
+    parts = tokens.split(",")
+    if len(parts) != 3:
+        raise ConfigError(f"--control {text}: write NAME=GOOD,BAD,POLICY with the policy ban or retag")
+    return name, dict(zip(("good", "bad", "policy"), parts, strict=True))
 
 
 def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
@@ -125,11 +134,7 @@ def _check(args: ServeArgs, *, host: str, port: int) -> None:
     from serve.keys import load_keys
 
     for model in args.models:
-        if not (Path(model.path) / "config.json").is_file():
-            raise ConfigError(
-                f"model {model.name!r}: {model.path} is no checkpoint directory, it has no config.json; "
-                "give one such as out/mle/checkpoints/step-00000500"
-            )
+        log.info("model %s: %s", model.name, model.directory)
     if not load_keys(args.keys) and host not in ("127.0.0.1", "localhost", "::1"):
         log.warning(
             "--host %s without API keys: only requests from this machine will be answered; set %s or --keys-file",

@@ -53,7 +53,7 @@ class LocalModel:
             max_batch=model.max_batch,
             cache_gb=model.cache_gb,
         )
-        engine = load_engine(model.path, control=model.control, settings=settings)
+        engine = load_engine(model.directory, control=model.control, settings=settings)
         return cls(engine, defaults=model.defaults, max_waiting=model.max_waiting)
 
     async def complete(self, request: CompletionRequest) -> Completed:

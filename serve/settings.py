@@ -1,6 +1,7 @@
 """What is served and within which limits: the `args` of a Serve configuration file, or made by `jobs.serve`."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -50,7 +51,7 @@ class SamplingDefaults(_Settings):
 class ServedModel(_Deployed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     path: str
-    """A Hugging Face causal LM directory that every node sees."""
+    """A Hugging Face causal LM directory, or a training run, whose last checkpoint is served; all nodes must see it."""
     control: Control | None = None
     """For a checkpoint that has control tokens but no phf.json."""
     defaults: SamplingDefaults = SamplingDefaults()
@@ -61,6 +62,20 @@ class ServedModel(_Deployed):
     """Memory for keys and values, per replica."""
     max_waiting: Annotated[int, Field(ge=1)] = 1024
     """Sequences that wait for a place in the batch, per replica; above it the answer is 429."""
+
+    @property
+    def directory(self) -> Path:
+        """The model itself. Raises ConfigError if there is none."""
+        path = Path(self.path)
+        if (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
+            return path
+        steps = sorted(path.glob("checkpoints/step-*/config.json"))
+        if not steps:
+            raise ConfigError(
+                f"model {self.name!r}: {path} is no checkpoint directory, it has no config.json; "
+                "give one such as out/mle/checkpoints/step-00000500, or the folder of a training run"
+            )
+        return steps[-1].parent
 
 
 class ServedScorer(_Deployed):

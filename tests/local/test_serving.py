@@ -18,8 +18,10 @@ import openai
 import pytest
 from tiny_models import BAD, GOOD, write_checkpoint
 
+from phf_ray.errors import ConfigError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
+from serve.app import build
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 180
@@ -218,6 +220,18 @@ def test_a_crowd_is_answered_in_batches_and_overload_with_429(server):
         if answer.status_code == 429:
             assert answer.json()["error"]["type"] == "rate_limit_error"
             assert int(answer.headers["retry-after"]) > 0
+
+
+def test_application_has_one_deployment_per_model_and_scorer():
+    models = [{"name": "mle", "path": "x", "replicas": {"min": 1, "max": 4}}, {"name": "cond", "path": "y"}]
+    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}}]})
+    ingress = application._bound_deployment
+    _, bound_models, bound_scorers = ingress.init_args
+    names = {app._bound_deployment.name for app in [*bound_models.values(), *bound_scorers.values()]}
+    assert names == {"model-mle", "model-cond", "scorer-pep8"}
+    assert bound_models["mle"]._bound_deployment._deployment_config.autoscaling_config.max_replicas == 4
+    with pytest.raises(ConfigError, match="nothing to serve"):
+        build({})
 
 
 def test_port_in_use_is_one_clear_error_before_ray_starts(server, checkpoints):

@@ -19,14 +19,14 @@ from serve.schemas import DeploymentHealth, HealthResponse
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
 
-def engine_of(*, control: bool, seed: int) -> Engine:
+def engine_of(*, control: bool, seed: int, max_batch: int = 8) -> Engine:
     tokenizer = tiny_tokenizer(control=control)
     tokens = Control(good=GOOD, bad=BAD, policy="ban") if control else None
     return Engine(
         tiny_gpt2(tokenizer, seed=seed),
         tokenizer,
         info=CheckpointInfo(control=tokens, task="pep8", step=500),
-        settings=EngineSettings(max_batch=8),
+        settings=EngineSettings(max_batch=max_batch),
     )
 
 
@@ -53,19 +53,22 @@ def call(models, scorers) -> Callable[..., httpx.Response]:
     return caller(models, scorers)
 
 
-def caller(models, scorers, *, peer="127.0.0.1", keys=(), limits=None, healthy=True, toxicity=None, pii=None):
-    """`call("/v1/models")` is GET, `call("/v1/scores", {...})` is POST."""
-
+def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None, pii=None):
     async def health() -> HealthResponse:
         state = DeploymentHealth(status="HEALTHY" if healthy else "UNHEALTHY")
         return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
 
-    app = build_app(
+    return build_app(
         Backend(models, scorers, health, toxicity=toxicity, pii=pii),
         keys=KeyRing(frozenset(keys)),
         limits=limits or Limits(),
         access_log=False,
     )
+
+
+def caller(models, scorers, *, peer="127.0.0.1", **options):
+    """`call("/v1/models")` is GET, `call("/v1/scores", {...})` is POST; options as of `app_of`."""
+    app = app_of(models, scorers, **options)
 
     def call(path, body=None, **options):
         async def send():
@@ -420,6 +423,24 @@ def test_full_queue_is_429_with_retry_after(models, scorers):
     response = caller({"mle": Full()}, scorers)("/v1/completions", {"model": "mle", "prompt": "a"})
     assert refused(response, 429)["type"] == "rate_limit_error"
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_thirty_two_clients_share_their_steps(scorers):
+    model = LocalModel(engine_of(control=False, seed=1, max_batch=32))
+    app = app_of({"mle": model}, scorers)
+
+    async def crowd():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"model": "mle", "prompt": "def", "max_tokens": 64, "ignore_eos": True}
+            return await asyncio.gather(
+                *[client.post("/v1/completions", json={**body, "seed": seed}) for seed in range(32)]
+            )
+
+    answers = asyncio.run(crowd())
+    assert {answer.status_code for answer in answers} == {200}
+    assert model.thread.num_advanced == 32 * 64
+    assert model.thread.num_advanced / model.thread.num_steps > 8
 
 
 def request(**fields):
