@@ -96,7 +96,10 @@ class RunDirectory:
         return claim
 
     def is_claimed_by(self, claim: str) -> bool:
-        return self._read_json("owner.json").get("claim") == claim
+        return self.current_claim() == claim
+
+    def current_claim(self) -> str | None:
+        return self._read_json("owner.json").get("claim")
 
     def request_stop(self) -> None:
         """Ask the running training to save and end."""
@@ -262,7 +265,7 @@ def _sync(path: Path) -> None:
 class Follower:
     """Hands new rows of metrics.jsonl to functions, from a thread of its own, until it is closed.
 
-    After a restart of the workers steps are trained again; each row is handed on once.
+    After a restart of the workers, of which it warns, steps are trained again; each row is handed on once.
     """
 
     def __init__(
@@ -274,6 +277,8 @@ class Follower:
         self._seen: set[tuple[int, bool]] = {_row_key(row) for row in run.read_metrics()}
         self._state: tuple[int, int] | None = None
         self._offset = 0
+        self._claim = run.current_claim()
+        self._num_starts = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow-metrics", daemon=True)
 
@@ -292,12 +297,24 @@ class Follower:
         self._hand_on()
 
     def _hand_on(self) -> None:
+        self._notice_restart()
         for row in self._new_rows():
             if _row_key(row) in self._seen:
                 continue
             self._seen.add(_row_key(row))
             for sink in self._sinks:
                 sink(row)
+
+    def _notice_restart(self) -> None:
+        claim = self._run.current_claim()
+        if claim == self._claim:
+            return
+        self._claim = claim
+        self._num_starts += 1
+        if self._num_starts > 1:
+            latest = self._run.latest_checkpoint()
+            origin = "the start" if latest is None else latest.name
+            log.warning("the workers died and were started again; they go on from %s", origin)
 
     def _new_rows(self) -> list[dict[str, Any]]:
         try:

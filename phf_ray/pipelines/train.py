@@ -160,11 +160,15 @@ def run_training(
         num_threads=_threads_asked_for(config),
     )
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
+    if config.dataset.held_out_fraction > 0 and next(read_held_out(blocks_path), None) is None:
+        log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
     sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
     if isinstance(config.objective, AWR | RWR):
         sinks.append(EffectiveSampleWarning())
     if tracker is not None:
         sinks.append(tracker)
+    latest = run.latest_checkpoint()
+    log.info("training %s", "from the start" if latest is None else f"goes on from {latest.name}")
     started = time.monotonic()
     code = 1
     try:
@@ -342,7 +346,6 @@ def _summary(run: RunDirectory, *, plan: Plan, wall_s: float) -> dict[str, Any]:
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train calls on every worker; the driver gets what rank 0 returns."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     job = TrainJob(**values)
@@ -423,8 +426,6 @@ class _Worker:
             restore_training_state(resume_from, state)
         if self._rank == 0:
             self._run.drop_metrics_after(state.step)
-            origin = "from the start" if resume_from is None else f"from {resume_from.name}"
-            log.info("training %s on %d worker(s), %s", origin, self._world_size, self._device)
         return state
 
     def _build_model(self, resume_from: Path | None) -> LanguageModel:
@@ -444,7 +445,6 @@ class _Worker:
             return {}
         documents = choose_held_out(read_held_out(self._job.blocks_path))
         if not documents:
-            log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
             return {}
         tokens: dict[str, str | None] = {"none": None}
         conditional = self._config.dataset.conditional_training_config

@@ -195,6 +195,19 @@ def test_a_follower_hands_on_each_row_once_also_after_a_restart_of_the_workers(r
     assert [(row[STEP], "train/loss" in row) for row in seen] == [(2, True), (3, True), (3, False), (4, True)]
 
 
+def test_a_follower_warns_of_workers_that_were_started_again(run, caplog):
+    run.claim()
+    with Follower(run, [], poll_s=0.01) as follower:
+        run.claim()
+        follower._hand_on()
+        assert not caplog.records, "a start is no restart"
+        run.commit_checkpoint(20, write_two_files, keep=None)
+        run.claim()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the workers died and were started again; they go on from step-00000020"
+    ]
+
+
 def test_progress_lines_show_step_loss_speed_and_time_left(run, caplog):
     lines = ProgressLines(10, every_s=0)
     with caplog.at_level(logging.INFO):
