@@ -1,5 +1,6 @@
-"""A small server that speaks the contract of completions and scores over TCP."""
+"""A small server that speaks the contract of completions and scores over TCP, and how to let an application listen."""
 
+import contextlib
 import random
 import socket
 import threading
@@ -18,6 +19,20 @@ IDENTITY = {
     "settings": {},
 }
 WORDS = ["x", "=", "def", "(", ")", "return", "yield", "1", "\n", "class"]
+
+
+@contextlib.contextmanager
+def listening(app):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 class Server:

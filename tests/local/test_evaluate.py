@@ -8,12 +8,14 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-from evaluation_server import IDENTITY, Server
+from evaluation_server import IDENTITY, Server, listening
 from fastapi.responses import JSONResponse
+from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
+from phf_ray.generation import Engine, EngineSettings
 from phf_ray.pipelines.client import Client, RefusedError
 from phf_ray.pipelines.evaluate import (
     Arm,
@@ -31,6 +33,12 @@ from phf_ray.pipelines.evaluate import (
     samples_per_prompt,
 )
 from phf_ray.report import recompute
+from phf_ray.scorers import build_scorer
+from serve.api import build_app
+from serve.backends import Backend
+from serve.local import LocalModel, LocalScorer
+from serve.schemas import HealthResponse
+from serve.settings import ServedScorer
 
 
 @pytest.fixture
@@ -239,6 +247,50 @@ def test_a_text_without_a_score_is_no_zero(server, tmp_path):
     assert row["num_unscored"] > 0
     assert row["num_scored"] + row["num_unscored"] == 80
     assert row["unscored"] == {"RecursionError": row["num_unscored"]}
+
+
+def test_models_and_scorers_of_our_own_give_the_same_report_however_the_requests_are_grouped(tmp_path):
+    tokenizers = {"mle": tiny_tokenizer(), "conditional": tiny_tokenizer(control=True)}
+    infos = {
+        "mle": CheckpointInfo(),
+        "conditional": CheckpointInfo(control=Control(good=GOOD, bad=BAD, policy="retag")),
+    }
+    models = {
+        name: LocalModel(
+            Engine(tiny_gpt2(tokenizer), tokenizer, info=infos[name], settings=EngineSettings(max_batch=8))
+        )
+        for name, tokenizer in tokenizers.items()
+    }
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
+
+    async def health():
+        return HealthResponse(status="ok", deployments={})
+
+    config = make_config()
+    grouped = config.model_copy(update={"generation": config.generation.model_copy(update={"batch_size": 1})})
+    with listening(build_app(Backend(models, {"pep8": scorer}, health), access_log=False)) as url:
+        arms = [
+            Arm(name="mle", url=url, model="mle", checkpoint=infos["mle"]),
+            Arm(name="conditional:bad", url=url, model="conditional", control="bad", checkpoint=infos["conditional"]),
+        ]
+        reports = [
+            evaluate(
+                one,
+                arms=arms,
+                scores=ScoresServer(url, "pep8"),
+                output=str(tmp_path / name),
+                options=Options(seeds=(0, 1)),
+                runner=run_here,
+            )
+            for name, one in (("first", config), ("second", grouped))
+        ]
+    assert reports[0] == reports[1]
+    samples = pq.read_table(tmp_path / "first" / "samples.parquet").to_pylist()
+    assert len(samples) == 160
+    assert len({sample["text"] for sample in samples}) > 150
+    # The scores are those of the scorer on the text that is stored.
+    expected = build_scorer({"class_name": "PEP8Scorer"}).score_all([sample["text"] for sample in samples])
+    assert [sample["score"] for sample in samples] == [scored.score for scored in expected]
 
 
 # -- Before the first sample ------------------------------------------------------------------------------------------

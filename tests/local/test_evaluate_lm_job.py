@@ -27,9 +27,7 @@ generation:
 
 
 @pytest.mark.timeout(400)
-def test_directories_are_served_sampled_scored_and_compared_and_a_second_evaluation_is_the_same(
-    local_ray, tmp_path, capsys
-):
+def test_directories_are_served_sampled_scored_and_compared(local_ray, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("def f(a):", "def g(b):", "class C:")))
     task = tmp_path / "task.yml"
@@ -42,10 +40,8 @@ def test_directories_are_served_sampled_scored_and_compared_and_a_second_evaluat
     command += [str(tmp_path / name) for name in ("mle", "conditional", "bare")]
     command += ["--reference", "mle", "--reference-cache", str(tmp_path / "reference")]
     command += ["--override", "kl_gpt3_callback.num_samples=20", "kl_gpt3_callback.max_tokens=8"]
-    for name in ("first", "second"):
-        assert evaluate_lm.main([*command, "--output", str(tmp_path / name)]) == 0
+    assert evaluate_lm.main([*command, "--output", str(tmp_path / "first")]) == 0
     first = json.loads((tmp_path / "first" / "report.json").read_text())
-    assert json.loads((tmp_path / "second" / "report.json").read_text()) == first
     assert json.loads(json.dumps(recompute(str(tmp_path / "first")))) == first
     rows = {(row["scenario"], row["arm"]): row for row in first["table"]}
     assert {key: row["num_samples"] for key, row in rows.items()} == {

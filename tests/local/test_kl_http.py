@@ -1,17 +1,12 @@
 """KL over HTTP, against the real application in this process."""
 
-import contextlib
 import logging
-import socket
-import threading
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-import uvicorn
-from evaluation_server import Server
+from evaluation_server import Server, listening
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
@@ -40,20 +35,6 @@ TEXTS = [
     ReferenceText("", ended=True, ids=None),
     ReferenceText("caf\u00e9 \u65e5\u672c\n  \n\ny = 1", ended=True, ids=None),
 ]
-
-
-@contextlib.contextmanager
-def listening(app):
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 def engine_of(*, control, seed):
