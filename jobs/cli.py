@@ -3,9 +3,11 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from phf_ray.config import Config, load_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
@@ -65,6 +67,7 @@ def start_ray(*, num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    runtime_env = runtime_env_for(sys.executable)
     # Of no use on one machine: that the cluster has a token, and that progress bars are off because we print our own.
     for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -76,9 +79,17 @@ def start_ray(*, num_cpus: int | None = None) -> None:
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=os.environ["RAY_LOG_TO_DRIVER"] == "1",
+            runtime_env=runtime_env,
         )
     else:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+
+
+def runtime_env_for(executable: str) -> dict[str, Any] | None:
+    """Ray 2.60 puts the path of Python unquoted into a shell command for workers with an environment of their own, as
+    Ray Train's are: with a space in it they never start. None: the path needs no quotes."""
+    quoted = shlex.quote(executable)
+    return None if quoted == executable else {"py_executable": quoted}
 
 
 def is_url(path: str) -> bool:

@@ -1,10 +1,13 @@
 """Fixtures shared by all tests. Tests that need Ray share one local cluster: starting one takes seconds."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from jobs.cli import runtime_env_for
 
 # No test may reach for a hub, and two threads of torch on each of several workers are slower than one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +23,7 @@ def local_ray() -> Iterator[None]:
     """One local Ray with 4 logical CPUs for the whole session."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    runtime_env = runtime_env_for(sys.executable)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env)
     yield
     ray.shutdown()
