@@ -24,13 +24,15 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from phf_ray.corpus import Scores
 from phf_ray.errors import DataError, PhfError
 from phf_ray.records import Scored, ScorerIdentity
 from phf_ray.scorers import Scorer
 from phf_ray.segments import build_segmenter
 
 log = logging.getLogger(__name__)
+
+Scores = tuple[Sequence[float | None], Sequence[str | None]]
+"""As in phf_ray.corpus, which is not imported: a child has no use for Arrow."""
 
 _STATE = struct.Struct("qq")
 """Document of the batch, and step of that document."""

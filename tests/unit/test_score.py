@@ -321,3 +321,34 @@ def test_input_and_output_may_lie_on_an_object_store():
     store.pipe_file("/score/in/0.txt", b"other")
     with pytest.raises(ConfigError, match=r"changed since the job began \(0\.txt\)"):
         run(request("memory://score/in"), "memory://score/out")
+
+
+class Tally:
+    """Counts as a counter of Ray does."""
+
+    def __init__(self):
+        self.total = 0
+
+    def inc(self, value):
+        self.total += value
+
+
+def test_an_actor_tells_ray_what_it_counted_once(tmp_path):
+    texts = {f"{index}.py": "x = 1\n" * 5000 + "FAIL\n" for index in range(6)}
+    folder = write_files(tmp_path / "in", {**texts, "empty.py": ""})
+    asked = request(folder, shard_bytes=1 << 20)
+    place = score.Output(str(tmp_path / "out"))
+    plan = score.prepare(asked, place, append=False, restart=False)
+    (pool,) = score._pools(asked, plan, output=place.name(), has_gpus=False)
+    actor = score.ScoreShard(pool.stage)
+    actor._counters = {name: Tally() for name in actor._counters}
+    for shard in range(len(plan.shards)):
+        actor(plan.row(shard))
+    actor.close()
+    assert {name: tally.total for name, tally in actor._counters.items()} == {
+        "documents": 6,
+        "segments": 6 * 5001,
+        "characters": 6 * (5000 * 6 + 5),
+        "failed_segments": 6,
+        "rejected_records": 1,
+    }
