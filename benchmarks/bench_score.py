@@ -1,10 +1,10 @@
 """Scorers against their references on one core: interleaved pairs, median ratio, spread, bound met or missed.
 
-    python benchmarks/bench_score.py [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000]
+    python -m benchmarks.bench_score [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000]
 
-References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; Detoxify.predict's way (one batch
-padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N` compares the PII
-detections on N texts, half of them damaged positives, and fails on the first that differs.
+References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way (one
+batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N` compares the
+PII detections on N texts, half of them damaged positives, and fails on the first that differs.
 """
 
 import argparse
@@ -37,9 +37,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpora, used where present")
     parser.add_argument("--compare", type=int, default=0, metavar="N", help="PII texts to compare")
     options = parser.parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+    system = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{system}, load {os.getloadavg()[0]:.1f}")
     scorers = {"pep8": bench_pep8, "pii": bench_pii, "toxicity": bench_toxicity}
     for name in options.scorers or scorers:
         for line in scorers[name](options.data, options.pairs):
@@ -167,7 +166,8 @@ def bench_toxicity(data: Path, pairs: int) -> Iterator[str]:
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     tokenizer = byte_tokenizer()
-    model = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(num_labels=16)).eval()
+    config = transformers.RobertaConfig(num_labels=16, max_position_embeddings=514, type_vocab_size=1)
+    model = transformers.RobertaForSequenceClassification(config).eval()
     texts = mixed_lengths(data, 48)
     num_tokens = sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"])
     classifier = TextClassifier(model, tokenizer, device="cpu", precision="fp32", tokens_per_batch=None)
