@@ -133,6 +133,8 @@ def _check(args: ServeArgs, *, host: str, port: int) -> None:
     """What can be known before Ray starts: missing checkpoints, a taken port, an open server without keys."""
     from serve.keys import load_keys
 
+    if port:
+        check_port(host, port)
     for model in args.models:
         log.info("model %s: %s", model.name, model.directory)
     if not load_keys(args.keys) and host not in ("127.0.0.1", "localhost", "::1"):
@@ -141,8 +143,6 @@ def _check(args: ServeArgs, *, host: str, port: int) -> None:
             host,
             args.keys.env,
         )
-    if port:
-        check_port(host, port)
 
 
 def check_port(host: str, port: int) -> None:
