@@ -498,8 +498,8 @@ class ShardScorer:
             else:
                 records = read_staged(staged, scorers=stage.scorers_before, writer=writer)
             score_records(records, self._process, writer, counted=self.count)
-            self.count(writer.stats)
             stats = writer.commit()
+            self.count(stats)
         finally:
             writer.abandon()
         if staged:
