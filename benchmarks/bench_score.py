@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_score [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000]
 
-References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way (one
-batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N` compares the
-PII detections on N texts, half of them damaged positives, and fails on the first that differs.
+References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way
+(one batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N`
+compares the PII detections on N texts, half of them damaged positives, and fails on the first that differs.
 """
 
 import argparse

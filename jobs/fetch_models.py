@@ -101,7 +101,8 @@ def _download(source: str, destination: Path) -> str:
 
 
 def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about: dict[str, Any]) -> None:
-    from phf_ray.scorers.toxicity import DESCRIPTION_FILE, load_checkpoint, weights_hash
+    from phf_ray.scorers.classifier import weights_hash
+    from phf_ray.scorers.toxicity import DESCRIPTION_FILE, load_checkpoint
 
     try:
         loaded = load_checkpoint(checkpoint, config_source)

@@ -14,6 +14,8 @@ SCORERS = {
     "PEP8Scorer": "phf_ray.scorers.pep8",
     "PIIScorer": "phf_ray.scorers.pii",
     "DetoxifyToxicityScorer": "phf_ray.scorers.toxicity",
+    "WordListScorer": "phf_ray.scorers.word_list",
+    "SequenceClassifierScorer": "phf_ray.scorers.huggingface",
 }
 """Class name -> module."""
 

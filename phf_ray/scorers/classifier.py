@@ -4,6 +4,7 @@ Batches are filled by tokens, padding included, not by texts: one batch of mixed
 times the work. The price: the largest batch decides the memory, and results must be put back in order.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -100,6 +101,16 @@ def max_positions(config: Any) -> int:
     # RoBERTa and its descendants count positions from the padding token's id + 1.
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     return int(getattr(config, "max_position_embeddings", 512)) - offset
+
+
+def weights_hash(model: Any) -> str:
+    """sha256 over names, shapes and values of all weights, the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.endswith("position_ids"):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
+    return digest.hexdigest()
 
 
 def _best_device() -> str:

@@ -1,6 +1,5 @@
 """Toxicity: the probability that Detoxify gives to a text, without its one giant batch and without pickle."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -15,7 +14,7 @@ import transformers
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Scored, ScorerIdentity
 from phf_ray.scorers.base import Scorer, ScorerSettings
-from phf_ray.scorers.classifier import TextClassifier
+from phf_ray.scorers.classifier import TextClassifier, weights_hash
 
 MODELS_VARIABLE = "PHF_MODELS"
 """Environment variable that names the folder jobs.fetch_models wrote, for configs that name none."""
@@ -180,16 +179,6 @@ def _load_folder(folder: Path) -> DetoxifyModel:
             "fetch the model again with python -m jobs.fetch_models"
         )
     return DetoxifyModel(model, tokenizer, description["class_names"])
-
-
-def weights_hash(model: Any) -> str:
-    """sha256 over names, shapes and values of all weights, the same whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.endswith("position_ids"):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
-    return digest.hexdigest()
 
 
 def _model_path(settings: ToxicitySettings) -> Path:
