@@ -1,5 +1,6 @@
 """A small server that speaks the contract of completions and scores over TCP, and how to let an application listen."""
 
+import asyncio
 import contextlib
 import random
 import socket
@@ -47,6 +48,7 @@ class Server:
         self.keys: set[str | None] = set()
         self.troubles = lambda number, body: None
         self.brings_n = True
+        self.delay_s = 0.0
         self.unscored = lambda text: None
         self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
         self._lock = threading.Lock()
@@ -95,6 +97,7 @@ class Server:
             if trouble is not None:
                 return trouble
             self.completions.append(body)
+        await asyncio.sleep(self.delay_s)
         return {
             "choices": [
                 self._choice(body, choice) for choice in reversed(range(body.get("n", 1) if self.brings_n else 1))

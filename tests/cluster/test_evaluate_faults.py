@@ -1,0 +1,66 @@
+"""The evaluation job is killed while it draws samples."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from evaluation_server import Server
+
+ROOT = Path(__file__).parents[2]
+TASK = """
+scoring: {scorers: [{class_name: PEP8Scorer}]}
+generation:
+  batch_size: 16
+  scenario_configs: [{name: unconditional, num_samples: 320, generate_kwargs: {max_length: 20}}]
+"""
+
+
+def start(server, task, output):
+    command = [sys.executable, "-m", "jobs.evaluate_lm", "--task", str(task), "--output", str(output)]
+    command += ["--model", f"mle={server.url}", f"conditional={server.url}", "--scores-url", server.url]
+    # The job's Ray dies with its process group.
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+@pytest.mark.timeout(600)
+def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_report_is_the_same(tmp_path):
+    task = tmp_path / "task.yml"
+    task.write_text(TASK)
+    server = Server()
+    try:
+        whole = start(server, task, tmp_path / "whole")
+        assert whole.wait(240) == 0, whole.stdout.read().decode()[-3000:]
+        assert server.num_asked == 640
+        server.completions.clear()
+        server.delay_s = 0.3
+        killed = start(server, task, tmp_path / "out")
+        drawn = tmp_path / "out" / "drawn"
+        deadline = time.monotonic() + 240
+        while not drawn.exists() or len(list(drawn.glob("*.json"))) < 14:
+            assert killed.poll() is None, killed.stdout.read().decode()[-3000:]
+            assert time.monotonic() < deadline, "no samples"
+            time.sleep(0.05)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        # Actors of the dead job may still finish what they were asked for.
+        time.sleep(3)
+        num_kept = 16 * len(list(drawn.glob("*.json")))
+        num_asked = server.num_asked
+        assert 0.3 * 640 <= num_kept <= num_asked < 640
+        assert not (tmp_path / "out" / "report.json").exists()
+        server.delay_s = 0.0
+        again = start(server, task, tmp_path / "out")
+        assert again.wait(240) == 0, again.stdout.read().decode()[-3000:]
+        assert server.num_asked - num_asked == 640 - num_kept
+    finally:
+        server.stop()
+    for name in ("report.json", "report.html", "samples.parquet"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_drawn_now"] == 640 - num_kept
