@@ -60,6 +60,8 @@ class ConditionalTrainingConfig(_Section):
 class DatasetConfig(_Section):
     datasets: tuple[str, ...] = ()
     """Hub ids, globs, URLs or scored-corpus folders."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Share of each data set among the sequences; null: every sequence of every data set once an epoch."""
     is_split_by_sentences: bool = True
     """false: one control token per document instead of one per segment."""
     seq_length: Annotated[int, BeforeValidator(_whole_number), Field(ge=2)] = 1024
@@ -72,6 +74,14 @@ class DatasetConfig(_Section):
     """Share of documents, by hash of the id, never packed and used for bits per byte."""
     unscored: Literal["mask", "mle"] = "mask"
     """Tokens of segments without a score: no loss, or plain likelihood."""
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weights is not None and (len(self.weights) != len(self.datasets) or not any(self.weights)):
+            raise ValueError(
+                f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each one a number, not all 0"
+            )
+        return self
 
 
 class TokenizerConfig(_Section):

@@ -27,7 +27,7 @@ from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import AWR, RWR, Config, TokenizerConfig, parse_config
-from phf_ray.errors import IncompleteError, PhfError
+from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint
 from phf_ray.objectives import Objective, build_objective
 from phf_ray.packing import ConditionalTraining, PackingConfig, load_tokenizer, pack
@@ -95,7 +95,7 @@ def make_plan(
     training = config.training
     num_tokens = manifest.tokens["all"] if training.count_tokens == "all" else manifest.num_content_tokens
     tokens_per_block = num_tokens / manifest.num_blocks if manifest.num_blocks else 0.0
-    order = BlockOrder(manifest, seed=training.seed)
+    order = BlockOrder(manifest, seed=training.seed, weights=config.dataset.weights)
     scores = manifest.token_scores
     return Plan(
         num_steps=steps_in(
@@ -486,7 +486,7 @@ class _Worker:
             world_size=self._world_size,
             first_block=plan.first_block,
         )
-        order = BlockOrder(self._manifest, seed=training.seed)
+        order = BlockOrder(self._manifest, seed=training.seed, weights=self._config.dataset.weights)
         reader = BlockReader(self._job.blocks_path, order=order)
         batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
         watch = _Watch(self._run, self._claim)
@@ -670,7 +670,14 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
                 "num_additional_tokens": max(0, len(tokenizer) - num_known),
             }
         )
-    return build_model(model, tokenizer=tokenizer, seed=config.training.seed)
+    built = build_model(model, tokenizer=tokenizer, seed=config.training.seed)
+    limit = getattr(built.backbone.config, "max_position_embeddings", None)
+    if limit is not None and config.dataset.seq_length > limit:
+        raise ConfigError(
+            f"dataset.seq_length={config.dataset.seq_length} is longer than the model's {limit} positions; lower it or "
+            "raise the model's limit in model.config_kwargs"
+        )
+    return built
 
 
 # --- Held-out documents -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.train_lm import main
 from phf_ray.checkpoint import read_info
-from phf_ray.config import load_config
+from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import load_checkpoint
 from phf_ray.packing import load_tokenizer
@@ -288,3 +288,18 @@ def test_held_out_documents_are_taken_whole_in_the_order_of_their_ids():
     documents = [document(number, "x" * 400_000) for number in (3, 1, 2)]
     assert [one.id[-1] for one in choose_held_out(iter(documents))] == ["1", "2"]
     assert len(choose_held_out(iter([document(1, "x" * 2_000_000)]))) == 1
+
+
+def test_sequences_longer_than_the_model_are_refused():
+    config = parse_config(
+        {
+            "dataset": {"seq_length": 64},
+            "model": {
+                "path_or_name": None,
+                "model_type": "gpt2",
+                "config_kwargs": {"n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 1},
+            },
+        }
+    )
+    with pytest.raises(ConfigError, match=r"seq_length=64 is longer than the model's 32 positions"):
+        initial_model(config, checkpoint_path=None, tokenizer=tiny_tokenizer())

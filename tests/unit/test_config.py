@@ -124,3 +124,11 @@ def test_a_missing_file_and_an_override_without_value_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"write section\.key=value"):
         load_config(path, None, ["training.seed"])
     assert isinstance(load_config(path).objective, MLE)
+
+
+def test_weights_are_one_per_data_set():
+    values = {"dataset": {"datasets": ["a", "b"], "weights": [3, 1]}}
+    assert parse_config(values).dataset.weights == (3.0, 1.0)
+    for weights in ([1], [0, 0], [1, -1]):
+        with pytest.raises(ConfigError, match="weights"):
+            parse_config({"dataset": {"datasets": ["a", "b"], "weights": weights}})
