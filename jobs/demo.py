@@ -1,6 +1,6 @@
 """The whole story on one machine: score, train, serve, evaluate; `make demo`.
 
-The corpus is the standard library of the Python that runs this, so nothing is downloaded. Two GPT-2s of 0.7 M
+The corpus is the standard library of the Python that runs this, so nothing is downloaded. Two GPT-2s of 0.6 M
 parameters are trained from scratch, one by maximum likelihood and one by conditional training, everything else equal;
 both are served with the PEP8 scorer, sampled over HTTP and compared. One training run per arm: the intervals are those
 of sampling, not of training.
