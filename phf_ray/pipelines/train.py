@@ -214,6 +214,7 @@ def _threads_asked_for(config: Config) -> int | None:
 def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
     import ray
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -255,12 +256,14 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
         failure = run.read_failure()
         if failure:
             return failure
+        log.error("%s", outcome)
         if isinstance(outcome, TrainingFailedError):
-            log.error("%s", outcome)
             raise IncompleteError(
                 f"workers died more often than training.max_failures={config.training.max_failures} allows; the last "
                 "error is above"
             )
+        if isinstance(outcome, RayError):
+            raise IncompleteError("Ray lost the process that looks after the workers; the error is above")
         raise outcome
     return dict(outcome)
 
