@@ -856,7 +856,16 @@ class Engine:
         ids = sorted(self.strings.valid_ids - set(self.strings.control_ids.values()))
         prompts = [tuple(ids[k % len(ids)] for k in range(7, 7 + n)) for n in (2, 5)]
         requests = [
-            GenerationRequest(prompt=prompt, max_tokens=3, temperature=0, ignore_eos=True, logprobs=0, control="none")
+            # Control tokens that the model wants would be replaced and hidden, and the plain pass not see them: ban them.
+            GenerationRequest(
+                prompt=prompt,
+                max_tokens=3,
+                temperature=0,
+                ignore_eos=True,
+                logprobs=0,
+                control="none",
+                policy="ban",
+            )
             for prompt in prompts
         ]
         try:

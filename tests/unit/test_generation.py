@@ -494,3 +494,14 @@ def test_requests_can_be_replaced_field_by_field():
     request = GenerationRequest(prompt="def", max_tokens=4)
     assert replace(request, seed=3).seed == 3
     assert pickle.loads(pickle.dumps(request)) == request
+
+
+def test_a_model_that_wants_control_tokens_everywhere_is_served():
+    tokenizer = tiny_tokenizer(control=True)
+    model = tiny_gpt2(tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(GOOD)] *= 40
+    engine = Engine(model, tokenizer, control=Control(good=GOOD, bad=BAD, policy="retag"))
+    (completion,) = generate(engine, [GenerationRequest(prompt="def", max_tokens=8, temperature=0, control="good")])
+    assert completion.num_completion_tokens == 8
+    assert GOOD not in completion.text
