@@ -856,7 +856,7 @@ class Engine:
         ids = sorted(self.strings.valid_ids - set(self.strings.control_ids.values()))
         prompts = [tuple(ids[k % len(ids)] for k in range(7, 7 + n)) for n in (2, 5)]
         requests = [
-            # Control tokens that the model wants would be replaced and hidden, and the plain pass not see them: ban them.
+            # A control token that the model wants would be replaced and hidden: the plain pass would not see it.
             GenerationRequest(
                 prompt=prompt,
                 max_tokens=3,
