@@ -5,6 +5,7 @@ starts, a fresh command or a restarted group of any size, goes on from the newes
 """
 
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 import os
@@ -362,6 +363,10 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     except PhfError as error:
         run.write_failure({"status": "failed", "kind": type(error).__name__, "message": str(error)})
         raise
+    finally:
+        # DDP must not outlive Ray's hold on the process group: its destructor would wait, with the interpreter's lock,
+        # for a thread that waits for that lock.
+        gc.collect()
 
 
 class _Worker:

@@ -1,12 +1,11 @@
 """Two gloo ranks with DDP and with FSDP2 give the loss, gradients and figures of one process with the whole batch."""
 
-import os
-import socket
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_on_ranks
 from tiny_models import tiny_tokenizer
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -79,10 +78,7 @@ def accumulate(model, objective, rows, *, no_sync):
     return num_targets, all_reduce(totals)
 
 
-def on_rank(rank, port, directory):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+def on_rank(rank, directory):
     rows = [part.chunk(WORLD)[rank] for part in make_rows()]
     results = {}
     for name, config in OBJECTIVES.items():
@@ -109,16 +105,12 @@ def on_rank(rank, port, directory):
         results[name, "fsdp2"] = gradients_of(sharded, num_targets), objective.summarize(totals)
     if rank == 0:
         torch.save(results, directory / "results.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(on_rank, args=(port, directory), nprocs=WORLD)
+    run_on_ranks(partial(on_rank, directory=directory), world_size=WORLD, directory=directory)
     return torch.load(directory / "results.pt", weights_only=True)
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_on_ranks
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 from phf_ray.blocks import BlockArrays
@@ -328,42 +327,27 @@ def test_a_loss_that_is_not_finite_ends_the_loop_before_any_checkpoint():
 SPLIT_TOLERANCE = 2e-5
 
 
-def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: str, micro: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
-    try:
-        model = parallelize(tiny_model(), kind, device=torch.device("cpu"))
-        optimizer = build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
-        state = TrainState(model, optimizer)
-        rows = run(state, loop=settings(12), data=share(micro=micro, rank=rank, world_size=world_size))
-        snapshot = take_snapshot(state, keep=rank == 0)
-        bits = held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2)
-        if rank == 0:
-            torch.save(
-                {
-                    "losses": [row.metrics["train/loss"] for row in rows],
-                    "tokens": state.tokens_seen,
-                    "model": snapshot.model,
-                    "optimizer": snapshot.optimizer,
-                    "bits": bits,
-                },
-                f"{directory}/result.pt",
-            )
-    finally:
-        dist.destroy_process_group()
+def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: Path, micro: int) -> None:
+    model = parallelize(tiny_model(), kind, device=torch.device("cpu"))
+    optimizer = build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
+    state = TrainState(model, optimizer)
+    rows = run(state, loop=settings(12), data=share(micro=micro, rank=rank, world_size=world_size))
+    snapshot = take_snapshot(state, keep=rank == 0)
+    bits = held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2)
+    if rank == 0:
+        result = {
+            "losses": [row.metrics["train/loss"] for row in rows],
+            "tokens": state.tokens_seen,
+            "model": snapshot.model,
+            "optimizer": snapshot.optimizer,
+            "bits": bits,
+        }
+        torch.save(result, directory / "result.pt")
 
 
 def run_processes(directory: Path, *, world_size: int, kind: str = "ddp", micro: int = 2) -> dict:
-    job = partial(_losses_of_rank, world_size=world_size, kind=kind, directory=str(directory), micro=micro)
-    # A server that has imported torch once and forks from there: a fresh interpreter each takes ten seconds.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["phf_ray.training"])
-    processes = [context.Process(target=job, args=(rank,)) for rank in range(world_size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * world_size
+    job = partial(_losses_of_rank, world_size=world_size, kind=kind, directory=directory, micro=micro)
+    run_on_ranks(job, world_size=world_size, directory=directory)
     return torch.load(directory / "result.pt", weights_only=True)
 
 
