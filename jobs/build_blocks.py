@@ -14,7 +14,7 @@ from phf_ray.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     config = config_from(arguments)
     corpora = tuple(arguments.corpus) or config.dataset.datasets
     if not corpora:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.build_blocks", description=__doc__.split("\n")[0])
     add_config_arguments(parser, method=True)
     parser.add_argument(

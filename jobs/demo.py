@@ -34,7 +34,7 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     task = load_config(TASK, None, arguments.override)
     started = time.monotonic()
     output = Path(arguments.output).resolve()
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", default="out/demo", help="folder of all that the demo makes (default: out/demo)")
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")

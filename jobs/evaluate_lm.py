@@ -42,7 +42,7 @@ class Model:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
     models = parse_models(arguments.model)
     wanted = parse_arms(arguments.arm, models)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.evaluate_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -37,7 +37,7 @@ _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.source is not None and len(options.models) > 1:
         raise ConfigError(f"--from gives one file for {len(options.models)} models; name one with --models")
     if is_url(options.output):
@@ -117,7 +117,7 @@ def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.fetch_models", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder on shared storage; each model gets a subfolder"

@@ -21,11 +21,7 @@ MAX_CHARACTERS = 160
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.make_prompts", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", required=True, metavar="FILE")
-    parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
-    parser.add_argument("--library", metavar="DIR", help="other source files; by default the running Python's library")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     library = Path(arguments.library or sysconfig.get_paths()["stdlib"])
     headers = {
         header: None for path in library_files(library) for header in headers_of(path.read_text(encoding="utf-8"))
@@ -38,6 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Path(arguments.output).write_text("".join(lines), encoding="utf-8")
     print(f"{arguments.output}: {len(lines)} prompts")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.make_prompts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
+    parser.add_argument("--library", metavar="DIR", help="other source files; by default the running Python's library")
+    return parser
 
 
 def library_files(root: Path) -> list[Path]:

@@ -25,7 +25,7 @@ _LOG_EVERY_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     request = Request(
         cli.config_from(arguments),
         inputs=arguments.input,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.score_corpus", description=__doc__)
     cli.add_config_arguments(parser, method=False)
     parser.add_argument(

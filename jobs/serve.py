@@ -30,7 +30,7 @@ APPLICATION = "phf"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     args = parse_args(
         {
             "models": _models(arguments),
@@ -66,7 +66,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--model",

@@ -8,13 +8,7 @@ from phf_ray.corpus import Histogram, Manifest, read_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.thresholds", description=__doc__)
-    parser.add_argument("--corpus", required=True, metavar="DIR", help="output of jobs.score_corpus")
-    parser.add_argument(
-        "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="between 0 and 1 (default 0.5)"
-    )
-    parser.add_argument("--scorer", metavar="NAME", help="by default the first, which is trained on")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     manifest = read_manifest(arguments.corpus)
     unit = _unit(manifest, arguments.scorer)
     print(f"{manifest.documents:,} documents, {manifest.segments:,} segments; {unit}; higher is worse")
@@ -25,6 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     error = Histogram.RATIO - 1
     print(f"a threshold is at most {error:.0%} above the exact quantile, and never below it")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.thresholds", description=__doc__)
+    parser.add_argument("--corpus", required=True, metavar="DIR", help="output of jobs.score_corpus")
+    parser.add_argument(
+        "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="between 0 and 1 (default 0.5)"
+    )
+    parser.add_argument("--scorer", metavar="NAME", help="by default the first, which is trained on")
+    return parser
 
 
 def _unit(manifest: Manifest, scorer: str | None) -> str:

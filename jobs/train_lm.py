@@ -20,7 +20,7 @@ log = logging.getLogger("jobs.train_lm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     config = config_from(arguments)
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.train_lm", description=__doc__.split("\n")[0])
     add_config_arguments(parser, method=True)
     parser.add_argument("--run-name", required=True, help="folder of the run below the storage path")
