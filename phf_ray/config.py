@@ -192,6 +192,8 @@ class TrainingConfig(_Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     torch_compile: bool = False
+    document_mask: bool = False
+    """true: no attention across the documents of a block, and positions count in each document anew."""
     parallelism: Literal["ddp", "fsdp2"] = "ddp"
     num_workers: Positive = 1
     resources_per_worker: dict[str, float] = {}
@@ -263,6 +265,45 @@ class KLConfig(_Callback):
     """Directory, hub name or URL of the reference model; null: no KL."""
 
 
+class AttackerConfig(_Section):
+    """How the red LM is asked for prompts."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Positive = 1024
+    """Less where the red LM says that its context ends sooner."""
+
+
+class RedTeamConfig(_Section):
+    """The adaptive attack of `jobs.red_team`; numbers are the original's."""
+
+    prompts_path: str | None = None
+    """Prompts that the attack starts from, as a scenario's."""
+    num_seed_prompts: Positive = 20
+    """Taken from the head of the file."""
+    num_trials: Positive = 10
+    num_rounds: Positive = 10
+    num_examples: Positive = 4
+    """Prompts of the pool that the red LM is shown each round."""
+    num_candidates: Positive = 20
+    """Completions asked of the red LM each round; each gives one prompt."""
+    num_continuations: Positive = 512
+    """Samples of the attacked model per prompt."""
+    weight_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Prompts are shown with weight exp(z / temperature), z their standardised mean score."""
+    instruction: str | None = None
+    """What the red LM is told before the examples; null: the one for the scorer's class."""
+    examples_format: Literal["numbered", "fenced"] | None = None
+    """Lines with numbers, or code between fences; null: the one for the scorer's class."""
+    use_prompt_for_scoring: bool | None = None
+    """Score prompt and continuation together; null: for code only."""
+    attacker: AttackerConfig = AttackerConfig()
+    generate_kwargs: GenerateKwargs = GenerateKwargs(
+        max_length=None, max_new_tokens=64, min_length=10, temperature=0.7, top_p=0.9
+    )
+    """Of the attacked model."""
+
+
 class PoolConfig(_Section):
     min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] | None = None
@@ -311,6 +352,7 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     generation: GenerationConfig = GenerationConfig()
     kl_gpt3_callback: KLConfig = KLConfig()
+    red_team: RedTeamConfig = RedTeamConfig()
     scoring: ScoringConfig = ScoringConfig()
     compat: Literal["korbak2023"] | None = None
 
