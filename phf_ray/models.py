@@ -33,6 +33,7 @@ from phf_ray.checkpoint import CheckpointInfo, read_info, write_info
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.objectives import Objective, ObjectiveOutput
+from phf_ray.records import TokenKind
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_HEAD_KEY = "value_head.head.weight"
@@ -67,19 +68,36 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, *, value_head: ValueHead | None = None, detach_values: bool = False
+        self,
+        backbone: PreTrainedModel,
+        *,
+        value_head: ValueHead | None = None,
+        detach_values: bool = False,
+        is_probed: bool = True,
     ) -> None:
-        """Raises ConfigError if the model's head is not linear or its attention not causal."""
+        """Raises ConfigError if the model's head is not linear or its attention not causal. `is_probed`: false for a
+        model without memory, which can't be tried out."""
         super().__init__()
-        self.logit_scale = _probe(backbone)
+        self.logit_scale = _probe(backbone) if is_probed else 1.0
         self.backbone = backbone
         self.value_head = value_head
         self.detach_values = detach_values
+        self.has_document_mask = False
+
+    def mask_documents(self) -> None:
+        """From now on `forward` lets no token see another document of its block, and counts positions in each anew.
+
+        Raises ConfigError for a model that has no such positions. Price: a mask of tokens x tokens per block, with
+        which torch's attention leaves its fastest kernels.
+        """
+        _probe_document_mask(self)
+        self.has_document_mask = True
 
     def forward(
         self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
     ) -> ObjectiveOutput:
-        hidden_BSD = self.hidden_states(input_ids_BS)
+        positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None
+        hidden_BSD = self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
         weight_VD, bias_V, scale = self.head()
         if scale != 1:
             bias_V = None if bias_V is None else bias_V * scale
@@ -97,7 +115,8 @@ class LanguageModel(nn.Module):
     def hidden_states(
         self, input_ids_BS: Tensor, *, attention_mask: Tensor | None = None, position_ids_BS: Tensor | None = None
     ) -> Tensor:
-        """What the head multiplies, shape (B, S, D)."""
+        """What the head multiplies, shape (B, S, D). Where positions do not go up by one, a new document begins, and
+        without an attention mask no token sees another document than its own."""
         outputs = self.backbone.base_model(
             input_ids=input_ids_BS.long(),
             attention_mask=attention_mask,
@@ -180,6 +199,40 @@ def _probe(backbone: PreTrainedModel) -> float:
     return scale
 
 
+def document_positions(token_kinds_BS: Tensor) -> Tensor:
+    """Place of each token in its document, int64 (B, S): 0 at an end-of-text token, with which documents begin.
+
+    What is left of a document from an earlier block is counted from the start of this one.
+    """
+    places_S = torch.arange(token_kinds_BS.shape[1], device=token_kinds_BS.device)
+    # A plain number: torch.compile evaluates `tensor == TokenKind.END_OF_TEXT` to a bool.
+    begins_BS = torch.where(token_kinds_BS == int(TokenKind.END_OF_TEXT), places_S, 0).cummax(dim=1).values
+    return places_S - begins_BS
+
+
+def _probe_document_mask(model: LanguageModel) -> None:
+    """By trial as above: two documents in one block must give the states of each one alone."""
+    weight = model.head()[0]
+    ids_BS = torch.arange(4, device=weight.device)[None] + weight.shape[0] // 2
+    positions_BS = torch.tensor([[0, 1, 0, 1]], device=weight.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            together_BSD = model.hidden_states(ids_BS, position_ids_BS=positions_BS)
+            alone_BSD = model.hidden_states(ids_BS[:, 2:])
+        separated = torch.allclose(together_BSD[:, 2:].float(), alone_BSD.float(), rtol=1e-3, atol=1e-5)
+    except TypeError:  # takes no positions
+        separated = False
+    finally:
+        model.train(was_training)
+    if not separated:
+        raise ConfigError(
+            f"{type(model.backbone).__name__}: documents of a block can't be told apart by their positions; set "
+            "training.document_mask: false or choose another model"
+        )
+
+
 def transformer_blocks(model: LanguageModel) -> list[nn.Module]:
     """The repeated layers of the trunk, in order: what FSDP shards and activation checkpointing wraps one by one."""
     lists = [module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList)]
@@ -187,6 +240,64 @@ def transformer_blocks(model: LanguageModel) -> list[nn.Module]:
         raise ConfigError(f"{type(model.backbone).__name__} has no list of layers; use parallelism: ddp")
     sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in lists]
     return list(lists[sizes.index(max(sizes))])
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a model, from which memory and arithmetic follow."""
+
+    num_parameters: int
+    """Each tied weight once."""
+    num_multiplied: int
+    """Parameters that every token is multiplied with: all but embeddings that are looked up, and the head."""
+    num_layers: int
+    width: int
+    """Of the hidden states."""
+    attention_width: int
+    """Heads x size of a head."""
+    num_rows: int
+    """Of the head: vocabulary with padding."""
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B)."""
+        return 6.0 * self.num_multiplied + 12.0 * self.num_layers * self.attention_width * length
+
+
+def shape_of(model: LanguageModel) -> Shape:
+    head_VD = model.head()[0]
+    looked_up = {
+        id(parameter)
+        for module in model.backbone.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    } - {id(head_VD)}
+    config: Any = model.backbone.config
+    num_heads = getattr(config, "num_attention_heads", None) or 1
+    size_of_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return Shape(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_multiplied=sum(each.numel() for each in model.parameters() if id(each) not in looked_up),
+        num_layers=len(transformer_blocks(model)),
+        width=head_VD.shape[1],
+        attention_width=num_heads * size_of_head,
+        num_rows=head_VD.shape[0],
+    )
+
+
+def planned_shape(config: ModelConfig, *, tokenizer: Any) -> Shape:
+    """Shape of the model that `build_model` would give, without memory for a single weight."""
+    if config.from_scratch:
+        architecture = _architecture(config)
+        architecture.vocab_size = _num_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
+    else:
+        architecture = _architecture(config.model_copy(update={"config_kwargs": {}}))
+        num_rows = max(architecture.vocab_size, len(tokenizer))
+        architecture.vocab_size = _num_rows(num_rows, multiple=config.pad_vocab_to_multiple_of)
+    with torch.device("meta"):
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+        backbone.tie_weights()
+        value_head = None if config.model_kwargs.value_head_config is None else ValueHead(_head_width(backbone))
+    return shape_of(LanguageModel(backbone, value_head=value_head, is_probed=False))
 
 
 def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:

@@ -1,5 +1,6 @@
 """Building, saving and loading language models; any architecture with a linear head."""
 
+import itertools
 import json
 import pickle
 import re
@@ -14,8 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint, transformer_blocks
+from phf_ray.models import (
+    LanguageModel,
+    build_model,
+    document_positions,
+    load_checkpoint,
+    save_checkpoint,
+    transformer_blocks,
+)
 from phf_ray.objectives import build_objective
+from phf_ray.records import TokenKind
 
 LLAMA_LIKE = {
     "hidden_size": 32,
@@ -215,6 +224,46 @@ def test_a_value_head_that_the_objective_does_not_train_gets_a_zero_gradient():
     model = build_model(config_for(model_kwargs=VALUE_HEAD), tokenizer=tokenizer, seed=0).eval()
     model(*batch_for(model), build_objective({"name": "MLE"})).loss.backward()
     assert torch.equal(model.value_head.head.weight.grad, torch.zeros(1, 32))
+
+
+# Documents of a block
+
+
+def block_of_documents(model, *, lengths=(5, 1, 7)):
+    """One row: the tail of an older document, then documents that begin with an end-of-text token each."""
+    ids, scores, kinds = batch_for(model, rows=1, length=sum(lengths))
+    starts = [sum(lengths[:number]) for number in range(1, len(lengths))]
+    kinds[0, starts] = TokenKind.END_OF_TEXT
+    return ids, scores, kinds, [0, *starts, sum(lengths)]
+
+
+def test_positions_begin_anew_with_each_end_of_text_token():
+    kinds = torch.tensor([[0, 0, 1, 1, 0, 2, 0], [1, 0, 0, 0, 1, 0, 3]], dtype=torch.uint8)
+    assert document_positions(kinds).tolist() == [[0, 1, 0, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3", "gpt_neox"])
+def test_with_a_document_mask_a_block_gives_the_logits_of_each_document_alone(model_type, attention):
+    model = build_model(config_for(model_type), tokenizer=tiny_tokenizer(), seed=1).eval()
+    model.backbone.set_attn_implementation(attention)
+    ids, scores, kinds, borders = block_of_documents(model)
+    alone = torch.cat([model.backbone(input_ids=ids[:, a:b]).logits for a, b in itertools.pairwise(borders)], dim=1)
+    together = model.hidden_states(ids, position_ids_BS=document_positions(kinds)) @ model.head()[0].T
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+    expected = torch.nn.functional.cross_entropy(alone[0, :-1], ids[0, 1:], reduction="sum").item()
+    objective = build_objective({"name": "MLE"})
+    assert model(ids, scores, kinds, objective).loss.item() != pytest.approx(expected, rel=1e-3)
+    model.mask_documents()
+    assert model(ids, scores, kinds, objective).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_that_takes_no_positions_is_refused_a_document_mask():
+    settings = {"hidden_size": 32, "n_layer": 1, "n_head": 2}
+    model = build_model(config_for("bloom", config_kwargs=settings), tokenizer=tiny_tokenizer(), seed=0)
+    with pytest.raises(ConfigError, match=r"Bloom.*training\.document_mask: false"):
+        model.mask_documents()
 
 
 # Checkpoints
