@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     checkpoint_path = None if arguments.checkpoint_path is None else str(Path(arguments.checkpoint_path).resolve())
     if arguments.dry_run:
-        _print_plan(config, directory=directory.path, storage_path=storage_path, checkpoint_path=checkpoint_path)
+        _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
 
     start_ray()
@@ -80,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
     parser.add_argument("--checkpoint-path", metavar="DIR", help="checkpoint whose weights to start from")
     parser.add_argument("--group-name", help="group of the run on Weights & Biases")
+    parser.add_argument(
+        "--tokens-per-s", type=float, metavar="N", help="with --dry-run: speed of all workers, instead of a short trial"
+    )
     parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
     return parser
 
@@ -107,31 +110,33 @@ def _absolute(source: str) -> str:
     return source if is_url(source) else str(Path(source).resolve())
 
 
-def _print_plan(config: Config, *, directory: Path, storage_path: str, checkpoint_path: str | None) -> None:
-    """Steps, parameters and disk, without Ray; steps are estimated as if every token were counted."""
-    from phf_ray.blocks import BYTES_PER_TOKEN
+def _print_plan(
+    arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
+) -> None:
+    """Steps, tokens, parameters, memory, disk and time, without Ray."""
+    from phf_ray.models import planned_shape
     from phf_ray.packing import load_tokenizer
+    from phf_ray.pipelines import estimate
     from phf_ray.pipelines.blocks import plan_blocks
-    from phf_ray.pipelines.train import initial_model
+    from phf_ray.pipelines.train import initial_model, starting_model
 
     tokenizer = load_tokenizer(config.tokenizer)
     corpora = [_absolute(source) for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
-    model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    training = config.training
-    tokens_per_step = training.effective_batch_size * config.dataset.seq_length
-    budget = training.num_tokens - training.tokens_already_seen
-    print(f"run          {directory}")
-    print(f"blocks       {blocks.root}")
-    print(f"thresholds   {dict(blocks.thresholds) or 'none'}")
-    print(f"parameters   {num_parameters:,}; weights, gradients and Adam: {16 * num_parameters / 1e9:.2f} GB")
-    print(
-        f"steps        {budget // tokens_per_step:,} or more, of {training.effective_batch_size} x "
-        f"{config.dataset.seq_length} tokens, for {budget:,} {training.count_tokens} tokens"
-    )
-    print(f"workers      {training.num_workers}, {training.parallelism}, {training.precision}")
-    print(f"disk         {BYTES_PER_TOKEN} bytes for each token of the corpus, before compression")
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    shape = planned_shape(starting, tokenizer=tokenizer)
+    num_workers = config.training.num_workers
+    speed = None
+    if arguments.tokens_per_s is not None:
+        speed = (arguments.tokens_per_s, "as given by --tokens-per-s")
+    elif shape.num_parameters <= estimate.PROBED_PARAMETERS or estimate.has_gpu():
+        model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+        measured = estimate.measured_tokens_per_s(config, model)
+        speed = (measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)")
+    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer)
+    print(f"run          {storage_path}/{arguments.run_name}")
+    for line in estimate.describe(config, plan=blocks, tokens=tokens, shape=shape, speed=speed):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel, transformer_blocks
-from phf_ray.objectives import Objective, ObjectiveOutput, Statistics, all_reduce, build_objective, combine
+from phf_ray.objectives import (
+    Histogram,
+    Objective,
+    ObjectiveOutput,
+    Statistics,
+    all_reduce,
+    build_objective,
+    combine,
+    unpacked,
+)
 from phf_ray.records import TokenKind
 
 T = TypeVar("T")
@@ -283,8 +292,8 @@ class StepTotals:
     """
 
     def __init__(self, totals: Statistics):
-        self._names = list(totals)
-        packed = torch.stack([value.to(torch.float64) for value in totals.values()])
+        self._totals = totals
+        packed = torch.cat([value.to(torch.float64).reshape(-1) for value in totals.values()])
         self._event: torch.cuda.Event | None = None
         if packed.is_cuda:
             self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
@@ -297,7 +306,7 @@ class StepTotals:
     def read(self) -> Statistics:
         if self._event is not None:
             self._event.synchronize()
-        return dict(zip(self._names, self._host.unbind(), strict=True))
+        return unpacked(self._host, like=self._totals)
 
 
 def step(
@@ -395,6 +404,10 @@ class LoopSettings:
     logging_steps: int = 1
     save_steps: int | None = None
     """Steps between checkpoints; None: at the end only."""
+    flops_per_token: float | None = None
+    """Of the model at the blocks' length, forward and backward."""
+    peak_flops: float | None = None
+    """Of a device, per second; None: not known, and no utilization is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +415,7 @@ class Row:
     """Metrics of the steps since the last row, over all ranks."""
 
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | Histogram]
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,7 +536,7 @@ class _Loop:
             self._since = time.perf_counter()
             yield from self.outside(Row(pending.step, metrics))
 
-    def _metrics(self, pending: _Pending) -> dict[str, float]:
+    def _metrics(self, pending: _Pending) -> dict[str, float | Histogram]:
         row = self._row
         elapsed_s = time.perf_counter() - self._since
         tokens_seen = self._state.tokens_seen
@@ -544,7 +557,38 @@ class _Loop:
             "objective/train/tokens_used": tokens_seen,
             "objective/train/docs_used": self._state.documents_seen,
             **{f"objective/train/{name}": value for name, value in figures.items()},
+            **{f"objective/train/{name}": counts for name, counts in self._objective.histograms(row).items()},
+            **self._utilization(tokens_per_s / _world_size()),
         }
+
+    def _utilization(self, tokens_per_s_per_device: float) -> dict[str, float]:
+        """Model FLOPs utilization (PaLM, appendix B), where it is known what the device could do."""
+        settings = self._settings
+        if settings.flops_per_token is None or settings.peak_flops is None:
+            return {}
+        return {"train/mfu": tokens_per_s_per_device * settings.flops_per_token / settings.peak_flops}
+
+
+# Dense bf16 products per second, from NVIDIA's data sheets. The first name that the device's name contains counts.
+_PEAK_FLOPS = (
+    ("B200", 2.25e15),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("L4", 121e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """bf16 operations per second that the device could do at best; None for one that is not in the table."""
+    return next((flops for name, flops in _PEAK_FLOPS if name in device_name), None)
 
 
 def peak_memory_gb() -> float:

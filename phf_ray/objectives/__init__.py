@@ -25,7 +25,7 @@ from phf_ray.objectives.losses import (
     Rules,
     Unlikelihood,
 )
-from phf_ray.objectives.statistics import Statistics, all_reduce, combine
+from phf_ray.objectives.statistics import Histogram, Statistics, all_reduce, combine, unpacked
 
 _ADAPTER: TypeAdapter[configuration.MLE | configuration.Unlikelihood | configuration.AWR | configuration.RWR] = (
     TypeAdapter(configuration.Objective)
@@ -112,4 +112,13 @@ def _number(threshold: configuration.Threshold | None, *, key: str) -> float | N
     return threshold
 
 
-__all__ = ["Objective", "ObjectiveOutput", "Statistics", "all_reduce", "build_objective", "combine"]
+__all__ = [
+    "Histogram",
+    "Objective",
+    "ObjectiveOutput",
+    "Statistics",
+    "all_reduce",
+    "build_objective",
+    "combine",
+    "unpacked",
+]

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
-from phf_ray.objectives.statistics import Statistics
+from phf_ray.objectives.statistics import (
+    NUM_BINS,
+    Histogram,
+    Statistics,
+    counts_by_bin,
+    weight_edges,
+    weight_places,
+)
 from phf_ray.records import TokenKind
 
 Compat = Literal["korbak2023"]
@@ -149,7 +156,7 @@ class Objective(nn.Module):
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         """Readable figures of totals over any number of micro-batches, ranks and steps. Waits for the device."""
-        total = {name: float(value) for name, value in totals.items()}
+        total = {name: float(value) for name, value in totals.items() if value.ndim == 0}
         num_valid = total["sum/num_valid"]
         squared = total["sum/weight_squared"]
         effective = total["sum/weight"] ** 2 / squared if squared else float("nan")
@@ -161,6 +168,10 @@ class Objective(nn.Module):
         } | self._summarize(total, num_valid)
 
     def _summarize(self, _total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
+        return {}
+
+    def histograms(self, _totals: Mapping[str, Tensor], /) -> dict[str, Histogram]:
+        """Distributions of the same totals, by name."""
         return {}
 
     def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
@@ -295,7 +306,7 @@ class RWR(Objective):
             likelihood_N=weights_N,
             unlikelihood_N=torch.zeros_like(weights_N),
             num_targets=_total(weights_N if self.normalise == "weights" else targets.valid_N),
-            statistics=_weight_statistics(targets, weights_N),
+            statistics=_weight_statistics(targets, weights_N, largest=self.weighting.clip_weight_max),
         )
 
     def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
@@ -303,6 +314,9 @@ class RWR(Objective):
 
     def _summarize(self, total: Mapping[str, float], num_valid: float, /) -> dict[str, float]:
         return _summarize_weights(total, num_valid)
+
+    def histograms(self, totals: Mapping[str, Tensor], /) -> dict[str, Histogram]:
+        return _weight_histogram(totals, largest=self.weighting.clip_weight_max)
 
 
 class AWR(Objective):
@@ -340,7 +354,8 @@ class AWR(Objective):
             advantages_N = (advantages_N - advantages_N.mean()) / advantages_N.std()
         advantages_N = torch.where(targets.scored_N, advantages_N, 0.0)
         weights_N = self.weighting.weights(advantages_N) * targets.valid_N
-        statistics = _weight_statistics(targets, weights_N) | {"sum/advantage": _total(advantages_N)}
+        statistics = _weight_statistics(targets, weights_N, largest=self.weighting.clip_weight_max)
+        statistics |= {"sum/advantage": _total(advantages_N)}
         value_loss = None
         if values_N is not None:
             squares_N = torch.where(targets.scored_N, (rewards_N - values_N).square(), 0.0)
@@ -380,6 +395,13 @@ class AWR(Objective):
             figures |= _summarize_values(total, num_valid, num_scored)
         return figures
 
+    def histograms(self, totals: Mapping[str, Tensor], /) -> dict[str, Histogram]:
+        found = _weight_histogram(totals, largest=self.weighting.clip_weight_max)
+        if "sum/value_bins" in totals:
+            edges = [edge / NUM_BINS - 1 for edge in range(NUM_BINS + 1)]
+            found["value_dis"] = Histogram(edges=edges, counts=totals["sum/value_bins"].tolist())
+        return found
+
 
 def _total(tensor: Tensor) -> Tensor:
     """float64: a step's count of tokens is past the whole numbers of fp32."""
@@ -391,14 +413,20 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else float("nan")
 
 
-def _weight_statistics(targets: Targets, weights_N: Tensor) -> Statistics:
+def _weight_statistics(targets: Targets, weights_N: Tensor, *, largest: float) -> Statistics:
     weights_N = weights_N.detach().double()
     return {
+        "sum/weight_bins": counts_by_bin(weight_places(weights_N, largest=largest), counted_N=targets.valid_N),
         "sum/num_scored": _total(targets.scored_N),
         "sum/score": _total(targets.scores_N),
         "min/weight": torch.where(targets.valid_N, weights_N, torch.inf).amin(),
         "max/weight": torch.where(targets.valid_N, weights_N, -torch.inf).amax(),
     }
+
+
+def _weight_histogram(totals: Mapping[str, Tensor], *, largest: float) -> dict[str, Histogram]:
+    counts = totals["sum/weight_bins"].tolist()
+    return {"weight_dist": Histogram(edges=weight_edges(largest=largest), counts=counts)}
 
 
 def _weighted_loss(weights: Weights, fused: FusedLoss) -> Statistics:
@@ -421,6 +449,7 @@ def _value_statistics(targets: Targets, rewards_N: Tensor, values_N: Tensor) -> 
     scored_N = targets.scored_N
     rewards_N, values_N = (torch.where(scored_N, tensor.double(), 0.0) for tensor in (rewards_N, values_N))
     return {
+        "sum/value_bins": counts_by_bin(values_N + 1, counted_N=scored_N),
         "sum/value": values_N.sum(),
         "sum/value_squared": values_N.square().sum(),
         "sum/reward": rewards_N.sum(),

@@ -4,14 +4,18 @@ A statistic's name begins with how two of it become one: `sum/`, `min/` or `max/
 from the totals (`Objective.summarize`), so no figure depends on how a batch was split.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Statistics = dict[str, Tensor]
-"""Name -> detached scalar, float64."""
+"""Name -> detached, float64: a scalar, or counts by bin (`sum/..._bins`)."""
+
+NUM_BINS = 40
 
 _MERGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
 _REDUCE = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
@@ -33,7 +37,46 @@ def all_reduce(statistics: Mapping[str, Tensor], group: dist.ProcessGroup | None
     for kind, operation in _REDUCE.items():
         names = sorted(name for name in totals if name.startswith(f"{kind}/"))
         if names:
-            packed = torch.stack([totals[name] for name in names])
+            packed = torch.cat([totals[name].reshape(-1) for name in names])
             dist.all_reduce(packed, op=operation, group=group)
-            totals.update(zip(names, packed.unbind(), strict=True))
+            totals.update(unpacked(packed, like={name: totals[name] for name in names}))
     return totals
+
+
+def unpacked(packed: Tensor, *, like: Mapping[str, Tensor]) -> Statistics:
+    """The values of `like`, in its order, out of one row of numbers."""
+    parts = packed.split([value.numel() for value in like.values()])
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+class Histogram(TypedDict):
+    edges: list[float]
+    """One more than counts."""
+    counts: list[float]
+
+
+def counts_by_bin(places_N: Tensor, *, counted_N: Tensor) -> Tensor:
+    """How many of the counted places in [0, 1) lie in each of NUM_BINS equal bins; what is outside goes to the ends."""
+    bins_N = (places_N * NUM_BINS).clamp(0, NUM_BINS - 1).long()
+    counts = torch.zeros(NUM_BINS, dtype=torch.float64, device=places_N.device)
+    return counts.scatter_add_(0, bins_N, counted_N.double())
+
+
+# Weights differ from 1 by a percent in one run and by a factor of a hundred in another: bins are even in
+# asinh(log(w) / 0.01), which is log(w) near 1 and the logarithm of that far from it.
+_FINE = 0.01
+
+
+def weight_places(weights_N: Tensor, *, largest: float) -> Tensor:
+    """Place of each weight between 1 / largest (0) and largest (1)."""
+    places_N = torch.asinh(weights_N.double().log() / _FINE) / math.asinh(_reach(largest) / _FINE)
+    return (places_N.clamp(-1, 1) + 1) / 2
+
+
+def weight_edges(*, largest: float) -> list[float]:
+    whole = math.asinh(_reach(largest) / _FINE)
+    return [math.exp(_FINE * math.sinh(whole * (2 * edge / NUM_BINS - 1))) for edge in range(NUM_BINS + 1)]
+
+
+def _reach(largest: float) -> float:
+    return max(abs(math.log(largest)), 1.0)

@@ -4,6 +4,7 @@
     plan.json        what follows from it and the blocks: number of steps, thresholds as numbers, hash of the blocks
     metrics.jsonl    one row per logged step, each step once
     checkpoints/     step-00000500/ ..., each complete or not there
+    evaluations/     step-00000500/ ..., `weights` until they are evaluated, then `metrics.json` and `samples.parquet`
     summary.json     how the run ended; `finished` is never trained again
 
 One process writes at a time: whoever starts last claims the directory, and an orphan of an earlier start sees that.
@@ -30,11 +31,14 @@ log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
 STEP = "train/global_step"
+EVALUATION = "evaluation/wall_s"
+"""In the rows of samples and KL, and in no other."""
 
 # What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums.
 _MAY_CHANGE = {
     "training.num_workers",
     "training.resources_per_worker",
+    "training.resources_per_evaluation",
     "training.max_failures",
     "training.per_device_train_batch_size",
     "training.parallelism",
@@ -53,6 +57,7 @@ class RunDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.evaluations = self.path / "evaluations"
 
     # --- What the run is ---
 
@@ -87,11 +92,21 @@ class RunDirectory:
 
     # --- Who writes ---
 
-    def claim(self) -> str:
-        """Become the one that writes; returns the claim. Leftovers of whoever was killed while writing are removed."""
+    def claim(self, workers: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Become the one that writes; returns the claim. Leftovers of whoever was killed while writing are removed.
+
+        `workers`: where each rank runs, for whoever looks for its process.
+        """
         claim = uuid.uuid4().hex
-        self._write_json("owner.json", {"claim": claim, "host": socket.gethostname(), "pid": os.getpid()})
-        for leftover in [*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob(".deleting-*")]:
+        owner = {
+            "claim": claim,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "workers": [dict(w) for w in workers],
+        }
+        self._write_json("owner.json", owner)
+        leftovers = [*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob(".deleting-*")]
+        for leftover in [*leftovers, *self.evaluations.glob("step-*/.writing-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         return claim
 
@@ -117,22 +132,90 @@ class RunDirectory:
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def append_metrics(self, row: Mapping[str, float]) -> None:
-        """A figure that is no number becomes null: JSON has no NaN."""
-        values = {key: value if math.isfinite(value) else None for key, value in row.items()}
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Figures, histograms ({"edges", "counts"}) and tables ({"columns", "rows"}) by name.
+
+        A figure that is no number becomes null: JSON has no NaN.
+        """
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows. A line cut short by a crash is left out."""
+        """All rows by step, those of evaluations among them. A line cut short by a crash is left out."""
+        rows = [row for row in self._read_rows() if EVALUATION not in row]
+        rows += [self.read_evaluation(step) for step in self.evaluated_steps()]
+        return sorted(rows, key=lambda row: int(row[STEP]))
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget the rows of steps that will be trained again."""
+        self._write_rows([row for row in self._read_rows() if row[STEP] <= step])
+
+    def merge_evaluations(self) -> None:
+        """Write the figures of evaluations into metrics.jsonl, to which nobody writes any more."""
+        self._write_rows(self.read_metrics())
+
+    def _read_rows(self) -> list[dict[str, Any]]:
         if not self.metrics_path.exists():
             return []
         return [row for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if (row := _parse_row(line))]
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget the rows of steps that will be trained again."""
-        rows = [row for row in self.read_metrics() if row[STEP] <= step]
+    def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         _write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    # --- Evaluations beside the loop ---
+
+    def evaluation_folder(self, step: int) -> Path:
+        return self.evaluations / f"step-{step:08d}"
+
+    def hand_out_weights(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a directory of weights to evaluate, unless those of this step are there or were evaluated.
+
+        As a checkpoint, it appears when everything is on the disk.
+        """
+        folder = self.evaluation_folder(step)
+        if self.is_handed_out(step):
+            return
+        scratch = folder / f".writing-weights-{uuid.uuid4().hex[:8]}"
+        scratch.mkdir(parents=True)
+        write(scratch)
+        for path in scratch.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        scratch.rename(folder / "weights")
+        _sync(folder)
+
+    def is_handed_out(self, step: int) -> bool:
+        folder = self.evaluation_folder(step)
+        return (folder / "weights").exists() or (folder / "metrics.json").exists()
+
+    def handed_out(self) -> list[int]:
+        """Steps that were to be evaluated, in their order; also those whose weights could not be written."""
+        return sorted(_step_of(path) for path in self.evaluations.glob("step-*"))
+
+    def steps_to_evaluate(self) -> list[int]:
+        """In their order."""
+        found = [path.parent for path in self.evaluations.glob("step-*/weights")]
+        return sorted(_step_of(folder) for folder in found if not (folder / "metrics.json").exists())
+
+    def evaluated_steps(self) -> list[int]:
+        """In their order."""
+        return sorted(_step_of(path.parent) for path in self.evaluations.glob("step-*/metrics.json"))
+
+    def write_evaluation(self, step: int, row: Mapping[str, float]) -> None:
+        """Keep the figures of a step; its weights are not needed any more."""
+        values = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        _write_text(self.evaluation_folder(step) / "metrics.json", json.dumps(values, indent=2) + "\n")
+        self.remove_evaluated_weights()
+
+    def read_evaluation(self, step: int) -> dict[str, Any]:
+        return self._read_json(f"evaluations/step-{step:08d}/metrics.json")
+
+    def remove_evaluated_weights(self) -> None:
+        for step in self.evaluated_steps():
+            shutil.rmtree(self.evaluation_folder(step) / "weights", ignore_errors=True)
 
     # --- Checkpoints ---
 
@@ -205,6 +288,10 @@ class RunDirectory:
         return dict(values)
 
 
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether all files that were written are there, with the sizes they had."""
     try:
@@ -274,7 +361,7 @@ class Follower:
         self._run = run
         self._sinks = sinks
         self._poll_s = poll_s
-        self._seen: set[tuple[int, bool]] = {_row_key(row) for row in run.read_metrics()}
+        self._seen: set[tuple[int, str]] = {_row_key(row) for row in run.read_metrics()}
         self._state: tuple[int, int] | None = None
         self._offset = 0
         self._claim = run.current_claim()
@@ -298,7 +385,7 @@ class Follower:
 
     def _hand_on(self) -> None:
         self._notice_restart()
-        for row in self._new_rows():
+        for row in [*self._new_rows(), *self._new_evaluations()]:
             if _row_key(row) in self._seen:
                 continue
             self._seen.add(_row_key(row))
@@ -331,9 +418,15 @@ class Follower:
         self._offset += len(whole.encode())
         return [row for line in whole.splitlines() if (row := _parse_row(line))]
 
+    def _new_evaluations(self) -> list[dict[str, Any]]:
+        steps = [step for step in self._run.evaluated_steps() if (step, EVALUATION) not in self._seen]
+        return [self._run.read_evaluation(step) for step in steps]
 
-def _row_key(row: Mapping[str, Any]) -> tuple[int, bool]:
-    return int(row[STEP]), "train/loss" in row
+
+def _row_key(row: Mapping[str, Any]) -> tuple[int, str]:
+    """Step and kind."""
+    kind = next((name for name in ("train/loss", EVALUATION) if name in row), "eval")
+    return int(row[STEP]), kind
 
 
 class ProgressLines:
@@ -378,6 +471,7 @@ class WandbTracker:
     def __init__(self, run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]) -> None:
         import wandb
 
+        self._run = run
         id_path = run.path / "wandb_id"
         if not id_path.exists():
             _write_text(id_path, uuid.uuid4().hex[:12])
@@ -395,10 +489,20 @@ class WandbTracker:
         self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        self._wandb_run.log({key: value for key, value in row.items() if value is not None})
+        self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
 
     def close(self, *, exit_code: int) -> None:
         self._wandb_run.finish(exit_code=exit_code)
+
+
+def _as_wandb(value: Any) -> Any:
+    import wandb
+
+    if not isinstance(value, Mapping):
+        return value
+    if "counts" in value:
+        return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
+    return wandb.Table(columns=list(value["columns"]), data=[list(row) for row in value["rows"]])
 
 
 def wants_wandb() -> bool:

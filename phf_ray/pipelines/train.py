@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -18,18 +19,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control
-from phf_ray.config import AWR, RWR, Config, TokenizerConfig, parse_config
+from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, parse_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
-from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint
+from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint, shape_of
 from phf_ray.objectives import Objective, build_objective
 from phf_ray.packing import ConditionalTraining, PackingConfig, load_tokenizer, pack
 from phf_ray.pipelines.runs import STEP, Follower, ProgressLines, RunDirectory, start_tracker
@@ -48,6 +50,7 @@ from phf_ray.training import (
     build_optimizer,
     held_out_bits_per_byte,
     parallelize,
+    peak_flops,
     prefetched,
     restore_training_state,
     step_batches,
@@ -59,6 +62,8 @@ from phf_ray.training import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text.
 HELD_OUT_BYTES = 1_000_000
@@ -395,8 +400,9 @@ class _Worker:
         from ray.train.collective import broadcast_from_rank_zero
 
         claim, name = None, None
+        workers = _everyones({"node": _node_id(), "host": socket.gethostname(), "pid": os.getpid()})
         if self._rank == 0:
-            claim = self._run.claim()
+            claim = self._run.claim(workers)
             latest = self._run.latest_checkpoint()
             name = None if latest is None else latest.name
         name = broadcast_from_rank_zero(name)
@@ -418,6 +424,9 @@ class _Worker:
     def _build_state(self, resume_from: Path | None) -> TrainState:
         training = self._config.training
         model = self._build_model(resume_from)
+        self._flops_per_token = shape_of(model).flops_per_token(self._manifest.sequence_length)
+        if training.document_mask:
+            model.mask_documents()
         if training.gradient_checkpointing:
             model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if training.torch_compile:
@@ -486,6 +495,8 @@ class _Worker:
             count_tokens=training.count_tokens,
             logging_steps=training.logging_steps,
             save_steps=training.save_steps,
+            flops_per_token=self._flops_per_token,
+            peak_flops=peak_flops(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None,
         )
         share = DataShare(
             batch_size=training.effective_batch_size,
@@ -613,6 +624,21 @@ class _Worker:
         }
 
 
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _everyones(value: T) -> list[T]:
+    """The value of each rank, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 class _Watch:
     """Whether rank 0 was told to stop, or another start took the run. Asked at every step, looks 5 times a second."""
 
@@ -660,25 +686,30 @@ class _Saver:
             raise error
 
 
-def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
-    """The model before the first step; with `checkpoint_path`, that checkpoint's, whatever `model` says of weights.
+def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> ModelConfig:
+    """What the run starts from; with `checkpoint_path` that checkpoint, whatever `model` says of weights.
 
     Rows are added for those tokens only that the checkpoint's tokenizer does not have.
     """
-    model = config.model
-    if checkpoint_path is not None:
-        num_known = len(load_tokenizer(TokenizerConfig(path_or_name=checkpoint_path)))
-        model = model.model_copy(
-            update={
-                "path_or_name": checkpoint_path,
-                "revision": None,
-                "from_scratch": False,
-                "model_type": None,
-                "config_kwargs": {},
-                "num_additional_tokens": max(0, len(tokenizer) - num_known),
-            }
-        )
-    built = build_model(model, tokenizer=tokenizer, seed=config.training.seed)
+    if checkpoint_path is None:
+        return config.model
+    num_known = len(load_tokenizer(TokenizerConfig(path_or_name=checkpoint_path)))
+    return config.model.model_copy(
+        update={
+            "path_or_name": checkpoint_path,
+            "revision": None,
+            "from_scratch": False,
+            "model_type": None,
+            "config_kwargs": {},
+            "num_additional_tokens": max(0, len(tokenizer) - num_known),
+        }
+    )
+
+
+def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """The model before the first step; see `starting_model`."""
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
     limit = getattr(built.backbone.config, "max_position_embeddings", None)
     if limit is not None and config.dataset.seq_length > limit:
         raise ConfigError(

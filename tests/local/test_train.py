@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import BAD, GOOD, tiny_tokenizer
-from train_runs import arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
+from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.train_lm import main
@@ -232,13 +232,31 @@ def test_a_budget_below_one_step_is_refused(tmp_path, local_ray):
         main(arguments(task))
 
 
+def dry_run(task: Path, capsys, *extra: str) -> dict[str, str]:
+    assert main([*arguments(task, name="dry"), "--dry-run", *extra]) == 0
+    lines = (line.partition(" ") for line in capsys.readouterr().out.splitlines())
+    return {key: text.strip() for key, _, text in lines}
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
-    task = write_inputs(tmp_path)
-    assert main([*arguments(task), "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "parameters   " in printed
-    assert "steps        31 or more" in printed
+    task = write_inputs(tmp_path, conditional=True)
+    plan = dry_run(task, capsys)
+    assert plan["parameters"] == f"{10432 + 32 * 302 + 32 * SEQ_LENGTH + 14944 + 64:,}: 2 layers, width 32, 302 rows"
+    assert plan["steps"] == f"{NUM_STEPS} of 8 x 32 tokens", "exact, as the run that has been trained on this corpus"
+    assert plan["tokens"].startswith("8,000 content tokens to train on; the data has ")
+    assert plan["memory"].startswith("about 0.1")
+    assert "measured on this machine as one of 1 worker(s)" in plan["time"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_counts_the_same_from_the_blocks_that_a_run_has_built(finished, capsys, tmp_path):
+    built = dry_run(finished, capsys, "--tokens-per-s", "2")
+    task = write_inputs(tmp_path, conditional=True)
+    counted = dry_run(task, capsys, "--tokens-per-s", "2")
+    for key in ("parameters", "steps", "tokens", "memory", "disk"):
+        assert built[key] == counted[key]
+    hours = NUM_STEPS * 8 * 32 / 2 / 3600
+    assert counted["time"] == f"about {60 * hours:.1f} minutes at 2 tokens/s, as given by --tokens-per-s"
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
