@@ -9,7 +9,6 @@ draws only what is missing.
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,10 @@ from typing import Any, get_args
 
 from jobs import cli
 from phf_ray.checkpoint import CheckpointInfo, read_info
-from phf_ray.checkpoint import Control as ControlTokens
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
-from phf_ray.pipelines.kl import kl_of_arms
+from phf_ray.pipelines.kl import fingerprint, has_control_per_line, kl_of_arms
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import format_table
 from phf_ray.scorers import SHORT_NAMES
@@ -50,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     served = models if reference is None else {**models, reference.name: reference}
     options = Options(
         seeds=_seeds(arguments.seeds),
-        num_samples=_at_least_one(arguments.num_samples, flag="--num-samples"),
-        max_clients=_at_least_one(arguments.max_clients, flag="--max-clients"),
+        num_samples=at_least_one(arguments.num_samples, flag="--num-samples"),
+        max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
         restart=arguments.restart,
         allow_other_scorer=arguments.allow_other_scorer,
     )
@@ -63,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with _servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
-        arms = [_arm(models[name], control, base_url=base_url) for name, control in wanted]
+    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+        arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
         if reference is not None:
             cache = arguments.reference_cache or f"{output}/reference"
-            arms = _with_kl(config, arms, _arm(reference, None, base_url=base_url), cache=cache)
+            arms = _with_kl(config, arms, arm_of(reference, None, base_url=base_url), cache=cache)
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
@@ -130,14 +128,14 @@ def parser() -> argparse.ArgumentParser:
 def parse_models(texts: Sequence[str]) -> dict[str, Model]:
     models: dict[str, Model] = {}
     for text in texts:
-        model = _parse_model(text)
+        model = parse_model(text)
         if model.name in models:
             raise ConfigError(f"--model: two models are called {model.name}; name them, such as other={model.source}")
         models[model.name] = model
     return models
 
 
-def _parse_model(text: str) -> Model:
+def parse_model(text: str) -> Model:
     matched = re.fullmatch(rf"({NAME})=(.+)", text)
     name, source = matched.groups() if matched else (None, text)
     if cli.is_url(source):
@@ -156,7 +154,7 @@ def _parse_model(text: str) -> Model:
 def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
     if text is None or text in models:
         return None if text is None else models[text]
-    model = _parse_model(text)
+    model = parse_model(text)
     if model.name in models and models[model.name] != model:
         raise ConfigError(f"--reference {text}: --model calls another one {model.name}; write reference={model.source}")
     return model
@@ -165,13 +163,7 @@ def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
 def _with_kl(config: Config, arms: Sequence[Arm], reference: Arm, *, cache: str) -> list[Arm]:
     """The arms with their KL from the reference, on texts of that."""
     settings = config.kl_gpt3_callback
-    per_line = [
-        arm.name
-        for arm in arms
-        if arm.checkpoint is not None
-        and arm.checkpoint.control is not None
-        and (settings.should_insert_prefix or _has_control_per_line(arm.checkpoint.control, config))
-    ]
+    per_line = [arm.name for arm in arms if has_control_per_line(arm.checkpoint, config)]
     found = kl_of_arms(
         reference,
         arms,
@@ -181,11 +173,6 @@ def _with_kl(config: Config, arms: Sequence[Arm], reference: Arm, *, cache: str)
         per_line=per_line,
     )
     return [replace(arm, kl=found[arm.name]) for arm in arms]
-
-
-def _has_control_per_line(control: ControlTokens, config: Config) -> bool:
-    # `retag`: trained with a control token before every segment.
-    return control.policy == "retag" and config.scoring.segmenter == "lines"
 
 
 def _checkpoint_in(path: Path) -> Path:
@@ -235,7 +222,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _at_least_one(value: int | None, *, flag: str) -> int | None:
+def at_least_one(value: int | None, *, flag: str) -> int | None:
     if value is not None and value < 1:
         raise ConfigError(f"{flag} {value}: give 1 or more")
     return value
@@ -256,7 +243,7 @@ def _print_plan(
 
 
 @contextlib.contextmanager
-def _servers(
+def servers(
     config: Config, models: Mapping[str, Model], *, scores_url: str | None, port: int
 ) -> Iterator[tuple[str, ScoresServer]]:
     """Serve what has no URL; yields the URL of that server, empty if there is none, and where the scores come from."""
@@ -294,7 +281,7 @@ def _arm_name(name: str, control: str | None) -> str:
     return name if control is None else f"{name}:{control}"
 
 
-def _arm(model: Model, control: Control | None, *, base_url: str) -> Arm:
+def arm_of(model: Model, control: Control | None, *, base_url: str) -> Arm:
     if model.directory is None:
         return Arm(
             name=_arm_name(model.name, control),
@@ -311,22 +298,10 @@ def _arm(model: Model, control: Control | None, *, base_url: str) -> Arm:
         control=control,
         key=_own_key(),
         source=model.source,
-        fingerprint=_fingerprint(model.directory),
+        fingerprint=fingerprint(model.directory),
         checkpoint=model.info,
         loss=_losses(model.directory),
     )
-
-
-def _fingerprint(directory: Path) -> str:
-    """Hash of the files that decide what the model says."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(directory.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as source:
-                while chunk := source.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 _NUM_LOSSES = 200

@@ -51,6 +51,14 @@ _THREADS = 64
 _PARTS = "drawn"
 
 
+class Asks(Protocol):
+    """What a `Client` does; also a model in this process."""
+
+    def get(self, path: str) -> dict[str, Any]: ...
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A model on a server, and the control token it is asked with."""
@@ -72,6 +80,12 @@ class Arm:
     """Training loss by tokens seen, for the report."""
     kl: KLInfo | None = None
     """For the report."""
+    client: Asks | None = field(default=None, repr=False)
+    """A model in this process, asked in place of the URL."""
+
+
+def client_of(arm: Arm, *, patience_s: float = 60.0) -> Asks:
+    return arm.client or Client(arm.url, key=arm.key, patience_s=patience_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +249,7 @@ def _num_tokens(choice: Mapping[str, Any]) -> int | None:
 
 def check_arm(arm: Arm) -> dict[str, Any]:
     """What the server says of the model. Raises where it is down, refuses the key or does not know the model."""
-    client = Client(arm.url, key=arm.key, patience_s=CHECK_PATIENCE_S)
+    client = client_of(arm, patience_s=CHECK_PATIENCE_S)
     cards = {str(card.get("id")): dict(card) for card in client.get("/v1/models").get("data", [])}
     if arm.model not in cards:
         raise ConfigError(f"{arm.url} serves no model {arm.model!r}; it serves {', '.join(sorted(cards)) or 'none'}")
@@ -361,7 +375,7 @@ class Probe:
     def __init__(self, arm: Arm, card: Mapping[str, Any]):
         self.arm = arm
         self._card = card
-        self._client = Client(arm.url, key=arm.key, patience_s=CHECK_PATIENCE_S)
+        self._client = client_of(arm, patience_s=CHECK_PATIENCE_S)
         self._counts: dict[str, int] = {}
         self._start: str | None = None
 

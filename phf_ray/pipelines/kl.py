@@ -12,14 +12,17 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
-from phf_ray.pipelines.client import Client, RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm
+from phf_ray.pipelines.client import RefusedError
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -69,13 +72,34 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def fingerprint(directory: Path) -> str:
+    """Hash of the files that decide what the model in a directory says."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as source:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
+    """Whether a model was trained with a control token before every line, where its texts get one then."""
+    if info is None or info.control is None:
+        return False
+    # `retag`: trained with a control token before every segment.
+    per_line = info.control.policy == "retag" and config.scoring.segmenter == "lines"
+    return per_line or config.kl_gpt3_callback.should_insert_prefix
+
+
 def _read(path: str) -> bytes | None:
     filesystem, name = fsspec.core.url_to_fs(path)
     return bytes(filesystem.cat_file(name)) if filesystem.exists(name) else None
 
 
 def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> Iterator[ReferenceText]:
-    client = Client(reference.url, key=reference.key)
+    client = client_of(reference)
     prompt = Probe(reference, check_arm(reference)).empty_prompt
 
     def ask(first: int) -> list[ReferenceText]:
@@ -145,8 +169,18 @@ def kl_of_arms(
     return found
 
 
-def measure_kl(reference: Arm, model: Arm, texts: Sequence[ReferenceText], *, control_per_line: bool = False) -> KL:
-    """`control_per_line`: the model was trained with a control token before every line, not one at the head."""
+def measure_kl(
+    reference: Arm,
+    model: Arm,
+    texts: Sequence[ReferenceText],
+    *,
+    control_per_line: bool = False,
+    cache: str | None = None,
+) -> KL:
+    """`control_per_line`: the model was trained with a control token before every line, not one at the head.
+
+    `cache`: folder or URL that keeps the reference's own log-probabilities.
+    """
     kept = [text for text in texts if text.text or text.ended]
     asked, other = SequenceScorer(reference), SequenceScorer(model, control_per_line=control_per_line)
     drawn = [list(text.ids) for text in kept if text.ids is not None]
@@ -158,19 +192,34 @@ def measure_kl(reference: Arm, model: Arm, texts: Sequence[ReferenceText], *, co
             "KL(%s || %s) is of texts tokenized anew, not of the tokens that were drawn", reference.name, model.name
         )
     return forward_kl(
-        asked.logprobs(kept, own),
+        _own_logprobs(asked, kept, own, cache=cache),
         other.logprobs(kept, theirs),
         num_tokens=[len(ids) + text.ended for ids, text in zip(own, kept, strict=True)],
         num_bytes=[max(1, len(text.text.encode("utf-8"))) for text in kept],
     )
 
 
+def _own_logprobs(
+    asked: "SequenceScorer", texts: Sequence[ReferenceText], ids: Sequence[Sequence[int]], *, cache: str | None
+) -> list[float]:
+    if cache is None:
+        return asked.logprobs(texts, ids)
+    facts = {"reference": _facts(asked.arm), "ids": [list(one) for one in ids], "ended": [text.ended for text in texts]}
+    path = f"{cache}/logprobs-{_digest(facts)}.json"
+    kept = _read(path)
+    if kept is not None:
+        return [float(value) for value in json.loads(kept)]
+    found = asked.logprobs(texts, ids)
+    write_file(path, (json.dumps(found) + "\n").encode())
+    return found
+
+
 class SequenceScorer:
     """Log-probabilities of whole texts from a server that echoes prompts with log-probabilities."""
 
     def __init__(self, arm: Arm, *, control_per_line: bool = False):
-        self._arm = arm
-        self._client = Client(arm.url, key=arm.key)
+        self.arm = arm
+        self._client = client_of(arm)
         self._probe = Probe(arm, check_arm(arm))
         self._first_id = self._probe.first_id
         own = None if arm.checkpoint is None else arm.checkpoint.control
@@ -217,7 +266,7 @@ class SequenceScorer:
 
     def _echo(self, encoded: Sequence[EncodedText], *, control: str) -> list[Mapping[str, Any]]:
         body: dict[str, Any] = {
-            "model": self._arm.model,
+            "model": self.arm.model,
             "prompt": [list(text.ids) for text in encoded],
             # Not every server takes 0; the token that is drawn is not looked at.
             "max_tokens": 1,
@@ -225,7 +274,7 @@ class SequenceScorer:
             "echo": True,
             "logprobs": 0,
         }
-        if self._arm.checkpoint is not None or control != "none":
+        if self.arm.checkpoint is not None or control != "none":
             body["control"] = control
         try:
             choices = self._client.post("/v1/completions", body)["choices"]
@@ -233,7 +282,7 @@ class SequenceScorer:
             return [{key: echo[key] for key in ("token_logprobs", "text_offset")} for echo in found]
         except (RefusedError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self._arm.url} does not give log-probabilities of a prompt ({error}); KL needs a server with `echo` "
+                f"{self.arm.url} does not give log-probabilities of a prompt ({error}); KL needs a server with `echo` "
                 "and `logprobs`, such as jobs.serve or vLLM"
             ) from None
 

@@ -10,6 +10,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.evaluate import read_prompts
+from phf_ray.pipelines.kl import fingerprint
 from phf_ray.pipelines.runs import RunDirectory
 
 
@@ -52,10 +53,10 @@ def test_of_a_run_the_newest_complete_checkpoint_is_taken_and_its_losses_shown(t
 
 def test_changed_weights_are_another_model(tmp_path):
     directory = write_model(tmp_path / "m")
-    before = evaluate_lm._fingerprint(directory)
-    assert evaluate_lm._fingerprint(directory) == before
+    before = fingerprint(directory)
+    assert fingerprint(directory) == before
     (directory / "model.safetensors").write_bytes(b"1")
-    assert evaluate_lm._fingerprint(directory) != before
+    assert fingerprint(directory) != before
 
 
 @pytest.mark.parametrize(
