@@ -198,6 +198,9 @@ class TrainingConfig(_Section):
     num_workers: Positive = 1
     resources_per_worker: dict[str, float] = {}
     """Ray resources of a worker; by default one GPU where the cluster has GPUs, one CPU elsewhere."""
+    resources_per_evaluation: dict[str, float] = {}
+    """Ray resources of the process that evaluates weights beside the loop; by default one GPU where the cluster has one
+    that the workers leave, one CPU elsewhere."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts of the worker group; -1: without limit."""
     seed: int = 42
@@ -241,9 +244,13 @@ class Scenario(_Section):
 
 
 class _Callback(_Section):
-    every_n_steps: Positive = 1000
+    """Steps of a training whose weights are evaluated beside the loop."""
+
+    every_n_steps: Positive | None = 1000
+    """null: only at the steps that the other keys name."""
     force_call_on: tuple[int, ...] = ()
     run_on_train_start: bool = True
+    """Before the first step."""
     run_on_train_end: bool = True
 
 
@@ -262,7 +269,7 @@ class KLConfig(_Callback):
     should_insert_prefix: bool = False
     """One control token per line, where the model was trained so."""
     reference: str | None = None
-    """Directory, hub name or URL of the reference model; null: no KL."""
+    """`[NAME=]DIR` of a checkpoint, or `NAME=URL` of a server, of the reference model; null: no KL."""
 
 
 class AttackerConfig(_Section):
