@@ -4,7 +4,8 @@
 
 writes /mnt/shared/models/unbiased: an ordinary transformers folder (safetensors, config, tokenizer) and detoxify.json
 with the class names and hashes. The download is checked against the hash in its name and read without unrestricted
-pickle.
+pickle. `--hub gpt2` also brings config, tokenizer and weights of models of the Hugging Face hub into its cache, which
+HF_HOME names; with HF_HUB_OFFLINE=1 the other jobs then find them there.
 """
 
 import argparse
@@ -43,13 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_url(options.output):
         raise ConfigError(f"--output {options.output}: give a folder, on storage that all nodes mount")
     output = Path(require_shared(options.output, flag="--output"))
+    if not options.models and not options.hub:
+        raise ConfigError("--models names none and there is no --hub; name at least one")
+    for name in options.hub:
+        if options.dry_run:
+            print(f"would fetch {name} into the cache of the hub")
+        else:
+            fetch_from_hub(name)
     for model in options.models:
         source = options.source or URLS[model]
         if options.dry_run:
             print(f"would fetch {source} into {output / model}")
         else:
             fetch(model, output=output, source=source, config_source=options.config)
-    if not options.dry_run:
+    if options.models and not options.dry_run:
         print(f"models are in {output}; set PHF_MODELS={output}, or the scorer's path: {output / options.models[0]}")
 
 
@@ -79,6 +87,23 @@ def fetch(model: str, *, output: Path, source: str, config_source: str | None) -
         converted.rename(folder)
     log.info("wrote %s", folder)
     return folder
+
+
+def fetch_from_hub(name: str) -> Path:
+    """The model's folder in the hub's cache: safetensors, config and tokenizer, nothing that runs when it is loaded."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError) as error:
+        raise ServiceError(
+            f"{name} can't be had from the Hugging Face hub ({str(error).splitlines()[0]}); run the same command where "
+            "there is internet, with HF_HUB_OFFLINE=0 and HF_HOME on storage that all nodes see"
+        ) from None
+    log.info("%s is in %s", name, folder)
+    return Path(folder)
 
 
 def _download(source: str, destination: Path) -> str:
@@ -122,7 +147,20 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder on shared storage; each model gets a subfolder"
     )
-    parser.add_argument("--models", nargs="+", choices=sorted(URLS), default=["unbiased"])
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        choices=sorted(URLS),
+        default=["unbiased"],
+        help="without a name: none (default: unbiased)",
+    )
+    parser.add_argument(
+        "--hub",
+        nargs="+",
+        default=[],
+        metavar="HUB_ID",
+        help="models of the Hugging Face hub, into its cache (HF_HOME)",
+    )
     parser.add_argument(
         "--from", dest="source", metavar="FILE|URL", help="the checkpoint file, where it is not published"
     )

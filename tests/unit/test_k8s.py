@@ -1,0 +1,323 @@
+"""The manifests agree with the code, with each other and with the types of Kubernetes; any kind of mistake is found."""
+
+import copy
+import json
+import shutil
+import site
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from manifests import K8S, READERS, ROOT, cluster_of, problems_of, render, templates_of
+
+OVERLAYS = ("base", "overlays/cpu-smoke", "overlays/gpu", "overlays/production")
+STAGES = ("fetch-models", "score", "train", "serve", "evaluate", "red-team", "submit", "setup")
+
+
+def copy_of(folder, tmp_path) -> Path:
+    target = tmp_path / "k8s"
+    shutil.copytree(folder, target)
+    for example in target.rglob("*.env.example"):
+        example.rename(example.with_suffix(""))
+    return target
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory):
+    return render(copy_of(K8S, tmp_path_factory.mktemp("secrets")) / "secrets")
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return {name: render(K8S / name) for name in OVERLAYS}
+
+
+def named(objects, kind, name):
+    (found,) = (one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, name))
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_is_wrong_with_an_overlay(overlay, rendered, secrets):
+    assert problems_of(rendered[overlay], secrets=secrets) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_stage_can_be_applied_by_its_label(overlay, rendered):
+    labels = {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in rendered[overlay]}
+    assert labels == set(STAGES)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here; the rest uses our own renderer")
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "secrets", "bucket"])
+def test_kubectl_renders_the_same(overlay, tmp_path):
+    folder = copy_of(K8S, tmp_path)
+    if overlay == "bucket":
+        write_bucket_overlay(folder)
+    command = ["kubectl", "kustomize", str(folder / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    theirs = list(yaml.safe_load_all(done.stdout))
+    assert sorted(map(json.dumps, map(in_order, theirs))) == sorted(
+        map(json.dumps, map(in_order, render(folder / overlay)))
+    )
+
+
+def in_order(one):
+    return json.loads(json.dumps(one, sort_keys=True))
+
+
+def write_bucket_overlay(folder) -> None:
+    (folder / "bucket").mkdir()
+    values = {"resources": ["../overlays/gpu"], "components": ["../components/bucket"]}
+    (folder / "bucket" / "kustomization.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_the_scored_corpus_can_lie_in_a_bucket(tmp_path, secrets):
+    folder = copy_of(K8S, tmp_path)
+    write_bucket_overlay(folder)
+    objects = render(folder / "bucket")
+    assert problems_of(objects, secrets=secrets) == []
+    assert "--output s3://phf-ray/scored/toxicity" in named(objects, "RayJob", "score")["spec"]["entrypoint"]
+
+
+def test_gpus_come_from_zero_and_only_where_they_are_asked_for(rendered):
+    def replicas(overlay, kind, name):
+        group = cluster_of(named(rendered[overlay], kind, name))["workerGroupSpecs"][1]
+        assert group["groupName"] == "gpu"
+        return group["minReplicas"], group["maxReplicas"]
+
+    for overlay in ("base", "overlays/cpu-smoke"):
+        assert replicas(overlay, "RayJob", "train") == (0, 0)
+    for kind, name in (("RayJob", "train"), ("RayService", "phf"), ("RayCluster", "phf")):
+        low, high = replicas("overlays/gpu", kind, name)
+        assert (low, high > 0) == (0, True)
+    # Scoring looks for GPUs when it begins.
+    assert replicas("overlays/gpu", "RayJob", "score") == (1, 8)
+
+
+def test_where_gpus_are_scarce_a_change_brings_up_no_second_cluster(rendered):
+    strategies = {
+        name: named(objects, "RayService", "phf")["spec"]["upgradeStrategy"] for name, objects in rendered.items()
+    }
+    assert strategies["base"] == {"type": "NewCluster"}
+    assert strategies["overlays/gpu"] == strategies["overlays/production"] == {"type": "None"}
+
+
+def test_production_queues_jobs_keeps_the_heads_state_and_closes_the_network(rendered):
+    objects = rendered["overlays/production"]
+    queue = named(objects, "LocalQueue", "phf")["metadata"]["name"]
+    for one in objects:
+        if one["kind"] == "RayJob":
+            assert one["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue
+    redis = cluster_of(named(objects, "RayService", "phf"))["gcsFaultToleranceOptions"]["redisAddress"]
+    service = named(objects, "Service", redis.partition(":")[0])
+    assert redis.endswith(f":{service['spec']['ports'][0]['port']}")
+    assert (
+        service["spec"]["selector"].items()
+        <= named(objects, "Deployment", "phf-redis")["spec"]["template"]["metadata"]["labels"].items()
+    )
+    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
+    everywhere = [
+        policy for policy in policies if policy["podSelector"]["matchLabels"].keys() == {"app.kubernetes.io/part-of"}
+    ]
+    assert [policy["policyTypes"] for policy in everywhere] == [["Ingress", "Egress"]]
+
+
+def test_only_the_job_that_fetches_may_reach_the_internet(rendered):
+    objects = rendered["overlays/production"]
+    (fetch,) = (one["spec"] for one in objects if one["metadata"]["name"] == "phf-fetch")
+    marks = fetch["podSelector"]["matchLabels"].items()
+    reached = {
+        one["metadata"]["name"]
+        for one in objects
+        for _, template in templates_of(one)
+        if marks <= template["metadata"]["labels"].items()
+    }
+    assert reached == {"fetch-models"}
+    assert named(objects, "ConfigMap", "phf-config")["data"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_every_environment_variable_is_one_that_something_reads():
+    for name, reader in READERS.items():
+        places = [Path(folder) / reader for folder in site.getsitepackages()] + [ROOT / reader]
+        (place,) = (place for place in places if place.exists())
+        files = [place] if place.is_file() else [*place.glob("libarrow.so*")]
+        assert any(name.removeprefix("HF_").encode() in file.read_bytes() for file in files), name
+
+
+def test_no_secret_is_in_the_repository():
+    for path in K8S.rglob("*"):
+        if path.name.endswith(".env.example"):
+            lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+            assert lines, path
+            assert all(line.endswith("=") for line in lines), path
+        assert not (path.is_file() and "kind: Secret\n" in path.read_text()), path
+    ignored = subprocess.run(["git", "check-ignore", "k8s/secrets/tokens.env"], cwd=ROOT, capture_output=True)
+    assert ignored.returncode == 0
+
+
+# --- Planted mistakes -------------------------------------------------------------------------------------------------
+
+
+def entrypoint(name, old, new):
+    def change(objects):
+        spec = named(objects, "RayJob", name)["spec"]
+        assert old in spec["entrypoint"]
+        spec["entrypoint"] = spec["entrypoint"].replace(old, new)
+
+    return change
+
+
+def serve_config(old, new):
+    def change(objects):
+        spec = named(objects, "RayService", "phf")["spec"]
+        assert old in spec["serveConfigV2"]
+        spec["serveConfigV2"] = spec["serveConfigV2"].replace(old, new)
+
+    return change
+
+
+def put(kind, name, path, value):
+    """`path` by dots; a number is a place in a list."""
+
+    def change(objects):
+        *parents, last = path.split(".")
+        place = named(objects, kind, name)
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[int(last) if isinstance(place, list) else last] = value
+
+    return change
+
+
+TRAIN = "spec.rayClusterSpec"
+POD = f"{TRAIN}.headGroupSpec.template.spec"
+MISTAKES = {
+    "a job that is not there": (entrypoint("train", "jobs.train_lm", "jobs.train_ml"), "there is no job jobs.train_ml"),
+    "no job at all": (entrypoint("train", "python -m", "python"), "starts no job of ours"),
+    "an unknown flag": (entrypoint("train", "--run-name", "--runname"), "--run"),
+    "a missing flag": (entrypoint("score", "--output /mnt/shared/scored/toxicity", ""), "--output"),
+    "a task that is not there": (entrypoint("score", "toxicity/pretrain.yml", "toxicity/pretain.yml"), "pretain.yml"),
+    "a method that is not there": (entrypoint("train", "conditional.yml", "conditionl.yml"), "conditionl.yml"),
+    "an unknown key of the configuration": (
+        entrypoint("train", "training.num_workers", "training.num_worker"),
+        "did you mean 'num_workers'",
+    ),
+    "a value out of range": (entrypoint("train", "num_workers=2", "num_workers=0"), "num_workers"),
+    "a path on a node's own disk": (
+        entrypoint("score", "/mnt/shared/corpus", "/data/corpus"),
+        "/data/corpus is not on the volume",
+    ),
+    "an arm that no model has": (entrypoint("evaluate", "--arm conditional:", "--arm condtional:"), "condtional"),
+    "a corpus that nobody writes": (
+        entrypoint("train", "datasets=[/mnt/shared/scored/toxicity]", "datasets=[/mnt/shared/scored/toxic]"),
+        "train does not read /mnt/shared/scored/toxicity",
+    ),
+    "a run that nobody serves": (entrypoint("train", "--run-name conditional", "--run-name cond"), "does not serve"),
+    "a service that is not there": (
+        entrypoint("evaluate", "--model conditional=http://phf-serve-svc", "--model conditional=http://phf-svc"),
+        "the service is http://phf-serve-svc:8000",
+    ),
+    "another task": (
+        entrypoint("evaluate", "/app/configs/toxicity", "/app/configs/pep8"),
+        "stages are of different tasks",
+    ),
+    "a variable that is not read": (put("ConfigMap", "phf-config", "data.HF_HUB_OFLINE", "1"), "HF_HUB_OFLINE"),
+    "a variable before the command": (entrypoint("fetch-models", "HF_HUB_OFFLINE", "HF_OFFLINE"), "HF_OFFLINE"),
+    "a job that asks the hub": (entrypoint("score", "python", "env HF_HUB_OFFLINE=0 python"), "asks the hub"),
+    "a variable of a pod": (put("RayJob", "train", f"{POD}.containers.0.env.0.name", "PHF_KEYS"), "variable PHF_KEYS"),
+    "a secret that is not there": (
+        put("RayJob", "train", f"{POD}.containers.0.env.0.valueFrom.secretKeyRef.name", "phf-keys"),
+        "no Secret phf-keys has server",
+    ),
+    "a key that the secret lacks": (
+        put("RayJob", "train", f"{POD}.containers.0.env.0.valueFrom.secretKeyRef.key", "servr"),
+        "no Secret phf-api-keys has servr",
+    ),
+    "a map that is not there": (
+        put("RayJob", "train", f"{POD}.containers.0.envFrom.0.configMapRef.name", "phf-conf"),
+        "there is no phf-conf",
+    ),
+    "another image tag": (put("RayJob", "train", f"{POD}.containers.0.image", "phf-ray:0.1.0-ray2.59.0"), "2.59.0"),
+    "another Ray": (put("RayService", "phf", "spec.rayClusterConfig.rayVersion", "2.59.0"), "rayVersion 2.59.0"),
+    "a field that does not exist": (
+        put("RayJob", "train", f"{TRAIN}.workerGroupSpec", []),
+        "workerGroupSpec is no field",
+    ),
+    "a field of a pod": (put("RayJob", "train", f"{POD}.containers.0.volumeMount", []), "volumeMount is no field"),
+    "a number that must be text": (
+        put("RayJob", "train", f"{TRAIN}.headGroupSpec.rayStartParams", {"num-cpus": 0}),
+        "rayStartParams is no strings",
+    ),
+    "a probe of our own": (
+        put("RayJob", "train", f"{POD}.containers.0.livenessProbe", {}),
+        "livenessProbe is no field",
+    ),
+    "a word that is not one of several": (put("RayService", "phf", "spec.upgradeStrategy.type", "Never"), "Never"),
+    "another kind": (put("RayJob", "train", "kind", "RayJobs"), "kind RayJobs is not known"),
+    "another version of the API": (put("RayJob", "train", "apiVersion", "ray.io/v1alpha1"), "v1alpha1"),
+    "a volume that is not there": (put("RayJob", "train", f"{POD}.containers.0.volumeMounts.0.name", "share"), "share"),
+    "a claim that is not there": (
+        put("RayJob", "train", f"{POD}.volumes.0.persistentVolumeClaim.claimName", "phf-share"),
+        "PersistentVolumeClaim phf-share",
+    ),
+    "an account that is not there": (put("RayJob", "train", f"{POD}.serviceAccountName", "phf"), "ServiceAccount phf"),
+    "root": (put("RayJob", "train", f"{POD}.securityContext.runAsNonRoot", False), "may run as root"),
+    "privileges": (
+        put("RayJob", "train", f"{POD}.containers.0.securityContext.allowPrivilegeEscalation", True),
+        "may gain privileges",
+    ),
+    "no token": (put("RayJob", "train", f"{TRAIN}.authOptions", {"mode": "disabled"}), "asks for no token"),
+    "a cluster that stays": (put("RayJob", "train", "spec.shutdownAfterJobFinishes", False), "its cluster stays"),
+    "GPUs that Ray does not know of": (
+        put("RayJob", "train", f"{TRAIN}.workerGroupSpecs.1.rayStartParams", {"num-gpus": "2"}),
+        "num-gpus 2",
+    ),
+    "GPU nodes that are not tolerated": (
+        put("RayJob", "train", f"{TRAIN}.workerGroupSpecs.1.template.spec.tolerations", [{"key": "gpu"}]),
+        "do not tolerate",
+    ),
+    "more pods than allowed": (put("RayJob", "train", f"{TRAIN}.workerGroupSpecs.0.replicas", 99), "99 replicas"),
+    "pods that differ": (
+        put("RayService", "phf", "spec.rayClusterConfig.headGroupSpec.template.spec.terminationGracePeriodSeconds", 5),
+        "is not as in",
+    ),
+    "no label": (put("RayJob", "train", "metadata.labels", {}), "has no labels"),
+    "a wrong import": (serve_config("serve.app:build", "serve.app:bild"), "serve.app:bild leads nowhere"),
+    "an unknown field of what is served": (serve_config("num_cpus", "num_cpu"), "num_cpu"),
+    "a scorer that is not there": (
+        serve_config("DetoxifyToxicityScorer", "ToxicityScorer"),
+        "no scorer ToxicityScorer",
+    ),
+    "another port": (serve_config("port: 8000", "port: 8080"), "the pods' port is 8000"),
+    "keys that the pods do not have": (serve_config("PHF_API_KEYS", "PHF_KEYS"), "the pods have PHF_API_KEYS"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_found(mistake, rendered, secrets):
+    change, expected = MISTAKES[mistake]
+    objects = copy.deepcopy(rendered["base"])
+    change(objects)
+    found = problems_of(objects, secrets=secrets)
+    assert any(expected in problem for problem in found), found
+
+
+def test_a_queued_job_that_scales_by_itself_is_found(rendered, secrets):
+    objects = copy.deepcopy(rendered["overlays/production"])
+    cluster = cluster_of(named(objects, "RayJob", "train"))
+    cluster.update(enableInTreeAutoscaling=True, autoscalerOptions={"version": "v2"})
+    (problem,) = problems_of(objects, secrets=secrets)
+    assert "Kueue admits" in problem
+
+
+def test_an_account_has_no_rights_of_ours(rendered):
+    assert not any(
+        one["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding") for one in rendered["base"]
+    )
+    assert named(rendered["base"], "ServiceAccount", "phf-worker")["automountServiceAccountToken"] is False
+    for one in rendered["base"]:
+        for where, template in templates_of(one):
+            assert where == "head" or template["spec"]["automountServiceAccountToken"] is False
