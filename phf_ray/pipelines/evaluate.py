@@ -519,9 +519,15 @@ class Draw:
 class DrawActor:
     def __init__(self, draw: Draw):
         self._draw = draw
+        self._refusal: dict[str, Any] | None = None
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        return self._draw.run([Unit(**unit) for unit in json.loads(row["units"])])
+        # Blocks wait in this actor's queue; after a refusal, which ends the job, they must not be asked for any more.
+        if self._refusal is not None:
+            return [self._refusal]
+        outcomes = self._draw.run([Unit(**unit) for unit in json.loads(row["units"])])
+        self._refusal = next((outcome for outcome in outcomes if outcome["refused"]), None)
+        return outcomes
 
 
 def run_here(draw: Draw, blocks: Sequence[Sequence[Unit]], *, max_clients: int | None) -> Iterator[dict[str, Any]]:
