@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import logging
+import secrets
 import signal
 import socket
 import threading
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         with running(args, host=arguments.host, port=arguments.port) as url:
+            for address in _metrics_addresses():
+                print(f"metrics of the replicas: {address}", flush=True)
             print(f"ready: {url}", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -57,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         ray.shutdown()
     return 0
+
+
+def _metrics_addresses() -> list[str]:
+    """Where each node of Ray has its metrics, those of our replicas among them (`ray_phf_...`)."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
 
 
 def _interrupt(*_: object) -> None:
@@ -179,8 +190,8 @@ def serving(
 ) -> Iterator[str]:
     """Serve checkpoints by name, and scorers by their configs, on the Ray that is running; yields the base URL.
 
-    `http://127.0.0.1:54321`, without `/v1`. Serve is shut down afterwards. Port 0 takes a free one. `num_cpus`: of each
-    model and scorer, in Ray's accounting.
+    `http://127.0.0.1:54321`, without `/v1`. Shut down afterwards. Port 0 takes a free one; see `running` for a cluster
+    that serves already. `num_cpus`: of each model and scorer, in Ray's accounting.
 
     Raises ConfigError for what can't be served, ServiceError if it does not start.
     """
@@ -198,31 +209,58 @@ def serving(
 
 @contextlib.contextmanager
 def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) -> Iterator[str]:
-    """Ray must be running. Yields the base URL once every deployment is ready; shuts Serve down afterwards."""
+    """Ray must be running. Yields the base URL once every deployment is ready; shuts down afterwards what it started.
+
+    Where Serve runs already, its address counts instead of `host` and `port`, and what is served there goes on: the
+    application goes below a prefix of its own, which is part of the URL.
+    """
     from ray import serve
 
     from serve.app import build
 
-    port = port or free_port(host)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    name, prefix = APPLICATION, "/"
+    found = _serve_address()
+    if found is None:
+        port = port or free_port(host)
+        serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    else:
+        host, port = found
+        name = f"{APPLICATION}-{secrets.token_hex(4)}"
+        prefix = f"/{name}"
+        log.info("Ray Serve runs on this cluster already: serving below %s of port %d", prefix, port)
     try:
-        target = serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=quiet)
+        target = serve.RunTarget(build(args), name=name, route_prefix=prefix, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_ready(timeout_s=timeout_s)
+        _wait_until_ready(name, timeout_s=timeout_s)
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{port}"
+        yield f"http://{shown}:{port}{prefix.rstrip('/')}"
     finally:
-        serve.shutdown()
+        # Another job may have joined since.
+        if found is None and set(serve.status().applications) <= {name}:
+            serve.shutdown()
+        else:
+            serve.delete(name)
 
 
-def _wait_until_ready(*, timeout_s: float) -> None:
+def _serve_address() -> tuple[str, int] | None:
+    """Host and port of the Ray Serve that runs on this cluster."""
+    # Serve's public status says neither whether there is a controller nor where it listens.
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    return str(client.http_config.host), int(client.http_config.port)
+
+
+def _wait_until_ready(name: str, *, timeout_s: float) -> None:
     """Raises ServiceError with the reason if a deployment fails, or is not ready in time."""
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
     while True:
-        application = serve.status().applications[APPLICATION]
+        application = serve.status().applications[name]
         if application.status == "RUNNING":
             return
         waiting = {name: one for name, one in application.deployments.items() if one.status != "HEALTHY"}

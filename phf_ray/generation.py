@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info
@@ -205,6 +205,14 @@ class TokenStrings:
         if token_id not in self._texts:
             self._texts[token_id] = self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         return self._texts[token_id]
+
+
+def context_of(config: Any, *, limit: int | None = None) -> int:
+    """Positions that a request may use, by the model's (text) configuration."""
+    known = [limit, getattr(config, "max_position_embeddings", None)]
+    # With no more positions than the window, sliding attention is full attention.
+    known.append(getattr(config, "sliding_window", None))
+    return min((value for value in known if value is not None), default=2048)
 
 
 class TextStream:
@@ -385,7 +393,7 @@ class ActiveRequest:
         self.cancelled = False
         self.error: str | None = None
         self.finish_reason: FinishReason | None = None
-        self.prompt_ids, self._prompt_offsets, self.prompt_text = self._read_prompt()
+        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
         self._refuse_unusable(context)
         has_control = bool(strings.control_ids)
         control = request.control or ("good" if has_control and not request.echo else "none")
@@ -544,8 +552,8 @@ class ActiveRequest:
         """Log-probabilities of all tokens so far, the prompt's first if it is echoed."""
         if self.request.echo and not self._described:
             first = self.strings.text_of(self.prompt_ids[0])
-            self._described.append(TokenLogprob(first, None, None, self._prompt_offsets[0]))
-            self._described.extend(map(self._describe, self.prompt_records, self._prompt_offsets[1:]))
+            self._described.append(TokenLogprob(first, None, None, self.prompt_offsets[0]))
+            self._described.extend(map(self._describe, self.prompt_records, self.prompt_offsets[1:]))
         num_prompt, num_prompt_chars = (len(self.prompt_ids), len(self.prompt_text)) if self.request.echo else (0, 0)
         for record in self.records[len(self._described) - num_prompt :]:
             offset = num_prompt_chars + self._record_stream.place(record[0])
@@ -614,10 +622,7 @@ class Engine:
     @cached_property
     def context(self) -> int:
         """Positions that a request may use."""
-        known = [self.settings.max_context, getattr(self._config, "max_position_embeddings", None)]
-        # With no more positions than the window, sliding attention is full attention.
-        known.append(getattr(self._config, "sliding_window", None))
-        return min((value for value in known if value is not None), default=2048)
+        return context_of(self._config, limit=self.settings.max_context)
 
     @property
     def num_active(self) -> int:
@@ -714,6 +719,8 @@ class Engine:
         prefilled = DynamicCache()
         logits_RKV = self.model(
             input_ids=ids_RP,
+            # Nothing is masked; without a mask transformers warns of prompts that start with end of text.
+            attention_mask=torch.ones_like(ids_RP),
             position_ids=positions_RP,
             past_key_values=prefilled,
             use_cache=True,
@@ -885,7 +892,8 @@ class Engine:
     @torch.inference_mode()
     def _difference_from_plain_pass(self, active: ActiveRequest) -> float:
         ids = [*active.prompt_ids, *active.visible_ids]
-        logits_SV = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0].float()
+        ids_1S = torch.tensor([ids], device=self.model.device)
+        logits_SV = self.model(input_ids=ids_1S, attention_mask=torch.ones_like(ids_1S)).logits[0].float()
         expected_SV = logits_SV.log_softmax(dim=-1)
         begin = len(active.prompt_ids) - 1
         return max(
@@ -937,6 +945,36 @@ def random_seed() -> int:
     return secrets.randbits(63)
 
 
+def load_strings(
+    directory: str | Path, *, control: Control | None = None
+) -> tuple[TokenStrings, CheckpointInfo | None, int]:
+    """Tokenizer, description and context of a model whose weights are elsewhere; errors as of `load_engine`."""
+    path = _model_directory(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path} can't be loaded as the tokenizer of a language model: {error}") from None
+    info = read_info(path)
+    control = control or (info.control if info is not None else None)
+    strings = TokenStrings(
+        tokenizer,
+        num_logits=config.vocab_size,
+        control=control,
+        starts_with_eos=info is not None or control is not None,
+    )
+    return strings, info, context_of(config)
+
+
+def _model_directory(directory: str | Path) -> Path:
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"{path} is no model directory: it has no config.json; give a checkpoint such as .../step-00000500"
+        )
+    return path
+
+
 def load_engine(
     directory: str | Path, *, control: Control | None = None, settings: EngineSettings | None = None
 ) -> Engine:
@@ -944,11 +982,7 @@ def load_engine(
 
     Raises ConfigError if there is no model or the device is missing, DataError if the model can't be read.
     """
-    path, settings = Path(directory), settings or EngineSettings()
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{path} is no model directory: it has no config.json; give a checkpoint such as .../step-00000500"
-        )
+    path, settings = _model_directory(directory), settings or EngineSettings()
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {settings.device} asked for, but no GPU is visible here; use device cpu")
     try:

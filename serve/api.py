@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from serve.backends import Backend, Completed, ModelBackend
 from serve.compat import add_compatible_endpoints
-from serve.errors import ApiError, error_body, error_headers
+from serve.errors import ApiError, error_body, error_headers, path_of
 from serve.gate import Gate, Metrics
 from serve.keys import KeyRing
 from serve.schemas import (
@@ -35,7 +35,7 @@ from serve.schemas import (
 from serve.settings import CONTROL_CHOICES, Limits, split_model_id
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
 }
 
 
@@ -73,7 +73,7 @@ def build_app(
 
 def add_error_handlers(app: FastAPI) -> None:
     def answer(request: Request, error: ApiError) -> JSONResponse:
-        body = error_body(request.url.path, error.status, error.message, param=error.param, code=error.code)
+        body = error_body(path_of(request.scope), error.status, error.message, param=error.param, code=error.code)
         return JSONResponse(body, error.status, dict(error_headers(error.status)))
 
     @app.exception_handler(ApiError)

@@ -11,16 +11,21 @@ from serve.settings import Autoscaling, ServeArgs, ServedModel, ServedScorer, pa
 
 # The application counts its own queues and answers 429 in its own shape; Serve's limits are the second line.
 MAX_ONGOING = 4096
+# Old replicas go on until the new ones are ready. Serve's default, 0, stops the old ones first.
+SURGE_PERCENT = 100
 
 
 def build(args: Mapping[str, Any] | ServeArgs) -> Application:
     """`args` as `serve.settings.ServeArgs`, checked before anything starts."""
     parsed = args if isinstance(args, ServeArgs) else parse_args(dict(args))
     models = {
-        model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model)) for model in parsed.models
+        model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model, drain_s=parsed.limits.drain_s))
+        for model in parsed.models
     }
     scorers = {
-        scorer.name: _deployment(ScorerReplica, **_options(f"scorer-{scorer.name}", scorer))
+        scorer.name: _deployment(
+            ScorerReplica, **_options(f"scorer-{scorer.name}", scorer, drain_s=parsed.limits.drain_s)
+        )
         for scorer in parsed.scorers
     }
     ingress = _deployment(
@@ -29,6 +34,8 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
         num_replicas=parsed.ingress_replicas,
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=MAX_ONGOING,
+        max_surge_percent=SURGE_PERCENT,
+        graceful_shutdown_timeout_s=parsed.limits.drain_s,
     )
     return ingress.bind(
         parsed.model_dump(mode="json"),
@@ -42,14 +49,15 @@ def _deployment(class_: Any, **options: Any) -> Any:
     return class_.options(**options)
 
 
-def _options(name: str, served: ServedModel | ServedScorer) -> dict[str, Any]:
+def _options(name: str, served: ServedModel | ServedScorer, *, drain_s: float) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": name,
         "ray_actor_options": {"num_cpus": served.num_cpus, "num_gpus": served.num_gpus},
         "max_ongoing_requests": MAX_ONGOING,
         "max_queued_requests": MAX_ONGOING,
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_S},
-        "graceful_shutdown_timeout_s": 30.0,
+        "max_surge_percent": SURGE_PERCENT if served.starts_before_old_stop else 0,
+        "graceful_shutdown_timeout_s": drain_s,
         "health_check_period_s": 5.0,
     }
     if isinstance(served.replicas, Autoscaling):

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -20,6 +22,10 @@ from serve.errors import ApiError
 from serve.keys import KeyRing, load_keys
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody, TextScore
 from serve.settings import ServeArgs, ServedModel, ServedScorer
+
+if TYPE_CHECKING:
+    from serve.local import LocalModel
+    from serve.upstream import UpstreamModel
 
 log = logging.getLogger("ray.serve.phf")
 
@@ -37,15 +43,27 @@ class ModelReplica:
         model = ServedModel.model_validate(settings)
         prepare_process(model.num_cpus)
         from serve.local import LocalModel
+        from serve.upstream import UpstreamModel
 
-        self._model = LocalModel.load(model)
+        self._model = LocalModel.load(model) if model.upstream is None else UpstreamModel.load(model)
+        self._metrics = ModelMetrics()
 
     async def complete(self, request: CompletionRequest) -> Completed:
-        return await self._model.complete(request)
+        with self._metrics.counted(self._model):
+            completed = await self._model.complete(request)
+            self._metrics.add_tokens(completed)
+            return completed
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
-        async for piece in self._model.stream(request):
-            yield piece
+        last: Completed | None = None
+        try:
+            with self._metrics.counted(self._model):
+                async for piece in self._model.stream(request):
+                    last = piece
+                    yield piece
+        finally:
+            if last is not None:
+                self._metrics.add_tokens(last)
 
     async def describe(self) -> ModelDescription:
         return await self._model.describe()
@@ -60,8 +78,7 @@ class ModelReplica:
         return await self._model.tokenizer_info()
 
     def check_health(self) -> None:
-        if not self._model.thread.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        self._model.check_health()
 
 
 @serve.deployment
@@ -72,9 +89,17 @@ class ScorerReplica:
         from serve.local import LocalScorer
 
         self._scorer = LocalScorer(scorer)
+        self._texts = metrics.Counter(
+            "phf_scored_texts", description="Texts that /v1/scores was asked for", tag_keys=("outcome",)
+        )
 
     async def score(self, texts: Sequence[str], segments: bool) -> list[TextScore]:
-        return await self._scorer.score(texts, segments=segments)
+        found = await self._scorer.score(texts, segments=segments)
+        num_scored = sum(one.score is not None for one in found)
+        for outcome, count in (("scored", num_scored), ("failed", len(found) - num_scored)):
+            if count:
+                self._texts.inc(count, tags={"outcome": outcome})
+        return found
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         return await self._scorer.spans(texts)
@@ -87,6 +112,50 @@ class ScorerReplica:
 
     async def identity(self) -> ScorerIdentityBody:
         return await self._scorer.identity()
+
+
+class ModelMetrics:
+    """Of one replica, on the metrics port of Ray's nodes; Ray adds `ray_` in front, `_total` to counters, and the
+    deployment and the replica as tags. Sequence steps / steps is the mean batch of the engine."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "phf_model_requests", description="Requests that the replica finished", tag_keys=("outcome",)
+        )
+        self._tokens = metrics.Counter("phf_model_tokens", description="Tokens of completions", tag_keys=("kind",))
+        self._steps = metrics.Counter("phf_engine_steps", description="Forward passes of the engine")
+        self._sequence_steps = metrics.Counter(
+            "phf_engine_sequence_steps", description="Sequences advanced, summed over forward passes"
+        )
+        self._unfinished = metrics.Gauge("phf_model_unfinished", description="Sequences in the batch or waiting for it")
+        self._noted = (0, 0)
+
+    @contextmanager
+    def counted(self, model: "LocalModel | UpstreamModel") -> Iterator[None]:
+        outcome = "failed"
+        try:
+            yield
+            outcome = "answered"
+        except (GeneratorExit, asyncio.CancelledError):
+            outcome = "left"
+            raise
+        finally:
+            self._requests.inc(tags={"outcome": outcome})
+            self._note_engine(model)
+
+    def _note_engine(self, model: "LocalModel | UpstreamModel") -> None:
+        self._unfinished.set(model.num_unfinished)
+        now = model.num_steps
+        for counter, new, old in zip((self._steps, self._sequence_steps), now, self._noted, strict=True):
+            if new > old:
+                counter.inc(new - old)
+        self._noted = now
+
+    def add_tokens(self, completed: Completed) -> None:
+        usage = completed.usage
+        for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
+            if count:
+                self._tokens.inc(count, tags={"kind": kind})
 
 
 @serve.deployment

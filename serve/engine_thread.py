@@ -49,7 +49,7 @@ class EngineThread:
     def __init__(self, engine: Engine, *, max_waiting: int):
         self.engine = engine
         self._max_unfinished = engine.settings.max_batch + max_waiting
-        self._num_unfinished = 0
+        self.num_unfinished = 0
         self._inbox: queue.SimpleQueue[_Ticket | list[ActiveRequest] | None] = queue.SimpleQueue()
         self._ticket_of: dict[ActiveRequest, tuple[_Ticket, int]] = {}
         self.num_steps = 0
@@ -81,16 +81,16 @@ class EngineThread:
                     raise DataError(active.error)
 
     def submit(self, requests: Sequence[GenerationRequest], *, is_stream: bool) -> _Ticket:
-        if self._num_unfinished and self._num_unfinished + len(requests) > self._max_unfinished:
-            raise ApiError(429, f"{self._num_unfinished} sequences are in the model's queue; try again later")
+        if self.num_unfinished and self.num_unfinished + len(requests) > self._max_unfinished:
+            raise ApiError(429, f"{self.num_unfinished} sequences are in the model's queue; try again later")
         ticket = _Ticket([self.engine.prepare(request) for request in requests], is_stream=is_stream)
-        self._num_unfinished += len(requests)
+        self.num_unfinished += len(requests)
         self._inbox.put(ticket)
         return ticket
 
     def release(self, ticket: _Ticket) -> None:
         """The caller is done, or gone: what is unfinished leaves the batch."""
-        self._num_unfinished -= len(ticket.actives)
+        self.num_unfinished -= len(ticket.actives)
         unfinished = [active for active in ticket.actives if not active.is_finished]
         if unfinished:
             for active in unfinished:

@@ -7,7 +7,9 @@ status  type                   when
 413     invalid_request_error  too large
 429     rate_limit_error       the queue is full; with Retry-After
 500     server_error           anything else; no traceback and no path leaves the server
-503     unavailable_error      not ready, or the replica was lost; with Retry-After
+502     server_error           the upstream server of a model answered what can't be used
+503     unavailable_error      not ready, the replica was lost, or the upstream can't be reached; with Retry-After
+504     timeout_error          the upstream server of a model did not answer in time
 """
 
 from collections.abc import Mapping
@@ -38,6 +40,11 @@ class ApiError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+def path_of(scope: Mapping[str, Any]) -> str:
+    """The path within this application, which may be mounted below a prefix."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 # Paths of Perspective, whose clients expect Google's shape.

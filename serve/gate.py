@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ApiError, error_body, error_headers
+from serve.errors import ApiError, error_body, error_headers, path_of
 from serve.keys import OPEN_PATHS, KeyRing, is_loopback
 from serve.settings import Limits
 
@@ -73,7 +73,7 @@ class Gate:
             self._note(scope, exchange, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
-        if scope["path"] not in OPEN_PATHS:
+        if path_of(scope) not in OPEN_PATHS:
             self._check_key(scope, headers)
         if self._num_in_flight > self._limits.concurrent_requests:
             raise ApiError(429, f"{self._limits.concurrent_requests} requests are being answered; try again later")
@@ -134,7 +134,7 @@ class _Exchange:
     async def answer(self, scope: Scope, receive: Receive, error: ApiError) -> None:
         """The error, unless an answer has begun, which can only be cut off."""
         if self.status is None:
-            body = error_body(scope["path"], error.status, str(error), param=error.param, code=error.code)
+            body = error_body(path_of(scope), error.status, str(error), param=error.param, code=error.code)
             await JSONResponse(body, error.status, dict(error_headers(error.status)))(scope, receive, self.send)
 
 

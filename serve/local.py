@@ -1,12 +1,10 @@
 """Models and scorers in this process: what a replica runs, and what tests call without Ray."""
 
 import asyncio
-import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from phf_ray.errors import DataError
 from phf_ray.generation import (
@@ -21,7 +19,7 @@ from phf_ray.generation import (
 from phf_ray.records import Scored, Span
 from phf_ray.scorers import FindsSpans, Scorer, build_scorer
 from phf_ray.segments import build_segmenter
-from serve.backends import Completed, ModelDescription
+from serve.backends import Completed
 from serve.engine_thread import EngineThread, Piece
 from serve.errors import ApiError
 from serve.schemas import (
@@ -35,13 +33,14 @@ from serve.schemas import (
     Usage,
 )
 from serve.settings import SamplingDefaults, ServedModel, ServedScorer
+from serve.tokenizing import Tokenizing
 
 Answer = TypeVar("Answer")
 
 
-class LocalModel:
+class LocalModel(Tokenizing):
     def __init__(self, engine: Engine, *, defaults: SamplingDefaults | None = None, max_waiting: int = 1024):
-        self._engine = engine
+        super().__init__(engine.strings, engine.info, context=engine.context)
         self._defaults = defaults or SamplingDefaults()
         self.thread = EngineThread(engine, max_waiting=max_waiting)
 
@@ -70,7 +69,7 @@ class LocalModel:
         ]
         # A prompt counts once, however many choices share it.
         num_prompt = sum(completion.num_prompt_tokens for completion in completions[:: request.n])
-        return Completed(choices, _usage(num_prompt, sum(c.num_completion_tokens for c in completions)))
+        return Completed(choices, usage_of(num_prompt, sum(c.num_completion_tokens for c in completions)))
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
         num_prompt: dict[int, int] = {}
@@ -81,7 +80,7 @@ class LocalModel:
                     if piece.index % request.n == 0:
                         num_prompt[piece.index] = piece.num_prompt_tokens
                     num_completion[piece.index] = piece.num_completion_tokens
-                usage = _usage(sum(num_prompt.values()), sum(num_completion.values()))
+                usage = usage_of(sum(num_prompt.values()), sum(num_completion.values()))
                 yield Completed([_streamed_choice(piece, request) for piece in pieces], usage)
         except RequestError as error:
             raise ApiError(400, str(error), error.param) from None
@@ -95,47 +94,19 @@ class LocalModel:
         except RequestError as error:
             raise ApiError(400, str(error), error.param) from None
 
-    async def describe(self) -> ModelDescription:
-        engine, info = self._engine, self._engine.info
-        tokenizer = json.dumps(engine.strings.tokenizer.get_vocab(), sort_keys=True)
-        control = engine.strings.control
-        return ModelDescription(
-            max_model_len=engine.context,
-            control=control.model_dump() if control is not None else None,
-            tokenizer_hash=hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest(),
-            task=info.task if info is not None else None,
-            objective=info.objective.get("name") if info is not None else None,
-            step=info.step if info is not None else None,
-        )
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences in the batch or waiting for it."""
+        return self.thread.num_unfinished
 
-    async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
-        strings = self._engine.strings
-        if add_special_tokens:
-            ids, _ = strings.encode(text)
-        else:
-            ids = strings.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids), [strings.text_of(id_) for id_ in ids]
+    @property
+    def num_steps(self) -> tuple[int, int]:
+        """Forward passes, and sequences advanced by all of them."""
+        return self.thread.num_steps, self.thread.num_advanced
 
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        strings = self._engine.strings
-        unknown = [id_ for id_ in token_ids if id_ not in strings.valid_ids]
-        if unknown:
-            raise ApiError(400, f"the model has no token {unknown[0]}", "tokens")
-        return strings.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
-
-    async def tokenizer_info(self) -> dict[str, Any]:
-        tokenizer = self._engine.strings.tokenizer
-        return {
-            "tokenizer_class": type(tokenizer).__name__,
-            "eos_token": tokenizer.eos_token,
-            "bos_token": tokenizer.bos_token,
-            "pad_token": tokenizer.pad_token,
-            "unk_token": tokenizer.unk_token,
-            "additional_special_tokens": sorted(set(tokenizer.all_special_tokens)),
-            "vocab_size": len(tokenizer),
-            "model_max_length": self._engine.context,
-            "chat_template": None,
-        }
+    def check_health(self) -> None:
+        if not self.thread.is_alive:
+            raise RuntimeError("the engine's thread has ended")
 
 
 def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) -> list[GenerationRequest]:
@@ -212,7 +183,7 @@ def _logprobs(records: Sequence[TokenLogprob]) -> Logprobs:
     )
 
 
-def _usage(num_prompt: int, num_completion: int) -> Usage:
+def usage_of(num_prompt: int, num_completion: int) -> Usage:
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_completion, total_tokens=num_prompt + num_completion)
 
 

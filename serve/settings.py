@@ -37,6 +37,13 @@ class _Deployed(_Settings):
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
     """Ray's accounting; also the number of torch threads, at least 1."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    surge: bool | None = None
+    """When the configuration is applied again: start new replicas before the old ones go, which takes room for both.
+    None: unless it uses a GPU. Without, requests wait while the new replica starts."""
+
+    @property
+    def starts_before_old_stop(self) -> bool:
+        return self.num_gpus == 0 if self.surge is None else self.surge
 
 
 class SamplingDefaults(_Settings):
@@ -48,10 +55,27 @@ class SamplingDefaults(_Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
 
 
+class Upstream(_Settings):
+    """Another OpenAI-compatible server that runs the model: vLLM, Ray Serve LLM, or one of this project."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/[^?#]*)?$")]
+    """Base URL as OpenAI's clients take it: `http://host:8000/v1`."""
+    model: str | None = None
+    """The model's id there; None: as here. A server of this project puts control tokens in by itself, so its id is
+    given as `NAME:none`."""
+    key_env: str | None = None
+    """Environment variable of this server that holds the upstream's API key."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest wait for an answer, or for the next piece of a stream."""
+
+
 class ServedModel(_Deployed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     path: str
-    """A Hugging Face causal LM directory, or a training run, whose last checkpoint is served; all nodes must see it."""
+    """A Hugging Face causal LM directory, or a training run, whose last checkpoint is served; all nodes must see it.
+    With `upstream`, only its config.json, tokenizer and phf.json are read."""
+    upstream: Upstream | None = None
+    """None: the model runs in this server."""
     control: Control | None = None
     """For a checkpoint that has control tokens but no phf.json."""
     defaults: SamplingDefaults = SamplingDefaults()
@@ -107,6 +131,8 @@ class Limits(_Settings):
     concurrent_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests inside the ingress; above it the answer is 429."""
     concurrent_streams: Annotated[int, Field(ge=1)] = 256
+    drain_s: Annotated[float, Field(gt=0)] = 60.0
+    """Time that replicas have for the requests they work on when they are replaced, removed or shut down."""
 
 
 class Keys(_Settings):
