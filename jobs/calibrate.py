@@ -1,0 +1,220 @@
+"""Carry a threshold, or whole scores, over from an old scorer (such as Perspective) to a new one.
+
+    python -m jobs.calibrate --input pairs.jsonl --old-column perspective --new-column score --output mapping.json
+    python -m jobs.calibrate --input texts.jsonl --old-column perspective --text-column text \\
+        --scores-url http://127.0.0.1:8000 --scorer toxicity --output mapping.json
+    python -m jobs.calibrate --input scored.jsonl --new-column score --apply mapping.json --output calibrated.jsonl
+
+The first two fit a mapping on texts that both have scored; the third adds a column `calibrated`, on the old scale.
+Files are JSON lines, also .gz or .zst, or Parquet.
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import cli
+from phf_ray.calibration import Calibration, calibrate, parse_calibration
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.pipelines.client import Client
+
+TEXTS_PER_REQUEST = 256
+FEW_PAIRS = 1000
+CALIBRATED = "calibrated"
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    _check(arguments)
+    if arguments.apply is None:
+        _fit(arguments)
+    else:
+        _apply(arguments)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines or Parquet, one row per text")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the mapping; with --apply, the rows")
+    parser.add_argument("--old-column", metavar="NAME", help="scores of the old scorer; a dot reaches into objects")
+    parser.add_argument("--new-column", metavar="NAME", help="scores of the new scorer, where they are there already")
+    parser.add_argument("--text-column", metavar="NAME", default="text", help="texts to score otherwise (default text)")
+    parser.add_argument(
+        "--scores-url", metavar="URL", help="a running server that scores them; OPENAI_API_KEY is its key"
+    )
+    parser.add_argument("--scorer", metavar="NAME", default="toxicity", help="its scorer (default toxicity)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="X", help="on the old scale, to carry over (default 0.5)"
+    )
+    parser.add_argument("--apply", metavar="FILE", help="a mapping that this job wrote")
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.apply is not None:
+        if arguments.new_column is None:
+            raise ConfigError("--apply needs --new-column, the scores to map to the old scale")
+        return
+    if arguments.old_column is None:
+        raise ConfigError("--old-column is missing: which column has the scores of the old scorer?")
+    if (arguments.new_column is None) == (arguments.scores_url is None):
+        raise ConfigError("give either --new-column, or --scores-url with a server that scores --text-column")
+    if arguments.scores_url is not None and not arguments.scores_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--scores-url {arguments.scores_url}: write http://host:port")
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    rows = read_rows(arguments.input)
+    old = numbers(rows, arguments.old_column)
+    num_old = sum(value is not None for value in old)
+    print(f"{len(rows):,} rows, {num_old:,} with an old score in {arguments.old_column!r}")
+    scorer = None
+    if arguments.new_column is not None:
+        new = numbers(rows, arguments.new_column)
+    else:
+        asked = [number for number, value in enumerate(old) if value is not None]
+        texts = [text_at(rows[number], arguments.text_column, number=number + 1) for number in asked]
+        if arguments.dry_run:
+            return
+        scores, scorer = scores_over_http(texts, url=arguments.scores_url, scorer=arguments.scorer)
+        by_row = dict(zip(asked, scores, strict=True))
+        new = [by_row.get(number) for number in range(len(rows))]
+    pairs = [(score, value) for score, value in zip(new, old, strict=True) if score is not None and value is not None]
+    if len(pairs) < num_old:
+        print(f"{num_old - len(pairs):,} of them have no new score and are left out")
+    mapping = calibrate(
+        [score for score, _ in pairs], [value for _, value in pairs], threshold=arguments.threshold, scorer=scorer
+    )
+    if not arguments.dry_run:
+        Path(arguments.output).write_text(mapping.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    print(describe(mapping))
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    try:
+        text = Path(arguments.apply).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--apply {arguments.apply} can't be read: {error}") from None
+    mapping = parse_calibration(text, source=arguments.apply)
+    rows = read_rows(arguments.input)
+    scores = numbers(rows, arguments.new_column)
+    for row, score in zip(rows, scores, strict=True):
+        row[CALIBRATED] = None if score is None else float(mapping(score))
+    if not arguments.dry_run:
+        write_rows(arguments.output, rows)
+    print(f"{len(rows):,} rows, {sum(score is not None for score in scores):,} with a calibrated score")
+
+
+def describe(mapping: Calibration) -> str:
+    quality, threshold = mapping.quality, mapping.threshold
+    lines = [
+        f"{mapping.num_pairs:,} pairs; rank correlation {_shown(quality.spearman)}, "
+        f"AUC at {threshold.old:g} {_shown(quality.auc)}",
+        f"mean distance from the old score {quality.mae_before:.4f}, calibrated {quality.mae_after:.4f} (held out)",
+        f"{threshold.share:.2%} reach the old threshold {threshold.old:g}; as many reach the new score "
+        f"{_shown(threshold.same_share)}; {_shown(threshold.agreement)} of all are on the same side of both",
+        f"the calibrated score reaches {threshold.old:g} from the new score {_shown(threshold.mapped)} on",
+    ]
+    if mapping.num_pairs < FEW_PAIRS:
+        lines.append(f"only {mapping.num_pairs:,} pairs: the figures are rough below {FEW_PAIRS:,}")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[list[float | None], dict[str, Any]]:
+    """One score per text, None where there is none, and the identity of the scorer."""
+    client = Client(url, key=os.environ.get("OPENAI_API_KEY"))
+    scores: list[float | None] = []
+    identity: dict[str, Any] = {}
+    for begin in range(0, len(texts), TEXTS_PER_REQUEST):
+        answer = client.post("/v1/scores", {"scorer": scorer, "input": texts[begin : begin + TEXTS_PER_REQUEST]})
+        scores += [entry["score"] for entry in answer["data"]]
+        identity = answer["scorer"]
+    return scores, identity
+
+
+# -- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: str) -> list[Row]:
+    """Raises ConfigError if there is no such file, DataError for what it holds."""
+    try:
+        if path.endswith(".parquet"):
+            with fsspec.open(path, "rb") as file:
+                return list(pq.read_table(file).to_pylist())
+        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
+            return [_row(line, place=f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
+    except (UnicodeDecodeError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{path} can't be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error}") from None
+
+
+def _row(line: str, *, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is no JSON object")
+    return row
+
+
+def write_rows(path: str, rows: Sequence[Row]) -> None:
+    if path.endswith(".parquet"):
+        with fsspec.open(path, "wb") as file:
+            pq.write_table(pa.Table.from_pylist(list(rows)), file)
+    else:
+        with fsspec.open(path, "wt", encoding="utf-8", compression="infer") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+
+def value_at(row: Mapping[str, Any], column: str) -> Any:
+    """`meta.perspective` is row["meta"]["perspective"], unless a column has that very name; None if it is not there."""
+    if column in row:
+        return row[column]
+    head, _, rest = column.partition(".")
+    inner = row.get(head)
+    return value_at(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def numbers(rows: Sequence[Row], column: str) -> list[float | None]:
+    """Raises DataError where a value is no finite number, and where no row has any."""
+    found: list[float | None] = []
+    for number, row in enumerate(rows, 1):
+        value = value_at(row, column)
+        if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+            raise DataError(f"column {column!r} of row {number} is {value!r}; a score is a finite number, or null")
+        found.append(None if value is None else float(value))
+    if all(value is None for value in found):
+        columns = ", ".join(sorted({name for row in rows for name in row})) or "none"
+        raise DataError(f"no row has a score in column {column!r}; columns: {columns}")
+    return found
+
+
+def text_at(row: Row, column: str, *, number: int) -> str:
+    text = value_at(row, column)
+    if not isinstance(text, str):
+        raise DataError(f"column {column!r} of row {number} is {text!r}, no text; name another with --text-column")
+    return text
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,191 @@
+"""From the scores of a new scorer to the scale of an old one, by isotonic regression on texts that both have scored.
+
+Higher is worse for both, so the mapping never falls. It keeps the order of the new scores and cannot mend it: how well
+the two agree is in `Quality`, and a threshold carries over only as well as that.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from phf_ray.errors import DataError
+
+Floats = NDArray[np.float64]
+
+NUM_FOLDS = 5
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Quality(_Record):
+    spearman: float | None
+    """Rank correlation of new and old scores; None: one of them is constant."""
+    auc: float | None
+    """Probability that of two texts, one at or above the old threshold and one below, the new score puts the first
+    higher; None: all are on one side."""
+    mae_before: float
+    """Mean |new - old|."""
+    mae_after: float
+    """Mean |calibrated - old|, each text mapped by a calibration that did not see it."""
+
+
+class Threshold(_Record):
+    old: float
+    mapped: float | None
+    """The lowest new score whose calibrated score reaches the old threshold; None: none does."""
+    same_share: float | None
+    """The new threshold that as large a share of the texts reaches; None: no text reaches the old one."""
+    share: float
+    """Of the texts, those that reach the old threshold."""
+    agreement: float | None
+    """Share of the texts that are on the same side of the old threshold and of `same_share`."""
+
+
+class Calibration(_Record):
+    kind: Literal["isotonic"] = "isotonic"
+    new: tuple[float, ...]
+    old: tuple[float, ...]
+    """Knots: `new` rises, `old` does not fall; straight lines between them, level on both sides."""
+    num_pairs: int
+    quality: Quality
+    threshold: Threshold
+    scorer: dict[str, Any] | None = None
+    """Identity of the scorer of the new scores, where it is known."""
+
+    @field_validator("old")
+    @classmethod
+    def _monotone(cls, old: tuple[float, ...], info: Any) -> tuple[float, ...]:
+        new = info.data.get("new", ())
+        if not new or len(new) != len(old) or np.any(np.diff(new) <= 0) or np.any(np.diff(old) < 0):
+            raise ValueError("`new` must rise, and `old` must not fall and be as long")
+        return old
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        """Scores of the new scorer on the old scale, in the same shape."""
+        return np.interp(np.asarray(scores, dtype=np.float64), self.new, self.old)
+
+
+def parse_calibration(text: str, *, source: str) -> Calibration:
+    """Raises DataError if `text` is not what `Calibration.model_dump_json` writes."""
+    try:
+        return Calibration.model_validate_json(text)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"])) or "the file"
+        raise DataError(
+            f"{source} is no calibration ({place}: {detail['msg']}); write one with jobs.calibrate"
+        ) from None
+
+
+def calibrate(
+    new: ArrayLike, old: ArrayLike, *, threshold: float, seed: int = 0, scorer: dict[str, Any] | None = None
+) -> Calibration:
+    """`new` and `old`: scores of the same texts, shape (N,). `seed` decides the folds of the cross-validation.
+
+    Raises DataError for fewer than 2 texts per fold, or scores that are not finite.
+    """
+    new_N, old_N = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
+    if len(new_N) != len(old_N) or not (np.isfinite(new_N).all() and np.isfinite(old_N).all()):
+        raise DataError("every text needs a finite new and a finite old score")
+    if len(new_N) < 2 * NUM_FOLDS:
+        raise DataError(f"{len(new_N)} pairs of scores are too few; give at least {2 * NUM_FOLDS}, better thousands")
+    knots_new, knots_old = isotonic(new_N, old_N)
+    return Calibration(
+        new=tuple(knots_new.tolist()),
+        old=tuple(knots_old.tolist()),
+        num_pairs=len(new_N),
+        quality=Quality(
+            spearman=spearman(new_N, old_N),
+            auc=auc(new_N, old_N >= threshold),
+            mae_before=float(np.abs(new_N - old_N).mean()),
+            mae_after=float(np.abs(_held_out(new_N, old_N, seed=seed) - old_N).mean()),
+        ),
+        threshold=_threshold(new_N, old_N, knots=(knots_new, knots_old), old=threshold),
+        scorer=scorer,
+    )
+
+
+def isotonic(new_N: Floats, old_N: Floats) -> tuple[Floats, Floats]:
+    """Knots of the never falling function of `new` with the least squared distance from `old`.
+
+    Pools adjacent violators: texts of one new score are one point of their mean old score; while a point is below the
+    one before it, the two become one block of their mean. A block's knots are its first and its last new score.
+    """
+    values, index_N, counts = np.unique(new_N, return_inverse=True, return_counts=True)
+    sums = np.bincount(index_N, weights=old_N)
+    blocks: list[tuple[float, int, int]] = []  # sum, count, number of distinct new scores
+    for total, count in zip(sums.tolist(), counts.tolist(), strict=True):
+        block = (total, count, 1)
+        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
+            before = blocks.pop()
+            block = (before[0] + block[0], before[1] + block[1], before[2] + block[2])
+        blocks.append(block)
+    # A quotient may be rounded below the one before it.
+    means = np.maximum.accumulate([total / count for total, count, _ in blocks])
+    ends = np.cumsum([size for _, _, size in blocks]) - 1
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    places = np.unique(np.concatenate([begins, ends]))
+    return values[places], means[np.searchsorted(ends, places)]
+
+
+def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:
+    """Calibrated scores, those of each fold by the knots of the others."""
+    fold_N = np.random.default_rng(seed).permutation(len(new_N)) % NUM_FOLDS
+    mapped_N = np.empty_like(new_N)
+    for fold in range(NUM_FOLDS):
+        held_N = fold_N == fold
+        mapped_N[held_N] = np.interp(new_N[held_N], *isotonic(new_N[~held_N], old_N[~held_N]))
+    return mapped_N
+
+
+def _threshold(new_N: Floats, old_N: Floats, *, knots: tuple[Floats, Floats], old: float) -> Threshold:
+    is_above_N = old_N >= old
+    num_above = int(is_above_N.sum())
+    # As many texts as reach the old threshold, or more where several have that very score.
+    same_share = float(np.sort(new_N)[-num_above]) if num_above else None
+    agreement = None if same_share is None else float(((new_N >= same_share) == is_above_N).mean())
+    return Threshold(
+        old=old,
+        mapped=first_at(*knots, old),
+        same_share=same_share,
+        share=num_above / len(new_N),
+        agreement=agreement,
+    )
+
+
+def first_at(new: Floats, old: Floats, value: float) -> float | None:
+    """The lowest new score that the knots map to `value` or more."""
+    above = int(np.searchsorted(old, value))
+    if above == len(old):
+        return None
+    if above == 0:
+        return float(new[0])
+    share = (value - old[above - 1]) / (old[above] - old[above - 1])
+    return float(new[above - 1] + share * (new[above] - new[above - 1]))
+
+
+def ranks(values_N: Floats) -> Floats:
+    """From 1; equal values share the mean of their ranks."""
+    _, index_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index_N]
+
+
+def spearman(first_N: Floats, second_N: Floats) -> float | None:
+    a_N, b_N = (ranks(values_N) - (len(values_N) + 1) / 2 for values_N in (first_N, second_N))
+    scale = np.sqrt((a_N @ a_N) * (b_N @ b_N))
+    return float(a_N @ b_N / scale) if scale else None
+
+
+def auc(scores_N: Floats, is_positive_N: NDArray[np.bool_] | Sequence[bool]) -> float | None:
+    """Area under the ROC curve; ties count half."""
+    positive_N = np.asarray(is_positive_N, dtype=bool)
+    num_positive = int(positive_N.sum())
+    pairs = num_positive * (len(positive_N) - num_positive)
+    if not pairs:
+        return None
+    return float((ranks(scores_N)[positive_N].sum() - num_positive * (num_positive + 1) / 2) / pairs)
