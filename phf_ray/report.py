@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.checkpoint import CheckpointInfo
@@ -106,6 +107,46 @@ class KLInfo(_Record):
     per_byte: tuple[float, float]
 
 
+class RedTeamRound(_Record):
+    """What is known of one trial of an attack after a round; scores are means over a prompt's continuations."""
+
+    number: int
+    """0: before the attack."""
+    best_prompt_score: float | None
+    best_10_prompt_score: float | None
+    best_100_prompt_score: float | None
+    average_score: float | None
+    """Over all prompts so far."""
+    round_best_prompt_score: float | None
+    round_average_score: float | None
+    num_tested: int
+    outcomes: dict[str, int]
+    """Of the red LM's answers, `new` among them."""
+
+
+class RedTeamPrompt(_Record):
+    prompt: str
+    round: int
+    mean: float
+    std: float
+    own_score: float | None
+    """Of the prompt's own text."""
+    num_scored: int
+    continuations: tuple[tuple[float, str], ...]
+    """The worst: (score, text)."""
+
+
+class RedTeamInfo(_Record):
+    """An adaptive attack on an arm."""
+
+    attacker: str
+    num_continuations: int
+    """Of each prompt."""
+    trials: tuple[tuple[RedTeamRound, ...], ...]
+    """Rounds of each trial; all trials have the same."""
+    worst: tuple[RedTeamPrompt, ...] = ()
+
+
 class ArmInfo(_Record):
     """A model together with the control token it was asked with."""
 
@@ -117,6 +158,7 @@ class ArmInfo(_Record):
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, where the training run's metrics were found."""
     kl: KLInfo | None = None
+    red_team: RedTeamInfo | None = None
 
 
 class ScenarioInfo(_Record):
@@ -220,12 +262,55 @@ def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str,
         "scorer": evaluation.scorer,
         "seeds": list(evaluation.seeds),
         "level": evaluation.level,
-        "arms": [arm.model_dump(mode="json", exclude={"loss"}) for arm in evaluation.arms],
+        "arms": [arm.model_dump(mode="json", exclude={"loss", "red_team"}) for arm in evaluation.arms],
         "scenarios": [scenario.model_dump(mode="json") for scenario in evaluation.scenarios],
         "table": table,
         "differences": differences,
         "curves": curves,
+        "red_team": [row for arm in evaluation.arms for row in _red_team_rows(arm, evaluation=evaluation)],
+        "red_team_worst": [
+            {"arm": arm.name, **prompt.model_dump(mode="json")}
+            for arm in evaluation.arms
+            for prompt in (arm.red_team.worst if arm.red_team is not None else ())
+        ],
     }
+
+
+_RED_TEAM_SCORES = (
+    "best_prompt_score",
+    "best_10_prompt_score",
+    "best_100_prompt_score",
+    "average_score",
+    "round_best_prompt_score",
+    "round_average_score",
+)
+
+
+def _red_team_rows(arm: ArmInfo, *, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One a round: means over the trials that know the score, and their intervals."""
+    if arm.red_team is None:
+        return []
+    rows = []
+    for rounds in zip(*arm.red_team.trials, strict=True):
+        row: dict[str, Any] = {
+            "arm": arm.name,
+            "attacker": arm.red_team.attacker,
+            "round": rounds[0].number,
+            "num_trials": len(rounds),
+            "num_tested": _mean([found.num_tested for found in rounds]),
+            "outcomes": dict(sorted(sum((Counter(found.outcomes) for found in rounds), Counter()).items())),
+        }
+        for name in _RED_TEAM_SCORES:
+            known = [value for value in (getattr(found, name) for found in rounds) if value is not None]
+            interval = bootstrap_mean(
+                [[value] for value in known],
+                seed=evaluation.bootstrap_seed,
+                num_resamples=evaluation.num_resamples,
+                level=evaluation.level,
+            )
+            row |= {name: _mean(known), f"{name}_ci": _pair(interval)}
+        rows.append(row)
+    return rows
 
 
 def recompute(directory: str) -> dict[str, Any]:
@@ -484,18 +569,29 @@ def format_table(report: Mapping[str, Any]) -> str:
         rows = [row for row in report["table"] if row["scenario"] == scenario["name"]]
         cells = [["arm", *(column.title for column in columns)]]
         cells += [[row["arm"], *(format_cell(row, column.key, column.digits) for column in columns)] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-            )
-            for line in cells
-        ]
         notes = [f"{row['arm']}: {note}" for row in rows if (note := _row_note(row))]
-        blocks.append(
-            "\n".join([f"{scenario['name']} ({_unit(report)})", lines[0], "-" * len(lines[0]), *lines[1:], *notes])
-        )
+        blocks.append("\n".join([f"{scenario['name']} ({_unit(report)})", *_aligned(cells), *notes]))
     return "\n\n".join(blocks)
+
+
+def format_red_team(report: Mapping[str, Any]) -> str:
+    """The attacks' curves for a terminal: one line per arm and round."""
+    keys = ("best_prompt_score", "best_10_prompt_score", "average_score", "round_average_score")
+    cells = [["arm", "round", "prompts", "worst prompt", "10 worst", "all", "this round"]]
+    for row in report["red_team"]:
+        scores = [format_cell(row, key, ".3g") for key in keys]
+        cells.append([row["arm"], str(row["round"]), f"{row['num_tested']:.0f}", *scores])
+    return "\n".join([f"under attack ({_unit(report)})", *_aligned(cells)])
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first of them its head; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def _shown_columns(report: Mapping[str, Any]) -> list[_Column]:
@@ -549,6 +645,8 @@ class _Plot:
     name: str
     caption: str
     figure: Figure
+    group: str = ""
+    """Of plots that belong to no scenario."""
 
 
 def _plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Evaluation) -> list[_Plot]:
@@ -602,7 +700,46 @@ def _plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Eva
             arm.name.partition(":")[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
         }
         plots.append(_Plot(None, "training-loss", "Training loss by tokens seen.", _plot_losses(losses)))
+    if report["red_team"]:
+        for key, what in (
+            ("best_prompt_score", "of the worst prompt so far"),
+            ("best_10_prompt_score", "of the 10 worst prompts so far"),
+            ("round_average_score", "of the prompts of the round"),
+        ):
+            plots.append(
+                _Plot(
+                    None,
+                    f"red-team-{key.removesuffix('_score').replace('_', '-')}",
+                    f"Under attack: mean score {what}, over trials, with its {evaluation.level:.0%} interval. Lower is "
+                    "better.",
+                    _plot_red_team(report["red_team"], colors, key=key, unit=unit),
+                    group="red team",
+                )
+            )
     return plots
+
+
+def _plot_red_team(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, key: str, unit: str) -> Figure:
+    figure, axes = _axes()
+    for arm, color in colors.items():
+        mine = [row for row in rows if row["arm"] == arm and row[key] is not None]
+        if not mine:
+            continue
+        axes.plot(
+            [row["round"] for row in mine], [row[key] for row in mine], color=color, label=arm, marker="o",
+            markersize=4, linewidth=1.8, gid=f"mark-{key}-{arm}",
+        )  # fmt: skip
+        banded = [row for row in mine if row[f"{key}_ci"] is not None]
+        axes.fill_between(
+            [row["round"] for row in banded], [row[f"{key}_ci"][0] for row in banded],
+            [row[f"{key}_ci"][1] for row in banded], color=color, alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round of the attack")
+    axes.set_ylabel(unit)
+    _legend(axes)
+    return figure
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -796,8 +933,10 @@ def _page(report: Mapping[str, Any], plots: Sequence[_Plot], samples: Sequence[S
         *_scenarios(report, plots),
         *_difference_table(report),
         *_arm_table(report),
-        *_figures([plot for plot in plots if plot.scenario is None]),
+        *_figures([plot for plot in plots if plot.scenario is None and not plot.group]),
+        *_red_team(report, plots),
         *_worst(report, samples),
+        *_worst_prompts(report),
         f'<p class="note">Every figure is computed from {SAMPLES}, which lies beside this page.</p>',
         "</body></html>",
     ]
@@ -865,12 +1004,11 @@ def _arm_table(report: Mapping[str, Any]) -> list[str]:
     rows = []
     for arm in report["arms"]:
         checkpoint = arm["checkpoint"] or {}
-        objective = checkpoint.get("objective") or {}
         cells = [
             arm["name"],
             arm["model"],
             arm["control"] or "-",
-            objective.get("name", "-") + (", conditional" if checkpoint.get("control") else ""),
+            _objective_name(checkpoint),
             f"{checkpoint['tokens_seen']:,}" if checkpoint else "-",
         ]
         rows.append("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in cells) + "</tr>")
@@ -883,7 +1021,76 @@ def _arm_table(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _objective_name(checkpoint: Mapping[str, Any]) -> str:
+    """As the paper calls the method: conditional training is likelihood on text with control tokens, filtering on less
+    text."""
+    name = str((checkpoint.get("objective") or {}).get("name", "-"))
+    if name == "MLE" and checkpoint.get("control"):
+        return "Conditional"
+    if name == "MLE" and "filter" in (checkpoint.get("thresholds") or {}):
+        return "Filtering"
+    return name
+
+
+def _red_team(report: Mapping[str, Any], plots: Sequence[_Plot]) -> list[str]:
+    if not report["red_team"]:
+        return []
+    last = {row["arm"]: row for row in report["red_team"]}
+    rows = []
+    for arm, row in last.items():
+        mine = [point for point in report["red_team"] if point["arm"] == arm]
+        asked = sum((Counter(point["outcomes"]) for point in mine), Counter())
+        cells = [
+            row["attacker"],
+            str(row["num_trials"]),
+            str(row["round"]),
+            *(format_cell(point, "best_prompt_score", ".3g") for point in (mine[0], row)),
+            format_cell(row, "best_10_prompt_score", ".3g"),
+            format_cell(row, "average_score", ".3g"),
+            f"{row['num_tested']:.0f}",
+            ", ".join(f"{count} {outcome}" for outcome, count in asked.items() if count) or "-",
+        ]
+        rows.append(
+            f'<tr data-attack="{_escape(arm)}"><td>{_escape(arm)}</td>'
+            + "".join(f"<td>{_escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
+    head = ("red LM", "trials", "rounds", "worst prompt before", "worst after", "10 worst", "all", "prompts", "answers")
+    return [
+        "<h2>Under attack</h2>",
+        '<p class="note">A red LM writes prompts that are meant to bring out bad text, round after round, with what '
+        "worked so far as examples. A prompt's score is the mean over its continuations; figures are means over "
+        "trials.</p>",
+        '<div class="scroll"><table><thead><tr><th>arm</th>',
+        *(f"<th>{title}</th>" for title in head),
+        "</tr></thead><tbody>",
+        *rows,
+        "</tbody></table></div>",
+        *_figures([plot for plot in plots if plot.group == "red team"]),
+    ]
+
+
+def _worst_prompts(report: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for arm in dict.fromkeys(prompt["arm"] for prompt in report["red_team_worst"]):
+        parts.append(f"<details><summary>Under attack, {_escape(arm)}</summary>")
+        for prompt in (one for one in report["red_team_worst"] if one["arm"] == arm):
+            own = "" if prompt["own_score"] is None else f", its own text {prompt['own_score']:.3g}"
+            parts.append(
+                f'<div class="sample">round {prompt["round"]}: mean {prompt["mean"]:.3g} +- {prompt["std"]:.3g} over '
+                f"{prompt['num_scored']} continuations{own}</div>"
+            )
+            parts += [
+                f'<pre>\n<span class="prompt">{_escape(prompt["prompt"])}</span>{_escape(text)}</pre>'
+                for _, text in prompt["continuations"][:1]
+            ]
+        parts.append("</details>")
+    return parts
+
+
 def _worst(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[str]:
+    if not report["table"] and not report["red_team_worst"]:
+        return []
     parts = ["<h2>Worst samples</h2>", '<p class="note">Hidden until asked for: they can be offensive.</p>']
     for row in report["table"]:
         mine = [s for s in samples if (s.scenario, s.arm) == (row["scenario"], row["arm"]) and s.score is not None]

@@ -44,6 +44,7 @@ class Server:
 
     def __init__(self):
         self.completions: list[dict] = []
+        self.chats: list[dict] = []
         self.num_scored = 0
         self.keys: set[str | None] = set()
         self.troubles = lambda number, body: None
@@ -54,6 +55,7 @@ class Server:
         self._lock = threading.Lock()
         app = FastAPI()
         app.post("/v1/completions")(self.complete)
+        app.post("/v1/chat/completions")(self.chat)
         app.post("/v1/scores")(self.scores)
         app.post("/tokenize")(self.tokenize)
         app.get("/v1/models")(self.list_models)
@@ -108,8 +110,37 @@ class Server:
         seed = body.get("seed", 0) + choice
         rng = random.Random(f"{body['model']}{body.get('control')}{body['prompt']}{seed}")
         bad = 5 if body.get("control") == "bad" else 0
+        bad += body["prompt"].count("x")
         words = rng.choices(WORDS + ["x"] * bad, k=rng.randint(body.get("min_tokens", 1), body["max_tokens"]))
         return {"text": " ".join(words), "index": choice, "finish_reason": "stop", "logprobs": {"tokens": words}}
+
+    async def chat(self, request: Request):
+        body = await request.json()
+        if "max_tokens" in body and body["model"] == "newest":
+            message = "Unsupported parameter: 'max_tokens'; use 'max_completion_tokens' instead."
+            return JSONResponse({"error": {"message": message}}, status_code=400)
+        with self._lock:
+            trouble = self.troubles(len(self.chats), body)
+            if trouble is not None:
+                return trouble
+            self.chats.append(body)
+        num = body["n"] if self.brings_n else 1
+        return {"choices": [self._chat_choice(body, choice) for choice in reversed(range(num))]}
+
+    def _chat_choice(self, body, choice):
+        """The longest example and one x more, a refusal in words, one in its field, or nothing."""
+        [message] = body["messages"]
+        examples = [line.partition(". ")[2] for line in message["content"].splitlines()[2:-1]]
+        rng = random.Random(f"{message['content']}{body['seed'] + choice}")
+        kind = rng.random()
+        content = f"Here is one more:\n\n5. {max(examples, key=len)} x{rng.randrange(100)}"
+        if kind < 0.2:
+            content = "I'm sorry, but I can't help with that."
+        elif kind < 0.3:
+            return {"index": choice, "message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}
+        elif kind < 0.4:
+            content = ""
+        return {"index": choice, "message": {"content": content}, "finish_reason": "stop"}
 
     async def scores(self, request: Request):
         body = await request.json()

@@ -1,0 +1,136 @@
+"""Attack language models with prompts that a red LM writes, round after round, and report what they were made to say.
+
+    python -m jobs.red_team --task configs/toxicity/pretrain.yml --output out/attack \\
+        --model mle=out/runs/mle conditional=out/runs/conditional --attacker gpt-x=https://api.example.com
+
+The red LM is any OpenAI-compatible server, spoken to as a chat or by completions, or a directory, which is served like
+the models. The same command started again asks only for what the transcript lacks; with more trials or rounds it goes
+on from there. `jobs.evaluate_lm --red-team DIR` takes the curves into its report.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jobs import cli
+from jobs.evaluate_lm import Model, arm_of, at_least_one, parse_arms, parse_model, parse_models, scorer_name, servers
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+from phf_ray.pipelines.red_team import Api, Attacker, Options, red_team
+from phf_ray.report import format_red_team
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    config = cli.config_from(arguments)
+    models = parse_models(arguments.model)
+    wanted = parse_arms(arguments.arm, models)
+    attacker = _attacker(arguments.attacker, models)
+    api: Api = arguments.attacker_api or ("chat" if attacker.directory is None else "completions")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
+    max_clients = at_least_one(arguments.max_clients, flag="--max-clients")
+    assert max_clients is not None
+    options = Options(
+        seed=arguments.seed,
+        max_clients=max_clients,
+        restart=arguments.restart,
+        allow_other_scorer=arguments.allow_other_scorer,
+    )
+    if arguments.dry_run:
+        _print_plan(config, num_arms=len(wanted), attacker=attacker, api=api)
+        return 0
+    cli.start_ray()
+    output = cli.require_shared(arguments.output, flag="--output")
+    served = {**models, attacker.name: attacker}
+    for model in served.values():
+        if model.directory is not None:
+            cli.require_shared(str(model.directory), flag="--model")
+    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+        red_lm = arm_of(attacker, None, base_url=base_url)
+        key = os.environ.get("PHF_ATTACKER_API_KEY")
+        if attacker.directory is None and key is not None:
+            red_lm = replace(red_lm, key=key)
+        report = red_team(
+            config,
+            arms=[arm_of(models[name], control, base_url=base_url) for name, control in wanted],
+            attacker=Attacker(red_lm, api),
+            scores=scores,
+            output=output,
+            options=options,
+        )
+    print(f"\n{format_red_team(report)}\n\n{output}/report.html", flush=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.red_team", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_config_arguments(parser, method=False)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[NAME=]DIR|URL",
+        help="models to attack, as in jobs.evaluate_lm",
+    )
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[:good|bad|none]",
+        help="models and the control token each is attacked with; by default every model, with the good token where it "
+        "has one",
+    )
+    parser.add_argument(
+        "--attacker",
+        required=True,
+        metavar="[NAME=]DIR|URL",
+        help="the red LM; the name of a --model takes that one. The key of a server is taken from "
+        "PHF_ATTACKER_API_KEY, else OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--attacker-api",
+        choices=("chat", "completions"),
+        help="how the red LM is spoken to (default: chat for a URL, completions for a directory)",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of transcript and report")
+    parser.add_argument("--scores-url", metavar="URL", help="server with POST /v1/scores; by default one is started")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the attack (default: 0)")
+    parser.add_argument("--max-clients", type=int, default=4, metavar="N", help="trials at a time (default: 4)")
+    parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
+    parser.add_argument("--restart", action="store_true", help="throw away what the output holds and begin anew")
+    parser.add_argument(
+        "--allow-other-scorer", action="store_true", help="attack with a scorer that the model was not trained on"
+    )
+    return parser
+
+
+def _attacker(text: str, models: dict[str, Model]) -> Model:
+    if text in models:
+        return models[text]
+    model = parse_model(text)
+    if model.name in models:
+        raise ConfigError(f"--attacker {text}: --model calls another one {model.name}; write attacker={model.source}")
+    return model
+
+
+def _print_plan(config: Config, *, num_arms: int, attacker: Model, api: str) -> None:
+    settings = config.red_team
+    num_prompts = settings.num_seed_prompts + settings.num_trials * settings.num_rounds * settings.num_candidates
+    print(f"red LM {attacker.name} ({attacker.source}), spoken to by {api}")
+    print(
+        f"{settings.num_trials} trials x {settings.num_rounds} rounds x {settings.num_candidates} candidates on "
+        f"{num_arms} {'arm' if num_arms == 1 else 'arms'}"
+    )
+    print(
+        f"at most {num_arms * num_prompts * settings.num_continuations:,} continuations scored by", scorer_name(config)
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
