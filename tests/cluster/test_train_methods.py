@@ -1,0 +1,133 @@
+"""The six methods of the paper, as shipped, through jobs.train_lm: on one worker, on two, on two nodes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_tokenizer
+from train_runs import losses, metrics, write_corpus
+
+from jobs.train_lm import main
+
+pytestmark = pytest.mark.timeout(400)
+
+ROOT = Path(__file__).parents[2]
+PEP8 = ROOT / "configs" / "pep8"
+METHODS = ("mle", "conditional", "filtering", "ul", "awr", "rwr")
+LENGTH = 32
+# fp32 sums in another order, over a dozen steps of Adam at 1e-3.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("six methods")
+    write_corpus(folder / "scored")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def command(folder: Path, method: str, *overrides: str, name: str) -> list[str]:
+    """Arguments of jobs.train_lm: the shipped files, scaled down to a model of some thousand weights."""
+    small = [
+        f"dataset.datasets=['{folder}/scored']",
+        f"dataset.seq_length={LENGTH}",
+        "dataset.held_out_fraction=0.1",
+        f"tokenizer.path_or_name='{folder}/tokenizer'",
+        "model.path_or_name=null",
+        "model.model_type=gpt2",
+        f"model.config_kwargs={{n_layer: 2, n_head: 2, n_embd: 32, n_positions: {LENGTH}}}",
+        "training.num_tokens=2600",
+        "training.effective_batch_size=8",
+        "training.per_device_train_batch_size=2",
+        "training.precision=fp32",
+        "training.save_steps=null",
+        "training.resources_per_worker={CPU: 1}",
+    ]
+    files = ["--task", str(PEP8 / "pretrain.yml"), "--method", str(PEP8 / f"{method}.yml")]
+    return [*files, "--run-name", name, "--storage-path", str(folder / "runs"), "--override", *small, *overrides]
+
+
+@pytest.fixture(scope="module")
+def trained(folder, local_ray):
+    """Folder of a run; each is trained once."""
+
+    def run(method: str, *overrides: str, name: str) -> Path:
+        path = folder / "runs" / name
+        if not (path / "summary.json").exists():
+            assert main(command(folder, method, *overrides, name=name)) == 0
+        return path
+
+    return run
+
+
+def assert_equal_curves(ours: Path, theirs: Path, *, tolerance: float = TOLERANCE) -> None:
+    mine, other = losses(ours), losses(theirs)
+    assert len(mine) >= 10
+    assert list(mine) == list(other)
+    assert list(mine.values()) == pytest.approx(list(other.values()), rel=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_learns_the_same_on_one_worker_and_on_two(trained, method):
+    one = trained(method, name=method)
+    two = trained(method, "training.num_workers=2", name=f"{method}-two-workers")
+    assert_equal_curves(one, two)
+    plain = [row["objective/train/original_loss"] for row in metrics(one) if "train/loss" in row]
+    assert plain[-1] < plain[0] - 0.1, "the model learns the language"
+    assert len(json.loads((two / "owner.json").read_text())["workers"]) == 2
+
+
+def test_the_six_methods_are_six_different_trainings(trained):
+    curves = {tuple(losses(trained(method, name=method)).values()) for method in METHODS}
+    assert len(curves) == 6
+
+
+def test_the_command_line_gives_the_run_of_the_python_call(trained, folder):
+    """On the same cluster, as a user starts it."""
+    import ray
+
+    process = subprocess.run(
+        [sys.executable, "-m", "jobs.train_lm", *command(folder, "mle", name="command line")],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    run = folder / "runs" / "command line"
+    summary = json.loads((run / "summary.json").read_text())
+    assert process.stdout.strip() == str(run / summary["checkpoint"])
+    assert losses(run) == losses(trained("mle", name="mle"))
+
+
+def test_two_workers_on_two_nodes_learn_what_one_learns(trained, folder):
+    from ray.cluster_utils import Cluster
+
+    alone = trained("mle", name="mle")
+    name = "two nodes"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, resources={"trains": 1}) for _ in range(2)]
+        # A worker takes all that a node has of `trains`: two of them do not fit on one.
+        overrides = ("training.num_workers=2", "training.resources_per_worker={CPU: 1, trains: 1}")
+        process = subprocess.run(
+            [sys.executable, "-m", "jobs.train_lm", *command(folder, "mle", *overrides, name=name)],
+            cwd=ROOT,
+            env={**os.environ, "RAY_ADDRESS": cluster.address, "PHF_SHARED_ROOTS": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr
+        node_ids = {node.node_id for node in nodes}
+    finally:
+        cluster.shutdown()
+    run = folder / "runs" / name
+    workers = json.loads((run / "owner.json").read_text())["workers"]
+    assert {worker["node"] for worker in workers} == node_ids
+    assert_equal_curves(run, alone)
