@@ -1,6 +1,8 @@
 """What all jobs share: arguments, the start of Ray, and how an error ends the program."""
 
 import argparse
+import datetime
+import json
 import logging
 import os
 import shlex
@@ -35,7 +37,7 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     Exit codes: 0 all done; 2 what the user wrote; 3 what a file holds; 4 a server; 5 part of the work missing;
     130 interrupted; 1 anything else.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler(sys.argv)])
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -49,6 +51,40 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         print("interrupted; the same command resumes", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code or 0)
+
+
+def log_handler(argv: Sequence[str]) -> logging.Handler:
+    """Lines for people, or with PHF_LOG_FORMAT=json one JSON object per line with the stage (the job) and the run."""
+    wanted = os.environ.get("PHF_LOG_FORMAT", "text")
+    if wanted not in ("text", "json"):
+        sys.exit(f"error: PHF_LOG_FORMAT={wanted}: give text or json")
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(text if wanted == "text" else JsonLines(stage=Path(argv[0]).stem, run=run_name(argv[1:])))
+    return handler
+
+
+class JsonLines(logging.Formatter):
+    def __init__(self, *, stage: str, run: str | None) -> None:
+        super().__init__()
+        self._names = {"stage": stage, "run": run}
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        values = {"time": time, "level": record.levelname, "logger": record.name, **self._names}
+        values["message"] = record.getMessage()
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values)
+
+
+def run_name(arguments: Sequence[str]) -> str | None:
+    """What the job's lines are found by: its --run-name, else the last part of its --output."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-name", nargs="?")
+    parser.add_argument("--output", nargs="?")
+    known, _ = parser.parse_known_args(list(arguments))
+    return known.run_name or (known.output and known.output.rstrip("/").rpartition("/")[2]) or None
 
 
 def start_ray(*, num_cpus: int | None = None) -> None:

@@ -366,6 +366,7 @@ READERS = {
     "WANDB_API_KEY": "wandb/env.py",
     "PHF_MODELS": "phf_ray/scorers/toxicity.py",
     "PHF_SHARED_ROOTS": "jobs/cli.py",
+    "PHF_LOG_FORMAT": "jobs/cli.py",
     "PHF_API_KEYS": "serve/settings.py",
     "OPENAI_API_KEY": "jobs/evaluate_lm.py",
     "TOKENIZERS_PARALLELISM": "tokenizers/tokenizers.abi3.so",

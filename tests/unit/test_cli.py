@@ -1,0 +1,70 @@
+"""What all jobs share: how they log."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import log_handler, run_name
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--task", "t.yml", "--run-name", "mle-1", "--storage-path", "runs"], "mle-1"),
+        (["--output=s3://bucket/scored/toxicity/"], "toxicity"),
+        (["--output", "out"], "out"),
+        (["--dry-run"], None),
+        (["--output"], None),
+    ],
+)
+def test_a_run_is_named_by_its_arguments(arguments, name):
+    assert run_name(arguments) == name
+
+
+def logged(monkeypatch, kind):
+    monkeypatch.setenv("PHF_LOG_FORMAT", kind)
+    handler = log_handler(["/app/jobs/train_lm.py", "--run-name", "mle-1"])
+    handler.setStream(io.StringIO())
+    try:
+        raise ValueError("why")
+    except ValueError:
+        record = logging.LogRecord("phf_ray", logging.WARNING, __file__, 1, 'step %d\n"x"', (3,), sys.exc_info())
+    handler.emit(record)
+    return handler.stream.getvalue()
+
+
+def test_a_structured_line_has_stage_run_and_traceback(monkeypatch):
+    text = logged(monkeypatch, "json")
+    assert text.count("\n") == 1
+    values = json.loads(text)
+    assert (values["stage"], values["run"], values["level"]) == ("train_lm", "mle-1", "WARNING")
+    assert values["message"] == 'step 3\n"x"'
+    assert values["traceback"].endswith("ValueError: why")
+    assert values["time"].endswith("+00:00")
+
+
+def test_lines_for_people_are_the_default(monkeypatch):
+    assert 'WARNING phf_ray: step 3\n"x"\nTraceback' in logged(monkeypatch, "text")
+
+
+def test_jobs_log_that_way():
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, logging; from jobs import cli; cli.run(lambda _: logging.warning('hello'))",
+    ]
+    environment = {"PHF_LOG_FORMAT": "json", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--run-name", "r"], env=environment, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stderr)["run"] == "r"
+    done = subprocess.run(
+        command, env={**environment, "PHF_LOG_FORMAT": "xml"}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "give text or json" in done.stderr
