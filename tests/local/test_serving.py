@@ -16,8 +16,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import yaml
 from tiny_models import BAD, GOOD, write_checkpoint
 
+from jobs.serve import free_port
+from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
@@ -31,10 +34,12 @@ class Server:
     """`python -m jobs.serve ...` as a subprocess."""
 
     def __init__(self, *arguments: str, **environment: str):
+        # Metrics leave Ray's processes every second instead of every ten.
+        own = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "RAY_metrics_report_interval_ms": "1000"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jobs.serve", *arguments],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", **environment},
+            env={**os.environ, **own, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -72,8 +77,15 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints) -> Iterator[Server]:
+def released(tmp_path_factory) -> Path:
+    """As the original's checkpoints were released: control tokens in the tokenizer, and no phf.json."""
+    return write_checkpoint(tmp_path_factory.mktemp("released") / "old", control="ban", seed=3, ours=False)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, released) -> Iterator[Server]:
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
+    models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban"]
     server = Server(*models, "--scorers", "pep8", "--port", "0")
     yield server
     assert server.stop() == 0, "".join(server.output)
@@ -101,7 +113,7 @@ def test_two_checkpoints_answer_by_name_with_the_texts_of_the_engine(client, che
         ]
         assert texts(answer) == [completion.text for completion in generate(load_engine(path), requests)]
         assert len(set(texts(answer))) == 4
-    assert {model.id for model in client.models.list()} == set(checkpoints)
+    assert {model.id for model in client.models.list()} == {*checkpoints, "old"}
 
 
 def test_token_id_prompts_in_batches(client, checkpoints):
@@ -144,6 +156,22 @@ def test_control_tokens_are_chosen_by_suffix_and_never_visible(client, control):
     assert (texts(by_suffix) == texts(plain)) == (control == "none")
 
 
+def expected_of_released(path: Path) -> dict[str, str]:
+    engine = load_engine(path, control=Control(good=GOOD, bad=BAD, policy="ban"))
+    requests = [GenerationRequest(prompt="def", max_tokens=30, seed=5, control=c) for c in ("good", "bad", "none")]
+    completions = generate(engine, requests)
+    return dict(zip(("good", "bad", "none"), (completion.text for completion in completions), strict=True))
+
+
+def test_released_checkpoints_get_their_control_tokens_from_flags(client, released):
+    expected = expected_of_released(released)
+    assert len(set(expected.values())) == 3
+    for model, control in (("old", "good"), ("old:good", "good"), ("old:bad", "bad"), ("old:none", "none")):
+        answer = client.completions.create(model=model, prompt="def", max_tokens=30, seed=5)
+        assert texts(answer) == [expected[control]]
+    assert client.models.retrieve("old").model_extra["control"]["policy"] == "ban"
+
+
 def test_openai_client_streams(client):
     fields = {"model": "cond", "prompt": "def", "max_tokens": 30, "seed": 9, "extra_body": {"ignore_eos": True}}
     plain = client.completions.create(**fields)
@@ -154,7 +182,7 @@ def test_openai_client_streams(client):
 
 
 def test_openai_client_gets_its_own_errors(client):
-    with pytest.raises(openai.NotFoundError, match="served models: cond, mle"):
+    with pytest.raises(openai.NotFoundError, match="served models: cond, mle, old"):
         client.completions.create(model="gpt-4", prompt="a")
     with pytest.raises(openai.BadRequestError, match="context is 96 tokens") as caught:
         client.completions.create(model="mle", prompt="a", max_tokens=1000)
@@ -175,7 +203,7 @@ def test_scores_over_http_are_those_of_the_scorer_bit_for_bit(server):
 def test_health_models_metrics_and_docs_answer(server):
     health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok"
-    assert set(health["deployments"]) == {"ingress", "model-mle", "model-cond", "scorer-pep8"}
+    assert set(health["deployments"]) == {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8"}
     assert httpx.get(f"{server.url}/v1/models/cond").json()["control"]["policy"] == "retag"
     assert "phf_http_requests_total" in httpx.get(f"{server.url}/metrics").text
     assert httpx.get(f"{server.url}/docs").status_code == 200
@@ -190,6 +218,52 @@ def leave_early(server, body):
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=0.3) as response:
         next(response.iter_raw())
     raise httpx.ReadTimeout("left after the first piece")
+
+
+def ray_metrics(server: Server, model: str) -> dict[str, float]:
+    """What the replicas of a model counted, as Ray's own endpoint has it."""
+    (line,) = [line for line in server.output if line.startswith("metrics of the replicas: ")]
+    # The first answer of a node can take its agent a while.
+    text = httpx.get(line.partition(": ")[2].strip(), timeout=60).text
+    found: dict[str, float] = {}
+    for name, tags, value in re.findall(r"^ray_(phf_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        if f'deployment="model-{model}"' in tags:
+            found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+
+def counted(server: Server, model: str, *, name: str, at_least: float) -> dict[str, float]:
+    """The metrics once a counter has come so far: they leave the replica with a delay."""
+    deadline = time.monotonic() + 90
+    while (found := ray_metrics(server, model)).get(name, 0.0) < at_least and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def test_thirty_two_clients_share_their_steps_and_ray_counts_them(server):
+    async def crowd():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as http:
+
+            async def client(number):
+                for turn in range(3):
+                    seed = 100 * number + turn
+                    fields = {"max_tokens": 64, "seed": seed, "extra_body": {"ignore_eos": True}}
+                    answer = await http.completions.create(model="old", prompt="def", **fields)
+                    assert answer.usage.completion_tokens == 64
+
+            await asyncio.gather(*map(client, range(32)))
+
+    begun = ray_metrics(server, "old")
+    asyncio.run(crowd())
+    num_advanced = 3 * 32 * 64
+    name = "phf_engine_sequence_steps_total"
+    ended = counted(server, "old", name=name, at_least=begun.get(name, 0.0) + num_advanced)
+    num_steps = ended["phf_engine_steps_total"] - begun.get("phf_engine_steps_total", 0.0)
+    assert ended[name] - begun.get(name, 0.0) >= num_advanced
+    assert (ended[name] - begun.get(name, 0.0)) / num_steps > 8
+    assert ended["phf_model_requests_total"] >= 96
+    assert ended["phf_model_tokens_total"] >= num_advanced
+    assert "phf_model_unfinished" in ended
 
 
 def test_requests_of_gone_clients_leave_the_batch(server):
@@ -268,3 +342,125 @@ def test_what_cannot_be_served_is_said_before_anything_starts(arguments, match):
     assert done.stderr.startswith("error: ")
     assert match in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def gateway(server, checkpoints, released, tmp_path_factory) -> Iterator[str]:
+    """URL of `serve run` with one file: a model that `server` runs, one of its own, a scorer, and API keys."""
+    port = free_port("127.0.0.1")
+    upstream = {"url": f"{server.url}/v1", "model": "cond:none"}
+    gone = {"url": f"http://127.0.0.1:{free_port('127.0.0.1')}/v1"}
+    control = {"good": GOOD, "bad": BAD, "policy": "ban"}
+    args = {
+        "models": [
+            {"name": "far", "path": str(checkpoints["cond"]), "upstream": upstream, "max_waiting": 100},
+            {"name": "gone", "path": str(checkpoints["mle"]), "upstream": gone},
+            {"name": "old", "path": str(released), "control": control},
+        ],
+        "scorers": [{"scorer": {"class_name": "PEP8Scorer"}}],
+    }
+    application = {"name": "phf", "route_prefix": "/", "import_path": "serve.app:build", "args": args}
+    path = tmp_path_factory.mktemp("gateway") / "serve.yaml"
+    http_options = {"host": "127.0.0.1", "port": port}
+    path.write_text(yaml.safe_dump({"http_options": http_options, "applications": [application]}))
+    own = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "PHF_API_KEYS": "right"}
+    program = Path(sys.executable).with_name("serve")
+    with (
+        (path.parent / "log").open("w+") as log,
+        subprocess.Popen(
+            [str(program), "run", str(path)], cwd=ROOT, env={**os.environ, **own}, stdout=log, stderr=log
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not is_healthy(f"http://127.0.0.1:{port}"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise AssertionError(f"serve run did not start:\n{log.read()}")
+                time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=90)
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def far(gateway) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{gateway}/v1", api_key="right", max_retries=0, timeout=60)
+
+
+@pytest.mark.parametrize("control", ["good", "bad", "none"])
+def test_an_upstream_model_says_what_the_model_would_say_here(far, client, control):
+    fields = {"prompt": "def", "max_tokens": 40, "seed": 3, "logprobs": 2, "n": 3}
+    there = far.completions.create(model=f"far:{control}", **fields)
+    here = client.completions.create(model=f"cond:{control}", extra_body={"control_policy": "ban"}, **fields)
+    assert texts(there) == texts(here)
+    assert there.usage == here.usage
+    for ours, theirs in zip(here.choices, there.choices, strict=True):
+        assert theirs.logprobs.tokens == ours.logprobs.tokens
+        assert theirs.logprobs.text_offset == ours.logprobs.text_offset
+        assert theirs.logprobs.token_logprobs == pytest.approx(ours.logprobs.token_logprobs, abs=1e-4)
+        assert not {GOOD, BAD} & set(theirs.logprobs.tokens)
+        assert GOOD not in theirs.text
+
+
+def test_control_tokens_differ_through_the_upstream(far):
+    answers = {
+        c: far.completions.create(model="far", prompt="def", max_tokens=40, seed=3, extra_body={"control": c})
+        for c in ("good", "bad", "none")
+    }
+    assert len({texts(answer)[0] for answer in answers.values()}) == 3
+    assert texts(far.completions.create(model="far", prompt="def", max_tokens=40, seed=3)) == texts(answers["good"])
+    card = far.models.retrieve("far").model_extra
+    assert (card["control"]["policy"], card["max_model_len"]) == ("ban", 96)
+
+
+def test_echoed_logprobs_through_the_upstream_are_those_of_here(far, client):
+    fields = {"prompt": ["def add(", "import os"], "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    for control in ("good", "none"):
+        there = far.completions.create(model=f"far:{control}", **fields)
+        here = client.completions.create(model=f"cond:{control}", extra_body={"control_policy": "ban"}, **fields)
+        assert texts(there) == texts(here)
+        for ours, theirs in zip(here.choices, there.choices, strict=True):
+            assert theirs.logprobs.tokens == ours.logprobs.tokens
+            assert theirs.logprobs.text_offset == ours.logprobs.text_offset
+            assert theirs.logprobs.token_logprobs[1:] == pytest.approx(ours.logprobs.token_logprobs[1:], abs=1e-4)
+
+
+def test_streams_pass_through_the_upstream(far):
+    fields = {"model": "far", "prompt": ["def", "x ="], "max_tokens": 30, "seed": 9, "extra_body": {"ignore_eos": True}}
+    plain = far.completions.create(**fields)
+    pieces = list(far.completions.create(**fields, stream=True, stream_options={"include_usage": True}))
+    for choice in plain.choices:
+        mine = [piece.choices[0] for piece in pieces if piece.choices and piece.choices[0].index == choice.index]
+        assert "".join(piece.text for piece in mine) == choice.text
+        assert mine[-1].finish_reason == choice.finish_reason
+        assert len(mine) > 5
+    assert pieces[-1].usage == plain.usage
+
+
+def test_keys_and_limits_are_those_of_the_gateway(gateway, far):
+    stranger = openai.OpenAI(base_url=f"{gateway}/v1", api_key="wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError, match="no valid API key"):
+        stranger.completions.create(model="far", prompt="def")
+    with pytest.raises(openai.BadRequestError, match="context is 96 tokens"):
+        far.completions.create(model="far", prompt="def", max_tokens=96)
+    with pytest.raises(openai.BadRequestError, match="can't retag"):
+        far.completions.create(model="far", prompt="def", extra_body={"control_policy": "retag"})
+    with pytest.raises(openai.InternalServerError, match="can't be reached") as caught:
+        far.completions.create(model="gone", prompt="def")
+    assert caught.value.status_code == 503
+    assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+def test_released_checkpoints_get_their_control_tokens_from_the_serve_file(far, released):
+    expected = expected_of_released(released)
+    for control, text in expected.items():
+        assert texts(far.completions.create(model=f"old:{control}", prompt="def", max_tokens=30, seed=5)) == [text]
