@@ -141,7 +141,8 @@ def require_shared(path: str, *, flag: str) -> str:
 
     if is_url(path):
         return path
-    in_submitted_job = "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
+    # What Ray 2.60 hands to the driver of a submitted job, and to nothing else.
+    in_submitted_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
     shared_roots = os.environ.get("PHF_SHARED_ROOTS", "/mnt:/shared").split(":")
     if in_submitted_job or num_nodes > 1:
