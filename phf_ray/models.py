@@ -131,6 +131,11 @@ class LanguageModel(nn.Module):
         output = self.backbone.get_output_embeddings()
         return output.weight, getattr(output, "bias", None), self.logit_scale
 
+    def head_name(self) -> str:
+        """Of the head's weight in the state dict."""
+        weight = self.backbone.get_output_embeddings().weight
+        return next(name for name, each in self.named_parameters(remove_duplicate=False) if each is weight)
+
     def values(self, hidden_BSD: Tensor) -> Tensor | None:
         """Value predictions, shape (B, S); None without a value head."""
         if self.value_head is None:

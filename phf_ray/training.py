@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from phf_ray.objectives import (
     Histogram,
     Objective,
     ObjectiveOutput,
+    Rules,
     Statistics,
     all_reduce,
     build_objective,
@@ -404,6 +405,10 @@ class LoopSettings:
     logging_steps: int = 1
     save_steps: int | None = None
     """Steps between checkpoints; None: at the end only."""
+    evaluation_steps: frozenset[int] = frozenset()
+    """Steps whose weights are wanted, with or without a checkpoint."""
+    inspect_steps: int | None = None
+    """Steps between inspections, the first step being inspected; None: none."""
     flops_per_token: float | None = None
     """Of the model at the blocks' length, forward and backward."""
     peak_flops: float | None = None
@@ -428,6 +433,13 @@ class CheckpointDue:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsDue:
+    """As `CheckpointDue`, at a step whose weights are wanted and no checkpoint is."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class NonFinite:
     """The loss or gradient of `step` was not a number; the loop has ended."""
 
@@ -439,7 +451,15 @@ class NonFinite:
     """Of this rank."""
 
 
-Event = Row | CheckpointDue | NonFinite
+@dataclass(frozen=True, slots=True)
+class InspectionDue:
+    """Time to look at what the model is fed: this rank's micro-batches of `step`, the last finished one."""
+
+    step: int
+    micro_batches: list[MicroBatch]
+
+
+Event = Row | CheckpointDue | WeightsDue | InspectionDue | NonFinite
 
 
 def train(
@@ -474,13 +494,19 @@ def train(
         yield from loop.read_pending()
         loop.pending = _Pending(state.step, learning_rate, totals, micro_batches)
         is_last = state.step == settings.schedule.num_steps or loop.stop
-        is_due = settings.save_steps is not None and state.step % settings.save_steps == 0
-        if is_last or is_due:
+        saves = is_last or (settings.save_steps is not None and state.step % settings.save_steps == 0)
+        is_due = saves or state.step in settings.evaluation_steps
+        if is_due:
             yield from loop.read_pending()
         if loop.is_broken:
             return
-        if is_last or is_due:
-            yield from loop.outside(CheckpointDue(state.step, is_last))
+        if settings.inspect_steps is not None and (state.step - 1) % settings.inspect_steps == 0:
+            yield from loop.outside(InspectionDue(state.step, micro_batches))
+        if is_due:
+            # What was read may have asked for a stop: then this step is the last.
+            is_last = is_last or loop.stop
+            due = CheckpointDue(state.step, is_last) if saves or is_last else WeightsDue(state.step)
+            yield from loop.outside(due)
 
 
 class _Pending(NamedTuple):
@@ -674,6 +700,42 @@ def _window_batch(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.uint8]]], 
     return MicroBatch(torch.from_numpy(ids_BS), torch.from_numpy(scores_BS), torch.from_numpy(kinds_BS), -1)
 
 
+# --- Inspection -------------------------------------------------------------------------------------------------------
+
+
+class _ReadValues(Objective):
+    """In the place of an objective, hands out what the value head says. Inside the forward pass, because there FSDP has
+    gathered the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(Rules())
+
+    def forward(self, *, values_BS: Tensor | None = None, **_: Any) -> ObjectiveOutput:
+        assert values_BS is not None
+        return ObjectiveOutput(values_BS, torch.zeros((), dtype=torch.float64), {})
+
+
+def value_predictions(
+    model: nn.Module, batch: MicroBatch, *, precision: Literal["bf16", "fp32"] = "fp32"
+) -> Tensor | None:
+    """What the value head says of each token of a micro-batch, (B, S) on the host; None for a model without one.
+
+    In eval mode. Collective: every rank calls it.
+    """
+    module = unwrapped(model)
+    if not isinstance(module, LanguageModel) or module.value_head is None:
+        return None
+    device = next(module.parameters()).device
+    local = batch.to(device)
+    was_training = module.training
+    module.eval()
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        out = module(local.input_ids_BS, local.token_scores_BS, local.token_kinds_BS, _ReadValues())
+    module.train(was_training)
+    values: Tensor = out.loss.float().cpu()
+    return values
+
+
 # --- Saving and restoring ---------------------------------------------------------------------------------------------
 
 STATE_DIRECTORY = "training_state"
@@ -692,7 +754,7 @@ class Snapshot:
     documents_seen: int
 
 
-def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
+def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool = True) -> Snapshot | None:
     """Collective under FSDP: every rank calls it, and only those with `keep` get the copy."""
     module = unwrapped(state.model)
     copies: dict[int, Tensor | None] = {}
@@ -707,7 +769,7 @@ def take_snapshot(state: TrainState, *, keep: bool = True) -> Snapshot | None:
     optimizer = {
         f"{name}/{key}": copied(value)
         for name, parameter in module.named_parameters()
-        for key, value in state.optimizer.state.get(parameter, {}).items()
+        for key, value in (state.optimizer.state.get(parameter, {}) if with_optimizer else {}).items()
     }
     if not keep:
         return None

@@ -116,6 +116,7 @@ __all__ = [
     "Histogram",
     "Objective",
     "ObjectiveOutput",
+    "Rules",
     "Statistics",
     "all_reduce",
     "build_objective",

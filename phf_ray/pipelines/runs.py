@@ -45,6 +45,7 @@ _MAY_CHANGE = {
     "training.torch_compile",
     "training.gradient_checkpointing",
     "training.logging_steps",
+    "training.inspect_every_n_micro_batches",
     "training.save_steps",
     "training.save_total_limit",
 }
@@ -231,7 +232,8 @@ class RunDirectory:
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         for path in files:
             _sync(path)
-        sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files}
+        # The model card is renewed when more is known of the model; all else never changes.
+        sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files if path.name != "README.md"}
         _write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
         if final.exists():  # an incomplete one, or the same one of an orphan
             self._remove(final)
@@ -425,7 +427,7 @@ class Follower:
 
 def _row_key(row: Mapping[str, Any]) -> tuple[int, str]:
     """Step and kind."""
-    kind = next((name for name in ("train/loss", EVALUATION) if name in row), "eval")
+    kind = next((name for name in ("train/loss", EVALUATION, "debugging/num_segments") if name in row), "eval")
     return int(row[STEP]), kind
 
 

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +28,27 @@ from transformers.utils import logging as transformers_logging
 
 from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
-from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.checkpoint import CheckpointInfo, Control, read_info
 from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, parse_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint, shape_of
 from phf_ray.objectives import Objective, build_objective
 from phf_ray.packing import ConditionalTraining, PackingConfig, load_tokenizer, pack
+from phf_ray.pipelines.checkpoint_evaluation import (
+    CheckpointEvaluations,
+    EvaluationJob,
+    evaluation_steps,
+    plan_evaluations,
+)
+from phf_ray.pipelines.inspection import Inspector, cosine_and_norms, cut_spans
+from phf_ray.pipelines.model_card import write_card
 from phf_ray.pipelines.runs import STEP, Follower, ProgressLines, RunDirectory, start_tracker
 from phf_ray.records import ScoredDocument, TokenKind
 from phf_ray.training import (
     CheckpointDue,
     DataShare,
     EncodedDocument,
+    InspectionDue,
     LoopSettings,
     NonFinite,
     Row,
@@ -47,6 +56,7 @@ from phf_ray.training import (
     Snapshot,
     StepSettings,
     TrainState,
+    WeightsDue,
     build_optimizer,
     held_out_bits_per_byte,
     parallelize,
@@ -58,6 +68,7 @@ from phf_ray.training import (
     take_snapshot,
     train,
     unwrapped,
+    value_predictions,
     write_training_state,
 )
 
@@ -168,6 +179,7 @@ def run_training(
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
     if config.dataset.held_out_fraction > 0 and next(read_held_out(blocks_path), None) is None:
         log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
+    evaluation_job = plan_evaluations(config, run, num_steps=plan.num_steps)
     sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
     if isinstance(config.objective, AWR | RWR):
         sinks.append(EffectiveSampleWarning())
@@ -179,10 +191,11 @@ def run_training(
     code = 1
     try:
         with Follower(run, sinks), _stopping_on_signals(run):
-            outcome = _fit(job, config=config, run=run)
+            outcome = _fit_and_evaluate(job, config=config, run=run, evaluation_job=evaluation_job)
         if outcome["status"] == "finished":
-            summary = _summary(run, plan=plan, wall_s=time.monotonic() - started)
+            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - started)
             run.write_summary(summary)
+            _renew_card(run, config=config, blocks_path=blocks_path, metrics=summary["metrics"])
             code = 0
             return summary
     finally:
@@ -215,6 +228,22 @@ def _threads_asked_for(config: Config) -> int | None:
     # Ray sets this variable to 1 in its workers whatever the user said; what the driver was told counts.
     asked = os.environ.get("OMP_NUM_THREADS")
     return int(asked) if asked and asked.isdigit() else None
+
+
+def _fit_and_evaluate(
+    job: TrainJob, *, config: Config, run: RunDirectory, evaluation_job: EvaluationJob | None
+) -> dict[str, Any]:
+    """The outcome of the training, with the summary of the evaluations beside it where there are any."""
+    if evaluation_job is None:
+        return _fit(job, config=config, run=run)
+    with CheckpointEvaluations(run, evaluation_job) as evaluations:
+        outcome = _fit(job, config=config, run=run)
+        if outcome["status"] != "finished":
+            return outcome
+        if not evaluations.finish():
+            return {"status": "stopped", "step": outcome["step"]}
+        run.merge_evaluations()
+        return outcome | {"evaluations": evaluations.summary()}
 
 
 def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -335,11 +364,24 @@ def _error_of(outcome: dict[str, Any]) -> PhfError:
     return IncompleteError(f"the run ended at step {outcome['step']}, because {reason}")
 
 
-def _summary(run: RunDirectory, *, plan: Plan, wall_s: float) -> dict[str, Any]:
+def describe_wall_cost(cost: Mapping[str, float]) -> str:
+    loop_s = cost["loop_s"]
+    parts = {
+        "samples and KL beside it": cost["evaluation_s"],
+        "held-out text": cost["held_out_s"],
+        "checkpoints": cost["checkpoint_s"],
+    }
+    shown = ", ".join(f"{seconds:.2f} s ({seconds / loop_s:.2%}) for {name}" for name, seconds in parts.items())
+    return f"wall cost: of {loop_s:.1f} s the loop stood still for {shown}"
+
+
+def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: Plan, wall_s: float) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for row in run.read_metrics():
-        last |= row
+        # Histograms and tables stay where they are.
+        last |= {name: value for name, value in row.items() if not isinstance(value, dict)}
     checkpoint = run.latest_checkpoint()
+    log.info("%s", describe_wall_cost(outcome["wall_cost"]))
     return {
         "status": "finished",
         "step": plan.num_steps,
@@ -347,7 +389,18 @@ def _summary(run: RunDirectory, *, plan: Plan, wall_s: float) -> dict[str, Any]:
         "metrics": last,
         "thresholds": plan.thresholds,
         "wall_s_of_last_start": round(wall_s, 1),
+        "wall_cost": outcome["wall_cost"],
+        **({"evaluations": outcome["evaluations"]} if "evaluations" in outcome else {}),
     }
+
+
+def _renew_card(run: RunDirectory, *, config: Config, blocks_path: str, metrics: dict[str, Any]) -> None:
+    """With all that was measured; the worker wrote it with what was known then."""
+    checkpoint = run.latest_checkpoint()
+    info = None if checkpoint is None else read_info(checkpoint)
+    if checkpoint is not None and info is not None:
+        corpora = [corpus.name for corpus in read_manifest(blocks_path).corpora]
+        write_card(checkpoint, info, config=config, corpora=corpora, metrics=metrics)
 
 
 # --- Worker -----------------------------------------------------------------------------------------------------------
@@ -390,7 +443,10 @@ class _Worker:
         self._tokenizer = load_tokenizer(self._config.tokenizer)
         self._manifest = read_manifest(job.blocks_path)
         self._objective = self._build_objective()
-        self._saver = _Saver()
+        self._saver, self._weights_saver = _Saver(), _Saver()
+        self._evaluation_steps = frozenset().union(*evaluation_steps(self._config, num_steps=self._plan.num_steps))
+        self._cost = _WallCost()
+        self._inspector = Inspector(self._config, self._tokenizer)
         self._claim, resume_from = self._agree_on_start()
         self._state = self._build_state(resume_from)
         self._held_out = self._encode_held_out()
@@ -477,6 +533,7 @@ class _Worker:
         try:
             outcome = self._train()
         finally:
+            self._weights_saver.close()
             self._saver.close()
         return outcome
 
@@ -495,6 +552,8 @@ class _Worker:
             count_tokens=training.count_tokens,
             logging_steps=training.logging_steps,
             save_steps=training.save_steps,
+            evaluation_steps=self._evaluation_steps,
+            inspect_steps=self._steps_between_inspections(),
             flops_per_token=self._flops_per_token,
             peak_flops=peak_flops(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None,
         )
@@ -509,28 +568,66 @@ class _Worker:
         reader = BlockReader(self._job.blocks_path, order=order)
         batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
         watch = _Watch(self._run, self._claim)
+        self._cost = _WallCost()
+        # Step 0; or the step of a checkpoint whose writer was killed before it had handed out the weights, too.
+        self._hand_out_weights()
         for event in train(
             self._state, batches, objective=self._objective, settings=settings, wants_stop=watch.wants_stop
         ):
             if isinstance(event, Row):
                 self._log(event)
+            elif isinstance(event, InspectionDue):
+                self._inspect(event)
             elif isinstance(event, NonFinite):
                 return self._fail(event)
+            elif isinstance(event, WeightsDue):
+                self._hand_out_weights()
             elif broadcast_from_rank_zero(watch.is_superseded()):
                 return {"status": "superseded", "step": event.step}
             else:
-                self._checkpoint(event)
+                with self._cost.of("checkpoint"):
+                    self._checkpoint(event)
         is_finished = self._state.step == plan.num_steps
-        return {"status": "finished" if is_finished else "stopped", "step": self._state.step}
+        self._append_inspections(wait=is_finished)
+        status = "finished" if is_finished else "stopped"
+        return {"status": status, "step": self._state.step, "wall_cost": self._cost.figures()}
+
+    def _steps_between_inspections(self) -> int | None:
+        training = self._config.training
+        if training.inspect_every_n_micro_batches is None:
+            return None
+        per_worker = training.effective_batch_size / (self._world_size * training.per_device_train_batch_size)
+        return max(1, round(training.inspect_every_n_micro_batches / max(per_worker, 1)))
+
+    def _inspect(self, due: InspectionDue) -> None:
+        """Of the first micro-batch of rank 0; every rank takes part in the forward pass, as under FSDP it must."""
+        batch = due.micro_batches[0]
+        values_BS = value_predictions(self._state.model, batch, precision=self._config.training.precision)
+        if self._rank != 0:
+            return
+        spans = cut_spans(
+            batch.input_ids_BS.numpy(),
+            batch.token_kinds_BS.numpy(),
+            batch.token_scores_BS.numpy(),
+            None if values_BS is None else values_BS.numpy(),
+        )
+        counters = {STEP: due.step, "train/tokens_seen": self._state.tokens_seen}
+        self._inspector.submit(spans, counters=counters)
+
+    def _append_inspections(self, *, wait: bool = False) -> None:
+        for row in self._inspector.finished(wait=wait):
+            self._run.append_metrics(row)
 
     def _log(self, row: Row) -> None:
         if self._rank != 0:
             return
+        self._append_inspections()
         batch_size = self._config.training.effective_batch_size
         blocks_used = row.step * batch_size
         self._run.append_metrics(
             row.metrics
             | {
+                **(self._cost.row() if self._evaluation_steps else {}),
                 "train/epoch": (self._plan.first_block + blocks_used) / self._manifest.num_blocks,
                 "objective/train/instantaneous_batch_size": batch_size,
                 "objective/train/instantaneous_microbatch_size": self._config.training.per_device_train_batch_size,
@@ -540,23 +637,63 @@ class _Worker:
     def _checkpoint(self, due: CheckpointDue) -> None:
         measured: dict[str, float] = {}
         if due.step == self._plan.num_steps or not due.is_last:  # told to stop: no time to lose
-            measured = self._measure()
+            with self._cost.of("held_out"):
+                measured = self._measure()
         snapshot = take_snapshot(self._state, keep=self._rank == 0)
         if snapshot is None:
             return
-        if measured:
+        model = unwrapped(self._state.model)
+        assert isinstance(model, LanguageModel)
+        found = measured | self._control_token_figures(snapshot.model[model.head_name()])
+        if found:
             counters = {STEP: due.step, "train/tokens_seen": snapshot.tokens_seen}
-            self._run.append_metrics(counters | measured)
+            self._run.append_metrics(counters | found)
         info = self._info(snapshot, measured)
+        corpora = [corpus.name for corpus in self._manifest.corpora]
 
         def write(directory: Path) -> None:
-            model = unwrapped(self._state.model)
-            assert isinstance(model, LanguageModel)
             save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
             write_training_state(directory, snapshot)
+            write_card(directory, info, config=self._config, corpora=corpora, metrics=measured)
 
         keep = self._config.training.save_total_limit
         self._saver.submit(lambda: self._run.commit_checkpoint(due.step, write, keep=keep))
+        if due.step in self._evaluation_steps:
+            with self._cost.of("evaluation"):
+                self._submit_weights(snapshot, info)
+
+    def _hand_out_weights(self) -> None:
+        """To be evaluated beside the loop, if this step's are: a copy in memory that a thread writes."""
+        if self._state.step not in self._evaluation_steps:
+            return
+        with self._cost.of("evaluation"):
+            snapshot = take_snapshot(self._state, keep=self._rank == 0, with_optimizer=False)
+            if snapshot is not None:
+                self._submit_weights(snapshot, self._info(snapshot, {}))
+
+    def _submit_weights(self, snapshot: Snapshot, info: CheckpointInfo) -> None:
+        model = unwrapped(self._state.model)
+        assert isinstance(model, LanguageModel)
+
+        def write(directory: Path) -> None:
+            save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
+
+        def hand_out() -> None:
+            try:
+                self._run.hand_out_weights(snapshot.step, write)
+            except OSError as error:
+                # The summary names the step: no evaluation is worth the training.
+                log.error("the weights of step %d can't be evaluated: %s", snapshot.step, error)  # noqa: TRY400
+
+        self._weights_saver.submit(hand_out)
+
+    def _control_token_figures(self, head_VD: torch.Tensor) -> dict[str, float]:
+        conditional = self._config.dataset.conditional_training_config
+        if conditional is None:
+            return {}
+        tokens = (conditional.aligned_prefix, conditional.misaligned_prefix)
+        rows = {token: head_VD[self._tokenizer.convert_tokens_to_ids(token)].float().numpy() for token in tokens}
+        return cosine_and_norms(rows)
 
     def _measure(self) -> dict[str, float]:
         since = time.perf_counter()
@@ -637,6 +774,35 @@ def _everyones(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+class _WallCost:
+    """Seconds that the loop stood still, by what for, and its seconds in all."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._seconds = dict.fromkeys(("evaluation", "held_out", "checkpoint"), 0.0)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """What is counted inside is not counted again."""
+        since, before = time.perf_counter(), sum(self._seconds.values())
+        try:
+            yield
+        finally:
+            inside = sum(self._seconds.values()) - before
+            self._seconds[name] += time.perf_counter() - since - inside
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "loop_s": time.perf_counter() - self._began,
+            **{f"{name}_s": seconds for name, seconds in self._seconds.items()},
+        }
+
+    def row(self) -> dict[str, float]:
+        figures = self.figures()
+        seconds = figures["evaluation_s"]
+        return {"evaluation/blocked_s": seconds, "evaluation/blocked_fraction": seconds / figures["loop_s"]}
 
 
 class _Watch:

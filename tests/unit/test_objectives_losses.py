@@ -1,5 +1,6 @@
 """The six objectives against a worked example, their invariants, and the original's own losses and gradients."""
 
+import bisect
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from phf_ray.config import Quantile, Unlikelihood
 from phf_ray.errors import ConfigError
 from phf_ray.objectives import build_objective, combine
+from phf_ray.objectives.statistics import NUM_BINS, counts_by_bin, weight_edges, weight_places
 from phf_ray.records import TokenKind
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["values"]
@@ -428,3 +430,52 @@ def test_a_config_section_builds_the_same_objective_as_its_mapping():
     assert build_objective(section)(**batch).loss == expected
     with pytest.raises(ConfigError, match="quantile"):
         build_objective(section.model_copy(update={"score_threshold": Quantile(quantile=0.5)}))
+
+
+# --- Distributions ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_counted_finely_near_one_and_coarsely_far_from_it():
+    weights = torch.tensor([1.0, 1.01, 0.99, 0.3, 1e-6, 1000.0, 5.0])
+    counted = torch.tensor([True] * 6 + [False])
+    counts = counts_by_bin(weight_places(weights, largest=1000.0), counted_N=counted)
+    edges = weight_edges(largest=1000.0)
+    assert (edges[0], edges[NUM_BINS // 2], edges[-1]) == pytest.approx((1e-3, 1.0, 1e3))
+    expected = [0] * NUM_BINS
+    for weight in weights[counted].clamp(1e-3, 999.0).tolist():
+        expected[bisect.bisect_right(edges, weight * (1 + 1e-9)) - 1] += 1
+    assert counts.tolist() == expected
+    assert max(expected) == 1, "a percent shows"
+
+
+def test_weights_and_values_of_awr_have_their_distributions():
+    objective = build_objective({"name": "AWR", "alpha": 0.5})
+    model_out = run_objective(objective)
+    found = objective.histograms(model_out.metrics)
+    total = {name: value.item() for name, value in model_out.metrics.items() if value.ndim == 0}
+    assert sum(found["weight_dist"]["counts"]) == total["sum/num_valid"]
+    assert sum(found["value_dis"]["counts"]) == total["sum/num_scored"]
+    assert len(found["value_dis"]["edges"]) == NUM_BINS + 1
+    assert (found["value_dis"]["edges"][0], found["value_dis"]["edges"][-1]) == (-1.0, 0.0)
+    (place,) = [index for index, count in enumerate(found["value_dis"]["counts"]) if count]
+    edges = found["value_dis"]["edges"]
+    assert edges[place] <= -0.3 < edges[place + 1]
+
+
+def run_objective(objective):
+    """Random hidden states of one row; the value head says -0.3 everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(9, (1, 12), generator=generator)
+    return objective(
+        hidden_BSD=torch.randn(1, 12, 4, generator=generator),
+        head_VD=torch.randn(9, 4, generator=generator),
+        input_ids_BS=ids,
+        token_scores_BS=torch.rand(1, 12, generator=generator),
+        token_kinds_BS=torch.tensor([[1, *[0] * 9, 3, 3]], dtype=torch.uint8),
+        values_BS=torch.full((1, 12), -0.3),
+    )
+
+
+def test_objectives_without_weights_have_no_distributions():
+    objective = build_objective({"name": "MLE"})
+    assert objective.histograms(run_objective(objective).metrics) == {}

@@ -257,7 +257,16 @@ def test_a_resumed_run_continues_its_wandb_run(run, monkeypatch):
     ids = []
     for step in (1, 2):
         tracker = start_tracker(run, group="pep8", tags=["test"], config=CONFIG)
-        tracker({STEP: step, "train/tokens_seen": 100 * step, "train/loss": 1.5, "train/grad_norm": None})
+        tracker(
+            {
+                STEP: step,
+                "train/tokens_seen": 100 * step,
+                "train/loss": 1.5,
+                "train/grad_norm": None,
+                "objective/train/weight_dist": {"edges": [0.0, 1.0, 2.0], "counts": [3.0, 4.0]},
+                "debugging/segments": {"columns": ["text", "score"], "rows": [["x", 0.5], ["y", None]]},
+            }
+        )
         tracker.close(exit_code=0)
         ids.append((run.path / "wandb_id").read_text())
     assert ids[0] == ids[1]

@@ -1,5 +1,6 @@
 """The loop without Ray: what a step computes, and that the split of the work does not show in it."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -13,13 +14,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
 from phf_ray.blocks import BlockArrays
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import LanguageModel
+from phf_ray.models import LanguageModel, ValueHead
 from phf_ray.objectives import build_objective
 from phf_ray.records import TokenKind
 from phf_ray.training import (
     CheckpointDue,
     DataShare,
     EncodedDocument,
+    InspectionDue,
     LoopSettings,
     NonFinite,
     Row,
@@ -29,6 +31,7 @@ from phf_ray.training import (
     build_optimizer,
     held_out_bits_per_byte,
     parallelize,
+    peak_flops,
     prefetched,
     restore_training_state,
     share_of_step,
@@ -38,6 +41,7 @@ from phf_ray.training import (
     take_snapshot,
     theoretical_loss,
     train,
+    value_predictions,
     write_training_state,
 )
 
@@ -300,6 +304,57 @@ def test_a_stop_ends_the_loop_with_a_checkpoint_of_the_state():
     events = list(train(state, batches, objective=objective, settings=settings(50), wants_stop=wants_stop))
     assert events[-1] == CheckpointDue(state.step, is_last=True)
     assert 4 <= state.step <= 5
+
+
+def test_inspections_come_after_the_first_step_and_then_every_so_many():
+    state = new_state()
+    loop = dataclasses.replace(settings(7), inspect_steps=3)
+    events = train(
+        state,
+        step_batches(random_blocks, share(), steps=range(7)),
+        objective=build_objective({"name": "MLE"}),
+        settings=loop,
+    )
+    due = [event for event in events if isinstance(event, InspectionDue)]
+    assert [event.step for event in due] == [1, 4, 7]
+    assert [event.micro_batches[0].first_block for event in due] == [0, 24, 48]
+
+
+def test_utilization_is_reported_where_the_device_is_known():
+    """PaLM, appendix B: tokens/s x operations a token / what the device could do."""
+    loop = dataclasses.replace(settings(3), flops_per_token=100.0, peak_flops=1e6)
+    for row in run(new_state(), loop=loop):
+        assert row.metrics["train/mfu"] == pytest.approx(row.metrics["train/tokens_per_s_per_device"] * 100 / 1e6)
+    assert all("train/mfu" not in row.metrics for row in run(new_state(), loop=settings(3)))
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("a processor") is None
+
+
+def test_a_row_has_the_distribution_of_the_weights_of_all_its_steps():
+    events = train(
+        new_state(),
+        step_batches(random_blocks, share(), steps=range(4)),
+        objective=build_objective({"name": "RWR"}),
+        settings=settings(4, logging_steps=4),
+    )
+    first, last = [event.metrics for event in events if isinstance(event, Row)]
+    counts = [row["objective/train/weight_dist"]["counts"] for row in (first, last)]
+    assert [max(each) for each in counts] == [sum(each) for each in counts], "all scores are 0: all weights are 1"
+    assert sum(counts[1]) == pytest.approx(3 * sum(counts[0]), rel=0.2)
+
+
+def test_what_the_value_head_says_is_read_in_eval_mode():
+    model = LanguageModel(tiny_model().backbone, value_head=ValueHead(16))
+    torch.nn.init.normal_(model.value_head.head.weight)
+    model.train()
+    (batch, *_), *_ = step_batches(random_blocks, share(), steps=range(1))
+    values = value_predictions(model, batch)
+    assert model.training
+    model.eval()
+    assert torch.equal(values, model.values(model.hidden_states(batch.input_ids_BS)).detach())
+    assert value_predictions(tiny_model(), batch) is None
 
 
 def test_a_loss_that_is_not_finite_ends_the_loop_before_any_checkpoint():

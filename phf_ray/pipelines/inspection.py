@@ -1,0 +1,157 @@
+"""What the model is fed, looked at now and then: decoded from the blocks, scored again, and measured as samples are.
+
+A score that was lost or shifted on its way from the corpus to the loss shows here: `debugging/score` is of the text
+scored anew, `debugging/raw_token_scores_avg` of the scores that came with its tokens. It runs in a thread, and the
+scorer in a process of its own, beside the loop.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from phf_ray.config import Config
+from phf_ray.metrics import build_metric
+from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
+from phf_ray.records import TokenKind
+
+log = logging.getLogger(__name__)
+
+SPAN_TOKENS = 128
+MAX_SPANS = 32
+
+Score = Callable[[Sequence[str]], list[float | None]]
+Figures = dict[str, Any]
+"""Numbers and tables by name."""
+
+
+class Span(NamedTuple):
+    """Some tokens of a block, from an end-of-text token on."""
+
+    ids: NDArray[np.int64]
+    kinds: NDArray[np.uint8]
+    scores: NDArray[np.float32]
+    values: NDArray[np.float32] | None
+    """The value head's."""
+
+
+def cut_spans(
+    ids_BS: NDArray[np.int64],
+    kinds_BS: NDArray[np.uint8],
+    scores_BS: NDArray[np.float32],
+    values_BS: NDArray[np.float32] | None = None,
+) -> list[Span]:
+    """SPAN_TOKENS tokens from each end-of-text token on, fewer at the end of a block; MAX_SPANS of them at most."""
+    spans: list[Span] = []
+    for row in range(len(ids_BS)):
+        length = int((kinds_BS[row] != TokenKind.PAD).sum())
+        for begin in np.flatnonzero(kinds_BS[row] == TokenKind.END_OF_TEXT).tolist():
+            part = slice(begin, min(begin + SPAN_TOKENS, length))
+            if part.stop - begin > 1 and len(spans) < MAX_SPANS:
+                values = None if values_BS is None else values_BS[row, part]
+                spans.append(Span(ids_BS[row, part], kinds_BS[row, part], scores_BS[row, part], values))
+    return spans
+
+
+def inspect(
+    spans: Sequence[Span], *, tokenizer: PreTrainedTokenizerFast, config: Config, score: Score | None
+) -> Figures:
+    """Figures `debugging/...`; those that nothing was found for are left out, as scores are without `score`."""
+    if not spans:
+        return {"debugging/num_segments": 0}
+    texts = [str(tokenizer.decode(span.ids[_is_text(span)])) for span in spans]
+    scores = [None] * len(texts) if score is None else score(texts)
+    figures: Figures = {"debugging/num_segments": len(spans)}
+    figures |= _mean_and_spread([one for one in scores if one is not None], "debugging/score", "debugging/score_std")
+    token_scores = np.concatenate([span.scores[span.kinds == TokenKind.CONTENT] for span in spans])
+    names = "debugging/raw_token_scores_avg", "debugging/raw_token_scores_std"
+    figures |= _mean_and_spread(token_scores.tolist(), *names)
+    for settings in config.generation.metrics_configs:
+        measures = build_metric(settings, compat=config.compat)(texts)
+        figures |= {f"debugging/{name}": value for name, value in measures.items() if value is not None}
+    figures["debugging/segments"] = {
+        "columns": ["text", "score"],
+        "rows": [list(row) for row in zip(texts, scores, strict=True)],
+    }
+    figures["debugging/raw_text"] = {
+        "columns": ["raw_text", "minus_scores", "values"],
+        "rows": [_raw_row(span, tokenizer) for span in spans],
+    }
+    return figures
+
+
+def _is_text(span: Span) -> NDArray[np.bool_]:
+    return (span.kinds == TokenKind.CONTENT) | (span.kinds == TokenKind.UNSCORED)
+
+
+def _mean_and_spread(numbers: Sequence[float], mean: str, spread: str) -> Figures:
+    return {mean: float(np.mean(numbers)), spread: float(np.std(numbers))} if numbers else {}
+
+
+def _raw_row(span: Span, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+    """Tokens with their reward and, where there is a value head, what it expects at each."""
+    rewards = [round(-float(score), 6) for score in span.scores]
+    values = None if span.values is None else [round(float(value), 6) for value in span.values]
+    return [tokenizer.decode(span.ids), rewards, values]
+
+
+def cosine_and_norms(rows: dict[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Of the output embeddings of the control tokens, by token: how far training has told them apart."""
+    figures = {f"debugging/{token}_norm": float(np.linalg.norm(row)) for token, row in rows.items()}
+    first, second = rows.values()
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return figures | ({"debugging/control_tokens_similarity": float(first @ second) / norms} if norms else {})
+
+
+class Inspector:
+    """Inspects in a thread, one at a time; one that comes while another is under way is left out."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerFast):
+        self._config = config
+        self._tokenizer = tokenizer
+        self._thread: threading.Thread | None = None
+        self._rows: list[Figures] = []
+
+    def submit(self, spans: Sequence[Span], *, counters: Mapping[str, float]) -> None:
+        """`counters` go into the row that `finished` will give."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = threading.Thread(
+            target=self._work, args=(list(spans), counters), name="inspect-inputs", daemon=True
+        )
+        self._thread.start()
+
+    def finished(self, *, wait: bool = False) -> list[Figures]:
+        """Rows of metrics since the last call."""
+        if wait and self._thread is not None:
+            self._thread.join()
+        rows, self._rows = self._rows, []
+        return rows
+
+    def _work(self, spans: Sequence[Span], counters: Mapping[str, float]) -> None:
+        score = None
+        try:
+            if self._config.scoring.scorers or self._config.generation.scorer_config:
+                score = self._score
+            figures = inspect(spans, tokenizer=self._tokenizer, config=self._config, score=score)
+        except Exception as error:  # noqa: BLE001  (border of a thread: what only looks must not end the training)
+            log.warning("the inputs of the model could not be inspected: %s: %s", type(error).__name__, error)
+            return
+        self._rows.append({**counters, **figures})
+
+    def _score(self, texts: Sequence[str]) -> list[float | None]:
+        # A process of its own: it may hang on a text, and it must not take the loop's lock of the interpreter.
+        config = self._config
+        process = ScoringProcess(
+            Setup((dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s)
+        )
+        try:
+            [identity] = process.identities
+            process.submit([Task(texts=(text,)) for text in texts])
+            return [outcome.scores[identity.name][0][0] for outcome in process.collect().outcomes]
+        finally:
+            process.close()

@@ -1,0 +1,138 @@
+"""README.md of a checkpoint: what it was trained on, how, and what was measured, for people and for a hub's search."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config import Config
+
+FILE_NAME = "README.md"
+
+# Metrics of the run -> what a reader calls them. Samples have a name of their own for each scenario.
+_RESULTS = {
+    "eval/bits_per_byte": "held-out bits per byte",
+    "eval/bits_per_byte_good": "held-out bits per byte after the good token",
+    "eval/bits_per_byte_bad": "held-out bits per byte after the bad token",
+    "train/loss": "training loss, nats per token",
+    "objective/train/original_loss": "training likelihood loss, nats per token",
+}
+_PREFIXES = {"generation/": "samples: ", "KL/": "KL "}
+
+
+def model_card(info: CheckpointInfo, *, config: Config, corpora: Sequence[str], metrics: Mapping[str, Any]) -> str:
+    """`corpora`: names of what it was trained on. `metrics`: the last values of the run's rows, by name."""
+    objective = str(info.objective.get("name", "MLE"))
+    method = _method(config, objective)
+    title = f"{info.task or 'language model'}: {method}"
+    results = _results(metrics)
+    front = yaml.safe_dump(_metadata(info, config=config, title=title, results=results), sort_keys=False)
+    sections = [
+        f"---\n{front}---\n",
+        f"# {title}\n",
+        f"A causal language model pretrained with human preferences ([Korbak et al. 2023]"
+        f"(https://arxiv.org/abs/2302.08582)) by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
+        f"after {info.tokens_seen:,} tokens.\n",
+        _use(info),
+        "## Training\n",
+        _table(_training_rows(info, config=config, method=method, corpora=corpora)),
+        "## Results\n",
+        _table([(_label(name), f"{value:.4g}") for name, value in results.items()]) if results else "None yet.\n",
+    ]
+    return "\n".join(sections)
+
+
+def write_card(
+    directory: Path, info: CheckpointInfo, *, config: Config, corpora: Sequence[str], metrics: Mapping[str, Any]
+) -> None:
+    text = model_card(info, config=config, corpora=corpora, metrics=metrics)
+    (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def _method(config: Config, objective: str) -> str:
+    if config.dataset.conditional_training_config is not None:
+        return "conditional training"
+    return "filtering" if config.dataset.filter_threshold is not None else objective
+
+
+def _results(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and (name in _RESULTS or name.startswith(tuple(_PREFIXES)))
+    }
+
+
+def _label(name: str) -> str:
+    for prefix, label in _PREFIXES.items():
+        if name.startswith(prefix):
+            return label + name.removeprefix(prefix)
+    return _RESULTS[name]
+
+
+def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapping[str, float]) -> dict[str, Any]:
+    data_sets = [name for name in config.dataset.datasets if _is_hub_name(name)]
+    base = config.model.path_or_name
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pretraining-with-human-preferences", *([info.task] if info.task else [])],
+    }
+    if data_sets:
+        metadata["datasets"] = data_sets
+    if not config.model.from_scratch and base is not None and _is_hub_name(base):
+        metadata["base_model"] = base
+    if results:
+        data_set = {"name": "held-out documents and samples of the run", "type": data_sets[0] if data_sets else "local"}
+        measured = [{"type": name, "name": _label(name), "value": value} for name, value in results.items()]
+        result = {"task": {"type": "text-generation"}, "dataset": data_set, "metrics": measured}
+        metadata["model-index"] = [{"name": title, "results": [result]}]
+    return metadata
+
+
+def _is_hub_name(name: str) -> bool:
+    """`owner/name`, and no folder or URL: those mean nothing to a reader elsewhere."""
+    return name.count("/") == 1 and ":" not in name and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _use(info: CheckpointInfo) -> str:
+    load = "`AutoModelForCausalLM.from_pretrained` loads it with nothing of phf-ray installed."
+    if info.control is None:
+        return f"{load} A prompt begins with the end-of-text token.\n"
+    ban = "must not be sampled" if info.control.policy == "ban" else "is taken out of what is sampled"
+    return (
+        f"{load} A prompt begins with the end-of-text token and `{info.control.good}`, which asks for text that the "
+        f"scorer rates well; `{info.control.bad}` marks the other kind and {ban}.\n"
+    )
+
+
+def _training_rows(
+    info: CheckpointInfo, *, config: Config, method: str, corpora: Sequence[str]
+) -> list[tuple[str, str]]:
+    scorer, training = info.scorer or {}, config.training
+    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    rows = [
+        ("data", ", ".join(corpora)),
+        ("method", method),
+        ("objective", f"`{json.dumps(info.objective)}`"),
+        ("thresholds", ", ".join(f"{name} {value:g}" for name, value in info.thresholds.items()) or "none"),
+        ("scorer", f"{scorer['name']} ({scorer.get('unit', 'unit unknown')})" if "name" in scorer else "unknown"),
+        ("tokens", f"{info.tokens_seen:,} ({training.count_tokens})"),
+        ("sequences", f"{training.effective_batch_size} x {config.dataset.seq_length} tokens a step"),
+        (
+            "learning rate",
+            f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_ratio:g}",
+        ),
+        ("precision", training.precision),
+        ("corpus hash", f"`{info.corpus_hash}`"),
+        ("versions", versions),
+    ]
+    return [*rows, ("compat", info.compat)] if info.compat else rows
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {' '.join(text.split()).replace('|', chr(92) + '|')} |" for name, text in rows]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
