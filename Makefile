@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install check test test-cluster demo bench lock clean
+.PHONY: help install clients check test test-cluster demo bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt constraints-cpu.txt
 	@$(PY) -m pip install -q --disable-pip-version-check $(CONSTRAINTS) $(PIP_ARGS) -e '.[dev]'
 	@touch $@
 
+clients: $(VENV)/clients/.installed  ## lm-eval and others whose requirements do not fit ours, in a folder of their own
+
+$(VENV)/clients/.installed: tests/clients.txt | install
+	@echo "installing clients into $(VENV)/clients"
+	@rm -rf $(VENV)/clients
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) --target $(VENV)/clients -r tests/clients.txt
+	@touch $@
+
 check: install  ## format, lint, types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -41,7 +49,9 @@ check: install  ## format, lint, types
 test: check  ## unit tests, and the tests that share one local Ray
 	$(PY) -m pytest tests/unit tests/local
 
+# Without a package registry the tests of these clients are skipped, and say so.
 test-cluster: install  ## several Ray nodes, kills, real clients, browser
+	@$(MAKE) --no-print-directory clients || echo "no clients: their tests will be skipped"
 	$(PY) -m pytest tests/cluster
 
 demo: install  ## the whole story on the standard library's own code

@@ -1,16 +1,29 @@
 """Random models of a few thousand weights, written as ordinary checkpoint directories."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaTokenizer,
+)
 
 from phf_ray.checkpoint import CheckpointInfo, Control, write_info
+from phf_ray.scorers.classifier import weights_hash
+from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 
 END_OF_TEXT = "<|endoftext|>"
 GOOD, BAD = "<|aligned|>", "<|misaligned|>"
+TOXICITY_CLASSES = ["toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit"]
 TEXTS = [
     "def add(first, second):\n    return first + second\n",
     "import os\n\n\nclass Reader:\n    def read(self, path):\n        with open(path) as file:\n"
@@ -70,12 +83,43 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0):
     return LlamaForCausalLM(config).eval()
 
 
-def write_checkpoint(directory: Path, *, control: str | None = None, seed: int = 0, ours: bool = True) -> Path:
-    """A GPT-2 checkpoint; `control`: ban or retag for one with control tokens; `ours`: with phf.json."""
+def write_checkpoint(
+    directory: Path, *, control: str | None = None, seed: int = 0, ours: bool = True, padded: bool = True
+) -> Path:
+    """A GPT-2 checkpoint; `control`: ban or retag for one with control tokens; `ours`: with phf.json; `padded`: with
+    rows that no token has, which only our engine knows never to choose."""
     tokenizer = tiny_tokenizer(control=control is not None)
-    tiny_gpt2(tokenizer, seed=seed).save_pretrained(directory)
+    tiny_gpt2(tokenizer, seed=seed, vocab_size=None if padded else len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     if ours:
         tokens = Control.model_validate({"good": GOOD, "bad": BAD, "policy": control}) if control else None
         write_info(directory, CheckpointInfo(task="pep8", control=tokens, seq_length=96))
+    return directory
+
+
+def write_detoxify(directory: Path) -> Path:
+    """A toxicity classifier with random weights, in the form that jobs.fetch_models writes."""
+    directory.mkdir(parents=True)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bpe.save_model(str(directory))
+    vocabulary = json.loads((directory / "vocab.json").read_text())
+    merges = [tuple(line.split()) for line in (directory / "merges.txt").read_text().splitlines()[1:]]
+    RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        num_labels=len(TOXICITY_CLASSES),
+        initializer_range=0.5,
+    )
+    model = RobertaForSequenceClassification(config).eval()
+    model.save_pretrained(directory)
+    description = {"class_names": TOXICITY_CLASSES, "weights_hash": weights_hash(model)}
+    (directory / DESCRIPTION_FILE).write_text(json.dumps(description))
     return directory
