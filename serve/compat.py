@@ -96,6 +96,24 @@ class AnalyzeCommentRequest(_Lenient):
     clientToken: str | None = None
 
 
+class GoogleErrorDetail(BaseModel):
+    code: int
+    message: str
+    status: str
+    details: list[dict[str, Any]]
+
+
+class GoogleErrorResponse(BaseModel):
+    """Errors of Perspective's paths."""
+
+    error: GoogleErrorDetail
+
+
+GOOGLE_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": GoogleErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
+}
+
+
 class PresidioRequest(_Lenient):
     text: Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
     language: str
@@ -169,7 +187,7 @@ def _moderation(scores: dict[str, float] | str) -> dict[str, Any]:
 
 
 def add_perspective(app: FastAPI, backend: Backend) -> None:
-    @app.post("/v1alpha1/comments:analyze")
+    @app.post("/v1alpha1/comments:analyze", responses=GOOGLE_ERRORS)
     async def analyze_comment(body: AnalyzeCommentRequest, request: Request) -> dict[str, Any]:
         """Perspective's AnalyzeComment, from the toxicity scorer."""
         scorer = _scorer(backend, backend.toxicity, "toxicity")
@@ -199,7 +217,7 @@ def add_perspective(app: FastAPI, backend: Backend) -> None:
             answer["clientToken"] = body.clientToken
         return answer
 
-    @app.get("/$discovery/rest")
+    @app.get("/$discovery/rest", responses=GOOGLE_ERRORS)
     async def discovery(request: Request, version: str = "v1alpha1") -> dict[str, Any]:
         """What `googleapiclient.discovery.build(..., discoveryServiceUrl=...)` reads."""
         if version != "v1alpha1":
