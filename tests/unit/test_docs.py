@@ -1,0 +1,233 @@
+"""What the documents say is true: commands are parsed by their jobs, links lead somewhere, the keys are the code's.
+
+PHF_UPDATE_DOCS=1 writes the list of keys anew.
+"""
+
+import os
+import re
+import shlex
+import types
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+import yaml
+from commands import job_words, problem_of
+from pydantic import BaseModel
+
+from phf_ray import config
+from phf_ray.scorers.base import Scorer
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHER_PROGRAMS = {"source", "export", "curl", "for", "$EDITOR", "serve"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """One per line that is not a comment; continued lines joined."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [re.sub(r"\s+# .*", "", line).strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def all_commands() -> list[tuple[str, str]]:
+    return [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+def problem_of_command(command: str) -> str | None:
+    """None: nothing is wrong that can be told without running it."""
+    if " && " in command:
+        return next(filter(None, map(problem_of_command, command.split(" && "))), None)
+    program = shlex.split(command)[0]
+    if command.startswith("ray job submit "):
+        options, separator, inner = command.partition(" -- ")
+        return _submission_problem(shlex.split(options)[3:]) or (problem_of_command(inner) if separator else "no --")
+    started = job_words(command)
+    if started is not None:
+        module, *arguments = started[1]
+        if module.startswith("benchmarks."):
+            return None if (ROOT / f"{module.replace('.', '/')}.py").is_file() else f"there is no {module}"
+        return problem_of(module, arguments)
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return next((f"make has no {word}" for word in command.split()[1:] if word not in targets), None)
+    if program == "kubectl":
+        return _kubectl_problem(shlex.split(command))
+    if program == "docker":
+        return None if "TORCH=cuda" in command or "--build-arg" not in command else f"unknown argument: {command}"
+    return None if program in OTHER_PROGRAMS or "=" in program else f"{program} is not known here"
+
+
+def _submission_problem(words: list[str]) -> str | None:
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    if options.keys() - {"--runtime-env", "--working-dir", "--address"}:
+        return f"unknown options: {options}"
+    return None if (ROOT / options["--runtime-env"]).is_file() else f"there is no {options['--runtime-env']}"
+
+
+def _kubectl_problem(words: list[str]) -> str | None:
+    if words[1] == "apply":
+        folder = ROOT / words[words.index("-k") + 1]
+        if not (folder / "kustomization.yaml").is_file():
+            return f"{folder} is no folder of kustomize"
+        if "-l" in words:
+            label, _, stage = words[words.index("-l") + 1].partition("=")
+            texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
+            if not any(f"    {label}: {stage}\n" in text for text in texts):
+                return f"nothing is labelled {label}={stage}"
+    for kind, name in re.findall(r"\b(rayjob|rayservice)/([\w-]+)", " ".join(words)):
+        names = [
+            one["metadata"]["name"]
+            for path in (ROOT / "k8s" / "base").glob("*.yaml")
+            for one in yaml.safe_load_all(path.read_text())
+            if isinstance(one, dict) and one["kind"].lower() == kind
+        ]
+        if name not in names:
+            return f"there is no {kind} {name}"
+    return None
+
+
+@pytest.mark.parametrize(("page", "command"), all_commands())
+def test_a_command_is_one_that_works(page, command):
+    assert problem_of_command(command) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m jobs.train --task configs/pep8/pretrain.yml",
+        "python -m jobs.score_corpus --task configs/pep8/pretrain.yml --inputs a --output b",
+        "python -m jobs.score_corpus --task configs/pep8/pretain.yml --input a --output b",
+        "python -m jobs.serve --scorers pep9",
+        "ray job submit --runtime-env configs/runtime.yaml --working-dir . -- python -m jobs.demo",
+        "ray job submit --runtime-env configs/runtime_env.yaml --working-dir . -- python -m jobs.demo --outputs x",
+        "make dmeo",
+        "kubectl apply -k k8s/overlays/gpus",
+        "kubectl apply -k k8s/overlays/gpu -l app.kubernetes.io/component=training",
+        "kubectl wait rayjob/training",
+        "pythn -m jobs.demo",
+    ],
+)
+def test_a_mistyped_command_is_found(command):
+    assert problem_of_command(command) is not None
+
+
+def test_every_job_is_documented():
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "cli", "make_prompts", "demo"}
+    assert {job for job in jobs if not any(f"jobs.{job} " in command for _, command in all_commands())} == set()
+
+
+def test_every_stage_of_the_manifests_is_documented():
+    page = (ROOT / "docs" / "operate.md").read_text()
+    texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
+    stages = {name for text in texts for name in re.findall(r"^    app.kubernetes.io/component: (\S+)$", text, re.M)}
+    assert stages >= {"score", "serve", "setup"}
+    assert {stage for stage in stages if f"app.kubernetes.io/component={stage}" not in page} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
+
+
+def test_examples_of_configuration_are_configuration(monkeypatch):
+    # The scorer of extend.md is added by the reader.
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            config.parse_config(yaml.safe_load(block))
+
+
+def test_the_scorer_of_the_guide_works():
+    (source,) = blocks(ROOT / "docs" / "extend.md", "python")
+    module = types.ModuleType("guide")
+    exec(compile(source, "extend.md", "exec"), module.__dict__)
+    scorer: Scorer = module.ShoutingScorer(module.ShoutingSettings())
+    assert scorer.score_texts(["LOUD", "Loud", "", "1!"]) == [1.0, 0.25, None, None]
+    assert scorer.score_all(["1!"])[0].error == "too_short: 0 letters"
+    assert scorer.identity().settings == {"min_letters": 3}
+
+
+def test_every_scorer_has_a_line():
+    from phf_ray.scorers import SCORERS
+
+    page = (ROOT / "docs" / "score.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == sorted(SCORERS, key=list(SCORERS).index)
+
+
+# --- The list of keys -------------------------------------------------------------------------------------------------
+
+CONFIGURE = ROOT / "docs" / "configure.md"
+MARK = "<!-- Made by tests/unit/test_docs.py with PHF_UPDATE_DOCS=1. -->\n"
+
+
+def keys(section: type[BaseModel], path: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, what it says) of a section and of those below it."""
+    found = []
+    for name, field in section.model_fields.items():
+        inner = sections_in(field.annotation)
+        described = " ".join((field.description or "").split())
+        if (
+            not isinstance(field.annotation, types.UnionType)
+            and len(inner) == 1
+            and get_origin(field.annotation) is None
+        ):
+            found += keys(inner[0], f"{path}{name}.")
+            continue
+        found.append((f"{path}{name}", shown(field.get_default(call_default_factory=True)), described))
+        for one in inner:
+            if one is not config.Quantile:
+                label = one.model_fields["name"].annotation if name == "objective" else None
+                suffix = (
+                    f" ({get_args(label)[0]})" if label is not None else ("[]" if is_list(field.annotation) else "")
+                )
+                found += [
+                    (f"{path}{name}{suffix}.{key}", default, text)
+                    for key, default, text in keys(one)
+                    if not (name == "objective" and key == "name")
+                ]
+    return found
+
+
+def is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for part in get_args(annotation) for one in sections_in(part)]
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    if repr(value) == "PydanticUndefined":
+        return "required"
+    return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}`"
+
+
+def table() -> str:
+    lines = ["| key | default | |", "|---|---|---|"]
+    for key, default, text in keys(config.Config):
+        lines.append(f"| `{key}` | {default} | {text} |".replace(" |  |", " | |"))
+    return "\n".join(lines) + "\n"
+
+
+def test_the_list_of_keys_is_that_of_the_code():
+    text = CONFIGURE.read_text(encoding="utf-8")
+    head, mark, _ = text.partition(MARK)
+    assert mark
+    if os.environ.get("PHF_UPDATE_DOCS") == "1":
+        CONFIGURE.write_text(head + mark + "\n" + table(), encoding="utf-8")
+    assert CONFIGURE.read_text(encoding="utf-8") == head + mark + "\n" + table(), "run this with PHF_UPDATE_DOCS=1"
