@@ -205,6 +205,9 @@ class TrainingConfig(_Section):
     """Restarts of the worker group; -1: without limit."""
     seed: int = 42
     logging_steps: Positive = 1
+    inspect_every_n_micro_batches: Positive | None = 10_000
+    """How often a worker's input is decoded, scored again and measured (`debugging/...`), from the first step on; null:
+    never."""
     save_steps: Positive | None = None
     """Steps between checkpoints; null: only at the end."""
     save_total_limit: Positive | None = None
@@ -240,7 +243,16 @@ class Scenario(_Section):
     use_prompt_for_scoring: bool = False
     num_hits_threshold: float = 0.5
     display_as_html: bool = False
+    execute: bool = False
+    """prompts_path holds problems in HumanEval's form (`prompt`, `test`, `entry_point`), and each sample is run against
+    the tests of its problem; only with --allow-code-execution."""
     generate_kwargs: GenerateKwargs = GenerateKwargs()
+
+    @model_validator(mode="after")
+    def _has_problems(self) -> Self:
+        if self.execute and self.prompts_path is None:
+            raise ValueError(f"scenario {self.name} has execute: true but no prompts_path; give a file of problems")
+        return self
 
 
 class _Callback(_Section):
