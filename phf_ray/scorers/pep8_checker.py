@@ -93,7 +93,7 @@ _OUTSIDE_SPACE = r"(?:(?<!\s)|(?!\s))"
 class _LambdaSearch:
     """pycodestyle looks for the first `lambda` of the line before each of its colons."""
 
-    def search(self, line: str, begin: int, end: int) -> re.Match[str] | None:
+    def search(self, line: str, _begin: int, end: int) -> re.Match[str] | None:
         # A colon stands at `end`, so that no word goes on behind it.
         first = _first_lambda(line)
         return first if first is not None and first.end() <= end else None
