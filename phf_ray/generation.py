@@ -16,6 +16,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import pickle
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -990,6 +991,12 @@ def load_engine(
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, settings.dtype), trust_remote_code=False, weights_only=True
         )
+    except pickle.UnpicklingError:
+        # torch's message tells how to run the code all the same.
+        raise DataError(
+            f"{path} can't be loaded: its weights are a pickle with more in it than tensors, which may be code and was "
+            "not run; save the model as safetensors"
+        ) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(f"{path} can't be loaded as a causal language model: {error}") from None
     return Engine(model.to(settings.device), tokenizer, info=read_info(path), control=control, settings=settings)

@@ -37,6 +37,12 @@ from serve.settings import CONTROL_CHOICES, Limits, split_model_id
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
 }
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "With `stream`, server-sent events",
+    }
+}
 
 
 def build_app(
@@ -130,13 +136,13 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
         finally:
             num_streams -= 1
 
-    @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse)
+    @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
         """As `/v1/completions`, where `/models/{model_id}` is the base of a client that knows one model per server."""
         find_model(backend, model_id)
         return await completions(body, request)
 
-    @app.post("/v1/completions", response_model=CompletionResponse)
+    @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Text completions: OpenAI's, with vLLM's `min_tokens`, `top_k`, `ignore_eos`; `control` chooses the control
         token of a conditionally trained model, as does a suffix of the model id (`NAME:bad`)."""
@@ -241,24 +247,25 @@ def add_models(app: FastAPI, backend: Backend) -> None:
         return await card(model_id)
 
 
-def add_tokenization(app: FastAPI, backend: Backend) -> None:
-    async def chosen(model_id: str | None) -> ModelBackend:
-        """The model asked for; without one, any, if all have the same tokenizer (lm-eval names none)."""
-        if model_id is not None:
-            return find_model(backend, model_id)[1]
-        if not backend.models:
-            raise ApiError(404, "no model is served", "model", "model_not_found")
-        models = list(backend.models.values())
-        hashes = {(await model.describe()).tokenizer_hash for model in models[1:] or ()}
-        if models[1:] and hashes != {(await models[0].describe()).tokenizer_hash}:
-            raise ApiError(
-                400, f"the tokenizers of {', '.join(sorted(backend.models))} differ; name one by `model`", "model"
-            )
-        return models[0]
+async def chosen_model(backend: Backend, model_id: str | None) -> ModelBackend:
+    """The model asked for; without one, any, if all have the same tokenizer (lm-eval names none)."""
+    if model_id is not None:
+        return find_model(backend, model_id)[1]
+    if not backend.models:
+        raise ApiError(404, "no model is served", "model", "model_not_found")
+    models = list(backend.models.values())
+    hashes = {(await model.describe()).tokenizer_hash for model in models[1:] or ()}
+    if models[1:] and hashes != {(await models[0].describe()).tokenizer_hash}:
+        raise ApiError(
+            400, f"the tokenizers of {', '.join(sorted(backend.models))} differ; name one by `model`", "model"
+        )
+    return models[0]
 
+
+def add_tokenization(app: FastAPI, backend: Backend) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
-        model = await chosen(body.model)
+        model = await chosen_model(backend, body.model)
         ids, strings = await model.tokenize(body.prompt, add_special_tokens=body.add_special_tokens)
         limit = (await model.describe()).max_model_len
         return TokenizeResponse(
@@ -274,11 +281,15 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
-        return DetokenizeResponse(prompt=await (await chosen(body.model)).detokenize(body.tokens))
+        return DetokenizeResponse(prompt=await (await chosen_model(backend, body.model)).detokenize(body.tokens))
+
+    @app.post("/models/{model_id}/detokenize")
+    async def detokenize_of_model(model_id: str, body: DetokenizeRequest) -> DetokenizeResponse:
+        return await detokenize(body.model_copy(update={"model": model_id}))
 
     @app.get("/tokenizer_info")
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
-        return await (await chosen(model)).tokenizer_info()
+        return await (await chosen_model(backend, model)).tokenizer_info()
 
     @app.get("/models/{model_id}/tokenizer_info")
     async def tokenizer_info_of_model(model_id: str) -> dict[str, Any]:
@@ -296,6 +307,6 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
             )
         request.state.model = body.scorer
         scorer = backend.scorers[body.scorer]
-        data = await scorer.score(body.texts, segments=body.segments)
-        answer = ScoresResponse.model_construct(scorer=await scorer.identity(), data=data)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        scored = await scorer.score(body.texts, segments=body.segments)
+        identity = (await scorer.identity()).model_dump_json().encode()
+        return Response(b'{"scorer":%b,"data":%b}' % (identity, scored.data), media_type="application/json")

@@ -10,7 +10,6 @@ from serve.schemas import (
     CompletionRequest,
     HealthResponse,
     ScorerIdentityBody,
-    TextScore,
     Usage,
 )
 
@@ -55,8 +54,18 @@ class ModelBackend(Protocol):
     async def tokenizer_info(self) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredJson:
+    """Scores as they travel: written once, where they are made, since reading and writing them anew at every process
+    on the way costs more than a fast scorer."""
+
+    data: bytes
+    """JSON: a list of `TextScore`."""
+    num_failed: int
+
+
 class ScorerBackend(Protocol):
-    async def score(self, texts: Sequence[str], *, segments: bool) -> list[TextScore]:
+    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
         """One per text, in order."""
         ...
 

@@ -17,10 +17,10 @@ from ray.serve.handle import DeploymentHandle
 
 from phf_ray.records import Span
 from serve.api import build_app
-from serve.backends import Backend, Completed, ModelDescription
+from serve.backends import Backend, Completed, ModelDescription, ScoredJson
 from serve.errors import ApiError
 from serve.keys import KeyRing, load_keys
-from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody, TextScore
+from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import ServeArgs, ServedModel, ServedScorer
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ log = logging.getLogger("ray.serve.phf")
 ATTEMPTS = 2
 DESCRIPTION_S = 30.0
 HEALTH_S = 1.0
+# How often a request that waits longer looks whether its deployment is still there.
+WATCH_S = 2.0
 
 Answer = TypeVar("Answer")
 
@@ -85,18 +87,18 @@ class ModelReplica:
 class ScorerReplica:
     def __init__(self, settings: dict[str, Any]):
         scorer = ServedScorer.model_validate(settings)
-        prepare_process(scorer.num_cpus)
-        from serve.local import LocalScorer
+        # A scorer that needs torch imports it; the others do without its memory.
+        limit_threads(scorer.num_cpus)
+        from serve.scoring import LocalScorer
 
         self._scorer = LocalScorer(scorer)
         self._texts = metrics.Counter(
             "phf_scored_texts", description="Texts that /v1/scores was asked for", tag_keys=("outcome",)
         )
 
-    async def score(self, texts: Sequence[str], segments: bool) -> list[TextScore]:
+    async def score(self, texts: Sequence[str], segments: bool) -> ScoredJson:
         found = await self._scorer.score(texts, segments=segments)
-        num_scored = sum(one.score is not None for one in found)
-        for outcome, count in (("scored", num_scored), ("failed", len(found) - num_scored)):
+        for outcome, count in (("scored", len(texts) - found.num_failed), ("failed", found.num_failed)):
             if count:
                 self._texts.inc(count, tags={"outcome": outcome})
         return found
@@ -189,29 +191,85 @@ class Ingress:
         )
 
 
+def limit_threads(num_cpus: float) -> None:
+    """One thread of torch per CPU that the replica was given. Before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
+
+
 def prepare_process(num_cpus: float) -> None:
-    """One thread per CPU that the replica was given, and no progress bars in its log. Before torch is imported."""
-    num_threads = max(1, int(num_cpus))
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    """For a replica with a model; no progress bars in its log."""
+    limit_threads(num_cpus)
     import torch
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(max(1, int(num_cpus)))
     transformers_logging.disable_progress_bar()
 
 
-class RemoteModel:
-    def __init__(self, handle: DeploymentHandle[Any]):
+class _Remote:
+    """Calls to the replicas of a deployment; `probed` is a method that answers at once."""
+
+    def __init__(self, handle: DeploymentHandle[Any], *, probed: str):
         self._handle = handle
-        self._describe = _Cached(lambda: _answer(lambda: handle.describe.remote()), seconds=DESCRIPTION_S)
+        self._probed = probed
+        self._is_gone = _Cached(self._probe, seconds=WATCH_S)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        """The replica's answer; tried again where a replica was lost, since every call here can be repeated."""
+        for attempt in range(1, ATTEMPTS + 1):
+            with _Translated():
+                try:
+                    return await self._watched(getattr(self._handle, method).remote(*arguments))
+                except RayActorError:
+                    if attempt == ATTEMPTS:
+                        raise
+                    log.warning("a replica was lost during a request, which is sent to another")
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _watched(self, answer: Awaitable[Answer]) -> Answer:
+        """The answer, unless the deployment goes away before it comes.
+
+        A configuration without it is applied to the deployments and to the ingress at once: a request that reaches the
+        old ingress a moment later would wait for a replica, and Serve would not tell it that none will come.
+        """
+        task = asyncio.ensure_future(_result_of(answer))
+        try:
+            while not (await asyncio.wait({task}, timeout=WATCH_S))[0]:
+                if await self._is_gone():
+                    raise ApiError(503, "what the request asks for has just been removed from this server; try again")
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _probe(self) -> bool:
+        try:
+            async with asyncio.timeout(WATCH_S):
+                await getattr(self._handle, self._probed).remote()
+        except DeploymentUnavailableError:
+            return True
+        except (TimeoutError, BackPressureError, RayActorError):
+            # Busy, or a replica that is being replaced.
+            return False
+        return False
+
+
+async def _result_of(answer: Awaitable[Answer]) -> Answer:
+    return await answer
+
+
+class RemoteModel(_Remote):
+    def __init__(self, handle: DeploymentHandle[Any]):
+        super().__init__(handle, probed="describe")
+        self._describe = _Cached(lambda: self._ask("describe"), seconds=DESCRIPTION_S)
 
     async def complete(self, request: CompletionRequest) -> Completed:
-        return await _answer(lambda: self._handle.complete.remote(request))
+        return await self._ask("complete", request)
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
         # Not tried again: a part of the text may be with the client.
         with _Translated():
             pieces: Any = self._handle.options(stream=True).stream.remote(request)
+            yield await self._watched(anext(pieces))
             async for piece in pieces:
                 yield piece
 
@@ -219,47 +277,34 @@ class RemoteModel:
         return await self._describe()
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
-        return await _answer(lambda: self._handle.tokenize.remote(text, add_special_tokens))
+        return await self._ask("tokenize", text, add_special_tokens)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await _answer(lambda: self._handle.detokenize.remote(token_ids))
+        return await self._ask("detokenize", token_ids)
 
     async def tokenizer_info(self) -> dict[str, Any]:
-        return await _answer(lambda: self._handle.tokenizer_info.remote())
+        return await self._ask("tokenizer_info")
 
 
-class RemoteScorer:
+class RemoteScorer(_Remote):
     def __init__(self, handle: DeploymentHandle[Any]):
-        self._handle = handle
-        self._identity = _Cached(lambda: _answer(lambda: handle.identity.remote()), seconds=DESCRIPTION_S)
+        super().__init__(handle, probed="identity")
+        self._identity = _Cached(lambda: self._ask("identity"), seconds=DESCRIPTION_S)
 
-    async def score(self, texts: Sequence[str], *, segments: bool) -> list[TextScore]:
-        return await _answer(lambda: self._handle.score.remote(texts, segments))
+    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
+        return await self._ask("score", texts, segments)
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
-        return await _answer(lambda: self._handle.spans.remote(texts))
+        return await self._ask("spans", texts)
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
-        return await _answer(lambda: self._handle.class_scores.remote(texts))
+        return await self._ask("class_scores", texts)
 
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
-        return await _answer(lambda: self._handle.segment_spans.remote(text))
+        return await self._ask("segment_spans", text)
 
     async def identity(self) -> ScorerIdentityBody:
         return await self._identity()
-
-
-async def _answer(call: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The replica's answer; tried again where a replica was lost, since every call here can be repeated."""
-    for attempt in range(1, ATTEMPTS + 1):
-        with _Translated():
-            try:
-                return await call()
-            except RayActorError:
-                if attempt == ATTEMPTS:
-                    raise
-                log.warning("a replica was lost during a request, which is sent to another")
-    raise AssertionError("the last attempt returns or raises")
 
 
 class _Translated:

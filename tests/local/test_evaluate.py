@@ -36,8 +36,9 @@ from phf_ray.report import recompute
 from phf_ray.scorers import build_scorer
 from serve.api import build_app
 from serve.backends import Backend
-from serve.local import LocalModel, LocalScorer
+from serve.local import LocalModel
 from serve.schemas import HealthResponse
+from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
 
 

@@ -18,8 +18,9 @@ from phf_ray.pipelines.red_team import Attacker, Options, red_team, run_here, ru
 from phf_ray.report import recompute
 from serve.api import build_app
 from serve.backends import Backend
-from serve.local import LocalModel, LocalScorer
+from serve.local import LocalModel
 from serve.schemas import HealthResponse
+from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
 
 RED_TEAM = {

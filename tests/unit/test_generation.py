@@ -1,10 +1,12 @@
 """The engine against plain forward passes and transformers' own generate, on tiny random models."""
 
+import json
 import pickle
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import BAD, END_OF_TEXT, GOOD, TEXTS, tiny_gpt2, tiny_llama, tiny_tokenizer, write_checkpoint
 
 from phf_ray.checkpoint import CheckpointInfo, Control
@@ -18,6 +20,7 @@ from phf_ray.generation import (
     TextStream,
     generate,
     load_engine,
+    load_strings,
     sample_tokens,
 )
 
@@ -83,6 +86,28 @@ def test_text_does_not_depend_on_the_rest_of_the_batch(plain):
     assert [completion.text for completion in generate(plain, wanted)] == alone
     assert [completion.text for completion in generate(plain, wanted[::-1])][::-1] == alone
     assert len(set(alone)) > 20
+
+
+def test_five_hundred_requests_have_the_texts_they_have_alone(plain, tokenizer):
+    def mixed(i):
+        return GenerationRequest(
+            prompt=TEXTS[i % 3][i % 5 : 6 + i % 29],
+            max_tokens=2 + i % 9,
+            seed=i % 50,
+            choice=i // 50,
+            temperature=0.5 + i % 3 / 2,
+            top_p=(1.0, 0.9, 0.5)[i % 3],
+            top_k=(0, 20)[i % 2],
+            ignore_eos=True,
+        )
+
+    requests = [mixed(i) for i in range(500)]
+    alone = [generate(plain, [request])[0].text for request in requests]
+    # Lengths differ, so hardly two of them meet the same company on their way.
+    batches = Engine(plain.model, tokenizer, settings=EngineSettings(max_batch=24))
+    together = [completion.text for completion in generate(batches, requests)]
+    assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 495
+    assert len(set(alone)) > 400
 
 
 def test_requests_join_a_running_batch_and_waiting_ones_follow(tokenizer):
@@ -488,6 +513,64 @@ def test_missing_checkpoint_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="can't be loaded"):
         load_engine(tmp_path)
+
+
+class Intruder:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def as_bin(directory, **extra):
+    """The checkpoint as older ones are: weights in a pickle."""
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({**weights, **extra}, directory / "pytorch_model.bin")
+    return directory
+
+
+def test_weights_in_a_pickle_load_but_their_code_does_not_run(tmp_path):
+    plain = load_engine(write_checkpoint(tmp_path / "plain"))
+    request = GenerationRequest(prompt="def", max_tokens=8, seed=1)
+    assert generate(load_engine(as_bin(write_checkpoint(tmp_path / "bin"))), [request]) == generate(plain, [request])
+    left = tmp_path / "the intruder was here"
+    with pytest.raises(DataError, match="can't be loaded"):
+        load_engine(as_bin(write_checkpoint(tmp_path / "evil"), evil=Intruder(left)))
+    assert not left.exists()
+
+
+def test_code_that_comes_with_a_checkpoint_does_not_run(tmp_path):
+    directory = write_checkpoint(tmp_path / "evil")
+    left = tmp_path / "the intruder was here"
+    (directory / "evil.py").write_text(f"open({str(left)!r}, 'w')\n")
+    config = json.loads((directory / "config.json").read_text())
+    own = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Slow", None]}
+    config |= {"model_type": "evil", "auto_map": own, "architectures": ["Model"]}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="can't be loaded"):
+        load_engine(directory)
+    with pytest.raises(DataError, match="can't be loaded"):
+        load_strings(directory)
+    assert not left.exists()
+
+
+def test_prompts_that_start_with_end_of_text_cause_no_warning_of_padding(tokenizer, caplog):
+    from transformers.utils import logging as transformers_logging
+
+    # Its logger keeps to itself, and says a warning once only.
+    logger = transformers_logging.get_logger("transformers.modeling_utils")
+    logger.warning_once.cache_clear()
+    transformers_logging.enable_propagation()
+    try:
+        engine = with_control(tokenizer)
+        one(engine, "", max_tokens=2)
+    finally:
+        transformers_logging.disable_propagation()
+    assert "attention_mask" not in caplog.text
 
 
 def test_requests_can_be_replaced_field_by_field():

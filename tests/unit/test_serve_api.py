@@ -11,11 +11,12 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
 from serve.api import build_app
-from serve.backends import Backend
+from serve.backends import Backend, Completed
 from serve.errors import ApiError
 from serve.keys import KeyRing
-from serve.local import LocalModel, LocalScorer
-from serve.schemas import DeploymentHealth, HealthResponse
+from serve.local import LocalModel
+from serve.schemas import Choice, DeploymentHealth, HealthResponse, Usage
+from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
 
@@ -53,7 +54,7 @@ def call(models, scorers) -> Callable[..., httpx.Response]:
     return caller(models, scorers)
 
 
-def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None, pii=None):
+def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None, pii=None, access_log=False):
     async def health() -> HealthResponse:
         state = DeploymentHealth(status="HEALTHY" if healthy else "UNHEALTHY")
         return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
@@ -62,7 +63,7 @@ def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None
         Backend(models, scorers, health, toxicity=toxicity, pii=pii),
         keys=KeyRing(frozenset(keys)),
         limits=limits or Limits(),
-        access_log=False,
+        access_log=access_log,
     )
 
 
@@ -302,6 +303,7 @@ def test_tokenize_and_detokenize_are_inverse(call, engines):
     assert body["count"] == len(body["tokens"]) == len(body["token_strs"])
     assert body["max_model_len"] == 96
     assert call("/detokenize", {"model": "mle", "tokens": body["tokens"]}).json() == {"prompt": text}
+    assert call("/models/mle/detokenize", {"tokens": body["tokens"]}).json() == {"prompt": text}
     with_special = call("/tokenize", {"model": "mle", "prompt": text}).json()["tokens"]
     assert with_special == [engines["mle"].strings.eos_id, *body["tokens"]]
     end = call("/tokenize", {"model": "mle", "prompt": END_OF_TEXT, "add_special_tokens": False}).json()
@@ -459,6 +461,97 @@ def test_requests_over_the_time_limit_end_and_free_their_slots(engines, scorers)
         deadline -= 1
         asyncio.run(asyncio.sleep(0.01))
     assert slow.thread.engine.num_active == 0
+
+
+def test_more_streams_than_allowed_are_429_until_one_ends(scorers):
+    num_open, release = 0, asyncio.Event()
+
+    class Slow:
+        async def stream(self, _):
+            nonlocal num_open
+            num_open += 1
+            choice = Choice(text="a", index=0, finish_reason="stop")
+            yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+            await release.wait()
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=2))
+    body = {"model": "mle", "prompt": "a", "stream": True}
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            open_streams = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(2)]
+            while num_open < 2:
+                await asyncio.sleep(0)
+            # Both have their first piece and hold their place.
+            for _ in range(100):
+                await asyncio.sleep(0)
+            third = asyncio.create_task(client.post("/v1/completions", json=body))
+            refusal = await asyncio.wait_for(third, 30)
+            release.set()
+            answered = await asyncio.gather(*open_streams)
+            return refusal, answered, await client.post("/v1/completions", json=body)
+
+    refusal, answered, after = asyncio.run(scene())
+    assert "2 streams are open" in refused(refusal, 429)["message"]
+    assert int(refusal.headers["retry-after"]) > 0
+    assert [response.status_code for response in (*answered, after)] == [200, 200, 200]
+
+
+def test_more_requests_than_allowed_are_429(scorers):
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def complete(self, _):
+            arrived.set()
+            await release.wait()
+            raise ApiError(400, "late")
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_requests=1))
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            first = asyncio.create_task(client.post("/v1/completions", json={"model": "mle", "prompt": "a"}))
+            await arrived.wait()
+            second = await client.get("/v1/models")
+            release.set()
+            return (await first).status_code, second, (await client.get("/health")).status_code
+
+    first, second, after = asyncio.run(scene())
+    assert (first, after) == (400, 200)
+    assert "being answered" in refused(second, 429)["message"]
+
+
+def test_the_access_log_has_no_key_and_no_text(models, scorers, caplog):
+    app = app_of(models, scorers, keys=["the-right-key"], access_log=True)
+    caplog.set_level("INFO")
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"model": "mle", "prompt": "a secret prompt", "seed": 1, "max_tokens": 3, "ignore_eos": True}
+            for key in ("the-right-key", "the-wrong-key"):
+                headers = {"Authorization": f"Bearer {key}", "X-Request-ID": "mine"}
+                await client.post("/v1/completions", json=body, headers=headers)
+                await client.post(f"/v1/completions?key={key}", json=body)
+
+    asyncio.run(scene())
+    messages = [record.getMessage() for record in caplog.records]
+    lines = [json.loads(text.removeprefix("access ")) for text in messages if text.startswith("access ")]
+    assert [line["status"] for line in lines] == [200, 200, 401, 401]
+    assert lines[0] | {"latency_ms": 0} == {
+        "request_id": "mine",
+        "method": "POST",
+        "path": "/v1/completions",
+        "status": 200,
+        "model": "mle",
+        "tokens": {"prompt": lines[0]["tokens"]["prompt"], "completion": 3},
+        "latency_ms": 0,
+    }
+    assert lines[0]["latency_ms"] > 0
+    for secret in ("the-right-key", "the-wrong-key", "secret prompt"):
+        assert secret not in caplog.text
 
 
 def test_an_unexpected_error_tells_nothing_of_the_inside(scorers):

@@ -5,7 +5,7 @@ from test_serve_api import caller, refused
 
 from phf_ray.records import Span
 from serve.compat import PERSPECTIVE_MAX_BYTES, PRESIDIO_ENTITIES
-from serve.local import LocalScorer
+from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
 
 MILD = dict.fromkeys(

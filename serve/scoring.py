@@ -1,0 +1,104 @@
+"""Scorers in this process: what a replica runs, and what tests call without Ray. Without torch where that can be."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from phf_ray.records import Scored, Span
+from phf_ray.scorers import FindsSpans, Scorer, build_scorer
+from phf_ray.segments import build_segmenter
+from serve.backends import ScoredJson
+from serve.errors import ApiError
+from serve.schemas import ScorerIdentityBody
+from serve.settings import ServedScorer
+
+Answer = TypeVar("Answer")
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """A scorer that can judge several kinds of harm."""
+
+    def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]: ...
+
+
+def _why_not(scorer: Scorer, text: str) -> str:
+    return scorer.score_all([text])[0].error or "no reason given"
+
+
+class LocalScorer:
+    """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
+
+    def __init__(self, served: ServedScorer):
+        self._scorer = build_scorer(served.scorer)
+        pep8 = served.scorer["class_name"] == "PEP8Scorer"
+        self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._max_waiting = served.max_waiting
+        self._num_waiting = 0
+
+    @property
+    def name(self) -> str:
+        return self._scorer.name
+
+    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
+        return await self._in_thread(lambda: self._score(texts, segments=segments))
+
+    async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
+        scorer = self._scorer
+        if not isinstance(scorer, FindsSpans):
+            raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
+        return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
+
+    async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
+        scorer = self._scorer
+        if not isinstance(scorer, HasClasses):
+            raise ApiError(400, f"the scorer {self.name} has no classes", "scorer")
+
+        def work() -> list[dict[str, float] | str]:
+            found = scorer.class_scores(texts)
+            return [scores or _why_not(self._scorer, text) for text, scores in zip(texts, found, strict=True)]
+
+        return await self._in_thread(work)
+
+    async def segment_spans(self, text: str) -> list[tuple[int, int]]:
+        ends = list(accumulate(map(len, await self._in_thread(lambda: self._segmenter(text)))))
+        return list(zip([0, *ends], ends, strict=False))
+
+    async def identity(self) -> ScorerIdentityBody:
+        return ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+        if self._num_waiting >= self._max_waiting:
+            raise ApiError(429, f"{self._num_waiting} requests wait for the scorer {self.name}; try again later")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self._num_waiting -= 1
+
+    def _score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
+        scored = self._scorer.score_all(texts)
+        items = [
+            {
+                "index": index,
+                "score": one.score,
+                "error": one.error,
+                "segments": self._score_segments(text) if segments else None,
+            }
+            for index, (text, one) in enumerate(zip(texts, scored, strict=True))
+        ]
+        return ScoredJson(json.dumps(items, allow_nan=False).encode(), sum(one.score is None for one in scored))
+
+    def _score_segments(self, text: str) -> list[dict[str, Any]]:
+        parts = self._segmenter(text)
+        scored: list[Scored] = self._scorer.score_segments(parts)
+        segments, begin = [], 0
+        for part, one in zip(parts, scored, strict=True):
+            end = begin + len(part)
+            segments.append({"begin": begin, "end": end, "score": one.score, "error": one.error})
+            begin = end
+        return segments
