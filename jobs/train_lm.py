@@ -9,12 +9,13 @@ command goes on where the run was interrupted, also with another number of worke
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from phf_ray.config import Config
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, IncompleteError
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
     directory.check(config=config.model_dump(mode="json"))
-    if directory.read_summary().get("status") == "finished":
+    before = directory.read_summary()
+    if before.get("status") == "finished" and not _missing_evaluations(before):
         log.info("%s is finished; nothing to do", directory.path)
         return 0
     checkpoint_path = None if arguments.checkpoint_path is None else str(Path(arguments.checkpoint_path).resolve())
@@ -70,7 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
     )
     print(directory.path / summary["checkpoint"])
+    missing = _missing_evaluations(summary)
+    if missing:
+        raise IncompleteError(
+            f"the model is trained, but evaluations beside the training are missing: {missing}; mend the cause, or "
+            "remove these folders of evaluations/"
+        )
     return 0
+
+
+def _missing_evaluations(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Reason by step."""
+    return dict(summary.get("evaluations", {}).get("missing", {}))
 
 
 def parser() -> argparse.ArgumentParser:
