@@ -40,6 +40,7 @@ def command(folder: Path, method: str, *overrides: str, name: str) -> list[str]:
         "model.path_or_name=null",
         "model.model_type=gpt2",
         f"model.config_kwargs={{n_layer: 2, n_head: 2, n_embd: 32, n_positions: {LENGTH}}}",
+        "generation.scenario_configs=[]",
         "training.num_tokens=2600",
         "training.effective_batch_size=8",
         "training.per_device_train_batch_size=2",
