@@ -19,6 +19,7 @@ from phf_ray.models import LanguageModel, Shape
 from phf_ray.objectives import build_objective
 from phf_ray.packing import PackingStats, pack
 from phf_ray.pipelines.blocks import BlockPlan
+from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, step, steps_in
 
 # Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
@@ -189,6 +190,7 @@ def describe(
         f"disk         blocks {stored.BYTES_PER_TOKEN * tokens.num_blocks * dataset.seq_length / _GB:.2f} GB before "
         f"compression ({stored.BYTES_PER_TOKEN} bytes a token); {checkpoint / _GB:.2f} GB a checkpoint, "
         f"{_num_checkpoints(config, num_steps)} kept",
+        f"evaluation   {evaluations(config, num_steps)}",
     ]
     if not tokens.is_exact:
         lines.append("             'about': counted on the head of the corpus, the rest by its size on disk")
@@ -199,6 +201,14 @@ def _num_checkpoints(config: Config, num_steps: int) -> int:
     training = config.training
     written = 1 if training.save_steps is None else -(-num_steps // training.save_steps)
     return written if training.save_total_limit is None else min(written, training.save_total_limit)
+
+
+def evaluations(config: Config, num_steps: int) -> str:
+    samples, kl = evaluation_steps(config, num_steps=num_steps)
+    if not samples and not kl:
+        return "none beside the loop"
+    num_texts = sum(scenario.num_samples for scenario in config.generation.scenario_configs)
+    return f"beside the loop: {num_texts:,} samples at each of {len(samples):,} steps, KL at {len(kl):,} steps"
 
 
 def _time(num_positions: int, speed: tuple[float, str] | None) -> str:

@@ -26,8 +26,8 @@ from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samp
 
 SEED = 0
 """Of the samples: every step gets the same prompts and the same random numbers."""
-# Columns of a report's table that are no measure of the samples, or that a run has under another name.
-_NOT_MEASURED = {"num_planned", "num_samples", "num_missing", "num_scored", "bits_per_byte"}
+# Counts of a report's table that are figures of the original, or tell of a failure.
+_COUNTS = {"num_hits", "num_unscored"}
 
 
 # --- A server's answers, without a server -----------------------------------------------------------------------------
@@ -206,7 +206,9 @@ def _measure_samples(config: Config, arm: Arm, *, output: Path) -> dict[str, flo
 
 
 def _is_figure(key: str, value: object) -> bool:
-    return isinstance(value, int | float) and key not in _NOT_MEASURED
+    is_count = key.startswith("num_") and key not in _COUNTS
+    # Bits per byte are measured in the loop, and have a name of their own.
+    return isinstance(value, int | float) and not is_count and key != "bits_per_byte"
 
 
 def _draw(plan: Plan, scenario: Scenario, arm: Arm, *, scores: LocalScores) -> list[Sample]:
