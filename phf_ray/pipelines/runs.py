@@ -491,10 +491,29 @@ class WandbTracker:
         self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
+        if EVALUATION in row:
+            row = {**row, **sample_tables(self._run, int(row[STEP]))}
         self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
 
     def close(self, *, exit_code: int) -> None:
         self._wandb_run.finish(exit_code=exit_code)
+
+
+def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
+    """Samples that were drawn from the weights of `step`: a table for each scenario, by the original's name."""
+    import pyarrow.parquet as pq
+
+    path = run.evaluation_folder(step) / "samples.parquet"
+    if not path.exists():
+        return {}
+    columns = ["prompt", "text", "score", "error"]
+    rows: dict[str, list[list[Any]]] = {}
+    for sample in pq.read_table(path, columns=["scenario", *columns]).to_pylist():
+        rows.setdefault(sample["scenario"], []).append([sample[column] for column in columns])
+    return {
+        f"generation/{scenario}/current_samples": {"columns": columns, "rows": found}
+        for scenario, found in rows.items()
+    }
 
 
 def _as_wandb(value: Any) -> Any:
