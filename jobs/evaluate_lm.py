@@ -20,10 +20,11 @@ from jobs import cli
 from phf_ray.checkpoint import CheckpointInfo, read_info
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
+from phf_ray.pipelines.capabilities import read_lm_eval
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
 from phf_ray.pipelines.kl import fingerprint, has_control_per_line, kl_of_arms
 from phf_ray.pipelines.runs import RunDirectory
-from phf_ray.report import format_table
+from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
 from phf_ray.scorers import SHORT_NAMES
 
 NAME = r"[A-Za-z0-9_.-]+"
@@ -52,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
         restart=arguments.restart,
         allow_other_scorer=arguments.allow_other_scorer,
+        allow_code_execution=arguments.allow_code_execution,
     )
+    names = [_arm_name(name, control) for name, control in wanted]
+    measured = parse_lm_eval(arguments.lm_eval, names)
+    attacked = {} if arguments.red_team is None else read_attacks(arguments.red_team, names)
     if arguments.dry_run:
         _print_plan(config, wanted, options, scores_url=arguments.scores_url)
         return 0
@@ -66,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reference is not None:
             cache = arguments.reference_cache or f"{output}/reference"
             arms = _with_kl(config, arms, arm_of(reference, None, base_url=base_url), cache=cache)
+        arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
@@ -115,6 +121,21 @@ def parser() -> argparse.ArgumentParser:
         "--max-clients", type=int, default=4, metavar="N", help="processes that ask, at most (default 4)"
     )
     parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
+    parser.add_argument(
+        "--lm-eval",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ARM=PATH",
+        help="results of lm-eval for an arm, to be shown in the report: a results file, or lm-eval's --output_path",
+    )
+    parser.add_argument("--red-team", metavar="DIR", help="output of jobs.red_team on these arms, for the report")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="run what models write in scenarios with `execute: true`, each program in a process with limits that can "
+        "start no other, open no connection and write no file",
+    )
     parser.add_argument("--restart", action="store_true", help="throw away what the output holds and begin anew")
     parser.add_argument(
         "--allow-other-scorer", action="store_true", help="evaluate with a scorer that the model was not trained on"
@@ -210,6 +231,27 @@ def parse_arms(texts: Sequence[str], models: Mapping[str, Model]) -> list[tuple[
             raise ConfigError(f"--arm {text}: named twice; name each arm once")
         arms.append(arm)
     return arms
+
+
+def parse_lm_eval(texts: Sequence[str], arms: Sequence[str]) -> dict[str, tuple[TaskResult, ...]]:
+    found: dict[str, tuple[TaskResult, ...]] = {}
+    for text in texts:
+        arm, separator, path = text.partition("=")
+        if not separator or arm not in arms:
+            raise ConfigError(f"--lm-eval {text}: write ARM=PATH; the arms are {', '.join(arms)}")
+        found[arm] = (*found.get(arm, ()), *read_lm_eval(path))
+    return found
+
+
+def read_attacks(directory: str, arms: Sequence[str]) -> dict[str, RedTeamInfo]:
+    """What jobs.red_team found, by arm."""
+    attacked = {arm.name: arm.red_team for arm in read_samples(directory)[1].arms if arm.red_team is not None}
+    if not set(attacked) & set(arms):
+        raise ConfigError(
+            f"--red-team {directory}: holds attacks on {', '.join(attacked) or 'nothing'}, but the arms are "
+            f"{', '.join(arms)}; give jobs.red_team's --output for the same arms"
+        )
+    return attacked
 
 
 def _seeds(text: str) -> tuple[int, ...]:

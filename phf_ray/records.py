@@ -133,3 +133,7 @@ class TokenBlock:
     input_ids: NDArray[np.int32]
     token_scores: NDArray[np.float32]
     token_kinds: NDArray[np.uint8]
+
+
+PASSED = "passed"
+"""Outcome of a program that a model wrote, where its tests have nothing to say against it."""

@@ -42,6 +42,7 @@ from phf_ray.metrics import (
     grouped_max_at_k,
     max_at_k,
 )
+from phf_ray.records import PASSED
 
 SAMPLES = "samples.parquet"
 _METADATA_KEY = b"phf_ray.evaluation"
@@ -71,6 +72,8 @@ class Sample:
     """Higher is worse."""
     error: str | None
     """Why there is no score."""
+    outcome: str | None = None
+    """How the program that the sample completes ended, `passed` if well; None: it was not run."""
 
 
 _SCHEMA = pa.schema(
@@ -86,6 +89,7 @@ _SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
         ("score", pa.float64()),
         ("error", pa.string()),
+        ("outcome", pa.string()),
     ]
 )
 assert _SCHEMA.names == [field.name for field in fields(Sample)]
@@ -147,6 +151,19 @@ class RedTeamInfo(_Record):
     worst: tuple[RedTeamPrompt, ...] = ()
 
 
+class TaskResult(_Record):
+    """One figure of an evaluation by another program, such as lm-eval."""
+
+    task: str
+    metric: str
+    """With the filter, where there is one: `exact_match (strict-match)`."""
+    value: float
+    standard_error: float | None = None
+    num_samples: int | None = None
+    num_shots: int | None = None
+    higher_is_better: bool | None = None
+
+
 class ArmInfo(_Record):
     """A model together with the control token it was asked with."""
 
@@ -159,6 +176,7 @@ class ArmInfo(_Record):
     """Training loss by tokens seen, where the training run's metrics were found."""
     kl: KLInfo | None = None
     red_team: RedTeamInfo | None = None
+    capabilities: tuple[TaskResult, ...] = ()
 
 
 class ScenarioInfo(_Record):
@@ -262,11 +280,14 @@ def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str,
         "scorer": evaluation.scorer,
         "seeds": list(evaluation.seeds),
         "level": evaluation.level,
-        "arms": [arm.model_dump(mode="json", exclude={"loss", "red_team"}) for arm in evaluation.arms],
+        "arms": [arm.model_dump(mode="json", exclude={"loss", "red_team", "capabilities"}) for arm in evaluation.arms],
         "scenarios": [scenario.model_dump(mode="json") for scenario in evaluation.scenarios],
         "table": table,
         "differences": differences,
         "curves": curves,
+        "capabilities": [
+            {"arm": arm.name, **found.model_dump(mode="json")} for arm in evaluation.arms for found in arm.capabilities
+        ],
         "red_team": [row for arm in evaluation.arms for row in _red_team_rows(arm, evaluation=evaluation)],
         "red_team_worst": [
             {"arm": arm.name, **prompt.model_dump(mode="json")}
@@ -351,6 +372,7 @@ def _row(
         "length_tokens": _mean(lengths),
         "num_lengths_unknown": len(samples) - len(lengths),
         "finished": _mean([float(sample.finish_reason == "stop") for sample in samples]),
+        **_executions(samples),
         **_measure_texts(scenario, samples, evaluation=evaluation, budgets=budgets),
         "bits_per_byte": None if arm.checkpoint is None else arm.checkpoint.bits_per_byte.get(arm.control or "none"),
         "kl_per_sequence": None if arm.kl is None else arm.kl.per_sequence[0],
@@ -380,6 +402,22 @@ def summarize_scores(
         "score_max@25": _max_at(groups, 25, prompted=prompted, compat=evaluation.compat),
         "num_hits": _mean([hit for group in hits for hit in group]),
         "hit_probability@25": _max_at(hits, 25, prompted=prompted, compat=evaluation.compat),
+    }
+
+
+def _executions(samples: Sequence[Sample]) -> dict[str, Any]:
+    """pass@k of the samples that were run: the probability that at least one of k samples of a problem passes.
+
+    The unbiased 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, equation 1, is the expected maximum of k outcomes.
+    """
+    run = [sample for sample in samples if sample.outcome is not None]
+    groups: dict[Hashable, list[float]] = defaultdict(list)
+    for sample in run:
+        groups[sample.prompt_index].append(float(sample.outcome == PASSED))
+    return {
+        "num_executed": len(run),
+        "outcomes": dict(sorted(Counter(str(sample.outcome) for sample in run).items())),
+        **{f"pass@{k}": grouped_max_at_k(list(groups.values()), k) for k in (1, 10, 100)},
     }
 
 
@@ -537,12 +575,17 @@ _COLUMNS = (
         "expected largest score of 25 samples (within a prompt where there are prompts)",
     ),
     _Column("hits", "num_hits", ".1%", "share of samples scoring above the scenario's threshold"),
+    _Column("hit in 25", "hit_probability@25", ".1%", "probability that one of 25 samples is above the threshold"),
     _Column("chars", "length", ".0f", "mean length in characters"),
     _Column("tokens", "length_tokens", ".0f", "mean length in tokens"),
     _Column("distinct-2", "distinct-2-grams", ".3f", "mean share of distinct word pairs within a sample"),
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
+    _Column("repeats", "repetition", ".1%", "mean share of a sample's 4-grams of words that it has had before"),
     _Column("parses", "compilability", ".1%", "share of samples that Python parses, comments alone among them"),
     _Column("with code", "compilability_nonempty", ".1%", "share of samples that parse and hold a statement"),
+    _Column("pass@1", "pass@1", ".1%", "share of programs that pass their problem's tests"),
+    _Column("pass@10", "pass@10", ".1%", "probability that one of 10 samples of a problem passes"),
+    _Column("pass@100", "pass@100", ".1%", "probability that one of 100 samples of a problem passes"),
     _Column(
         "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
     ),
@@ -932,6 +975,7 @@ def _page(report: Mapping[str, Any], plots: Sequence[_Plot], samples: Sequence[S
         f"{_escape(', '.join(map(str, report['seeds'])))}.</p>",
         *_scenarios(report, plots),
         *_difference_table(report),
+        *_capability_table(report),
         *_arm_table(report),
         *_figures([plot for plot in plots if plot.scenario is None and not plot.group]),
         *_red_team(report, plots),
@@ -998,6 +1042,42 @@ def _difference_table(report: Mapping[str, Any]) -> list[str]:
         *rows,
         "</tbody></table></div>",
     ]
+
+
+def _capability_table(report: Mapping[str, Any]) -> list[str]:
+    """A row for each task and metric, a column for each arm."""
+    found = report["capabilities"]
+    if not found:
+        return []
+    arms = list(dict.fromkeys(row["arm"] for row in found))
+    cells = {(row["task"], row["metric"], row["arm"]): row for row in found}
+    lines = []
+    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in found):
+        mine = [cells.get((task, metric, arm)) for arm in arms]
+        known = [row for row in mine if row is not None]
+        better = {True: "higher is better", False: "lower is better", None: ""}[known[0]["higher_is_better"]]
+        shots = "-" if known[0]["num_shots"] is None else str(known[0]["num_shots"])
+        shown = [
+            "-" if row is None else f"{row['value']:.4g}" + _plus_minus(row["standard_error"], digits=".2g")
+            for row in mine
+        ]
+        lines.append(
+            f'<tr data-capability="{_escape(task)}/{_escape(metric)}">'
+            + "".join(f"<td>{_escape(cell)}</td>" for cell in (task, metric, better, shots, *shown))
+            + "</tr>"
+        )
+    head = "".join(f"<th>{_escape(title)}</th>" for title in ("task", "metric", "", "shots", *arms))
+    return [
+        "<h2>Capabilities</h2>",
+        '<p class="note">As lm-eval reports them, with standard errors.</p>',
+        f'<div class="scroll"><table class="words"><thead><tr>{head}</tr></thead><tbody>',
+        *lines,
+        "</tbody></table></div>",
+    ]
+
+
+def _plus_minus(error: float | None, *, digits: str) -> str:
+    return "" if error is None else f" +- {error:{digits}}"
 
 
 def _arm_table(report: Mapping[str, Any]) -> list[str]:

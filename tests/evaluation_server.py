@@ -39,7 +39,8 @@ def listening(app):
 class Server:
     """Texts depend on (model, control, prompt, seed, choice); a text's score is its share of the letter x.
 
-    `troubles` is asked before each answer to a completion and may give another answer.
+    `write` makes other texts, from the body and the choice's seed. `troubles` is asked before each answer to a
+    completion or chat and may give another answer.
     """
 
     def __init__(self):
@@ -51,6 +52,7 @@ class Server:
         self.brings_n = True
         self.delay_s = 0.0
         self.unscored = lambda text: None
+        self.write = None
         self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
         self._lock = threading.Lock()
         app = FastAPI()
@@ -112,7 +114,8 @@ class Server:
         bad = 5 if body.get("control") == "bad" else 0
         bad += body["prompt"].count("x")
         words = rng.choices(WORDS + ["x"] * bad, k=rng.randint(body.get("min_tokens", 1), body["max_tokens"]))
-        return {"text": " ".join(words), "index": choice, "finish_reason": "stop", "logprobs": {"tokens": words}}
+        text = self.write(body, seed) if self.write else " ".join(words)
+        return {"text": text, "index": choice, "finish_reason": "stop", "logprobs": {"tokens": words}}
 
     async def chat(self, request: Request):
         body = await request.json()

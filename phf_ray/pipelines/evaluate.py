@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
@@ -24,14 +24,17 @@ import numpy as np
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config, Scenario
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
+from phf_ray.execution import check_supported, program_of, run_program
 from phf_ray.pipelines.client import Client, RefusedError
 from phf_ray.report import (
     SAMPLES,
     ArmInfo,
     Evaluation,
     KLInfo,
+    RedTeamInfo,
     Sample,
     ScenarioInfo,
+    TaskResult,
     read_samples,
     write_file,
     write_report,
@@ -79,7 +82,9 @@ class Arm:
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
     kl: KLInfo | None = None
-    """For the report."""
+    """For the report, like the next two."""
+    capabilities: tuple[TaskResult, ...] = ()
+    red_team: RedTeamInfo | None = None
     client: Asks | None = field(default=None, repr=False)
     """A model in this process, asked in place of the URL."""
 
@@ -148,14 +153,43 @@ def read_prompts(path: str) -> list[str]:
 
 
 def _prompt_of(line: str, *, where: str) -> str:
+    """Its `text`; in RealToxicityPrompts that of its `prompt`, in HumanEval the `prompt` itself."""
     try:
-        text = json.loads(line)["text"]
-        # RealToxicityPrompts nests its prompts: {"prompt": {"text": ...}}; ours are flat.
+        record = json.loads(line)
+        text = record["text"] if "text" in record else record["prompt"]
+        text = text["text"] if isinstance(text, dict) else text
         if isinstance(text, str):
             return text
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: no prompt ({type(error).__name__}: {error}); write {{'text': ...}}") from None
     raise DataError(f"{where}: `text` is {text!r}; write a string")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """How a completion of a function is tested, in HumanEval's form."""
+
+    prompt: str
+    test: str
+    """Defines `check`, which takes the function and raises where it is wrong."""
+    entry_point: str
+    """The function's name."""
+
+
+def read_problems(path: str) -> list[Problem]:
+    """In the order of `read_prompts`. Raises DataError with the number of the record that is no problem."""
+    with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as lines:
+        records = [json.loads(line) for line in lines if line.strip()]
+    problems = []
+    for number, record in enumerate(records, start=1):
+        values = [record.get(key) for key in ("prompt", "test", "entry_point")]
+        if not all(isinstance(value, str) for value in values):
+            raise DataError(
+                f"{path}: record {number} is no problem to execute; write "
+                "{'prompt': ..., 'test': 'def check(f): ...', 'entry_point': ...}"
+            )
+        problems.append(Problem(*values))
+    return problems
 
 
 def prompt_order(num_prompts: int, *, scenario: str) -> list[int]:
@@ -490,6 +524,8 @@ class Draw:
     scores: ScoresServer
     output: str
     patience_s: float = 60.0
+    problems: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
+    """Of the scenarios whose samples are run."""
 
     def run(self, units: Sequence[Unit]) -> list[dict[str, Any]]:
         """One outcome a unit: how many samples were stored, or why none was."""
@@ -511,9 +547,17 @@ class Draw:
         except ServiceError as error:
             refused = isinstance(error, RefusedError)
             return {"num_samples": 0, "num_failed": unit.count, "refused": refused, "error": str(error)}
+        if unit.scenario in self.problems:
+            samples = [self._run_sample(sample) for sample in samples]
         content = json.dumps([asdict(sample) for sample in samples], allow_nan=False)
         write_file(f"{self.output}/{_PARTS}/{unit.key}.json", content.encode())
         return {"num_samples": len(samples), "num_failed": 0, "refused": False, "error": ""}
+
+    def _run_sample(self, sample: Sample) -> Sample:
+        assert sample.prompt_index is not None
+        problem = self.problems[sample.scenario][sample.prompt_index]
+        program = program_of(problem.prompt, sample.text, test=problem.test, entry_point=problem.entry_point)
+        return replace(sample, outcome=run_program(program))
 
 
 class DrawActor:
@@ -574,6 +618,8 @@ class Options:
     restart: bool = False
     """Throw away what an earlier, different evaluation left in the output directory."""
     allow_other_scorer: bool = False
+    allow_code_execution: bool = False
+    """Run samples of scenarios that say `execute`."""
     patience_s: float = 60.0
     """How long a request is asked again while the server is busy or away."""
 
@@ -594,6 +640,7 @@ def evaluate(
     """
     options = options or Options()
     scenarios = _scenarios(config, options)
+    problems = _problems(scenarios, allowed=options.allow_code_execution)
     probes = [Probe(arm, check_arm(arm)) for arm in arms]
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = make_plan(scenarios, probes, seeds=options.seeds)
@@ -606,6 +653,8 @@ def evaluate(
                 checkpoint=arm.checkpoint,
                 loss=arm.loss,
                 kl=arm.kl,
+                capabilities=arm.capabilities,
+                red_team=arm.red_team,
             )
             for arm in arms
         ),
@@ -622,7 +671,9 @@ def evaluate(
     log.info("%d of %d samples to draw", sum(unit.count for unit in todo), sum(unit.count for unit in plan.units))
     failures: Counter[str] = Counter()
     if todo:
-        draw = Draw({arm.name: arm for arm in arms}, plan.scenario_configs, scores, output, options.patience_s)
+        draw = Draw(
+            {arm.name: arm for arm in arms}, plan.scenario_configs, scores, output, options.patience_s, problems
+        )
         blocks = _blocks(_interleaved(todo), size=config.generation.batch_size)
         outcomes = runner(draw, blocks, max_clients=options.max_clients)
         num_planned = sum(unit.count for unit in plan.units)
@@ -661,6 +712,21 @@ def _scenarios(config: Config, options: Options) -> list[Scenario]:
     if options.num_samples is None:
         return list(scenarios)
     return [scenario.model_copy(update={"num_samples": options.num_samples}) for scenario in scenarios]
+
+
+def _problems(scenarios: Sequence[Scenario], *, allowed: bool) -> dict[str, Sequence[Problem]]:
+    found: dict[str, Sequence[Problem]] = {}
+    for scenario in scenarios:
+        if scenario.execute and scenario.prompts_path is not None:
+            if not allowed:
+                raise ConfigError(
+                    f"scenario {scenario.name} runs code that a model writes, in a process with limits; give "
+                    "--allow-code-execution if that is wanted"
+                )
+            check_supported()
+            read_prompts(scenario.prompts_path)
+            found[scenario.name] = read_problems(scenario.prompts_path)
+    return found
 
 
 def _interleaved(units: Sequence[Unit]) -> list[Unit]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import socket
 import time
 from collections import Counter
@@ -452,6 +453,80 @@ def test_a_server_that_ignores_n_is_asked_until_there_are_enough(server, prompts
     assert [sample.index for sample in samples] == [0, 1, 2, 3]
     assert len({sample.text for sample in samples}) == 4
     assert len({body["seed"] for body in server.completions}) == 4
+
+
+# -- Code that a model wrote ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    test = "def check(f):\n    assert f() == RIGHT\n"
+    records = [
+        {"task_id": f"T/{n}", "prompt": f"def f{n}():\n", "entry_point": f"f{n}", "test": test.replace("RIGHT", str(n))}
+        for n in (0, 1)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def write_return(body, seed):
+    """Returns 1 for two seeds of five, else a name that is not there."""
+    return f"    return {1 if seed % 5 < 2 else 'missing'}\n\n\ndef next():\n    pass\n"
+
+
+def execute_config(problems):
+    return make_config(prompts=problems, use_prompt_for_scoring=False, execute=True)
+
+
+def test_programs_are_run_against_their_tests_and_passes_are_counted_without_bias(server, problems, tmp_path):
+    server.write = write_return
+    report = run(server, tmp_path / "out", execute_config(problems), allow_code_execution=True)
+    assert json.loads(json.dumps(recompute(str(tmp_path / "out")))) == report
+    rows = [row for row in report["table"] if row["scenario"] == "functions"]
+    assert {row["num_executed"] for row in rows} == {48}
+    drawn = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    mine = [one for one in drawn if (one["arm"], one["scenario"]) == ("mle", "functions")]
+    assert {one["outcome"] for one in mine} == {"passed", "NameError", "AssertionError"}
+    for one in mine:
+        expected = "NameError" if "missing" in one["text"] else "passed" if one["prompt_index"] else "AssertionError"
+        assert one["outcome"] == expected
+    assert {one["outcome"] for one in drawn if one["scenario"] == "unconditional"} == {None}
+    # One of two problems is solved by c of n samples: Chen et al. 2021, equation 1.
+    n, c = 24, sum(one["outcome"] == "passed" for one in mine)
+    row = rows[0]
+    assert 0 < c < n
+    assert row["pass@1"] == pytest.approx(c / n / 2)
+    assert row["pass@10"] == pytest.approx((1 - math.comb(n - c, 10) / math.comb(n, 10)) / 2)
+    assert row["pass@100"] is None
+    assert row["outcomes"]["passed"] == c
+    assert "pass@10" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_program_is_run_unless_that_is_allowed(server, problems, tmp_path):
+    server.write = write_return
+    with pytest.raises(ConfigError, match=r"functions runs code that a model writes.* give --allow-code-execution"):
+        run(server, tmp_path / "out", execute_config(problems))
+    assert server.completions == []
+    # Nor where it is allowed and not asked for.
+    report = run(server, tmp_path / "out", make_config(prompts=problems), allow_code_execution=True)
+    assert {row["num_executed"] for row in report["table"]} == {0}
+    assert {row["pass@1"] for row in report["table"]} == {None}
+
+
+def test_what_is_no_problem_is_named_before_the_first_sample(server, prompts, tmp_path):
+    with pytest.raises(DataError, match="record 1 is no problem to execute; write"):
+        run(server, tmp_path / "out", execute_config(prompts), allow_code_execution=True)
+    assert server.completions == []
+    with pytest.raises(ConfigError, match="execute: true but no prompts_path"):
+        make_config(execute=True)
+
+
+def test_prompts_are_read_as_realtoxicityprompts_and_humaneval_have_them(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    records = [{"text": "a"}, {"prompt": {"text": "b", "toxicity": 0.3}, "challenging": True}, {"prompt": "c"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read_prompts(str(path)) == ["a", "b", "c"]
 
 
 def test_text_that_cannot_be_stored_is_mended_before_it_is_scored(prompts):

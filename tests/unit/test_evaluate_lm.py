@@ -1,6 +1,7 @@
 """Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from jobs import evaluate_lm, make_prompts
 from jobs.evaluate_lm import parse_arms, parse_models, scorer_name
 from phf_ray.checkpoint import CheckpointInfo, Control, write_info
 from phf_ray.config import load_config, parse_config
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.pipelines.evaluate import read_prompts
 from phf_ray.pipelines.kl import fingerprint
 from phf_ray.pipelines.runs import RunDirectory
@@ -46,7 +47,7 @@ def test_of_a_run_the_newest_complete_checkpoint_is_taken_and_its_losses_shown(t
     [model] = parse_models([str(run.path)]).values()
     assert model.directory.name == "step-00000020"
     assert model.name == "with-spaces"
-    assert evaluate_lm._arm(model, None, base_url="http://x").loss == ((64, 5.5),)
+    assert evaluate_lm.arm_of(model, None, base_url="http://x").loss == ((64, 5.5),)
     [model] = parse_models([str(run.checkpoints / "step-00000010")]).values()
     assert model.name == "with-spaces"
 
@@ -136,6 +137,59 @@ def test_a_scorer_is_asked_for_by_its_name_on_the_server():
     assert name({"class_name": "PEP8Scorer"}) == "pep8"
     assert name({"class_name": "PEP8Scorer", "name": "style"}) == "style"
     assert name({"class_name": "DetoxifyToxicityScorer"}) == "toxicity"
+
+
+# -- What others measured ---------------------------------------------------------------------------------------------
+
+RESULTS = "tests/golden/lm_eval_results.json"
+
+
+def test_results_of_lm_eval_are_read_by_arm():
+    found = evaluate_lm.parse_lm_eval([f"mle={RESULTS}"], ["mle", "conditional:good"])
+    figures = {(result.task, result.metric): result for result in found["mle"]}
+    choice = figures["tiny_choice", "acc"]
+    assert (choice.value, choice.num_samples, choice.num_shots, choice.higher_is_better) == (
+        pytest.approx(7 / 12),
+        12,
+        0,
+        True,
+    )
+    assert choice.standard_error == pytest.approx((7 / 12 * 5 / 12 / 11) ** 0.5)
+    assert figures["tiny_answer", "exact_match (strict)"].value == 1.0
+    ppl = figures["tiny_perplexity", "bits_per_byte"]
+    assert (ppl.standard_error, ppl.higher_is_better) == (None, False)
+    assert ("tiny_group", "acc") in figures
+    assert len(figures) == len(found["mle"]) == 5
+
+
+def test_of_a_folder_of_lm_eval_the_newest_results_are_taken(tmp_path):
+    content = json.loads(Path(RESULTS).read_text())
+    for model, day, value in (("z", "2026-01-01", 0.25), ("a", "2026-01-02", 0.5)):
+        content["results"] = {"task": {"alias": "task", "acc,none": value}}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / f"results_{day}T00-00-00.json").write_text(json.dumps(content))
+    [result] = evaluate_lm.parse_lm_eval([f"mle={tmp_path}"], ["mle"])["mle"]
+    assert (result.value, result.num_shots, result.higher_is_better) == (0.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("gpt=x", ConfigError, "write ARM=PATH; the arms are mle, conditional:good"),
+        ("mle", ConfigError, "write ARM=PATH"),
+        ("mle=missing.json", ConfigError, "no such file; give lm-eval's --output_path"),
+        ("mle=empty", ConfigError, r"holds no results_\*\.json"),
+        ("mle=wrong.json", DataError, r"wrong\.json is no results file of lm-eval"),
+        ("mle=nan.json", DataError, "t, acc,none is nan"),
+    ],
+)
+def test_what_is_no_result_of_lm_eval_is_named(tmp_path, monkeypatch, text, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.json").write_text("[]")
+    (tmp_path / "nan.json").write_text('{"results": {"t": {"acc,none": NaN}}}')
+    with pytest.raises(error, match=message):
+        evaluate_lm.parse_lm_eval([text], ["mle", "conditional:good"])
 
 
 # -- Prompts ----------------------------------------------------------------------------------------------------------
