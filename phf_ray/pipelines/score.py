@@ -140,7 +140,7 @@ class Request:
 
     def setup(self) -> Setup:
         return Setup(
-            scorers=_scorer_configs(self.config),
+            scorers=scorer_configs(self.config),
             segmenter=self.config.scoring.segmenter,
             text_timeout_s=self.config.scoring.text_timeout_s,
             factory=self.scorer_factory,
@@ -149,7 +149,7 @@ class Request:
     def key(self) -> dict[str, Any]:
         """What must stay the same for a job to be resumed."""
         return {
-            "scoring.scorers": [dict(scorer) for scorer in _scorer_configs(self.config)],
+            "scoring.scorers": [dict(scorer) for scorer in scorer_configs(self.config)],
             "scoring.segmenter": self.config.scoring.segmenter,
             "--limit": self.limit,
             "--text-column": self.text_column,
@@ -202,7 +202,8 @@ def identify(request: Request) -> tuple[ScorerIdentity, ...]:
     return process.identities
 
 
-def _scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
+def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
+    """As `build_scorer` takes them, the one that is trained on first."""
     if not config.scoring.scorers:
         return (config.scorer,)  # which refuses a configuration without any
     dated = {"reference_date": config.scoring.reference_date}
@@ -394,7 +395,7 @@ class Stage:
     """With the scorers of this stage only."""
     identities: tuple[dict[str, Any], ...]
     scorers_before: tuple[str, ...]
-    """Names of the scorers whose scores a shard brings along."""
+    """Names of the scorers whose scores a shard brings along, from the input or from the stage before."""
     scorers: tuple[str, ...]
     """All names in the order of the columns."""
     output: str
@@ -494,7 +495,9 @@ class ShardScorer:
         )
         try:
             if stage.is_first:
-                records: Iterable[Record] = read_shard(json.loads(row["pieces"]), text_column=stage.text_column)
+                pieces = json.loads(row["pieces"])
+                records: Iterable[Record] = read_shard(pieces, text_column=stage.text_column)
+                count_reused(pieces, writer)
             else:
                 records = read_staged(staged, scorers=stage.scorers_before, writer=writer)
             score_records(records, self._process, writer, counted=self.count)
@@ -551,6 +554,20 @@ def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) 
             text_column=text_column,
             reuse={name: (scores, errors) for name, (scores, errors) in entry["reuse"].items()},
         )
+
+
+def count_reused(pieces: Sequence[Mapping[str, Any]], writer: PartWriter) -> None:
+    """Texts that were cut when the scores that are taken over were computed.
+
+    Known for each part of the input: it counts for the shard that has the part's first row, whole also under --limit.
+    """
+    for entry in pieces:
+        reused = set(entry["reuse"]) & set(writer.stats.scorers)
+        if reused and Piece.from_json(entry["piece"]).begin == 0:
+            footer = corpus.read_footer(InputFile(*entry["file"]).name)
+            before = Stats.from_json(footer["stats"]) if footer is not None else Stats()
+            for name in reused & set(before.scorers):
+                writer.stats.scorers[name].truncated += before.scorers[name].truncated
 
 
 def read_staged(path: str, *, scorers: Sequence[str], writer: PartWriter) -> Iterator[Segmented]:
@@ -778,20 +795,30 @@ class Pool:
 
 
 def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list[Pool]:
-    """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for."""
-    wants_gpu = [has_gpus and "torch" in identity["versions"] for identity in plan.identities]
-    cpu = [index for index, wants in enumerate(wants_gpu) if not wants]
-    gpu = [index for index, wants in enumerate(wants_gpu) if wants]
+    """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for.
+
+    A scorer whose scores all of the input has is not asked, and its model is not loaded.
+    """
     names = tuple(identity["name"] for identity in plan.identities)
+    roots = {file.root for file in plan.files}
+    known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
+    wants_gpu = [has_gpus and "torch" in identity["versions"] for identity in plan.identities]
+    cpu = [index for index, wants in enumerate(wants_gpu) if not wants and not known[index]]
+    gpu = [index for index, wants in enumerate(wants_gpu) if wants and not known[index]]
     configs = request.config.scoring.pools
     used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
+    used = used or [(configs.cpu, [])]
+    brought = [index for index, is_known in enumerate(known) if is_known]
     setup = request.setup()
     return [
         Pool(
             Stage(
                 setup=replace(setup, scorers=tuple(setup.scorers[index] for index in indices)),
                 identities=tuple(plan.identities[index] for index in indices),
-                scorers_before=tuple(names[index] for _, before in used[:number] for index in before),
+                scorers_before=tuple(
+                    names[index]
+                    for index in sorted([*brought, *(index for _, before in used[:number] for index in before)])
+                ),
                 scorers=names,
                 output=output,
                 text_column=plan.key["--text-column"],

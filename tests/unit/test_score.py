@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 
@@ -235,12 +236,7 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
 
 def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
     run(request(sources), str(tmp_path / "first"))
-    # Scores that no scorer would give show who is asked.
-    for path in (tmp_path / "first").glob("part-*.parquet"):
-        table = pq.read_table(path)
-        marked = [[42.0] * len(scores) for scores in table["scores"].to_pylist()]
-        index = table.schema.names.index("scores")
-        pq.write_table(table.set_column(index, table.schema.field(index), [marked]), path)
+    mark_scores(tmp_path / "first")
     manifest = run(request(tmp_path / "first", scorers=[LENGTH, WORDS]), str(tmp_path / "second"))
     rows = [row for part in corpus.list_parts(str(tmp_path / "second")) for row in corpus.read_rows(part)]
     assert {value for row in rows for value in row["scores"]} == {42.0}
@@ -251,6 +247,53 @@ def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
     renamed = {"class_name": "WordScorer", "name": "length"}
     run(request(tmp_path / "first", scorers=[renamed]), str(tmp_path / "third"))
     assert {value for document in read_corpus(str(tmp_path / "third")) for value in document.scores} == {2.0}
+
+
+def mark_scores(folder):
+    """Scores that no scorer would give show who is asked."""
+    for path in folder.glob("part-*.parquet"):
+        table = pq.read_table(path)
+        marked = [[42.0] * len(scores) for scores in table["scores"].to_pylist()]
+        index = table.schema.names.index("scores")
+        footer = pq.read_metadata(path).metadata
+        table = table.set_column(index, table.schema.field(index), [marked])
+        pq.write_table(table.replace_schema_metadata({b"phf_ray": footer[b"phf_ray"]}), path)
+
+
+# A GPU pool that asks for no GPU: two stages, on any machine.
+@pytest.mark.parametrize("pools", [{}, {"gpu": {"num_gpus": 0}}], ids=["one stage", "two stages"])
+def test_scores_that_are_kept_are_not_computed_again_and_keep_their_count_of_cut_texts(sources, tmp_path, pools):
+    (sources / "3.py").write_text("LONG words\nand LONG\n")
+    (sources / "9.py").write_text("LONG\n" * 9)
+    first = run(request(sources, scorers=[WORDS]), str(tmp_path / "first"))
+    assert first.scorer_stats().truncated == 11
+    mark_scores(tmp_path / "first")
+    asked = request(tmp_path / "first", scorers=[LENGTH, WORDS], shard_bytes=30, pools=pools)
+    second = run(asked, str(tmp_path / "second"))
+    assert second.scorer_stats("words").truncated == 11
+    assert second.num_parts > first.num_parts
+    rows = [row for part in corpus.list_parts(str(tmp_path / "second")) for row in corpus.read_rows(part)]
+    assert {value for row in rows for value in row["scores__words"]} == {42.0}
+    assert [row["scores"] for row in rows] == [[float(len(text)) for text in row["texts"]] for row in rows]
+    # Nothing is left to ask: only the order of the columns changes.
+    third = run(
+        request(tmp_path / "second", scorers=[WORDS, LENGTH], pools=pools, shard_bytes=None), str(tmp_path / "third")
+    )
+    assert (third.scorer_stats().truncated, third.scorer["name"]) == (11, "words")
+    assert {value for document in read_corpus(str(tmp_path / "third")) for value in document.scores} == {42.0}
+
+
+def test_datasets_loads_what_the_job_wrote_by_its_data_card_and_by_its_files(sources, tmp_path):
+    (sources / "empty.py").write_text("")
+    run(request(sources, scorers=[LENGTH, WORDS]), str(tmp_path / "out"))
+    cache = str(tmp_path / "cache")
+    files = str(tmp_path / "out" / "part-*.parquet")
+    by_card = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=cache)
+    by_files = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
+    rows = [row for part in corpus.list_parts(str(tmp_path / "out")) for row in corpus.read_rows(part)]
+    assert list(by_card) == list(by_files) == rows
+    assert len(rows) == 20
+    assert {"id", "texts", "scores", "avg_score", "num_sents", "errors", "meta", "scores__words"} <= set(rows[0])
 
 
 def test_compressed_lines_are_cut_and_limited(tmp_path):
