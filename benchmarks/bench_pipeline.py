@@ -33,6 +33,10 @@ from phf_ray.segments import build_segmenter
 SCORER = {"class_name": "PEP8Scorer"}
 TARGETS = {"steady state": 1.8, "first to last part": 1.6}
 NUM_ACTORS = 2
+FLAT = 0.9
+"""Least speed, from first to last part, on 4x and 16x the corpus, over that on the corpus."""
+DRIVER_GROWTH_MB = 50
+"""Most that the driver's peak memory may grow by on 16x the corpus: noise of its allocator."""
 
 
 def standard_library(*, max_characters: int | None = None) -> dict[str, str]:
@@ -146,7 +150,16 @@ def bench_scale(*, base_characters: int) -> dict[str, Any]:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr, flush=True)
-    return {"rows": rows}
+    first, last = rows[0], rows[-1]
+    slowest = min(row["characters_per_s"] for row in rows[1:]) / first["characters_per_s"]
+    growth_mb = last["driver_peak_mb"] - first["driver_peak_mb"]
+    return {
+        "rows": rows,
+        "slowest_over_1x": slowest,
+        "flat_cost": "met" if slowest >= FLAT else "missed",
+        "driver_growth_mb": growth_mb,
+        "driver_memory": "met" if growth_mb <= DRIVER_GROWTH_MB else "missed",
+    }
 
 
 def one_size(copies: int, base_characters: int) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """Scorers against their references on one core: interleaved pairs, median ratio, spread, bound met or missed.
 
-    python -m benchmarks.bench_score [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000]
+    python -m benchmarks.bench_score [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000] [--tiny]
 
 References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way
 (one batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N`
-compares the PII detections on N texts, half of them damaged positives, and fails on the first that differs.
+compares the PII detections on N texts, half of them damaged positives, and fails on the first that differs. `--tiny`
+only shows that it runs.
+
+PEP8 and PII are timed in CPU seconds of one core. The toxicity model is of RoBERTa-base's shape, 125 M parameters with
+random weights, on all cores and by the clock. Detoxify's way pays for padding with the number of texts times the
+longest: 32 texts of which one has 512 tokens, where the others are compared on 128; its ratio grows with that number.
 """
 
 import argparse
@@ -20,7 +25,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -36,51 +41,78 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpora, used where present")
     parser.add_argument("--compare", type=int, default=0, metavar="N", help="PII texts to compare")
+    parser.add_argument("--tiny", action="store_true", help="one pair, a fiftieth of the text and a tiny model")
     options = parser.parse_args()
-    system = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{system}, load {os.getloadavg()[0]:.1f}")
+    print(machine(), flush=True)
+    size = Size(pairs=1 if options.tiny else options.pairs, divisor=50 if options.tiny else 1)
     scorers = {"pep8": bench_pep8, "pii": bench_pii, "toxicity": bench_toxicity}
     for name in options.scorers or scorers:
-        for line in scorers[name](options.data, options.pairs):
+        for line in scorers[name](options.data, size):
             print(line, flush=True)
     if options.compare:
         return compare_pii(options.data, options.compare)
     return 0
 
 
-def ratio_line(
-    name: str, reference: Callable[[], Any], ours: Callable[[], Any], *, pairs: int, bound: float, num_chars: int
-) -> str:
-    """One row: ours and the reference in turn, each pair on the same machine at the same time."""
+class Size(NamedTuple):
+    pairs: int
+    divisor: int
+    """What corpora and models are made smaller by."""
+
+
+def machine() -> str:
+    """One line that says what the figures were measured on."""
+    named = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    memory = [int(line.split()[1]) / 2**20 for line in _lines(Path("/proc/meminfo")) if line.startswith("MemTotal")]
+    parts = [*named[:1], platform.machine(), f"{os.cpu_count()} cores", *(f"{size:.0f} GiB" for size in memory)]
+    return f"{', '.join(parts)}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+class Row(NamedTuple):
+    name: str
+    bound: float
+    """How many times as fast as the reference ours must be."""
+    amount: int
+    unit: str
+    """What ours gets through."""
+    clock: Callable[[], float] = time.process_time
+
+
+def ratio_line(row: Row, reference: Callable[[], Any], ours: Callable[[], Any], *, pairs: int) -> str:
+    """Ours and the reference in turn, each pair on the same machine at the same time."""
     ours()
     ratios, speeds = [], []
     for _ in range(pairs):
-        reference_s = cpu_seconds(reference)
-        ours_s = cpu_seconds(ours)
+        reference_s = seconds(reference, row.clock)
+        ours_s = seconds(ours, row.clock)
         ratios.append(reference_s / ours_s)
-        speeds.append(num_chars / ours_s)
+        speeds.append(row.amount / ours_s)
     median = statistics.median(ratios)
-    clear = "met" if median > bound else "missed"
-    verdict = "within noise" if min(ratios) <= bound <= max(ratios) else clear
+    clear = "met" if median > row.bound else "missed"
+    verdict = "within noise" if min(ratios) <= row.bound <= max(ratios) else clear
     return (
-        f"{name:42} {median:7.2f}x  ({min(ratios):.2f}-{max(ratios):.2f})  bound {bound:g}x: {verdict:12} "
-        f"ours {statistics.median(speeds) / 1e3:,.0f} k chars/s"
+        f"{row.name:42} {median:7.2f}x  ({min(ratios):.2f}-{max(ratios):.2f})  bound {row.bound:g}x: {verdict:12} "
+        f"ours {statistics.median(speeds):,.0f} {row.unit}/s"
     )
 
 
-def cpu_seconds(work: Callable[[], Any]) -> float:
-    started = time.process_time()
+def seconds(work: Callable[[], Any], clock: Callable[[], float]) -> float:
+    started = clock()
     work()
-    return time.process_time() - started
+    return clock() - started
 
 
-def bench_pep8(_: Path, pairs: int) -> Iterator[str]:
+def bench_pep8(_: Path, size: Size) -> Iterator[str]:
     import pycodestyle
 
     from phf_ray.scorers.pep8_checker import report
     from phf_ray.segments import split_lines
 
-    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[::3]
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:: 3 * size.divisor]
     files = [split_lines(path.read_text(encoding="utf-8", errors="replace")) for path in paths]
     num_chars = sum(len(line) for lines in files for line in lines)
     for path, lines in zip(paths, files, strict=True):
@@ -88,16 +120,14 @@ def bench_pep8(_: Path, pairs: int) -> Iterator[str]:
             raise SystemExit(f"different violations in {path}")
     yield f"PEP8: {len(files)} files of the standard library, {num_chars:,} characters; the same violations"
     yield ratio_line(
-        "  pycodestyle.Checker",
+        Row("  pycodestyle.Checker", bound=1.5, amount=num_chars, unit="chars"),
         lambda: [report(lines, checker=pycodestyle.Checker) for lines in files],
         lambda: [report(lines) for lines in files],
-        pairs=pairs,
-        bound=1.5,
-        num_chars=num_chars,
+        pairs=size.pairs,
     )
 
 
-def bench_pii(data: Path, pairs: int) -> Iterator[str]:
+def bench_pii(data: Path, size: Size) -> Iterator[str]:
     from phf_ray.scorers.pii_detectors import fast_scrubber
     from phf_ray.scorers.pii_reference import reference_scrubber
     from phf_ray.segments import build_segmenter
@@ -108,22 +138,21 @@ def bench_pii(data: Path, pairs: int) -> Iterator[str]:
         list(scrubber.iter_filth("Born on 4 March 1950, 12 Main St, Springfield, IL 62701; skype ada_l1"))
     split = build_segmenter("sentences")
     for corpus in ("text_peps", "text_web", "pii_anon"):
-        documents = read_corpus(data, corpus, max_chars=100_000)
+        documents = read_corpus(data, corpus, max_chars=100_000 // size.divisor)
         if not documents and corpus != "text_peps":
             continue
-        documents = documents or python_manual(100_000)
+        documents = documents or python_manual(100_000 // size.divisor)
+        name = corpus if data.is_dir() else "Python manual"
         sentences = [sentence for document in documents for sentence in split(document)]
         for unit, texts in (("documents", documents), ("sentences", sentences)):
             num_chars = sum(map(len, texts))
             if detections(slow, texts) != detections(fast, texts):
                 raise SystemExit(f"different detections in {corpus} by {unit}")
             yield ratio_line(
-                f"PII: {corpus if data.is_dir() else 'Python manual'}, {len(texts)} {unit}",
+                Row(f"PII: {name}, {len(texts)} {unit}", bound=10, amount=num_chars, unit="chars"),
                 lambda texts=texts: detections(slow, texts),
                 lambda texts=texts: detections(fast, texts),
-                pairs=pairs,
-                bound=10,
-                num_chars=num_chars,
+                pairs=size.pairs,
             )
 
 
@@ -157,41 +186,63 @@ def compare_pii(data: Path, count: int) -> int:
     return 0
 
 
-def bench_toxicity(data: Path, pairs: int) -> Iterator[str]:
+def bench_toxicity(data: Path, size: Size) -> Iterator[str]:
     import torch
     import transformers
 
     from phf_ray.scorers.classifier import TextClassifier
 
     torch.manual_seed(SEED)
-    torch.set_num_threads(1)
+    torch.set_num_threads(os.cpu_count() or 1)
     tokenizer = byte_tokenizer()
     config = transformers.RobertaConfig(num_labels=16, max_position_embeddings=514, type_vocab_size=1)
+    if size.divisor > 1:
+        config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 96, 96
     model = transformers.RobertaForSequenceClassification(config).eval()
-    texts = mixed_lengths(data, 48)
-    num_tokens = sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"])
-    classifier = TextClassifier(model, tokenizer, device="cpu", precision="fp32", tokens_per_batch=None)
 
     @torch.no_grad()
     def predict(batch: list[str]) -> Any:
         return model(**tokenizer(batch, return_tensors="pt", truncation=True, padding=True, max_length=512))[0]
 
-    by_length = sorted(texts, key=len)
-    references = {
-        "one batch padded to the longest": (lambda: predict(texts), 10.0),
-        "one text at a time": (lambda: [predict([text]) for text in texts], 2.0),
-        "sorted, 16 at a time": (lambda: [predict(by_length[i : i + 16]) for i in range(0, len(texts), 16)], 1.0),
+    def in_batches(texts: list[str], count: int) -> None:
+        for first in range(0, len(texts), count):
+            predict(texts[first : first + count])
+
+    classifier = TextClassifier(model, tokenizer, device="cpu", precision="fp32", tokens_per_batch=None)
+    few, many = (mixed_lengths(data, count) for count in (32, 128))
+    by_length = sorted(many, key=len)
+    references: dict[str, tuple[list[str], Callable[[], Any], float]] = {
+        "Detoxify: one batch padded to the longest": (few, lambda: predict(few), 10.0),
+        "one text at a time": (many, lambda: in_batches(many, 1), 2.0),
+        "sorted by length, 16 at a time": (many, lambda: in_batches(by_length, 16), 1.0),
     }
-    yield f"toxicity: RoBERTa-base shape, random weights, fp32, {len(texts)} texts, {num_tokens} tokens"
-    for name, (reference, bound) in references.items():
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    yield f"toxicity: RoBERTa shape, {num_parameters:,} random weights, fp32, {torch.get_num_threads()} threads"
+    for name, (texts, reference, bound) in references.items():
+        lengths = [len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"]]
+        yield f"  {len(texts)} texts, {sum(lengths):,} tokens, the longest {max(lengths)}"
         yield ratio_line(
-            f"  {name}",
+            Row(f"  {name}", bound=bound, amount=sum(lengths), unit="tokens", clock=time.perf_counter),
             reference,
-            lambda: classifier.logits(texts),
-            pairs=pairs if bound < 10 else min(pairs, 2),
-            bound=bound,
-            num_chars=sum(map(len, texts)),
+            lambda texts=texts: classifier.logits(texts),
+            pairs=size.pairs,
         )
+    if torch.cuda.is_available():
+        yield on_gpu(model, tokenizer, mixed_lengths(data, 128) * 32)
+
+
+def on_gpu(model: Any, tokenizer: Any, texts: list[str]) -> str:
+    """The same code on a GPU, in bf16; tokenization included."""
+    import torch
+
+    from phf_ray.scorers.classifier import TextClassifier
+
+    classifier = TextClassifier(model, tokenizer, device="cuda", precision="bf16", tokens_per_batch=None)
+    num_tokens = sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"])
+    classifier.logits(texts)
+    speeds = [num_tokens / seconds(lambda: classifier.logits(texts), time.perf_counter) for _ in range(5)]
+    name = torch.cuda.get_device_name()
+    return f"  {name}, bf16, {len(texts)} texts: {statistics.median(speeds):,.0f} tokens/s"
 
 
 def byte_tokenizer() -> Any:
@@ -210,7 +261,8 @@ def byte_tokenizer() -> Any:
 def mixed_lengths(data: Path, count: int) -> list[str]:
     """Sentences, mostly short, and one text of the greatest length."""
     rng = random.Random(SEED)
-    source = read_corpus(data, "tox_wikitalk", max_chars=200_000) or python_manual(200_000)
+    found = [text for name in ("tox_wikitalk", "text_web") for text in read_corpus(data, name, max_chars=100_000)]
+    source = found or python_manual(200_000)
     sentences = [piece.strip() for text in source for piece in text.split(". ") if piece.strip()]
     long_text = " ".join(python_manual(5_000))
     return [*rng.sample([text[:600] for text in sentences], count - 1), long_text]
