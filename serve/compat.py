@@ -6,15 +6,18 @@ from the PII scorer. The scores are our scorer's: those of Perspective are not i
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from phf_ray.records import Span
 from serve.backends import Backend, ScorerBackend
 from serve.errors import ApiError
+from serve.google_batch import answer_batch
 from serve.schemas import MAX_BATCH, Text
 
 FLAGGED_FROM = 0.5
@@ -42,6 +45,15 @@ PERSPECTIVE_CLASSES = {
     "PROFANITY": "obscene",
     "SEXUALLY_EXPLICIT": "sexual_explicit",
 }
+# Perspective's other attributes, which Detoxify does not judge: left out of an answer, as HELM always asks for
+# FLIRTATION too, and refused where nothing else is asked for.
+PERSPECTIVE_UNJUDGED = frozenset(
+    {
+        *(f"{name}_EXPERIMENTAL" for name in PERSPECTIVE_CLASSES),
+        *("FLIRTATION", "ATTACK_ON_AUTHOR", "ATTACK_ON_COMMENTER", "INCOHERENT", "INFLAMMATORY"),
+        *("LIKELY_TO_REJECT", "OBSCENE", "SPAM", "UNSUBSTANTIAL"),
+    }
+)
 PERSPECTIVE_MAX_BYTES = 20_480
 
 # Our detector -> Presidio's entity; names that Presidio does not have are in its manner.
@@ -190,39 +202,60 @@ def add_perspective(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1alpha1/comments:analyze", responses=GOOGLE_ERRORS)
     async def analyze_comment(body: AnalyzeCommentRequest, request: Request) -> dict[str, Any]:
         """Perspective's AnalyzeComment, from the toxicity scorer."""
-        scorer = _scorer(backend, backend.toxicity, "toxicity")
         request.state.model = backend.toxicity
-        _refuse_comment(body)
-        text = body.comment.text
-        spans = [(0, len(text))]
-        if body.spanAnnotations:
-            spans = await scorer.segment_spans(text)
-        parts = [text[begin:end] for begin, end in spans]
-        # The whole text first: its score is the summary.
-        scored = await scorer.class_scores([text, *(parts if body.spanAnnotations else [])])
-        whole = scored[0]
-        if isinstance(whole, str):
-            raise ApiError(400, f"the comment can't be scored: {whole}", None, "COMMENT_NOT_SCORED")
-        of_parts = scored[1:] if body.spanAnnotations else scored
-        answer: dict[str, Any] = {
-            "attributeScores": {
-                name: _attribute(PERSPECTIVE_CLASSES[name], whole, spans=spans, of_spans=of_parts)
-                for name, parameters in body.requestedAttributes.items()
-                if _value(whole, name) >= (parameters.scoreThreshold or 0.0)
-            },
-            "languages": body.languages or ["en"],
-            "detectedLanguages": ["en"],
-        }
-        if body.clientToken is not None:
-            answer["clientToken"] = body.clientToken
-        return answer
+        return await analyzed(backend, body)
+
+    @app.post("/batch", include_in_schema=False)
+    async def batch(request: Request) -> Response:
+        """Many AnalyzeComment requests in one, as googleapiclient's `new_batch_http_request` sends them."""
+        request.state.model = backend.toxicity
+        content_type = request.headers.get("content-type", "")
+
+        async def answer(path: str, body: bytes) -> dict[str, Any]:
+            if path != "/v1alpha1/comments:analyze":
+                raise ApiError(404, f"a batch can't ask for {path}, only for /v1alpha1/comments:analyze")
+            try:
+                parsed = AnalyzeCommentRequest.model_validate_json(body)
+            except ValidationError as error:
+                raise ApiError(400, f"Invalid JSON payload: {error.errors()[0]['msg']}") from None
+            return await analyzed(backend, parsed)
+
+        return await answer_batch(content_type, await request.body(), answer=answer)
 
     @app.get("/$discovery/rest", responses=GOOGLE_ERRORS)
     async def discovery(request: Request, version: str = "v1alpha1") -> dict[str, Any]:
         """What `googleapiclient.discovery.build(..., discoveryServiceUrl=...)` reads."""
         if version != "v1alpha1":
             raise ApiError(404, f"there is no version {version!r}, only v1alpha1")
-        return discovery_document(str(request.base_url))
+        return discovery_document(str(request.base_url), key=request.query_params.get("key"))
+
+
+async def analyzed(backend: Backend, body: AnalyzeCommentRequest) -> dict[str, Any]:
+    scorer = _scorer(backend, backend.toxicity, "toxicity")
+    _refuse_comment(body)
+    text = body.comment.text
+    spans = [(0, len(text))]
+    if body.spanAnnotations:
+        spans = await scorer.segment_spans(text)
+    parts = [text[begin:end] for begin, end in spans]
+    # The whole text first: its score is the summary.
+    scored = await scorer.class_scores([text, *(parts if body.spanAnnotations else [])])
+    whole = scored[0]
+    if isinstance(whole, str):
+        raise ApiError(400, f"the comment can't be scored: {whole}", None, "COMMENT_NOT_SCORED")
+    of_parts = scored[1:] if body.spanAnnotations else scored
+    answer: dict[str, Any] = {
+        "attributeScores": {
+            name: _attribute(PERSPECTIVE_CLASSES[name], whole, spans=spans, of_spans=of_parts)
+            for name, parameters in _judged(body, whole).items()
+            if whole[PERSPECTIVE_CLASSES[name]] >= (parameters.scoreThreshold or 0.0)
+        },
+        "languages": body.languages or ["en"],
+        "detectedLanguages": ["en"],
+    }
+    if body.clientToken is not None:
+        answer["clientToken"] = body.clientToken
+    return answer
 
 
 def _refuse_comment(body: AnalyzeCommentRequest) -> None:
@@ -238,14 +271,24 @@ def _refuse_comment(body: AnalyzeCommentRequest) -> None:
     if not body.requestedAttributes:
         raise ApiError(400, "Missing requested_attributes", None, "MISSING_REQUESTED_ATTRIBUTES")
     for name in body.requestedAttributes:
-        if name not in PERSPECTIVE_CLASSES:
-            raise ApiError(400, f"Unknown requested attribute: {name}", None, "UNKNOWN_REQUESTED_ATTRIBUTE")
+        if name not in PERSPECTIVE_CLASSES and name not in PERSPECTIVE_UNJUDGED:
+            raise _unknown_attribute(name)
 
 
-def _value(scores: dict[str, float], name: str) -> float:
-    if PERSPECTIVE_CLASSES[name] not in scores:
-        raise ApiError(400, f"Unknown requested attribute: {name}", None, "UNKNOWN_REQUESTED_ATTRIBUTE")
-    return scores[PERSPECTIVE_CLASSES[name]]
+def _judged(body: AnalyzeCommentRequest, classes: Container[str]) -> dict[str, AttributeParameters]:
+    """The requested attributes that the model has a class for. Raises ApiError if there is none."""
+    judged = {
+        name: parameters
+        for name, parameters in body.requestedAttributes.items()
+        if PERSPECTIVE_CLASSES.get(name) in classes
+    }
+    if not judged:
+        raise _unknown_attribute(next(iter(body.requestedAttributes)))
+    return judged
+
+
+def _unknown_attribute(name: str) -> ApiError:
+    return ApiError(400, f"Unknown requested attribute: {name}", None, "UNKNOWN_REQUESTED_ATTRIBUTE")
 
 
 def _attribute(
@@ -265,8 +308,11 @@ def _attribute(
     }
 
 
-def discovery_document(base_url: str) -> dict[str, Any]:
-    """Perspective's interface in Google's discovery format, at this server instead of Google's."""
+def discovery_document(base_url: str, *, key: str | None = None) -> dict[str, Any]:
+    """Perspective's interface in Google's discovery format, at this server instead of Google's.
+
+    `key`: that of who asks. googleapiclient sends it with every request but a batch, whose address it gets here.
+    """
     string, number, boolean, integer = ({"type": kind} for kind in ("string", "number", "boolean", "integer"))
 
     def reference(name: str) -> dict[str, str]:
@@ -310,7 +356,7 @@ def discovery_document(base_url: str) -> dict[str, Any]:
         "rootUrl": root,
         "servicePath": "",
         "baseUrl": root,
-        "batchPath": "batch",
+        "batchPath": "batch" if key is None else f"batch?{urlencode({'key': key})}",
         "parameters": {
             "key": {"type": "string", "location": "query", "description": "API key"},
             "alt": {"type": "string", "location": "query", "default": "json", "enum": ["json"]},

@@ -48,7 +48,7 @@ def path_of(scope: Mapping[str, Any]) -> str:
 
 
 # Paths of Perspective, whose clients expect Google's shape.
-GOOGLE_PATHS = ("/v1alpha1/", "/$discovery/")
+GOOGLE_PATHS = ("/v1alpha1/", "/$discovery/", "/batch")
 GOOGLE_STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",

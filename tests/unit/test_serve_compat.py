@@ -1,5 +1,8 @@
 """Moderations, Perspective and Presidio over scorers whose results are known; no Ray, no socket, no weights."""
 
+import json
+from email import message_from_string
+
 import pytest
 from test_serve_api import caller, refused
 
@@ -65,6 +68,12 @@ def test_perspective_attributes_are_the_classes_of_the_model(call):
     }
 
 
+def test_perspective_leaves_out_what_the_model_does_not_judge(call):
+    # What HELM asks for.
+    scores = analyze(call, requestedAttributes={"FLIRTATION": {}, "TOXICITY": {}}).json()["attributeScores"]
+    assert set(scores) == {"TOXICITY"}
+
+
 def test_perspective_leaves_out_what_is_below_its_threshold(call):
     asked = {"TOXICITY": {"scoreThreshold": 0.5}, "INSULT": {"scoreThreshold": 0.5}}
     assert set(analyze(call, requestedAttributes=asked).json()["attributeScores"]) == {"TOXICITY"}
@@ -76,6 +85,7 @@ def test_perspective_leaves_out_what_is_below_its_threshold(call):
         ("", {}, "COMMENT_EMPTY", "Comment must be non-empty."),
         ("\u00e9" * (PERSPECTIVE_MAX_BYTES // 2 + 1), {}, "COMMENT_TOO_LONG", "20480 bytes"),
         ("x", {"requestedAttributes": {"SPAM": {}}}, "UNKNOWN_REQUESTED_ATTRIBUTE", "SPAM"),
+        ("x", {"requestedAttributes": {"TOXICITY": {}, "TOXIC": {}}}, "UNKNOWN_REQUESTED_ATTRIBUTE", "TOXIC"),
         ("x", {"requestedAttributes": {}}, "MISSING_REQUESTED_ATTRIBUTES", "Missing requested_attributes"),
         ("UNSCORABLE", {}, "COMMENT_NOT_SCORED", "no tokens"),
     ],
@@ -100,6 +110,80 @@ def test_perspective_key_comes_in_the_query():
     denied = call("/v1alpha1/comments:analyze?key=wrong", body)
     assert denied.status_code == 401
     assert denied.json()["error"]["status"] == "UNAUTHENTICATED"
+
+
+def batch_of(*parts):
+    """As googleapiclient writes it: newlines without carriage return, long ids folded."""
+    body = "".join(
+        f"--b1\nContent-Type: application/http\nMIME-Version: 1.0\nContent-Transfer-Encoding: binary\n"
+        f"Content-ID: {content_id}\n\n{first}\nContent-Type: application/json\nHost: x\n\n{json.dumps(content)}\n"
+        for content_id, first, content in parts
+    )
+    return {"content": f"{body}--b1--\n".encode(), "headers": {"content-type": 'multipart/mixed; boundary="b1"'}}
+
+
+POST = "POST /v1alpha1/comments:analyze?key=k&alt=json HTTP/1.1"
+
+
+def comment(text):
+    return {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}}
+
+
+def test_a_batch_answers_each_of_its_requests_under_its_id(call):
+    response = call(
+        "/batch",
+        **batch_of(
+            ("<u +\n long%20id>", POST, comment("BAD \u00e9\r\n\r\n--b1")),
+            ("<u + 2>", POST, comment("fine")),
+            ("<u + 3>", POST, comment("")),
+            ("<u + 4>", POST, ["no", "comment"]),
+            ("<u + 5>", "POST /v1/completions HTTP/1.1", {}),
+        ),
+    )
+    assert response.status_code == 200
+    head = f"content-type: {response.headers['content-type']}\r\n\r\n"
+    parts = message_from_string(head + response.text).get_payload()
+    assert [part["Content-ID"] for part in parts] == [
+        *("<response-u + long%20id>", "<response-u + 2>", "<response-u + 3>", "<response-u + 4>", "<response-u + 5>")
+    ]
+    answers = [part.get_payload() for part in parts]
+    assert [answer.split("\r\n")[0] for answer in answers] == [
+        *("HTTP/1.1 200 OK", "HTTP/1.1 200 OK", "HTTP/1.1 400 Bad Request", "HTTP/1.1 400 Bad Request"),
+        "HTTP/1.1 404 Not Found",
+    ]
+    bodies = [json.loads(answer.split("\r\n\r\n", 1)[1]) for answer in answers]
+    assert [body["attributeScores"]["TOXICITY"]["summaryScore"]["value"] for body in bodies[:2]] == [0.75, 0.25]
+    assert bodies[2]["error"]["details"][0]["errorType"] == "COMMENT_EMPTY"
+    assert bodies[4]["error"]["status"] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"content": b"{}"}, "a batch is a multipart/mixed body"),
+        ({"content": b"", "headers": {"content-type": "multipart/mixed"}}, "a batch is a multipart/mixed body"),
+        (batch_of(("<1>", "GET / HTTP/1.1", {})), "part 1 of the batch is no POST request"),
+        (batch_of(("<1>", POST, {}), ("2", POST, {})), "part 2 of the batch is no POST request with a Content-ID"),
+        (batch_of(*[(f"<{i}>", POST, {}) for i in range(1001)]), "holds 1001 requests; send at most 1000"),
+        ({**batch_of(), "content": b"--b1\nContent-Type: multipart/mixed; boundary=c\n\n--c\n\n--c--\n"}, "part 1"),
+        ({**batch_of(), "content": b"--b1\nContent-ID: <1>\n\nPOST / HTTP/1.1\n--b1--\n"}, "part 1"),
+    ],
+)
+def test_what_is_no_batch_is_refused(call, options, message):
+    response = call("/batch", **options)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+    assert response.json()["error"]["status"] == "INVALID_ARGUMENT"
+
+
+def test_discovery_document_gives_batches_the_key_of_who_asks():
+    call = caller({}, {"toxicity": Toxicity()}, toxicity="toxicity", keys=["a&b"])
+    assert call("/$discovery/rest?version=v1alpha1").status_code == 401
+    path = call("/$discovery/rest?version=v1alpha1&key=a%26b").json()["batchPath"]
+    assert path == "batch?key=a%26b"
+    batch = batch_of(("<1>", POST, comment("fine")))
+    assert call(f"/{path}", **batch).status_code == 200
+    assert call("/batch", **batch).status_code == 401
 
 
 def test_discovery_document_points_at_this_server(call):

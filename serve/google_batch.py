@@ -1,0 +1,87 @@
+"""Google's batches: many requests of an API in one multipart/mixed body, and their answers in another.
+
+What `new_batch_http_request` of googleapiclient sends and reads; HELM has all its texts scored so.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesParser
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import Response
+
+from serve.errors import ApiError, error_body
+
+MAX_REQUESTS = 1000
+"""As in googleapiclient."""
+CONCURRENT = 8
+"""More of one batch would crowd out other clients."""
+
+Answer = Callable[[str, bytes], Awaitable[dict[str, Any]]]
+"""From path and body to the body of the answer; raises ApiError for any other."""
+
+
+# A request line, lines of headers, an empty line and the body.
+_REQUEST = re.compile(rb"POST (?P<target>\S+) HTTP/1\.[01]\r?\n(?:[^\r\n]+\r?\n)*\r?\n(?P<body>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    content_id: str
+    path: str
+    body: bytes
+
+
+async def answer_batch(content_type: str, body: bytes, *, answer: Answer) -> Response:
+    """Raises ApiError if the body is no batch; what is wrong with one of its requests is the answer to that one."""
+    asked = _parse(content_type, body)
+    slots = asyncio.Semaphore(CONCURRENT)
+
+    async def one(request: _Asked) -> tuple[int, dict[str, Any]]:
+        async with slots:
+            try:
+                return 200, await answer(request.path, request.body)
+            except ApiError as error:
+                return error.status, error_body("/batch", error.status, str(error), code=error.code)
+
+    answers = await asyncio.gather(*map(one, asked))
+    boundary = f"batch_{secrets.token_hex(16)}"
+    parts = [_part(request.content_id, status, found) for request, (status, found) in zip(asked, answers, strict=True)]
+    content = "".join(f"--{boundary}\r\n{part}\r\n" for part in parts) + f"--{boundary}--\r\n"
+    return Response(content, media_type=f'multipart/mixed; boundary="{boundary}"')
+
+
+def _parse(content_type: str, body: bytes) -> list[_Asked]:
+    message = BytesParser().parsebytes(b"content-type: %b\r\n\r\n%b" % (content_type.encode("latin-1"), body))
+    if not message.is_multipart():
+        raise ApiError(400, "a batch is a multipart/mixed body with a boundary, one request in each part")
+    parts = message.get_payload()
+    if len(parts) > MAX_REQUESTS:
+        raise ApiError(400, f"the batch holds {len(parts)} requests; send at most {MAX_REQUESTS}")
+    return [_request(part, number=number) for number, part in enumerate(parts, 1)]
+
+
+def _request(part: Message, *, number: int) -> _Asked:
+    payload = None if part.is_multipart() else part.get_payload(decode=True)
+    matched = _REQUEST.match(payload) if isinstance(payload, bytes) else None
+    # googleapiclient folds long ids over several lines.
+    content_id = re.sub(r"\r?\n(?=[ \t])", "", str(part["Content-ID"] or ""))
+    if matched is None or not re.fullmatch(r"<[^<>\r\n]+>", content_id):
+        raise ApiError(400, f"part {number} of the batch is no POST request with a Content-ID")
+    path = matched["target"].decode("latin-1").partition("?")[0]
+    return _Asked(content_id, path, matched["body"])
+
+
+def _part(content_id: str, status: int, found: dict[str, Any]) -> str:
+    body = json.dumps(found)
+    return (
+        f"Content-Type: application/http\r\nContent-ID: <response-{content_id[1:]}\r\n\r\n"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: application/json; charset=UTF-8\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    )
