@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,29 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.restart:
         for part in ("source", "corpus", "tokenizer", "runs", "report"):
             shutil.rmtree(output / part, ignore_errors=True)
-    _say(f"output: {arguments.output}")
+    say(f"output: {arguments.output}")
 
     cli.start_ray()
-    with _stage("1/5 score", started):
+    with stage("1/5 score", started):
         source = copy_standard_library(output / "source")
-        corpus = _score(source, output, overrides=arguments.override)
-    with _stage("2/5 tokenizer", started):
+        corpus = score(source, output, overrides=arguments.override)
+    with stage("2/5 tokenizer", started):
         tokenizer = make_tokenizer(corpus, output / "tokenizer", task=task)
-    with _stage("3/5 train", started):
-        _train(corpus, tokenizer, output=output, overrides=arguments.override)
-    with _stage("4/5 serve and evaluate", started):
+    with stage("3/5 train", started):
+        train(METHODS, corpus, tokenizer, output=output, overrides=arguments.override)
+    with stage("4/5 serve and evaluate", started):
         _evaluate(output, overrides=arguments.override)
-    with _stage("5/5 judge", started):
+    with stage("5/5 judge", started):
         report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
         problems = judge(report)
 
     from phf_ray.report import format_table
 
-    _say(f"{format_table(report)}\n\nreport: {Path(arguments.output) / 'report' / 'report.html'}")
+    say(f"{format_table(report)}\n\nreport: {Path(arguments.output) / 'report' / 'report.html'}")
     for problem in problems:
         print(f"not shown: {problem}", file=sys.stderr)
     if not problems:
-        _say("shown: the good control token lowers violations against maximum likelihood, the bad one raises them")
+        say("shown: the good control token lowers violations against maximum likelihood, the bad one raises them")
     return 1 if problems else 0
 
 
@@ -76,17 +76,17 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, flush=True)
 
 
 @contextmanager
-def _stage(name: str, started: float) -> Iterator[None]:
+def stage(name: str, started: float) -> Iterator[None]:
     begin = time.monotonic()
-    _say(f"\n== {name}")
+    say(f"\n== {name}")
     yield
     now = time.monotonic()
-    _say(f"== {name}: {now - begin:.0f} s, {now - started:.0f} s in all")
+    say(f"== {name}: {now - begin:.0f} s, {now - started:.0f} s in all")
 
 
 # -- Corpus and tokenizer ---------------------------------------------------------------------------------------------
@@ -110,11 +110,14 @@ def copy_standard_library(target: Path) -> Path:
     return target
 
 
-def _score(source: Path, output: Path, *, overrides: Sequence[str]) -> Path:
+def score(source: Path, output: Path, *, overrides: Sequence[str], limit: int | None = None) -> Path:
+    """The scored corpus; of the first `limit` files only, where that is set."""
     from jobs import score_corpus
 
     corpus = output / "corpus"
-    _run(score_corpus, ["--task", TASK, "--input", str(source), "--output", str(corpus), *_override(overrides)])
+    limited = [] if limit is None else ["--limit", str(limit)]
+    command = ["--task", TASK, "--input", str(source), "--output", str(corpus), *limited, *as_override(overrides)]
+    run_job(score_corpus, command)
     return corpus
 
 
@@ -156,23 +159,23 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 # -- Training, evaluation ---------------------------------------------------------------------------------------------
 
 
-def _train(corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
-    """Train all arms at the same time, each with an equal share of the cores: two small models on one core each train
-    faster than one after the other on two."""
+def train(methods: Mapping[str, str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
+    """Train by each method's file, in a run of its name, all at the same time with an equal share of the cores: two
+    small models on one core each train faster than one after the other on two."""
     import ray
 
     # Paths go into YAML values, where a path may look like anything: quote them.
     paths = [f"dataset.datasets=[{json.dumps(str(corpus))}]", f"tokenizer.path_or_name={json.dumps(str(tokenizer))}"]
-    threads = max(1, (os.cpu_count() or 1) // len(METHODS))
+    threads = max(1, (os.cpu_count() or 1) // len(methods))
     environment = {
         **os.environ,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "OMP_NUM_THREADS": str(threads),
     }
     children = {}
-    for name, method in METHODS.items():
+    for name, method in methods.items():
         command = ["--task", TASK, "--method", method, "--run-name", name, "--storage-path", str(output / "runs")]
-        command = [sys.executable, "-m", "jobs.train_lm", *command, *_override([*paths, *overrides])]
+        command = [sys.executable, "-m", "jobs.train_lm", *command, *as_override([*paths, *overrides])]
         children[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -210,16 +213,16 @@ def _evaluate(output: Path, *, overrides: Sequence[str]) -> None:
 
     arguments = ["--task", TASK, "--model", *(f"{name}={output / 'runs' / name}" for name in METHODS)]
     arguments += ["--arm", MLE, GOOD, BAD, "--seeds", "0,1,2", "--output", str(output / "report")]
-    _run(evaluate_lm, [*arguments, *_override(overrides)])
+    run_job(evaluate_lm, [*arguments, *as_override(overrides)])
 
 
-def _override(overrides: Sequence[str]) -> list[str]:
+def as_override(overrides: Sequence[str]) -> list[str]:
     return ["--override", *overrides] if overrides else []
 
 
-def _run(job: Any, arguments: list[str]) -> None:
+def run_job(job: Any, arguments: list[str]) -> None:
     """A job in this process, on the Ray that is already there; its command is printed as a user would type it."""
-    _say(f"$ python -m {job.__name__} {subprocess.list2cmdline(arguments)}")
+    say(f"$ python -m {job.__name__} {subprocess.list2cmdline(arguments)}")
     code = job.main(arguments)
     if code:
         raise IncompleteError(f"{job.__name__} ended with exit code {code}; see above")

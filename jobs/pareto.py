@@ -1,0 +1,112 @@
+"""Train the paper's six objectives on the demo's corpus and plot misalignment against KL; `make pareto`.
+
+The corpus is the standard library of the Python that runs this, as in the demo; what the demo has made in the same
+folder is not made again. Six GPT-2s of 0.6 M parameters are trained from scratch, everything but the objective equal.
+The paper measures KL from GPT-3, which was shut down; here the reference is the model trained by maximum likelihood,
+which sees the same text without feedback, so that its own KL is 0. One training run per objective.
+
+Takes about half an hour on 2 cores; `--small`, in which nothing is learned, a few minutes.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs import cli, demo
+from phf_ray.config import load_config
+
+METHODS = {name: f"configs/demo/{name}.yml" for name in ("mle", "conditional", "filtering", "ul", "rwr", "awr")}
+REFERENCE = "mle"
+KL = ("kl_gpt3_callback.num_samples=512", "kl_gpt3_callback.max_tokens=64")
+SMALL = (
+    "training.num_tokens=20000",
+    "training.learning_rate=1e-3",
+    "dataset.held_out_fraction=0",
+    "generation.scenario_configs=[{name: unconditional, num_samples: 8, generate_kwargs: {max_length: 24}}]",
+    "kl_gpt3_callback.num_samples=16",
+    "kl_gpt3_callback.max_tokens=16",
+)
+SMALL_FILES = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    overrides = [*KL, *(SMALL if arguments.small else ()), *arguments.override]
+    task = load_config(demo.TASK, None, overrides)
+    started = time.monotonic()
+    output = Path(arguments.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    demo.say("six trainings: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
+    cli.start_ray()
+    with demo.stage("1/4 score", started):
+        source = demo.copy_standard_library(output / "source")
+        limit = SMALL_FILES if arguments.small else None
+        corpus = demo.score(source, output, overrides=overrides, limit=limit)
+    with demo.stage("2/4 tokenizer", started):
+        tokenizer = demo.make_tokenizer(corpus, output / "tokenizer", task=task)
+    with demo.stage("3/4 train", started):
+        for methods in _waves(os.cpu_count() or 1):
+            demo.train(methods, corpus, tokenizer, output=output, overrides=overrides)
+    with demo.stage("4/4 serve and evaluate", started):
+        report = _evaluate(output, overrides=overrides)
+    demo.say(f"\n{format_front(report)}\n\nreport: {Path(arguments.output) / 'pareto' / 'report.html'}")
+    demo.say(f"{time.monotonic() - started:.0f} s in all")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", default="out/demo", help="folder of all that is made (default: out/demo)")
+    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to see that it runs")
+    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
+    return parser
+
+
+def _waves(num_cores: int) -> list[dict[str, str]]:
+    """Methods that train at the same time: one for each core."""
+    names = list(METHODS)
+    return [
+        {name: METHODS[name] for name in names[first : first + num_cores]} for first in range(0, len(names), num_cores)
+    ]
+
+
+def _evaluate(output: Path, *, overrides: Sequence[str]) -> dict[str, list[dict[str, float | str | None]]]:
+    from jobs import evaluate_lm
+
+    command = ["--task", demo.TASK, "--model", *(f"{name}={output / 'runs' / name}" for name in METHODS)]
+    command += ["--reference", REFERENCE, "--seeds", "0,1,2", "--output", str(output / "pareto")]
+    demo.run_job(evaluate_lm, [*command, *demo.as_override(overrides)])
+    report: dict[str, list[dict[str, float | str | None]]] = json.loads(
+        (output / "pareto" / "report.json").read_text(encoding="utf-8")
+    )
+    return report
+
+
+def format_front(report: dict[str, list[dict[str, float | str | None]]]) -> str:
+    """Which arms no other one beats in both score and KL."""
+    points = [
+        (str(row["arm"]), row["score"], row["kl_per_byte"])
+        for row in report["table"]
+        if isinstance(row["score"], float) and isinstance(row["kl_per_byte"], float)
+    ]
+    front = pareto_front(points)
+    lines = [f"{name}: score {score:.4g}, KL {kl:.4g} nats per byte" for name, score, kl in points if name in front]
+    return "\n".join(["not beaten in both score and KL:", *lines])
+
+
+def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Names of the points that no other one is below in one and not above in the other."""
+
+    def beaten(mine: tuple[str, float, float]) -> bool:
+        return any(theirs[1] <= mine[1] and theirs[2] <= mine[2] and theirs[1:] != mine[1:] for theirs in points)
+
+    return [point[0] for point in points if not beaten(point)]
+
+
+if __name__ == "__main__":
+    cli.run(main)
