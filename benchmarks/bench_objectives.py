@@ -2,9 +2,13 @@
 
     python -m benchmarks.bench_objectives                     # head, memory and whole step on this machine
     python -m benchmarks.bench_objectives --parts head memory --pairs 5
+    python -m benchmarks.bench_objectives --parts gpu         # training steps of GPT-2 124 M: tokens/s and MFU
 
 Every reference is measured in the same run, interleaved with those it is compared to; a ratio is the median over pairs,
 with the lowest and highest pair. `within noise`: the median misses the target, the best pair meets it.
+
+The whole step on a processor is one of GPT-2 small with 4 of its 12 layers: it takes half the time, and the loss being
+a larger part of it, the targets are harder to meet than with all layers.
 """
 
 import argparse
@@ -15,20 +19,45 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phf_ray.models import LanguageModel, ValueHead
-from phf_ray.objectives import build_objective
+from phf_ray.models import LanguageModel, ValueHead, shape_of
+from phf_ray.objectives import Objective, build_objective
+from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, peak_flops, step
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-VOCABULARY, WIDTH, ROWS, LENGTH = 50257, 768, 2, 1024
+NO_GPU = "no GPU here: part gpu measures training steps of GPT-2 124 M on one; the other parts run on a processor"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    vocabulary: int = 50257
+    width: int = 768
+    rows: int = 2
+    length: int = 1024
+    layers: int = 4
+    heads: int = 12
+
+    def gpt2(self) -> GPT2Config:
+        return GPT2Config(
+            vocab_size=self.vocabulary,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            n_positions=self.length,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+
+
 OBJECTIVES = {
     "MLE": {"name": "MLE"},
     "Unlikelihood": {"name": "Unlikelihood", "score_threshold": 0.5, "alpha": 1.0},
@@ -66,15 +95,16 @@ class Batch:
     values_BS: torch.Tensor
 
 
-def make_batch() -> Batch:
+def make_batch(sizes: Sizes) -> Batch:
+    shape = (sizes.rows, sizes.length)
     generator = torch.Generator().manual_seed(0)
     return Batch(
-        ids_BS=torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator),
-        scores_BS=torch.rand(ROWS, LENGTH, generator=generator),
-        kinds_BS=torch.zeros(ROWS, LENGTH, dtype=torch.uint8),
-        hidden_BSD=torch.randn(ROWS, LENGTH, WIDTH, generator=generator).requires_grad_(),
-        head_VD=(0.02 * torch.randn(VOCABULARY, WIDTH, generator=generator)).requires_grad_(),
-        values_BS=torch.full((ROWS, LENGTH), -0.5, requires_grad=True),
+        ids_BS=torch.randint(sizes.vocabulary, shape, generator=generator),
+        scores_BS=torch.rand(shape, generator=generator),
+        kinds_BS=torch.zeros(shape, dtype=torch.uint8),
+        hidden_BSD=torch.randn(*shape, sizes.width, generator=generator).requires_grad_(),
+        head_VD=(0.02 * torch.randn(sizes.vocabulary, sizes.width, generator=generator)).requires_grad_(),
+        values_BS=torch.full(shape, -0.5, requires_grad=True),
     )
 
 
@@ -106,7 +136,7 @@ def stock_loss(batch: Batch) -> Callable[[], None]:
     def run() -> None:
         _forget(batch)
         logits_BSV = batch.hidden_BSD @ batch.head_VD.T
-        loss_function(logits_BSV, batch.ids_BS, vocab_size=VOCABULARY).backward()
+        loss_function(logits_BSV, batch.ids_BS, vocab_size=batch.head_VD.shape[0]).backward()
 
     return run
 
@@ -184,43 +214,45 @@ def compare_all(seconds: dict[str, list[float]], *, what: str) -> list[Result]:
     return results + [compare(seconds, name, "MLE", target=1.05, what=what) for name in OBJECTIVES if name != "MLE"]
 
 
-def bench_head(*, pairs: int, precision: str, clock: Clock) -> list[Result]:
-    batch = make_batch()
+def bench_head(sizes: Sizes, *, pairs: int, precision: str, clock: Clock) -> list[Result]:
+    batch = make_batch(sizes)
     runs = {"transformers": stock_loss(batch), **{name: fused_loss(name, batch) for name in OBJECTIVES}}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         return compare_all(interleaved(runs, pairs=pairs, clock=clock), what=f"loss {precision}")
 
 
-def bench_step(*, pairs: int, precision: str, clock: Clock) -> list[Result]:
-    batch = make_batch()
+def bench_step(sizes: Sizes, *, pairs: int, precision: str, clock: Clock) -> list[Result]:
+    batch = make_batch(sizes)
     # One model for all, with a value head that costs a product of width 1; every run is given the same weights.
-    model = LanguageModel(GPT2LMHeadModel(GPT2Config()), value_head=ValueHead(WIDTH)).train()
+    model = LanguageModel(GPT2LMHeadModel(sizes.gpt2()), value_head=ValueHead(sizes.width)).train()
     names = ["transformers", *OBJECTIVES]
     runs = {name: make_step(name, model, batch, precision=precision) for name in names}
     return compare_all(interleaved(runs, pairs=pairs, clock=clock), what=f"step {precision}")
 
 
-def bench_memory(*, precision: str) -> list[Result]:
+def bench_memory(sizes: Sizes, *, precision: str) -> list[Result]:
     """Peak of resident memory above the inputs, each in a process of its own. 154 MB of ours is the head's gradient."""
     results = []
     for name in OBJECTIVES:
-        ours, original = (_peak_in_subprocess(kind, name, precision=precision) for kind in ("fused", "original"))
+        ours, original = (_peak_in_subprocess(sizes, kind, name, precision) for kind in ("fused", "original"))
         ratio = ours / original
         detail = f"{ours / 1e6:.0f} MB / {original / 1e6:.0f} MB"
         results.append(Result(f"memory {precision}: {name}", "original", ratio, ratio, ratio, 1 / 3, detail))
     return results
 
 
-def _peak_in_subprocess(kind: str, name: str, *, precision: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.bench_objectives", "--measure", kind, name, precision]
+def _peak_in_subprocess(sizes: Sizes, *measured: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.bench_objectives", "--measure", *measured]
+    for name, value in asdict(sizes).items():
+        command += [f"--{name}", str(value)]
     # One arena and no cache of freed blocks: resident memory then follows what is allocated.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return int(output.split()[-1])
 
 
-def measure_peak(kind: str, name: str, precision: str) -> int:
-    batch = make_batch()
+def measure_peak(sizes: Sizes, kind: str, name: str, precision: str) -> int:
+    batch = make_batch(sizes)
     make = fused_loss if kind == "fused" else original_loss
     run = make(name, batch)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -235,54 +267,132 @@ def _high_water_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+# Training steps on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of training steps with optimizer, one micro-batch each; median, lowest and highest round."""
+
+    objective: str
+    tokens_per_s: float
+    lowest: float
+    highest: float
+    mfu: float | None
+    """None: the device's peak is not known."""
+
+
+def bench_training(
+    sizes: Sizes, *, device: torch.device, rounds: int, steps: int, compiled: bool, precision: Literal["bf16", "fp32"]
+) -> list[Speed]:
+    """tokens/s of our step for each objective, in turns; all train the same model, with a value head."""
+    model = LanguageModel(GPT2LMHeadModel(sizes.gpt2()), value_head=ValueHead(sizes.width)).to(device).train()
+    if compiled:
+        model.compile_blocks()
+    optimizer = build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8)
+    state = TrainState(model, optimizer)
+    batch = make_batch(sizes)
+    micro_batches = [MicroBatch(batch.ids_BS, batch.scores_BS, batch.kinds_BS, 0)]
+    settings = StepSettings(precision=precision)
+
+    def run(objective: Objective) -> Callable[[], None]:
+        def some_steps() -> None:
+            for _ in range(steps):
+                totals = step(state, micro_batches, objective=objective, learning_rate=1e-4, settings=settings)
+            totals.read()  # waits for the device
+
+        return some_steps
+
+    runs = {name: run(build_objective(config)) for name, config in OBJECTIVES.items()}
+    seconds = interleaved(runs, pairs=rounds, clock=time.perf_counter)
+    tokens = steps * sizes.rows * sizes.length
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    flops = shape_of(model).flops_per_token(sizes.length)
+    speeds = []
+    for name, values in seconds.items():
+        median = tokens / statistics.median(values)
+        mfu = None if peak is None else median * flops / peak
+        speeds.append(Speed(name, median, tokens / max(values), tokens / min(values), mfu))
+    return speeds
+
+
+def print_speeds(speeds: Sequence[Speed]) -> None:
+    for speed in speeds:
+        mfu = "MFU unknown" if speed.mfu is None else f"MFU {speed.mfu:.1%}"
+        spread = f"[{speed.lowest:,.0f}, {speed.highest:,.0f}]"
+        print(f"train: {speed.objective:14} {speed.tokens_per_s:12,.0f} tokens/s {spread:24} {mfu}")
+
+
 def hardware() -> str:
     info = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     name = models[0] if models else platform.processor()
+    if torch.cuda.is_available():
+        name = f"{torch.cuda.get_device_name()}; {name}"
     return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
 
 
-def bench(*, parts: list[str], precisions: list[str], pairs: int, clock: Clock = time.perf_counter) -> list[Result]:
+def bench(
+    sizes: Sizes, *, parts: Sequence[str], precisions: Sequence[str], pairs: int, clock: Clock = time.perf_counter
+) -> list[Result]:
     results = []
     for precision in precisions:
         if "head" in parts:
-            results += bench_head(pairs=pairs, precision=precision, clock=clock)
+            results += bench_head(sizes, pairs=pairs, precision=precision, clock=clock)
         if "memory" in parts:
-            results += bench_memory(precision=precision)
+            results += bench_memory(sizes, precision=precision)
         if "step" in parts:
-            results += bench_step(pairs=pairs, precision=precision, clock=clock)
+            results += bench_step(sizes, pairs=pairs, precision=precision, clock=clock)
     return results
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["head", "memory", "step"], default=["head", "memory", "step"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["head", "memory", "step", "gpu"], default=["head", "memory", "step"]
+    )
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, where the machine has other work"
     )
+    parser.add_argument("--gpu-rows", type=int, default=32, help="sequences of a micro-batch in part gpu")
+    for name, value in asdict(Sizes()).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "NAME", "PRECISION"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
     if arguments.measure:
-        print(measure_peak(*arguments.measure))
-        return
+        print(measure_peak(sizes, *arguments.measure))
+        return 0
+    if "gpu" in arguments.parts and not torch.cuda.is_available():
+        print(NO_GPU, file=sys.stderr)
+        return 2
     before = hardware()
     results = bench(
+        sizes,
         parts=arguments.parts,
         precisions=arguments.precisions,
         pairs=arguments.pairs,
         clock=CLOCKS[arguments.clock],
     )
-    print(
-        f"{before}; {arguments.clock} time; torch {torch.__version__}; "
-        f"{ROWS} x {LENGTH} tokens, head {VOCABULARY} x {WIDTH}"
-    )
+    print(f"{before}; {arguments.clock} time; torch {torch.__version__}; {sizes}")
     for result in results:
         target = "" if result.target is None else f"target {result.target:.2f}"
         spread = f"{result.ratio:5.2f} [{result.lowest:.2f}, {result.highest:.2f}]"
         print(f"{result.name:26} / {result.against:12} {spread}  {target:12} {result.verdict:12} {result.detail}")
-    metrics = [{**asdict(result), "verdict": result.verdict} for result in results]
+    speeds: list[Speed] = []
+    if "gpu" in arguments.parts:
+        # The vocabulary is padded to a multiple of 128, as one would train.
+        whole = Sizes(vocabulary=50304, rows=arguments.gpu_rows, layers=12)
+        speeds = bench_training(
+            whole, device=torch.device("cuda"), rounds=arguments.pairs, steps=10, compiled=True, precision="bf16"
+        )
+        print_speeds(speeds)
     print(
         json.dumps(
             {
@@ -290,11 +400,14 @@ def main() -> None:
                 "hardware": before,
                 "clock": arguments.clock,
                 "torch": torch.__version__,
-                "metrics": metrics,
+                "sizes": asdict(sizes),
+                "metrics": [{**asdict(result), "verdict": result.verdict} for result in results],
+                "training": [asdict(speed) for speed in speeds],
             }
         )
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

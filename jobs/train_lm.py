@@ -11,11 +11,14 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError, IncompleteError
+
+if TYPE_CHECKING:
+    from phf_ray.pipelines.runs import RunDirectory
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = directory.read_summary()
     if before.get("status") == "finished" and not _missing_evaluations(before):
         log.info("%s is finished; nothing to do", directory.path)
+        _push(config, directory)
         return 0
     checkpoint_path = None if arguments.checkpoint_path is None else str(Path(arguments.checkpoint_path).resolve())
     if arguments.dry_run:
@@ -72,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
     )
     print(directory.path / summary["checkpoint"])
+    _push(config, directory)
     missing = _missing_evaluations(summary)
     if missing:
         raise IncompleteError(
@@ -79,6 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             "remove these folders of evaluations/"
         )
     return 0
+
+
+def _push(config: Config, directory: "RunDirectory") -> None:
+    """Once, where it is asked for; what could not be pushed is pushed by the next start."""
+    training, summary = config.training, directory.read_summary()
+    if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
+        return
+    from phf_ray.pipelines.hub import push_to_hub
+
+    url = push_to_hub(
+        directory.path / summary["checkpoint"], repository=training.hub_model_id, private=training.hub_private_repo
+    )
+    directory.write_summary(summary | {"pushed_to": url})
 
 
 def _missing_evaluations(summary: Mapping[str, Any]) -> dict[str, str]:

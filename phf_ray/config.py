@@ -211,8 +211,20 @@ class TrainingConfig(_Section):
     save_steps: Positive | None = None
     """Steps between checkpoints; null: only at the end."""
     save_total_limit: Positive | None = None
+    push_to_hub: bool = False
+    """Upload the last checkpoint to the hub, with its card and without the state of the training."""
+    hub_model_id: str | None = None
+    """`owner/name` of the hub's repository."""
+    hub_private_repo: bool = True
+    """For a repository that is made."""
     tokens_already_seen: Count = 0
     """Tokens that the starting checkpoint has seen (finetuning); the schedule covers the rest of num_tokens."""
+
+    @model_validator(mode="after")
+    def _knows_where_to_push(self) -> Self:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub: true needs hub_model_id, the `owner/name` of a repository")
+        return self
 
 
 class MetricConfig(_Section):
@@ -433,9 +445,7 @@ REPLACED = {
     "training.gradient_accumulation_steps": "it follows from effective_batch_size, num_workers and "
     "per_device_train_batch_size; remove it",
     "training.max_steps": "it follows from the batch size and sequence length; set training.num_tokens",
-    "training.hub_strategy": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
-    "training.push_to_hub": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
-    "training.hub_model_id": "checkpoints are ordinary model folders; upload them with `hf upload`; remove it",
+    "training.hub_strategy": "the last checkpoint is pushed, with training.push_to_hub: true; remove it",
     "training.report_to": "metrics.jsonl is always written, wandb follows WANDB_MODE and WANDB_API_KEY; remove it",
     "generation.scenario_configs.token_type_id": "the original never used it; remove it",
     "generation.scenario_configs.generate_kwargs.eos_token_id": "it follows from the tokenizer; remove it",

@@ -15,7 +15,7 @@ import difflib
 import json
 import pickle
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ class LanguageModel(nn.Module):
         """
         _probe_document_mask(self)
         self.has_document_mask = True
+
+    def checkpoint_activations(self) -> None:
+        """From now on each layer keeps its input only, and is computed a second time in the backward pass."""
+        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def compile_blocks(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each layer: they share their code, so it is compiled once, and FSDP's hooks and checkpointing stay
+        outside. What is around the layers runs as it is, which is little beside them and the loss's own products."""
+        for block in transformer_blocks(self):
+            block.compile(backend=backend)
 
     def forward(
         self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective

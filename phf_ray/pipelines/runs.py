@@ -48,6 +48,9 @@ _MAY_CHANGE = {
     "training.inspect_every_n_micro_batches",
     "training.save_steps",
     "training.save_total_limit",
+    "training.push_to_hub",
+    "training.hub_model_id",
+    "training.hub_private_repo",
 }
 _LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "compat")
 

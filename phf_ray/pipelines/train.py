@@ -484,9 +484,9 @@ class _Worker:
         if training.document_mask:
             model.mask_documents()
         if training.gradient_checkpointing:
-            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.checkpoint_activations()
         if training.torch_compile:
-            model.compile()
+            model.compile_blocks()
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from tiny_models import tiny_tokenizer
 from train_runs import losses, metrics, write_corpus
 
 from jobs.train_lm import main
+from phf_ray.pipelines.runs import is_complete
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -39,7 +42,8 @@ def command(folder: Path, method: str, *overrides: str, name: str) -> list[str]:
         f"tokenizer.path_or_name='{folder}/tokenizer'",
         "model.path_or_name=null",
         "model.model_type=gpt2",
-        f"model.config_kwargs={{n_layer: 2, n_head: 2, n_embd: 32, n_positions: {LENGTH}}}",
+        f"model.config_kwargs={{n_layer: 2, n_head: 2, n_embd: 32, n_positions: {LENGTH}, "
+        "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}",
         "generation.scenario_configs=[]",
         "training.num_tokens=2600",
         "training.effective_batch_size=8",
@@ -85,6 +89,74 @@ def test_each_method_learns_the_same_on_one_worker_and_on_two(trained, method):
 def test_the_six_methods_are_six_different_trainings(trained):
     curves = {tuple(losses(trained(method, name=method)).values()) for method in METHODS}
     assert len(curves) == 6
+
+
+TRAIN = {"loss", "learning_rate", "epoch", "global_step", "tokens_seen", "theoretical_loss"}
+SPEED = {"tokens_per_s", "tokens_per_s_per_device", "data_wait_fraction", "peak_memory_gb"}
+EVERY_OBJECTIVE = {"original_loss", "theoretical_loss", "tokens_used", "docs_used", "instantaneous_batch_size"}
+EVERY_OBJECTIVE |= {"instantaneous_microbatch_size"}
+WEIGHTS = {"lm_loss", "weighted_lm_loss", "weight_avg", "weights_min", "weights_max", "weight_dist"}
+VALUES = {"value_loss", "value_min", "value_max", "value_avg", "value_std", "value_reward_corr", "value_dis"}
+OWN = {
+    "mle": set(),
+    "conditional": set(),
+    "filtering": set(),
+    "ul": {"avg_token_score", "aligned_token_count", "likelihood_loss", "unlikelihood_loss"},
+    "rwr": WEIGHTS,
+    "awr": WEIGHTS | VALUES | {"advantage_avg"},
+}
+INSPECTED = {"segments", "score", "score_std", "num_segments", "raw_text"}
+INSPECTED |= {"raw_token_scores_avg", "raw_token_scores_std", "length", "distinct-1-grams", "compilable"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_metrics_have_the_names_that_the_original_logs_them_under(trained, method):
+    rows = metrics(trained(method, name=method))
+    (row,) = [row for row in rows if row["train/global_step"] == 2 and "train/loss" in row]
+    assert {f"train/{name}" for name in TRAIN | SPEED} <= row.keys()
+    assert {f"objective/train/{name}" for name in EVERY_OBJECTIVE | OWN[method]} <= row.keys()
+    for name in OWN[method] & {"weight_dist", "value_dis"}:
+        assert len(row[f"objective/train/{name}"]["edges"]) == len(row[f"objective/train/{name}"]["counts"]) + 1
+    (inspected,) = [row for row in rows if "debugging/num_segments" in row]
+    assert inspected["train/global_step"] == 1
+    found = {name.removeprefix("debugging/") for name in inspected if name.startswith("debugging/")}
+    assert found >= INSPECTED - {"compilable"}
+    assert any("compil" in name for name in found)
+    has_values = inspected["debugging/raw_text"]["rows"][0][2] is not None
+    assert has_values == (method == "awr")
+
+
+def test_what_training_makes_of_the_control_tokens_is_followed(trained):
+    rows = metrics(trained("conditional", name="conditional"))
+    (row,) = [row for row in rows if "debugging/control_tokens_similarity" in row]
+    assert -1 <= row["debugging/control_tokens_similarity"] < 1
+    assert row["debugging/<|aligned|>_norm"] > 0
+    assert row["debugging/<|misaligned|>_norm"] > 0
+
+
+def test_the_final_checkpoint_has_a_card_with_the_results(trained):
+    run = trained("conditional", name="conditional")
+    summary = json.loads((run / "summary.json").read_text())
+    data = ModelCard.load(run / summary["checkpoint"] / "README.md").data
+    measured = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert measured["eval/bits_per_byte_good"] == pytest.approx(summary["metrics"]["eval/bits_per_byte_good"])
+    assert measured["train/loss"] == pytest.approx(summary["metrics"]["train/loss"])
+    assert is_complete(run / summary["checkpoint"]), "the card was renewed and the checkpoint is none the worse"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a processor")
+def test_compiled_checkpointed_and_sharded_layers_learn_the_same(trained):
+    settings = ("torch_compile=true", "gradient_checkpointing=true", "parallelism=fsdp2", "num_workers=2")
+    sharded = trained("mle", *[f"training.{setting}" for setting in settings], name="mle-compiled")
+    assert_equal_curves(sharded, trained("mle", name="mle"))
+
+
+def test_with_a_document_mask_another_curve_is_learned_from_the_same_blocks(trained):
+    masked = trained("mle", "training.document_mask=true", name="mle-masked")
+    curve, plain = losses(masked), losses(trained("mle", name="mle"))
+    assert list(curve) == list(plain)
+    assert curve != plain
+    assert list(curve.values()) == pytest.approx(list(plain.values()), rel=0.1)
 
 
 def test_the_command_line_gives_the_run_of_the_python_call(trained, folder):

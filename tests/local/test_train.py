@@ -119,6 +119,23 @@ def test_a_finished_run_started_again_is_left_as_it_is(finished, caplog):
     assert {path: path.stat().st_mtime_ns for path in run_folder(finished).rglob("*")} == before
 
 
+def test_a_finished_run_is_pushed_once_where_that_is_asked_for(finished, monkeypatch):
+    copy = run_folder(finished, "pushed")
+    shutil.copytree(run_folder(finished), copy)
+    pushed = []
+
+    def push(checkpoint, *, repository, private):
+        pushed.append((checkpoint, repository, private))
+        return f"https://hub.example/{repository}"
+
+    monkeypatch.setattr("phf_ray.pipelines.hub.push_to_hub", push)
+    overrides = ("training.push_to_hub=true", "training.hub_model_id=owner/model")
+    for _ in range(2):
+        assert main(arguments(finished, *overrides, name="pushed")) == 0
+    assert pushed == [(copy / "checkpoints" / LAST, "owner/model", True)]
+    assert json.loads((copy / "summary.json").read_text())["pushed_to"] == "https://hub.example/owner/model"
+
+
 def test_a_run_with_other_settings_is_refused_by_the_names_of_the_keys(finished):
     with pytest.raises(ConfigError, match=r"training\.learning_rate: 0\.01 in the run, 0\.02 now") as caught:
         main(arguments(finished, "training.learning_rate=0.02", "training.num_workers=2"))

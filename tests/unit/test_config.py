@@ -132,3 +132,10 @@ def test_weights_are_one_per_data_set():
     for weights in ([1], [0, 0], [1, -1]):
         with pytest.raises(ConfigError, match="weights"):
             parse_config({"dataset": {"datasets": ["a", "b"], "weights": weights}})
+
+
+def test_pushing_needs_a_name():
+    with pytest.raises(ConfigError, match=r"push_to_hub: true needs hub_model_id"):
+        parse_config({"training": {"push_to_hub": True}})
+    assert parse_config({"training": {"push_to_hub": True, "hub_model_id": "owner/model"}}).training.hub_private_repo
+    assert not parse_config({}).training.push_to_hub

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from phf_ray.config import load_config
+from phf_ray.models import planned_shape
 from phf_ray.pipelines import __file__ as anchor
+from phf_ray.pipelines.estimate import memory_per_device
 
 CONFIGS = Path(anchor).parents[2] / "configs"
 TASKS = ("toxicity", "pii", "pep8")
@@ -48,6 +50,30 @@ def test_values_are_those_of_the_paper(task, method):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("demo*/*.yml")), ids=lambda path: path.name)
 def test_demo_configs_load(path):
     load_config(path.parent / "pretrain.yml", None if path.stem == "pretrain" else path)
+
+
+def test_the_example_of_a_billion_weights_has_the_shape_that_it_names():
+    config = load_config(CONFIGS / "examples" / "llama_1b_8gpu.yml")
+    training = config.training
+    assert (training.parallelism, training.precision, training.num_workers) == ("fsdp2", "bf16", 8)
+    assert training.torch_compile
+    assert training.gradient_checkpointing
+    shape = planned_shape(config.model, tokenizer=Words(50_257 + 2))
+    assert shape.num_parameters == 1_076_168_704
+    assert (shape.num_layers, shape.width, shape.num_rows) == (16, 2048, 50_304)
+    memory = memory_per_device(config, shape, has_gpu=True)
+    assert memory.total < 80e9, "fits a GPU of 80 GB"
+    assert memory.weights == pytest.approx(4 * shape.num_parameters / 8)
+
+
+class Words:
+    """As much of a tokenizer as a shape depends on."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
 
 
 def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,60 @@ def test_a_value_head_that_the_objective_does_not_train_gets_a_zero_gradient():
     assert torch.equal(model.value_head.head.weight.grad, torch.zeros(1, 32))
 
 
+# Layers that are computed twice, and compiled ones
+
+
+def loss_and_gradient(model, objective):
+    model.zero_grad()
+    out = model(*batch_for(model), objective)
+    out.loss.backward()
+    return out.loss.item(), model.head()[0].grad.clone()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_checkpointed_layers_are_computed_twice_and_give_the_same_loss_and_gradients(model_type):
+    model = build_model(config_for(model_type), tokenizer=tiny_tokenizer(), seed=0)
+    objective = build_objective({"name": "MLE"})
+    calls = []
+    for block in transformer_blocks(model):
+        next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plain = loss_and_gradient(model, objective)
+    assert len(calls) == 2
+    model.checkpoint_activations()
+    checkpointed = loss_and_gradient(model, objective)
+    assert len(calls) == 2 + 4
+    assert checkpointed[0] == pytest.approx(plain[0], rel=1e-6)
+    assert torch.allclose(checkpointed[1], plain[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_give_the_same_loss_and_gradients(checkpointed):
+    """With a backend that only counts: what a real one makes of the graph is torch's affair."""
+    model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0).eval()
+    objective = build_objective({"name": "MLE"})
+    plain = loss_and_gradient(model, objective)
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    if checkpointed:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.checkpoint_activations()
+    model.compile_blocks(backend=count)
+    compiled = loss_and_gradient(model, objective)
+    assert graphs
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-6)
+    assert torch.allclose(compiled[1], plain[1], rtol=1e-4, atol=1e-6)
+
+
 # Documents of a block
 
 
@@ -322,9 +377,9 @@ def test_a_given_state_dict_is_what_is_written(tmp_path):
         assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "snapshot" / name).read_bytes()
 
 
-def as_released(directory, *, format_):
+def as_released(directory, *, format_, seed=0):
     """What the original released: GPT-2 with the value head among its weights, no phf.json."""
-    model, _ = save(directory, model_kwargs=VALUE_HEAD)
+    model, _ = save(directory, seed=seed, model_kwargs=VALUE_HEAD)
     state = {key.removeprefix("backbone."): value.clone() for key, value in model.state_dict().items()}
     for name in ("model.safetensors", "value_head.safetensors", "phf.json"):
         (directory / name).unlink()
@@ -424,6 +479,35 @@ def test_rows_that_a_tokenizer_needs_and_a_model_lacks_are_asked_for(tmp_path):
         build_model(pretrained(tmp_path), tokenizer=tokenizer, seed=0)
     with pytest.raises(ConfigError, match="from_scratch: true"):
         build_model(pretrained(tmp_path, config_kwargs={"n_layer": 1}), tokenizer=tokenizer, seed=0)
+
+
+def as_cached(folder, *, repository, revisions):
+    """A hub's cache with those revisions of a repository: revision -> directory of the files."""
+    root = folder / f"models--{repository.replace('/', '--')}"
+    for revision, directory in revisions.items():
+        shutil.copytree(directory, root / "snapshots" / revision)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(list(revisions)[-1])
+
+
+def test_a_revision_of_a_released_model_is_that_revision(tmp_path, monkeypatch):
+    """The paper's finetuning starts from the weights at one commit of a hub's repository."""
+    revisions = {"a" * 40: tmp_path / "half", "b" * 40: tmp_path / "whole"}
+    models = {
+        revision: as_released(directory, format_="safetensors", seed=seed)
+        for seed, (revision, directory) in enumerate(revisions.items())
+    }
+    as_cached(tmp_path / "cache", repository="owner/mighty", revisions=revisions)
+    for module in ("huggingface_hub.constants", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+    tokenizer = tiny_tokenizer(control=True)
+    for revision, model in models.items():
+        config = ModelConfig(
+            path_or_name="owner/mighty", revision=revision, from_scratch=False, model_kwargs=VALUE_HEAD
+        )
+        built = build_model(config, tokenizer=tokenizer, seed=7)
+        assert torch.equal(built.head()[0], model.head()[0])
+        assert torch.equal(built.value_head.head.weight, model.value_head.head.weight)
 
 
 def test_a_hub_name_that_is_not_there_says_what_to_write():

@@ -1,0 +1,39 @@
+"""A finished checkpoint on a hub: the model folder and its card, without what only a resumed training needs."""
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+
+from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.pipelines.runs import COMPLETE
+from phf_ray.training import STATE_DIRECTORY
+
+log = logging.getLogger(__name__)
+
+
+def push_to_hub(checkpoint: Path, *, repository: str, private: bool, endpoint: str | None = None) -> str:
+    """Upload a checkpoint into `owner/name`, which is made if it is not there; returns its address.
+
+    The key is that of `hf auth login` or HF_TOKEN. `endpoint`: another hub than HF_ENDPOINT names.
+    Raises ConfigError for a name that is none, IncompleteError if the hub can't be reached or refuses.
+    """
+    api = HfApi(endpoint=endpoint)
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=checkpoint,
+            ignore_patterns=[f"{STATE_DIRECTORY}/*", COMPLETE],
+            commit_message=f"Upload {checkpoint.name}",
+        )
+    except HFValidationError as error:
+        raise ConfigError(f"training.hub_model_id={repository!r} is no name of a repository: {error}") from None
+    except OSError as error:  # of which the hub's own errors and those of the connection are kinds
+        raise IncompleteError(
+            f"the model is trained and stays in {checkpoint}, but could not be pushed to {repository}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
+    log.info("pushed %s to %s", checkpoint.name, url)
+    return str(url)

@@ -1,0 +1,67 @@
+"""The benchmarks of training run, at sizes that prove nothing, and judge as they say."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import bench_objectives, bench_train
+from benchmarks.bench_objectives import Result, Sizes, bench_training
+
+TINY = {"vocabulary": 300, "width": 16, "rows": 1, "length": 24, "layers": 1, "heads": 2}
+
+
+def test_head_and_step_of_every_objective_are_compared_in_interleaved_pairs(capsys):
+    sizes = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    assert bench_objectives.main(["--parts", "head", "step", "--pairs", "2", *sizes]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["sizes"] == TINY
+    assert [metric["name"] for metric in report["metrics"]] == [
+        f"{what} fp32: {name}" for what in ("loss", "step") for name in ("MLE", "Unlikelihood", "RWR", "AWR")
+    ]
+    assert {metric["verdict"] for metric in report["metrics"]} <= {"met", "missed", "within noise"}
+
+
+def test_memory_of_a_loss_is_measured_above_its_inputs():
+    sizes = Sizes(vocabulary=4000, width=64, rows=2, length=256)
+    original = bench_objectives.measure_peak(sizes, "original", "Unlikelihood", "fp32")
+    assert original > 512 * 4000 * 4, "the matrix of logits"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_part_is_refused_in_words(capsys):
+    assert bench_objectives.main(["--parts", "gpu"]) == 2
+    assert "no GPU here" in capsys.readouterr().err
+
+
+def test_training_steps_are_measured_for_each_objective(capsys):
+    device = torch.device("cpu")
+    speeds = bench_training(Sizes(**TINY), device=device, rounds=2, steps=1, compiled=False, precision="fp32")
+    assert [speed.objective for speed in speeds] == ["MLE", "Unlikelihood", "RWR", "AWR"]
+    assert all(speed.lowest <= speed.tokens_per_s <= speed.highest for speed in speeds)
+    assert all(speed.mfu is None for speed in speeds)
+    bench_objectives.print_speeds(speeds)
+    assert "MFU unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lowest", "verdict"), [(1.04, 1.03, "met"), (1.06, 1.04, "within noise"), (1.07, 1.06, "missed")]
+)
+def test_a_cost_is_met_missed_or_within_noise(ratio, lowest, verdict):
+    assert Result("AWR", "MLE", ratio, lowest, 1.2, 1.05, "").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([0.96, 0.98, 0.99], "met"), ([0.95, 0.96, 0.98], "within noise"), ([0.9, 0.95, 0.96], "missed")],
+)
+def test_a_speed_under_ray_is_met_missed_or_within_noise(values, verdict):
+    assert bench_train.judge("ratio", values, at_least=0.97).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([0.01, 0.015, 0.03], "met"), ([0.01, 0.03, 0.05], "within noise"), ([0.03, 0.03, 0.04], "missed")],
+)
+def test_waiting_is_met_missed_or_within_noise(values, verdict):
+    assert bench_train.judge("waiting", values, at_most=0.02).verdict == verdict
