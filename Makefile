@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster demo bench lock clean
+.PHONY: help install clients check test test-cluster demo pareto bench soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,8 +57,14 @@ test-cluster: install  ## several Ray nodes, kills, real clients, browser
 demo: install  ## the whole story on the standard library's own code
 	$(PY) -m jobs.demo --output out/demo
 
+pareto: install  ## the six objectives on the demo's corpus: misalignment against KL (half an hour on 2 cores)
+	$(PY) -m jobs.pareto --output out/demo
+
 bench: install  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks
+
+soak: install  ## five minutes of serving at saturation: nothing lost, memory flat
+	$(PY) -m benchmarks.soak
 
 lock: install  ## renew constraints.txt from what is installed
 	@( head -n 1 constraints.txt; $(PY) -m pip freeze --exclude-editable \
