@@ -105,7 +105,13 @@ class ScoringProcess:
     def submit(self, batch: Sequence[Task]) -> None:
         self._batch = list(batch)
         self._deaths = {}
-        self._connection.send((self._batch, False))
+        try:
+            self._connection.send((self._batch, False))
+        except OSError:
+            # The child died while it had nothing to do, for want of memory perhaps.
+            self._stop()
+            self._start()
+            self._connection.send((self._batch, False))
 
     def collect(self) -> Answer:
         """Waits for the answer to the last batch, one outcome per task."""
@@ -246,7 +252,7 @@ class _Worker:
             for index, (task, outcome) in enumerate(zip(batch, outcomes, strict=True)):
                 self._score_one(index, step, scorer=scorer, task=task, outcome=outcome)
             truncated[scorer.name] += _num_truncated(scorer)
-        self._at(*_IDLE)
+        self._rest()
         return Answer(outcomes=outcomes, truncated=truncated)
 
     def _cut(self, index: int, task: Task) -> Outcome:
@@ -288,6 +294,12 @@ class _Worker:
             # Should the parent be killed while this process hangs, nobody else would end it. Needs no lock to fire.
             faulthandler.dump_traceback_later(self._watch_s, exit=True)
             self._watched = now
+
+    def _rest(self) -> None:
+        """However long the next batch takes to come: a parent that is killed meanwhile is noticed at once."""
+        _STATE.pack_into(self._state, 0, *_IDLE)
+        faulthandler.cancel_dump_traceback_later()
+        self._watched = 0.0
 
 
 def is_batched(scorer: Scorer) -> bool:

@@ -37,7 +37,13 @@ faults.{call}
 
 def request(folder, *, gate) -> Request:
     scorer = {"class_name": "LengthScorer", "gate": str(gate)}
-    scoring = {"scorers": [scorer], "segmenter": "lines", "pools": {"cpu": {"min": 2, "max": 2}}}
+    scoring = {
+        "scorers": [scorer],
+        "segmenter": "lines",
+        "pools": {"cpu": {"min": 2, "max": 2}},
+        # On a busy machine a document may stand at the gate for longer than the minute that a text has by default.
+        "text_timeout_s": 10 * PATIENCE_S,
+    }
     return Request(
         parse_config({"scoring": scoring}), inputs=[str(folder)], shard_bytes=1, scorer_factory="fakes:build_scorer"
     )
@@ -127,7 +133,8 @@ def drive_until_a_write(folder: str, gate: str, output: str, number: int) -> Non
 @contextlib.contextmanager
 def driver(call: str) -> Iterator["subprocess.Popen[bytes]"]:
     code = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), call=call)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # What it says is shown with a test that fails.
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -268,7 +275,8 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
         "cpu": {"min": 1, "max": 4},
         "gpu": {"min": 1, "max": 1, "num_gpus": 0, "resources": {"GPU_FAKE": 1}},
     }
-    config = parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", "pools": pools}})
+    scoring = {"scorers": scorers, "segmenter": "lines", "pools": pools, "text_timeout_s": 10 * PATIENCE_S}
+    config = parse_config({"scoring": scoring})
     score.run(Request(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"), output)
     watcher.join()
     Path(samples).write_text(json.dumps({"actors": seen, "free_gpus": free_gpus}))

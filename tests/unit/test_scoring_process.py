@@ -1,7 +1,10 @@
 """Scorers in a child process: equal to calling them, and cut off when they hang or crash."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
 from phf_ray.scorers import build_scorer
 from phf_ray.segments import build_segmenter
 
+ROOT = Path(__file__).parents[2]
 LENGTH = {"class_name": "LengthScorer"}
 WORDS = {"class_name": "WordScorer"}
 
@@ -102,6 +106,29 @@ def test_the_child_ends_with_its_parent():
     process._connection.close()
     assert child.wait(timeout=10) == 0
     process.close()
+
+
+IDLE = """
+import mmap, sys, time
+from phf_ray.pipelines.scoring_process import _STATE, Setup, Task, _Worker
+setup = Setup(({"class_name": "PEP8Scorer"},), segmenter="lines", text_timeout_s=60)
+worker = _Worker(setup, mmap.mmap(-1, _STATE.size))
+worker._watch_s = 0.5
+worker.answer([Task(text="x=1")], False)
+time.sleep(1.5)
+"""
+
+
+def test_a_child_may_wait_for_its_next_batch_longer_than_a_text_may_take():
+    subprocess.run([sys.executable, "-c", IDLE], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_child_that_died_between_batches_is_replaced(start):
+    process = start(LENGTH)
+    assert ask(process, "one").outcomes[0].scores["length"] == ([3.0], [None])
+    process._process.kill()
+    process._process.wait()
+    assert ask(process, "three").outcomes[0].scores["length"] == ([5.0], [None])
 
 
 def test_close_ends_a_child_that_hangs():
