@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 
 import httpx
@@ -523,9 +524,13 @@ def test_more_requests_than_allowed_are_429(scorers):
     assert "being answered" in refused(second, 429)["message"]
 
 
-def test_the_access_log_has_no_key_and_no_text(models, scorers, caplog):
+def test_the_access_log_has_no_key_and_no_text(models, scorers, caplog, monkeypatch):
     app = app_of(models, scorers, keys=["the-right-key"], access_log=True)
-    caplog.set_level("INFO")
+    log = logging.getLogger("ray.serve.phf")
+    caplog.set_level(logging.INFO, logger=log.name)
+    # Where Ray was imported, its loggers keep to themselves.
+    monkeypatch.setattr(log, "propagate", False)
+    log.addHandler(caplog.handler)
 
     async def scene():
         transport = httpx.ASGITransport(app=app)
@@ -537,6 +542,7 @@ def test_the_access_log_has_no_key_and_no_text(models, scorers, caplog):
                 await client.post(f"/v1/completions?key={key}", json=body)
 
     asyncio.run(scene())
+    log.removeHandler(caplog.handler)
     messages = [record.getMessage() for record in caplog.records]
     lines = [json.loads(text.removeprefix("access ")) for text in messages if text.startswith("access ")]
     assert [line["status"] for line in lines] == [200, 200, 401, 401]

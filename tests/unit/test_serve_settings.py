@@ -1,5 +1,6 @@
 """What may be served: the arguments of the Serve application and of `jobs.serve`, checked before anything starts."""
 
+import hmac
 import json
 import socket
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     path.write_text("# nobody\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds none"):
         load_keys(Keys(file=str(path)))
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch):
+    compared = []
+
+    def compare(a, b):
+        compared.append((a, b))
+        return a == b
+
+    ring = KeyRing(frozenset({"first", "second", "third"}))
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for key, expected in (("first", True), ("third", True), ("nobody", False)):
+        compared.clear()
+        assert ring.accepts(key) is expected
+        # All of them, also after a match; of digests, whose lengths tell nothing.
+        assert len(compared) == 3
+        assert {len(part) for pair in compared for part in pair} == {32}
 
 
 @pytest.mark.parametrize(
