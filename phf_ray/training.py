@@ -9,6 +9,7 @@ Letters: B sequences of a micro-batch, S tokens of a sequence.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import queue
@@ -698,6 +699,41 @@ def _window_batch(parts: Sequence[tuple[NDArray[np.int32], NDArray[np.uint8]]], 
         kinds_BS[row, : len(kinds)] = kinds
     scores_BS = np.zeros(ids_BS.shape, np.float32)
     return MicroBatch(torch.from_numpy(ids_BS), torch.from_numpy(scores_BS), torch.from_numpy(kinds_BS), -1)
+
+
+def objective_on(
+    model: nn.Module,
+    batches: Sequence[MicroBatch],
+    *,
+    objective: Objective,
+    precision: Literal["bf16", "fp32"] = "fp32",
+) -> dict[str, float | Histogram]:
+    """The objective's figures over all batches, in eval mode, by the names that `Objective.summarize` gives them.
+
+    Collective: every rank calls it with the same batches, computes a share, and gets the same answer.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    module = unwrapped(model)
+    was_training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    totals: Statistics = {}
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        for first in range(0, len(batches), _world_size()):
+            # Equally many forward passes on every rank: in the last round some have nothing but padding.
+            batch = batches[first + rank] if first + rank < len(batches) else _padding_like(batches[0])
+            local = batch.to(device)
+            out = module(local.input_ids_BS, local.token_scores_BS, local.token_kinds_BS, objective)
+            totals = combine(totals, out.metrics)
+    module.train(was_training)
+    totals = all_reduce(totals)
+    return {**objective.summarize(totals), **objective.histograms(totals)}
+
+
+def _padding_like(batch: MicroBatch) -> MicroBatch:
+    return dataclasses.replace(
+        batch, token_kinds_BS=torch.full_like(batch.token_kinds_BS, int(TokenKind.PAD)), first_block=-1
+    )
 
 
 # --- Inspection -------------------------------------------------------------------------------------------------------

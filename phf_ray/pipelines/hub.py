@@ -30,7 +30,7 @@ def push_to_hub(checkpoint: Path, *, repository: str, private: bool, endpoint: s
         )
     except HFValidationError as error:
         raise ConfigError(f"training.hub_model_id={repository!r} is no name of a repository: {error}") from None
-    except OSError as error:  # of which the hub's own errors and those of the connection are kinds
+    except Exception as error:  # noqa: BLE001  (border of a library, whose errors come from several others)
         raise IncompleteError(
             f"the model is trained and stays in {checkpoint}, but could not be pushed to {repository}: "
             f"{' '.join(str(error).split())[:300]}"

@@ -7,6 +7,7 @@ starts, a fresh command or a restarted group of any size, goes on from the newes
 import dataclasses
 import gc
 import importlib.metadata
+import itertools
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -43,13 +45,14 @@ from phf_ray.pipelines.checkpoint_evaluation import (
 from phf_ray.pipelines.inspection import Inspector, cosine_and_norms, cut_spans
 from phf_ray.pipelines.model_card import write_card
 from phf_ray.pipelines.runs import STEP, Follower, ProgressLines, RunDirectory, start_tracker
-from phf_ray.records import ScoredDocument, TokenKind
+from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 from phf_ray.training import (
     CheckpointDue,
     DataShare,
     EncodedDocument,
     InspectionDue,
     LoopSettings,
+    MicroBatch,
     NonFinite,
     Row,
     Schedule,
@@ -59,6 +62,7 @@ from phf_ray.training import (
     WeightsDue,
     build_optimizer,
     held_out_bits_per_byte,
+    objective_on,
     parallelize,
     peak_flops,
     prefetched,
@@ -78,6 +82,8 @@ T = TypeVar("T")
 
 # Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text.
 HELD_OUT_BYTES = 1_000_000
+# The objective itself is measured on this many blocks of them.
+HELD_OUT_BLOCKS = 64
 # Control token before every segment -> name of the metric.
 BITS_PER_BYTE = {
     "none": "eval/bits_per_byte",
@@ -450,6 +456,7 @@ class _Worker:
         self._claim, resume_from = self._agree_on_start()
         self._state = self._build_state(resume_from)
         self._held_out = self._encode_held_out()
+        self._held_out_batches = self._pack_held_out()
 
     def _agree_on_start(self) -> tuple[str | None, Path | None]:
         """Rank 0 claims the run and says which checkpoint all start from: others may see an older directory."""
@@ -511,6 +518,21 @@ class _Worker:
         value_head = self._config.model.model_kwargs.value_head_config
         model.detach_values = value_head is not None and value_head.is_detached
         return model
+
+    def _pack_held_out(self) -> list[MicroBatch]:
+        """Blocks of the held-out documents with scores and control tokens as in training, but none filtered out."""
+        if not self._held_out:
+            return []
+        documents = choose_held_out(read_held_out(self._job.blocks_path))
+        packed = pack(
+            documents,
+            self._tokenizer,
+            sequence_length=self._manifest.sequence_length,
+            config=dataclasses.replace(packing_config(self._manifest.packing), filter_threshold=None),
+        )
+        blocks = list(itertools.islice(packed, HELD_OUT_BLOCKS))
+        size = self._config.training.per_device_train_batch_size
+        return [as_micro_batch(blocks[begin : begin + size]) for begin in range(0, len(blocks), size)]
 
     def _encode_held_out(self) -> dict[str, list[EncodedDocument]]:
         """Held-out documents as the model reads them: without control tokens, with the good one, with the bad one."""
@@ -635,7 +657,7 @@ class _Worker:
         )
 
     def _checkpoint(self, due: CheckpointDue) -> None:
-        measured: dict[str, float] = {}
+        measured: dict[str, Any] = {}
         if due.step == self._plan.num_steps or not due.is_last:  # told to stop: no time to lose
             with self._cost.of("held_out"):
                 measured = self._measure()
@@ -695,7 +717,7 @@ class _Worker:
         rows = {token: head_VD[self._tokenizer.convert_tokens_to_ids(token)].float().numpy() for token in tokens}
         return cosine_and_norms(rows)
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> dict[str, Any]:
         since = time.perf_counter()
         measured = {
             BITS_PER_BYTE[name]: held_out_bits_per_byte(
@@ -707,7 +729,22 @@ class _Worker:
             )
             for name, documents in self._held_out.items()
         }
-        return measured | {"eval/wall_s": time.perf_counter() - since} if measured else {}
+        if not measured:
+            return {}
+        return measured | self._objective_on_held_out() | {"eval/wall_s": time.perf_counter() - since}
+
+    def _objective_on_held_out(self) -> dict[str, Any]:
+        """The objective as it is trained, on text that is not."""
+        if not self._held_out_batches:
+            return {}
+        figures = objective_on(
+            self._state.model,
+            self._held_out_batches,
+            objective=self._objective,
+            precision=self._config.training.precision,
+        )
+        named = {f"objective/eval/{name}": value for name, value in figures.items()}
+        return named | {"objective/eval/tokens_seen_during_eval": self._state.tokens_seen}
 
     def _info(self, snapshot: Snapshot, measured: dict[str, float]) -> CheckpointInfo:
         config, corpora = self._config, self._manifest.corpora
@@ -883,6 +920,22 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
             "raise the model's limit in model.config_kwargs"
         )
     return built
+
+
+def as_micro_batch(blocks: Sequence[TokenBlock]) -> MicroBatch:
+    return MicroBatch(
+        torch.from_numpy(np.stack([block.input_ids for block in blocks]).astype(np.int64)),
+        torch.from_numpy(np.stack([block.token_scores for block in blocks])),
+        torch.from_numpy(np.stack([block.token_kinds for block in blocks])),
+        first_block=0,
+    )
+
+
+def packing_config(stored: Mapping[str, Any]) -> PackingConfig:
+    """Of the manifest of some blocks."""
+    conditional = stored["conditional"]
+    restored = None if conditional is None else ConditionalTraining(**conditional)
+    return PackingConfig(**{**stored, "conditional": restored})
 
 
 # --- Held-out documents -----------------------------------------------------------------------------------------------

@@ -117,6 +117,10 @@ def test_metrics_have_the_names_that_the_original_logs_them_under(trained, metho
     assert {f"objective/train/{name}" for name in EVERY_OBJECTIVE | OWN[method]} <= row.keys()
     for name in OWN[method] & {"weight_dist", "value_dis"}:
         assert len(row[f"objective/train/{name}"]["edges"]) == len(row[f"objective/train/{name}"]["counts"]) + 1
+    (evaluated,) = [row for row in rows if "eval/bits_per_byte" in row]
+    for name in ({"original_loss"} | OWN[method]) - {"weight_dist", "value_dis"}:
+        assert evaluated[f"objective/eval/{name}"] is not None
+    assert evaluated["objective/eval/tokens_seen_during_eval"] == evaluated["train/tokens_seen"]
     (inspected,) = [row for row in rows if "debugging/num_segments" in row]
     assert inspected["train/global_step"] == 1
     found = {name.removeprefix("debugging/") for name in inspected if name.startswith("debugging/")}

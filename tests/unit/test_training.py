@@ -23,6 +23,7 @@ from phf_ray.training import (
     EncodedDocument,
     InspectionDue,
     LoopSettings,
+    MicroBatch,
     NonFinite,
     Row,
     Schedule,
@@ -30,6 +31,7 @@ from phf_ray.training import (
     TrainState,
     build_optimizer,
     held_out_bits_per_byte,
+    objective_on,
     parallelize,
     peak_flops,
     prefetched,
@@ -345,6 +347,21 @@ def test_a_row_has_the_distribution_of_the_weights_of_all_its_steps():
     assert sum(counts[1]) == pytest.approx(3 * sum(counts[0]), rel=0.2)
 
 
+def test_the_objective_on_held_out_blocks_is_its_mean_over_all_of_them_in_eval_mode():
+    model = tiny_model(dropout=0.5).train()
+    objective = build_objective({"name": "Unlikelihood", "score_threshold": 0.0})
+    (batches,) = step_batches(random_blocks, share(micro=3), steps=range(1))
+    whole = [batch for (batch,) in step_batches(random_blocks, share(micro=8), steps=range(1))]
+    assert len(batches) == 3
+    figures = objective_on(model, batches, objective=objective)
+    assert figures == pytest.approx(objective_on(model, whole, objective=objective), rel=1e-5)
+    assert model.training
+    model.eval()
+    (batch,) = whole
+    out = model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+    assert figures["loss"] == pytest.approx((out.loss / out.num_targets).item(), rel=1e-5)
+
+
 def test_what_the_value_head_says_is_read_in_eval_mode():
     model = LanguageModel(tiny_model().backbone, value_head=ValueHead(16))
     torch.nn.init.normal_(model.value_head.head.weight)
@@ -389,8 +406,10 @@ def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: Path, m
     rows = run(state, loop=settings(12), data=share(micro=micro, rank=rank, world_size=world_size))
     snapshot = take_snapshot(state, keep=rank == 0)
     bits = held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2)
+    figures = objective_on(state.model, held_out_batches(), objective=build_objective({"name": "MLE"}))
     if rank == 0:
         result = {
+            "figures": figures,
             "losses": [row.metrics["train/loss"] for row in rows],
             "tokens": state.tokens_seen,
             "model": snapshot.model,
@@ -398,6 +417,11 @@ def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: Path, m
             "bits": bits,
         }
         torch.save(result, directory / "result.pt")
+
+
+def held_out_batches() -> list[MicroBatch]:
+    """Five: on two ranks the last round has one of padding."""
+    return [batch for (batch, *_) in step_batches(random_blocks, share(), steps=range(100, 105))]
 
 
 def run_processes(directory: Path, *, world_size: int, kind: str = "ddp", micro: int = 2) -> dict:
@@ -421,6 +445,8 @@ def test_loss_curve_and_weights_do_not_depend_on_the_number_of_workers(tmp_path,
     assert together["bits"] == pytest.approx(
         held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2), abs=1e-4
     )
+    alone_figures = objective_on(state.model, held_out_batches(), objective=build_objective({"name": "MLE"}))
+    assert together["figures"] == pytest.approx(alone_figures, abs=1e-4)
     for name, tensor in alone.model.items():
         torch.testing.assert_close(together["model"][name], tensor, rtol=0, atol=1e-3, msg=name)
     assert together["optimizer"].keys() == alone.optimizer.keys()
