@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 from commands import job_words, problem_of
+from manifests import versions
 from pydantic import BaseModel
 
 from phf_ray import config
@@ -20,7 +21,7 @@ from phf_ray.scorers.base import Scorer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = {"source", "export", "curl", "for", "$EDITOR", "serve"}
+OTHER_PROGRAMS = {"source", "export", "curl", "for", "kind", "$EDITOR", "serve"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -119,6 +120,13 @@ def test_a_mistyped_command_is_found(command):
 def test_every_job_is_documented():
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "cli", "make_prompts", "demo"}
     assert {job for job in jobs if not any(f"jobs.{job} " in command for _, command in all_commands())} == set()
+
+
+def test_the_image_is_the_one_of_the_manifests():
+    project, ray = versions()
+    found = [tag for page in PAGES for tag in re.findall(r"phf-ray(?:-cuda)?:([\w.-]+)", page.read_text("utf-8"))]
+    assert found
+    assert set(found) == {f"{project}-ray{ray}"}
 
 
 def test_every_stage_of_the_manifests_is_documented():
