@@ -125,8 +125,8 @@ def describe(mapping: Calibration) -> str:
         f"{mapping.num_pairs:,} pairs; rank correlation {_shown(quality.spearman)}, "
         f"AUC at {threshold.old:g} {_shown(quality.auc)}",
         f"mean distance from the old score {quality.mae_before:.4f}, calibrated {quality.mae_after:.4f} (held out)",
-        f"{threshold.share:.2%} reach the old threshold {threshold.old:g}; as many reach the new score "
-        f"{_shown(threshold.same_share)}; {_shown(threshold.agreement)} of all are on the same side of both",
+        f"{threshold.share_old:.2%} reach the old threshold {threshold.old:g}; {_percent(threshold.share_new)} reach "
+        f"the new score {_shown(threshold.same_share)}; {_percent(threshold.agreement)} are on the same side of both",
         f"the calibrated score reaches {threshold.old:g} from the new score {_shown(threshold.mapped)} on",
     ]
     if mapping.num_pairs < FEW_PAIRS:
@@ -136,6 +136,10 @@ def describe(mapping: Calibration) -> str:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[list[float | None], dict[str, Any]]:

@@ -39,9 +39,12 @@ class Threshold(_Record):
     mapped: float | None
     """The lowest new score whose calibrated score reaches the old threshold; None: none does."""
     same_share: float | None
-    """The new threshold that as large a share of the texts reaches; None: no text reaches the old one."""
-    share: float
+    """The new threshold that as large a share of the texts reaches, or nearly, where many have one score; None: no text
+    reaches the old one."""
+    share_old: float
     """Of the texts, those that reach the old threshold."""
+    share_new: float | None
+    """Of the texts, those that reach `same_share`."""
     agreement: float | None
     """Share of the texts that are on the same side of the old threshold and of `same_share`."""
 
@@ -145,16 +148,20 @@ def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:
 
 def _threshold(new_N: Floats, old_N: Floats, *, knots: tuple[Floats, Floats], old: float) -> Threshold:
     is_above_N = old_N >= old
-    num_above = int(is_above_N.sum())
-    # As many texts as reach the old threshold, or more where several have that very score.
-    same_share = float(np.sort(new_N)[-num_above]) if num_above else None
-    agreement = None if same_share is None else float(((new_N >= same_share) == is_above_N).mean())
+    if not is_above_N.any():
+        return Threshold(
+            old=old, mapped=first_at(*knots, old), same_share=None, share_old=0.0, share_new=None, agreement=None
+        )
+    values, counts = np.unique(new_N, return_counts=True)
+    num_reaching = np.cumsum(counts[::-1])[::-1]
+    same_share = float(values[np.argmin(np.abs(num_reaching - is_above_N.sum()))])
     return Threshold(
         old=old,
         mapped=first_at(*knots, old),
         same_share=same_share,
-        share=num_above / len(new_N),
-        agreement=agreement,
+        share_old=float(is_above_N.mean()),
+        share_new=float((new_N >= same_share).mean()),
+        agreement=float(((new_N >= same_share) == is_above_N).mean()),
     )
 
 

@@ -76,7 +76,8 @@ def test_a_mapping_brings_another_scale_back():
     assert mapping.quality.mae_after < 0.01
     assert mapping.threshold.mapped == pytest.approx(1.25)
     assert mapping.threshold.same_share == pytest.approx(1.25)
-    assert (mapping.threshold.share, mapping.threshold.agreement) == (101 / 201, 1)
+    assert (mapping.threshold.share_old, mapping.threshold.share_new) == (101 / 201, 101 / 201)
+    assert mapping.threshold.agreement == 1
     # Level outside of what was seen.
     assert mapping([-5, 50]).tolist() == [0, 1]
 
@@ -93,8 +94,17 @@ def test_held_out_error_is_not_that_of_the_fit():
 def test_a_threshold_that_nothing_reaches_has_no_counterpart():
     mapping = calibrate(np.arange(20), np.linspace(0, 0.4, 20), threshold=0.5)
     threshold = mapping.threshold
-    assert (threshold.mapped, threshold.same_share, threshold.share, threshold.agreement) == (None, None, 0, None)
+    assert (threshold.mapped, threshold.same_share, threshold.share_old, threshold.share_new) == (None, None, 0, None)
+    assert threshold.agreement is None
     assert mapping.quality.auc is None
+
+
+def test_where_many_texts_have_one_score_the_nearest_share_is_taken():
+    # 3 of 100 reach the old threshold; 2 have the highest new score, and all reach the lowest.
+    new, old = np.repeat([0.0, 1.0], [98, 2]), np.repeat([0.0, 1.0], [97, 3])
+    threshold = calibrate(new, old, threshold=0.5).threshold
+    assert (threshold.same_share, threshold.share_old, threshold.share_new) == (1, 0.03, 0.02)
+    assert threshold.agreement == 0.99
 
 
 def test_a_calibration_comes_back_from_its_file():
