@@ -32,7 +32,9 @@ from phf_ray.packing import (
     resolve_threshold,
     tokenizer_hash,
 )
+from phf_ray.pipelines.score import scorer_configs
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
+from phf_ray.scorers import build_scorer, scorer_class
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ def ensure_blocks(
     """
     tokenizer = _load_tokenizer(config, tokenizer_dir_or_name)
     plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output_root)
+    warn_of_other_scorers(config, plan.corpora)
     return build_blocks(plan, tokenizer=tokenizer)
 
 
@@ -80,6 +83,45 @@ def _load_tokenizer(config: Config, replacement: str | None) -> PreTrainedTokeni
     if replacement is None:
         return load_tokenizer(config.tokenizer)
     return load_tokenizer(config.tokenizer.model_copy(update={"path_or_name": replacement, "revision": None}))
+
+
+def warn_of_other_scorers(config: Config, corpora: Sequence[blocks.Corpus]) -> None:
+    """Warns where a corpus has scores of another scorer than the configuration's, or than another corpus.
+
+    A model that is not here can't be asked for its weights: of such a scorer only class and name are compared.
+    """
+    told = [one for one in corpora if one.scorer]
+    expected = _configured_scorer(config) if told else None
+    for one in told:
+        if expected is not None:
+            _warn_of_difference(one, other=expected, where="the configuration and what is installed here")
+        elif one.scorer != told[0].scorer:
+            _warn_of_difference(one, other=told[0].scorer, where=told[0].name)
+
+
+def _configured_scorer(config: Config) -> dict[str, Any] | None:
+    """Identity of the scorer that the configuration describes; without weights if it is a model."""
+    if not config.scoring.scorers:
+        return None
+    first = scorer_configs(config)[0]
+    known: dict[str, Any] = {key: first[key] for key in ("name", "class_name") if key in first}
+    if "torch" in scorer_class(first["class_name"]).packages:
+        return known
+    try:
+        identity = build_scorer(first).identity().to_json()
+    except ConfigError:  # a word list may be on another machine; training does not need it
+        return known
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _warn_of_difference(one: blocks.Corpus, *, other: Mapping[str, Any], where: str) -> None:
+    changed = [name for name in other if name in one.scorer and one.scorer[name] != other[name]]
+    if changed:
+        shown = "; ".join(f"{name}: {one.scorer[name]!r} there, {other[name]!r} here" for name in changed)
+        log.warning(
+            "%s WAS SCORED BY ANOTHER SCORER (%s) THAN %s (%s): %s. Score it again, or evaluate with its own scorer",
+            one.name, one.scorer.get("name"), where, other.get("name", other.get("class_name")), shown,
+        )  # fmt: skip
 
 
 def resolve_thresholds(config: Config, *, manifests: Sequence[corpus.Manifest]) -> dict[str, float]:

@@ -29,9 +29,7 @@ def build_scorer(config: Mapping[str, Any]) -> Scorer:
     Raises ConfigError for an unknown class, an unknown key or a value of the wrong type, naming the known ones.
     """
     class_name = config.get("class_name")
-    if class_name not in SCORERS:
-        raise ConfigError(f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}")
-    scorer: type[Scorer] = getattr(importlib.import_module(SCORERS[class_name]), class_name)
+    scorer = scorer_class(class_name)
     values = {key: value for key, value in config.items() if key != "class_name"}
     try:
         settings = scorer.Settings.model_validate(values)
@@ -40,6 +38,13 @@ def build_scorer(config: Mapping[str, Any]) -> Scorer:
         problems = "; ".join(sorted({_describe(detail, known) for detail in error.errors()}))
         raise ConfigError(f"{class_name}: {problems}") from None
     return scorer(settings)
+
+
+def scorer_class(class_name: Any) -> type[Scorer]:
+    if class_name not in SCORERS:
+        raise ConfigError(f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}")
+    found: type[Scorer] = getattr(importlib.import_module(SCORERS[class_name]), class_name)
+    return found
 
 
 def _describe(detail: Any, known: list[str]) -> str:
@@ -52,4 +57,4 @@ def _describe(detail: Any, known: list[str]) -> str:
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
 
 
-__all__ = ["SCORERS", "SHORT_NAMES", "FindsSpans", "Scorer", "build_scorer"]
+__all__ = ["SCORERS", "SHORT_NAMES", "FindsSpans", "Scorer", "build_scorer", "scorer_class"]

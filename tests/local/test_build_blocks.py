@@ -1,5 +1,6 @@
 """Token blocks of whole corpora, built in this process and by Ray."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -18,7 +19,8 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.packing import PackingConfig, load_tokenizer, pack
 from phf_ray.pipelines import blocks as pipeline
 from phf_ray.pipelines.blocks import build_blocks, ensure_blocks, plan_blocks, resolve_thresholds
-from phf_ray.records import TokenKind
+from phf_ray.records import ScorerIdentity, TokenKind
+from phf_ray.scorers import build_scorer
 
 TOKENIZER = str(Path(__file__).parents[1] / "golden" / "tokenizer")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
@@ -349,6 +351,43 @@ def test_a_share_far_from_half_is_warned_of(scored, tmp_path, caplog):
     ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["100.0% of the documents are kept by threshold 1"]
+
+
+def scored_by(identity: ScorerIdentity, folder: Path) -> str:
+    writer = corpus.PartWriter(
+        f"{folder}/part-00000.parquet", rejects=f"{folder}/rejected/r", scorers=[identity.name], footer={}
+    )
+    for row in rows_of():
+        scores = {identity.name: (row["scores"], row["errors"])}
+        writer.add(f"{folder.name}-{row['id']}", row["texts"], scores=scores, meta="{}")
+    writer.commit()
+    corpus.finish(str(folder), scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    return str(folder)
+
+
+def warnings_about_scorers(config: Config, corpora: list[str], *, output: Path, caplog) -> list[str]:
+    caplog.clear()
+    ensure_blocks(config, corpora=corpora, tokenizer_dir_or_name=None, output_root=str(output))
+    return [record.getMessage() for record in caplog.records if "ANOTHER SCORER" in record.getMessage()]
+
+
+def test_a_corpus_that_another_scorer_scored_is_warned_of_and_both_are_named(tmp_path, caplog):
+    pep8 = build_scorer({"class_name": "PEP8Scorer"}).identity()
+    old = dataclasses.replace(pep8, versions={**pep8.versions, "pycodestyle": "2.0"})
+    same, older = scored_by(pep8, tmp_path / "same"), scored_by(old, tmp_path / "older")
+    config = configured(scoring={"scorers": [{"class_name": "PEP8Scorer"}]})
+    assert warnings_about_scorers(config, [same], output=tmp_path, caplog=caplog) == []
+    (warning,) = warnings_about_scorers(config, [same, older], output=tmp_path, caplog=caplog)
+    assert warning.startswith("older WAS SCORED BY ANOTHER SCORER (pep8) THAN the configuration")
+    assert "'pycodestyle': '2.0'" in warning
+    assert pep8.versions["pycodestyle"] in warning
+    # Where the configuration names none, the corpora must agree.
+    (warning,) = warnings_about_scorers(configured(), [same, older], output=tmp_path, caplog=caplog)
+    assert warning.startswith("older WAS SCORED BY ANOTHER SCORER (pep8) THAN same (pep8): versions")
+    # The weights of a model are not loaded for that, but its class is compared.
+    toxic = configured(scoring={"scorers": [{"class_name": "DetoxifyToxicityScorer"}]})
+    (warning,) = warnings_about_scorers(toxic, [same], output=tmp_path, caplog=caplog)
+    assert "class_name: 'PEP8Scorer' there, 'DetoxifyToxicityScorer' here" in warning
 
 
 def test_a_corpus_of_which_nothing_is_left_is_refused_and_leaves_nothing_finished(scored, tmp_path):
