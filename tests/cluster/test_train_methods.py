@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from tiny_models import tiny_tokenizer
@@ -161,6 +163,22 @@ def test_with_a_document_mask_another_curve_is_learned_from_the_same_blocks(trai
     assert list(curve) == list(plain)
     assert curve != plain
     assert list(curve.values()) == pytest.approx(list(plain.values()), rel=0.1)
+
+
+def test_data_sets_are_mixed_by_weight(trained, folder):
+    rows = pq.read_table(folder / "scored" / "part-00000.parquet").to_pylist()
+    other = folder / "other"
+    other.mkdir(exist_ok=True)
+    changed = [row | {"texts": [text.replace("=", "!=") for text in row["texts"]]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed), other / "part-00000.parquet")
+    both = f"dataset.datasets=['{folder}/scored', '{other}']"
+    for weights, name in (("[0, 1]", "second-data-set"), ("[1, 0]", "first-data-set")):
+        size = "training.per_device_train_batch_size=8"
+        run = trained("mle", both, f"dataset.weights={weights}", size, name=name)
+        # What the model was fed at the first step.
+        (spans,) = [row["debugging/raw_text"]["rows"] for row in metrics(run) if "debugging/raw_text" in row]
+        assert spans
+        assert all(("!=" in text) == (name == "second-data-set") for text, *_ in spans if "=" in text)
 
 
 def test_the_command_line_gives_the_run_of_the_python_call(trained, folder):

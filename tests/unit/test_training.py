@@ -431,7 +431,7 @@ def run_processes(directory: Path, *, world_size: int, kind: str = "ddp", micro:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("fsdp2", 2)])
+@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp2", 2)])
 def test_loss_curve_and_weights_do_not_depend_on_the_number_of_workers(tmp_path, kind, world_size):
     """Accumulation 4 on one worker; 2 x 2; 3 workers with 2, 1 and 1 micro-batches, one of padding each."""
     state = new_state()
