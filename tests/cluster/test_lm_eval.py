@@ -152,6 +152,8 @@ def test_good_token_changes_likelihoods_and_toxicity_is_the_maximum_of_25_sample
     results, samples = over_http(
         *(folder, server, "cond:good", "--tasks", "phf_pep8_pairs", "phf_toxicity"),
         *("--samples", json.dumps({"phf_toxicity": [0, 1, 2], "phf_pep8_pairs": list(range(24))})),
+        # The samples have no seed: none of them may be empty, and so unscored, by chance.
+        *("--gen_kwargs", "min_tokens=8"),
     )
     without, good = loglikelihoods(plain[1]), loglikelihoods(samples)
     assert all(abs(first - second) > 1e-3 for (first, _), (second, _) in zip(without, good, strict=True))
