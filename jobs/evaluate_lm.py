@@ -23,6 +23,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.pipelines.capabilities import read_lm_eval
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
 from phf_ray.pipelines.kl import fingerprint, has_control_per_line, kl_of_arms
+from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
 from phf_ray.scorers import SHORT_NAMES
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arms = _with_kl(config, arms, arm_of(reference, None, base_url=base_url), cache=cache)
         arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
+    track_report(output)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
 

@@ -18,6 +18,7 @@ from jobs.evaluate_lm import Model, arm_of, at_least_one, parse_arms, parse_mode
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.red_team import Api, Attacker, Options, red_team
+from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.report import format_red_team
 
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output=output,
             options=options,
         )
+    track_report(output)
     print(f"\n{format_red_team(report)}\n\n{output}/report.html", flush=True)
     return 0
 

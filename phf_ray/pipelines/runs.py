@@ -12,6 +12,8 @@ Only this file knows Weights & Biases; it is told by the driver, which follows m
 workers and a tracker that hangs does not stop the training.
 """
 
+import hashlib
+import html
 import json
 import logging
 import math
@@ -524,6 +526,10 @@ def _as_wandb(value: Any) -> Any:
 
     if not isinstance(value, Mapping):
         return value
+    if "pre" in value:
+        # As they are written, and no markup.
+        shown = "".join(f"<pre>{html.escape(text)}</pre>\n" for text in value["pre"])
+        return wandb.Html(shown, inject=False)
     if "counts" in value:
         return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
     return wandb.Table(columns=list(value["columns"]), data=[list(row) for row in value["rows"]])
@@ -547,3 +553,54 @@ def start_tracker(
     except wandb.errors.Error as error:
         log.warning("wandb is not available (%s); the run goes on, metrics.jsonl has everything", error)
         return None
+
+
+_FINISHED_STEPS = {
+    "generation/*": "train/tokens_seen",
+    "KL/*": "train/tokens_seen",
+    "capabilities/*": "train/tokens_seen",
+    "red_team/*": "red_team/round",
+}
+"""By pattern of metrics, what they are drawn over."""
+
+
+def track_finished(
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    identity: str,
+    group: str,
+    config: Mapping[str, Any],
+) -> bool:
+    """Log what is already over, such as an evaluation, as a wandb run; False where wandb is not asked for or answers
+    not.
+
+    `identity`: two calls with the same one continue one wandb run. A value may be a table, `{columns, rows}`, a
+    histogram, `{counts, edges}`, or texts to be shown as they are written, `{pre}`.
+    """
+    if not wants_wandb():
+        return False
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
+            id=hashlib.blake2b(identity.encode(), digest_size=6).hexdigest(),
+            resume="allow",
+            name=name,
+            group=group,
+            config=dict(config),
+            dir=str(directory),
+            reinit="finish_previous",
+        )
+    except wandb.errors.Error as error:
+        log.warning("wandb is not available (%s); report.json has everything", error)
+        return False
+    for pattern, step in _FINISHED_STEPS.items():
+        run.define_metric(step)
+        run.define_metric(pattern, step_metric=step)
+    for row in rows:
+        run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
+    run.finish()
+    return True
