@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -100,13 +99,15 @@ def _fit(arguments: argparse.Namespace) -> None:
         [score for score, _ in pairs], [value for _, value in pairs], threshold=arguments.threshold, scorer=scorer
     )
     if not arguments.dry_run:
-        Path(arguments.output).write_text(mapping.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with fsspec.open(arguments.output, "wt", encoding="utf-8") as file:
+            file.write(mapping.model_dump_json(indent=2) + "\n")
     print(describe(mapping))
 
 
 def _apply(arguments: argparse.Namespace) -> None:
     try:
-        text = Path(arguments.apply).read_text(encoding="utf-8")
+        with fsspec.open(arguments.apply, "rt", encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--apply {arguments.apply} can't be read: {error}") from None
     mapping = parse_calibration(text, source=arguments.apply)

@@ -128,15 +128,15 @@ def write_lines(path, rows):
 def test_job_fits_columns_and_applies_the_mapping(tmp_path, capsys):
     rows = [{"meta": {"perspective": i / 40}, "score": i / 20} for i in range(40)]
     rows += [{"meta": {}, "score": 0.3}, {"meta": {"perspective": 0.2}, "score": None}]
-    pairs, mapping = write_lines(tmp_path / "pairs.jsonl", rows), str(tmp_path / "mapping.json")
+    pairs, mapping = write_lines(tmp_path / "pairs.jsonl", rows), str(tmp_path / "new folder" / "mapping.json")
     fit = ["--input", pairs, "--old-column", "meta.perspective", "--new-column", "score", "--output", mapping]
     assert job.main([*fit, "--dry-run"]) == 0
-    assert not (tmp_path / "mapping.json").exists()
+    assert not (tmp_path / "new folder").exists()
     assert job.main(fit) == 0
     output = capsys.readouterr().out
     assert "42 rows, 41 with an old score in 'meta.perspective'" in output
     assert "1 of them have no new score and are left out" in output
-    written = json.loads((tmp_path / "mapping.json").read_text())
+    written = json.loads((tmp_path / "new folder" / "mapping.json").read_text())
     assert written["num_pairs"] == 40
     assert written["threshold"]["mapped"] == pytest.approx(1.0)
 
