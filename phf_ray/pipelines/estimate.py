@@ -123,13 +123,14 @@ def memory_per_device(config: Config, shape: Shape, *, has_gpu: bool) -> Memory:
 def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     """Tokens per second of one worker like this machine, by a few steps of one micro-batch each.
 
-    Changes the model.
+    On a processor, where a step of a large micro-batch takes minutes, of one sequence. Changes the model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, length = config.training, config.dataset.seq_length
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
-    batches = _random_batches(training.per_device_train_batch_size, length, vocabulary=model.head()[0].shape[0])
+    num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1
+    batches = _random_batches(num_rows, length, vocabulary=model.head()[0].shape[0])
     objective = build_objective({"name": "MLE"})
     settings = StepSettings(precision=training.precision)
     num_steps, since = 0, 0.0
@@ -141,7 +142,7 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
         num_steps = state.step - 1
         if num_steps and time.perf_counter() - since > PROBE_S:
             break
-    return num_steps * training.per_device_train_batch_size * length / (time.perf_counter() - since)
+    return num_steps * num_rows * length / (time.perf_counter() - since)
 
 
 def has_gpu() -> bool:

@@ -5,7 +5,9 @@ scored anew, `debugging/raw_token_scores_avg` of the scores that came with its t
 scorer in a process of its own, beside the loop.
 """
 
+import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -114,7 +116,7 @@ class Inspector:
         self._config = config
         self._tokenizer = tokenizer
         self._thread: threading.Thread | None = None
-        self._rows: list[Figures] = []
+        self._rows: queue.SimpleQueue[Figures] = queue.SimpleQueue()
 
     def submit(self, spans: Sequence[Span], *, counters: Mapping[str, float]) -> None:
         """`counters` go into the row that `finished` will give."""
@@ -129,7 +131,10 @@ class Inspector:
         """Rows of metrics since the last call."""
         if wait and self._thread is not None:
             self._thread.join()
-        rows, self._rows = self._rows, []
+        rows = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                rows.append(self._rows.get_nowait())
         return rows
 
     def _work(self, spans: Sequence[Span], counters: Mapping[str, float]) -> None:
@@ -141,7 +146,7 @@ class Inspector:
         except Exception as error:  # noqa: BLE001  (border of a thread: what only looks must not end the training)
             log.warning("the inputs of the model could not be inspected: %s: %s", type(error).__name__, error)
             return
-        self._rows.append({**counters, **figures})
+        self._rows.put({**counters, **figures})
 
     def _score(self, texts: Sequence[str]) -> list[float | None]:
         # A process of its own: it may hang on a text, and it must not take the loop's lock of the interpreter.
