@@ -59,7 +59,12 @@ class Machines:
         # Asks the cluster's own table from a process of its own: this one may hold another Ray.
         command = self.python(f"answer_questions({self._cluster.address!r})")
         self._observer = subprocess.Popen(
-            command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def _add(self) -> Any:
@@ -93,14 +98,17 @@ class Machines:
 
 def answer_questions(address: str) -> None:
     """One line of living actors for every line that comes in."""
+    # Ray prints what it thinks of lost nodes on standard output.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     import ray
 
     ray.init(address=address, log_to_driver=False)
     for _ in sys.stdin:
         table = ray._private.state.actors(actor_state_name="ALIVE").values()
         rows = [(one["ActorClassName"], one["Pid"], one["Address"]["NodeID"]) for one in table]
-        sys.__stdout__.write(json.dumps(rows) + "\n")
-        sys.__stdout__.flush()
+        answers.write(json.dumps(rows) + "\n")
+        answers.flush()
 
 
 class Job:
