@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jobs import cli, demo
 from phf_ray.config import load_config
+from phf_ray.metrics import pareto_front
 
 METHODS = {name: f"configs/demo/{name}.yml" for name in ("mle", "conditional", "filtering", "ul", "rwr", "awr")}
 REFERENCE = "mle"
@@ -97,15 +98,6 @@ def format_front(report: dict[str, list[dict[str, float | str | None]]]) -> str:
     front = pareto_front(points)
     lines = [f"{name}: score {score:.4g}, KL {kl:.4g} nats per byte" for name, score, kl in points if name in front]
     return "\n".join(["not beaten in both score and KL:", *lines])
-
-
-def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Names of the points that no other one is below in one and not above in the other."""
-
-    def beaten(mine: tuple[str, float, float]) -> bool:
-        return any(theirs[1] <= mine[1] and theirs[2] <= mine[2] and theirs[1:] != mine[1:] for theirs in points)
-
-    return [point[0] for point in points if not beaten(point)]
 
 
 if __name__ == "__main__":

@@ -169,6 +169,15 @@ def bootstrap_max_at_k(
     return [_interval(maxima[:, column], level) for column in range(len(ks))]
 
 
+def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Names of the (name, x, y) that no other one is below in one and not above in the other."""
+
+    def is_beaten(mine: tuple[str, float, float]) -> bool:
+        return any(theirs[1] <= mine[1] and theirs[2] <= mine[2] and theirs[1:] != mine[1:] for theirs in points)
+
+    return [point[0] for point in points if not is_beaten(point)]
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 

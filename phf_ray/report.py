@@ -41,6 +41,7 @@ from phf_ray.metrics import (
     count_ngrams,
     grouped_max_at_k,
     max_at_k,
+    pareto_front,
 )
 from phf_ray.records import PASSED
 
@@ -561,6 +562,8 @@ class _Column:
     key: str
     digits: str
     help: str
+    on_page_only: bool = False
+    """A terminal has no room for it."""
 
 
 _COLUMNS = (
@@ -575,12 +578,17 @@ _COLUMNS = (
         "expected largest score of 25 samples (within a prompt where there are prompts)",
     ),
     _Column("hits", "num_hits", ".1%", "share of samples scoring above the scenario's threshold"),
-    _Column("hit in 25", "hit_probability@25", ".1%", "probability that one of 25 samples is above the threshold"),
+    _Column(
+        "hit in 25", "hit_probability@25", ".1%", "probability that one of 25 samples is above the threshold", True
+    ),
     _Column("chars", "length", ".0f", "mean length in characters"),
     _Column("tokens", "length_tokens", ".0f", "mean length in tokens"),
     _Column("distinct-2", "distinct-2-grams", ".3f", "mean share of distinct word pairs within a sample"),
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
-    _Column("repeats", "repetition", ".1%", "mean share of a sample's 4-grams of words that it has had before"),
+    _Column("repeats", "repetition", ".1%", "mean share of a sample's 4-grams of words that it has had before", True),
+    _Column(
+        "self-BLEU-5", "Self-BLEU-5", ".3f", "likeness of samples to each other, in words: 1 where all are alike", True
+    ),
     _Column("parses", "compilability", ".1%", "share of samples that Python parses, comments alone among them"),
     _Column("with code", "compilability_nonempty", ".1%", "share of samples that parse and hold a statement"),
     _Column("pass@1", "pass@1", ".1%", "share of programs that pass their problem's tests"),
@@ -606,10 +614,10 @@ def format_cell(row: Mapping[str, Any], key: str, digits: str) -> str:
 def format_table(report: Mapping[str, Any]) -> str:
     """The table for a terminal, one block per scenario, in plain characters; columns that are empty throughout are left
     out."""
-    columns = _shown_columns(report)
     blocks = []
     for scenario in report["scenarios"]:
         rows = [row for row in report["table"] if row["scenario"] == scenario["name"]]
+        columns = _shown_columns(report, rows, on_page=False)
         cells = [["arm", *(column.title for column in columns)]]
         cells += [[row["arm"], *(format_cell(row, column.key, column.digits) for column in columns)] for row in rows]
         notes = [f"{row['arm']}: {note}" for row in rows if (note := _row_note(row))]
@@ -637,12 +645,12 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
-def _shown_columns(report: Mapping[str, Any]) -> list[_Column]:
+def _shown_columns(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, on_page: bool) -> list[_Column]:
     level = f"{report['level']:.0%} CI"
     return [
         _Column(level, column.key, column.digits, column.help) if column.key == "score_ci" else column
         for column in _COLUMNS
-        if any(row.get(column.key) is not None for row in report["table"])
+        if any(row.get(column.key) is not None for row in rows) and (on_page or not column.on_page_only)
     ]
 
 
@@ -665,7 +673,7 @@ def _unit(report: Mapping[str, Any]) -> str:
 # Read well on white and on near-black.
 _PALETTE = ("#4c8fd0", "#e07b39", "#3fa06a", "#cf5b7c", "#9676c9", "#9a8f3c", "#3aa6b0", "#a06a4c")
 # As they are in the pictures; on the page each stands for a color that the theme decides.
-_INK, _FAINT = "#1c2431", "#d5dbe4"
+_INK, _FAINT, _SOFT = "#1c2431", "#d5dbe4", "#5b6676"
 
 
 def write_report(directory: str, samples: Sequence[Sample], evaluation: Evaluation) -> dict[str, Any]:
@@ -733,7 +741,7 @@ def _plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Eva
                     scenario.name,
                     f"{scenario.name}-pareto",
                     "Mean score against the distance from the reference model, with intervals and standard errors. "
-                    "Lower left is better.",
+                    "Lower left is better; no arm beats those on the dotted line in both.",
                     _plot_pareto(rows, colors, unit=unit),
                 )
             )
@@ -798,8 +806,17 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
+_MOST_INSIDE = 3
+"""Entries of a legend for which the axes have room."""
+
+
 def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[1]:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > _MOST_INSIDE:
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=_INK, fontsize=9)
+    elif labels:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
 
 
@@ -876,10 +893,13 @@ def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str
 
 
 def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    """A point for each arm with a KL, and a line through those that no other one beats in both."""
     figure, axes = _axes()
+    rows = [row for row in rows if row["kl_per_byte"] is not None]
+    front = set(pareto_front([(row["arm"], row["score"], row["kl_per_byte"]) for row in rows]))
+    best = sorted((row["kl_per_byte"], row["score"]) for row in rows if row["arm"] in front)
+    axes.step(*zip(*best, strict=True), where="post", color=_SOFT, linestyle=":", linewidth=1.2)
     for row in rows:
-        if row["kl_per_byte"] is None:
-            continue
         mean, ci, kl = row["score"], row["score_ci"], row["kl_per_byte"]
         container = axes.errorbar(
             [kl],
@@ -927,7 +947,12 @@ def _svg(plot: _Plot) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.family": "sans-serif"}):
         plot.figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = sink.getvalue()
-    return drawn[drawn.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "var(--faint)")
+    return (
+        drawn[drawn.index("<svg") :]
+        .replace(_INK, "currentColor")
+        .replace(_FAINT, "var(--faint)")
+        .replace(_SOFT, "var(--soft)")
+    )
 
 
 _STYLE = """
@@ -993,10 +1018,10 @@ def _figures(plots: Sequence[_Plot]) -> list[str]:
 
 
 def _scenarios(report: Mapping[str, Any], plots: Sequence[_Plot]) -> list[str]:
-    columns = _shown_columns(report)
     parts = []
     for scenario in report["scenarios"]:
         rows = [row for row in report["table"] if row["scenario"] == scenario["name"]]
+        columns = _shown_columns(report, rows, on_page=True)
         header = "".join(f'<th title="{_escape(column.help)}">{_escape(column.title)}</th>' for column in columns)
         parts += [
             f"<h2>{_escape(scenario['name'])}</h2>",
@@ -1025,6 +1050,9 @@ def _scenarios(report: Mapping[str, Any], plots: Sequence[_Plot]) -> list[str]:
     return parts
 
 
+_MOST_PAIRS = 12
+
+
 def _difference_table(report: Mapping[str, Any]) -> list[str]:
     known = [pair for pair in report["differences"] if pair["difference"] is not None]
     if not known:
@@ -1035,12 +1063,18 @@ def _difference_table(report: Mapping[str, Any]) -> list[str]:
         f"<td>{'no' if pair['ci'][0] <= 0 <= pair['ci'][1] else 'yes'}</td></tr>"
         for pair in known
     ]
+    # All pairs of many arms are a table that nobody should have to scroll past.
+    opening, closing = (
+        ("", "") if len(rows) <= _MOST_PAIRS else (f"<details><summary>{len(rows)} pairs</summary>", "</details>")
+    )
     return [
         "<h2>Differences of mean scores</h2>",
+        opening,
         '<div class="scroll"><table class="words"><thead><tr><th>scenario</th><th>arms</th><th>difference</th>'
         f"<th>{report['level']:.0%} CI</th><th>CI excludes 0</th></tr></thead><tbody>",
         *rows,
         "</tbody></table></div>",
+        closing,
     ]
 
 

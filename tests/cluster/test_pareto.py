@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.pareto import METHODS, pareto_front
+from jobs.pareto import METHODS
 
 ROOT = Path(__file__).parents[2]
 ARMS = ["mle", "conditional:good", "filtering", "ul", "rwr", "awr"]
@@ -36,8 +36,3 @@ def test_six_objectives_are_trained_and_drawn_by_score_and_kl(tmp_path):
     assert all(f"<td>{name}</td>" in page for name in ("MLE", "Conditional", "Filtering", "Unlikelihood"))
     assert "not beaten in both score and KL:\nmle: score" in done.stdout
     assert len(METHODS) == 6
-
-
-def test_the_front_is_what_nothing_beats():
-    points = [("a", 3.0, 0.0), ("b", 1.0, 1.0), ("c", 2.0, 2.0), ("d", 1.0, 0.5), ("e", 1.0, 0.5), ("f", 4.0, 0.0)]
-    assert pareto_front(points) == ["a", "d", "e"]

@@ -26,6 +26,7 @@ from phf_ray.metrics import (
     grouped_max_at_k,
     max_at_k,
     order_statistic_weights,
+    pareto_front,
     parse_outcome,
 )
 
@@ -134,6 +135,11 @@ def test_interval_of_a_maximum_holds_its_estimate():
     scores = np.random.default_rng(2).random(300).tolist()
     for k, interval in zip([1, 25], bootstrap_max_at_k(scores, [1, 25]), strict=True):
         assert interval.low < max_at_k(scores, k) < interval.high
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [("a", 3.0, 0.0), ("b", 1.0, 1.0), ("c", 2.0, 2.0), ("d", 1.0, 0.5), ("e", 1.0, 0.5), ("f", 4.0, 0.0)]
+    assert pareto_front(points) == ["a", "d", "e"]
 
 
 def test_intervals_overlap_when_they_share_a_point():

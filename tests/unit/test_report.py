@@ -16,11 +16,16 @@ from phf_ray.report import (
     ArmInfo,
     Evaluation,
     KLInfo,
+    RedTeamInfo,
+    RedTeamPrompt,
+    RedTeamRound,
     Sample,
     ScenarioInfo,
+    TaskResult,
     build_report,
     check_not_degenerate,
     format_cell,
+    format_red_team,
     format_table,
     read_samples,
     recompute,
@@ -349,6 +354,101 @@ def test_arms_with_a_kl_are_marks_in_the_pareto_plot(written, page_text):
     ]
     assert "0.1250" in page_text
     assert "KL/byte" in format_table(report)
+
+
+def attack(level, *, num_trials=3):
+    def round_of(trial, number):
+        best = level * (1 + number + trial / 10)
+        return RedTeamRound(
+            number=number,
+            best_prompt_score=best,
+            best_10_prompt_score=best / 2,
+            best_100_prompt_score=best / 3,
+            average_score=best / 4,
+            round_best_prompt_score=best if number else None,
+            round_average_score=best / 4 if number else None,
+            num_tested=2 + number,
+            outcomes={"new": 1, "refused": 3} if number else {},
+        )
+
+    worst = RedTeamPrompt(
+        prompt=HOSTILE, round=2, mean=0.5, std=0.1, own_score=None, num_scored=8, continuations=((0.9, "so bad"),)
+    )
+    return RedTeamInfo(
+        attacker="red-lm",
+        num_continuations=8,
+        trials=tuple(tuple(round_of(trial, number) for number in range(4)) for trial in range(num_trials)),
+        worst=(worst,),
+    )
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """A report of attacks and of another program's figures, without a scenario."""
+    results = [TaskResult(task="lambada", metric="acc", value=0.25, standard_error=0.125, higher_is_better=True)]
+    results.append(TaskResult(task="wikitext", metric="byte_perplexity", value=2.5, higher_is_better=False))
+    return make_evaluation(
+        arms=(
+            ArmInfo(name="mle", model="mle", red_team=attack(0.1), capabilities=tuple(results)),
+            ArmInfo(name="conditional:good", model="c", red_team=attack(0.01), capabilities=tuple(results[:1])),
+            ArmInfo(name="far", model="far"),
+        ),
+        scenarios=(),
+    )
+
+
+def test_curves_of_an_attack_are_means_over_trials_with_intervals(attacked):
+    rows = build_report([], attacked)["red_team"]
+    assert [(row["arm"], row["round"]) for row in rows] == [
+        (arm, number) for arm in ("mle", "conditional:good") for number in range(4)
+    ]
+    last = rows[3]
+    assert last["best_prompt_score"] == pytest.approx(0.1 * np.mean([4.0, 4.1, 4.2]))
+    assert last["best_prompt_score_ci"][0] < last["best_prompt_score"] < last["best_prompt_score_ci"][1]
+    assert (last["num_trials"], last["num_tested"], last["outcomes"]) == (3, 5, {"new": 3, "refused": 9})
+    assert rows[0]["round_average_score"] is rows[0]["round_average_score_ci"] is None
+    single = make_evaluation(arms=(ArmInfo(name="m", model="m", red_team=attack(0.1, num_trials=1)),), scenarios=())
+    assert build_report([], single)["red_team"][1]["best_prompt_score_ci"] is None
+
+
+def test_attacks_and_capabilities_are_on_the_page(attacked, tmp_path):
+    report = write_report(str(tmp_path), [], attacked)
+    assert recompute(str(tmp_path)) == report
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for curve in ("best_prompt_score", "best_10_prompt_score", "round_average_score"):
+        assert re.findall(rf'id="mark-{curve}-([^"]+)"', text) == ["mle", "conditional:good"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"red-team-{name}.png" for name in ("best-prompt", "best-10-prompt", "round-average")
+    }
+    assert re.findall('data-attack="([^"]+)"', text) == ["mle", "conditional:good"]
+    assert "9 new, 27 refused" in text
+    assert re.findall('data-capability="([^"]+)"', text) == ["lambada/acc", "wikitext/byte_perplexity"]
+    assert "<td>0.25 +- 0.12</td><td>0.25 +- 0.12</td>" in text
+    assert "<td>lower is better</td><td>-</td><td>2.5</td><td>-</td>" in text
+    # Prompts of a red LM are as hostile as samples, and hidden like them.
+    assert text.index("<details>") < text.index("&lt;script&gt;")
+    assert Page(text).tags.count("script") == 0
+    assert "so bad" in text
+    lines = format_red_team(report).splitlines()
+    assert lines[0] == "under attack (pep8: violations per character)"
+    assert len(lines) == 3 + 8
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ({"objective": {"name": "MLE"}}, "MLE"),
+        ({"objective": {"name": "MLE"}, "control": {"good": "<g>", "bad": "<b>", "policy": "ban"}}, "Conditional"),
+        ({"objective": {"name": "MLE"}, "thresholds": {"filter": 0.1}}, "Filtering"),
+        ({"objective": {"name": "Unlikelihood"}, "thresholds": {"objective": 0.1}}, "Unlikelihood"),
+        ({}, "-"),
+    ],
+)
+def test_a_method_is_called_as_in_the_paper(tmp_path, checkpoint, name):
+    arm = ArmInfo(name="m", model="m", checkpoint=CheckpointInfo.model_validate(checkpoint))
+    write_report(str(tmp_path), [], make_evaluation(arms=(arm,), scenarios=()))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{name}</td><td>0</td></tr>" in page
 
 
 def test_worst_samples_are_behind_a_click(page_text):
