@@ -149,6 +149,7 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
     """
     started = time.monotonic()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, int(job.resources.get("CPU", 1))))
     config = parse_config(job.config)
     folder = RunDirectory(job.run_path).evaluation_folder(step)
