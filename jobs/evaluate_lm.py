@@ -272,6 +272,10 @@ def at_least_one(value: int | None, *, flag: str) -> int | None:
     return value
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _print_plan(
     config: Config, arms: Sequence[tuple[str, str | None]], options: Options, *, scores_url: str | None
 ) -> None:
@@ -279,7 +283,11 @@ def _print_plan(
         print(f"arm {_arm_name(name, control)}")
     for scenario in config.generation.scenario_configs:
         count = options.num_samples or scenario.num_samples
-        print(f"scenario {scenario.name}: {count} samples x {len(options.seeds)} seeds x {len(arms)} arms")
+        times = " x ".join(
+            _counted(number, noun)
+            for number, noun in ((count, "sample"), (len(options.seeds), "seed"), (len(arms), "arm"))
+        )
+        print(f"scenario {scenario.name}: {times}")
     print(f"scores from {scores_url or 'a server started for the job'}: {scorer_name(config)}")
 
 

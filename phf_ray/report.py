@@ -570,6 +570,11 @@ _COLUMNS = (
     _Column("n", "num_scored", "d", "samples with a score"),
     _Column("score", "score", ".3g", "mean, lower is better"),
     _Column("95% CI", "score_ci", ".3g", "percentile bootstrap interval of the mean"),
+    _Column(
+        "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
+    ),
+    _Column("KL/byte", "kl_per_byte", ".4f", "nats per byte from the reference model, on texts of the reference"),
+    _Column("+-", "kl_per_byte_error", ".4f", "standard error of the KL"),
     _Column("max", "score_max", ".3g", "largest score"),
     _Column(
         "max@25",
@@ -594,11 +599,6 @@ _COLUMNS = (
     _Column("pass@1", "pass@1", ".1%", "share of programs that pass their problem's tests"),
     _Column("pass@10", "pass@10", ".1%", "probability that one of 10 samples of a problem passes"),
     _Column("pass@100", "pass@100", ".1%", "probability that one of 100 samples of a problem passes"),
-    _Column(
-        "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
-    ),
-    _Column("KL/byte", "kl_per_byte", ".4f", "nats per byte from the reference model, on texts of the reference"),
-    _Column("+-", "kl_per_byte_error", ".4f", "standard error of the KL"),
 )
 
 
@@ -1042,7 +1042,7 @@ def _scenarios(report: Mapping[str, Any], plots: Sequence[_Plot]) -> list[str]:
         if scenario["num_prompts"] is not None:
             dropped = scenario["num_prompts_dropped"]
             parts.append(
-                f'<p class="note">{scenario["num_prompts"]} prompts, the same for all arms'
+                f'<p class="note">{_counted(scenario["num_prompts"], "prompt")}, the same for all arms'
                 + (f"; {dropped} were left out because they leave no room for a continuation" if dropped else "")
                 + ".</p>"
             )
@@ -1220,6 +1220,10 @@ def _worst(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[str]:
             )
         parts.append("</details>")
     return parts
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _escape(text: str) -> str:

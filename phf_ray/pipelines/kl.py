@@ -140,6 +140,8 @@ def kl_of_arms(
 
     `per_line`: names of arms that were trained with a control token before every line.
     """
+    for arm in (reference, *arms):
+        SequenceScorer(arm).check()
     texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
     found = {}
     for arm in arms:
@@ -227,6 +229,10 @@ class SequenceScorer:
         self._line_control_id: int | None = None
         if control_per_line and own is not None and self._control != "none":
             [self._line_control_id] = self._probe.token_ids(own.bad if self._control == "bad" else own.good)
+
+    def check(self) -> None:
+        """Raises ConfigError where the server gives no log-probabilities of a prompt."""
+        self.logprobs([ReferenceText("", ended=True, ids=None)], [[]])
 
     def tokenize(self, texts: Sequence[ReferenceText]) -> list[list[int]]:
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:

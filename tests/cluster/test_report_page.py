@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phf_ray.report import ArmInfo, Evaluation, Sample, ScenarioInfo, write_report
+from phf_ray.report import (
+    ArmInfo,
+    Evaluation,
+    KLInfo,
+    RedTeamInfo,
+    RedTeamPrompt,
+    RedTeamRound,
+    Sample,
+    ScenarioInfo,
+    TaskResult,
+    write_report,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -81,10 +92,45 @@ class Browser:
         os.close(self._receive)
 
 
+def kl(per_byte):
+    return KLInfo(
+        reference="mle",
+        num_samples=9,
+        num_impossible=0,
+        per_sequence=(per_byte * 50, 1.0),
+        per_token=(per_byte * 3, 0.1),
+        per_byte=(per_byte, 0.01),
+    )
+
+
+def attack(rng):
+    def round_of(number):
+        best = 0.1 * (1 + number) + float(rng.random()) / 20
+        scores = dict.fromkeys(("best_prompt_score", "best_10_prompt_score", "best_100_prompt_score"), best)
+        rest = dict.fromkeys(("average_score", "round_best_prompt_score", "round_average_score"), best / 2)
+        return RedTeamRound(number=number, num_tested=5 + number, outcomes={"new": 1}, **scores, **rest)
+
+    worst = RedTeamPrompt(
+        prompt=HOSTILE, round=1, mean=0.5, std=0.1, own_score=0.1, num_scored=9, continuations=((0.9, HOSTILE),)
+    )
+    trials = tuple(tuple(round_of(number) for number in range(4)) for _ in range(3))
+    return RedTeamInfo(attacker="red", num_continuations=9, trials=trials, worst=(worst,))
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     rng = np.random.default_rng(0)
-    arms = [ArmInfo(name=name, model=name, loss=((1, 3.0), (2, 2.0))) for name in ("mle", "conditional:good", "a<b>&c")]
+    arms = [
+        ArmInfo(
+            name=name,
+            model=name,
+            loss=((1, 3.0), (2, 2.0)),
+            kl=kl(number / 10),
+            red_team=attack(rng),
+            capabilities=(TaskResult(task="<task>", metric="acc", value=0.5, standard_error=0.1),),
+        )
+        for number, name in enumerate(("mle", "conditional:good", "a<b>&c"))
+    ]
     scenarios = [
         ScenarioInfo(name="unconditional", num_samples=40),
         ScenarioInfo(name="functions", num_samples=40, num_prompts=10),
@@ -147,6 +193,22 @@ def test_as_many_marks_are_drawn_as_the_report_has_rows(browser, directory):
     assert sorted(drawn) == sorted(f"mark-mean-{row['scenario']}-{row['arm']}" for row in report["table"])
     assert browser.value("document.querySelectorAll('tr[data-row]').length") == len(report["table"]) == 6
     assert browser.value("document.querySelectorAll('figure svg').length") == len(list(directory.glob("*.png")))
+
+
+def test_attacks_are_drawn_with_a_mark_for_each_round_and_the_front_with_one_for_each_arm(browser, directory):
+    report = json.loads((directory / "report.json").read_text())
+    drawn = browser.value(
+        """[...document.querySelectorAll('[id^="mark-best_prompt_score-"]')].map(curve => [
+             curve.id.slice('mark-best_prompt_score-'.length),
+             [...curve.querySelectorAll('use')].filter(mark => mark.getBoundingClientRect().width > 2).length])"""
+    )
+    assert sum(count for _, count in drawn) == len(report["red_team"]) == 12
+    assert {arm for arm, _ in drawn} == {row["arm"] for row in report["red_team"]}
+    assert browser.value("document.querySelectorAll('tr[data-attack]').length") == 3
+    assert browser.value("document.querySelector('tr[data-capability]').cells[0].innerText") == "<task>"
+    pareto = """[...document.querySelectorAll('[id^="mark-pareto-"]')].filter(
+                  mark => mark.getBoundingClientRect().width > 2).length"""
+    assert browser.value(pareto) == len(report["table"])
 
 
 def test_hostile_samples_change_nothing(browser):

@@ -178,11 +178,16 @@ def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_a_server_without_logprobs_of_prompts_is_named_with_what_to_do():
+def test_a_server_without_logprobs_of_prompts_is_named_with_what_to_do(tmp_path):
     server = Server()
     try:
         arm = Arm("mle", server.url, "mle")
         with pytest.raises(ConfigError, match="KL needs a server with `echo` and `logprobs`"):
             logprobs_over_http(arm)
+        # Named before a text is drawn.
+        server.completions.clear()
+        with pytest.raises(ConfigError, match="KL needs a server with `echo` and `logprobs`"):
+            kl_of_arms(arm, [arm], num_samples=4, max_tokens=4, cache=str(tmp_path))
+        assert [body for body in server.completions if not body.get("echo")] == []
     finally:
         server.stop()
