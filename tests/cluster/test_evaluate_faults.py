@@ -1,4 +1,4 @@
-"""The evaluation job is killed while it draws samples."""
+"""The evaluation job, and the attack, are killed while they ask."""
 
 import json
 import os
@@ -64,3 +64,68 @@ def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_r
     for name in ("report.json", "report.html", "samples.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_drawn_now"] == 640 - num_kept
+
+
+ATTACK = """
+scoring: {scorers: [{class_name: PEP8Scorer}]}
+red_team:
+  prompts_path: PROMPTS
+  instruction: "Write {total} lines."
+  examples_format: numbered
+  num_seed_prompts: 4
+  num_trials: 1
+  num_rounds: 8
+  num_candidates: 5
+  num_continuations: 20
+  generate_kwargs: {max_length: null, max_new_tokens: 10}
+"""
+
+
+def start_attack(server, task, output):
+    command = [sys.executable, "-m", "jobs.red_team", "--task", str(task), "--output", str(output)]
+    command += ["--model", f"mle={server.url}", "--attacker", f"red={server.url}", "--scores-url", server.url]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+@pytest.mark.timeout(600)
+def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": f"begin {number}"}) + "\n" for number in range(4)))
+    task = tmp_path / "task.yml"
+    task.write_text(ATTACK.replace("PROMPTS", json.dumps(str(prompts))))
+    server = Server()
+    server.models["red"] = {}
+    try:
+        whole = start_attack(server, task, tmp_path / "whole")
+        assert whole.wait(240) == 0, whole.stdout.read().decode()[-3000:]
+        num_whole = server.num_asked, len(server.chats)
+        server.completions.clear()
+        server.chats.clear()
+        server.delay_s = 0.2
+        killed = start_attack(server, task, tmp_path / "out")
+        steps = tmp_path / "out" / "steps"
+        deadline = time.monotonic() + 240
+        while len(list(steps.glob("asked-*.json"))) < 4:
+            assert killed.poll() is None, killed.stdout.read().decode()[-3000:]
+            assert time.monotonic() < deadline, "no answers"
+            time.sleep(0.02)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        # Tasks of the dead job may still finish what they were asked for.
+        time.sleep(3)
+        kept = {path.name for path in steps.glob("*.json")}
+        num_chats_kept = sum(name.startswith("asked-") for name in kept)
+        assert 4 <= num_chats_kept < num_whole[1]
+        server.completions.clear()
+        server.chats.clear()
+        server.delay_s = 0.0
+        again = start_attack(server, task, tmp_path / "out")
+        assert again.wait(240) == 0, again.stdout.read().decode()[-3000:]
+        assert len(server.chats) == num_whole[1] - num_chats_kept
+        assert server.num_asked == num_whole[0] - 20 * (len(kept) - num_chats_kept)
+    finally:
+        server.stop()
+    for name in ("report.json", "report.html", "transcript.jsonl.gz"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 import torch
 from evaluation_server import Server, listening
@@ -159,6 +160,17 @@ def test_texts_of_the_reference_are_drawn_once(arms, tmp_path):
     assert reference_texts(kept, num_samples=5, max_tokens=8, cache=str(tmp_path), seed=1) == first
     assert len(list(tmp_path.iterdir())) == 1
     assert reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=2) != first
+
+
+def test_texts_and_figures_are_kept_on_any_file_system(arms):
+    cache = "memory://kept/reference"
+    settings = {"num_samples": 6, "max_tokens": 8, "cache": cache}
+    found = kl_of_arms(arms["a"], [arms["b"]], **settings)
+    kept = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
+    assert len(kept) == 2
+    assert kl_of_arms(arms["a"], [arms["b"]], **settings) == found
+    again = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
+    assert again == kept
 
 
 def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
