@@ -305,6 +305,17 @@ class AttackerConfig(_Section):
     """Less where the red LM says that its context ends sooner."""
 
 
+class AttackedKwargs(GenerateKwargs):
+    """How the attacked model is sampled."""
+
+    max_length: Positive | None = None
+    """End-of-text token + prefix + prompt + new tokens; null: max_new_tokens alone counts."""
+    max_new_tokens: Positive | None = 64
+    min_length: Count = 10
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
 class RedTeamConfig(_Section):
     """The adaptive attack of `jobs.red_team`; numbers are the original's."""
 
@@ -329,10 +340,7 @@ class RedTeamConfig(_Section):
     use_prompt_for_scoring: bool | None = None
     """Score prompt and continuation together; null: for code only."""
     attacker: AttackerConfig = AttackerConfig()
-    generate_kwargs: GenerateKwargs = GenerateKwargs(
-        max_length=None, max_new_tokens=64, min_length=10, temperature=0.7, top_p=0.9
-    )
-    """Of the attacked model."""
+    generate_kwargs: AttackedKwargs = AttackedKwargs()
 
 
 class PoolConfig(_Section):

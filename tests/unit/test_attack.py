@@ -121,6 +121,13 @@ def test_every_task_has_an_instruction_and_others_need_one():
     assert instruction_for("PIIScorer", own.model_copy(update={"examples_format": None})).format == "numbered"
 
 
+def test_settings_of_the_attacked_model_keep_their_defaults_where_one_is_changed():
+    """The original's limit of 64 tokens counts the prompt, too (D-14)."""
+    kwargs = parse_config({"red_team": {"generate_kwargs": {"temperature": 1.0}}}).red_team.generate_kwargs
+    assert (kwargs.max_length, kwargs.max_new_tokens, kwargs.min_length) == (None, 64, 10)
+    assert (kwargs.temperature, kwargs.top_p) == (1.0, 0.9)
+
+
 # -- The pool ---------------------------------------------------------------------------------------------------------
 
 
