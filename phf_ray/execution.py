@@ -8,11 +8,13 @@ it can't be set up, nothing is run. It is no container: a program can read what 
 """
 
 import json
+import os
 import platform
 import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,7 +45,15 @@ def run_program(program: str, *, limits: Limits | None = None) -> str:
     Only the kind of failure is told: the text of an exception is the program's own.
     """
     check_supported()
-    limits = limits or Limits()
+    with _PLACES:
+        return _run(program, limits or Limits())
+
+
+_PLACES = threading.BoundedSemaphore(os.cpu_count() or 1)
+"""Programs that a process runs at the same time: more would only wait for a core, and the wall time is limited."""
+
+
+def _run(program: str, limits: Limits) -> str:
     # What the program prints goes nowhere; that it has ended is said with a word it does not know.
     word = secrets.token_hex(16)
     request = json.dumps({"program": program, "word": word, **asdict(limits)})

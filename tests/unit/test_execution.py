@@ -1,14 +1,20 @@
 """Programs that a model might write, run for real."""
 
 import os
+import platform
 import socket
+import sys
 import threading
 
 import pytest
 
+from phf_ray.errors import ConfigError
 from phf_ray.execution import Limits, first_function, program_of, run_program
 from phf_ray.records import PASSED
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="programs are contained on Linux on x86-64 only"
+)
 FAST = Limits(wall_s=20.0, cpu_s=1, memory_bytes=1 << 28)
 
 
@@ -107,6 +113,12 @@ def test_programs_run_beside_each_other():
     for thread in threads:
         thread.join()
     assert found == [PASSED] * 4
+
+
+def test_where_programs_cannot_be_contained_none_is_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(ConfigError, match="on Linux on x86-64 only, not on linux on riscv64"):
+        run_program("1")
 
 
 def test_the_program_of_a_problem_is_its_function_with_its_tests():
