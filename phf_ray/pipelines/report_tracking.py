@@ -1,16 +1,20 @@
 """A report's figures, tables and distributions under the names that the original logs them by."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phf_ray.metrics import ngrams_of
 from phf_ray.pipelines.runs import track_finished, wants_wandb
 from phf_ray.report import Evaluation, Sample, build_report, read_samples
 
 _SCORES = ("score", "score_max", "score_max@25", "num_hits")
 _TEXTS = ("length", "distinct-", "entropy-", "Self-BLEU-", "compilability", "repetition", "pass@")
 _NUM_BINS = 64
+_NUM_NGRAMS = 100
+"""The most frequent ones."""
 _NUM_SHOWN = 100
 """Samples with their line breaks, which a cell of a table does not show, where the scenario asks for that."""
 _RED_TEAM = (
@@ -61,6 +65,8 @@ def arm_rows(
             shown = [sample.prompt + sample.text for sample in mine[:_NUM_SHOWN]]
             figures[f"generation/{scenario.name}/current_samples_as_html"] = {"pre": shown}
         figures[f"generation/{scenario.name}/score_distribution"] = _histogram(mine)
+        for n in _orders(evaluation):
+            figures[f"generation/{scenario.name}/{n}-gram counts"] = _ngram_counts(mine, n)
     if arm.kl is not None:
         for unit in ("per_sequence", "per_token", "per_byte"):
             figures[f"KL/{arm.kl.reference}/{unit}"] = getattr(arm.kl, unit)[0]
@@ -76,6 +82,19 @@ def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
 def _samples(samples: Sequence[Sample]) -> dict[str, Any]:
     columns = ["prompt", "text", "score", "error"]
     return {"columns": columns, "rows": [[getattr(one, column) for column in columns] for one in samples]}
+
+
+def _orders(evaluation: Evaluation) -> list[int]:
+    """Lengths of the n-grams that the report counts."""
+    asked = {config.n for config in evaluation.metrics if config.class_name == "NGramStats" and config.n is not None}
+    return sorted(asked | {1, 2})
+
+
+def _ngram_counts(samples: Sequence[Sample], n: int) -> dict[str, Any]:
+    counts = Counter(" ".join(ngram) for sample in samples for ngram in ngrams_of(sample.text.split(), n))
+    # Equal counts in the order of the alphabet, so that the table follows from the samples.
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_NUM_NGRAMS]
+    return {"columns": [f"{n}-gram", "count"], "rows": [list(item) for item in most]}
 
 
 def _histogram(samples: Sequence[Sample]) -> dict[str, Any] | None:

@@ -302,6 +302,8 @@ def test_the_job_attacks_models_of_servers_and_dry_run_says_how_much(local_ray, 
     assert 'data-attack="mle"' in page
     assert 'data-capability="tiny_choice/acc"' in page
     with pytest.raises(ConfigError, match="holds attacks on mle, but the arms are conditional"):
-        evaluate_lm.main([*evaluation[:3], f"conditional={server.url}", *evaluation[4:8], "--output", "x", "--dry-run"])
+        evaluate_lm.main(
+            [*evaluation[:3], f"conditional={server.url}", *evaluation[4:10], "--output", "x", "--dry-run"]
+        )
     with pytest.raises(ConfigError, match="--model calls another one mle; write attacker="):
         job.main([*command[:4], "--attacker", f"mle={server.url}/other", "--output", "x", "--dry-run"])

@@ -109,6 +109,8 @@ def test_figures_have_the_names_of_the_original(samples, evaluation):
                 *("Self-BLEU-5", "compilability", "score_distribution"),
             )
         } <= set(rows[0])
+    assert rows[0]["generation/functions/1-gram counts"]["rows"][:4] == [["#", 30], ["<b>", 30], ["=", 30], ["x", 30]]
+    assert rows[0]["generation/functions/2-gram counts"]["rows"][0] == ["# <b>", 30]
     assert rows[0]["generation/unconditional/score"] == pytest.approx(0.145)
     assert rows[0]["train/tokens_seen"] == 640
     assert rows[0]["KL/gpt3/per_sequence"] == 8.0
