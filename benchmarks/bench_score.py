@@ -35,9 +35,8 @@ REFERENCE_DATE = datetime.date(2026, 11, 20)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "scorers", nargs="*", choices=["pep8", "pii", "toxicity", []], default=["pep8", "pii", "toxicity"]
-    )
+    # The empty list is what argparse checks where none is given.
+    parser.add_argument("scorers", nargs="*", choices=["pep8", "pii", "toxicity", []], help="by default all")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpora, used where present")
     parser.add_argument("--compare", type=int, default=0, metavar="N", help="PII texts to compare")
