@@ -258,7 +258,9 @@ def dry_run(task: Path, capsys, *extra: str) -> dict[str, str]:
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     task = write_inputs(tmp_path, conditional=True)
     plan = dry_run(task, capsys)
-    assert plan["parameters"] == f"{10432 + 32 * 302 + 32 * SEQ_LENGTH + 14944 + 64:,}: 2 layers, width 32, 302 rows"
+    # Two layers with a matrix of 12 x 32 x 32 and 13 x 32 in biases and norms each, the last norm, tokens, positions.
+    num_parameters = 2 * (12 * 32**2 + 13 * 32) + 2 * 32 + 32 * 302 + 32 * SEQ_LENGTH
+    assert plan["parameters"] == f"{num_parameters:,}: 2 layers, width 32, 302 rows"
     assert plan["steps"] == f"{NUM_STEPS} of 8 x 32 tokens", "exact, as the run that has been trained on this corpus"
     assert plan["tokens"].startswith("8,000 content tokens to train on; the data has ")
     assert plan["memory"].startswith("about 0.1")
