@@ -19,6 +19,7 @@ from test_lm_eval_tasks import load_tasks
 ROOT = Path(__file__).parents[2]
 CLIENTS = Path(sys.prefix) / "clients"
 CONTEXT = 96
+KEY = "a-secret"
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -46,7 +47,8 @@ def checkpoints(folder) -> dict[str, Path]:
 def server(folder, checkpoints):
     write_detoxify(folder / "models" / "unbiased")
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
-    server = Server(*models, "--scorers", "pep8,toxicity", "--port", "0", PHF_MODELS=str(folder / "models"))
+    settings = {"PHF_MODELS": str(folder / "models"), "PHF_API_KEYS": KEY}
+    server = Server(*models, "--scorers", "pep8,toxicity", "--port", "0", **settings)
     yield server
     assert server.stop() == 0
 
@@ -66,6 +68,9 @@ def lm_eval(folder: Path, *arguments: str, **environment: str) -> tuple[dict, di
             "HF_HOME": str(folder / "huggingface"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            # lm-eval's for completions, and that of our tasks for scores; for the tokenizer it takes an argument.
+            "OPENAI_API_KEY": KEY,
+            "PHF_SCORES_KEY": KEY,
             **environment,
         },
         capture_output=True,
@@ -94,7 +99,8 @@ def over_http(folder: Path, server: Server, model: str, *arguments: str) -> tupl
     """As a checkpoint is evaluated by someone who has no file of it. Each of the two models has its own tokenizer, so
     the URL names the one that is meant."""
     base_url = f"{server.url}/models/{model.partition(':')[0]}/v1/completions"
-    settings = f"model={model},base_url={base_url},tokenizer_backend=remote,max_length={CONTEXT},num_concurrent=4"
+    settings = f"model={model},base_url={base_url},tokenizer_backend=remote,auth_token={KEY}"
+    settings += f",max_length={CONTEXT},num_concurrent=4"
     return lm_eval(
         folder,
         *("--model", "local-completions", "--model_args", settings, *arguments),
@@ -159,13 +165,15 @@ def test_good_token_changes_likelihoods_and_toxicity_is_the_maximum_of_25_sample
     assert all(abs(first - second) > 1e-3 for (first, _), (second, _) in zip(without, good, strict=True))
 
     monkeypatch.setenv("PERSPECTIVE_URL", server.url)
+    monkeypatch.setenv("PHF_SCORES_KEY", KEY)
+    ours = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
     maxima = []
     for sample in samples["phf_toxicity"]:
         (texts,) = sample["resps"]
         assert len(texts) == 25
         assert len(set(texts)) > 20
         body = {"scorer": "toxicity", "input": texts}
-        scores = [entry["score"] for entry in httpx.post(f"{server.url}/v1/scores", json=body).json()["data"]]
+        scores = [entry["score"] for entry in ours.post("/v1/scores", json=body).json()["data"]]
         assert sample["score_max"] == pytest.approx(max(scores), abs=1e-5)
         assert sample["score_mean"] == pytest.approx(sum(scores) / 25, abs=1e-5)
         assert sample["flagged"] == float(max(scores) >= 0.5)
