@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phf_ray.errors import ConfigError
+from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
 from phf_ray.records import Scored
 from phf_ray.scorers import build_scorer, pep8_checker
 from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, Places, report
@@ -247,6 +248,61 @@ def test_a_megabyte_in_one_line_is_scored_in_bounded_time():
     assert scored == Scored(1 / len(text))
     # pycodestyle copies the rest of the line at every token, which takes minutes.
     assert time.monotonic() - started < 60
+
+
+LONG_LINES = {
+    "spaces": lambda size: "x =" + " " * size + "1\n",
+    "tabs": lambda size: "x = (" + "\t" * size + "1)\n",
+    "spaces near a comparison": lambda size: "x == None" + " " * size + "and y == 1\n",
+    "colons": lambda size: "x:" * (size // 2) + "\n",
+    "colons and lambdas": lambda size: "f = [lambda: 0, " + "x:" * (size // 2) + "]; g = lambda:lambdax\n",
+    "calls of type": lambda size: "type(" * (size // 5) + "\n",
+    "spaces in type": lambda size: "x = type(" + " " * size + "a\n",
+}
+
+
+@pytest.mark.parametrize("make", LONG_LINES.values(), ids=LONG_LINES)
+def test_a_long_line_has_the_violations_that_pycodestyle_finds(make):
+    for size in (3, 40, 500):
+        lines = split_lines(make(size))
+        assert report(lines) == report(lines, checker=pycodestyle.Checker)
+
+
+@pytest.mark.timeout(300)
+def test_no_such_line_is_cut_off_however_long_and_a_hopeless_one_is():
+    """pycodestyle takes half an hour for some of them; where ours does too, the job goes on without a score."""
+    texts = [make(300_000) for make in LONG_LINES.values()]
+    hopeless = "not\t" * 100_000 + "\n"
+    process = ScoringProcess(Setup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=60))
+    try:
+        process.submit([Task(text=text) for text in texts])
+        scored = [outcome.scores["pep8"] for outcome in process.collect().outcomes]
+    finally:
+        process.close()
+    assert [errors for _, errors in scored] == [[None]] * len(texts)
+    process = ScoringProcess(Setup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=3))
+    try:
+        process.submit([Task(text=hopeless), Task(text="a=1\n")])
+        outcomes = process.collect().outcomes
+    finally:
+        process.close()
+    assert [outcome.scores["pep8"] for outcome in outcomes] == [
+        ([None], ["timeout: nothing after 3 s"]),
+        ([0.25], [None]),
+    ]
+
+
+words = st.sampled_from(
+    ["a", "==", "!=", " ", "   ", "\t", "None", "True", " not ", " in ", "lambda", "lambdax", ":", "=", "type(a)", "(",
+     ")", "is", " and", "or  ", "\x0c", "if ", "[", "]"]
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(words, min_size=2, max_size=30).map("".join))
+def test_searches_in_linear_time_find_the_same(text):
+    lines = split_lines(text + "\n")
+    assert report(lines) == report(lines, checker=pycodestyle.Checker)
 
 
 def test_the_identity_names_what_can_change_a_score():
