@@ -172,8 +172,8 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
 
 
 def _load(directory: Path, config: Config, *, job: EvaluationJob) -> Engine:
-    # DIFFERS: ours measures weights loaded anew, in eval mode; original draws samples with dropout, from the model as it
-    # trains.
+    # DIFFERS: ours measures weights loaded anew, in eval mode; original draws samples with dropout, from the model as
+    # it trains.
     device = "cuda" if job.resources.get("GPU", 0) > 0 else "cpu"
     return load_engine(directory, settings=EngineSettings(device=device, max_batch=config.generation.batch_size))
 
