@@ -4,7 +4,9 @@ Batches are filled by tokens, padding included, not by texts: one batch of mixed
 times the work. The price: the largest batch decides the memory, and results must be put back in order.
 """
 
+import dataclasses
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,9 +15,57 @@ import torch
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError
+from phf_ray.records import Scored, ScorerIdentity
+from phf_ray.scorers.base import Scorer, ScorerSettings
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
 """On a CPU larger batches fall out of the caches; a GPU must be filled."""
+
+
+class ClassifierSettings(ScorerSettings):
+    """How a model is run."""
+
+    device: str = "auto"
+    """auto: a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 differs from fp32 by about 1e-3."""
+    tokens_per_batch: int | None = None
+    """Tokens of a batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
+
+
+class ClassifierScorer(Scorer):
+    """A scorer that is a sequence classifier; its weights are part of its identity."""
+
+    unit = "probability"
+    packages = ("torch", "transformers", "tokenizers")
+
+    def __init__(self, settings: ClassifierSettings, *, model: Any, tokenizer: Any):
+        super().__init__(settings)
+        self._weights_hash = weights_hash(model)
+        self._classifier = TextClassifier(
+            model,
+            tokenizer,
+            device=settings.device,
+            precision=settings.precision,
+            tokens_per_batch=settings.tokens_per_batch,
+        )
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts so far that were cut at the model's limit."""
+        return self._classifier.num_truncated
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        return [
+            Scored(None, logits_C) if isinstance(logits_C, str) else Scored(self._score(logits_C.astype(np.float64)))
+            for logits_C in self._classifier.logits(texts)
+        ]
+
+    def identity(self) -> ScorerIdentity:
+        return dataclasses.replace(super().identity(), weights_hash=self._weights_hash)
+
+    @abstractmethod
+    def _score(self, logits_C: NDArray[np.float64]) -> float: ...
 
 
 class TextClassifier:

@@ -1,6 +1,6 @@
 """Any sequence classifier in a Hugging Face folder, such as a learned reward model."""
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Any, Literal
 
 import numpy as np
@@ -8,12 +8,11 @@ import torch
 import transformers
 
 from phf_ray.errors import ConfigError
-from phf_ray.records import Scored, ScorerIdentity
-from phf_ray.scorers.base import Scorer, ScorerSettings
-from phf_ray.scorers.classifier import TextClassifier, weights_hash
+from phf_ray.records import ScorerIdentity
+from phf_ray.scorers.classifier import ClassifierScorer, ClassifierSettings
 
 
-class SequenceClassifierSettings(ScorerSettings):
+class SequenceClassifierSettings(ClassifierSettings):
     name: str = "classifier"
     path: str
     """Folder, or hub id, with safetensors weights, config and tokenizer."""
@@ -24,19 +23,12 @@ class SequenceClassifierSettings(ScorerSettings):
     """What turns outputs into scores; none: the output itself."""
     negate: bool = False
     """true for models whose output is higher for better texts: scores are higher for worse ones."""
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    tokens_per_batch: int | None = None
 
 
-class SequenceClassifierScorer(Scorer):
+class SequenceClassifierScorer(ClassifierScorer):
     Settings = SequenceClassifierSettings
-    unit = "probability"
-    packages = ("torch", "transformers", "tokenizers")
 
     def __init__(self, settings: SequenceClassifierSettings):
-        super().__init__(settings)
-        self._settings: SequenceClassifierSettings = settings
         try:
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 settings.path, revision=settings.revision, use_safetensors=True, dtype=torch.float32
@@ -45,42 +37,17 @@ class SequenceClassifierScorer(Scorer):
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no sequence classifier at {settings.path} ({reason}); give its folder") from None
+        super().__init__(settings, model=model, tokenizer=tokenizer)
+        self._settings: SequenceClassifierSettings = settings
         self._label = _label_index(settings.label, model.config)
-        self._weights_hash = weights_hash(model)
-        self._classifier = TextClassifier(
-            model,
-            tokenizer,
-            device=settings.device,
-            precision=settings.precision,
-            tokens_per_batch=settings.tokens_per_batch,
-        )
-
-    @property
-    def num_truncated(self) -> int:
-        """Texts so far that were cut at the model's limit."""
-        return self._classifier.num_truncated
-
-    def score_all(self, texts: Sequence[str]) -> list[Scored]:
-        return [
-            Scored(None, logits_C) if isinstance(logits_C, str) else Scored(self._score(logits_C.astype(np.float64)))
-            for logits_C in self._classifier.logits(texts)
-        ]
 
     def identity(self) -> ScorerIdentity:
-        settings = self._settings
-        return ScorerIdentity(
-            self.name,
-            type(self).__name__,
-            self.unit if settings.activation != "none" else "logit",
-            super().identity().versions,
-            self._weights_hash,
-            {
-                "label": self._label,
-                "activation": settings.activation,
-                "negate": settings.negate,
-                "precision": settings.precision,
-            },
-        )
+        unit = self.unit if self._settings.activation != "none" else "logit"
+        return dataclasses.replace(super().identity(), unit=unit)
+
+    def _identity_settings(self) -> dict[str, Any]:
+        chosen = self._settings.model_dump(mode="json", include={"activation", "negate", "precision"})
+        return {"label": self._label, **chosen}
 
     def _score(self, logits_C: Any) -> float:
         if self._settings.activation == "softmax":

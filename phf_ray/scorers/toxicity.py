@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.records import Scored, ScorerIdentity
-from phf_ray.scorers.base import Scorer, ScorerSettings
-from phf_ray.scorers.classifier import TextClassifier, weights_hash
+from phf_ray.scorers.classifier import ClassifierScorer, ClassifierSettings, weights_hash
 
 MODELS_VARIABLE = "PHF_MODELS"
 """Environment variable that names the folder jobs.fetch_models wrote, for configs that name none."""
@@ -26,7 +25,7 @@ DESCRIPTION_FILE = "detoxify.json"
 RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
-class ToxicitySettings(ScorerSettings):
+class ToxicitySettings(ClassifierSettings):
     name: str = "toxicity"
     # DIFFERS: ours scores corpora and samples with one model, `unbiased`; original trained on scores of `original` and
     # evaluated with `unbiased` (A-6).
@@ -36,12 +35,6 @@ class ToxicitySettings(ScorerSettings):
     """Folder of one model that jobs.fetch_models wrote, or a published checkpoint file; null: see `model`."""
     config_path: str | None = None
     """For a checkpoint file: folder with the config and tokenizer of the model it was trained from (roberta-base)."""
-    device: str = "auto"
-    """auto: a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 differs from fp32 by about 1e-3."""
-    tokens_per_batch: int | None = None
-    """Tokens of a batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
 
 
 class DetoxifyModel(NamedTuple):
@@ -50,62 +43,32 @@ class DetoxifyModel(NamedTuple):
     class_names: list[str]
 
 
-class DetoxifyToxicityScorer(Scorer):
+class DetoxifyToxicityScorer(ClassifierScorer):
     """`score` is the class toxicity; `class_scores` has all."""
 
     Settings = ToxicitySettings
-    unit = "probability"
-    packages = ("torch", "transformers", "tokenizers")
 
     def __init__(self, settings: ToxicitySettings):
-        super().__init__(settings)
         loaded = load_detoxify(_model_path(settings), settings.config_path)
+        super().__init__(settings, model=loaded.model, tokenizer=loaded.tokenizer)
         self.class_names = loaded.class_names
-        self._weights_hash = weights_hash(loaded.model)
-        self._classifier = TextClassifier(
-            loaded.model,
-            loaded.tokenizer,
-            device=settings.device,
-            precision=settings.precision,
-            tokens_per_batch=settings.tokens_per_batch,
-        )
-
-    @property
-    def num_truncated(self) -> int:
-        """Texts so far that were cut at the model's limit."""
-        return self._classifier.num_truncated
-
-    def score_all(self, texts: Sequence[str]) -> list[Scored]:
-        return [
-            Scored(None, scores) if isinstance(scores, str) else Scored(scores["toxicity"])
-            for scores in self._class_scores(texts)
-        ]
 
     def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
         """The probability of every class; None where a text can't be scored."""
-        return [None if isinstance(scores, str) else scores for scores in self._class_scores(texts)]
-
-    def identity(self) -> ScorerIdentity:
-        identity = super().identity()
-        return ScorerIdentity(
-            identity.name,
-            identity.class_name,
-            identity.unit,
-            identity.versions,
-            self._weights_hash,
-            {"precision": identity.settings["precision"]},
-        )
-
-    def _class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
-        """As `class_scores`, with the reason instead of None."""
         return [
-            logits_C if isinstance(logits_C, str) else self._by_class(1 / (1 + np.exp(-logits_C.astype(np.float64))))
+            None if isinstance(logits_C, str) else self._by_class(logits_C.astype(np.float64))
             for logits_C in self._classifier.logits(texts)
         ]
 
-    def _by_class(self, probabilities_C: Any) -> dict[str, float]:
+    def _identity_settings(self) -> dict[str, Any]:
+        return self._settings.model_dump(mode="json", include={"precision"})
+
+    def _score(self, logits_C: NDArray[np.float64]) -> float:
+        return self._by_class(logits_C)["toxicity"]
+
+    def _by_class(self, logits_C: NDArray[np.float64]) -> dict[str, float]:
         # The unbiased model has more outputs than detoxify gives names to.
-        return dict(zip(self.class_names, probabilities_C.tolist(), strict=False))
+        return dict(zip(self.class_names, (1 / (1 + np.exp(-logits_C))).tolist(), strict=False))
 
 
 def load_detoxify(path: Path, config_path: str | None) -> DetoxifyModel:
