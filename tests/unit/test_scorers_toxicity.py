@@ -1,16 +1,14 @@
-import hashlib
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
-import detoxify.detoxify
 import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer
+from tiny_detoxify import CLASSES, load_original, mixed_texts, write_base, write_published
 
 from jobs import fetch_models
 from phf_ray.errors import ConfigError, DataError, ServiceError
@@ -18,9 +16,7 @@ from phf_ray.records import Scored
 from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer
 from phf_ray.scorers.classifier import batches_by_tokens
 
-CLASSES = ["toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit"]
 REPOSITORY = Path(__file__).parents[2]
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "said", "that", "you", "are", "nice", "today", "because", "rain"]
 
 AWKWARD = [
     "a",
@@ -39,49 +35,12 @@ AWKWARD = [
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A folder with config and tokenizer, as `roberta-base` has them on the hub, but tiny."""
-    folder = tmp_path_factory.mktemp("roberta")
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [" ".join(WORDS)], vocab_size=320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    )
-    bpe.save_model(str(folder))
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
-    transformers.RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64).save_pretrained(folder)
-    config = transformers.RobertaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=66, type_vocab_size=1,
-    )  # fmt: skip
-    config.save_pretrained(folder)
-    return folder
+    return write_base(tmp_path_factory.mktemp("roberta"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(base, tmp_path_factory) -> Path:
-    """A file in the format that Detoxify publishes, with more outputs than named classes and the old position_ids."""
-    torch.manual_seed(0)
-    config = transformers.RobertaConfig.from_pretrained(base, num_labels=16)
-    model = transformers.RobertaForSequenceClassification(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8)
-    weights = {**model.state_dict(), "roberta.embeddings.position_ids": torch.arange(66)[None]}
-    arguments = {
-        "model_type": "roberta-base",
-        "model_name": "RobertaForSequenceClassification",
-        "tokenizer_name": "RobertaTokenizer",
-        "num_classes": 16,
-    }
-    content = {
-        "config": {"arch": {"args": arguments}, "dataset": {"args": {"classes": CLASSES}}, "n_gpu": 1},
-        "state_dict": weights,
-        "epoch": 3,
-    }
-    folder = tmp_path_factory.mktemp("published")
-    torch.save(content, folder / "tiny.ckpt")
-    sha256 = hashlib.sha256((folder / "tiny.ckpt").read_bytes()).hexdigest()
-    return (folder / "tiny.ckpt").rename(folder / f"toxic_debiased-{sha256[:8]}.ckpt")
+    return write_published(tmp_path_factory.mktemp("published"), base)
 
 
 @pytest.fixture(scope="module")
@@ -99,24 +58,7 @@ def scorer(models):
 
 @pytest.fixture(scope="module")
 def reference(checkpoint, base, tmp_path_factory):
-    """Detoxify itself on the same file; given a folder, it takes the number of classes from there."""
-    loaded = torch.load(checkpoint, weights_only=True)
-    folder = tmp_path_factory.mktemp("with_classes")
-    transformers.RobertaConfig.from_pretrained(base, num_labels=16).save_pretrained(folder)
-    transformers.RobertaTokenizer.from_pretrained(base).save_pretrained(folder)
-    predictor = detoxify.Detoxify.__new__(detoxify.Detoxify)
-    predictor.model, predictor.tokenizer = detoxify.detoxify.get_model_and_tokenizer(
-        **{**loaded["config"]["arch"]["args"], "model_type": str(folder)},
-        state_dict=loaded["state_dict"],
-        huggingface_config_path=str(folder),
-    )
-    predictor.class_names = CLASSES
-    return predictor
-
-
-def mixed_texts(count):
-    rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=rng.choice([1, 2, 5, 12, 40, 90]))) for _ in range(count)]
+    return load_original(checkpoint, base, tmp_path_factory.mktemp("with_classes"))
 
 
 def test_scores_equal_detoxify_one_text_at_a_time(scorer, reference):
