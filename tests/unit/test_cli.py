@@ -1,4 +1,4 @@
-"""What all jobs share: how they log."""
+"""What all jobs share: how they log, and where they may write."""
 
 import io
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import log_handler, run_name
+from jobs.cli import log_handler, require_shared, run_name
+from phf_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +69,19 @@ def test_jobs_log_that_way():
     )
     assert done.returncode == 1
     assert "give text or json" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["runs", "/home/me/runs"])
+def test_a_submitted_job_may_not_write_where_other_nodes_can_not_read(monkeypatch, path):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=r"on one node's own disk.*such as /mnt/shared/runs or s3://bucket/runs"):
+        require_shared(path, flag="--output")
+
+
+def test_shared_storage_and_urls_are_taken(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("PHF_SHARED_ROOTS", "/data:/lustre")
+    assert require_shared("/lustre/me/runs", flag="--output") == "/lustre/me/runs"
+    assert require_shared("s3://bucket/runs", flag="--output") == "s3://bucket/runs"
+    with pytest.raises(ConfigError, match="PHF_SHARED_ROOTS names the mount points"):
+        require_shared("/mnt/runs", flag="--output")
