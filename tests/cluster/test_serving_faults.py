@@ -58,6 +58,12 @@ def server(tmp_path_factory):
     assert server.stop() == 0
 
 
+async def stream(http, body):
+    """Status and events of a stream, to its end."""
+    async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+        return answer.status_code, [line async for line in answer.aiter_lines() if line]
+
+
 async def post(http, body):
     started = time.monotonic()
     answer = await http.post("/v1/completions", json=body)
@@ -72,12 +78,18 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_answered(server):
         async with httpx.AsyncClient(base_url=server.url, timeout=240) as http:
             expected = [(await post(http, {**body, "seed": seed}))[0].json()["choices"] for seed in range(6)]
             running = [asyncio.create_task(post(http, {**body, "seed": seed})) for seed in range(6)]
+            streamed = asyncio.create_task(stream(http, {**body, "prompt": ["def"] * 100}))
             await asyncio.sleep(0.5)
             assert not any(task.done() for task in running), "the replica must hold all of them when it is killed"
             os.kill(victim, signal.SIGKILL)
-            return expected, await asyncio.gather(*running)
+            return expected, await asyncio.gather(*running), await streamed
 
-    expected, answers = asyncio.run(scene())
+    expected, answers, (stream_status, events) = asyncio.run(scene())
+    assert stream_status in (200, 503)
+    if stream_status == 200:
+        # A part may be with the client already, so it is not tried again; but it must not look complete.
+        assert '"unavailable_error"' in events[-2]
+        assert events[-1] == "data: [DONE]"
     statuses = [answer.status_code for answer, _ in answers]
     assert set(statuses) <= {200, 503}, [answer.text[:200] for answer, _ in answers]
     assert max(seconds for _, seconds in answers) < 200
