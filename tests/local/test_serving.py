@@ -347,9 +347,21 @@ def test_what_cannot_be_served_is_said_before_anything_starts(arguments, match):
 
 
 @pytest.fixture(scope="module")
-def gateway(server, checkpoints, released, tmp_path_factory) -> Iterator[str]:
-    """URL of `serve run` with one file: a model that `server` runs, one of its own, a scorer, and API keys."""
-    port = free_port("127.0.0.1")
+def gateway_port() -> int:
+    return free_port("127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def gateway(gateway_port, gateway_process) -> str:
+    return f"http://127.0.0.1:{gateway_port}"
+
+
+@pytest.fixture(scope="module")
+def gateway_process(
+    server, gateway_port, checkpoints, released, tmp_path_factory
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """`serve run` with one file: a model that `server` runs, one of its own, a scorer, and API keys."""
+    port = gateway_port
     upstream = {"url": f"{server.url}/v1", "model": "cond:none"}
     gone = {"url": "http://127.0.0.1:1/v1"}
     control = {"good": GOOD, "bad": BAD, "policy": "ban"}
@@ -380,7 +392,7 @@ def gateway(server, checkpoints, released, tmp_path_factory) -> Iterator[str]:
                     log.seek(0)
                     raise AssertionError(f"serve run did not start:\n{log.read()}")
                 time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}"
+            yield process
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(timeout=90)
@@ -460,6 +472,35 @@ def test_keys_and_limits_are_those_of_the_gateway(gateway, far):
         far.completions.create(model="gone", prompt="def")
     assert caught.value.status_code == 503
     assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+def session_folder(root: int) -> Path:
+    """Where the Ray below a process keeps its logs."""
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == root:
+                found = re.search(r"/[^\0]*/session_[0-9][^/\0]*", (folder / "cmdline").read_text())
+                if found is not None:
+                    return Path(found[0])
+    raise AssertionError("no process of Ray below the server")
+
+
+def test_keys_and_prompts_are_in_no_log_of_the_server(gateway, gateway_process):
+    logs = session_folder(gateway_process.pid) / "logs"
+    body = {"model": "old", "prompt": "a prompt that nobody else sees", "max_tokens": 2}
+    for number, url in enumerate((f"{gateway}/v1/completions?key={KEY}", f"{gateway}/v1/completions")):
+        headers = {"Authorization": f"Bearer {KEY}", "X-Request-ID": f"seen-in-the-log-{number}"}
+        assert httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200
+
+    def found(word: str) -> list[Path]:
+        return [path for path in logs.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
+
+    deadline = time.monotonic() + 30
+    while not found("seen-in-the-log-1") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert found("seen-in-the-log-1")
+    assert found(KEY) == []
+    assert found("that nobody else sees") == []
 
 
 def test_released_checkpoints_get_their_control_tokens_from_the_serve_file(far, released):
