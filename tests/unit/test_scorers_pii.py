@@ -1,17 +1,22 @@
 import datetime
+import functools
 import json
 import pydoc_data.topics
+import random
+import re
 import time
 from pathlib import Path
 
+import pyap.source_US.data
 import pytest
 import textblob
+from scrubadub.detectors import SkypeDetector
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, build_scorer
-from phf_ray.scorers.pii_detectors import fast_scrubber, is_likely_word
-from phf_ray.scorers.pii_reference import reference_scrubber, texts_with_personal_data
+from phf_ray.scorers import FindsSpans, build_scorer, pii_detectors
+from phf_ray.scorers.pii_detectors import Address, Skype, fast_scrubber, is_likely_word
+from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber, texts_with_personal_data
 
 SCORER = build_scorer({"class_name": "PIIScorer"})
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pii.json").read_text(encoding="utf-8"))
@@ -267,6 +272,84 @@ def test_a_megabyte_in_one_line_does_not_take_minutes(text):
     started = time.monotonic()
     SCORER.score_all([text])
     assert time.monotonic() - started < 60
+
+
+MADE_UP = {
+    "street words": lambda size: "1 st IN " * (size // 8),
+    "numbers": lambda size: ("1 " * 200 + "IN ") * (size // 403),
+    "number words": lambda size: "one two IN " * (size // 11),
+    "words near skype": lambda size: "skype xxx " * (size // 10),
+    "addresses": lambda size: "".join(f"{index} Main St, Foo, TX {10000 + index}\n" for index in range(size // 25)),
+    "one address": lambda size: "12-14 Main St, Foo, TX\n" * (size // 24),
+}
+
+
+@pytest.mark.parametrize("make", MADE_UP.values(), ids=MADE_UP)
+def test_a_made_up_text_has_the_detections_of_the_unshortened_detectors(make):
+    fast = fast_scrubber(locale="en_US", reference_date=REFERENCE_DATE)
+    slow = reference_scrubber(locale="en_US", reference_date=REFERENCE_DATE)
+    for size in (30, 500, 2500):
+        assert spans_of(fast, make(size)) == spans_of(slow, make(size))
+
+
+def test_user_names_are_those_of_the_original_in_its_order(monkeypatch):
+    slowly = textblob.Word.spellcheck
+    # textblob takes most of a second for each of them.
+    once = functools.cache(lambda text: slowly(textblob.Word(text)))
+    monkeypatch.setattr(textblob.Word, "spellcheck", lambda word: once(str(word)))
+    fast, slow = Skype(locale="en_US"), SkypeDetector(locale="en_US")
+    words = ["skype", "Skype:", "xq_zv7", "xq_zv7_q", "xq.zv7", "skype_q9", "example", "is", "a", ",", "\n"]
+    rng = random.Random(0)
+    num_found = 0
+    for _ in range(300):
+        text = " ".join(rng.choices(words, k=rng.randrange(2, 60)))
+        found, expected = ([(one.beg, one.end) for one in detector.iter_filth(text)] for detector in (fast, slow))
+        assert found == expected, text
+        num_found += len(found)
+    assert num_found > 300
+
+
+ADDRESS_WORDS = [
+    "1 ", "12", "12-14 ", "12\u201314 ", "one ", "two ", "hundred ", " Main", "st", "ave", "St.", " Springfield", ", ",
+    ",", " ", "  ", "\n", "IL", "IN", "Indiana", "IN DIANA", "new york", "New  York", "west virginia", "alaskan",
+    "62701", "-1234", " USA", " floor ", "suite 5", "building 5 ", "route 9 ", "P.O. Box 12", "N ", "-", ".", "'", "x",
+    "and ", "broadway", "Ct", "guam", "VIrginia", "O'Fallon", "_",
+]  # fmt: skip
+
+
+def test_the_faster_grammar_of_addresses_finds_the_same_parts():
+    slow = re.compile(pyap.source_US.data.full_address, re.VERBOSE)
+    fast = pii_detectors._ADDRESS
+    assert fast.groupindex == slow.groupindex
+    rng = random.Random(0)
+    num_found = 0
+    for _ in range(3000):
+        words = [rng.choice(ADDRESS_WORDS) + rng.choice(["", "", " "]) for _ in range(rng.randrange(4, 40))]
+        expected = [(match.span(), match.groups()) for match in slow.finditer("".join(words))]
+        assert [(match.span(), match.groups()) for match in fast.finditer("".join(words))] == expected, "".join(words)
+        num_found += len(expected)
+    assert num_found > 100
+
+
+def test_addresses_are_found_again_where_the_original_finds_them():
+    rng = random.Random(0)
+    numbers = ["1 ", "12 ", "12-14 ", "12\u201314 ", "one ", "x12 ", "_12 ", "85 1190 ", "\u0661\u0662 ", "and "]
+    streets = ["Main St", "Main  St", "5th Ave", "Main-St Rd", "O. Hill Way", "Elm\nSt", "St"]
+    cities, states = ["Foo", "St. Louis", "O'Fallon", "Foo-Bar"], ["TX", "Ohio", "New\n York", "IN", "IN 62701"]
+    gaps = [", ", " ", ",\n", "\n\n", ",", ", ,", " \n "]
+    fast, slow = Address(locale="en_US"), AddressDetector(locale="en_US")
+    num_found = 0
+    for _ in range(1000):
+        parts = [
+            rng.choice(numbers) + rng.choice(streets) + rng.choice(gaps) + rng.choice(cities) + rng.choice(gaps)
+            + rng.choice(states)
+            for _ in range(rng.randrange(1, 5))
+        ]  # fmt: skip
+        text = "".join(rng.choice(parts) + rng.choice(["", "x", " ", "\n", ". "]) for _ in range(rng.randrange(1, 9)))
+        found, expected = ({(one.beg, one.end) for one in detector.iter_filth(text)} for detector in (fast, slow))
+        assert found == expected, text
+        num_found += len(found)
+    assert num_found > 500
 
 
 def test_a_sentence_too_long_for_dateparser_has_a_reason():
