@@ -42,7 +42,7 @@ from phf_ray.pipelines.checkpoint_evaluation import (
     evaluation_steps,
     plan_evaluations,
 )
-from phf_ray.pipelines.inspection import Inspector, cosine_and_norms, cut_spans
+from phf_ray.pipelines.inspection import MAX_SPANS, Inspector, Span, cosine_and_norms, cut_spans
 from phf_ray.pipelines.model_card import write_card
 from phf_ray.pipelines.runs import STEP, Follower, ProgressLines, RunDirectory, start_tracker
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
@@ -622,17 +622,19 @@ class _Worker:
         return max(1, round(training.inspect_every_n_micro_batches / max(per_worker, 1)))
 
     def _inspect(self, due: InspectionDue) -> None:
-        """Of the first micro-batch of rank 0; every rank takes part in the forward pass, as under FSDP it must."""
-        batch = due.micro_batches[0]
-        values_BS = value_predictions(self._state.model, batch, precision=self._config.training.precision)
+        """Of rank 0's share of the step; every rank takes part in the forward passes, as under FSDP it must."""
+        spans: list[Span] = []
+        for batch in due.micro_batches:
+            values_BS = value_predictions(self._state.model, batch, precision=self._config.training.precision)
+            spans += cut_spans(
+                batch.input_ids_BS.numpy(),
+                batch.token_kinds_BS.numpy(),
+                batch.token_scores_BS.numpy(),
+                None if values_BS is None else values_BS.numpy(),
+            )
         if self._rank != 0:
             return
-        spans = cut_spans(
-            batch.input_ids_BS.numpy(),
-            batch.token_kinds_BS.numpy(),
-            batch.token_scores_BS.numpy(),
-            None if values_BS is None else values_BS.numpy(),
-        )
+        spans = spans[:MAX_SPANS]
         counters = {STEP: due.step, "train/tokens_seen": self._state.tokens_seen}
         self._inspector.submit(spans, counters=counters)
 
