@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. Tests that need Ray share one local cluster: starting one takes seconds."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# What a shell starts in the background ignores SIGINT, and so would the servers that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray's workers import the fakes too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
