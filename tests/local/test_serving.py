@@ -29,6 +29,8 @@ from serve.app import build
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 180
+# Two servers start for the first of the tests of a gateway: half a minute each, minutes on a crowded machine.
+pytestmark = pytest.mark.timeout(2 * START_TIMEOUT_S + 120)
 KEY = "right-key-of-the-gateway"
 
 
