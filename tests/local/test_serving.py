@@ -397,7 +397,12 @@ def gateway_process(
             yield process
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=90)
+            try:
+                process.wait(timeout=90)
+            except subprocess.TimeoutExpired:
+                # Leaving the block would wait without end.
+                process.kill()
+                raise
 
 
 def is_healthy(url: str) -> bool:
