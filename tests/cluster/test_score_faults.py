@@ -255,12 +255,14 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
     from ray.util.state import list_actors
 
     ray.init(address="local", num_cpus=6, resources={"GPU_FAKE": 1}, log_to_driver=False)
+    # Other clusters may run on this machine.
+    address = ray.get_runtime_context().gcs_address
     seen: list[int] = []
     free_gpus: list[float] = []
 
     def watch() -> None:
         while not Path(output, "_SUCCESS").exists():
-            alive = list_actors(filters=[("state", "=", "ALIVE")])
+            alive = list_actors(address=address, filters=[("state", "=", "ALIVE")])
             seen.append(sum(actor.class_name.startswith("MapWorker") for actor in alive))
             free_gpus.append(ray.available_resources().get("GPU_FAKE", 0.0))
             # One actor of each pool is the minimum; the one on CPUs is held at the gate.
