@@ -774,6 +774,28 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed:
     return failures
 
 
+def claim_directory(output: str, plan: Mapping[str, Any], *, holds: str, restart: bool, results: Sequence[str]) -> None:
+    """Write the plan down in `output`; refuse a directory that holds another one, or, with `restart`, empty it.
+
+    `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report.
+    """
+    filesystem, root = fsspec.core.url_to_fs(output)
+    path = f"{root}/plan.json"
+    if filesystem.exists(path) and not restart:
+        theirs = json.loads(filesystem.cat_file(path))
+        changed = [key for key in plan if json.loads(json.dumps(plan[key])) != theirs.get(key)]
+        if changed:
+            raise ConfigError(
+                f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
+                "throw it away"
+            )
+    elif filesystem.exists(root):
+        for name in (*results, "report.json", "report.html", "summary.json"):
+            if filesystem.exists(f"{root}/{name}"):
+                filesystem.rm(f"{root}/{name}", recursive=True)
+    write_file(f"{output}/plan.json", (json.dumps(plan, indent=1) + "\n").encode())
+
+
 class Store:
     """The output directory while samples are drawn: `plan.json`, and one file for each answered request."""
 
@@ -789,20 +811,7 @@ class Store:
             "scenarios": {name: config.model_dump(mode="json") for name, config in plan.scenario_configs.items()},
             "requests": _digest([asdict(unit) for unit in plan.units]),
         }
-        path = f"{self._root}/plan.json"
-        if self._filesystem.exists(path) and not restart:
-            theirs = json.loads(self._filesystem.cat_file(path))
-            changed = [key for key in ours if json.loads(json.dumps(ours[key])) != theirs.get(key)]
-            if changed:
-                raise ConfigError(
-                    f"{self._output} holds an evaluation with other {', '.join(changed)}; choose another --output, "
-                    "or --restart to throw it away"
-                )
-        elif self._filesystem.exists(self._root):
-            for name in (_PARTS, SAMPLES, "report.json", "report.html", "summary.json"):
-                if self._filesystem.exists(f"{self._root}/{name}"):
-                    self._filesystem.rm(f"{self._root}/{name}", recursive=True)
-        write_file(f"{self._output}/plan.json", (json.dumps(ours, indent=1) + "\n").encode())
+        claim_directory(self._output, ours, holds="an evaluation", restart=restart, results=(_PARTS, SAMPLES))
 
     def missing(self, units: Sequence[Unit]) -> list[Unit]:
         if self._filesystem.exists(f"{self._root}/{SAMPLES}") and not self._filesystem.exists(f"{self._root}/{_PARTS}"):

@@ -40,6 +40,7 @@ from phf_ray.pipelines.evaluate import (
     Unit,
     check_arm,
     check_scorer,
+    claim_directory,
     draw_unit,
     read_prompts,
 )
@@ -85,20 +86,8 @@ class Transcript:
 
     def claim(self, plan: Mapping[str, Any], *, restart: bool) -> None:
         """Write down what is attacked and how; refuse a directory that holds another attack."""
-        path = f"{self._root}/plan.json"
-        if self._filesystem.exists(path) and not restart:
-            theirs = json.loads(self._filesystem.cat_file(path))
-            changed = [key for key in plan if json.loads(json.dumps(plan[key])) != theirs.get(key)]
-            if changed:
-                raise ConfigError(
-                    f"{self._output} holds an attack with other {', '.join(changed)}; choose another --output, or "
-                    "--restart to throw it away"
-                )
-        elif self._filesystem.exists(self._root):
-            for name in (_STEPS, TRANSCRIPT, "samples.parquet", "report.json", "report.html", "summary.json"):
-                if self._filesystem.exists(f"{self._root}/{name}"):
-                    self._filesystem.rm(f"{self._root}/{name}", recursive=True)
-        write_file(f"{self._output}/plan.json", (json.dumps(plan, indent=1) + "\n").encode())
+        results = (_STEPS, TRANSCRIPT, "samples.parquet")
+        claim_directory(self._output, plan, holds="an attack", restart=restart, results=results)
 
     def load(self) -> None:
         """Take in an attack that was over; more trials and rounds go on from it."""
