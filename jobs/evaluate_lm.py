@@ -79,11 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cli.add_config_arguments(parser, method=False)
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--arm`, for every job that asks several models."""
     parser.add_argument(
         "--model",
         nargs="+",
@@ -102,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
         help="models to compare and the control token each is asked with; by default every model, and with the good "
         "token where it has one",
     )
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.evaluate_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_config_arguments(parser, method=False)
+    add_model_arguments(parser)
     parser.add_argument(
         "--reference",
         metavar="[NAME=]DIR|URL",

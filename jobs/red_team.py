@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs import cli
-from jobs.evaluate_lm import Model, arm_of, at_least_one, parse_arms, parse_model, parse_models, scorer_name, servers
+from jobs.evaluate_lm import (
+    Model,
+    add_model_arguments,
+    arm_of,
+    at_least_one,
+    parse_arms,
+    parse_model,
+    parse_models,
+    scorer_name,
+    servers,
+)
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.red_team import Api, Attacker, Options, red_team
@@ -71,23 +81,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m jobs.red_team", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cli.add_config_arguments(parser, method=False)
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="[NAME=]DIR|URL",
-        help="models to attack, as in jobs.evaluate_lm",
-    )
-    parser.add_argument(
-        "--arm",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME[:good|bad|none]",
-        help="models and the control token each is attacked with; by default every model, with the good token where it "
-        "has one",
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--attacker",
         required=True,
