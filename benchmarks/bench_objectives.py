@@ -288,7 +288,7 @@ def bench_training(
     """tokens/s of our step for each objective, in turns; all train the same model, with a value head."""
     model = LanguageModel(GPT2LMHeadModel(sizes.gpt2()), value_head=ValueHead(sizes.width)).to(device).train()
     if compiled:
-        model.compile_blocks()
+        model.compile_blocks(device)
     optimizer = build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8)
     state = TrainState(model, optimizer)
     batch = make_batch(sizes)

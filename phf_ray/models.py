@@ -97,9 +97,19 @@ class LanguageModel(nn.Module):
         """From now on each layer keeps its input only, and is computed a second time in the backward pass."""
         self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def compile_blocks(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile each layer: they share their code, so it is compiled once, and FSDP's hooks and checkpointing stay
-        outside. What is around the layers runs as it is, which is little beside them and the loss's own products."""
+    def compile_blocks(self, device: torch.device, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each layer for the device that it will run on: they share their code, so it is compiled once, and
+        FSDP's hooks and checkpointing stay outside. What is around the layers runs as it is, which is little beside
+        them and the loss's own products.
+
+        Raises ConfigError where torch can't compile for that device.
+        """
+        if device.type == "cpu" and backend == "inductor" and " " in torch.__file__:
+            # Otherwise g++ fails at the first step, with pages of its own.
+            raise ConfigError(
+                f"torch can't compile for processors from {torch.__file__}: it calls g++ with that path and no quotes; "
+                "leave out torch_compile, or make the environment in a folder without a space in its name"
+            )
         for block in transformer_blocks(self):
             block.compile(backend=backend)
 

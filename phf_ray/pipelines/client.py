@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,13 +21,11 @@ class Client:
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
         self.url = url.rstrip("/").removesuffix("/v1")
         self._patience_s = patience_s
-        host = urlsplit(self.url).hostname or ""
-        # A proxy from the environment can't reach a server on this machine.
-        is_local = host == "localhost" or host.startswith("127.") or host == "::1"
         self._http = httpx.Client(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_s, connect=5.0),
-            trust_env=not is_local,
+            # A proxy from the environment can't reach a server on this machine.
+            trust_env=not is_on_this_machine(self.url),
         )
 
     def get(self, path: str) -> dict[str, Any]:
@@ -71,6 +69,22 @@ class Client:
                 f"{response.url} answered with something that is no JSON object; is this the right server?"
             )
         return answer
+
+
+def is_on_this_machine(url: str) -> bool:
+    """Whether the address is one that no other machine can reach."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def scheduling_strategy(urls: Iterable[str]) -> Any:
+    """Where Ray may run what asks these servers: on any node, or on this one if it alone can reach one of them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if any(is_on_this_machine(url) for url in urls):
+        return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return "SPREAD"
 
 
 def _backoff(attempt: int) -> float:

@@ -493,7 +493,7 @@ class _Worker:
         if training.gradient_checkpointing:
             model.checkpoint_activations()
         if training.torch_compile:
-            model.compile_blocks()
+            model.compile_blocks(self._device)
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,

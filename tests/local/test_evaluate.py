@@ -1,14 +1,17 @@
 """The evaluation pipeline against a small server that speaks the contract over TCP."""
 
+import contextlib
 import json
 import logging
 import math
 import socket
+import threading
 import time
 from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from evaluation_server import IDENTITY, Server, listening
 from fastapi.responses import JSONResponse
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
@@ -17,7 +20,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.generation import Engine, EngineSettings
-from phf_ray.pipelines.client import Client, RefusedError
+from phf_ray.pipelines.client import Client, RefusedError, scheduling_strategy
 from phf_ray.pipelines.evaluate import (
     Arm,
     Options,
@@ -194,6 +197,48 @@ def test_interrupted_and_started_again_only_what_is_missing_is_asked_for(local_r
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     run(server, tmp_path / "out")
     assert server.num_asked == num_all
+
+
+@contextlib.contextmanager
+def counted_actors():
+    """How many Ray Data actors are alive, again and again while this is open."""
+    counts, is_over = [], threading.Event()
+
+    def count():
+        while not is_over.wait(0.1):
+            table = ray._private.state.actors(actor_state_name="ALIVE").values()
+            counts.append(sum("MapWorker" in actor["ActorClassName"] for actor in table))
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_actors_that_ask_grow_in_number_with_what_the_server_leaves_waiting(local_ray, server, tmp_path):
+    one_request = make_config(num_samples=8)
+    with counted_actors() as counts:
+        run(server, tmp_path / "small", one_request, arms=make_arms(server.url)[:1], runner=run_on_ray, seeds=(0,))
+    assert max(counts) == 1
+    server.delay_s = 1.0
+    with counted_actors() as counts:
+        run(server, tmp_path / "slow", make_config(num_samples=320), runner=run_on_ray, max_clients=3)
+        deadline = time.monotonic() + 60
+        while counts[-1] and time.monotonic() < deadline:
+            time.sleep(0.1)
+    # From the least to the most that may be, and none is left behind.
+    assert [next(count for count in counts if count), max(counts), counts[-1]] == [1, 3, 0]
+
+
+def test_a_server_on_this_machine_alone_is_asked_from_this_node_alone(local_ray):
+    here = ray.get_runtime_context().get_node_id()
+    for url in ("http://127.0.0.1:8000", "http://localhost:8000/v1", "http://[::1]:8000"):
+        strategy = scheduling_strategy(["http://models.example:8000", url])
+        assert (strategy.node_id, strategy.soft) == (here, False)
+    assert scheduling_strategy(["http://10.0.0.7:8000", "https://models.example/v1"]) == "SPREAD"
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):

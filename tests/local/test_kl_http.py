@@ -11,6 +11,7 @@ from evaluation_server import Server, listening
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.kl import encode, text_logprobs
@@ -19,6 +20,7 @@ from phf_ray.pipelines.evaluate import Arm
 from phf_ray.pipelines.kl import (
     ReferenceText,
     SequenceScorer,
+    has_control_per_line,
     kl_of_arms,
     line_starts,
     measure_kl,
@@ -123,6 +125,20 @@ def test_texts_tokenized_anew_are_said_to_be(arms, tmp_path, caplog):
         itself = measure_kl(arms["a"], arms["a"], [replace(text, ids=None) for text in texts])
     assert "tokenized anew" in caplog.text
     assert abs(itself.per_sequence.mean) < 1e-4
+
+
+def test_a_model_gets_a_control_token_per_line_where_it_was_trained_so_or_the_key_says_so():
+    def per_line(control, segmenter, key):
+        values = {"scoring": {"segmenter": segmenter}, "kl_gpt3_callback": {"should_insert_prefix": key}}
+        return has_control_per_line(CheckpointInfo(control=control), parse_config(values))
+
+    banned = Control(good=GOOD, bad=BAD, policy="ban")
+    assert per_line(CONTROL, "lines", False)
+    assert not per_line(CONTROL, "sentences", False)
+    assert not per_line(banned, "lines", False)
+    assert per_line(CONTROL, "sentences", True)
+    assert per_line(banned, "lines", True)
+    assert not per_line(None, "lines", True)
 
 
 @pytest.mark.parametrize(("name", "control"), [("good", GOOD), ("bad", BAD)])

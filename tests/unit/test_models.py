@@ -204,6 +204,14 @@ def test_value_head_starts_at_minus_one_half_and_reaches_the_trunk_unless_detach
     assert (trunk.abs().max() == 0).item() is is_detached
 
 
+def test_where_torch_cannot_compile_is_said_before_the_first_step(monkeypatch):
+    model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0)
+    monkeypatch.setattr(torch, "__file__", "/home/my models/torch/__init__.py")
+    with pytest.raises(ConfigError, match=r"/home/my models/.*without a space"):
+        model.compile_blocks(torch.device("cpu"))
+    model.compile_blocks(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("config", [{"name": "AWR"}, {"name": "Unlikelihood", "score_threshold": 0.5}])
 def test_a_compiled_model_gives_the_same_loss_and_gradients(config):
     model = build_model(config_for(model_kwargs=VALUE_HEAD), tokenizer=tiny_tokenizer(), seed=0).eval()
@@ -274,7 +282,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(checkpointed):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.checkpoint_activations()
-    model.compile_blocks(backend=count)
+    model.compile_blocks(torch.device("cpu"), backend=count)
     compiled = loss_and_gradient(model, objective)
     assert graphs
     assert compiled[0] == pytest.approx(plain[0], rel=1e-6)

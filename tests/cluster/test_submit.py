@@ -151,8 +151,11 @@ def task(storage) -> Path:
     return write_inputs(storage / "inputs", num_tokens=60_000, save_steps=10, save_total_limit=3)
 
 
-def job_name(output: str) -> str:
-    return re.search(r"raysubmit_\w+", output)[0]
+def job_name(answer: "subprocess.CompletedProcess[str]") -> str:
+    said = answer.stdout + answer.stderr
+    found = re.search(r"raysubmit_\w+", said)
+    assert found is not None, f"no job was submitted (exit code {answer.returncode}):\n{said}"
+    return found[0]
 
 
 def train(task: Path, *, storage_path: str | None = None) -> list[str]:
@@ -171,7 +174,7 @@ def test_jobs_are_submitted_fail_honestly_and_resume_on_another_cluster(storage,
     with head(storage) as second:
         done = second.submit(*train(task))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert second.info(job_name(done.stdout))["driver_exit_code"] == 0
+        assert second.info(job_name(done))["driver_exit_code"] == 0
         resumed_at = int(re.search(r"training goes on from step-(\d+)", done.stdout + done.stderr)[1])
         assert resumed_at >= killed_at > 0
     run = run_folder(task)
@@ -195,7 +198,7 @@ def failure_of_a_job_keeps_its_code(cluster: Head) -> None:
         *("--run-name", "none", "--storage-path", "/mnt/shared/runs"),
     )
     assert answer.returncode == 1
-    info = cluster.info(job_name(answer.stdout))
+    info = cluster.info(job_name(answer))
     assert (info["status"], info["driver_exit_code"]) == ("FAILED", 2)
     assert "dataset.datasets is empty" in answer.stdout + answer.stderr
 
@@ -204,7 +207,7 @@ def local_output_is_refused(cluster: Head, task: Path) -> None:
     answer = cluster.submit(*train(task, storage_path="runs"))
     assert answer.returncode == 1
     said = answer.stdout + answer.stderr
-    assert cluster.info(job_name(answer.stdout))["driver_exit_code"] == 2, said
+    assert cluster.info(job_name(answer))["driver_exit_code"] == 2, said
     assert "--storage-path runs is on one node's own disk" in said
     assert "/mnt/shared/runs" in said
 
@@ -213,7 +216,7 @@ def submit_and_kill_the_cluster(cluster: Head, task: Path) -> int:
     """The step of the newest checkpoint when all of it ends."""
     answer = cluster.submit(*train(task), options=("--no-wait",))
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    job = job_name(answer.stdout)
+    job = job_name(answer)
     run = RunDirectory(run_folder(task))
     deadline = time.monotonic() + PATIENCE_S
     while len(run.complete_checkpoints()) < 2:
