@@ -60,7 +60,7 @@ demo: install  ## the whole story on the standard library's own code
 pareto: install  ## the six objectives on the demo's corpus: misalignment against KL (half an hour on 2 cores)
 	$(PY) -m jobs.pareto --output out/demo
 
-bench: install  ## benchmarks: ratios to references measured in the same run
+bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks
 
 soak: install  ## five minutes of serving at saturation: nothing lost, memory flat

@@ -13,7 +13,6 @@ Five pairs take about five minutes on 2 quiet cores.
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import platform
@@ -36,6 +35,8 @@ from jobs.serve import free_port
 from phf_ray.scorers import build_scorer
 
 ROOT = Path(__file__).parents[1]
+# What `transformers serve` needs and our environment does not have; see the Makefile.
+CLIENTS = Path(sys.prefix) / "clients"
 NUM_TOKENS, NUM_CLIENTS = 64, 32
 BATCH, TEXT_CHARS = 256, 1000
 PROMPT = "def add(first, second):\n"
@@ -74,11 +75,11 @@ def make_checkpoint(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def server(command: Sequence[str], url: str, *, probe: str) -> Iterator[tuple[str, int]]:
-    """A server as a subprocess; yields its URL and process id once `probe` answers 200."""
+def server(command: Sequence[str], url: str, *, probe: str, **variables: str) -> Iterator[tuple[str, int]]:
+    """A server as a subprocess, with environment variables; yields its URL and process id once `probe` answers 200."""
     # Ray runs its workers at niceness 15: on a busy machine they would lose against references that run at 0.
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local", "RAY_worker_niceness": "0"}
-    environment = {**os.environ, **own}
+    environment = {**os.environ, **own, **variables}
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
@@ -113,7 +114,7 @@ def transformers_server(checkpoint: Path, *flags: str) -> contextlib.AbstractCon
     port = free_port("127.0.0.1")
     program = Path(sys.executable).with_name("transformers")
     command = [str(program), "serve", str(checkpoint), "--device", "cpu", "--port", str(port), *flags]
-    return server(command, f"http://127.0.0.1:{port}", probe="/health")
+    return server(command, f"http://127.0.0.1:{port}", probe="/health", PYTHONPATH=str(CLIENTS))
 
 
 def completion(model: str, *, seed: int) -> dict[str, object]:
@@ -282,8 +283,8 @@ def bench(checkpoint: Path, *, num_pairs: int, parts: Sequence[str]) -> None:
 
 
 def bench_transformers(url: str, checkpoint: Path, *, num_pairs: int) -> None:
-    if importlib.util.find_spec("accelerate") is None:
-        print(json.dumps({"bench": "transformers serve", "skipped": "needs the package accelerate"}), flush=True)
+    if not CLIENTS.is_dir():
+        print(json.dumps({"bench": "transformers serve", "skipped": "needs accelerate: make clients"}), flush=True)
         return
     for flags, at_least in (((), 2.0), (("--continuous-batching",), 0.8)):
         with transformers_server(checkpoint, *flags) as (theirs, _):
