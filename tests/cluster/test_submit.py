@@ -23,7 +23,6 @@ from phf_ray.pipelines.runs import RunDirectory
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PATIENCE_S = 180
 PORTS = (
     "port",
@@ -41,9 +40,13 @@ class Head:
     def __init__(self, *, shared: Path) -> None:
         # Sockets have short names only, so not pytest's folder.
         self.folder = tempfile.mkdtemp(prefix="phf-", dir="/tmp")
+        # Ray 2.60 starts its client server by a shell command without quotes, which a space in its path breaks.
+        environment = Path(self.folder, "environment")
+        environment.symlink_to(sys.prefix)
+        self._ray = [str(environment / "bin" / "python"), "-m", "ray.scripts.scripts"]
         self.environment = {
             **os.environ,
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_TMPDIR": self.folder,
@@ -54,7 +57,7 @@ class Head:
         self.environment.pop("RAY_ADDRESS", None)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={self.folder}/ray"]
+        command = [*self._ray, "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={self.folder}/ray"]
         command += ["--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--{name}={port}" for name, port in ports.items()]
         self._log = Path(self.folder, "start.log")
@@ -72,7 +75,7 @@ class Head:
             time.sleep(1)
 
     def ray(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        command = [str(BIN / "ray"), *words]
+        command = [*self._ray, *words]
         given = {**self.environment, **environment}
         return subprocess.run(command, env=given, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S * 2)
 
