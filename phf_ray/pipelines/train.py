@@ -149,6 +149,8 @@ class TrainJob:
     task: str
     num_threads: int | None
     """Of torch on each worker; None: the node's cores, divided by its workers."""
+    working_directory: str
+    """Where relative paths of the config begin."""
 
 
 # --- Driver -----------------------------------------------------------------------------------------------------------
@@ -181,6 +183,7 @@ def run_training(
         blocks_path=blocks_path,
         task=task,
         num_threads=_threads_asked_for(config),
+        working_directory=str(Path.cwd()),
     )
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
     if config.dataset.held_out_fraction > 0 and next(read_held_out(blocks_path), None) is None:
@@ -417,6 +420,9 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     job = TrainJob(**values)
+    # Ray Train has gone to a folder of its own. A submitted job's directory has the same path on every node.
+    if Path(job.working_directory).is_dir():
+        os.chdir(job.working_directory)
     run = RunDirectory(job.run_path)
     failure = run.read_failure()
     if failure:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -206,6 +207,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(finished):
     assert len(list(folder.iterdir())) == 4, "four micro-batches"
     assert not (run / "summary.json").exists()
     assert all(math.isfinite(loss) for loss in losses(run).values())
+
+
+def test_relative_paths_begin_where_the_command_was_given(finished):
+    tokenizer = os.path.relpath(finished.parents[1] / "tokenizer")
+    overrides = (f"tokenizer.path_or_name='{tokenizer}'", "training.num_tokens=1000", "training.save_steps=null")
+    assert main(arguments(finished, *overrides, name="relative")) == 0
 
 
 def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
