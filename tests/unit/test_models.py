@@ -209,7 +209,6 @@ def test_where_torch_cannot_compile_is_said_before_the_first_step(monkeypatch):
     monkeypatch.setattr(torch, "__file__", "/home/my models/torch/__init__.py")
     with pytest.raises(ConfigError, match=r"/home/my models/.*without a space"):
         model.compile_blocks(torch.device("cpu"))
-    model.compile_blocks(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("config", [{"name": "AWR"}, {"name": "Unlikelihood", "score_threshold": 0.5}])
