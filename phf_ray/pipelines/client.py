@@ -77,14 +77,16 @@ def is_on_this_machine(url: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-def scheduling_strategy(urls: Iterable[str]) -> Any:
-    """Where Ray may run what asks these servers: on any node, or on this one if it alone can reach one of them."""
+def label_selector(urls: Iterable[str]) -> dict[str, str] | None:
+    """Labels of the nodes on which Ray may run what asks these servers.
+
+    None: any node. This node alone, if no other can reach one of the servers.
+    """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if any(is_on_this_machine(url) for url in urls):
-        return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return "SPREAD"
+        return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return None
 
 
 def _backoff(attempt: int) -> float:

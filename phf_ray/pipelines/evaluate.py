@@ -25,7 +25,7 @@ from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config, Scenario
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.execution import check_supported, program_of, run_program
-from phf_ray.pipelines.client import Client, RefusedError, scheduling_strategy
+from phf_ray.pipelines.client import Client, RefusedError, label_selector
 from phf_ray.report import (
     SAMPLES,
     ArmInfo,
@@ -595,7 +595,7 @@ def run_on_ray(draw: Draw, blocks: Sequence[Sequence[Unit]], *, max_clients: int
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(max_clients, len(rows))),
         # The actors wait for the server, which may need every CPU there is.
         num_cpus=0,
-        scheduling_strategy=scheduling_strategy([draw.scores.url, *(arm.url for arm in draw.arms.values())]),
+        label_selector=label_selector([draw.scores.url, *(arm.url for arm in draw.arms.values())]),
     )
     yield from outcomes.iter_rows()
 

@@ -32,7 +32,7 @@ from phf_ray.attack import (
 from phf_ray.attack import worst as worst_prompts
 from phf_ray.config import Config, GenerateKwargs, RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError, IncompleteError, ServiceError
-from phf_ray.pipelines.client import Client, RefusedError, scheduling_strategy
+from phf_ray.pipelines.client import Client, RefusedError, label_selector
 from phf_ray.pipelines.evaluate import (
     Arm,
     Probe,
@@ -428,8 +428,8 @@ def run_on_ray(
     import ray
 
     # A trial waits for servers, which may need every CPU there is.
-    where = scheduling_strategy([work.attacker.arm.url, work.scores.url, *(arm.url for arm in work.arms.values())])
-    task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=where)(Work.run)
+    where = label_selector([work.attacker.arm.url, work.scores.url, *(arm.url for arm in work.arms.values())])
+    task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD", label_selector=where)(Work.run)
     shared, waiting = ray.put(work), list(trials)
     running: list[Any] = []
     while waiting or running:

@@ -20,7 +20,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.generation import Engine, EngineSettings
-from phf_ray.pipelines.client import Client, RefusedError, scheduling_strategy
+from phf_ray.pipelines.client import Client, RefusedError, label_selector
 from phf_ray.pipelines.evaluate import (
     Arm,
     Options,
@@ -234,11 +234,11 @@ def test_actors_that_ask_grow_in_number_with_what_the_server_leaves_waiting(loca
 
 
 def test_a_server_on_this_machine_alone_is_asked_from_this_node_alone(local_ray):
-    here = ray.get_runtime_context().get_node_id()
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    assert ray.nodes()[0]["Labels"].items() >= here.items()
     for url in ("http://127.0.0.1:8000", "http://localhost:8000/v1", "http://[::1]:8000"):
-        strategy = scheduling_strategy(["http://models.example:8000", url])
-        assert (strategy.node_id, strategy.soft) == (here, False)
-    assert scheduling_strategy(["http://10.0.0.7:8000", "https://models.example/v1"]) == "SPREAD"
+        assert label_selector(["http://models.example:8000", url]) == here
+    assert label_selector(["http://10.0.0.7:8000", "https://models.example/v1"]) is None
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
