@@ -77,16 +77,16 @@ def is_on_this_machine(url: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-def label_selector(urls: Iterable[str]) -> dict[str, str] | None:
+def label_selector(urls: Iterable[str]) -> dict[str, str]:
     """Labels of the nodes on which Ray may run what asks these servers.
 
-    None: any node. This node alone, if no other can reach one of the servers.
+    Empty: any node. This node alone, if no other can reach one of the servers.
     """
     import ray
 
     if any(is_on_this_machine(url) for url in urls):
         return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return None
+    return {}
 
 
 def _backoff(attempt: int) -> float:

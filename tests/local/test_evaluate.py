@@ -238,7 +238,7 @@ def test_a_server_on_this_machine_alone_is_asked_from_this_node_alone(local_ray)
     assert ray.nodes()[0]["Labels"].items() >= here.items()
     for url in ("http://127.0.0.1:8000", "http://localhost:8000/v1", "http://[::1]:8000"):
         assert label_selector(["http://models.example:8000", url]) == here
-    assert label_selector(["http://10.0.0.7:8000", "https://models.example/v1"]) is None
+    assert label_selector(["http://10.0.0.7:8000", "https://models.example/v1"]) == {}
 
 
 def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
