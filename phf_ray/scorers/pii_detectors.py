@@ -549,7 +549,8 @@ _NUMBER = re.compile(
     rf"|\b(?:{_SMALL_NUMBER.pattern})\b",
     re.IGNORECASE,
 )
-_SPAN = re.compile(r"y(?:ea)?rs?|\by\b|\dy\b|decade|centur|month|week|fortnight")
+# Thousands of days are years as well; thousands of hours are not.
+_SPAN = re.compile(r"y(?:ea)?rs?|\by\b|decade|centur|month|week|wk|fortnight|\d(?:y|w|mos?)\b|\d{4}\W*d(?:ays?)?\b")
 _MONTH = re.compile("jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec")
 # Later, the numbers from 32 are the birth years of adults.
 _LAST_REFERENCE_YEAR = 2049

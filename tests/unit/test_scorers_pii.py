@@ -252,6 +252,18 @@ def test_hard_texts_have_the_same_detections(text):
     assert spans_of(fast, text) == spans_of(slow, text)
 
 
+@pytest.mark.parametrize("unit", ["d", "day", "w", "wk", "week", "mo", "month", "h", "y", "yr", "year"])
+def test_spans_of_time_that_come_to_an_adults_age_are_found(unit):
+    fast, slow = scrubbers("en_US")
+    texts = [
+        f"born {number}{space}{unit}{ago}"
+        for number in (20, 40, 300, 1200, 8899, 12000, 200000)
+        for space in ("", " ")
+        for ago in ("", " ago", "s ago")
+    ]
+    assert [spans_of(fast, text) for text in texts] == [spans_of(slow, text) for text in texts]
+
+
 @pytest.mark.parametrize(
     "text",
     [
