@@ -36,13 +36,14 @@ STEP = "train/global_step"
 EVALUATION = "evaluation/wall_s"
 """In the rows of samples and KL, and in no other."""
 
-# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums.
+# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums
+# and, for torch_compile, which masks a seed of dropout stands for. The micro-batch is not among them: dropout is drawn
+# once for each, and under compat the loss is a mean over each.
 _MAY_CHANGE = {
     "training.num_workers",
     "training.resources_per_worker",
     "training.resources_per_evaluation",
     "training.max_failures",
-    "training.per_device_train_batch_size",
     "training.parallelism",
     "training.torch_compile",
     "training.gradient_checkpointing",

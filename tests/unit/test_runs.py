@@ -24,7 +24,13 @@ from phf_ray.pipelines.runs import (
 CONFIG = {
     "dataset": {"datasets": ("scored",), "seq_length": 128},
     "model": {"config_kwargs": {"n_layer": 2}},
-    "training": {"learning_rate": 1e-3, "num_workers": 1, "resources_per_worker": {}, "seed": 1},
+    "training": {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 16,
+        "num_workers": 1,
+        "resources_per_worker": {},
+        "seed": 1,
+    },
     "generation": {"batch_size": 64},
     "compat": None,
 }
@@ -62,6 +68,11 @@ def test_the_same_settings_are_accepted_again(run):
         (changed("model", config_kwargs={"n_layer": 3}), PLAN, r"model\.config_kwargs\.n_layer: 2 in the run, 3 now"),
         (changed("dataset", datasets=("other",)), PLAN, r"dataset\.datasets: \['scored'\] in the run, \['other'\] now"),
         ({**CONFIG, "compat": "korbak2023"}, PLAN, r"compat: None in the run, 'korbak2023' now"),
+        (
+            changed("training", per_device_train_batch_size=3),
+            PLAN,
+            r"training\.per_device_train_batch_size: 16 in the run, 3 now",
+        ),
         (CONFIG, {**PLAN, "blocks_hash": "def"}, r"plan\.blocks_hash: 'abc' in the run, 'def' now"),
     ],
 )
@@ -73,7 +84,7 @@ def test_other_settings_are_refused_by_the_names_of_the_keys(run, config, plan, 
 
 
 def test_what_nothing_learned_depends_on_may_change(run):
-    config = changed("training", num_workers=4, resources_per_worker={"CPU": 2.0}, per_device_train_batch_size=3)
+    config = changed("training", num_workers=4, resources_per_worker={"CPU": 2.0}, parallelism="fsdp2")
     run.prepare(config={**config, "generation": {"batch_size": 1}}, plan=PLAN)
     assert run.read_config()["training"]["num_workers"] == 4
 
