@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.pipelines.runs import (
     COMPLETE,
+    EVALUATION,
     STEP,
     Follower,
     ProgressLines,
     RunDirectory,
+    WandbTracker,
     is_complete,
     start_tracker,
     wants_wandb,
@@ -191,8 +194,57 @@ def test_a_figure_that_is_no_number_is_null_not_invalid_json(run):
     assert run.read_metrics()[0]["objective/train/value_reward_corr"] is None
 
 
+def test_of_a_row_that_two_starts_wrote_the_last_counts(run):
+    for loss in (3.0, 1.0):
+        run.append_metrics({STEP: 1, "train/loss": loss})
+    run.append_metrics({STEP: 1, "eval/bits_per_byte": 2.0})
+    assert run.read_metrics() == [{STEP: 1, "train/loss": 1.0}, {STEP: 1, "eval/bits_per_byte": 2.0}]
+
+
+def test_a_follower_hands_on_rows_that_take_the_place_of_those_after_the_checkpoint(run):
+    run.commit_checkpoint(2, write_two_files, keep=None)
+    for step in (1, 2, 3, 4):
+        run.append_metrics({STEP: step, "train/loss": 9.0})
+    run.evaluation_folder(4).mkdir(parents=True)
+    run.write_evaluation(4, {STEP: 4, EVALUATION: 1.0})
+    seen = []
+    with Follower(run, [seen.append], poll_s=0.01) as follower:
+        follower._hand_on()
+        assert not seen, "these steps are trained again"
+        run.drop_metrics_after(2)
+        for step in (3, 4, 5):
+            run.append_metrics({STEP: step, "train/loss": 1.0})
+    assert [(row[STEP], row["train/loss"]) for row in seen] == [(3, 1.0), (4, 1.0), (5, 1.0)]
+
+
+def test_one_who_fails_is_left_out_and_the_others_get_every_row(run, caplog):
+    class Broken:
+        def __call__(self, row: dict) -> None:
+            raise TypeError(f"no loss of {row[STEP]}")
+
+    seen = []
+    with Follower(run, [Broken(), seen.append], poll_s=0.01):
+        for step in (1, 2):
+            run.append_metrics({STEP: step, "train/loss": 1.0})
+    assert [row[STEP] for row in seen] == [1, 2]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Broken is not told of any more rows, because of TypeError: no loss of 1; metrics.jsonl has them all"
+    )
+
+
+def test_one_who_hangs_does_not_hold_the_run(run, monkeypatch, caplog):
+    monkeypatch.setattr("phf_ray.pipelines.runs._LAST_ROWS_S", 0.1)
+    released = threading.Event()
+    with Follower(run, [lambda _row: released.wait()], poll_s=0.01):
+        run.append_metrics({STEP: 1, "train/loss": 1.0})
+    released.set()
+    assert "could not be handed on in 0.1 s" in caplog.text
+
+
 def test_a_follower_hands_on_each_row_once_also_after_a_restart_of_the_workers(run):
     run.append_metrics({STEP: 1, "train/loss": 1.0})
+    run.commit_checkpoint(1, write_two_files, keep=None)
     seen = []
     with Follower(run, [seen.append], poll_s=0.01):
         for step in (2, 3):
@@ -286,3 +338,14 @@ def test_a_resumed_run_continues_its_wandb_run(run, monkeypatch):
     # Two folders of one second differ in a number at the end.
     assert all(ids[0] in folder.name for folder in offline)
     shutil.rmtree(run.path / "wandb")
+
+
+def test_a_tracker_that_can_t_end_its_run_is_reported(run, monkeypatch, caplog):
+    class Unreachable:
+        def finish(self, *, exit_code: int) -> None:
+            raise OSError("no route to host")
+
+    tracker = WandbTracker.__new__(WandbTracker)
+    monkeypatch.setattr(tracker, "_wandb_run", Unreachable(), raising=False)
+    tracker.close(exit_code=0)
+    assert "wandb could not end its run: no route to host" in caplog.text
