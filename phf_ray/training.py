@@ -350,7 +350,8 @@ def step(
 
 
 def _dropout_seed(seed: int, first_block: int) -> int:
-    return int(np.random.SeedSequence([seed, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
+    # A seed sequence takes no negative number.
+    return int(np.random.SeedSequence([seed % 2**64, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:

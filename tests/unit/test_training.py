@@ -234,6 +234,7 @@ def test_dropout_masks_follow_from_seed_and_position_not_from_the_generators_sta
 
     assert loss(seed=1, disturbance=3) == loss(seed=1, disturbance=4)
     assert loss(seed=1, disturbance=3) != loss(seed=2, disturbance=3)
+    assert loss(seed=-1, disturbance=3) == loss(seed=-1, disturbance=4) != loss(seed=1, disturbance=3)
 
 
 def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
