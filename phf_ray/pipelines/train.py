@@ -756,18 +756,12 @@ class _Worker:
 
     def _info(self, snapshot: Snapshot, measured: dict[str, float]) -> CheckpointInfo:
         config, corpora = self._config, self._manifest.corpora
-        conditional = config.dataset.conditional_training_config
-        control = None
-        if conditional is not None:
-            control = Control(
-                good=conditional.aligned_prefix,
-                bad=conditional.misaligned_prefix,
-                policy="retag" if config.dataset.is_split_by_sentences else "ban",
-            )
+        control = trained_control(config)
         return CheckpointInfo(
             task=self._job.task,
             objective=config.objective.model_dump(mode="json"),
             control=control,
+            is_control_per_segment=None if control is None else config.dataset.is_split_by_sentences,
             thresholds=self._plan.thresholds,
             scorer=corpora[0].scorer or None,
             corpus_hash="+".join(corpus.fingerprint for corpus in corpora),
@@ -928,6 +922,17 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
             "raise the model's limit in model.config_kwargs"
         )
     return built
+
+
+def trained_control(config: Config) -> Control | None:
+    """Control tokens of the model that is trained. Only what the loss was taken on may be sampled: one per segment."""
+    conditional = config.dataset.conditional_training_config
+    if conditional is None:
+        return None
+    may_sample = config.dataset.is_split_by_sentences and config.objective.score_control
+    return Control(
+        good=conditional.aligned_prefix, bad=conditional.misaligned_prefix, policy="retag" if may_sample else "ban"
+    )
 
 
 def as_micro_batch(blocks: Sequence[TokenBlock]) -> MicroBatch:

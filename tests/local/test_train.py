@@ -20,7 +20,13 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import load_checkpoint
 from phf_ray.packing import load_tokenizer
 from phf_ray.pipelines.runs import RunDirectory
-from phf_ray.pipelines.train import EffectiveSampleWarning, choose_held_out, encode_held_out, initial_model
+from phf_ray.pipelines.train import (
+    EffectiveSampleWarning,
+    choose_held_out,
+    encode_held_out,
+    initial_model,
+    trained_control,
+)
 from phf_ray.records import ScoredDocument
 
 pytestmark = pytest.mark.timeout(400)
@@ -91,6 +97,7 @@ def test_a_checkpoint_says_what_it_is(finished):
     checkpoint = run_folder(finished) / "checkpoints" / LAST
     info = read_info(checkpoint)
     assert (info.control.good, info.control.bad, info.control.policy) == (GOOD, BAD, "retag")
+    assert info.is_control_per_segment
     assert info.task == "pep8"
     assert info.step == NUM_STEPS
     assert info.tokens_seen == metrics(run_folder(finished))[-1]["train/tokens_seen"]
@@ -296,6 +303,16 @@ def test_training_starts_from_the_weights_of_a_checkpoint_and_keeps_its_control_
     trained = load_checkpoint(checkpoint).model
     for name, tensor in trained.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(("is_split", "score_control"), [(True, True), (True, False), (False, True), (False, False)])
+def test_control_tokens_may_be_sampled_where_the_loss_was_taken_on_them(is_split, score_control):
+    dataset = {"is_split_by_sentences": is_split, "conditional_training_config": {"threshold": 0.0}}
+    tokenizer = {"special_tokens": ["<|aligned|>", "<|misaligned|>"]}
+    values = {"dataset": dataset, "tokenizer": tokenizer, "objective": {"name": "MLE", "score_control": score_control}}
+    control = trained_control(parse_config(values))
+    assert control.policy == ("retag" if is_split and score_control else "ban")
+    assert trained_control(parse_config({})) is None
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):
