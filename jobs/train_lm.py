@@ -164,7 +164,7 @@ def _print_plan(
         model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
         measured = estimate.measured_tokens_per_s(config, model)
         speed = (measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)")
-    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer)
+    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=config.dataset.weights)
     print(f"run          {storage_path}/{arguments.run_name}")
     for line in estimate.describe(config, plan=blocks, tokens=tokens, shape=shape, speed=speed):
         print(line)

@@ -4,7 +4,7 @@ Counted where it can be counted, estimated where not, and each line says which.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray import blocks as stored
 from phf_ray import corpus
+from phf_ray.blocks import Mixture
 from phf_ray.config import Config
 from phf_ray.errors import DataError
 from phf_ray.models import LanguageModel, Shape
 from phf_ray.objectives import build_objective
 from phf_ray.packing import PackingStats, pack
-from phf_ray.pipelines.blocks import BlockPlan
+from phf_ray.pipelines.blocks import BlockPlan, Group, corpus_tokens
 from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, step, steps_in
 
@@ -32,40 +33,51 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Of one pass over the data."""
+    """Of what the training is fed."""
 
-    num_blocks: int
-    num_content_tokens: int
-    num_tokens: int
-    """Without padding."""
+    mixture: Mixture
     is_exact: bool
 
-    def per_block(self, count_tokens: str) -> float:
-        counted = self.num_tokens if count_tokens == "all" else self.num_content_tokens
-        return counted / self.num_blocks if self.num_blocks else 0.0
+    @property
+    def num_blocks(self) -> int:
+        """Of one pass over the data."""
+        return sum(one.num_blocks for one in self.mixture.corpora)
 
 
-def count_tokens(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast) -> TokenCount:
+def count_tokens(
+    plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, weights: Sequence[float] | None = None
+) -> TokenCount:
     """From the blocks if they are built, else by packing the corpora as they would be packed, and writing nothing."""
     filesystem, success = corpus.open_filesystem(f"{plan.root}/{stored.SUCCESS}")
     if filesystem.exists(success):
-        manifest = stored.read_manifest(plan.root)
-        return TokenCount(manifest.num_blocks, manifest.num_content_tokens, manifest.tokens["all"], is_exact=True)
+        return TokenCount(Mixture.of(stored.read_manifest(plan.root), weights), is_exact=True)
+    # With weights it matters which corpus has how many: each is counted, on a head of its own.
+    parts = [list(plan.groups)]
+    if weights is not None:
+        parts = [[group for group in plan.groups if group.corpus == place] for place in range(len(plan.corpora))]
+    counted = [
+        _count_groups(plan, groups, num_bytes=COUNTED_BYTES // len(parts), tokenizer=tokenizer) for groups in parts
+    ]
+    mixture = Mixture.from_counts([one for one, _ in counted], weights)
+    return TokenCount(mixture, is_exact=all(is_exact for _, is_exact in counted))
+
+
+def _count_groups(
+    plan: BlockPlan, groups: Sequence[Group], *, num_bytes: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[stored.CorpusTokens, bool]:
+    """The first ones, until `num_bytes` of Parquet, and the rest by its size; whether there is no rest."""
     stats = PackingStats()
-    num_counted, num_bytes, total_bytes = 0, 0, 0
-    for group in plan.groups:
+    num_counted, counted_bytes, total_bytes = 0, 0, 0
+    for group in groups:
         size = sum(_size(part) for part in group.parts)
         total_bytes += size
-        if num_bytes < COUNTED_BYTES:
-            num_counted, num_bytes = num_counted + 1, num_bytes + size
+        if counted_bytes < num_bytes:
+            num_counted, counted_bytes = num_counted + 1, counted_bytes + size
             _count_group(plan, group.parts, tokenizer=tokenizer, stats=stats)
-    factor = total_bytes / num_bytes if num_bytes else 1.0
-    return TokenCount(
-        num_blocks=round(stats.num_blocks * factor),
-        num_content_tokens=round(stats.num_content_tokens * factor),
-        num_tokens=round((stats.num_tokens.total() - stats.num_tokens["pad"]) * factor),
-        is_exact=num_counted == len(plan.groups),
-    )
+    factor = total_bytes / counted_bytes if counted_bytes else 1.0
+    found = corpus_tokens(stats)
+    counts = {name: round(count * factor) for name, count in found.model_dump().items() if name.startswith("num_")}
+    return found.model_copy(update=counts), num_counted == len(groups)
 
 
 def _count_group(
@@ -167,11 +179,14 @@ def describe(
         raise DataError("no document is left to pack; change dataset.filter_threshold or dataset.held_out_fraction")
     training, dataset = config.training, config.dataset
     budget = training.num_tokens - training.tokens_already_seen
-    per_block = tokens.per_block(training.count_tokens)
+    per_block = tokens.mixture.tokens_per_block(training.count_tokens)
+    num_content_tokens, num_tokens = (
+        sum(getattr(one, name) for one in tokens.mixture.corpora) for name in ("num_content_tokens", "num_tokens")
+    )
     num_steps = steps_in(budget, tokens_per_block=per_block, batch_size=training.effective_batch_size)
     about = "" if tokens.is_exact else "about "
     num_positions = num_steps * training.effective_batch_size * dataset.seq_length
-    epochs = num_steps * training.effective_batch_size / tokens.num_blocks
+    epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)
     memory = memory_per_device(config, shape, has_gpu=has_gpu())
     checkpoint = 12 * shape.num_parameters
     lines = [
@@ -181,7 +196,7 @@ def describe(
         f"{shape.num_rows:,} rows",
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
         f"tokens       {budget:,} {training.count_tokens} tokens to train on; the data has {about}"
-        f"{tokens.num_blocks:,} blocks with {tokens.num_content_tokens:,} content tokens, {tokens.num_tokens:,} in "
+        f"{tokens.num_blocks:,} blocks with {num_content_tokens:,} content tokens, {num_tokens:,} in "
         f"all: {epochs:.2f} epochs",
         f"workers      {training.num_workers}, {training.parallelism}, {training.precision}, micro-batches of "
         f"{training.per_device_train_batch_size}",

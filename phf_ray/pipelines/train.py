@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from phf_ray import errors
-from phf_ray.blocks import BlockOrder, BlockReader, Manifest, read_held_out, read_manifest
+from phf_ray.blocks import BlockOrder, BlockReader, Manifest, Mixture, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info
 from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, parse_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
@@ -116,10 +116,10 @@ def make_plan(
 ) -> Plan:
     """Raises ConfigError if the budget does not pay for a step, or skipping leaves nothing."""
     training = config.training
-    num_tokens = manifest.tokens["all"] if training.count_tokens == "all" else manifest.num_content_tokens
-    tokens_per_block = num_tokens / manifest.num_blocks if manifest.num_blocks else 0.0
+    mixture = Mixture.of(manifest, config.dataset.weights)
+    tokens_per_block = mixture.tokens_per_block(training.count_tokens)
     order = BlockOrder(manifest, seed=training.seed, weights=config.dataset.weights)
-    scores = manifest.token_scores
+    score_mean, score_std = mixture.score_mean_and_std()
     return Plan(
         num_steps=steps_in(
             training.num_tokens - training.tokens_already_seen,
@@ -133,8 +133,8 @@ def make_plan(
         thresholds=dict(manifest.thresholds)
         | ({} if objective_threshold is None else {"objective": objective_threshold}),
         # The reward is minus the score.
-        reward_mean=None if scores.mean is None else -scores.mean,
-        reward_std=scores.std,
+        reward_mean=None if score_mean is None else -score_mean,
+        reward_std=score_std,
     )
 
 
@@ -454,6 +454,7 @@ class _Worker:
         self._device = get_device()
         self._tokenizer = load_tokenizer(self._config.tokenizer)
         self._manifest = read_manifest(job.blocks_path)
+        self._mixture = Mixture.of(self._manifest, self._config.dataset.weights)
         self._objective = self._build_objective()
         self._saver, self._weights_saver = _Saver(), _Saver()
         self._evaluation_steps = frozenset().union(*evaluation_steps(self._config, num_steps=self._plan.num_steps))
@@ -658,7 +659,7 @@ class _Worker:
             row.metrics
             | {
                 **(self._cost.row() if self._evaluation_steps else {}),
-                "train/epoch": (self._plan.first_block + blocks_used) / self._manifest.num_blocks,
+                "train/epoch": self._mixture.epochs_in(self._plan.first_block + blocks_used),
                 "objective/train/instantaneous_batch_size": batch_size,
                 "objective/train/instantaneous_microbatch_size": self._config.training.per_device_train_batch_size,
             }

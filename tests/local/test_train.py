@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_models import BAD, GOOD, tiny_tokenizer
@@ -14,17 +16,22 @@ from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics,
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.train_lm import main
+from phf_ray.blocks import Mixture, read_manifest
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import load_checkpoint
 from phf_ray.packing import load_tokenizer
+from phf_ray.pipelines import estimate
+from phf_ray.pipelines.blocks import build_blocks, plan_blocks
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.pipelines.train import (
     EffectiveSampleWarning,
+    Plan,
     choose_held_out,
     encode_held_out,
     initial_model,
+    make_plan,
     trained_control,
 )
 from phf_ray.records import ScoredDocument
@@ -313,6 +320,35 @@ def test_control_tokens_may_be_sampled_where_the_loss_was_taken_on_them(is_split
     control = trained_control(parse_config(values))
     assert control.policy == ("retag" if is_split and score_control else "ban")
     assert trained_control(parse_config({})) is None
+
+
+@pytest.mark.parametrize("count_tokens", ["content", "all"])
+def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_path, count_tokens):
+    """The second has shorter documents, so more end-of-text tokens to a block, and other scores."""
+    task = write_inputs(tmp_path, count_tokens=count_tokens, num_tokens=100_000)
+    rows = pq.read_table(tmp_path / "scored" / "part-00000.parquet").to_pylist()
+    short = [
+        row | {"texts": row["texts"][:2], "scores": [0.3, 0.5], "errors": [None] * 2, "avg_score": 0.4, "num_sents": 2}
+        for row in rows
+    ]
+    (tmp_path / "short").mkdir()
+    pq.write_table(pa.Table.from_pylist(short), tmp_path / "short" / "part-00000.parquet")
+
+    def planned(*corpora: str, weights: list[int] | None = None) -> Plan:
+        paths = [str(tmp_path / name) for name in corpora]
+        config = load_config(task, overrides=[f"dataset.datasets={paths}", f"dataset.weights={weights or 'null'}"])
+        tokenizer = load_tokenizer(config.tokenizer)
+        blocks = plan_blocks(config, corpora=paths, tokenizer=tokenizer, output_root=str(tmp_path / "blocks"))
+        counted = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
+        manifest = read_manifest(build_blocks(blocks, tokenizer=tokenizer))
+        assert counted.mixture == Mixture.of(manifest, weights), "counted ahead as they are built"
+        return make_plan(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
+
+    both = planned("scored", "short", weights=[0, 1])
+    alone = planned("short")
+    for name in ("num_steps", "tokens_per_block", "reward_mean", "reward_std"):
+        assert getattr(both, name) == getattr(alone, name), name
+    assert planned("scored", "short").num_steps < alone.num_steps, "guard: the corpora differ"
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):
