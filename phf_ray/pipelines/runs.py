@@ -259,6 +259,11 @@ class RunDirectory:
     def latest_checkpoint(self) -> Path | None:
         return max(self.complete_checkpoints(), default=None)
 
+    def latest_step(self) -> int:
+        """Of the newest complete checkpoint; 0 without one."""
+        latest = self.latest_checkpoint()
+        return 0 if latest is None else _step_of(latest)
+
     def _remove(self, checkpoint: Path) -> None:
         # Under another name first: a checkpoint that is half deleted must not look like one.
         doomed = checkpoint.with_name(f".deleting-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
@@ -377,8 +382,7 @@ class Follower:
         self._seen: set[tuple[int, str]] = set()
         self._state: tuple[int, int] | None = None
         self._offset = 0
-        latest = run.latest_checkpoint()
-        last_step = 0 if latest is None else _step_of(latest)
+        last_step = run.latest_step()
         # Rows of later steps are about to be dropped; those that take their place are new.
         rows = [row for row in self._new_rows() if row[STEP] <= last_step]
         self._seen.update(_row_key(row) for row in [*rows, *self._new_evaluations()])

@@ -290,10 +290,14 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
         except BaseException as error:  # noqa: BLE001  (border of a thread: raised by the main one)
             result.append(error)
 
+    claim = run.current_claim()
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
+        if run.is_stop_requested() and run.current_claim() == claim:
+            # Ray waits for workers that may never come; it frees what they asked for when this process ends.
+            return {"status": "stopped", "step": run.latest_step()}
     shutil.rmtree(run.path / "ray", ignore_errors=True)
     outcome = result[0]
     if isinstance(outcome, BaseException):

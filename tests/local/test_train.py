@@ -5,6 +5,10 @@ import logging
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -227,6 +231,27 @@ def test_relative_paths_begin_where_the_command_was_given(finished):
     tokenizer = os.path.relpath(finished.parents[1] / "tokenizer")
     overrides = (f"tokenizer.path_or_name='{tokenizer}'", "training.num_tokens=1000", "training.save_steps=null")
     assert main(arguments(finished, *overrides, name="relative")) == 0
+
+
+def test_a_run_that_waits_for_workers_ends_when_it_is_told_to(tmp_path, local_ray):
+    import ray
+
+    task = write_inputs(tmp_path)
+    overrides = ("training.resources_per_worker={CPU: 1, nothing: 1}",)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train_lm", *arguments(task, *overrides)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PHF_SHARED_ROOTS": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any("waiting for it to grow" in line for line in job.stderr)
+    since = time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    _, rest = job.communicate(timeout=60)
+    assert job.returncode == 5, rest
+    assert time.monotonic() - since < 20
+    assert "the run ended at step 0, because it was told to stop" in rest
 
 
 def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
