@@ -204,7 +204,7 @@ def run_training(
         if outcome["status"] == "finished":
             summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - started)
             run.write_summary(summary)
-            _renew_card(run, config=config, blocks_path=blocks_path, metrics=summary["metrics"])
+            _renew_card(run, config=config, plan=plan, blocks_path=blocks_path, metrics=summary["metrics"])
             code = 0
             return summary
     finally:
@@ -407,13 +407,15 @@ def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: Plan, wall_
     }
 
 
-def _renew_card(run: RunDirectory, *, config: Config, blocks_path: str, metrics: dict[str, Any]) -> None:
+def _renew_card(run: RunDirectory, *, config: Config, plan: Plan, blocks_path: str, metrics: dict[str, Any]) -> None:
     """With all that was measured; the worker wrote it with what was known then."""
     checkpoint = run.latest_checkpoint()
     info = None if checkpoint is None else read_info(checkpoint)
     if checkpoint is not None and info is not None:
         corpora = [corpus.name for corpus in read_manifest(blocks_path).corpora]
-        write_card(checkpoint, info, config=config, corpora=corpora, metrics=metrics)
+        write_card(
+            checkpoint, info, config=config, corpora=corpora, metrics=metrics, checkpoint_path=plan.checkpoint_path
+        )
 
 
 # --- Worker -----------------------------------------------------------------------------------------------------------
@@ -689,7 +691,14 @@ class _Worker:
         def write(directory: Path) -> None:
             save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
             write_training_state(directory, snapshot)
-            write_card(directory, info, config=self._config, corpora=corpora, metrics=measured)
+            write_card(
+                directory,
+                info,
+                config=self._config,
+                corpora=corpora,
+                metrics=measured,
+                checkpoint_path=self._plan.checkpoint_path,
+            )
 
         keep = self._config.training.save_total_limit
         self._saver.submit(lambda: self._run.commit_checkpoint(due.step, write, keep=keep))
