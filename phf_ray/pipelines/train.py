@@ -80,8 +80,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text.
+# DIFFERS: ours holds out 0.1% of the documents and saves every 65 to 131 million tokens (configs/); original trains on
+# all documents and saves about twice in a run.
 HELD_OUT_BYTES = 1_000_000
+"""Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text."""
 # The objective itself is measured on this many blocks of them.
 HELD_OUT_BLOCKS = 64
 # Control token before every segment -> name of the metric.
