@@ -4,7 +4,7 @@ Counted where it can be counted, estimated where not, and each line says which.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from phf_ray.objectives import build_objective
 from phf_ray.packing import PackingStats, pack
 from phf_ray.pipelines.blocks import BlockPlan, Group, corpus_tokens
 from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
+from phf_ray.pipelines.train import set_up_layers
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, step, steps_in
 
 # Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
@@ -132,13 +133,44 @@ def memory_per_device(config: Config, shape: Shape, *, has_gpu: bool) -> Memory:
     return Memory(weights=share, gradients=share, optimizer=2 * share, activations=kept, head=head)
 
 
+Speed = tuple[float, str]
+"""Tokens per second of all workers, and where the figure is from."""
+
+
+def tried_speed(config: Config, *, shape: Shape, build: Callable[[], LanguageModel]) -> Speed | str:
+    """By training the model that `build` gives for a few seconds on this machine; or why that can't be."""
+    reason = _why_not_tried(config, shape)
+    if reason is not None:
+        return reason
+    num_workers = config.training.num_workers
+    try:
+        measured = measured_tokens_per_s(config, build())
+    except torch.OutOfMemoryError:
+        return "a trial on one GPU ran out of memory"
+    return measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)"
+
+
+def _why_not_tried(config: Config, shape: Shape) -> str | None:
+    if not has_gpu():
+        is_small = shape.num_parameters <= PROBED_PARAMETERS
+        return None if is_small else "the model is too large to try out without a GPU"
+    # The trial holds the whole model, also where the workers will share it.
+    whole = config.model_copy(update={"training": config.training.model_copy(update={"parallelism": "ddp"})})
+    needed, (free, _) = memory_per_device(whole, shape, has_gpu=True).total, torch.cuda.mem_get_info()
+    if needed <= free:
+        return None
+    return f"a trial on one GPU needs about {needed / _GB:.0f} GB, and {free / _GB:.0f} GB are free here"
+
+
 def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     """Tokens per second of one worker like this machine, by a few steps of one micro-batch each.
 
-    On a processor, where a step of a large micro-batch takes minutes, of one sequence. Changes the model.
+    On a processor, where a step of a large micro-batch takes minutes, of one sequence, and not compiled. Changes the
+    model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, length = config.training, config.dataset.seq_length
+    set_up_layers(model, training, device=device, compiles=training.torch_compile and device.type == "cuda")
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
     num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1
@@ -168,10 +200,8 @@ def _random_batches(batch_size: int, length: int, *, vocabulary: int) -> Iterato
         yield MicroBatch(ids_BS, torch.zeros(ids_BS.shape), torch.zeros(ids_BS.shape, dtype=torch.uint8), number)
 
 
-def describe(
-    config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: Shape, speed: tuple[float, str] | None
-) -> list[str]:
-    """Lines for a reader. `speed`: tokens per second of all workers, and where the figure is from.
+def describe(config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: Shape, speed: Speed | str) -> list[str]:
+    """Lines for a reader. `speed`: or why it is not known.
 
     Raises ConfigError if the budget does not pay for a step, DataError if there is nothing to train on.
     """
@@ -227,9 +257,9 @@ def evaluations(config: Config, num_steps: int) -> str:
     return f"beside the loop: {num_texts:,} samples at each of {len(samples):,} steps, KL at {len(kl):,} steps"
 
 
-def _time(num_positions: int, speed: tuple[float, str] | None) -> str:
-    if speed is None:
-        return "unknown: the model is too large to try out without a GPU; give --tokens-per-s"
+def _time(num_positions: int, speed: Speed | str) -> str:
+    if isinstance(speed, str):
+        return f"unknown: {speed}; give --tokens-per-s"
     tokens_per_s, origin = speed
     return f"about {_duration(num_positions / tokens_per_s)} at {tokens_per_s:,.0f} tokens/s, {origin}"
 

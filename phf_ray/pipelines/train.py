@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, Mixture, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info
-from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, parse_config
+from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, TrainingConfig, parse_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint, shape_of
 from phf_ray.objectives import Objective, build_objective
@@ -503,12 +503,7 @@ class _Worker:
         training = self._config.training
         model = self._build_model(resume_from)
         self._flops_per_token = shape_of(model).flops_per_token(self._manifest.sequence_length)
-        if training.document_mask:
-            model.mask_documents()
-        if training.gradient_checkpointing:
-            model.checkpoint_activations()
-        if training.torch_compile:
-            model.compile_blocks(self._device)
+        set_up_layers(model, training, device=self._device, compiles=training.torch_compile)
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,
@@ -938,6 +933,15 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
             "raise the model's limit in model.config_kwargs"
         )
     return built
+
+
+def set_up_layers(model: LanguageModel, training: TrainingConfig, *, device: torch.device, compiles: bool) -> None:
+    if training.document_mask:
+        model.mask_documents()
+    if training.gradient_checkpointing:
+        model.checkpoint_activations()
+    if compiles:
+        model.compile_blocks(device)
 
 
 def trained_control(config: Config) -> Control | None:

@@ -11,7 +11,7 @@ from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel, build_model, planned_shape, shape_of
 from phf_ray.pipelines.blocks import BlockPlan
-from phf_ray.pipelines.estimate import TokenCount, describe, measured_tokens_per_s, memory_per_device
+from phf_ray.pipelines.estimate import TokenCount, describe, measured_tokens_per_s, memory_per_device, tried_speed
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,37 @@ def test_what_was_counted_on_a_part_only_is_marked():
 
 def test_without_a_speed_the_time_is_unknown():
     tokens = counted(100, 600, 700, is_exact=True)
-    lines = lines_of(settings(num_tokens=1200, effective_batch_size=4), tokens=tokens, speed=None)
-    assert lines["time"].startswith("unknown")
+    lines = lines_of(settings(num_tokens=1200, effective_batch_size=4), tokens=tokens, speed="no GPU")
+    assert lines["time"] == "unknown: no GPU; give --tokens-per-s"
+
+
+def test_a_model_that_does_not_fit_is_not_tried(monkeypatch):
+    """The estimate of the whole model counts, whatever fsdp2 leaves each of eight workers."""
+    needed = memory_per_device(settings(), shape(), has_gpu=True).total
+    config = settings(parallelism="fsdp2", num_workers=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(needed) - 1, 80 * 10**9))
+    reason = tried_speed(config, shape=shape(), build=lambda: pytest.fail("built"))
+    assert reason == "a trial on one GPU needs about 1 GB, and 1 GB are free here"
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_the_time_unknown(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("phf_ray.pipelines.estimate.measured_tokens_per_s", fails)
+    assert tried_speed(settings(), shape=shape(), build=lambda: None) == "a trial on one GPU ran out of memory"
+
+
+def test_a_trial_trains_with_the_layers_of_the_run(monkeypatch):
+    model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0)
+    monkeypatch.setattr("phf_ray.pipelines.estimate.PROBE_S", 0.0)
+    config = settings(document_mask=True, gradient_checkpointing=True, num_workers=2)
+    speed, origin = tried_speed(config, shape=shape(), build=lambda: model)
+    assert speed > 0
+    assert origin == "measured on this machine as one of 2 worker(s)"
+    assert model.has_document_mask
+    assert model.backbone.is_gradient_checkpointing
 
 
 def test_nothing_to_train_on_and_too_small_a_budget_are_refused():
