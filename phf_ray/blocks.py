@@ -8,10 +8,11 @@
     _SUCCESS                 written last
 
 An order visits groups, the shards of a group, and the rows of a shard, each shuffled by (seed, epoch) alone: not by the
-number of workers, nor by restarts. Price: blocks that are neighbors in the order come from one shard, 64 MiB of blocks
-or 7,281 of 1,024 tokens. Groups depend on the corpus only, so that the head of an order holds the same documents
-whatever the packing: a run that finetunes on the rest of the stream does not see the documents of the first part again,
-but for those of one group at the border.
+number of workers, nor by restarts. Price: blocks that are neighbors in the order come from one shard, which is no
+larger than its group: the blocks of some 2 MB of the corpus on disk, about 2 M tokens or 2,000 blocks of 1,024. Where a
+group is larger, as under compat, a shard ends at 64 MiB, 7,281 such blocks. Groups depend on the corpus only, so that
+the head of an order holds the same documents whatever the packing: a run that finetunes on the rest of the stream does
+not see the documents of the first part again, but for those of one group at the border.
 """
 
 import bisect
