@@ -523,10 +523,16 @@ class WandbTracker:
         )
         self._wandb_run.define_metric("train/tokens_seen")
         self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
+        self._defined: set[str] = set()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         if EVALUATION in row:
             row = {**row, **sample_tables(self._run, int(row[STEP]))}
+        for name in row:
+            # By their whole names, which count before any pattern.
+            if name.startswith("objective/eval/") and name not in self._defined:
+                self._defined.add(name)
+                self._wandb_run.define_metric(name, step_metric="objective/eval/tokens_seen_during_eval")
         self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
 
     def close(self, *, exit_code: int) -> None:

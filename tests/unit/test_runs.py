@@ -340,6 +340,27 @@ def test_a_resumed_run_continues_its_wandb_run(run, monkeypatch):
     shutil.rmtree(run.path / "wandb")
 
 
+def test_the_objective_on_held_out_text_is_drawn_over_its_own_tokens(run, monkeypatch):
+    defined = {}
+
+    class FakeRun:
+        def define_metric(self, name: str, *, step_metric: str | None = None) -> None:
+            assert name not in defined
+            defined[name] = step_metric
+
+        def log(self, row: dict) -> None:
+            pass
+
+    monkeypatch.setattr("wandb.init", lambda **_: FakeRun())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = start_tracker(run, group=None, tags=[], config=CONFIG)
+    for step in (1, 2):
+        tracker({STEP: step, "objective/eval/loss": 1.0, "objective/train/loss": 2.0})
+    assert defined["objective/eval/loss"] == "objective/eval/tokens_seen_during_eval"
+    assert defined["*"] == "train/tokens_seen"
+    assert "objective/train/loss" not in defined
+
+
 def test_a_tracker_that_can_t_end_its_run_is_reported(run, monkeypatch, caplog):
     class Unreachable:
         def finish(self, *, exit_code: int) -> None:
