@@ -501,6 +501,9 @@ def _shown(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4f}"
 
 
+_EVAL_STEP = "objective/eval/tokens_seen_during_eval"
+
+
 class WandbTracker:
     """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
 
@@ -530,9 +533,9 @@ class WandbTracker:
             row = {**row, **sample_tables(self._run, int(row[STEP]))}
         for name in row:
             # By their whole names, which count before any pattern.
-            if name.startswith("objective/eval/") and name not in self._defined:
+            if name.startswith("objective/eval/") and name not in (*self._defined, _EVAL_STEP):
                 self._defined.add(name)
-                self._wandb_run.define_metric(name, step_metric="objective/eval/tokens_seen_during_eval")
+                self._wandb_run.define_metric(name, step_metric=_EVAL_STEP)
         self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
 
     def close(self, *, exit_code: int) -> None:

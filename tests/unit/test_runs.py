@@ -355,7 +355,9 @@ def test_the_objective_on_held_out_text_is_drawn_over_its_own_tokens(run, monkey
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = start_tracker(run, group=None, tags=[], config=CONFIG)
     for step in (1, 2):
-        tracker({STEP: step, "objective/eval/loss": 1.0, "objective/train/loss": 2.0})
+        tokens = {"objective/eval/tokens_seen_during_eval": step}
+        tracker({STEP: step, "objective/eval/loss": 1.0, "objective/train/loss": 2.0, **tokens})
+    assert "objective/eval/tokens_seen_during_eval" not in defined
     assert defined["objective/eval/loss"] == "objective/eval/tokens_seen_during_eval"
     assert defined["*"] == "train/tokens_seen"
     assert "objective/train/loss" not in defined
