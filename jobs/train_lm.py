@@ -156,15 +156,16 @@ def _print_plan(
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     shape = planned_shape(starting, tokenizer=tokenizer)
-    num_workers = config.training.num_workers
-    speed = None
+    speed: estimate.Speed | str
     if arguments.tokens_per_s is not None:
         speed = (arguments.tokens_per_s, "as given by --tokens-per-s")
-    elif shape.num_parameters <= estimate.PROBED_PARAMETERS or estimate.has_gpu():
-        model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
-        measured = estimate.measured_tokens_per_s(config, model)
-        speed = (measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)")
-    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer)
+    else:
+        speed = estimate.tried_speed(
+            config,
+            shape=shape,
+            build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
+        )
+    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=config.dataset.weights)
     print(f"run          {storage_path}/{arguments.run_name}")
     for line in estimate.describe(config, plan=blocks, tokens=tokens, shape=shape, speed=speed):
         print(line)

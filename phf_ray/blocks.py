@@ -8,19 +8,22 @@
     _SUCCESS                 written last
 
 An order visits groups, the shards of a group, and the rows of a shard, each shuffled by (seed, epoch) alone: not by the
-number of workers, nor by restarts. Price: blocks that are neighbors in the order come from one shard, 64 MiB of blocks
-or 7,281 of 1,024 tokens. Groups depend on the corpus only, so that the head of an order holds the same documents
-whatever the packing: a run that finetunes on the rest of the stream does not see the documents of the first part again,
-but for those of one group at the border.
+number of workers, nor by restarts. Price: blocks that are neighbors in the order come from one shard, which is no
+larger than its group: the blocks of some 2 MB of the corpus on disk, about 2 M tokens or 2,000 blocks of 1,024. Where a
+group is larger, as under compat, a shard ends at 64 MiB, 7,281 such blocks. Groups depend on the corpus only, so that
+the head of an order holds the same documents whatever the packing: a run that finetunes on the rest of the stream does
+not see the documents of the first part again, but for those of one group at the border.
 """
 
 import bisect
 import hashlib
 import io
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 import numpy as np
@@ -77,6 +80,19 @@ class TokenScores(_Part):
     quantile_relative_error: float
 
 
+class CorpusTokens(_Part):
+    """What the blocks of one corpus hold."""
+
+    num_blocks: int
+    num_content_tokens: int
+    num_tokens: int
+    """Without padding."""
+    num_scored_tokens: int
+    """Content tokens that have a score."""
+    score_mean: float | None
+    score_std: float | None
+
+
 class Manifest(_Part):
     """What is known of a folder of blocks without reading them."""
 
@@ -99,6 +115,8 @@ class Manifest(_Part):
     tokens: dict[str, int]
     """By kind; `all` is everything but padding."""
     token_scores: TokenScores
+    by_corpus: tuple[CorpusTokens, ...] = ()
+    """In the order of `corpora`; none where older versions built the blocks."""
 
     @property
     def num_blocks(self) -> int:
@@ -108,6 +126,17 @@ class Manifest(_Part):
     def num_content_tokens(self) -> int:
         """Tokens of text, scored or not."""
         return sum(shard.num_content_tokens for shard in self.shards)
+
+    def whole(self) -> CorpusTokens:
+        """All corpora as one."""
+        return CorpusTokens(
+            num_blocks=self.num_blocks,
+            num_content_tokens=self.num_content_tokens,
+            num_tokens=self.tokens["all"],
+            num_scored_tokens=self.tokens["content"],
+            score_mean=self.token_scores.mean,
+            score_std=self.token_scores.std,
+        )
 
 
 def read_manifest(root: str) -> Manifest:
@@ -406,6 +435,63 @@ def _round_pattern(seed: int, number: int, shares: tuple[int, ...]) -> tuple[NDA
     for stream, share in enumerate(shares):
         counts[pattern == stream] = np.arange(share)
     return pattern, counts
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a training is fed: the corpora as one or, with weights, each with its share of the blocks."""
+
+    corpora: Sequence[CorpusTokens]
+    shares: Sequence[float]
+
+    @classmethod
+    def of(cls, manifest: Manifest, weights: Sequence[float] | None) -> "Mixture":
+        """Raises DataError for weights where the blocks don't say what each corpus holds."""
+        if weights is not None and not manifest.by_corpus:
+            raise DataError(
+                "dataset.weights need the counts of each corpus, which these token blocks of an older version lack; "
+                "delete their folder and build them again"
+            )
+        return cls.from_counts([manifest.whole()] if weights is None else manifest.by_corpus, weights)
+
+    @classmethod
+    def from_counts(cls, corpora: Sequence[CorpusTokens], weights: Sequence[float] | None) -> "Mixture":
+        """`corpora`: of all as one where there are no weights."""
+        shares = [1.0] if weights is None else (_shares(weights, num_corpora=len(corpora)) / _ROUND).tolist()
+        return cls(tuple(corpora), shares)
+
+    def _parts(self) -> list[tuple[float, CorpusTokens]]:
+        """What is drawn from, with its share."""
+        return [
+            (share, corpus)
+            for share, corpus in zip(self.shares, self.corpora, strict=True)
+            if share > 0 and corpus.num_blocks > 0
+        ]
+
+    def tokens_per_block(self, kind: Literal["content", "all"]) -> float:
+        """A mean."""
+        return sum(
+            share * (corpus.num_tokens if kind == "all" else corpus.num_content_tokens) / corpus.num_blocks
+            for share, corpus in self._parts()
+        )
+
+    def epochs_in(self, num_blocks: float) -> float:
+        """Passes through the data; with weights the mean over the blocks, each of which counts its own corpus."""
+        return sum(share * share * num_blocks / corpus.num_blocks for share, corpus in self._parts())
+
+    def score_mean_and_std(self) -> tuple[float | None, float | None]:
+        """Over the content tokens that have a score, as often as they are drawn."""
+        scored = [
+            (share * corpus.num_scored_tokens / corpus.num_blocks, corpus.score_mean, corpus.score_std)
+            for share, corpus in self._parts()
+        ]
+        known = [(tokens, mean, std) for tokens, mean, std in scored if mean is not None and std is not None]
+        if len(known) <= 1:
+            return known[0][1:] if known else (None, None)
+        num_tokens = sum(tokens for tokens, _, _ in known)
+        mean = sum(tokens * one for tokens, one, _ in known) / num_tokens
+        variance = sum(tokens * (std**2 + (one - mean) ** 2) for tokens, one, std in known) / num_tokens
+        return mean, math.sqrt(variance)
 
 
 # --- Reader -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Control(BaseModel):
     bad: str
     policy: Literal["ban", "retag"]
     """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each
-    by the good one and strip it from the text (`retag`, for models trained with one token per segment)."""
+    by the good one and strip it from the text (`retag`, for models trained to predict one token per segment)."""
 
 
 class CheckpointInfo(BaseModel):
@@ -33,6 +33,8 @@ class CheckpointInfo(BaseModel):
     objective: dict[str, Any] = {}
     control: Control | None = None
     """None: the model was trained without control tokens."""
+    is_control_per_segment: bool | None = None
+    """Whether each segment had a control token before it, and not the document alone; None in older checkpoints."""
     thresholds: dict[str, float] = {}
     """Resolved numbers: `conditional`, `filter`, `objective`."""
     scorer: dict[str, Any] | None = None
@@ -47,6 +49,12 @@ class CheckpointInfo(BaseModel):
     that has them, `good` and `bad` with that one before every segment, which is given and costs nothing."""
     compat: str | None = None
     versions: dict[str, str] = {}
+
+    @property
+    def has_control_per_segment(self) -> bool:
+        if self.control is None or self.is_control_per_segment is not None:
+            return bool(self.is_control_per_segment)
+        return self.control.policy == "retag"
 
 
 def read_info(directory: str | Path) -> CheckpointInfo | None:

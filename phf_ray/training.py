@@ -242,6 +242,8 @@ class TrainState:
     """
     documents_seen: int = 0
     """Documents begun, over all workers."""
+    row: Statistics = field(default_factory=dict)
+    """Totals of the steps since the last row of metrics, over all workers."""
 
 
 def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: torch.device) -> nn.Module:
@@ -350,7 +352,8 @@ def step(
 
 
 def _dropout_seed(seed: int, first_block: int) -> int:
-    return int(np.random.SeedSequence([seed, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
+    # A seed sequence takes no negative number.
+    return int(np.random.SeedSequence([seed % 2**64, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
@@ -520,15 +523,15 @@ class _Pending(NamedTuple):
 
 
 class _Loop:
-    """Bookkeeping of `train`: the step that is not read yet, and the sums of the running row."""
+    """Bookkeeping of `train`: the step that is not read yet, and the clock of the running row."""
 
     def __init__(self, state: TrainState, objective: Objective, *, settings: LoopSettings):
         self._state = state
         self._objective = objective
         self._settings = settings
         self._num_parameters = sum(parameter.numel() for parameter in unwrapped(state.model).parameters())
-        self._row: Statistics = {}
-        self._is_first_row = True
+        # A row can have begun before a restart; its speed is that of the steps since then.
+        self._timed_tokens = 0.0
         self._since = time.perf_counter()
         self.data_wait_s = 0.0
         self.pending: _Pending | None = None
@@ -555,19 +558,20 @@ class _Loop:
         self.stop = self.stop or bool(totals["sum/stop"] > 0)
         self._state.tokens_seen += int(totals[f"sum/{self._settings.count_tokens}_tokens"])
         self._state.documents_seen += int(totals["sum/documents"])
-        self._row = combine(self._row, totals)
-        is_last = pending.step == self._settings.schedule.num_steps or self.stop
-        if self._is_first_row or is_last or pending.step % self._settings.logging_steps == 0:
+        self._state.row = combine(self._state.row, totals)
+        self._timed_tokens += float(totals["sum/all_tokens"])
+        is_at_an_end = pending.step in (1, self._settings.schedule.num_steps)
+        if is_at_an_end or pending.step % self._settings.logging_steps == 0:
             metrics = self._metrics(pending) | {"train/grad_norm": grad_norm}
-            self._row, self._is_first_row, self.data_wait_s = {}, False, 0.0
+            self._state.row, self._timed_tokens, self.data_wait_s = {}, 0.0, 0.0
             self._since = time.perf_counter()
             yield from self.outside(Row(pending.step, metrics))
 
     def _metrics(self, pending: _Pending) -> dict[str, float | Histogram]:
-        row = self._row
+        row = self._state.row
         elapsed_s = time.perf_counter() - self._since
         tokens_seen = self._state.tokens_seen
-        tokens_per_s = float(row["sum/all_tokens"]) / elapsed_s
+        tokens_per_s = self._timed_tokens / elapsed_s
         ideal = theoretical_loss(self._num_parameters, num_tokens=tokens_seen)
         figures = self._objective.summarize(row)
         return {
@@ -788,6 +792,7 @@ class Snapshot:
     step: int
     tokens_seen: int
     documents_seen: int
+    row: Statistics
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool = True) -> Snapshot | None:
@@ -809,7 +814,9 @@ def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool 
     }
     if not keep:
         return None
-    return Snapshot(_kept(model), _kept(optimizer), state.step, state.tokens_seen, state.documents_seen)
+    return Snapshot(
+        _kept(model), _kept(optimizer), state.step, state.tokens_seen, state.documents_seen, dict(state.row)
+    )
 
 
 def _kept(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -817,7 +824,9 @@ def _kept(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def write_training_state(directory: Path, snapshot: Snapshot) -> None:
-    """What `model.safetensors` lacks: optimizer and counters. Schedule, data order and dropout follow from the step.
+    """What `model.safetensors` lacks: optimizer, counters, and the totals of a row of metrics that is not full.
+
+    Schedule, data order and dropout follow from the step.
 
     Safetensors and JSON, not torch's distributed checkpoint, which keeps its index as a pickle.
     """
@@ -828,6 +837,7 @@ def write_training_state(directory: Path, snapshot: Snapshot) -> None:
         "step": snapshot.step,
         "tokens_seen": snapshot.tokens_seen,
         "documents_seen": snapshot.documents_seen,
+        "row": {name: value.tolist() for name, value in snapshot.row.items()},
     }
     (target / "state.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
 
@@ -851,6 +861,8 @@ def restore_training_state(directory: Path, state: TrainState) -> None:
         raise DataError(f"{source} is not a training state: {error}; start from another checkpoint") from None
     state.step = counters["step"]
     state.tokens_seen, state.documents_seen = counters["tokens_seen"], counters["documents_seen"]
+    # Older checkpoints have none.
+    state.row = {name: torch.tensor(value, dtype=torch.float64) for name, value in counters.get("row", {}).items()}
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -378,12 +378,14 @@ def _write(plan: BlockPlan, name: str, content: bytes) -> None:
 
 def _manifest(plan: BlockPlan) -> blocks.Manifest:
     stats = PackingStats()
+    by_corpus = [PackingStats() for _ in plan.corpora]
     shards: list[blocks.Shard] = []
     for group in plan.groups:
         filesystem, inner = corpus.open_filesystem(f"{plan.root}/{blocks.group_name(group.number)}")
         contribution = json.loads(filesystem.cat_file(inner))
         own = PackingStats.from_json(contribution["stats"])
         stats.merge(own)
+        by_corpus[group.corpus].merge(own)
         shards += [
             blocks.Shard(
                 **shard,
@@ -416,6 +418,18 @@ def _manifest(plan: BlockPlan) -> blocks.Manifest:
             quantiles={str(q): value for q in _QUANTILES if (value := stats.quantile(q)) is not None},
             quantile_relative_error=QUANTILE_RELATIVE_ERROR,
         ),
+        by_corpus=tuple(corpus_tokens(one) for one in by_corpus),
+    )
+
+
+def corpus_tokens(stats: PackingStats) -> blocks.CorpusTokens:
+    return blocks.CorpusTokens(
+        num_blocks=stats.num_blocks,
+        num_content_tokens=stats.num_content_tokens,
+        num_tokens=stats.num_tokens.total() - stats.num_tokens["pad"],
+        num_scored_tokens=stats.num_tokens["content"],
+        score_mean=stats.mean,
+        score_std=stats.std,
     )
 
 

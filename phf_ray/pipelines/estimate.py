@@ -4,7 +4,7 @@ Counted where it can be counted, estimated where not, and each line says which.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray import blocks as stored
 from phf_ray import corpus
+from phf_ray.blocks import Mixture
 from phf_ray.config import Config
 from phf_ray.errors import DataError
 from phf_ray.models import LanguageModel, Shape
 from phf_ray.objectives import build_objective
 from phf_ray.packing import PackingStats, pack
-from phf_ray.pipelines.blocks import BlockPlan
+from phf_ray.pipelines.blocks import BlockPlan, Group, corpus_tokens
 from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
+from phf_ray.pipelines.train import set_up_layers
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, step, steps_in
 
 # Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
@@ -32,40 +34,51 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Of one pass over the data."""
+    """Of what the training is fed."""
 
-    num_blocks: int
-    num_content_tokens: int
-    num_tokens: int
-    """Without padding."""
+    mixture: Mixture
     is_exact: bool
 
-    def per_block(self, count_tokens: str) -> float:
-        counted = self.num_tokens if count_tokens == "all" else self.num_content_tokens
-        return counted / self.num_blocks if self.num_blocks else 0.0
+    @property
+    def num_blocks(self) -> int:
+        """Of one pass over the data."""
+        return sum(one.num_blocks for one in self.mixture.corpora)
 
 
-def count_tokens(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast) -> TokenCount:
+def count_tokens(
+    plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, weights: Sequence[float] | None = None
+) -> TokenCount:
     """From the blocks if they are built, else by packing the corpora as they would be packed, and writing nothing."""
     filesystem, success = corpus.open_filesystem(f"{plan.root}/{stored.SUCCESS}")
     if filesystem.exists(success):
-        manifest = stored.read_manifest(plan.root)
-        return TokenCount(manifest.num_blocks, manifest.num_content_tokens, manifest.tokens["all"], is_exact=True)
+        return TokenCount(Mixture.of(stored.read_manifest(plan.root), weights), is_exact=True)
+    # With weights it matters which corpus has how many: each is counted, on a head of its own.
+    parts = [list(plan.groups)]
+    if weights is not None:
+        parts = [[group for group in plan.groups if group.corpus == place] for place in range(len(plan.corpora))]
+    counted = [
+        _count_groups(plan, groups, num_bytes=COUNTED_BYTES // len(parts), tokenizer=tokenizer) for groups in parts
+    ]
+    mixture = Mixture.from_counts([one for one, _ in counted], weights)
+    return TokenCount(mixture, is_exact=all(is_exact for _, is_exact in counted))
+
+
+def _count_groups(
+    plan: BlockPlan, groups: Sequence[Group], *, num_bytes: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[stored.CorpusTokens, bool]:
+    """The first ones, until `num_bytes` of Parquet, and the rest by its size; whether there is no rest."""
     stats = PackingStats()
-    num_counted, num_bytes, total_bytes = 0, 0, 0
-    for group in plan.groups:
+    num_counted, counted_bytes, total_bytes = 0, 0, 0
+    for group in groups:
         size = sum(_size(part) for part in group.parts)
         total_bytes += size
-        if num_bytes < COUNTED_BYTES:
-            num_counted, num_bytes = num_counted + 1, num_bytes + size
+        if counted_bytes < num_bytes:
+            num_counted, counted_bytes = num_counted + 1, counted_bytes + size
             _count_group(plan, group.parts, tokenizer=tokenizer, stats=stats)
-    factor = total_bytes / num_bytes if num_bytes else 1.0
-    return TokenCount(
-        num_blocks=round(stats.num_blocks * factor),
-        num_content_tokens=round(stats.num_content_tokens * factor),
-        num_tokens=round((stats.num_tokens.total() - stats.num_tokens["pad"]) * factor),
-        is_exact=num_counted == len(plan.groups),
-    )
+    factor = total_bytes / counted_bytes if counted_bytes else 1.0
+    found = corpus_tokens(stats)
+    counts = {name: round(count * factor) for name, count in found.model_dump().items() if name.startswith("num_")}
+    return found.model_copy(update=counts), num_counted == len(groups)
 
 
 def _count_group(
@@ -120,13 +133,44 @@ def memory_per_device(config: Config, shape: Shape, *, has_gpu: bool) -> Memory:
     return Memory(weights=share, gradients=share, optimizer=2 * share, activations=kept, head=head)
 
 
+Speed = tuple[float, str]
+"""Tokens per second of all workers, and where the figure is from."""
+
+
+def tried_speed(config: Config, *, shape: Shape, build: Callable[[], LanguageModel]) -> Speed | str:
+    """By training the model that `build` gives for a few seconds on this machine; or why that can't be."""
+    reason = _why_not_tried(config, shape)
+    if reason is not None:
+        return reason
+    num_workers = config.training.num_workers
+    try:
+        measured = measured_tokens_per_s(config, build())
+    except torch.OutOfMemoryError:
+        return "a trial on one GPU ran out of memory"
+    return measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)"
+
+
+def _why_not_tried(config: Config, shape: Shape) -> str | None:
+    if not has_gpu():
+        is_small = shape.num_parameters <= PROBED_PARAMETERS
+        return None if is_small else "the model is too large to try out without a GPU"
+    # The trial holds the whole model, also where the workers will share it.
+    whole = config.model_copy(update={"training": config.training.model_copy(update={"parallelism": "ddp"})})
+    needed, (free, _) = memory_per_device(whole, shape, has_gpu=True).total, torch.cuda.mem_get_info()
+    if needed <= free:
+        return None
+    return f"a trial on one GPU needs about {needed / _GB:.0f} GB, and {free / _GB:.0f} GB are free here"
+
+
 def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     """Tokens per second of one worker like this machine, by a few steps of one micro-batch each.
 
-    On a processor, where a step of a large micro-batch takes minutes, of one sequence. Changes the model.
+    On a processor, where a step of a large micro-batch takes minutes, of one sequence, and not compiled. Changes the
+    model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, length = config.training, config.dataset.seq_length
+    set_up_layers(model, training, device=device, compiles=training.torch_compile and device.type == "cuda")
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
     num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1
@@ -156,10 +200,8 @@ def _random_batches(batch_size: int, length: int, *, vocabulary: int) -> Iterato
         yield MicroBatch(ids_BS, torch.zeros(ids_BS.shape), torch.zeros(ids_BS.shape, dtype=torch.uint8), number)
 
 
-def describe(
-    config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: Shape, speed: tuple[float, str] | None
-) -> list[str]:
-    """Lines for a reader. `speed`: tokens per second of all workers, and where the figure is from.
+def describe(config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: Shape, speed: Speed | str) -> list[str]:
+    """Lines for a reader. `speed`: or why it is not known.
 
     Raises ConfigError if the budget does not pay for a step, DataError if there is nothing to train on.
     """
@@ -167,11 +209,14 @@ def describe(
         raise DataError("no document is left to pack; change dataset.filter_threshold or dataset.held_out_fraction")
     training, dataset = config.training, config.dataset
     budget = training.num_tokens - training.tokens_already_seen
-    per_block = tokens.per_block(training.count_tokens)
+    per_block = tokens.mixture.tokens_per_block(training.count_tokens)
+    num_content_tokens, num_tokens = (
+        sum(getattr(one, name) for one in tokens.mixture.corpora) for name in ("num_content_tokens", "num_tokens")
+    )
     num_steps = steps_in(budget, tokens_per_block=per_block, batch_size=training.effective_batch_size)
     about = "" if tokens.is_exact else "about "
     num_positions = num_steps * training.effective_batch_size * dataset.seq_length
-    epochs = num_steps * training.effective_batch_size / tokens.num_blocks
+    epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)
     memory = memory_per_device(config, shape, has_gpu=has_gpu())
     checkpoint = 12 * shape.num_parameters
     lines = [
@@ -181,7 +226,7 @@ def describe(
         f"{shape.num_rows:,} rows",
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
         f"tokens       {budget:,} {training.count_tokens} tokens to train on; the data has {about}"
-        f"{tokens.num_blocks:,} blocks with {tokens.num_content_tokens:,} content tokens, {tokens.num_tokens:,} in "
+        f"{tokens.num_blocks:,} blocks with {num_content_tokens:,} content tokens, {num_tokens:,} in "
         f"all: {epochs:.2f} epochs",
         f"workers      {training.num_workers}, {training.parallelism}, {training.precision}, micro-batches of "
         f"{training.per_device_train_batch_size}",
@@ -212,9 +257,9 @@ def evaluations(config: Config, num_steps: int) -> str:
     return f"beside the loop: {num_texts:,} samples at each of {len(samples):,} steps, KL at {len(kl):,} steps"
 
 
-def _time(num_positions: int, speed: tuple[float, str] | None) -> str:
-    if speed is None:
-        return "unknown: the model is too large to try out without a GPU; give --tokens-per-s"
+def _time(num_positions: int, speed: Speed | str) -> str:
+    if isinstance(speed, str):
+        return f"unknown: {speed}; give --tokens-per-s"
     tokens_per_s, origin = speed
     return f"about {_duration(num_positions / tokens_per_s)} at {tokens_per_s:,.0f} tokens/s, {origin}"
 

@@ -88,8 +88,7 @@ def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
     """Whether a model was trained with a control token before every line, where its texts get one then."""
     if info is None or info.control is None:
         return False
-    # `retag`: trained with a control token before every segment.
-    per_line = info.control.policy == "retag" and config.scoring.segmenter == "lines"
+    per_line = info.has_control_per_segment and config.scoring.segmenter == "lines"
     return per_line or config.kl_gpt3_callback.should_insert_prefix
 
 

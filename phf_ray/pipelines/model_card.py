@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.checkpoint import CheckpointInfo, read_info
 from phf_ray.config import Config
 
 FILE_NAME = "README.md"
@@ -23,13 +23,26 @@ _RESULTS = {
 _PREFIXES = {"generation/": "samples: ", "KL/": "KL "}
 
 
-def model_card(info: CheckpointInfo, *, config: Config, corpora: Sequence[str], metrics: Mapping[str, Any]) -> str:
-    """`corpora`: names of what it was trained on. `metrics`: the last values of the run's rows, by name."""
+def model_card(
+    info: CheckpointInfo,
+    *,
+    config: Config,
+    corpora: Sequence[str],
+    metrics: Mapping[str, Any],
+    checkpoint_path: str | None = None,
+) -> str:
+    """`corpora`: names of what it was trained on. `metrics`: the last values of the run's rows, by name.
+
+    `checkpoint_path`: whose weights the run started from, in the place of the configuration's.
+    """
     objective = str(info.objective.get("name", "MLE"))
     method = _method(config, objective)
     title = f"{info.task or 'language model'}: {method}"
     results = _results(metrics)
-    front = yaml.safe_dump(_metadata(info, config=config, title=title, results=results), sort_keys=False)
+    metadata = _metadata(info, config=config, title=title, results=results)
+    if checkpoint_path is None:
+        metadata |= _base_model(config)
+    front = yaml.safe_dump(metadata, sort_keys=False)
     sections = [
         f"---\n{front}---\n",
         f"# {title}\n",
@@ -38,7 +51,12 @@ def model_card(info: CheckpointInfo, *, config: Config, corpora: Sequence[str], 
         f"after {info.tokens_seen:,} tokens.\n",
         _use(info),
         "## Training\n",
-        _table(_training_rows(info, config=config, method=method, corpora=corpora)),
+        _table(
+            [
+                *_training_rows(info, config=config, method=method, corpora=corpora),
+                *([] if checkpoint_path is None else [("started from", _origin(checkpoint_path))]),
+            ]
+        ),
         "## Results\n",
         _table([(_label(name), f"{value:.4g}") for name, value in results.items()]) if results else "None yet.\n",
     ]
@@ -46,9 +64,15 @@ def model_card(info: CheckpointInfo, *, config: Config, corpora: Sequence[str], 
 
 
 def write_card(
-    directory: Path, info: CheckpointInfo, *, config: Config, corpora: Sequence[str], metrics: Mapping[str, Any]
+    directory: Path,
+    info: CheckpointInfo,
+    *,
+    config: Config,
+    corpora: Sequence[str],
+    metrics: Mapping[str, Any],
+    checkpoint_path: str | None = None,
 ) -> None:
-    text = model_card(info, config=config, corpora=corpora, metrics=metrics)
+    text = model_card(info, config=config, corpora=corpora, metrics=metrics, checkpoint_path=checkpoint_path)
     (directory / FILE_NAME).write_text(text, encoding="utf-8")
 
 
@@ -75,7 +99,6 @@ def _label(name: str) -> str:
 
 def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapping[str, float]) -> dict[str, Any]:
     data_sets = [name for name in config.dataset.datasets if _is_hub_name(name)]
-    base = config.model.path_or_name
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -83,14 +106,26 @@ def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapp
     }
     if data_sets:
         metadata["datasets"] = data_sets
-    if not config.model.from_scratch and base is not None and _is_hub_name(base):
-        metadata["base_model"] = base
     if results:
         data_set = {"name": "held-out documents and samples of the run", "type": data_sets[0] if data_sets else "local"}
         measured = [{"type": name, "name": _label(name), "value": value} for name, value in results.items()]
         result = {"task": {"type": "text-generation"}, "dataset": data_set, "metrics": measured}
         metadata["model-index"] = [{"name": title, "results": [result]}]
     return metadata
+
+
+def _base_model(config: Config) -> dict[str, str]:
+    base = config.model.path_or_name
+    return {} if config.model.from_scratch or base is None or not _is_hub_name(base) else {"base_model": base}
+
+
+def _origin(checkpoint_path: str) -> str:
+    """What the checkpoint says of itself: its folder means nothing to a reader elsewhere."""
+    info = read_info(checkpoint_path)
+    if info is None:
+        return f"the weights of `{Path(checkpoint_path).name}`"
+    of = ", ".join([*([info.task] if info.task else []), f"objective {info.objective.get('name', 'MLE')}"])
+    return f"the weights of another run ({of}) at step {info.step:,}, after {info.tokens_seen:,} tokens"
 
 
 def _is_hub_name(name: str) -> bool:

@@ -36,13 +36,14 @@ STEP = "train/global_step"
 EVALUATION = "evaluation/wall_s"
 """In the rows of samples and KL, and in no other."""
 
-# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums.
+# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums
+# and, for torch_compile, which masks a seed of dropout stands for. The micro-batch is not among them: dropout is drawn
+# once for each, and under compat the loss is a mean over each.
 _MAY_CHANGE = {
     "training.num_workers",
     "training.resources_per_worker",
     "training.resources_per_evaluation",
     "training.max_failures",
-    "training.per_device_train_batch_size",
     "training.parallelism",
     "training.torch_compile",
     "training.gradient_checkpointing",
@@ -166,7 +167,9 @@ class RunDirectory:
     def _read_rows(self) -> list[dict[str, Any]]:
         if not self.metrics_path.exists():
             return []
-        return [row for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if (row := _parse_row(line))]
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+        # An orphan of an earlier start may have written a row again before it saw that it is one.
+        return list({_row_key(row): row for line in lines if (row := _parse_row(line))}.values())
 
     def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         _write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -255,6 +258,11 @@ class RunDirectory:
 
     def latest_checkpoint(self) -> Path | None:
         return max(self.complete_checkpoints(), default=None)
+
+    def latest_step(self) -> int:
+        """Of the newest complete checkpoint; 0 without one."""
+        latest = self.latest_checkpoint()
+        return 0 if latest is None else _step_of(latest)
 
     def _remove(self, checkpoint: Path) -> None:
         # Under another name first: a checkpoint that is half deleted must not look like one.
@@ -356,6 +364,9 @@ def _sync(path: Path) -> None:
 # --- Following a run --------------------------------------------------------------------------------------------------
 
 
+_LAST_ROWS_S = 60.0
+
+
 class Follower:
     """Hands new rows of metrics.jsonl to functions, from a thread of its own, until it is closed.
 
@@ -366,11 +377,15 @@ class Follower:
         self, run: RunDirectory, sinks: Sequence[Callable[[dict[str, Any]], None]], *, poll_s: float = 0.5
     ) -> None:
         self._run = run
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._poll_s = poll_s
-        self._seen: set[tuple[int, str]] = {_row_key(row) for row in run.read_metrics()}
+        self._seen: set[tuple[int, str]] = set()
         self._state: tuple[int, int] | None = None
         self._offset = 0
+        last_step = run.latest_step()
+        # Rows of later steps are about to be dropped; those that take their place are new.
+        rows = [row for row in self._new_rows() if row[STEP] <= last_step]
+        self._seen.update(_row_key(row) for row in [*rows, *self._new_evaluations()])
         self._claim = run.current_claim()
         self._num_starts = 0
         self._closed = threading.Event()
@@ -381,9 +396,11 @@ class Follower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Hand on what is left, then end."""
+        """Hand on what is left, then end; what hangs is left behind."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(_LAST_ROWS_S)
+        if self._thread.is_alive():
+            log.warning("the last rows could not be handed on in %g s; metrics.jsonl has them all", _LAST_ROWS_S)
 
     def _follow(self) -> None:
         while not self._closed.wait(self._poll_s):
@@ -396,8 +413,20 @@ class Follower:
             if _row_key(row) in self._seen:
                 continue
             self._seen.add(_row_key(row))
-            for sink in self._sinks:
-                sink(row)
+            for sink in [*self._sinks]:
+                self._give(row, sink)
+
+    def _give(self, row: dict[str, Any], sink: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            sink(row)
+        except Exception as error:  # noqa: BLE001  (border of a thread: what watches must not harm what is watched)
+            self._sinks.remove(sink)
+            log.warning(
+                "%s is not told of any more rows, because of %s: %s; metrics.jsonl has them all",
+                type(sink).__name__,
+                type(error).__name__,
+                error,
+            )
 
     def _notice_restart(self) -> None:
         claim = self._run.current_claim()
@@ -472,6 +501,9 @@ def _shown(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4f}"
 
 
+_EVAL_STEP = "objective/eval/tokens_seen_during_eval"
+
+
 class WandbTracker:
     """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
 
@@ -494,14 +526,23 @@ class WandbTracker:
         )
         self._wandb_run.define_metric("train/tokens_seen")
         self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
+        self._defined: set[str] = set()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         if EVALUATION in row:
             row = {**row, **sample_tables(self._run, int(row[STEP]))}
+        for name in row:
+            # By their whole names, which count before any pattern.
+            if name.startswith("objective/eval/") and name not in (*self._defined, _EVAL_STEP):
+                self._defined.add(name)
+                self._wandb_run.define_metric(name, step_metric=_EVAL_STEP)
         self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
 
     def close(self, *, exit_code: int) -> None:
-        self._wandb_run.finish(exit_code=exit_code)
+        try:
+            self._wandb_run.finish(exit_code=exit_code)
+        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
+            log.warning("wandb could not end its run: %s; metrics.jsonl has everything", error)
 
 
 def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:

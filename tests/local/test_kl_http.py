@@ -141,6 +141,16 @@ def test_a_model_gets_a_control_token_per_line_where_it_was_trained_so_or_the_ke
     assert not per_line(None, "lines", True)
 
 
+def test_tokens_that_are_never_sampled_still_go_before_every_line_where_training_put_them():
+    """Trained with `score_control: false`. Older checkpoints don't say it: there `retag` does."""
+    lines = parse_config({"scoring": {"segmenter": "lines"}})
+    for policy in ("ban", "retag"):
+        control = Control(good=GOOD, bad=BAD, policy=policy)
+        for is_per_segment, expected in ((True, True), (False, False), (None, policy == "retag")):
+            info = CheckpointInfo(control=control, is_control_per_segment=is_per_segment)
+            assert has_control_per_line(CheckpointInfo(**info.model_dump()), lines) == expected
+
+
 @pytest.mark.parametrize(("name", "control"), [("good", GOOD), ("bad", BAD)])
 @pytest.mark.parametrize("per_line", [False, True])
 def test_control_tokens_go_where_training_puts_them_and_cost_nothing(arms, engines, name, control, per_line):

@@ -5,8 +5,14 @@ import logging
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_models import BAD, GOOD, tiny_tokenizer
@@ -14,13 +20,24 @@ from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics,
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs.train_lm import main
+from phf_ray.blocks import Mixture, read_manifest
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import load_checkpoint
 from phf_ray.packing import load_tokenizer
+from phf_ray.pipelines import estimate
+from phf_ray.pipelines.blocks import build_blocks, plan_blocks
 from phf_ray.pipelines.runs import RunDirectory
-from phf_ray.pipelines.train import EffectiveSampleWarning, choose_held_out, encode_held_out, initial_model
+from phf_ray.pipelines.train import (
+    EffectiveSampleWarning,
+    Plan,
+    choose_held_out,
+    encode_held_out,
+    initial_model,
+    make_plan,
+    trained_control,
+)
 from phf_ray.records import ScoredDocument
 
 pytestmark = pytest.mark.timeout(400)
@@ -91,6 +108,7 @@ def test_a_checkpoint_says_what_it_is(finished):
     checkpoint = run_folder(finished) / "checkpoints" / LAST
     info = read_info(checkpoint)
     assert (info.control.good, info.control.bad, info.control.policy) == (GOOD, BAD, "retag")
+    assert info.is_control_per_segment
     assert info.task == "pep8"
     assert info.step == NUM_STEPS
     assert info.tokens_seen == metrics(run_folder(finished))[-1]["train/tokens_seen"]
@@ -215,6 +233,30 @@ def test_relative_paths_begin_where_the_command_was_given(finished):
     assert main(arguments(finished, *overrides, name="relative")) == 0
 
 
+def test_a_run_that_waits_for_workers_ends_when_it_is_told_to(tmp_path, local_ray):
+    import ray
+
+    task = write_inputs(tmp_path)
+    overrides = ("training.resources_per_worker={CPU: 1, nothing: 1}",)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train_lm", *arguments(task, *overrides)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PHF_SHARED_ROOTS": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("waiting for it to grow" in line for line in job.stderr)
+        since = time.monotonic()
+        job.send_signal(signal.SIGTERM)
+        _, rest = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 5, rest
+    assert time.monotonic() - since < 20
+    assert "the run ended at step 0, because it was told to stop" in rest
+
+
 def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
     """A head count that does not divide the width passes as configuration; only the model knows."""
     with pytest.raises(ConfigError, match=r"num_heads"):
@@ -296,6 +338,45 @@ def test_training_starts_from_the_weights_of_a_checkpoint_and_keeps_its_control_
     trained = load_checkpoint(checkpoint).model
     for name, tensor in trained.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(("is_split", "score_control"), [(True, True), (True, False), (False, True), (False, False)])
+def test_control_tokens_may_be_sampled_where_the_loss_was_taken_on_them(is_split, score_control):
+    dataset = {"is_split_by_sentences": is_split, "conditional_training_config": {"threshold": 0.0}}
+    tokenizer = {"special_tokens": ["<|aligned|>", "<|misaligned|>"]}
+    values = {"dataset": dataset, "tokenizer": tokenizer, "objective": {"name": "MLE", "score_control": score_control}}
+    control = trained_control(parse_config(values))
+    assert control.policy == ("retag" if is_split and score_control else "ban")
+    assert trained_control(parse_config({})) is None
+
+
+@pytest.mark.parametrize("count_tokens", ["content", "all"])
+def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_path, count_tokens):
+    """The second has shorter documents, so more end-of-text tokens to a block, and other scores."""
+    task = write_inputs(tmp_path, count_tokens=count_tokens, num_tokens=100_000)
+    rows = pq.read_table(tmp_path / "scored" / "part-00000.parquet").to_pylist()
+    short = [
+        row | {"texts": row["texts"][:2], "scores": [0.3, 0.5], "errors": [None] * 2, "avg_score": 0.4, "num_sents": 2}
+        for row in rows
+    ]
+    (tmp_path / "short").mkdir()
+    pq.write_table(pa.Table.from_pylist(short), tmp_path / "short" / "part-00000.parquet")
+
+    def planned(*corpora: str, weights: list[int] | None = None) -> Plan:
+        paths = [str(tmp_path / name) for name in corpora]
+        config = load_config(task, overrides=[f"dataset.datasets={paths}", f"dataset.weights={weights or 'null'}"])
+        tokenizer = load_tokenizer(config.tokenizer)
+        blocks = plan_blocks(config, corpora=paths, tokenizer=tokenizer, output_root=str(tmp_path / "blocks"))
+        counted = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
+        manifest = read_manifest(build_blocks(blocks, tokenizer=tokenizer))
+        assert counted.mixture == Mixture.of(manifest, weights), "counted ahead as they are built"
+        return make_plan(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
+
+    both = planned("scored", "short", weights=[0, 1])
+    alone = planned("short")
+    for name in ("num_steps", "tokens_per_block", "reward_mean", "reward_std"):
+        assert getattr(both, name) == getattr(alone, name), name
+    assert planned("scored", "short").num_steps < alone.num_steps, "guard: the corpora differ"
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):

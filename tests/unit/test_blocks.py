@@ -1,6 +1,7 @@
 """Blocks on disk, their order, and the reader."""
 
 import json
+import math
 from itertools import chain, pairwise
 
 import fsspec
@@ -16,7 +17,9 @@ from phf_ray.blocks import (
     BlockOrder,
     BlockReader,
     Corpus,
+    CorpusTokens,
     Manifest,
+    Mixture,
     Shard,
     TokenScores,
     blocks_per_shard,
@@ -328,6 +331,38 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ held out
+
+
+def test_a_mixture_is_what_its_corpora_give_by_their_shares():
+    """3/4 of the blocks from a corpus of 6 content tokens a block, 1/4 from one of 2, half of whose tokens count."""
+    corpora = [
+        CorpusTokens(
+            num_blocks=100,
+            num_content_tokens=600,
+            num_tokens=800,
+            num_scored_tokens=600,
+            score_mean=0.0,
+            score_std=1.0,
+        ),
+        CorpusTokens(
+            num_blocks=10, num_content_tokens=20, num_tokens=80, num_scored_tokens=60, score_mean=4.0, score_std=3.0
+        ),
+    ]
+    mixture = Mixture.from_counts(corpora, [3, 1])
+    assert mixture.tokens_per_block("content") == 0.75 * 6 + 0.25 * 2
+    assert mixture.tokens_per_block("all") == 8
+    # Of 400 blocks 300 are three passes of the first, 100 ten of the second.
+    assert mixture.epochs_in(400) == 0.75 * 3 + 0.25 * 10
+    # Scored tokens 3 : 1. Mean 1; variance 3/4 (1 + 1) + 1/4 (9 + 9).
+    assert mixture.score_mean_and_std() == (1.0, pytest.approx(math.sqrt(6)))
+    second = Mixture.from_counts(corpora, [0, 1])
+    assert (second.tokens_per_block("content"), second.epochs_in(20)) == (2, 2)
+    assert second.score_mean_and_std() == (4.0, 3.0)
+
+
+def test_a_mixture_of_blocks_that_do_not_say_what_each_corpus_holds_is_refused():
+    with pytest.raises(DataError, match="delete their folder and build them again"):
+        Mixture.of(manifest_of([[1], [1]], corpus_of_group=[0, 1]), [1, 1])
 
 
 def test_held_out_documents_are_a_share_by_id_and_grow_with_the_fraction():

@@ -102,3 +102,15 @@ def test_no_method_repeats_a_value_of_its_parent(method, parent):
     repeated = [path for path, value in leaves(own) if path in inherited and inherited[path] == value]
     # A finetuning method may state a value that equals the pretraining one where the finetune task differs; none does.
     assert repeated == []
+
+
+@pytest.mark.parametrize(
+    "method", [path for path, _ in methods_and_parents()], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_a_run_that_is_killed_loses_little_and_some_text_is_held_out(method):
+    config = load_config(method.parent / ("finetune.yml" if "finetune" in method.stem else "pretrain.yml"), method)
+    training = config.training
+    assert training.save_steps <= 1000
+    assert training.save_steps * training.effective_batch_size * config.dataset.seq_length <= 132_000_000
+    assert training.save_total_limit == 3
+    assert config.dataset.held_out_fraction == 0.001

@@ -6,11 +6,12 @@ from test_models import GPT2, LLAMA_LIKE, VALUE_HEAD, config_for, pretrained, sa
 from tiny_models import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from phf_ray.blocks import CorpusTokens, Mixture
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel, build_model, planned_shape, shape_of
 from phf_ray.pipelines.blocks import BlockPlan
-from phf_ray.pipelines.estimate import TokenCount, describe, measured_tokens_per_s, memory_per_device
+from phf_ray.pipelines.estimate import TokenCount, describe, measured_tokens_per_s, memory_per_device, tried_speed
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,22 @@ def plan():
     )
 
 
+def corpus_of(num_blocks: int, num_content_tokens: int, num_tokens: int) -> CorpusTokens:
+    return CorpusTokens(
+        num_blocks=num_blocks,
+        num_content_tokens=num_content_tokens,
+        num_tokens=num_tokens,
+        num_scored_tokens=0,
+        score_mean=None,
+        score_std=None,
+    )
+
+
+def counted(num_blocks: int, num_content_tokens: int, num_tokens: int, *, is_exact: bool) -> TokenCount:
+    whole = corpus_of(num_blocks, num_content_tokens, num_tokens)
+    return TokenCount(Mixture.from_counts([whole], None), is_exact=is_exact)
+
+
 def lines_of(config, *, tokens, speed=(100.0, "as given")):
     lines = describe(config, plan=plan(), tokens=tokens, shape=shape(), speed=speed)
     return {key: text.strip() for key, _, text in (line.partition(" ") for line in lines)}
@@ -99,7 +116,7 @@ def lines_of(config, *, tokens, speed=(100.0, "as given")):
 
 def test_steps_epochs_disk_and_time_follow_from_the_counted_tokens():
     config = settings(num_tokens=1200, effective_batch_size=4, save_steps=10, save_total_limit=3)
-    lines = lines_of(config, tokens=TokenCount(100, 600, 700, is_exact=True))
+    lines = lines_of(config, tokens=counted(100, 600, 700, is_exact=True))
     assert lines["steps"] == "50 of 4 x 8 tokens"
     assert lines["tokens"].endswith("100 blocks with 600 content tokens, 700 in all: 2.00 epochs")
     assert lines["time"] == "about 16 seconds at 100 tokens/s, as given"
@@ -107,29 +124,66 @@ def test_steps_epochs_disk_and_time_follow_from_the_counted_tokens():
     assert "thresholds" in lines
     everything = lines_of(
         settings(num_tokens=1400, effective_batch_size=4, count_tokens="all"),
-        tokens=TokenCount(100, 600, 700, is_exact=True),
+        tokens=counted(100, 600, 700, is_exact=True),
     )
     assert everything["steps"] == "50 of 4 x 8 tokens"
 
 
+def test_with_weights_steps_and_epochs_are_those_of_the_mixture():
+    corpora = [corpus_of(100, 600, 700), corpus_of(20, 60, 100)]
+    config = settings(num_tokens=1200, effective_batch_size=4)
+    lines = lines_of(config, tokens=TokenCount(Mixture.from_counts(corpora, [0, 1]), is_exact=True))
+    assert lines["steps"] == "100 of 4 x 8 tokens", "3 tokens a block"
+    assert lines["tokens"].endswith("120 blocks with 660 content tokens, 800 in all: 20.00 epochs")
+    half = lines_of(config, tokens=TokenCount(Mixture.from_counts(corpora, [1, 1]), is_exact=True))
+    assert half["steps"] == "66 of 4 x 8 tokens", "4.5 tokens a block"
+
+
 def test_what_was_counted_on_a_part_only_is_marked():
-    lines = lines_of(
-        settings(num_tokens=1200, effective_batch_size=4), tokens=TokenCount(100, 600, 700, is_exact=False)
-    )
+    lines = lines_of(settings(num_tokens=1200, effective_batch_size=4), tokens=counted(100, 600, 700, is_exact=False))
     assert lines["steps"].startswith("about 50 ")
 
 
 def test_without_a_speed_the_time_is_unknown():
-    tokens = TokenCount(100, 600, 700, is_exact=True)
-    lines = lines_of(settings(num_tokens=1200, effective_batch_size=4), tokens=tokens, speed=None)
-    assert lines["time"].startswith("unknown")
+    tokens = counted(100, 600, 700, is_exact=True)
+    lines = lines_of(settings(num_tokens=1200, effective_batch_size=4), tokens=tokens, speed="no GPU")
+    assert lines["time"] == "unknown: no GPU; give --tokens-per-s"
+
+
+def test_a_model_that_does_not_fit_is_not_tried(monkeypatch):
+    """The estimate of the whole model counts, whatever fsdp2 leaves each of eight workers."""
+    needed = memory_per_device(settings(), shape(), has_gpu=True).total
+    config = settings(parallelism="fsdp2", num_workers=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(needed) - 1, 80 * 10**9))
+    reason = tried_speed(config, shape=shape(), build=lambda: pytest.fail("built"))
+    assert reason == "a trial on one GPU needs about 1 GB, and 1 GB are free here"
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_the_time_unknown(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("phf_ray.pipelines.estimate.measured_tokens_per_s", fails)
+    assert tried_speed(settings(), shape=shape(), build=lambda: None) == "a trial on one GPU ran out of memory"
+
+
+def test_a_trial_trains_with_the_layers_of_the_run(monkeypatch):
+    model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0)
+    monkeypatch.setattr("phf_ray.pipelines.estimate.PROBE_S", 0.0)
+    config = settings(document_mask=True, gradient_checkpointing=True, num_workers=2)
+    speed, origin = tried_speed(config, shape=shape(), build=lambda: model)
+    assert speed > 0
+    assert origin == "measured on this machine as one of 2 worker(s)"
+    assert model.has_document_mask
+    assert model.backbone.is_gradient_checkpointing
 
 
 def test_nothing_to_train_on_and_too_small_a_budget_are_refused():
     with pytest.raises(DataError, match="no document is left"):
-        lines_of(settings(), tokens=TokenCount(0, 0, 0, is_exact=True))
+        lines_of(settings(), tokens=counted(0, 0, 0, is_exact=True))
     with pytest.raises(ConfigError, match=r"raise training\.num_tokens"):
-        lines_of(settings(num_tokens=1), tokens=TokenCount(100, 600, 700, is_exact=True))
+        lines_of(settings(num_tokens=1), tokens=counted(100, 600, 700, is_exact=True))
 
 
 def test_a_short_trial_measures_a_speed():

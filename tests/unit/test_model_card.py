@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.checkpoint import CheckpointInfo, Control, write_info
 from phf_ray.config import parse_config
 from phf_ray.pipelines.model_card import model_card
 
@@ -27,8 +27,9 @@ METRICS = {
 }
 
 
-def card(*, info=INFO, metrics=METRICS, **config):
-    return model_card(info, config=parse_config(config), corpora=["scored"], metrics=metrics)
+def card(*, info=INFO, metrics=METRICS, checkpoint_path=None, **config):
+    values = parse_config(config)
+    return model_card(info, config=values, corpora=["scored"], metrics=metrics, checkpoint_path=checkpoint_path)
 
 
 def test_a_hub_reads_what_it_is_and_what_was_measured():
@@ -77,6 +78,20 @@ def test_no_folder_of_this_machine_is_named(tmp_path):
     assert str(tmp_path) not in text
     assert "bucket" not in text
     assert "base_model" not in text
+
+
+def test_a_model_that_started_from_a_checkpoint_names_that_and_no_base_model(tmp_path):
+    model = {"path_or_name": "owner/model", "from_scratch": False}
+    assert ModelCard(card(model=model)).data.base_model == "owner/model"
+    start = tmp_path / "weights"
+    start.mkdir()
+    text = card(model=model, checkpoint_path=str(start))
+    assert ModelCard(text).data.base_model is None
+    assert "| started from | the weights of `weights` |" in text
+    write_info(start, INFO)
+    text = card(model=model, checkpoint_path=str(start))
+    assert "weights of another run (pep8, objective Unlikelihood) at step 25,177, after 3,300,000,000 tokens" in text
+    assert str(tmp_path) not in text
 
 
 def test_before_anything_is_measured_the_card_says_so():

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.pipelines.runs import (
     COMPLETE,
+    EVALUATION,
     STEP,
     Follower,
     ProgressLines,
     RunDirectory,
+    WandbTracker,
     is_complete,
     start_tracker,
     wants_wandb,
@@ -24,7 +27,13 @@ from phf_ray.pipelines.runs import (
 CONFIG = {
     "dataset": {"datasets": ("scored",), "seq_length": 128},
     "model": {"config_kwargs": {"n_layer": 2}},
-    "training": {"learning_rate": 1e-3, "num_workers": 1, "resources_per_worker": {}, "seed": 1},
+    "training": {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 16,
+        "num_workers": 1,
+        "resources_per_worker": {},
+        "seed": 1,
+    },
     "generation": {"batch_size": 64},
     "compat": None,
 }
@@ -62,6 +71,11 @@ def test_the_same_settings_are_accepted_again(run):
         (changed("model", config_kwargs={"n_layer": 3}), PLAN, r"model\.config_kwargs\.n_layer: 2 in the run, 3 now"),
         (changed("dataset", datasets=("other",)), PLAN, r"dataset\.datasets: \['scored'\] in the run, \['other'\] now"),
         ({**CONFIG, "compat": "korbak2023"}, PLAN, r"compat: None in the run, 'korbak2023' now"),
+        (
+            changed("training", per_device_train_batch_size=3),
+            PLAN,
+            r"training\.per_device_train_batch_size: 16 in the run, 3 now",
+        ),
         (CONFIG, {**PLAN, "blocks_hash": "def"}, r"plan\.blocks_hash: 'abc' in the run, 'def' now"),
     ],
 )
@@ -73,7 +87,7 @@ def test_other_settings_are_refused_by_the_names_of_the_keys(run, config, plan, 
 
 
 def test_what_nothing_learned_depends_on_may_change(run):
-    config = changed("training", num_workers=4, resources_per_worker={"CPU": 2.0}, per_device_train_batch_size=3)
+    config = changed("training", num_workers=4, resources_per_worker={"CPU": 2.0}, parallelism="fsdp2")
     run.prepare(config={**config, "generation": {"batch_size": 1}}, plan=PLAN)
     assert run.read_config()["training"]["num_workers"] == 4
 
@@ -180,8 +194,57 @@ def test_a_figure_that_is_no_number_is_null_not_invalid_json(run):
     assert run.read_metrics()[0]["objective/train/value_reward_corr"] is None
 
 
+def test_of_a_row_that_two_starts_wrote_the_last_counts(run):
+    for loss in (3.0, 1.0):
+        run.append_metrics({STEP: 1, "train/loss": loss})
+    run.append_metrics({STEP: 1, "eval/bits_per_byte": 2.0})
+    assert run.read_metrics() == [{STEP: 1, "train/loss": 1.0}, {STEP: 1, "eval/bits_per_byte": 2.0}]
+
+
+def test_a_follower_hands_on_rows_that_take_the_place_of_those_after_the_checkpoint(run):
+    run.commit_checkpoint(2, write_two_files, keep=None)
+    for step in (1, 2, 3, 4):
+        run.append_metrics({STEP: step, "train/loss": 9.0})
+    run.evaluation_folder(4).mkdir(parents=True)
+    run.write_evaluation(4, {STEP: 4, EVALUATION: 1.0})
+    seen = []
+    with Follower(run, [seen.append], poll_s=0.01) as follower:
+        follower._hand_on()
+        assert not seen, "these steps are trained again"
+        run.drop_metrics_after(2)
+        for step in (3, 4, 5):
+            run.append_metrics({STEP: step, "train/loss": 1.0})
+    assert [(row[STEP], row["train/loss"]) for row in seen] == [(3, 1.0), (4, 1.0), (5, 1.0)]
+
+
+def test_one_who_fails_is_left_out_and_the_others_get_every_row(run, caplog):
+    class Broken:
+        def __call__(self, row: dict) -> None:
+            raise TypeError(f"no loss of {row[STEP]}")
+
+    seen = []
+    with Follower(run, [Broken(), seen.append], poll_s=0.01):
+        for step in (1, 2):
+            run.append_metrics({STEP: step, "train/loss": 1.0})
+    assert [row[STEP] for row in seen] == [1, 2]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Broken is not told of any more rows, because of TypeError: no loss of 1; metrics.jsonl has them all"
+    )
+
+
+def test_one_who_hangs_does_not_hold_the_run(run, monkeypatch, caplog):
+    monkeypatch.setattr("phf_ray.pipelines.runs._LAST_ROWS_S", 0.1)
+    released = threading.Event()
+    with Follower(run, [lambda _row: released.wait()], poll_s=0.01):
+        run.append_metrics({STEP: 1, "train/loss": 1.0})
+    released.set()
+    assert "could not be handed on in 0.1 s" in caplog.text
+
+
 def test_a_follower_hands_on_each_row_once_also_after_a_restart_of_the_workers(run):
     run.append_metrics({STEP: 1, "train/loss": 1.0})
+    run.commit_checkpoint(1, write_two_files, keep=None)
     seen = []
     with Follower(run, [seen.append], poll_s=0.01):
         for step in (2, 3):
@@ -275,3 +338,37 @@ def test_a_resumed_run_continues_its_wandb_run(run, monkeypatch):
     # Two folders of one second differ in a number at the end.
     assert all(ids[0] in folder.name for folder in offline)
     shutil.rmtree(run.path / "wandb")
+
+
+def test_the_objective_on_held_out_text_is_drawn_over_its_own_tokens(run, monkeypatch):
+    defined = {}
+
+    class FakeRun:
+        def define_metric(self, name: str, *, step_metric: str | None = None) -> None:
+            assert name not in defined
+            defined[name] = step_metric
+
+        def log(self, row: dict) -> None:
+            pass
+
+    monkeypatch.setattr("wandb.init", lambda **_: FakeRun())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = start_tracker(run, group=None, tags=[], config=CONFIG)
+    for step in (1, 2):
+        tokens = {"objective/eval/tokens_seen_during_eval": step}
+        tracker({STEP: step, "objective/eval/loss": 1.0, "objective/train/loss": 2.0, **tokens})
+    assert "objective/eval/tokens_seen_during_eval" not in defined
+    assert defined["objective/eval/loss"] == "objective/eval/tokens_seen_during_eval"
+    assert defined["*"] == "train/tokens_seen"
+    assert "objective/train/loss" not in defined
+
+
+def test_a_tracker_that_can_t_end_its_run_is_reported(run, monkeypatch, caplog):
+    class Unreachable:
+        def finish(self, *, exit_code: int) -> None:
+            raise OSError("no route to host")
+
+    tracker = WandbTracker.__new__(WandbTracker)
+    monkeypatch.setattr(tracker, "_wandb_run", Unreachable(), raising=False)
+    tracker.close(exit_code=0)
+    assert "wandb could not end its run: no route to host" in caplog.text

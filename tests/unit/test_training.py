@@ -234,6 +234,7 @@ def test_dropout_masks_follow_from_seed_and_position_not_from_the_generators_sta
 
     assert loss(seed=1, disturbance=3) == loss(seed=1, disturbance=4)
     assert loss(seed=1, disturbance=3) != loss(seed=2, disturbance=3)
+    assert loss(seed=-1, disturbance=3) == loss(seed=-1, disturbance=4) != loss(seed=1, disturbance=3)
 
 
 def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
@@ -485,6 +486,39 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert (second.tokens_seen, second.documents_seen) == (whole.tokens_seen, whole.documents_seen)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("objective", ["MLE", "RWR"])
+def test_a_row_that_a_checkpoint_cut_in_two_is_that_of_the_uninterrupted_run(tmp_path, objective):
+    """Rows of the steps 4 to 6, the checkpoint after 4; a stop after 5 is no end of a row either."""
+    loop = settings(10, logging_steps=3, save_steps=4)
+
+    def events(state: TrainState, *, stop_at: int | None = None) -> Iterator:
+        batches = step_batches(random_blocks, share(), steps=range(state.step, 10))
+        built = build_objective({"name": objective})
+        return train(state, batches, objective=built, settings=loop, wants_stop=lambda: state.step == stop_at)
+
+    def figures(event: Row) -> dict:
+        timed = ("train/tokens_per_s", "train/tokens_per_s_per_device", "train/data_wait_fraction")
+        left_out = {*timed, "train/peak_memory_gb"}
+        return {name: value for name, value in event.metrics.items() if name not in left_out}
+
+    whole = [figures(event) for event in events(new_state()) if isinstance(event, Row)]
+    assert [row["train/global_step"] for row in whole] == [1, 3, 6, 9, 10]
+    for stop_at in (None, 3):
+        state, rows = new_state(), []
+        for event in events(state, stop_at=stop_at):
+            rows += [figures(event)] if isinstance(event, Row) else []
+            if isinstance(event, CheckpointDue) and (stop_at is None or event.is_last):
+                break
+        assert state.step in (4, 5)
+        snapshot = take_snapshot(state)
+        write_training_state(tmp_path, snapshot)
+        resumed = new_state()
+        resumed.model.load_state_dict(snapshot.model)
+        restore_training_state(tmp_path, resumed)
+        rows += [figures(event) for event in events(resumed) if isinstance(event, Row)]
+        assert rows == whole
 
 
 def test_without_the_optimizer_state_the_resumed_run_would_differ(tmp_path):
