@@ -42,6 +42,8 @@ MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 5
 # The lowest log-probability that is reported: JSON has no minus infinity.
 LOWEST_LOGPROB = -9999.0
+# As in vLLM. Logits divided by a subnormal temperature overflow, and their softmax is not a number.
+GREEDY_BELOW = 1e-5
 # Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
 PREFILL_TOKENS = 4096
 PREFILL_LOGITS = 2**26
@@ -69,7 +71,7 @@ class GenerationRequest:
     min_tokens: int = 0
     """End of text and stop strings count only from here on."""
     temperature: float = 1.0
-    """0: the most probable token."""
+    """0, and anything below 1e-5: the most probable token."""
     top_p: float = 1.0
     top_k: int = 0
     """0: no limit."""
@@ -346,13 +348,14 @@ def sample_tokens(
     """One token per row: the k most probable, of these the fewest with mass >= p, drawn by `uniform_B` in [0, 1).
 
     The order is that of transformers: temperature, top-k, top-p. Tokens at minus infinity are never drawn. `uniform_B`
-    is float64; temperature 0 takes the most probable token, top_k 0 means no limit. Shape (B,).
+    is float64; a temperature below GREEDY_BELOW takes the most probable token, top_k 0 means no limit. Shape (B,).
     """
     greedy_B = logits_BV.argmax(dim=-1)
-    if not bool((temperature_B > 0).any()):
+    is_drawn_B = temperature_B >= GREEDY_BELOW
+    if not bool(is_drawn_B.any()):
         return greedy_B
     # A greedy row must not divide by 0; its draw is not used.
-    scaled_BV = logits_BV / torch.where(temperature_B > 0, temperature_B, 1.0)[:, None]
+    scaled_BV = logits_BV / torch.where(is_drawn_B, temperature_B, 1.0)[:, None]
     max_k = int(top_k_B.max())
     if max_k > 0:
         width = logits_BV.shape[-1]
@@ -369,7 +372,7 @@ def sample_tokens(
     total_B = mass_BV[:, -1]
     target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     drawn_B = torch.searchsorted(mass_BV, target_B[:, None], right=True)[:, 0]
-    return torch.where(temperature_B > 0, drawn_B, greedy_B)
+    return torch.where(is_drawn_B, drawn_B, greedy_B)
 
 
 def _nucleus_floor(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
@@ -615,6 +618,7 @@ class Engine:
             starts_with_eos=info is not None or control is not None,
         )
         self._waiting: deque[ActiveRequest] = deque()
+        self._joining: list[ActiveRequest] = []
         self._active: list[ActiveRequest] = []
         self._slots: KeyValueSlots | None = None
         self._parameters: tuple[Tensor, Tensor, Tensor] | None = None
@@ -657,7 +661,7 @@ class Engine:
         Returns the requests that it advanced; those that finished have left the batch.
         """
         self._retire()
-        joining = self._next_joining()
+        self._joining = joining = self._next_joining()
         if joining:
             advanced, logits_BV = joining, self._prefill(joining)
         elif self._active:
@@ -670,10 +674,11 @@ class Engine:
 
     def fail_all(self, reason: str) -> list[ActiveRequest]:
         """Give up on every request; after an error of the model the slots can't be trusted."""
-        failed = [*self._active, *self._waiting]
+        # Those that were to join may be neither waiting nor active.
+        failed = list(dict.fromkeys([*self._active, *self._joining, *self._waiting]))
         for active in failed:
             active.error = reason
-        self._active, self._slots, self._parameters = [], None, None
+        self._active, self._joining, self._slots, self._parameters = [], [], None, None
         self._waiting.clear()
         return failed
 

@@ -298,6 +298,17 @@ def test_top_k_one_and_tiny_top_p_are_greedy(plain):
     assert one(plain, "def", max_tokens=20, temperature=2.0, top_p=1e-6, seed=5).token_ids == greedy
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 1e-45])
+def test_a_temperature_next_to_zero_is_zero_and_harms_no_other_request(plain, temperature):
+    requests = [
+        GenerationRequest(prompt="def", max_tokens=20, temperature=temperature, ignore_eos=True),
+        GenerationRequest(prompt="import", max_tokens=20, seed=1, ignore_eos=True),
+    ]
+    coldest, other = generate(plain, requests)
+    assert coldest.token_ids == one(plain, "def", max_tokens=20, temperature=0, ignore_eos=True).token_ids
+    assert other == one(plain, "import", max_tokens=20, seed=1, ignore_eos=True)
+
+
 def sampled_shares(logits, n=20_000, **limits):
     rows = torch.tensor([logits]).expand(n, -1)
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n

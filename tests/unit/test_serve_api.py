@@ -572,6 +572,32 @@ def test_an_unexpected_error_tells_nothing_of_the_inside(scorers):
     assert error["type"] == "server_error"
 
 
+def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
+    engine = engine_of(control=False, seed=1)
+    model, forward = LocalModel(engine), engine.model.forward
+
+    async def fails(count):
+        for _ in range(count):
+            with pytest.raises(ApiError, match="the model failed on this batch"):
+                await asyncio.wait_for(model.complete(request()), 30)
+
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine.model.forward = broken
+    asyncio.run(fails(2))
+    model.check_health()
+    engine.model.forward = forward
+    asyncio.run(model.complete(request()))
+    engine.model.forward = broken
+    asyncio.run(fails(2))
+    model.check_health()
+    asyncio.run(fails(1))
+    with pytest.raises(RuntimeError, match="failed 3 times in a row"):
+        model.check_health()
+    model.thread.close()
+
+
 def test_openapi_lists_the_contract(call):
     paths = call("/openapi.json").json()["paths"]
     assert {"/v1/completions", "/v1/scores", "/v1/models", "/health", "/tokenize", "/detokenize"} <= set(paths)
