@@ -40,7 +40,10 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
     return ingress.bind(
         parsed.model_dump(mode="json"),
         {model.name: models[model.name].bind(model.model_dump(mode="json")) for model in parsed.models},
-        {scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json")) for scorer in parsed.scorers},
+        {
+            scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json"), parsed.limits.request_timeout_s)
+            for scorer in parsed.scorers
+        },
     )
 
 

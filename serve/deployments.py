@@ -85,13 +85,14 @@ class ModelReplica:
 
 @serve.deployment
 class ScorerReplica:
-    def __init__(self, settings: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any], request_timeout_s: float):
         scorer = ServedScorer.model_validate(settings)
         # A scorer that needs torch imports it; the others do without its memory.
         limit_threads(scorer.num_cpus)
         from serve.scoring import LocalScorer
 
         self._scorer = LocalScorer(scorer)
+        self._request_timeout_s = request_timeout_s
         self._texts = metrics.Counter(
             "phf_scored_texts", description="Texts that /v1/scores was asked for", tag_keys=("outcome",)
         )
@@ -114,6 +115,11 @@ class ScorerReplica:
 
     async def identity(self) -> ScorerIdentityBody:
         return await self._scorer.identity()
+
+    def check_health(self) -> None:
+        """A thread can't be stopped: a scorer that is still at what nobody waits for is replaced."""
+        if self._scorer.running_s > self._request_timeout_s:
+            raise RuntimeError(f"the scorer has been at one request for {self._scorer.running_s:.0f} s")
 
 
 class ModelMetrics:

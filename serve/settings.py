@@ -109,6 +109,9 @@ class ServedScorer(_Deployed):
     """None: lines for PEP8, sentences for any other."""
     max_waiting: Annotated[int, Field(ge=1)] = 64
     """Requests that wait for the scorer, per replica; above it the answer is 429."""
+    max_text_chars: Annotated[int, Field(ge=1)] = 65_536
+    """A longer text gets no score but the error `too_long`: the time of some scorers grows with the square of it, and
+    others wait meanwhile."""
 
     @property
     def name(self) -> str:

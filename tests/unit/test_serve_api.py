@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -11,8 +12,10 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
+from phf_ray.records import Scored
 from serve.api import build_app
 from serve.backends import Backend, Completed
+from serve.deployments import ScorerReplica
 from serve.errors import ApiError
 from serve.keys import KeyRing
 from serve.local import LocalModel
@@ -332,6 +335,48 @@ def test_scores_say_by_whom_and_keep_failures_apart_from_zero(call):
     assert body["data"][1]["error"]
     assert all(item["segments"] is None for item in body["data"])
     assert call("/v1/scores", {"scorer": "pep8", "input": "x=1\n"}).json()["data"][0]["score"] == 0.25
+
+
+def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
+    served = ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_text_chars=9)
+    personal = ServedScorer(scorer={"class_name": "PIIScorer"}, max_text_chars=9)
+    call = caller({}, {"pep8": LocalScorer(served), "pii": LocalScorer(personal)}, pii="pii")
+    body = {"scorer": "pep8", "input": ["x=1\n", "x = 12345\n", "x = 1234\n"], "segments": True}
+    data = call("/v1/scores", body).json()["data"]
+    assert [item["score"] for item in data] == [0.25, None, 0.0]
+    assert data[1]["error"] == "too_long: the text has 10 characters, the limit is 9; send it in parts"
+    assert [item["segments"] is None for item in data] == [False, True, False]
+    assert call("/v1/scores", {"scorer": "pep8", "input": "x = 12345\n"}).json()["data"] == [data[1] | {"index": 0}]
+    assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
+    message = refused(call("/analyze", {"text": ["a@b.com", "a@b.com   "], "language": "en"}), 400)["message"]
+    assert "too_long: the text has 10 characters" in message
+
+
+def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
+    replica = object.__new__(ScorerReplica.func_or_class)
+    replica._scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
+    replica._request_timeout_s = 0.02
+    started, release = threading.Event(), threading.Event()
+
+    def hang(_):
+        started.set()
+        release.wait(30)
+        return [Scored(0.0)]
+
+    monkeypatch.setattr(replica._scorer._scorer, "score_all", hang)
+
+    async def scene():
+        asked = asyncio.create_task(replica._scorer.score(["a"], segments=False))
+        await asyncio.to_thread(started.wait, 30)
+        while replica._scorer.running_s <= replica._request_timeout_s:
+            await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="at one request for"):
+            replica.check_health()
+        release.set()
+        await asked
+
+    asyncio.run(scene())
+    replica.check_health()
 
 
 def test_segments_cover_the_text(call):
