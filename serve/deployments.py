@@ -225,15 +225,16 @@ class _Remote:
         for attempt in range(1, ATTEMPTS + 1):
             with _Translated():
                 try:
-                    return await self._watched(getattr(self._handle, method).remote(*arguments))
+                    answer = getattr(self._handle, method).remote(*arguments)
+                    return await self._watched(answer, cancel=answer.cancel)
                 except RayActorError:
                     if attempt == ATTEMPTS:
                         raise
                     log.warning("a replica was lost during a request, which is sent to another")
         raise AssertionError("the last attempt returns or raises")
 
-    async def _watched(self, answer: Awaitable[Answer]) -> Answer:
-        """The answer, unless the deployment goes away before it comes.
+    async def _watched(self, answer: Awaitable[Answer], *, cancel: Callable[[], None]) -> Answer:
+        """The answer, unless the deployment goes away before it comes. `cancel` has the replica give up on it.
 
         A configuration without it is applied to the deployments and to the ingress at once: a request that reaches the
         old ingress a moment later would wait for a replica, and Serve would not tell it that none will come.
@@ -245,7 +246,10 @@ class _Remote:
                     raise ApiError(503, "what the request asks for has just been removed from this server; try again")
             return task.result()
         finally:
-            task.cancel()
+            if not task.done():
+                task.cancel()
+                # Serve does not do that where only the wait for the answer ends.
+                cancel()
 
     async def _probe(self) -> bool:
         try:
@@ -275,9 +279,12 @@ class RemoteModel(_Remote):
         # Not tried again: a part of the text may be with the client.
         with _Translated():
             pieces: Any = self._handle.options(stream=True).stream.remote(request)
-            yield await self._watched(anext(pieces))
-            async for piece in pieces:
-                yield piece
+            try:
+                yield await self._watched(anext(pieces), cancel=pieces.cancel)
+                async for piece in pieces:
+                    yield piece
+            finally:
+                pieces.cancel()
 
     async def describe(self) -> ModelDescription:
         return await self._describe()
