@@ -544,6 +544,91 @@ def test_more_streams_than_allowed_are_429_until_one_ends(scorers):
     assert [response.status_code for response in (*answered, after)] == [200, 200, 200]
 
 
+def test_under_load_a_stream_is_refused_or_whole(scorers):
+    num_open, most_open = 0, 0
+
+    class Slow:
+        async def stream(self, _):
+            nonlocal num_open, most_open
+            num_open += 1
+            most_open = max(most_open, num_open)
+            try:
+                for finish_reason in (None, None, "stop"):
+                    await asyncio.sleep(0.01)
+                    choice = Choice(text="a", index=0, finish_reason=finish_reason)
+                    yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+            finally:
+                num_open -= 1
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=2))
+    body = {"model": "mle", "prompt": "a", "stream": True}
+
+    async def one(http, number):
+        await asyncio.sleep(number * 0.0005)
+        return await http.post("/v1/completions", json=body)
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            answers = await asyncio.gather(*[one(http, number) for number in range(120)])
+            return answers, [await one(http, 0) for _ in range(3)]
+
+    answers, after = asyncio.run(scene())
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in (*answers, *after):
+        if answer.status_code == 200:
+            assert [event["choices"][0]["text"] for event in events_of(answer)] == ["a"] * 3
+    # No place is lost either.
+    assert [answer.status_code for answer in after] == [200] * 3
+    assert (num_open, most_open) == (0, 2)
+
+
+def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
+    is_closed = False
+
+    class Slow:
+        async def stream(self, _):
+            nonlocal is_closed
+            try:
+                choice = Choice(text="a", index=0, finish_reason=None)
+                yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+                await asyncio.Event().wait()
+            finally:
+                is_closed = True
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=1))
+    body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    messages = [{"type": "http.request", "body": body}]
+    statuses = []
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            if message["status"] == 200:
+                raise OSError("the client is gone")
+
+    async def scene():
+        nonlocal messages
+        await app(dict(scope), receive, send)
+        assert is_closed
+        messages = [{"type": "http.request", "body": body}]
+        await app(dict(scope), receive, send)
+
+    asyncio.run(scene())
+    assert statuses == [200, 200]
+
+
 def test_more_requests_than_allowed_are_429(scorers):
     arrived, release = asyncio.Event(), asyncio.Event()
 
