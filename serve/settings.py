@@ -72,7 +72,8 @@ class Upstream(_Settings):
 class ServedModel(_Deployed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     path: str
-    """A Hugging Face causal LM directory, or a training run, whose last checkpoint is served; all nodes must see it.
+    """A Hugging Face causal LM directory, or a training run, of which the checkpoint is served that is the last when
+    the configuration is applied; all nodes must see it, for as long as it is served (`training.save_total_limit`).
     With `upstream`, only its config.json, tokenizer and phf.json are read."""
     upstream: Upstream | None = None
     """None: the model runs in this server."""
