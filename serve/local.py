@@ -133,8 +133,13 @@ def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) 
 
 
 def _refuse_unsupported(request: CompletionRequest) -> None:
-    if request.best_of is not None and request.best_of != request.n:
-        raise ApiError(400, "best_of is not supported; leave it out and choose among n yourself", "best_of")
+    if request.best_of is not None and request.best_of > request.n:
+        # HELM's client sends best_of=1 with any n: nothing is to be chosen.
+        raise ApiError(
+            400,
+            f"best_of={request.best_of} above n={request.n} is not supported; leave it out and choose among n yourself",
+            "best_of",
+        )
     if request.suffix:
         raise ApiError(400, "suffix is not supported; leave it out", "suffix")
     for name in ("presence_penalty", "frequency_penalty"):
