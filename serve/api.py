@@ -140,8 +140,11 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
     @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
         """As `/v1/completions`, where `/models/{model_id}` is the base of a client that knows one model per server."""
-        find_model(backend, model_id)
-        return await completions(body, request)
+        name, _, suffix = find_model(backend, model_id)
+        own_name, own_suffix = split_model_id(body.model)
+        if own_name != name or (suffix and own_suffix and suffix != own_suffix):
+            raise ApiError(400, f"model {body.model!r} and the URL's {model_id!r} contradict each other", "model")
+        return await completions(body if suffix is None else body.model_copy(update={"model": model_id}), request)
 
     @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -197,6 +197,24 @@ def test_control_of_a_model_without_control_tokens_is_refused(call):
     assert "contradict" in refused(call("/v1/completions", contradiction), 400)["message"]
 
 
+def test_the_url_of_one_model_chooses_model_and_control_token(call):
+    fields = {"prompt": "def", "seed": 1, "max_tokens": 12}
+    texts = {
+        control: complete(call, model="cond", control=control, max_tokens=12)["choices"] for control in ("good", "bad")
+    }
+    for model in ("cond", "cond:bad"):
+        answer = call("/models/cond:bad/v1/completions", {"model": model, **fields})
+        assert answer.json()["choices"] == texts["bad"] != texts["good"]
+    assert call("/models/cond/v1/completions", {"model": "cond:bad", **fields}).json()["choices"] == texts["bad"]
+    for url, body in (
+        ("mle", {"model": "cond"}),
+        ("cond:bad", {"model": "cond:good"}),
+        ("cond:bad", {"model": "cond", "control": "good"}),
+    ):
+        error = refused(call(f"/models/{url}/v1/completions", {**fields, **body}), 400)
+        assert "contradict" in error["message"]
+
+
 def events_of(response: httpx.Response) -> list[dict]:
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in response.text.split("\n\n") if line]
@@ -250,7 +268,7 @@ def test_bad_stream_requests_get_a_status(call):
         ({"prompt": [99999]}, "prompt", "99999"),
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"max_tokens": 96}, "max_tokens", "context is 96"),
-        ({"best_of": 3}, "best_of", "not supported"),
+        ({"n": 2, "best_of": 3}, "best_of", "best_of=3 above n=2 is not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
@@ -269,6 +287,8 @@ def test_bad_requests_name_the_field(call, fields, param, match):
 
 def test_harmless_fields_of_other_clients_are_taken(call):
     complete(call, best_of=2, n=2, presence_penalty=0.0, frequency_penalty=0, user="me", top_k=-1, suffix="")
+    # HELM's.
+    assert complete(call, best_of=1, n=5)["choices"] == complete(call, n=5)["choices"]
 
 
 def test_bodies_that_are_no_json_objects_are_refused(call):
