@@ -42,6 +42,8 @@ MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 5
 # The lowest log-probability that is reported: JSON has no minus infinity.
 LOWEST_LOGPROB = -9999.0
+# As in vLLM. Logits divided by a subnormal temperature overflow, and their softmax is not a number.
+GREEDY_BELOW = 1e-5
 # Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
 PREFILL_TOKENS = 4096
 PREFILL_LOGITS = 2**26
@@ -69,7 +71,7 @@ class GenerationRequest:
     min_tokens: int = 0
     """End of text and stop strings count only from here on."""
     temperature: float = 1.0
-    """0: the most probable token."""
+    """0, and anything below 1e-5: the most probable token."""
     top_p: float = 1.0
     top_k: int = 0
     """0: no limit."""
@@ -273,10 +275,29 @@ class KeyValueSlots(Cache):
             yield layer.keys
             yield layer.values
 
-    def reserve(self, rows: int, length: int, *, limit: int) -> None:
-        """Grow to hold `rows` rows of `length` positions, by doubling up to `limit` positions."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and positions that there is memory for."""
+        keys = self._layers[0].keys
+        return keys.shape[0], keys.shape[2]
+
+    def reserve(self, rows: int, length: int, *, limit: int, budget: float) -> None:
+        """Hold the first `rows` rows with `length` positions each, of at most `limit`.
+
+        Grows by doubling. Where that is more than `budget` positions in all, rows that are not needed are given up and
+        rows are as long as the budget allows; only one row alone may be longer.
+        """
+        old_rows, old_length = self.shape
+        fits = old_rows * old_length <= budget or rows == 1
+        if rows <= old_rows and length <= old_length and fits:
+            return
+        new_rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
+        new_length = old_length if length <= old_length else min(max(length, 2 * old_length, 64), limit)
+        if new_rows * new_length > budget:
+            new_rows = rows
+            new_length = new_length if rows == 1 else int(max(length, min(new_length, budget // rows)))
         for layer in self._layers:
-            layer.reserve(rows, length, limit)
+            layer.resize(new_rows, new_length)
 
     def adopt(self, prefilled: DynamicCache, source_rows: Tensor, *, first_row: int) -> None:
         """Copy rows `source_rows` of a finished prefill to consecutive rows from `first_row` on."""
@@ -317,16 +338,12 @@ class _SlotLayer(DynamicLayer):
         )
         self.is_initialized = True
 
-    def reserve(self, rows: int, length: int, limit: int) -> None:
-        old_rows, old_length = self.keys.shape[0], self.keys.shape[2]
-        if rows <= old_rows and length <= old_length:
-            return
-        new_rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
-        new_length = old_length if length <= old_length else min(max(length, 2 * old_length, 64), limit)
+    def resize(self, rows: int, length: int) -> None:
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(new_rows, old.shape[1], new_length, old.shape[3])
-            new[:old_rows, :, :old_length] = old
+            new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
+            kept = old[:rows, :, :length]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
             setattr(self, name, new)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -346,13 +363,14 @@ def sample_tokens(
     """One token per row: the k most probable, of these the fewest with mass >= p, drawn by `uniform_B` in [0, 1).
 
     The order is that of transformers: temperature, top-k, top-p. Tokens at minus infinity are never drawn. `uniform_B`
-    is float64; temperature 0 takes the most probable token, top_k 0 means no limit. Shape (B,).
+    is float64; a temperature below GREEDY_BELOW takes the most probable token, top_k 0 means no limit. Shape (B,).
     """
     greedy_B = logits_BV.argmax(dim=-1)
-    if not bool((temperature_B > 0).any()):
+    is_drawn_B = temperature_B >= GREEDY_BELOW
+    if not bool(is_drawn_B.any()):
         return greedy_B
     # A greedy row must not divide by 0; its draw is not used.
-    scaled_BV = logits_BV / torch.where(temperature_B > 0, temperature_B, 1.0)[:, None]
+    scaled_BV = logits_BV / torch.where(is_drawn_B, temperature_B, 1.0)[:, None]
     max_k = int(top_k_B.max())
     if max_k > 0:
         width = logits_BV.shape[-1]
@@ -369,7 +387,7 @@ def sample_tokens(
     total_B = mass_BV[:, -1]
     target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     drawn_B = torch.searchsorted(mass_BV, target_B[:, None], right=True)[:, 0]
-    return torch.where(temperature_B > 0, drawn_B, greedy_B)
+    return torch.where(is_drawn_B, drawn_B, greedy_B)
 
 
 def _nucleus_floor(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
@@ -410,10 +428,13 @@ class ActiveRequest:
         if control != "none":
             self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
             self.model_ids.insert(self.inserted_at, strings.control_ids[control])
-        # Positions that may still be sampled: each visible token can be preceded by one control token.
         self._room = context + 1 - len(self.model_ids)
+        # Each visible token can be preceded by one control token.
+        max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
+        self.num_positions = len(self.model_ids) + max_sampled
+        """Of keys and values, that the request may come to need."""
         key = np.array([request.seed % 2**64, request.choice], dtype=np.uint64)
-        self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max(1, self._room))
+        self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max_sampled)
         self.num_sampled = 0
         self.cached = 0
         self.visible_ids: list[int] = []
@@ -459,11 +480,6 @@ class ActiveRequest:
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
-
-    @property
-    def num_positions(self) -> int:
-        """Positions of keys and values that the request may come to need."""
-        return len(self.model_ids) + min(self.request.max_tokens * (2 if self.retags else 1), self._room)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -615,8 +631,10 @@ class Engine:
             starts_with_eos=info is not None or control is not None,
         )
         self._waiting: deque[ActiveRequest] = deque()
+        self._joining: list[ActiveRequest] = []
         self._active: list[ActiveRequest] = []
         self._slots: KeyValueSlots | None = None
+        self._bytes_per_position: int | None = None
         self._parameters: tuple[Tensor, Tensor, Tensor] | None = None
         self._check_architecture()
 
@@ -657,7 +675,7 @@ class Engine:
         Returns the requests that it advanced; those that finished have left the batch.
         """
         self._retire()
-        joining = self._next_joining()
+        self._joining = joining = self._next_joining()
         if joining:
             advanced, logits_BV = joining, self._prefill(joining)
         elif self._active:
@@ -670,10 +688,11 @@ class Engine:
 
     def fail_all(self, reason: str) -> list[ActiveRequest]:
         """Give up on every request; after an error of the model the slots can't be trusted."""
-        failed = [*self._active, *self._waiting]
+        # Those that were to join may be neither waiting nor active.
+        failed = list(dict.fromkeys([*self._active, *self._joining, *self._waiting]))
         for active in failed:
             active.error = reason
-        self._active, self._slots, self._parameters = [], None, None
+        self._active, self._joining, self._slots, self._parameters = [], [], None, None
         self._waiting.clear()
         return failed
 
@@ -681,7 +700,7 @@ class Engine:
         joining: list[ActiveRequest] = []
         prompts: set[tuple[int, ...]] = set()
         longest = max((active.num_positions for active in self._active), default=0)
-        longest_prompt = 0
+        longest_prompt, wants_all = 0, False
         while self._waiting and len(self._active) + len(joining) < self.settings.max_batch:
             candidate = self._waiting[0]
             if candidate.cancelled:
@@ -691,9 +710,10 @@ class Engine:
             longest_prompt = max(longest_prompt, len(candidate.model_ids))
             prompts.add(tuple(candidate.model_ids))
             num_tokens = len(prompts) * longest_prompt
-            too_many = num_tokens > PREFILL_TOKENS or (
-                candidate.wants_prompt_logprobs and num_tokens * self._config.vocab_size > PREFILL_LOGITS
-            )
+            # Once one of them wants the logits of its whole prompt, there are those of all the others too.
+            wants_all = wants_all or candidate.wants_prompt_logprobs
+            num_logits = num_tokens * self._config.vocab_size if wants_all else 0
+            too_many = num_tokens > PREFILL_TOKENS or num_logits > PREFILL_LOGITS
             num_rows = len(self._active) + len(joining) + 1
             if (joining and too_many) or (num_rows > 1 and num_rows * longest > self._max_positions):
                 break
@@ -702,9 +722,10 @@ class Engine:
 
     @property
     def _max_positions(self) -> float:
-        if self._slots is None:
+        """What `cache_gb` holds, known from the first prefill on."""
+        if self._bytes_per_position is None:
             return float("inf")
-        return self.settings.cache_gb * 2**30 / self._slots.bytes_per_position
+        return self.settings.cache_gb * 2**30 / self._bytes_per_position
 
     def _prefill(self, joining: list[ActiveRequest]) -> Tensor:
         """Run the prompts, each distinct one once, and give the requests slots. Logits of the next tokens, (B, V)."""
@@ -739,14 +760,19 @@ class Engine:
     def _occupy(self, joining: list[ActiveRequest], prefilled: DynamicCache, rows: Tensor) -> None:
         if self._slots is None:
             self._slots = KeyValueSlots(prefilled)
+            self._bytes_per_position = self._slots.bytes_per_position
         first_row = len(self._active)
         length = max(prefilled.get_seq_length(), *(active.cached for active in self._active), 0)
-        self._slots.reserve(first_row + len(joining), length + 1, limit=self.context + 1)
+        self._reserve(first_row + len(joining), min(length + 1, self.context + 1))
         self._slots.adopt(prefilled, rows, first_row=first_row)
         for active in joining:
             active.cached = len(active.model_ids)
         self._active.extend(joining)
         self._parameters = None
+
+    def _reserve(self, rows: int, length: int) -> None:
+        assert self._slots is not None
+        self._slots.reserve(rows, length, limit=self.context + 1, budget=self._max_positions)
 
     def _record_prompt(self, active: ActiveRequest, logits_PV: Tensor) -> None:
         ids = active.model_ids
@@ -765,7 +791,7 @@ class Engine:
         device = self.model.device
         positions = [active.cached for active in self._active]
         length = max(positions) + 1
-        self._slots.reserve(len(positions), length, limit=self.context + 1)
+        self._reserve(len(positions), length)
         self._slots.aim(positions, device=str(device))
         positions_B = torch.tensor(positions, device=device)
         hidden_BL = torch.arange(length, device=device) > positions_B[:, None]

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serve.backends import Backend, Completed, ModelBackend
 from serve.compat import add_compatible_endpoints
@@ -139,8 +140,11 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
     @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
         """As `/v1/completions`, where `/models/{model_id}` is the base of a client that knows one model per server."""
-        find_model(backend, model_id)
-        return await completions(body, request)
+        name, _, suffix = find_model(backend, model_id)
+        own_name, own_suffix = split_model_id(body.model)
+        if own_name != name or (suffix and own_suffix and suffix != own_suffix):
+            raise ApiError(400, f"model {body.model!r} and the URL's {model_id!r} contradict each other", "model")
+        return await completions(body if suffix is None else body.model_copy(update={"model": model_id}), request)
 
     @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -163,20 +167,25 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
             request.state.tokens = _tokens(completed)
             answer = CompletionResponse.model_construct(**head, choices=completed.choices, usage=completed.usage)
             return Response(answer.model_dump_json(), media_type="application/json")
-        with counted_stream():
-            pieces = model.stream(asked)
+        async with AsyncExitStack() as held:
+            held.enter_context(counted_stream())
+            pieces = await held.enter_async_context(aclosing(model.stream(asked)))  # type: ignore[type-var]
             # The first piece decides between an error with a status and a stream.
             first = await anext(pieces)
+            lines = _events(first, pieces, head=head, body=body, state=request.state)
+            return _EventStream(lines, held=held.pop_all())
 
-        async def events() -> AsyncIterator[str]:
-            with counted_stream():
-                try:
-                    async for line in _events(first, pieces, head=head, body=body, state=request.state):
-                        yield line
-                finally:
-                    await pieces.aclose()  # type: ignore[attr-defined]
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+class _EventStream(StreamingResponse):
+    """Server-sent events; `held` is closed after the last one, and also where the first is never asked for."""
+
+    def __init__(self, lines: AsyncIterator[str], *, held: AsyncExitStack):
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _events(

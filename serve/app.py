@@ -1,6 +1,7 @@
 """The Serve application: `serve run configs/serve/demo.yaml`, the RayService manifest and `jobs.serve` build it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.serve import Application
@@ -39,9 +40,19 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
     )
     return ingress.bind(
         parsed.model_dump(mode="json"),
-        {model.name: models[model.name].bind(model.model_dump(mode="json")) for model in parsed.models},
-        {scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json")) for scorer in parsed.scorers},
+        {model.name: models[model.name].bind(_bound(model).model_dump(mode="json")) for model in parsed.models},
+        {
+            scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json"), parsed.limits.request_timeout_s)
+            for scorer in parsed.scorers
+        },
     )
+
+
+def _bound(model: ServedModel) -> ServedModel:
+    """With the checkpoint in place of a training run: it may get another before the next replica starts."""
+    if not (Path(model.path) / "checkpoints").is_dir():
+        return model
+    return model.model_copy(update={"path": str(model.directory)})
 
 
 def _deployment(class_: Any, **options: Any) -> Any:

@@ -103,9 +103,9 @@ class AttributeParameters(_Lenient):
 class AnalyzeCommentRequest(_Lenient):
     comment: Comment = Comment()
     requestedAttributes: dict[str, AttributeParameters] = {}
-    languages: list[str] = []
+    languages: list[Text] = []
     spanAnnotations: bool = False
-    clientToken: str | None = None
+    clientToken: Text | None = None
 
 
 class GoogleErrorDetail(BaseModel):

@@ -85,13 +85,14 @@ class ModelReplica:
 
 @serve.deployment
 class ScorerReplica:
-    def __init__(self, settings: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any], request_timeout_s: float):
         scorer = ServedScorer.model_validate(settings)
         # A scorer that needs torch imports it; the others do without its memory.
         limit_threads(scorer.num_cpus)
         from serve.scoring import LocalScorer
 
         self._scorer = LocalScorer(scorer)
+        self._request_timeout_s = request_timeout_s
         self._texts = metrics.Counter(
             "phf_scored_texts", description="Texts that /v1/scores was asked for", tag_keys=("outcome",)
         )
@@ -114,6 +115,11 @@ class ScorerReplica:
 
     async def identity(self) -> ScorerIdentityBody:
         return await self._scorer.identity()
+
+    def check_health(self) -> None:
+        """A thread can't be stopped: a scorer that is still at what nobody waits for is replaced."""
+        if self._scorer.running_s > self._request_timeout_s:
+            raise RuntimeError(f"the scorer has been at one request for {self._scorer.running_s:.0f} s")
 
 
 class ModelMetrics:
@@ -219,15 +225,16 @@ class _Remote:
         for attempt in range(1, ATTEMPTS + 1):
             with _Translated():
                 try:
-                    return await self._watched(getattr(self._handle, method).remote(*arguments))
+                    answer = getattr(self._handle, method).remote(*arguments)
+                    return await self._watched(answer, cancel=answer.cancel)
                 except RayActorError:
                     if attempt == ATTEMPTS:
                         raise
                     log.warning("a replica was lost during a request, which is sent to another")
         raise AssertionError("the last attempt returns or raises")
 
-    async def _watched(self, answer: Awaitable[Answer]) -> Answer:
-        """The answer, unless the deployment goes away before it comes.
+    async def _watched(self, answer: Awaitable[Answer], *, cancel: Callable[[], None]) -> Answer:
+        """The answer, unless the deployment goes away before it comes. `cancel` has the replica give up on it.
 
         A configuration without it is applied to the deployments and to the ingress at once: a request that reaches the
         old ingress a moment later would wait for a replica, and Serve would not tell it that none will come.
@@ -239,7 +246,10 @@ class _Remote:
                     raise ApiError(503, "what the request asks for has just been removed from this server; try again")
             return task.result()
         finally:
-            task.cancel()
+            if not task.done():
+                task.cancel()
+                # Serve does not do that where only the wait for the answer ends.
+                cancel()
 
     async def _probe(self) -> bool:
         try:
@@ -269,9 +279,12 @@ class RemoteModel(_Remote):
         # Not tried again: a part of the text may be with the client.
         with _Translated():
             pieces: Any = self._handle.options(stream=True).stream.remote(request)
-            yield await self._watched(anext(pieces))
-            async for piece in pieces:
-                yield piece
+            try:
+                yield await self._watched(anext(pieces), cancel=pieces.cancel)
+                async for piece in pieces:
+                    yield piece
+            finally:
+                pieces.cancel()
 
     async def describe(self) -> ModelDescription:
         return await self._describe()

@@ -54,6 +54,8 @@ class EngineThread:
         self._ticket_of: dict[ActiveRequest, tuple[_Ticket, int]] = {}
         self.num_steps = 0
         self.num_advanced = 0
+        self.num_failed_in_a_row = 0
+        """Steps that failed since the last one that did not."""
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -101,9 +103,11 @@ class EngineThread:
         while self._collect():
             try:
                 advanced = self.engine.step()
+                self.num_failed_in_a_row = 0
             except Exception:
                 # The boundary of the thread: whatever a model does, callers get an answer, and the next its chance.
                 log.exception("the engine failed")
+                self.num_failed_in_a_row += 1
                 advanced = self.engine.fail_all("the model failed on this batch; the server's log has the reason")
             self.num_steps += 1
             self.num_advanced += len(advanced)

@@ -73,8 +73,10 @@ class Gate:
             self._note(scope, exchange, time.perf_counter() - started)
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
-        if path_of(scope) not in OPEN_PATHS:
-            self._check_key(scope, headers)
+        if path_of(scope) in OPEN_PATHS:
+            # A probe of a busy server must not find it ill.
+            return
+        self._check_key(scope, headers)
         if self._num_in_flight > self._limits.concurrent_requests:
             raise ApiError(429, f"{self._limits.concurrent_requests} requests are being answered; try again later")
         length = headers.get("content-length", "")

@@ -58,7 +58,12 @@ async def answer_batch(content_type: str, body: bytes, *, answer: Answer) -> Res
 
 
 def _parse(content_type: str, body: bytes) -> list[_Asked]:
-    message = BytesParser().parsebytes(b"content-type: %b\r\n\r\n%b" % (content_type.encode("latin-1"), body))
+    try:
+        message = BytesParser().parsebytes(b"content-type: %b\r\n\r\n%b" % (content_type.encode("latin-1"), body))
+    except RecursionError:
+        raise ApiError(
+            400, "the parts of the batch have parts of their own, many deep; send one request in each"
+        ) from None
     if not message.is_multipart():
         raise ApiError(400, "a batch is a multipart/mixed body with a boundary, one request in each part")
     parts = message.get_payload()

@@ -25,6 +25,9 @@ from serve.schemas import (
 from serve.settings import SamplingDefaults, ServedModel
 from serve.tokenizing import Tokenizing
 
+# One failure may be a request's; so many without a success between them are the model's or its device's.
+MAX_FAILED_STEPS = 3
+
 
 class LocalModel(Tokenizing):
     def __init__(self, engine: Engine, *, defaults: SamplingDefaults | None = None, max_waiting: int = 1024):
@@ -95,6 +98,8 @@ class LocalModel(Tokenizing):
     def check_health(self) -> None:
         if not self.thread.is_alive:
             raise RuntimeError("the engine's thread has ended")
+        if self.thread.num_failed_in_a_row >= MAX_FAILED_STEPS:
+            raise RuntimeError(f"the model failed {self.thread.num_failed_in_a_row} times in a row")
 
 
 def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) -> list[GenerationRequest]:
@@ -128,8 +133,13 @@ def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) 
 
 
 def _refuse_unsupported(request: CompletionRequest) -> None:
-    if request.best_of is not None and request.best_of != request.n:
-        raise ApiError(400, "best_of is not supported; leave it out and choose among n yourself", "best_of")
+    if request.best_of is not None and request.best_of > request.n:
+        # HELM's client sends best_of=1 with any n: nothing is to be chosen.
+        raise ApiError(
+            400,
+            f"best_of={request.best_of} above n={request.n} is not supported; leave it out and choose among n yourself",
+            "best_of",
+        )
     if request.suffix:
         raise ApiError(400, "suffix is not supported; leave it out", "suffix")
     for name in ("presence_penalty", "frequency_penalty"):

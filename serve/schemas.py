@@ -65,7 +65,7 @@ class CompletionRequest(_Request):
     return_token_ids: bool = False
     """As vLLM: `token_ids` of each choice; not in a stream."""
     best_of: int | None = None
-    """Refused unless it equals n."""
+    """Refused above n."""
     suffix: str | None = None
     """Refused unless empty, like the penalties unless 0."""
     presence_penalty: float | None = None

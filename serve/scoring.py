@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -39,6 +40,8 @@ class LocalScorer:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self._max_waiting = served.max_waiting
         self._num_waiting = 0
+        self._max_text_chars = served.max_text_chars
+        self._running_since: float | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +54,9 @@ class LocalScorer:
         scorer = self._scorer
         if not isinstance(scorer, FindsSpans):
             raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
+        too_long = next(filter(None, map(self._too_long, texts)), None)
+        if too_long is not None:
+            raise ApiError(400, too_long, "text")
         return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
@@ -59,8 +65,11 @@ class LocalScorer:
             raise ApiError(400, f"the scorer {self.name} has no classes", "scorer")
 
         def work() -> list[dict[str, float] | str]:
-            found = scorer.class_scores(texts)
-            return [scores or _why_not(self._scorer, text) for text, scores in zip(texts, found, strict=True)]
+            refused = [self._too_long(text) for text in texts]
+            short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
+            found = zip(short, scorer.class_scores(short) if short else [], strict=True)
+            judged = (scores or _why_not(self._scorer, text) for text, scores in found)
+            return [next(judged) if reason is None else reason for reason in refused]
 
         return await self._in_thread(work)
 
@@ -76,18 +85,43 @@ class LocalScorer:
             raise ApiError(429, f"{self._num_waiting} requests wait for the scorer {self.name}; try again later")
         self._num_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, work)
         finally:
             self._num_waiting -= 1
 
+    def _timed(self, work: Callable[[], Answer]) -> Answer:
+        self._running_since = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._running_since = None
+
+    @property
+    def running_s(self) -> float:
+        """How long the scorer has been at what it does now."""
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _too_long(self, text: str) -> str | None:
+        """Why the text is not scored, if it is longer than allowed."""
+        if len(text) <= self._max_text_chars:
+            return None
+        return f"too_long: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
+
+    def _score_all(self, texts: Sequence[str]) -> list[Scored]:
+        refused = [self._too_long(text) for text in texts]
+        short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
+        scored = iter(self._scorer.score_all(short) if short else [])
+        return [next(scored) if reason is None else Scored(None, reason) for reason in refused]
+
     def _score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        scored = self._scorer.score_all(texts)
+        scored = self._score_all(texts)
         items = [
             {
                 "index": index,
                 "score": one.score,
                 "error": one.error,
-                "segments": self._score_segments(text) if segments else None,
+                "segments": self._score_segments(text) if segments and self._too_long(text) is None else None,
             }
             for index, (text, one) in enumerate(zip(texts, scored, strict=True))
         ]

@@ -72,7 +72,8 @@ class Upstream(_Settings):
 class ServedModel(_Deployed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     path: str
-    """A Hugging Face causal LM directory, or a training run, whose last checkpoint is served; all nodes must see it.
+    """A Hugging Face causal LM directory, or a training run, of which the checkpoint is served that is the last when
+    the configuration is applied; all nodes must see it, for as long as it is served (`training.save_total_limit`).
     With `upstream`, only its config.json, tokenizer and phf.json are read."""
     upstream: Upstream | None = None
     """None: the model runs in this server."""
@@ -109,6 +110,9 @@ class ServedScorer(_Deployed):
     """None: lines for PEP8, sentences for any other."""
     max_waiting: Annotated[int, Field(ge=1)] = 64
     """Requests that wait for the scorer, per replica; above it the answer is 429."""
+    max_text_chars: Annotated[int, Field(ge=1)] = 65_536
+    """A longer text gets no score but the error `too_long`: the time of some scorers grows with the square of it, and
+    others wait meanwhile."""
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import BAD, END_OF_TEXT, GOOD, TEXTS, tiny_gpt2, tiny_llama, tiny_tokenizer, write_checkpoint
 
+from phf_ray import generation
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation import (
@@ -138,11 +139,76 @@ def test_cache_budget_lets_one_request_through_at_a_time(tokenizer):
     assert (engine.num_active, engine.num_waiting) == (1, 1)
 
 
+def test_keys_and_values_stay_within_the_budget_whatever_ran_before(plain, tokenizer):
+    engine = Engine(plain.model, tokenizer, settings=EngineSettings(max_batch=32))
+    budget = 32 * 12
+    cache_gb = budget * engine._slots.bytes_per_position / 2**30
+    engine = Engine(plain.model, tokenizer, settings=EngineSettings(max_batch=32, cache_gb=cache_gb))
+
+    def request(i, max_tokens):
+        return GenerationRequest(prompt=TEXTS[i % 3][: 1 + i % 7], max_tokens=max_tokens, seed=i, ignore_eos=True)
+
+    bursts = [
+        [request(i, 4) for i in range(32)],
+        [request(0, 85)],
+        [request(i, 1 + 7 * i % 60) for i in range(20)],
+        [request(i, 30) for i in range(5)],
+        [request(i, (3, 80)[i % 9 == 4]) for i in range(40)],
+    ]
+    most_rows = 0
+    for burst in bursts:
+        running = [engine.prepare(request) for request in burst]
+        for active in running:
+            engine.add(active)
+        while not all(active.is_finished for active in running):
+            num_before = engine.num_active
+            engine.step()
+            rows, length = engine._slots.shape
+            most_rows = max(most_rows, engine.num_active)
+            assert rows * length <= budget or max(num_before, engine.num_active) <= 1
+        alone = generate(plain, burst)
+        assert [active.completion().text for active in running] == [completion.text for completion in alone]
+    assert most_rows == 32
+
+
+def test_slots_grow_by_doubling_not_by_the_token(plain, tokenizer):
+    engine = Engine(plain.model, tokenizer)
+    shapes = set()
+    active = engine.prepare(GenerationRequest(prompt="d", max_tokens=90, ignore_eos=True))
+    engine.add(active)
+    while not active.is_finished:
+        engine.step()
+        shapes.add(engine._slots.shape)
+    assert len(shapes) == 2
+
+
+def test_prompt_logprobs_of_one_request_bound_the_logits_of_all(plain, tokenizer, monkeypatch):
+    num_logits, forward = [], plain.model.forward
+
+    def noting(*arguments, **options):
+        output = forward(*arguments, **options)
+        num_logits.append(output.logits.numel())
+        return output
+
+    ids = sorted(plain.strings.valid_ids - {tokenizer.eos_token_id})
+    monkeypatch.setattr(generation, "PREFILL_LOGITS", limit := 100 * plain.model.config.vocab_size)
+    monkeypatch.setattr(plain.model, "forward", noting)
+    scored = GenerationRequest(prompt=tuple(ids[5:9]), max_tokens=1, echo=True, logprobs=1)
+    generate(plain, [scored, *[GenerationRequest(prompt=tuple(ids[i : i + 40]), max_tokens=1) for i in range(1, 9)]])
+    assert max(num_logits) <= limit
+
+
 def test_seed_and_choice_decide_the_text(plain):
     requests = [GenerationRequest(prompt="def", max_tokens=12, seed=s, choice=c) for s in (1, -2) for c in (0, 1)]
     first, again = generate(plain, requests), generate(plain, requests)
     assert first == again
     assert len({completion.text for completion in first}) == 4
+
+
+def test_a_request_draws_the_random_numbers_that_it_can_use_and_no_others(plain):
+    short, long = (plain.prepare(GenerationRequest(prompt="def", max_tokens=n, seed=3)) for n in (4, 80))
+    assert short._uniforms.tolist() == long._uniforms[:4].tolist()
+    assert len(long._uniforms) == 80
 
 
 def test_padded_vocabulary_is_never_sampled(tokenizer):
@@ -296,6 +362,17 @@ def test_top_k_one_and_tiny_top_p_are_greedy(plain):
     greedy = one(plain, "def", max_tokens=20, temperature=0).token_ids
     assert one(plain, "def", max_tokens=20, temperature=2.0, top_k=1, seed=5).token_ids == greedy
     assert one(plain, "def", max_tokens=20, temperature=2.0, top_p=1e-6, seed=5).token_ids == greedy
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 1e-45])
+def test_a_temperature_next_to_zero_is_zero_and_harms_no_other_request(plain, temperature):
+    requests = [
+        GenerationRequest(prompt="def", max_tokens=20, temperature=temperature, ignore_eos=True),
+        GenerationRequest(prompt="import", max_tokens=20, seed=1, ignore_eos=True),
+    ]
+    coldest, other = generate(plain, requests)
+    assert coldest.token_ids == one(plain, "def", max_tokens=20, temperature=0, ignore_eos=True).token_ids
+    assert other == one(plain, "import", max_tokens=20, seed=1, ignore_eos=True)
 
 
 def sampled_shares(logits, n=20_000, **limits):

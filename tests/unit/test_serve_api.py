@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -11,8 +12,10 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
+from phf_ray.records import Scored
 from serve.api import build_app
 from serve.backends import Backend, Completed
+from serve.deployments import ScorerReplica
 from serve.errors import ApiError
 from serve.keys import KeyRing
 from serve.local import LocalModel
@@ -194,6 +197,24 @@ def test_control_of_a_model_without_control_tokens_is_refused(call):
     assert "contradict" in refused(call("/v1/completions", contradiction), 400)["message"]
 
 
+def test_the_url_of_one_model_chooses_model_and_control_token(call):
+    fields = {"prompt": "def", "seed": 1, "max_tokens": 12}
+    texts = {
+        control: complete(call, model="cond", control=control, max_tokens=12)["choices"] for control in ("good", "bad")
+    }
+    for model in ("cond", "cond:bad"):
+        answer = call("/models/cond:bad/v1/completions", {"model": model, **fields})
+        assert answer.json()["choices"] == texts["bad"] != texts["good"]
+    assert call("/models/cond/v1/completions", {"model": "cond:bad", **fields}).json()["choices"] == texts["bad"]
+    for url, body in (
+        ("mle", {"model": "cond"}),
+        ("cond:bad", {"model": "cond:good"}),
+        ("cond:bad", {"model": "cond", "control": "good"}),
+    ):
+        error = refused(call(f"/models/{url}/v1/completions", {**fields, **body}), 400)
+        assert "contradict" in error["message"]
+
+
 def events_of(response: httpx.Response) -> list[dict]:
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in response.text.split("\n\n") if line]
@@ -247,7 +268,7 @@ def test_bad_stream_requests_get_a_status(call):
         ({"prompt": [99999]}, "prompt", "99999"),
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"max_tokens": 96}, "max_tokens", "context is 96"),
-        ({"best_of": 3}, "best_of", "not supported"),
+        ({"n": 2, "best_of": 3}, "best_of", "best_of=3 above n=2 is not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
@@ -266,6 +287,8 @@ def test_bad_requests_name_the_field(call, fields, param, match):
 
 def test_harmless_fields_of_other_clients_are_taken(call):
     complete(call, best_of=2, n=2, presence_penalty=0.0, frequency_penalty=0, user="me", top_k=-1, suffix="")
+    # HELM's.
+    assert complete(call, best_of=1, n=5)["choices"] == complete(call, n=5)["choices"]
 
 
 def test_bodies_that_are_no_json_objects_are_refused(call):
@@ -332,6 +355,48 @@ def test_scores_say_by_whom_and_keep_failures_apart_from_zero(call):
     assert body["data"][1]["error"]
     assert all(item["segments"] is None for item in body["data"])
     assert call("/v1/scores", {"scorer": "pep8", "input": "x=1\n"}).json()["data"][0]["score"] == 0.25
+
+
+def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
+    served = ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_text_chars=9)
+    personal = ServedScorer(scorer={"class_name": "PIIScorer"}, max_text_chars=9)
+    call = caller({}, {"pep8": LocalScorer(served), "pii": LocalScorer(personal)}, pii="pii")
+    body = {"scorer": "pep8", "input": ["x=1\n", "x = 12345\n", "x = 1234\n"], "segments": True}
+    data = call("/v1/scores", body).json()["data"]
+    assert [item["score"] for item in data] == [0.25, None, 0.0]
+    assert data[1]["error"] == "too_long: the text has 10 characters, the limit is 9; send it in parts"
+    assert [item["segments"] is None for item in data] == [False, True, False]
+    assert call("/v1/scores", {"scorer": "pep8", "input": "x = 12345\n"}).json()["data"] == [data[1] | {"index": 0}]
+    assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
+    message = refused(call("/analyze", {"text": ["a@b.com", "a@b.com   "], "language": "en"}), 400)["message"]
+    assert "too_long: the text has 10 characters" in message
+
+
+def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
+    replica = object.__new__(ScorerReplica.func_or_class)
+    replica._scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
+    replica._request_timeout_s = 0.02
+    started, release = threading.Event(), threading.Event()
+
+    def hang(_):
+        started.set()
+        release.wait(30)
+        return [Scored(0.0)]
+
+    monkeypatch.setattr(replica._scorer._scorer, "score_all", hang)
+
+    async def scene():
+        asked = asyncio.create_task(replica._scorer.score(["a"], segments=False))
+        await asyncio.to_thread(started.wait, 30)
+        while replica._scorer.running_s <= replica._request_timeout_s:
+            await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match="at one request for"):
+            replica.check_health()
+        release.set()
+        await asked
+
+    asyncio.run(scene())
+    replica.check_health()
 
 
 def test_segments_cover_the_text(call):
@@ -499,6 +564,91 @@ def test_more_streams_than_allowed_are_429_until_one_ends(scorers):
     assert [response.status_code for response in (*answered, after)] == [200, 200, 200]
 
 
+def test_under_load_a_stream_is_refused_or_whole(scorers):
+    num_open, most_open = 0, 0
+
+    class Slow:
+        async def stream(self, _):
+            nonlocal num_open, most_open
+            num_open += 1
+            most_open = max(most_open, num_open)
+            try:
+                for finish_reason in (None, None, "stop"):
+                    await asyncio.sleep(0.01)
+                    choice = Choice(text="a", index=0, finish_reason=finish_reason)
+                    yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+            finally:
+                num_open -= 1
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=2))
+    body = {"model": "mle", "prompt": "a", "stream": True}
+
+    async def one(http, number):
+        await asyncio.sleep(number * 0.0005)
+        return await http.post("/v1/completions", json=body)
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            answers = await asyncio.gather(*[one(http, number) for number in range(120)])
+            return answers, [await one(http, 0) for _ in range(3)]
+
+    answers, after = asyncio.run(scene())
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in (*answers, *after):
+        if answer.status_code == 200:
+            assert [event["choices"][0]["text"] for event in events_of(answer)] == ["a"] * 3
+    # No place is lost either.
+    assert [answer.status_code for answer in after] == [200] * 3
+    assert (num_open, most_open) == (0, 2)
+
+
+def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
+    is_closed = False
+
+    class Slow:
+        async def stream(self, _):
+            nonlocal is_closed
+            try:
+                choice = Choice(text="a", index=0, finish_reason=None)
+                yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+                await asyncio.Event().wait()
+            finally:
+                is_closed = True
+
+    app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=1))
+    body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    messages = [{"type": "http.request", "body": body}]
+    statuses = []
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            if message["status"] == 200:
+                raise OSError("the client is gone")
+
+    async def scene():
+        nonlocal messages
+        await app(dict(scope), receive, send)
+        assert is_closed
+        messages = [{"type": "http.request", "body": body}]
+        await app(dict(scope), receive, send)
+
+    asyncio.run(scene())
+    assert statuses == [200, 200]
+
+
 def test_more_requests_than_allowed_are_429(scorers):
     arrived, release = asyncio.Event(), asyncio.Event()
 
@@ -516,11 +666,12 @@ def test_more_requests_than_allowed_are_429(scorers):
             first = asyncio.create_task(client.post("/v1/completions", json={"model": "mle", "prompt": "a"}))
             await arrived.wait()
             second = await client.get("/v1/models")
+            health = await client.get("/health")
             release.set()
-            return (await first).status_code, second, (await client.get("/health")).status_code
+            return (await first).status_code, second, health.status_code
 
-    first, second, after = asyncio.run(scene())
-    assert (first, after) == (400, 200)
+    first, second, health = asyncio.run(scene())
+    assert (first, health) == (400, 200)
     assert "being answered" in refused(second, 429)["message"]
 
 
@@ -570,6 +721,32 @@ def test_an_unexpected_error_tells_nothing_of_the_inside(scorers):
     assert "secret" not in response.text
     assert "ValueError" not in response.text
     assert error["type"] == "server_error"
+
+
+def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
+    engine = engine_of(control=False, seed=1)
+    model, forward = LocalModel(engine), engine.model.forward
+
+    async def fails(count):
+        for _ in range(count):
+            with pytest.raises(ApiError, match="the model failed on this batch"):
+                await asyncio.wait_for(model.complete(request()), 30)
+
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine.model.forward = broken
+    asyncio.run(fails(2))
+    model.check_health()
+    engine.model.forward = forward
+    asyncio.run(model.complete(request()))
+    engine.model.forward = broken
+    asyncio.run(fails(2))
+    model.check_health()
+    asyncio.run(fails(1))
+    with pytest.raises(RuntimeError, match="failed 3 times in a row"):
+        model.check_health()
+    model.thread.close()
 
 
 def test_openapi_lists_the_contract(call):

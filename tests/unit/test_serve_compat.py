@@ -176,6 +176,21 @@ def test_what_is_no_batch_is_refused(call, options, message):
     assert response.json()["error"]["status"] == "INVALID_ARGUMENT"
 
 
+def test_a_batch_of_batches_of_batches_is_refused(call):
+    parts = b"".join(b"--b%d\r\nContent-Type: multipart/mixed; boundary=b%d\r\n\r\n" % (i, i + 1) for i in range(1500))
+    response = call("/batch", content=parts, headers={"content-type": "multipart/mixed; boundary=b0"})
+    assert response.status_code == 400
+    assert "send one request in each" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ['"clientToken": "\\ud800"', '"languages": ["en", "\\ud800"]'])
+def test_half_a_surrogate_pair_is_refused_where_it_would_come_back(call, field):
+    body = f'{{"comment": {{"text": "a"}}, "requestedAttributes": {{"TOXICITY": {{}}}}, {field}}}'
+    response = call("/v1alpha1/comments:analyze", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert "lone surrogate" in response.json()["error"]["message"]
+
+
 def test_discovery_document_gives_batches_the_key_of_who_asks():
     call = caller({}, {"toxicity": Toxicity()}, toxicity="toxicity", keys=["a&b"])
     assert call("/$discovery/rest?version=v1alpha1").status_code == 401

@@ -11,8 +11,9 @@ from tiny_models import write_checkpoint
 
 from jobs import serve as job
 from phf_ray.errors import ConfigError
+from serve.app import build
 from serve.keys import KeyRing, is_loopback, load_keys
-from serve.settings import Keys, ServeArgs, parse_args, split_model_id
+from serve.settings import Keys, ServeArgs, ServedModel, parse_args, split_model_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,19 @@ def test_a_run_is_served_by_its_last_checkpoint(tmp_path):
     assert model.directory.name == "step-00001500"
     (model,) = parse_args({"models": [{"name": "a", "path": str(model.directory)}]}).models
     assert model.directory.name == "step-00001500"
+
+
+def test_all_replicas_of_a_run_serve_the_checkpoint_that_was_last_when_it_was_applied(tmp_path):
+    def bound():
+        application = build({"models": [{"name": "a", "path": str(tmp_path)}]})
+        (replica,) = application._bound_deployment.init_args[1].values()
+        return replica._bound_deployment.init_args[0]
+
+    first = write_checkpoint(tmp_path / "checkpoints" / "step-00000500")
+    before = bound()
+    second = write_checkpoint(tmp_path / "checkpoints" / "step-00001000")
+    assert ServedModel.model_validate(before).directory == first
+    assert ServedModel.model_validate(bound()).directory == second
 
 
 def test_shipped_serve_configurations_are_valid():

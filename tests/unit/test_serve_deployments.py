@@ -1,0 +1,108 @@
+"""What the ingress does with the calls of a deployment's handle; the handle is a fake, and there is no Ray."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from serve.deployments import ATTEMPTS, RemoteModel
+from serve.errors import ApiError
+from serve.schemas import CompletionRequest
+
+REQUEST = CompletionRequest(model="mle", prompt="def", seed=7)
+
+
+class Call:
+    """The answer of a replica: a value or an error, at once or never; for a stream, one piece and then that."""
+
+    def __init__(self, outcome: Any = None):
+        self.is_cancelled = False
+        self._outcome = outcome
+        self._num_pieces = 0
+
+    async def _answer(self) -> Any:
+        if self._outcome is None:
+            await asyncio.Event().wait()
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def __await__(self):
+        return self._answer().__await__()
+
+    def __aiter__(self) -> "Call":
+        return self
+
+    async def __anext__(self) -> Any:
+        self._num_pieces += 1
+        return "piece" if self._num_pieces == 1 else await self._answer()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Handle:
+    """Gives out `calls` one after the other, whatever is asked."""
+
+    def __init__(self, *calls: Call):
+        self._left = list(calls)
+        self.asked: list[tuple[Any, ...]] = []
+        self.complete = self.stream = self
+
+    def options(self, **_: Any) -> "Handle":
+        return self
+
+    def remote(self, *arguments: Any) -> Call:
+        self.asked.append(arguments)
+        return self._left.pop(0)
+
+
+async def given_up(wait: Callable[[], Any]) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await wait()
+
+
+def test_a_request_that_is_given_up_is_given_up_by_the_replica_too():
+    call = Call()
+    asyncio.run(given_up(lambda: RemoteModel(Handle(call)).complete(REQUEST)))
+    assert call.is_cancelled
+
+
+def test_a_stream_that_is_left_is_given_up_by_the_replica_too():
+    waits, left = Call(), Call()
+
+    async def read_all():
+        async for _ in RemoteModel(Handle(waits)).stream(REQUEST):
+            pass
+
+    async def leave_after_one_piece():
+        pieces = RemoteModel(Handle(left)).stream(REQUEST)
+        assert await anext(pieces) == "piece"
+        await pieces.aclose()
+
+    asyncio.run(given_up(read_all))
+    asyncio.run(leave_after_one_piece())
+    assert (waits.is_cancelled, left.is_cancelled) == (True, True)
+
+
+def test_a_request_is_sent_once_more_and_unchanged_when_its_replica_is_lost():
+    handle = Handle(Call(RayActorError()), Call("answered"))
+    assert asyncio.run(RemoteModel(handle).complete(REQUEST)) == "answered"
+    assert handle.asked == [(REQUEST,), (REQUEST,)]
+
+
+def test_a_request_that_loses_every_replica_is_answered_503():
+    handle = Handle(*[Call(RayActorError()) for _ in range(ATTEMPTS)])
+    with pytest.raises(ApiError, match="the replica that worked on the request was lost; try again") as caught:
+        asyncio.run(RemoteModel(handle).complete(REQUEST))
+    assert caught.value.status == 503
+    assert len(handle.asked) == ATTEMPTS
+
+
+def test_an_answered_request_is_not_given_up():
+    call = Call("answered")
+    asyncio.run(RemoteModel(Handle(call)).complete(REQUEST))
+    assert not call.is_cancelled
