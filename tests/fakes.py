@@ -63,6 +63,8 @@ def _wait_at(gate: Path) -> None:
 
 class WordSettings(ScorerSettings):
     name: str = "words"
+    delay_s: float = 0.0
+    """Time per text."""
 
 
 class WordScorer(Scorer):
@@ -72,8 +74,9 @@ class WordScorer(Scorer):
     unit = "words"
     packages = ("torch",)
 
-    def __init__(self, settings: ScorerSettings):
+    def __init__(self, settings: WordSettings):
         super().__init__(settings)
+        self._settings: WordSettings = settings
         self.num_truncated = 0
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
@@ -81,6 +84,7 @@ class WordScorer(Scorer):
             re.match(r"(a+)+$", "a" * 80 + "b")
         if any("RAISE" in text for text in texts):
             raise RuntimeError("the scorer has a bug")
+        time.sleep(self._settings.delay_s * len(texts))
         self.num_truncated += sum("LONG" in text for text in texts)
         return [Scored(float(len(text.split()))) for text in texts]
 

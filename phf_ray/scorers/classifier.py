@@ -107,7 +107,6 @@ class TextClassifier:
             max_length=self._max_tokens,
             return_attention_mask=False,
         )
-        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         token_ids = encoded["input_ids"]
         pending = []
         for batch in batches_by_tokens([len(ids) for ids in token_ids], tokens_per_batch=self._tokens_per_batch):
@@ -117,6 +116,8 @@ class TextClassifier:
             for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
                 finite = bool(np.isfinite(logits_C).all())
                 results[usable[index]] = logits_C if finite else "not_finite: the model's output is not a number"
+        # Only now: texts on which the model gave up may be tried again.
+        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return results
 
     @torch.inference_mode()

@@ -90,6 +90,21 @@ def test_a_classifier_scores_by_the_output_and_activation_of_the_config(reward_m
     assert np.std(wanted) > 1e-3
 
 
+def test_a_cut_text_on_which_the_model_fails_is_not_counted(reward_model, monkeypatch):
+    scorer = build_scorer({"class_name": "SequenceClassifierScorer", "path": str(reward_model), "device": "cpu"})
+
+    def out_of_memory(token_ids):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer._classifier, "_run", out_of_memory)
+        with pytest.raises(RuntimeError):
+            scorer.score_texts(["good " * 40])
+    assert scorer.num_truncated == 0
+    scorer.score_texts(["good " * 40])
+    assert scorer.num_truncated == 1
+
+
 def test_settings_that_change_the_score_change_the_identity(reward_model):
     config = {"class_name": "SequenceClassifierScorer", "path": str(reward_model), "device": "cpu"}
     identities = [
