@@ -46,6 +46,8 @@ SUCCESS = "_SUCCESS"
 CARD = "README.md"
 REJECTED = "rejected"
 TEMPORARY = "_tmp"
+FILES = (SUCCESS, MANIFEST, CARD, "summary.json", PLAN)
+"""What stands beside the parts."""
 
 Scores = tuple[Sequence[float | None], Sequence[str | None]]
 """Scores and errors of one document, one of each per segment; exactly one of the two is None."""

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import posixpath
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from fsspec.utils import glob_translate
 
 from phf_ray import corpus
 from phf_ray.corpus import Scores
@@ -128,6 +130,18 @@ def find_files(inputs: Sequence[str]) -> Found:
         for file in found:
             files.setdefault(file.name, file)
     return Found(files=tuple(files.values()), ignored=ignored)
+
+
+def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
+    """Whether files by these names in `folder`, a full name, would be input."""
+    if corpus.hub_url(source) is not None:
+        return False
+    filesystem, path = corpus.open_filesystem(source)
+    path = path.rstrip("/")
+    if filesystem.isdir(path or "/"):
+        return f"{folder}/".startswith(f"{corpus.full_name(filesystem, path)}/")
+    pattern = re.compile(glob_translate(corpus.full_name(filesystem, path)))
+    return _magic(path) is not None and any(pattern.match(posixpath.join(folder, name)) for name in names)
 
 
 def _nothing(ignored: Counter[str]) -> str:

@@ -306,6 +306,7 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
 
     Raises ConfigError that names what changed.
     """
+    _refuse_output_in_input(request, output)
     stored = None if restart else output.read_plan()
     if stored is None:
         plan = make_plan(request)
@@ -331,6 +332,15 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
     output.remove(corpus.SUCCESS)
     output.write_plan(plan)
     return plan
+
+
+def _refuse_output_in_input(request: Request, output: Output) -> None:
+    """What is written would be read as input by the next run."""
+    for source in request.inputs:
+        if sources.would_read(source, output.name(), names=(*corpus.FILES, corpus.part_name(0))):
+            raise ConfigError(
+                f"--output {output.path} lies in --input {source} and would be read as input; give an output elsewhere"
+            )
 
 
 def _refuse_other_configuration(stored: Plan, request: Request) -> None:

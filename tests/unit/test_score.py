@@ -178,6 +178,20 @@ def test_a_folder_with_other_things_is_not_written_into(sources, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize("given", ["in", "in/**/*.parquet", "i*/**/README*", "in/scored/*"])
+def test_an_output_that_would_be_read_as_input_is_refused(sources, tmp_path, given):
+    with pytest.raises(ConfigError, match=r"--output .*in/scored lies in --input .*; give an output elsewhere"):
+        run(request(tmp_path / given), str(sources / "scored"))
+    assert not (sources / "scored").exists()
+
+
+@pytest.mark.parametrize("given", ["in/*.py", "in/3.py", "in/**/*.py", "in/scored-before"])
+def test_an_output_beside_the_input_is_not_refused(sources, tmp_path, given):
+    write_files(sources / "scored-before", {"x.py": "x\n"})
+    for _ in range(2):
+        assert run(request(tmp_path / given), str(sources / "scored")).documents in (1, 20, 21)
+
+
 def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
     texts = {f"{index}.py": "FAIL\n" if index % 2 else "fine\n" for index in range(10)}
     folder = write_files(tmp_path / "in", texts)
