@@ -47,7 +47,7 @@ CARD = "README.md"
 REJECTED = "rejected"
 TEMPORARY = "_tmp"
 FILES = (SUCCESS, MANIFEST, CARD, "summary.json", PLAN)
-"""What stands beside the parts."""
+"""What stands beside the parts, in the order in which it is removed."""
 
 Scores = tuple[Sequence[float | None], Sequence[str | None]]
 """Scores and errors of one document, one of each per segment; exactly one of the two is None."""
@@ -476,6 +476,10 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
+def is_part(name: str) -> bool:
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
 def columns_of(name: str, *, is_first: bool) -> tuple[str, str, str]:
     """Names of the columns that hold a scorer's scores, errors and averages."""
     suffix = "" if is_first else f"__{name}"
@@ -754,7 +758,7 @@ def _parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
     if not filesystem.exists(root):
         return []
     names = [posixpath.basename(str(name)) for name in filesystem.ls(root, detail=False)]
-    found = [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
+    found = filter(is_part, names)
     return [posixpath.join(root, name) for name in sorted(found, key=lambda name: (len(name), name))]
 
 

@@ -254,10 +254,14 @@ class Output:
 
     def committed(self, num_shards: int) -> set[int]:
         names = {corpus.part_name(shard): shard for shard in range(num_shards)}
-        if not self._filesystem.exists(self._root):
-            return set()
-        listed = (posixpath.basename(str(name)) for name in self._filesystem.ls(self._root, detail=False, refresh=True))
-        return {names[name] for name in listed if name in names}
+        return {names[name] for name in self._names() if name in names}
+
+    def _names(self, folder: str = "") -> list[str]:
+        """What is in the output, or in a folder of it. By listing: a glob would read signs in the path as its own."""
+        path = posixpath.join(self._root, folder).rstrip("/")
+        if not self._filesystem.exists(path):
+            return []
+        return [posixpath.basename(str(name)) for name in self._filesystem.ls(path, detail=False, refresh=True)]
 
     def read_plan(self) -> Plan | None:
         if not self.has(corpus.PLAN):
@@ -284,21 +288,23 @@ class Output:
 
     def refuse_strangers(self) -> None:
         """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
-        names = self._filesystem.ls(self._root, detail=False) if self._filesystem.exists(self._root) else []
-        if any(posixpath.basename(str(name)) != corpus.TEMPORARY for name in names):
+        if set(self._names()) - {corpus.TEMPORARY}:
             raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
 
     def remove(self, name: str) -> None:
+        path = posixpath.join(self._root, name)
         with contextlib.suppress(FileNotFoundError):
-            self._filesystem.rm(posixpath.join(self._root, name), recursive=True)
+            if self._filesystem.isdir(path):
+                self._filesystem.rm(path, recursive=True)
+            else:
+                self._filesystem.rm_file(path)
 
     def clear(self) -> None:
-        """Remove everything that this job writes, the mark of success first."""
-        ours = (corpus.SUCCESS, corpus.MANIFEST, corpus.CARD, corpus.PLAN, "summary.json")
-        for name in (*ours, corpus.REJECTED, corpus.TEMPORARY):
+        """Remove everything that this job writes: the mark of success first, the plan, which says so, last."""
+        *others, plan = corpus.FILES
+        parts = [name for name in self._names() if corpus.is_part(name)]
+        for name in (*others, corpus.REJECTED, corpus.TEMPORARY, *parts, plan):
             self.remove(name)
-        for path in self._filesystem.glob(posixpath.join(self._root, "part-*.parquet")):
-            self._filesystem.rm(path)
 
 
 def prepare(request: Request, output: Output, *, append: bool, restart: bool) -> Plan:

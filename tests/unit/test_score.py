@@ -131,6 +131,37 @@ def test_changed_missing_and_added_input_is_named(sources, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["out", "out[1]"])
+def test_a_restart_that_was_killed_is_started_again(sources, tmp_path, monkeypatch, name):
+    out = tmp_path / name
+    run(request(sources), str(out))
+    (sources / "19.py").unlink()
+    remove, left = score.Output.remove, 0
+
+    def killed(place, name):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        remove(place, name)
+
+    for removals in range(1, 60, 4):
+        left = removals
+        with monkeypatch.context() as patched:
+            patched.setattr(score.Output, "remove", killed)
+            try:
+                manifest = run(request(sources), str(out), restart=True)
+            except KeyboardInterrupt:
+                assert not (out / "_SUCCESS").exists()
+                continue
+        break
+    assert removals > 8
+    assert manifest.documents == 19
+    assert {json.loads(document.meta)["source"] for document in read_corpus(str(out))} == {
+        path.name for path in sources.iterdir()
+    }
+
+
 def test_append_adds_parts_and_keeps_the_others(sources, tmp_path):
     out = tmp_path / "out"
     run(request(sources), str(out))
