@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.records import Rejected, ScoredDocument, ScorerIdentity
 
 log = logging.getLogger(__name__)
@@ -599,10 +599,13 @@ class PartWriter:
 
 
 def read_footer(path: str) -> dict[str, Any] | None:
-    """What the writer of a part noted in it; None for a file that is not one of our parts."""
+    """What the writer of a part noted in it; None for a file that is not one of our parts, or is torn."""
     filesystem, inner = open_filesystem(path)
     with filesystem.open(inner, "rb") as file:
-        metadata = pq.read_metadata(file).metadata or {}
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+        except pa.ArrowInvalid:
+            return None
     return json.loads(metadata[_FOOTER]) if _FOOTER in metadata else None
 
 
@@ -615,19 +618,24 @@ def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any] | None]:
 def finish(
     directory: str,
     *,
+    shards: Sequence[str],
     scorers: Sequence[ScorerIdentity],
     segmenter: str,
     config: Mapping[str, Any],
     input_fingerprint: str,
 ) -> Manifest:
-    """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last."""
+    """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
+
+    `shards`: what the footer of each part says in `shard`. Raises IncompleteError where a part is another's or torn.
+    """
     filesystem, root = open_filesystem(directory)
-    parts = _parts_in(filesystem, root)
+    parts = [posixpath.join(root, part_name(shard)) for shard in range(len(shards))]
     stats = Stats(scorers={scorer.name: ScorerStats() for scorer in scorers})
     digest = hashlib.blake2b(digest_size=16)
-    for path, footer in zip(parts, read_footers([full_name(filesystem, part) for part in parts]), strict=True):
-        if footer is None:
-            raise DataError(f"{path} was not written by jobs.score_corpus; remove it and start again")
+    footers = read_footers([full_name(filesystem, part) for part in parts])
+    for path, shard, footer in zip(parts, shards, footers, strict=True):
+        if footer is None or footer["shard"] != shard:
+            raise IncompleteError(f"{path} is of another job or damaged; run the same command again to write it anew")
         stats.merge(Stats.from_json(footer["stats"]))
         digest.update(footer["digest"].encode())
     manifest = Manifest(
@@ -742,7 +750,9 @@ def list_parts(path: str) -> list[str]:
     if filesystem.isdir(root):
         if filesystem.exists(posixpath.join(root, PLAN)) and not filesystem.exists(posixpath.join(root, SUCCESS)):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
-        parts = _parts_in(filesystem, root) or data_files(filesystem.find(root), root)
+        parts = _parts_in(filesystem, root)
+        _check_number(filesystem, root, parts)
+        parts = parts or data_files(filesystem.find(root), root)
     else:
         parts = sorted(filesystem.glob(root))
     if not parts:
@@ -751,6 +761,22 @@ def list_parts(path: str) -> list[str]:
             "jobs.score_corpus, or a data set with columns texts and scores"
         )
     return [full_name(filesystem, part) for part in parts]
+
+
+def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Sequence[str]) -> None:
+    """Parts that were added or taken away by hand: statistics and thresholds of the manifest would be of other data."""
+    file = posixpath.join(root, MANIFEST)
+    if not filesystem.exists(posixpath.join(root, SUCCESS)) or not filesystem.exists(file):
+        return
+    try:
+        expected = json.loads(filesystem.cat_file(file))["num_parts"]
+    except (ValueError, KeyError, TypeError):
+        return  # `read_manifest` says what is wrong with it.
+    if expected != len(parts):
+        raise DataError(
+            f"{root} has {len(parts)} parts, its {MANIFEST} says {expected}; remove {SUCCESS} and run its "
+            "jobs.score_corpus command again: it removes parts that are not its own and writes those that are missing"
+        )
 
 
 def _parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:

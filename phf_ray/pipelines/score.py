@@ -299,6 +299,15 @@ class Output:
             else:
                 self._filesystem.rm_file(path)
 
+    def remove_strangers(self, num_shards: int) -> None:
+        """Parts that belong to no shard would count as data."""
+        ours = {corpus.part_name(shard) for shard in range(num_shards)}
+        for folder in ("", corpus.REJECTED):
+            for name in self._names(folder):
+                if corpus.is_part(name) and name not in ours:
+                    log.warning("%s is of none of the %d shards; it is removed", self.name(folder, name), num_shards)
+                    self.remove(posixpath.join(folder, name))
+
     def clear(self) -> None:
         """Remove everything that this job writes: the mark of success first, the plan, which says so, last."""
         *others, plan = corpus.FILES
@@ -724,8 +733,10 @@ def _finish(plan: Plan, place: Output, *, tracker: "_Tracker", segmenter: str) -
             "mend the input and give --restart"
         )
     tracker.judge(final=True)
+    place.remove_strangers(len(plan.shards))
     return corpus.finish(
         place.name(),
+        shards=[plan.digest(shard) for shard in range(len(plan.shards))],
         scorers=[ScorerIdentity(**identity) for identity in plan.identities],
         segmenter=segmenter,
         config=plan.key,

@@ -112,6 +112,19 @@ def test_what_is_missing_is_done_and_what_is_done_is_not_touched(sources, tmp_pa
     assert again == first
 
 
+def test_parts_of_no_shard_are_removed_and_not_counted(sources, tmp_path, caplog):
+    out = tmp_path / "out"
+    (sources / "latin.py").write_bytes(b"\xff")
+    first = run(request(sources), str(out))
+    (out / "_SUCCESS").unlink()
+    (out / "part-00099.parquet").write_bytes((out / "part-00003.parquet").read_bytes())
+    (rejected,) = (out / "rejected").iterdir()
+    (out / "rejected" / "part-00099.parquet").write_bytes(rejected.read_bytes())
+    assert run(request(sources), str(out)) == first
+    assert list(out.rglob("part-00099*")) == []
+    assert "part-00099.parquet is of none of the" in caplog.text
+
+
 def test_changed_missing_and_added_input_is_named(sources, tmp_path):
     out = str(tmp_path / "out")
     run(request(sources), out)

@@ -214,13 +214,13 @@ def test_segments_of_a_data_set_are_kept_and_scores_of_an_equal_scorer_reused(tm
 
 def test_a_scored_corpus_is_an_input(tmp_path):
     writer = PartWriter(
-        f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={}
+        f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={"shard": "s"}
     )
     writer.add("i", ["x"], scores={"a": ([0.0], [None])}, meta='{"k": 1}')
     writer.reject(Rejected("s", 0, "empty", ""))
     writer.commit()
     identity = ScorerIdentity("a", "A", "u")
-    corpus.finish(str(tmp_path), scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    corpus.finish(str(tmp_path), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
     (record,) = read_all(tmp_path)
     assert (record.id, record.texts, record.meta) == ("i", ("x",), '{"k": 1}')
 
