@@ -263,6 +263,13 @@ class Output:
             return []
         return [posixpath.basename(str(name)) for name in self._filesystem.ls(path, detail=False, refresh=True)]
 
+    def stats_of(self, shard: int, *, digest: str) -> Stats | None:
+        """Of a committed part, if it is of the shard with this digest."""
+        if not self.has(corpus.part_name(shard)):
+            return None
+        footer = corpus.read_footer(self.part(shard))
+        return Stats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
+
     def read_plan(self) -> Plan | None:
         if not self.has(corpus.PLAN):
             return None
@@ -513,6 +520,11 @@ class ShardScorer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         stage, output = self._stage, Output(self._stage.output)
         shard, staged = int(row["shard"]), str(row["staged"])
+        if stage.is_last and (done := output.stats_of(shard, digest=row["digest"])) is not None:
+            # Ray may ask again when a node dies after the commit; what the stage before left is gone by then.
+            if staged:
+                corpus.remove_file(staged)
+            return {**row, "staged": "", "stats": json.dumps(done.to_json())}
         between = output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
         path = output.part(shard) if stage.is_last else between
         writer = PartWriter(
@@ -766,7 +778,7 @@ class _Tracker:
         listed = sorted(self.done)
         for shard, footer in zip(listed, corpus.read_footers([place.part(shard) for shard in listed]), strict=True):
             if footer is None or footer["shard"] != plan.digest(shard):
-                log.warning("%s is of another job; it is written anew", place.part(shard))
+                log.warning("%s is of another job or damaged; it is written anew", place.part(shard))
                 self.done.remove(shard)
             else:
                 self.stats.merge(Stats.from_json(footer["stats"]))

@@ -292,6 +292,36 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
     assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
 
 
+def test_a_shard_that_is_committed_is_not_scored_again(tmp_path):
+    folder = write_files(tmp_path / "in", {"a.py": "a b\n"})
+    asked = request(folder, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
+    place = score.Output(str(tmp_path / "out"))
+    plan = score.prepare(asked, place, append=False, restart=False)
+    first, last = (
+        score.ShardScorer(pool.stage) for pool in score._pools(asked, plan, output=place.name(), has_gpus=True)
+    )
+    between = first(plan.row(0))
+    once = last(between)
+    stamp = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
+    assert last(between) == once
+    assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == stamp
+    assert last(first(plan.row(0))) == once
+    assert not any((tmp_path / "out" / "_tmp").iterdir())
+    first.close()
+    last.close()
+
+
+def test_a_torn_part_is_written_anew(sources, tmp_path):
+    out = tmp_path / "out"
+    run(request(sources), str(out))
+    whole = parts_of(out)
+    (out / "_SUCCESS").unlink()
+    (out / "part-00003.parquet").write_bytes(whole["part-00003.parquet"][:-9])
+    (out / "part-00004.parquet").write_bytes(b"")
+    run(request(sources), str(out))
+    assert parts_of(out) == whole
+
+
 def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
     run(request(sources), str(tmp_path / "first"))
     mark_scores(tmp_path / "first")
