@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 
 _BATCH_CHARACTERS = 64 << 10
 _BATCH_DOCUMENTS = 1024
-_JUDGED_SEGMENTS = 1000
-"""Failures are judged from this number of segments on, or at the end."""
+_JUDGED = 1000
+"""Failures are judged from this number of segments or records on, or at the end."""
+_TOLERATED_RECORDS = 10
+"""So many rejected records never stop a job, unless they are more than half of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -797,18 +799,34 @@ class _Tracker:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
-        if self.stats.segments < _JUDGED_SEGMENTS and not final:
+        self._judge_records(final=final)
+        if self.stats.segments < _JUDGED and not final:
             return
         for name, scorer in self.stats.scorers.items():
             failed = scorer.failed.total()
             if failed > self._limit * self.stats.segments:
-                reasons = ", ".join(f"{reason}: {count}" for reason, count in scorer.failed.most_common(5))
-                raise IncompleteError(
-                    f"{name} could not score {failed} of {self.stats.segments} segments ({reasons}), more than "
-                    f"scoring.max_failed_fraction={self._limit}; stopped after {len(self.done)} of {len(self._sizes)} "
-                    f"shards, which stay in {self._place.path}; raise that fraction to go on, or mend the scorer and "
-                    "give --restart"
-                )
+                what = f"{name} could not score {failed} of {self.stats.segments} segments"
+                raise self._too_many(what, scorer.failed, remedy="mend the scorer")
+
+    def _judge_records(self, *, final: bool) -> None:
+        # That a file is empty is no failure.
+        rejected = self.stats.rejected - Counter(empty=self.stats.rejected["empty"])
+        records = self.stats.documents + rejected.total()
+        if records < _JUDGED and not final:
+            return
+        if rejected.total() > max(self._limit * records, min(_TOLERATED_RECORDS, records / 2)):
+            what = f"{rejected.total()} of {records} records could not be read"
+            raise self._too_many(
+                what, rejected, remedy=f"mend the input ({self._place.name(corpus.REJECTED)} names it)"
+            )
+
+    def _too_many(self, what: str, failed: Counter[str], *, remedy: str) -> IncompleteError:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common(5))
+        return IncompleteError(
+            f"{what} ({reasons}), more than scoring.max_failed_fraction={self._limit}; stopped after "
+            f"{len(self.done)} of {len(self._sizes)} shards, which stay in {self._place.path}; raise that fraction to "
+            f"go on, or {remedy} and give --restart"
+        )
 
     def _tell(self) -> None:
         if self._progress is not None:

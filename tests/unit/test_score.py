@@ -251,6 +251,26 @@ def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
     assert {document.scores for document in read_corpus(str(out))} == {(None,), (5.0,)}
 
 
+def test_too_many_records_that_can_not_be_read_stop_the_job(tmp_path):
+    folder = write_files(tmp_path / "in", {f"{index}.py": "fine\n" for index in range(8)})
+    write_files(folder, {f"empty{index}.py": "" for index in range(40)})
+    for index in range(11):
+        (folder / f"latin{index}.py").write_bytes(b"\xff")
+    out = tmp_path / "out"
+    with pytest.raises(IncompleteError, match=r"11 of 19 records could not be read \(not_utf8: 11\).*=0\.01.*rejected"):
+        run(request(folder), str(out))
+    assert not (out / "_SUCCESS").exists()
+    assert run(request(folder, max_failed_fraction=0.6), str(out)).documents == 8
+    # A few are no reason to stop, unless there is little else.
+    few = write_files(tmp_path / "few", {"0.py": "fine\n", "1.py": "fine\n"})
+    (few / "latin.py").write_bytes(b"\xff")
+    assert run(request(few), str(tmp_path / "few-out")).rejected == {"not_utf8": 1}
+    (few / "1.py").unlink()
+    (few / "latin2.py").write_bytes(b"\xff")
+    with pytest.raises(IncompleteError, match="2 of 3 records"):
+        run(request(few), str(tmp_path / "few-out"), restart=True)
+
+
 def test_a_job_that_fails_much_stops_before_its_end(tmp_path):
     folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
     out = tmp_path / "out"
