@@ -830,12 +830,18 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
     if errors is None:
         errors = [None if value is not None else "unknown: the data set has no score here" for value in values]
     return ScoredDocument(
-        id=record.get("id") or document_id(source, row, "".join(texts)),
+        id=id_of(record) or document_id(source, row, "".join(texts)),
         texts=tuple(texts),
         scores=tuple(values),
         errors=tuple(errors),
         meta=meta_text(record),
     )
+
+
+def id_of(record: Mapping[str, Any]) -> str:
+    """Empty where it has none."""
+    identifier = record.get("id")
+    return "" if identifier is None else str(identifier)
 
 
 def meta_text(record: Mapping[str, Any]) -> str:

@@ -78,6 +78,11 @@ class InputFile:
         return posixpath.join(self.root, self.path)
 
     @property
+    def source(self) -> str:
+        """`path` as it can be stored: a name on disk need not be UTF-8."""
+        return self.path.encode(errors="backslashreplace").decode()
+
+    @property
     def text_bytes(self) -> int:
         """Estimate of the text in it."""
         return self.size * _EXPANSION.get(posixpath.splitext(self.path)[1], 1)
@@ -387,7 +392,7 @@ def read_piece(
         lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
         if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
             raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
-        yield Rejected(file.path, index, "unreadable", f"{type(error).__name__}: {error}")
+        yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
 
 
 def _read_text(file: InputFile) -> Record:
@@ -395,12 +400,12 @@ def _read_text(file: InputFile) -> Record:
     with filesystem.open(path, "rb") as stream:
         content = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
-        return _too_large(file.path, 0)
+        return _too_large(file.source, 0)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(file.path, 0, "not_utf8", f"byte {error.start}: {error.reason}")
-    return _document(text, source=file.path, record=0, meta={"source": file.path})
+        return Rejected(file.source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
+    return _document(text, source=file.source, record=0, meta={"source": file.source})
 
 
 def _too_large(source: str, record: int) -> Rejected:
@@ -450,9 +455,9 @@ def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> It
             if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 while not line.endswith(b"\n") and line:
                     line = stream.readline(_CHUNK)
-                yield index, _too_large(file.path, index)
+                yield index, _too_large(file.source, index)
             elif line.strip():
-                yield index, _from_line(line, source=file.path, index=index, text_column=text_column)
+                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
 
 
 def _skip(stream: io.BufferedReader, num_bytes: int, *, seekable: bool) -> None:
@@ -486,9 +491,9 @@ def _read_table(
     for batch in corpus.read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
         for record in _rows_of(batch):
             if isinstance(record, UnicodeDecodeError):
-                yield index, Rejected(file.path, index, "not_utf8", f"byte {record.start}: {record.reason}")
+                yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
-                yield index, _from_record(record, source=file.path, index=index, text_column=text, reuse=reuse)
+                yield index, _from_record(record, source=file.source, index=index, text_column=text, reuse=reuse)
             index += 1
 
 
@@ -536,9 +541,15 @@ def _segmented(
     problem = _problem_of("".join(texts))
     if problem is not None:
         return Rejected(source, index, *problem)
+    identifier = corpus.id_of(record) or corpus.document_id(source, index, "".join(texts))
+    try:
+        meta = corpus.meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}})
+        f"{identifier}{meta}".encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Rejected(source, index, "bad_meta", f"id or meta: {type(error).__name__}: {error}")
     return Segmented(
-        id=record.get("id") or corpus.document_id(source, index, "".join(texts)),
+        id=identifier,
         texts=tuple(texts),
-        meta=corpus.meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}}),
+        meta=meta,
         scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
     )

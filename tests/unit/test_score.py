@@ -450,6 +450,15 @@ def test_the_command_refuses_bad_input_with_one_line_and_leaves_no_output(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_odd_ids_and_names_end_no_job(tmp_path):
+    folder = write_files(tmp_path / "in", {os.fsdecode(b"caf\xe9.py"): "x\n", "b.py": "y\n"})
+    rows = [{"id": 5, "texts": ["a"]}, {"texts": ["a"], "meta": "\ud800"}]
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = run(request(folder), str(tmp_path / "out"))
+    assert (manifest.documents, dict(manifest.rejected)) == (3, {"bad_meta": 1})
+    assert "5" in {document.id for document in read_corpus(str(tmp_path / "out"))}
+
+
 def test_dates_are_judged_from_the_configured_day(tmp_path):
     asked = request(tmp_path, scorers=[{"class_name": "PIIScorer"}, PEP8], reference_date="2060-01-01")
     assert asked.key()["scoring.scorers"] == [{"class_name": "PIIScorer", "reference_date": "2060-01-01"}, PEP8]

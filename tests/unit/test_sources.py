@@ -212,6 +212,24 @@ def test_segments_of_a_data_set_are_kept_and_scores_of_an_equal_scorer_reused(tm
     assert second.reason == "empty"
 
 
+def test_ids_may_be_numbers_and_what_can_not_be_stored_is_rejected(tmp_path):
+    texts = {"texts": ["a"]}
+    lines = [{"id": 5, **texts}, {"id": 0, **texts}, {"id": "\ud800", **texts}, {"meta": "\ud800", **texts}, texts]
+    first, zero, *bad, last = read_all(write_lines(tmp_path / "a.jsonl", lines))
+    assert (first.id, zero.id, len(last.id)) == ("5", "0", 32)
+    assert [(record.record, record.reason) for record in bad] == [(2, "bad_meta"), (3, "bad_meta")]
+
+
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / f"{name}.py").write_text("x = 1\n")
+    (tmp_path / f"{name}.txt").write_bytes(b"\xff")
+    document, rejected = read_all(tmp_path)
+    assert json.loads(document.meta) == {"source": "caf\\udce9.py"}
+    assert document.id == corpus.document_id("caf\\udce9.py", 0, "x = 1\n")
+    assert (rejected.source, rejected.reason) == ("caf\\udce9.txt", "not_utf8")
+
+
 def test_a_scored_corpus_is_an_input(tmp_path):
     writer = PartWriter(
         f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={"shard": "s"}
