@@ -43,6 +43,9 @@ _TEXT_COLUMNS = ("texts", "text", "content")
 _META_COLUMNS = ("id", "meta", "metadata")
 # Text compresses about fourfold; only used to decide what is large.
 _EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
+_COMPRESSED = (".gz", ".zst")
+_COMPRESSED_PIECES = 32
+"""About so many pieces of a compressed file: each is reached by reading the file from its begin, 16 times in all."""
 _CHUNK = 1 << 20
 # Of a damaged archive at most so much is lost before the damage.
 _BUFFER = 16 << 10
@@ -274,9 +277,10 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
             yield Piece(index, file.text_bytes)
         else:
             cut = _cut_lines if file.kind == "lines" else _cut_table
+            least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(_COMPRESSED) else 0
             last = Piece(index, 0)
             try:
-                for last in cut(file, target, index):
+                for last in cut(file, max(target, least), index):
                     yield last
             except _UNREADABLE:
                 # Reading will come to the same place and reject what follows with the reason.
@@ -446,7 +450,7 @@ def _open_lines(name: str) -> io.BufferedReader:
 
 def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
     with _open_lines(file.name) as stream:
-        _skip(stream, piece.offset, seekable=not file.path.endswith((".gz", ".zst")))
+        _skip(stream, piece.offset, seekable=not file.path.endswith(_COMPRESSED))
         indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
         for index in indices:
             line = stream.readline(MAX_DOCUMENT_BYTES + 1)

@@ -278,6 +278,15 @@ def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
     assert all(sum(piece.num_bytes for piece in shard) < 2_100_000 for shard in shards)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(sources, "_CHUNK", 1000)
+    records = [{"text": hashlib.sha256(str(index).encode()).hexdigest()} for index in range(4000)]
+    files = find_files([str(write_lines(tmp_path / f"a.jsonl{suffix}", records))]).files
+    assert 16 <= len(list(plan_shards(files, shard_bytes=1000))) <= 64
+    assert len(texts_of(read_all(tmp_path, shard_bytes=1000))) == 4000
+
+
 @pytest.mark.parametrize(
     ("total", "shard"), [(1, 512 << 10), (64 << 20, 2 << 20), (1 << 30, 16 << 20), (1 << 40, 64 << 20)]
 )
