@@ -74,7 +74,7 @@ class InputFile:
     kind: Kind
     size: int
     stamp: str
-    """Changes whenever the file does: ETag or time of modification."""
+    """Changes whenever the file does: ETag, hash of a file of the hub, or time of modification."""
 
     @property
     def name(self) -> str:
@@ -210,7 +210,12 @@ def _kind(name: str) -> Kind | None:
 def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
     name = str(info["name"])
     stamp = next(
-        (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if info.get(key)), ""
+        (
+            info[key]
+            for key in ("ETag", "etag", "blob_id", "mtime", "LastModified", "updated", "created")
+            if info.get(key)
+        ),
+        "",
     )
     return InputFile(
         root=corpus.full_name(filesystem, root),
