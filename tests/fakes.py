@@ -89,7 +89,24 @@ class WordScorer(Scorer):
         return [Scored(float(len(text.split()))) for text in texts]
 
 
-SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer}
+class ThreadSettings(ScorerSettings):
+    name: str = "threads"
+
+
+class ThreadScorer(Scorer):
+    """Number of threads that torch computes with."""
+
+    Settings = ThreadSettings
+    unit = "threads"
+    packages = ("torch",)
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        import torch
+
+        return [Scored(float(torch.get_num_threads()))] * len(texts)
+
+
+SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer, "ThreadScorer": ThreadScorer}
 
 
 def build_scorer(config: Mapping[str, Any]) -> Scorer:

@@ -643,7 +643,7 @@ class Estimate:
 
 
 def estimate(request: Request, *, documents: int = 1000) -> Estimate:
-    """Scores about so many documents, spread evenly over the input, in one process. Needs no Ray and writes nothing."""
+    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing."""
     files = request.find()
     shards = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     pieces = [piece for shard in shards for piece in shard]
@@ -658,7 +658,7 @@ def estimate(request: Request, *, documents: int = 1000) -> Estimate:
     if not sample:
         raise DataError(f"no document could be read from --input {' '.join(request.inputs)}")
     texts = [record.text if isinstance(record, Document) else "".join(record.texts) for record in sample]
-    process = ScoringProcess(request.setup())
+    process = ScoringProcess(replace(request.setup(), num_threads=1))
     try:
         process.submit([Task(text=text) for text in texts[:1]])
         process.collect()

@@ -63,6 +63,8 @@ class Setup:
     text_timeout_s: float
     factory: str = "phf_ray.scorers:build_scorer"
     """`module:function` that builds a scorer from its configuration."""
+    num_threads: int | None = None
+    """Of one scorer's computations; None: as the environment says, which Ray sets for its actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class ScoringProcess:
             [sys.executable, "-c", code],
             pass_fds=(theirs.fileno(), self._state_file),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=self._environment(),
         )
         theirs.close()
         self._connection: Connection[Any, Any] = ours
@@ -181,6 +183,12 @@ class ScoringProcess:
             self._stop()
             raise ready
         self.identities = ready
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if self._setup.num_threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._setup.num_threads)
+        return environment
 
     def _stop(self) -> None:
         self._process.kill()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_batching_over_documents_keeps_segments_apart(start):
     answer = ask(start(WORDS, segmenter="lines"), "a b\nc\n", "d e f", "LONG")
     assert [outcome.scores["words"][0] for outcome in answer.outcomes] == [[2.0, 1.0], [3.0], [1.0]]
     assert answer.truncated == {"words": 1}
+
+
+def test_a_scorer_computes_with_as_many_threads_as_it_was_given(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    process = ScoringProcess(replace(setup({"class_name": "ThreadScorer"}), num_threads=1))
+    (outcome,) = ask(process, "a").outcomes
+    process.close()
+    assert outcome.scores["threads"] == ([1.0], [None])
 
 
 def test_a_scorer_that_can_not_be_built_is_reported_at_once():
