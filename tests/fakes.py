@@ -18,7 +18,7 @@ class LengthSettings(ScorerSettings):
     delay_s: float = 0.0
     """Time per document."""
     gate: str | None = None
-    """Documents that say GATE wait until this file exists."""
+    """Documents that say GATE wait until this file exists; of those that say PASS it is noted who had them."""
 
 
 class LengthScorer(Scorer):
@@ -45,6 +45,8 @@ class LengthScorer(Scorer):
             return Scored(None, "unlucky: the text says FAIL")
         if "RAISE" in text:
             raise RuntimeError("the scorer has a bug")
+        if "PASS" in text and self._settings.gate is not None:
+            _note(Path(self._settings.gate), "passed")
         if "GATE" in text and self._settings.gate is not None:
             _wait_at(Path(self._settings.gate))
         return Scored(float(len(text)))
@@ -53,10 +55,14 @@ class LengthScorer(Scorer):
         return {}
 
 
-def _wait_at(gate: Path) -> None:
-    """Says who waits: the process that holds the scorer's process."""
+def _note(gate: Path, what: str) -> None:
+    """Says who it was, the process that holds the scorer's process, while the gate is closed."""
     if not gate.exists():
-        gate.with_name(f"{gate.name}.waits.{os.getppid()}").touch()
+        gate.with_name(f"{gate.name}.{what}.{os.getppid()}").touch()
+
+
+def _wait_at(gate: Path) -> None:
+    _note(gate, "waits")
     while not gate.exists():
         time.sleep(0.01)
 
