@@ -370,8 +370,10 @@ class ScoringConfig(_Section):
     segmenter: Literal["sentences", "lines", "document"] = "sentences"
     pools: Pools = Pools()
     max_failed_fraction: Fraction = 0.01
-    """The job stops when more than this share of the segments could not be scored."""
+    """The job stops when more than this share of the segments could not be scored, or of the records not be read. Ten
+    records, if they are at most half of all, never stop it."""
     text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """A text on which a scorer takes longer has no score: a segment, or for PEP8 a document."""
     reference_date: str = "2026-11-20"
     """Dates and ages are judged from here, so scores do not change with the day."""
 

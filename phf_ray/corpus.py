@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.records import Rejected, ScoredDocument, ScorerIdentity
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ SUCCESS = "_SUCCESS"
 CARD = "README.md"
 REJECTED = "rejected"
 TEMPORARY = "_tmp"
+FILES = (SUCCESS, MANIFEST, CARD, "summary.json", PLAN)
+"""What stands beside the parts, in the order in which it is removed."""
 
 Scores = tuple[Sequence[float | None], Sequence[str | None]]
 """Scores and errors of one document, one of each per segment; exactly one of the two is None."""
@@ -474,6 +476,10 @@ def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
 
 
+def is_part(name: str) -> bool:
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
 def columns_of(name: str, *, is_first: bool) -> tuple[str, str, str]:
     """Names of the columns that hold a scorer's scores, errors and averages."""
     suffix = "" if is_first else f"__{name}"
@@ -593,10 +599,13 @@ class PartWriter:
 
 
 def read_footer(path: str) -> dict[str, Any] | None:
-    """What the writer of a part noted in it; None for a file that is not one of our parts."""
+    """What the writer of a part noted in it; None for a file that is not one of our parts, or is torn."""
     filesystem, inner = open_filesystem(path)
     with filesystem.open(inner, "rb") as file:
-        metadata = pq.read_metadata(file).metadata or {}
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+        except pa.ArrowInvalid:
+            return None
     return json.loads(metadata[_FOOTER]) if _FOOTER in metadata else None
 
 
@@ -609,19 +618,24 @@ def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any] | None]:
 def finish(
     directory: str,
     *,
+    shards: Sequence[str],
     scorers: Sequence[ScorerIdentity],
     segmenter: str,
     config: Mapping[str, Any],
     input_fingerprint: str,
 ) -> Manifest:
-    """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last."""
+    """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
+
+    `shards`: what the footer of each part says in `shard`. Raises IncompleteError where a part is another's or torn.
+    """
     filesystem, root = open_filesystem(directory)
-    parts = _parts_in(filesystem, root)
+    parts = [posixpath.join(root, part_name(shard)) for shard in range(len(shards))]
     stats = Stats(scorers={scorer.name: ScorerStats() for scorer in scorers})
     digest = hashlib.blake2b(digest_size=16)
-    for path, footer in zip(parts, read_footers([full_name(filesystem, part) for part in parts]), strict=True):
-        if footer is None:
-            raise DataError(f"{path} was not written by jobs.score_corpus; remove it and start again")
+    footers = read_footers([full_name(filesystem, part) for part in parts])
+    for path, shard, footer in zip(parts, shards, footers, strict=True):
+        if footer is None or footer["shard"] != shard:
+            raise IncompleteError(f"{path} is of another job or damaged; run the same command again to write it anew")
         stats.merge(Stats.from_json(footer["stats"]))
         digest.update(footer["digest"].encode())
     manifest = Manifest(
@@ -736,7 +750,9 @@ def list_parts(path: str) -> list[str]:
     if filesystem.isdir(root):
         if filesystem.exists(posixpath.join(root, PLAN)) and not filesystem.exists(posixpath.join(root, SUCCESS)):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
-        parts = _parts_in(filesystem, root) or data_files(filesystem.find(root), root)
+        parts = _parts_in(filesystem, root)
+        _check_number(filesystem, root, parts)
+        parts = parts or data_files(filesystem.find(root), root)
     else:
         parts = sorted(filesystem.glob(root))
     if not parts:
@@ -747,12 +763,28 @@ def list_parts(path: str) -> list[str]:
     return [full_name(filesystem, part) for part in parts]
 
 
+def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Sequence[str]) -> None:
+    """Parts that were added or taken away by hand: statistics and thresholds of the manifest would be of other data."""
+    file = posixpath.join(root, MANIFEST)
+    if not filesystem.exists(posixpath.join(root, SUCCESS)) or not filesystem.exists(file):
+        return
+    try:
+        expected = json.loads(filesystem.cat_file(file))["num_parts"]
+    except (ValueError, KeyError, TypeError):
+        return  # `read_manifest` says what is wrong with it.
+    if expected != len(parts):
+        raise DataError(
+            f"{root} has {len(parts)} parts, its {MANIFEST} says {expected}; remove {SUCCESS} and run its "
+            "jobs.score_corpus command again: it removes parts that are not its own and writes those that are missing"
+        )
+
+
 def _parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
     """Committed parts. By number, not by name: part-100000 comes after part-99999."""
     if not filesystem.exists(root):
         return []
     names = [posixpath.basename(str(name)) for name in filesystem.ls(root, detail=False)]
-    found = [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
+    found = filter(is_part, names)
     return [posixpath.join(root, name) for name in sorted(found, key=lambda name: (len(name), name))]
 
 
@@ -798,12 +830,18 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
     if errors is None:
         errors = [None if value is not None else "unknown: the data set has no score here" for value in values]
     return ScoredDocument(
-        id=record.get("id") or document_id(source, row, "".join(texts)),
+        id=id_of(record) or document_id(source, row, "".join(texts)),
         texts=tuple(texts),
         scores=tuple(values),
         errors=tuple(errors),
         meta=meta_text(record),
     )
+
+
+def id_of(record: Mapping[str, Any]) -> str:
+    """Empty where it has none."""
+    identifier = record.get("id")
+    return "" if identifier is None else str(identifier)
 
 
 def meta_text(record: Mapping[str, Any]) -> str:

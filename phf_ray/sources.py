@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import posixpath
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from fsspec.utils import glob_translate
 
 from phf_ray import corpus
 from phf_ray.corpus import Scores
@@ -41,6 +43,9 @@ _TEXT_COLUMNS = ("texts", "text", "content")
 _META_COLUMNS = ("id", "meta", "metadata")
 # Text compresses about fourfold; only used to decide what is large.
 _EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
+_COMPRESSED = (".gz", ".zst")
+_COMPRESSED_PIECES = 32
+"""About so many pieces of a compressed file: each is reached by reading the file from its begin, 16 times in all."""
 _CHUNK = 1 << 20
 # Of a damaged archive at most so much is lost before the damage.
 _BUFFER = 16 << 10
@@ -69,11 +74,16 @@ class InputFile:
     kind: Kind
     size: int
     stamp: str
-    """Changes whenever the file does: ETag or time of modification."""
+    """Changes whenever the file does: ETag, hash of a file of the hub, or time of modification."""
 
     @property
     def name(self) -> str:
         return posixpath.join(self.root, self.path)
+
+    @property
+    def source(self) -> str:
+        """`path` as it can be stored: a name on disk need not be UTF-8."""
+        return self.path.encode(errors="backslashreplace").decode()
 
     @property
     def text_bytes(self) -> int:
@@ -128,6 +138,18 @@ def find_files(inputs: Sequence[str]) -> Found:
         for file in found:
             files.setdefault(file.name, file)
     return Found(files=tuple(files.values()), ignored=ignored)
+
+
+def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
+    """Whether files by these names in `folder`, a full name, would be input."""
+    if corpus.hub_url(source) is not None:
+        return False
+    filesystem, path = corpus.open_filesystem(source)
+    path = path.rstrip("/")
+    if filesystem.isdir(path or "/"):
+        return f"{folder}/".startswith(f"{corpus.full_name(filesystem, path)}/")
+    pattern = re.compile(glob_translate(corpus.full_name(filesystem, path)))
+    return _magic(path) is not None and any(pattern.match(posixpath.join(folder, name)) for name in names)
 
 
 def _nothing(ignored: Counter[str]) -> str:
@@ -188,7 +210,12 @@ def _kind(name: str) -> Kind | None:
 def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
     name = str(info["name"])
     stamp = next(
-        (info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if info.get(key)), ""
+        (
+            info[key]
+            for key in ("ETag", "etag", "blob_id", "mtime", "LastModified", "updated", "created")
+            if info.get(key)
+        ),
+        "",
     )
     return InputFile(
         root=corpus.full_name(filesystem, root),
@@ -255,9 +282,10 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
             yield Piece(index, file.text_bytes)
         else:
             cut = _cut_lines if file.kind == "lines" else _cut_table
+            least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(_COMPRESSED) else 0
             last = Piece(index, 0)
             try:
-                for last in cut(file, target, index):
+                for last in cut(file, max(target, least), index):
                     yield last
             except _UNREADABLE:
                 # Reading will come to the same place and reject what follows with the reason.
@@ -373,7 +401,7 @@ def read_piece(
         lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
         if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
             raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
-        yield Rejected(file.path, index, "unreadable", f"{type(error).__name__}: {error}")
+        yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
 
 
 def _read_text(file: InputFile) -> Record:
@@ -381,12 +409,12 @@ def _read_text(file: InputFile) -> Record:
     with filesystem.open(path, "rb") as stream:
         content = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
-        return _too_large(file.path, 0)
+        return _too_large(file.source, 0)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(file.path, 0, "not_utf8", f"byte {error.start}: {error.reason}")
-    return _document(text, source=file.path, record=0, meta={"source": file.path})
+        return Rejected(file.source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
+    return _document(text, source=file.source, record=0, meta={"source": file.source})
 
 
 def _too_large(source: str, record: int) -> Rejected:
@@ -427,7 +455,7 @@ def _open_lines(name: str) -> io.BufferedReader:
 
 def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
     with _open_lines(file.name) as stream:
-        _skip(stream, piece.offset, seekable=not file.path.endswith((".gz", ".zst")))
+        _skip(stream, piece.offset, seekable=not file.path.endswith(_COMPRESSED))
         indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
         for index in indices:
             line = stream.readline(MAX_DOCUMENT_BYTES + 1)
@@ -436,9 +464,9 @@ def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> It
             if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 while not line.endswith(b"\n") and line:
                     line = stream.readline(_CHUNK)
-                yield index, _too_large(file.path, index)
+                yield index, _too_large(file.source, index)
             elif line.strip():
-                yield index, _from_line(line, source=file.path, index=index, text_column=text_column)
+                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
 
 
 def _skip(stream: io.BufferedReader, num_bytes: int, *, seekable: bool) -> None:
@@ -472,9 +500,9 @@ def _read_table(
     for batch in corpus.read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
         for record in _rows_of(batch):
             if isinstance(record, UnicodeDecodeError):
-                yield index, Rejected(file.path, index, "not_utf8", f"byte {record.start}: {record.reason}")
+                yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
-                yield index, _from_record(record, source=file.path, index=index, text_column=text, reuse=reuse)
+                yield index, _from_record(record, source=file.source, index=index, text_column=text, reuse=reuse)
             index += 1
 
 
@@ -522,9 +550,15 @@ def _segmented(
     problem = _problem_of("".join(texts))
     if problem is not None:
         return Rejected(source, index, *problem)
+    identifier = corpus.id_of(record) or corpus.document_id(source, index, "".join(texts))
+    try:
+        meta = corpus.meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}})
+        f"{identifier}{meta}".encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        return Rejected(source, index, "bad_meta", f"id or meta: {type(error).__name__}: {error}")
     return Segmented(
-        id=record.get("id") or corpus.document_id(source, index, "".join(texts)),
+        id=identifier,
         texts=tuple(texts),
-        meta=corpus.meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}}),
+        meta=meta,
         scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
     )

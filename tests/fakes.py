@@ -18,7 +18,7 @@ class LengthSettings(ScorerSettings):
     delay_s: float = 0.0
     """Time per document."""
     gate: str | None = None
-    """Documents that say GATE wait until this file exists."""
+    """Documents that say GATE wait until this file exists; of those that say PASS it is noted who had them."""
 
 
 class LengthScorer(Scorer):
@@ -45,6 +45,8 @@ class LengthScorer(Scorer):
             return Scored(None, "unlucky: the text says FAIL")
         if "RAISE" in text:
             raise RuntimeError("the scorer has a bug")
+        if "PASS" in text and self._settings.gate is not None:
+            _note(Path(self._settings.gate), "passed")
         if "GATE" in text and self._settings.gate is not None:
             _wait_at(Path(self._settings.gate))
         return Scored(float(len(text)))
@@ -53,16 +55,22 @@ class LengthScorer(Scorer):
         return {}
 
 
-def _wait_at(gate: Path) -> None:
-    """Says who waits: the process that holds the scorer's process."""
+def _note(gate: Path, what: str) -> None:
+    """Says who it was, the process that holds the scorer's process, while the gate is closed."""
     if not gate.exists():
-        gate.with_name(f"{gate.name}.waits.{os.getppid()}").touch()
+        gate.with_name(f"{gate.name}.{what}.{os.getppid()}").touch()
+
+
+def _wait_at(gate: Path) -> None:
+    _note(gate, "waits")
     while not gate.exists():
         time.sleep(0.01)
 
 
 class WordSettings(ScorerSettings):
     name: str = "words"
+    delay_s: float = 0.0
+    """Time per text."""
 
 
 class WordScorer(Scorer):
@@ -72,8 +80,9 @@ class WordScorer(Scorer):
     unit = "words"
     packages = ("torch",)
 
-    def __init__(self, settings: ScorerSettings):
+    def __init__(self, settings: WordSettings):
         super().__init__(settings)
+        self._settings: WordSettings = settings
         self.num_truncated = 0
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
@@ -81,11 +90,29 @@ class WordScorer(Scorer):
             re.match(r"(a+)+$", "a" * 80 + "b")
         if any("RAISE" in text for text in texts):
             raise RuntimeError("the scorer has a bug")
+        time.sleep(self._settings.delay_s * len(texts))
         self.num_truncated += sum("LONG" in text for text in texts)
         return [Scored(float(len(text.split()))) for text in texts]
 
 
-SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer}
+class ThreadSettings(ScorerSettings):
+    name: str = "threads"
+
+
+class ThreadScorer(Scorer):
+    """Number of threads that torch computes with."""
+
+    Settings = ThreadSettings
+    unit = "threads"
+    packages = ("torch",)
+
+    def score_all(self, texts: Sequence[str]) -> list[Scored]:
+        import torch
+
+        return [Scored(float(torch.get_num_threads()))] * len(texts)
+
+
+SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer, "ThreadScorer": ThreadScorer}
 
 
 def build_scorer(config: Mapping[str, Any]) -> Scorer:

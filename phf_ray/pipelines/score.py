@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 
 _BATCH_CHARACTERS = 64 << 10
 _BATCH_DOCUMENTS = 1024
-_JUDGED_SEGMENTS = 1000
-"""Failures are judged from this number of segments on, or at the end."""
+_JUDGED = 1000
+"""Failures are judged from this number of segments or records on, or at the end."""
+_TOLERATED_RECORDS = 10
+"""So many rejected records never stop a job, unless they are more than half of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +256,21 @@ class Output:
 
     def committed(self, num_shards: int) -> set[int]:
         names = {corpus.part_name(shard): shard for shard in range(num_shards)}
-        if not self._filesystem.exists(self._root):
-            return set()
-        listed = (posixpath.basename(str(name)) for name in self._filesystem.ls(self._root, detail=False, refresh=True))
-        return {names[name] for name in listed if name in names}
+        return {names[name] for name in self._names() if name in names}
+
+    def _names(self, folder: str = "") -> list[str]:
+        """What is in the output, or in a folder of it. By listing: a glob would read signs in the path as its own."""
+        path = posixpath.join(self._root, folder).rstrip("/")
+        if not self._filesystem.exists(path):
+            return []
+        return [posixpath.basename(str(name)) for name in self._filesystem.ls(path, detail=False, refresh=True)]
+
+    def stats_of(self, shard: int, *, digest: str) -> Stats | None:
+        """Of a committed part, if it is of the shard with this digest."""
+        if not self.has(corpus.part_name(shard)):
+            return None
+        footer = corpus.read_footer(self.part(shard))
+        return Stats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
 
     def read_plan(self) -> Plan | None:
         if not self.has(corpus.PLAN):
@@ -284,21 +297,32 @@ class Output:
 
     def refuse_strangers(self) -> None:
         """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
-        names = self._filesystem.ls(self._root, detail=False) if self._filesystem.exists(self._root) else []
-        if any(posixpath.basename(str(name)) != corpus.TEMPORARY for name in names):
+        if set(self._names()) - {corpus.TEMPORARY}:
             raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
 
     def remove(self, name: str) -> None:
+        path = posixpath.join(self._root, name)
         with contextlib.suppress(FileNotFoundError):
-            self._filesystem.rm(posixpath.join(self._root, name), recursive=True)
+            if self._filesystem.isdir(path):
+                self._filesystem.rm(path, recursive=True)
+            else:
+                self._filesystem.rm_file(path)
+
+    def remove_strangers(self, num_shards: int) -> None:
+        """Parts that belong to no shard would count as data."""
+        ours = {corpus.part_name(shard) for shard in range(num_shards)}
+        for folder in ("", corpus.REJECTED):
+            for name in self._names(folder):
+                if corpus.is_part(name) and name not in ours:
+                    log.warning("%s is of none of the %d shards; it is removed", self.name(folder, name), num_shards)
+                    self.remove(posixpath.join(folder, name))
 
     def clear(self) -> None:
-        """Remove everything that this job writes, the mark of success first."""
-        ours = (corpus.SUCCESS, corpus.MANIFEST, corpus.CARD, corpus.PLAN, "summary.json")
-        for name in (*ours, corpus.REJECTED, corpus.TEMPORARY):
+        """Remove everything that this job writes: the mark of success first, the plan, which says so, last."""
+        *others, plan = corpus.FILES
+        parts = [name for name in self._names() if corpus.is_part(name)]
+        for name in (*others, corpus.REJECTED, corpus.TEMPORARY, *parts, plan):
             self.remove(name)
-        for path in self._filesystem.glob(posixpath.join(self._root, "part-*.parquet")):
-            self._filesystem.rm(path)
 
 
 def prepare(request: Request, output: Output, *, append: bool, restart: bool) -> Plan:
@@ -306,6 +330,7 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
 
     Raises ConfigError that names what changed.
     """
+    _refuse_output_in_input(request, output)
     stored = None if restart else output.read_plan()
     if stored is None:
         plan = make_plan(request)
@@ -331,6 +356,15 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
     output.remove(corpus.SUCCESS)
     output.write_plan(plan)
     return plan
+
+
+def _refuse_output_in_input(request: Request, output: Output) -> None:
+    """What is written would be read as input by the next run."""
+    for source in request.inputs:
+        if sources.would_read(source, output.name(), names=(*corpus.FILES, corpus.part_name(0))):
+            raise ConfigError(
+                f"--output {output.path} lies in --input {source} and would be read as input; give an output elsewhere"
+            )
 
 
 def _refuse_other_configuration(stored: Plan, request: Request) -> None:
@@ -488,6 +522,11 @@ class ShardScorer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         stage, output = self._stage, Output(self._stage.output)
         shard, staged = int(row["shard"]), str(row["staged"])
+        if stage.is_last and (done := output.stats_of(shard, digest=row["digest"])) is not None:
+            # Ray may ask again when a node dies after the commit; what the stage before left is gone by then.
+            if staged:
+                corpus.remove_file(staged)
+            return {**row, "staged": "", "stats": json.dumps(done.to_json())}
         between = output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
         path = output.part(shard) if stage.is_last else between
         writer = PartWriter(
@@ -604,7 +643,7 @@ class Estimate:
 
 
 def estimate(request: Request, *, documents: int = 1000) -> Estimate:
-    """Scores about so many documents, spread evenly over the input, in one process. Needs no Ray and writes nothing."""
+    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing."""
     files = request.find()
     shards = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     pieces = [piece for shard in shards for piece in shard]
@@ -619,7 +658,7 @@ def estimate(request: Request, *, documents: int = 1000) -> Estimate:
     if not sample:
         raise DataError(f"no document could be read from --input {' '.join(request.inputs)}")
     texts = [record.text if isinstance(record, Document) else "".join(record.texts) for record in sample]
-    process = ScoringProcess(request.setup())
+    process = ScoringProcess(replace(request.setup(), num_threads=1))
     try:
         process.submit([Task(text=text) for text in texts[:1]])
         process.collect()
@@ -708,8 +747,10 @@ def _finish(plan: Plan, place: Output, *, tracker: "_Tracker", segmenter: str) -
             "mend the input and give --restart"
         )
     tracker.judge(final=True)
+    place.remove_strangers(len(plan.shards))
     return corpus.finish(
         place.name(),
+        shards=[plan.digest(shard) for shard in range(len(plan.shards))],
         scorers=[ScorerIdentity(**identity) for identity in plan.identities],
         segmenter=segmenter,
         config=plan.key,
@@ -739,7 +780,7 @@ class _Tracker:
         listed = sorted(self.done)
         for shard, footer in zip(listed, corpus.read_footers([place.part(shard) for shard in listed]), strict=True):
             if footer is None or footer["shard"] != plan.digest(shard):
-                log.warning("%s is of another job; it is written anew", place.part(shard))
+                log.warning("%s is of another job or damaged; it is written anew", place.part(shard))
                 self.done.remove(shard)
             else:
                 self.stats.merge(Stats.from_json(footer["stats"]))
@@ -758,18 +799,34 @@ class _Tracker:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
-        if self.stats.segments < _JUDGED_SEGMENTS and not final:
+        self._judge_records(final=final)
+        if self.stats.segments < _JUDGED and not final:
             return
         for name, scorer in self.stats.scorers.items():
             failed = scorer.failed.total()
             if failed > self._limit * self.stats.segments:
-                reasons = ", ".join(f"{reason}: {count}" for reason, count in scorer.failed.most_common(5))
-                raise IncompleteError(
-                    f"{name} could not score {failed} of {self.stats.segments} segments ({reasons}), more than "
-                    f"scoring.max_failed_fraction={self._limit}; stopped after {len(self.done)} of {len(self._sizes)} "
-                    f"shards, which stay in {self._place.path}; raise that fraction to go on, or mend the scorer and "
-                    "give --restart"
-                )
+                what = f"{name} could not score {failed} of {self.stats.segments} segments"
+                raise self._too_many(what, scorer.failed, remedy="mend the scorer")
+
+    def _judge_records(self, *, final: bool) -> None:
+        # That a file is empty is no failure.
+        rejected = self.stats.rejected - Counter(empty=self.stats.rejected["empty"])
+        records = self.stats.documents + rejected.total()
+        if records < _JUDGED and not final:
+            return
+        if rejected.total() > max(self._limit * records, min(_TOLERATED_RECORDS, records / 2)):
+            what = f"{rejected.total()} of {records} records could not be read"
+            raise self._too_many(
+                what, rejected, remedy=f"mend the input ({self._place.name(corpus.REJECTED)} names it)"
+            )
+
+    def _too_many(self, what: str, failed: Counter[str], *, remedy: str) -> IncompleteError:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common(5))
+        return IncompleteError(
+            f"{what} ({reasons}), more than scoring.max_failed_fraction={self._limit}; stopped after "
+            f"{len(self.done)} of {len(self._sizes)} shards, which stay in {self._place.path}; raise that fraction to "
+            f"go on, or {remedy} and give --restart"
+        )
 
     def _tell(self) -> None:
         if self._progress is not None:

@@ -89,7 +89,11 @@ class TextClassifier:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = model.to(device=self.device, dtype=dtype).eval()
         self._tokenizer = tokenizer
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        if model.config.pad_token_id is None:
+            # A causal model reads its answer at the last token that is not this one.
+            known = (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.eos_token_id)
+            model.config.pad_token_id = next((token for token in known if isinstance(token, int)), None)
+        self._pad = model.config.pad_token_id
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         self._tokens_per_batch = tokens_per_batch if tokens_per_batch is not None else TOKENS_PER_BATCH[kind]
         self._max_tokens = min(tokenizer.model_max_length, max_positions(model.config))
@@ -107,22 +111,26 @@ class TextClassifier:
             max_length=self._max_tokens,
             return_attention_mask=False,
         )
-        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         token_ids = encoded["input_ids"]
         pending = []
-        for batch in batches_by_tokens([len(ids) for ids in token_ids], tokens_per_batch=self._tokens_per_batch):
+        lengths = [len(ids) for ids in token_ids]
+        # Without a token to pad with, no two texts go together.
+        most = self._tokens_per_batch if self._pad is not None else 0
+        for batch in batches_by_tokens(lengths, tokens_per_batch=most):
             # Results stay on the device until all batches are queued: fetching one waits for it.
             pending.append((batch, self._run([token_ids[index] for index in batch])))
         for batch, logits_BC in pending:
             for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
                 finite = bool(np.isfinite(logits_C).all())
                 results[usable[index]] = logits_C if finite else "not_finite: the model's output is not a number"
+        # Only now: texts on which the model gave up may be tried again.
+        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return results
 
     @torch.inference_mode()
     def _run(self, token_ids: list[list[int]]) -> torch.Tensor:
         lengths_B = torch.tensor([len(ids) for ids in token_ids])
-        ids_BS = torch.full((len(token_ids), int(lengths_B.max())), self._pad)
+        ids_BS = torch.full((len(token_ids), int(lengths_B.max())), self._pad or 0)
         for row_S, ids in zip(ids_BS, token_ids, strict=True):
             row_S[: len(ids)] = torch.tensor(ids)
         mask_BS = (torch.arange(ids_BS.shape[1]) < lengths_B[:, None]).long()

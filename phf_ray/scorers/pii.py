@@ -34,19 +34,21 @@ class PIIScorer(Scorer):
         super().__init__(settings)
         self._settings: PIISettings = settings
         locale = settings.locale
+        self._model_hash: str | None = None
         self._scrubber = fast_scrubber(locale=locale, reference_date=settings.reference_date)
         if settings.spacy_model is not None:
             try:
                 entities = SpacyEntityDetector(locale=locale, model=settings.spacy_model, labels=settings.spacy_labels)
             except OSError as error:
                 raise ConfigError(f"spacy_model {settings.spacy_model!r} can't be loaded: {error}") from None
+            self._model_hash = entities.weights_hash
             self._scrubber.add_detector(entities)
 
     def identity(self) -> ScorerIdentity:
         identity = super().identity()
         model = self._settings.spacy_model
         versions = {**identity.versions, **({"spacy": version("spacy")} if model is not None else {})}
-        return dataclasses.replace(identity, versions=versions)
+        return dataclasses.replace(identity, versions=versions, weights_hash=self._model_hash)
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         return [self._score(text) for text in texts]

@@ -4,9 +4,11 @@
 """
 
 import datetime
+import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dateparser
@@ -138,26 +140,47 @@ class SpacyEntityDetector(Detector):
         super().__init__(**kwargs)
         self._pipeline = spacy.load(model)
         self._labels = frozenset(labels)
+        # A piece is what the model takes at once; it ends before white space where there is any.
+        most = self._pipeline.max_length
+        self._piece = re.compile(rf".{{1,{most}}}(?=\s|\Z)|.{{1,{most}}}", re.DOTALL)
+        self.weights_hash = folder_hash(self._pipeline.path)
 
     @classmethod
     def supported_locale(cls, locale: str) -> bool:
         return locale in LOCALES
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        for entity in self._pipeline(text).ents:
-            if entity.label_ in self._labels:
+        for piece in self._piece.finditer(text):
+            for begin, end in self._entities(piece[0]):
                 yield EntityFilth(
-                    beg=entity.start_char,
-                    end=entity.end_char,
-                    text=entity.text,
+                    beg=piece.start() + begin,
+                    end=piece.start() + end,
+                    text=piece[0][begin:end],
                     detector_name=self.name,
                     document_name=document_name,
                     locale=self.locale,
                 )
 
+    def _entities(self, text: str) -> list[tuple[int, int]]:
+        # Without the zone spaCy keeps every word that it ever saw.
+        with self._pipeline.memory_zone():
+            entities = self._pipeline(text).ents
+            return [(entity.start_char, entity.end_char) for entity in entities if entity.label_ in self._labels]
+
 
 class EntityFilth(Filth):
     type = "spacy_entity"
+
+
+def folder_hash(folder: Path | None) -> str:
+    """sha256 over names and contents of the files of a model."""
+    digest = hashlib.sha256()
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder or path)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def reference_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:

@@ -55,7 +55,7 @@ def sources(tmp_path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(NUM_FILES):
-        (folder / f"{index}.py").write_text(f"document {index}\n" * 3 + ("GATE\n" if index >= 2 else "open\n"))
+        (folder / f"{index}.py").write_text(f"document {index}\n" * 3 + ("GATE\n" if index >= 2 else "PASS\n"))
     (folder / "broken.py").write_bytes(b"\xff")
     return folder
 
@@ -87,6 +87,11 @@ def wait_for(condition, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
         time.sleep(0.05)
+
+
+def noted(gate: Path, what: str) -> set[int]:
+    """Processes that passed the gate, or wait at it."""
+    return {int(path.suffix[1:]) for path in gate.parent.glob(f"{gate.name}.{what}.*")}
 
 
 def is_halfway(output: Path) -> bool:
@@ -163,9 +168,12 @@ def test_a_killed_actor_is_replaced(local_ray, whole, sources, gate, tmp_path):
     victims: list[int] = []
 
     def kill_an_actor() -> None:
-        wait_for(lambda: is_halfway(output) and list(tmp_path.glob("gate.waits.*")), "a held shard")
-        (first, *_) = tmp_path.glob("gate.waits.*")
-        actor = int(first.suffix[1:])
+        # An actor takes one shard after the other: the one that passed is committed before it waits with the next.
+        wait_for(
+            lambda: is_halfway(output) and noted(gate, "passed") & noted(gate, "waits"),
+            "an actor that committed a shard and holds another",
+        )
+        actor = min(noted(gate, "passed") & noted(gate, "waits"))
         os.kill(actor, signal.SIGKILL)
         victims.append(actor)
         gate.touch()
@@ -225,9 +233,8 @@ def test_a_killed_node_loses_only_what_it_held(whole, sources, gate, tmp_path):
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         call = f"drive_ray({str(sources)!r}, {str(gate)!r}, {str(output)!r}, {cluster.address!r})"
         with driver(call) as process:
-            wait_for(lambda: is_halfway(output) and len(list(tmp_path.glob("gate.waits.*"))) == 2, "two held shards")
-            waiting = {int(path.suffix[1:]) for path in tmp_path.glob("gate.waits.*")}
-            victim = next(node for node in nodes if waiting & workers_of(node))
+            wait_for(lambda: is_halfway(output) and len(noted(gate, "waits")) == 2, "two held shards")
+            victim = next(node for node in nodes if noted(gate, "waits") & workers_of(node))
             cluster.remove_node(victim, allow_graceful=False)
             gate.touch()
             assert process.wait(timeout=PATIENCE_S * 2) == 0

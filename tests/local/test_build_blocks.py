@@ -355,13 +355,13 @@ def test_a_share_far_from_half_is_warned_of(scored, tmp_path, caplog):
 
 def scored_by(identity: ScorerIdentity, folder: Path) -> str:
     writer = corpus.PartWriter(
-        f"{folder}/part-00000.parquet", rejects=f"{folder}/rejected/r", scorers=[identity.name], footer={}
+        f"{folder}/part-00000.parquet", rejects=f"{folder}/rejected/r", scorers=[identity.name], footer={"shard": "s"}
     )
     for row in rows_of():
         scores = {identity.name: (row["scores"], row["errors"])}
         writer.add(f"{folder.name}-{row['id']}", row["texts"], scores=scores, meta="{}")
     writer.commit()
-    corpus.finish(str(folder), scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    corpus.finish(str(folder), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
     return str(folder)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from phf_ray import corpus
 from phf_ray.corpus import Histogram, PartWriter
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.records import Rejected, ScorerIdentity
 
 PEP8 = ScorerIdentity("pep8", "PEP8Scorer", "violations per character", {"pycodestyle": "2.15.0"})
@@ -38,14 +38,17 @@ def write_part(folder, number, documents, *, rejected=(), scorers=("pep8",)):
     return path
 
 
-def finish(folder, scorers=(PEP8,)):
-    return corpus.finish(str(folder), scorers=scorers, segmenter="lines", config={"a": 1}, input_fingerprint="f")
+def finish(folder, scorers=(PEP8,), num_parts=1):
+    shards = list(range(num_parts))
+    return corpus.finish(
+        str(folder), shards=shards, scorers=scorers, segmenter="lines", config={"a": 1}, input_fingerprint="f"
+    )
 
 
 def test_what_is_written_is_read_back_in_order_of_parts_and_rows(tmp_path):
     write_part(tmp_path, 1, [("c", ["x"], [1.0])])
     write_part(tmp_path, 0, [("a", ["if x:\n", "  y"], [0.0, 0.5]), ("b", ["z\n", "w"], [None, None])])
-    finish(tmp_path)
+    finish(tmp_path, num_parts=2)
     first, second, third = corpus.read_corpus(str(tmp_path))
     assert [first.id, second.id, third.id] == ["a", "b", "c"]
     assert first.text == "if x:\n  y"
@@ -93,7 +96,7 @@ def test_the_manifest_adds_up_the_parts(tmp_path):
     gone = Rejected("b.py", 0, "not_utf8", "byte 3")
     write_part(tmp_path, 0, [("a", ["xx", "y"], [0.0, None])], rejected=[gone], scorers=("pep8", "pii"))
     write_part(tmp_path, 1, [("c", ["z"], [0.5])], rejected=[gone], scorers=("pep8", "pii"))
-    finish(tmp_path, scorers=(PEP8, PII))
+    finish(tmp_path, scorers=(PEP8, PII), num_parts=2)
     manifest = corpus.read_manifest(str(tmp_path))
     assert (manifest.documents, manifest.segments, manifest.characters, manifest.num_parts) == (2, 3, 4, 2)
     assert manifest.rejected == {"not_utf8": 2}
@@ -140,6 +143,27 @@ def test_an_unfinished_corpus_is_refused(tmp_path):
         corpus.list_parts(str(tmp_path))
     with pytest.raises(DataError, match=r"jobs\.score_corpus"):
         corpus.list_parts(str(tmp_path / "nowhere"))
+
+
+def test_a_part_that_is_another_s_or_torn_is_not_merged(tmp_path):
+    path = Path(write_part(tmp_path, 1, [("a", ["x"], [0.5])]))
+    for content in (path.read_bytes(), path.read_bytes()[:-9]):
+        (tmp_path / "part-00000.parquet").write_bytes(content)
+        with pytest.raises(IncompleteError, match=r"part-00000\.parquet is of another job or damaged"):
+            finish(tmp_path)
+        assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_a_finished_corpus_with_a_part_too_many_or_too_few_is_refused(tmp_path):
+    path = Path(write_part(tmp_path, 0, [("a", ["x"], [0.5])]))
+    finish(tmp_path)
+    (tmp_path / "part-00099.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"has 2 parts, its manifest\.json says 1"):
+        list(corpus.read_corpus(str(tmp_path)))
+    for part in tmp_path.glob("part-*"):
+        part.unlink()
+    with pytest.raises(DataError, match=r"has 0 parts, its manifest\.json says 1"):
+        corpus.list_parts(str(tmp_path))
 
 
 def test_parts_come_by_number(tmp_path):

@@ -112,6 +112,19 @@ def test_what_is_missing_is_done_and_what_is_done_is_not_touched(sources, tmp_pa
     assert again == first
 
 
+def test_parts_of_no_shard_are_removed_and_not_counted(sources, tmp_path, caplog):
+    out = tmp_path / "out"
+    (sources / "latin.py").write_bytes(b"\xff")
+    first = run(request(sources), str(out))
+    (out / "_SUCCESS").unlink()
+    (out / "part-00099.parquet").write_bytes((out / "part-00003.parquet").read_bytes())
+    (rejected,) = (out / "rejected").iterdir()
+    (out / "rejected" / "part-00099.parquet").write_bytes(rejected.read_bytes())
+    assert run(request(sources), str(out)) == first
+    assert list(out.rglob("part-00099*")) == []
+    assert "part-00099.parquet is of none of the" in caplog.text
+
+
 def test_changed_missing_and_added_input_is_named(sources, tmp_path):
     out = str(tmp_path / "out")
     run(request(sources), out)
@@ -127,6 +140,37 @@ def test_changed_missing_and_added_input_is_named(sources, tmp_path):
     manifest = run(request(sources), out, restart=True)
     assert manifest.documents == 20
     assert {json.loads(document.meta)["source"] for document in read_corpus(out)} == {
+        path.name for path in sources.iterdir()
+    }
+
+
+@pytest.mark.parametrize("name", ["out", "out[1]"])
+def test_a_restart_that_was_killed_is_started_again(sources, tmp_path, monkeypatch, name):
+    out = tmp_path / name
+    run(request(sources), str(out))
+    (sources / "19.py").unlink()
+    remove, left = score.Output.remove, 0
+
+    def killed(place, name):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        remove(place, name)
+
+    for removals in range(1, 60, 4):
+        left = removals
+        with monkeypatch.context() as patched:
+            patched.setattr(score.Output, "remove", killed)
+            try:
+                manifest = run(request(sources), str(out), restart=True)
+            except KeyboardInterrupt:
+                assert not (out / "_SUCCESS").exists()
+                continue
+        break
+    assert removals > 8
+    assert manifest.documents == 19
+    assert {json.loads(document.meta)["source"] for document in read_corpus(str(out))} == {
         path.name for path in sources.iterdir()
     }
 
@@ -178,6 +222,20 @@ def test_a_folder_with_other_things_is_not_written_into(sources, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize("given", ["in", "in/**/*.parquet", "i*/**/README*", "in/scored/*"])
+def test_an_output_that_would_be_read_as_input_is_refused(sources, tmp_path, given):
+    with pytest.raises(ConfigError, match=r"--output .*in/scored lies in --input .*; give an output elsewhere"):
+        run(request(tmp_path / given), str(sources / "scored"))
+    assert not (sources / "scored").exists()
+
+
+@pytest.mark.parametrize("given", ["in/*.py", "in/3.py", "in/**/*.py", "in/scored-before"])
+def test_an_output_beside_the_input_is_not_refused(sources, tmp_path, given):
+    write_files(sources / "scored-before", {"x.py": "x\n"})
+    for _ in range(2):
+        assert run(request(tmp_path / given), str(sources / "scored")).documents in (1, 20, 21)
+
+
 def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
     texts = {f"{index}.py": "FAIL\n" if index % 2 else "fine\n" for index in range(10)}
     folder = write_files(tmp_path / "in", texts)
@@ -191,6 +249,26 @@ def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
     manifest = run(request(folder, max_failed_fraction=0.5), str(out))
     assert manifest.scorer_stats().failed == {"unlucky": 5}
     assert {document.scores for document in read_corpus(str(out))} == {(None,), (5.0,)}
+
+
+def test_too_many_records_that_can_not_be_read_stop_the_job(tmp_path):
+    folder = write_files(tmp_path / "in", {f"{index}.py": "fine\n" for index in range(8)})
+    write_files(folder, {f"empty{index}.py": "" for index in range(40)})
+    for index in range(11):
+        (folder / f"latin{index}.py").write_bytes(b"\xff")
+    out = tmp_path / "out"
+    with pytest.raises(IncompleteError, match=r"11 of 19 records could not be read \(not_utf8: 11\).*=0\.01.*rejected"):
+        run(request(folder), str(out))
+    assert not (out / "_SUCCESS").exists()
+    assert run(request(folder, max_failed_fraction=0.6), str(out)).documents == 8
+    # A few are no reason to stop, unless there is little else.
+    few = write_files(tmp_path / "few", {"0.py": "fine\n", "1.py": "fine\n"})
+    (few / "latin.py").write_bytes(b"\xff")
+    assert run(request(few), str(tmp_path / "few-out")).rejected == {"not_utf8": 1}
+    (few / "1.py").unlink()
+    (few / "latin2.py").write_bytes(b"\xff")
+    with pytest.raises(IncompleteError, match="2 of 3 records"):
+        run(request(few), str(tmp_path / "few-out"), restart=True)
 
 
 def test_a_job_that_fails_much_stops_before_its_end(tmp_path):
@@ -232,6 +310,36 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
     assert rows == [row for part in corpus.list_parts(str(tmp_path / "one")) for row in corpus.read_rows(part)]
     assert rows[3]["scores"] == [2.0] * len(rows[3]["texts"])
     assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
+
+
+def test_a_shard_that_is_committed_is_not_scored_again(tmp_path):
+    folder = write_files(tmp_path / "in", {"a.py": "a b\n"})
+    asked = request(folder, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
+    place = score.Output(str(tmp_path / "out"))
+    plan = score.prepare(asked, place, append=False, restart=False)
+    first, last = (
+        score.ShardScorer(pool.stage) for pool in score._pools(asked, plan, output=place.name(), has_gpus=True)
+    )
+    between = first(plan.row(0))
+    once = last(between)
+    stamp = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
+    assert last(between) == once
+    assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == stamp
+    assert last(first(plan.row(0))) == once
+    assert not any((tmp_path / "out" / "_tmp").iterdir())
+    first.close()
+    last.close()
+
+
+def test_a_torn_part_is_written_anew(sources, tmp_path):
+    out = tmp_path / "out"
+    run(request(sources), str(out))
+    whole = parts_of(out)
+    (out / "_SUCCESS").unlink()
+    (out / "part-00003.parquet").write_bytes(whole["part-00003.parquet"][:-9])
+    (out / "part-00004.parquet").write_bytes(b"")
+    run(request(sources), str(out))
+    assert parts_of(out) == whole
 
 
 def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
@@ -340,6 +448,15 @@ def test_the_command_refuses_bad_input_with_one_line_and_leaves_no_output(tmp_pa
     done = run_job("--task", task, "--input", tmp_path, "--output", tmp_path / "out", "--append", "--restart")
     assert done.returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_odd_ids_and_names_end_no_job(tmp_path):
+    folder = write_files(tmp_path / "in", {os.fsdecode(b"caf\xe9.py"): "x\n", "b.py": "y\n"})
+    rows = [{"id": 5, "texts": ["a"]}, {"texts": ["a"], "meta": "\ud800"}]
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = run(request(folder), str(tmp_path / "out"))
+    assert (manifest.documents, dict(manifest.rejected)) == (3, {"bad_meta": 1})
+    assert "5" in {document.id for document in read_corpus(str(tmp_path / "out"))}
 
 
 def test_dates_are_judged_from_the_configured_day(tmp_path):

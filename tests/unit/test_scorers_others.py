@@ -90,6 +90,49 @@ def test_a_classifier_scores_by_the_output_and_activation_of_the_config(reward_m
     assert np.std(wanted) > 1e-3
 
 
+@pytest.mark.parametrize("special", [{}, {"eos_token": "<end>"}, {"eos_token": "<end>", "pad_token": "<pad>"}])
+def test_a_causal_model_scores_texts_together_as_one_at_a_time(tmp_path, special):
+    vocabulary = {"<end>": 0, "<pad>": 1, "good": 2, "bad": 3, "text": 4, "?": 5}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=16, **special)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=6, n_embd=8, n_layer=1, n_head=2, n_positions=16, num_labels=1, bos_token_id=None,
+        eos_token_id=0 if special else None,
+    )  # fmt: skip
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10)
+    model.save_pretrained(tmp_path)
+    texts = ["good", "good bad text text bad", "text bad good"]
+    with torch.no_grad():
+        wanted = [float(model(**tokenizer(text, return_tensors="pt")).logits[0, 0]) for text in texts]
+    scorer = build_scorer(
+        {"class_name": "SequenceClassifierScorer", "path": str(tmp_path), "device": "cpu", "activation": "none"}
+    )
+    np.testing.assert_allclose(scorer.score_texts(texts), wanted, atol=1e-5)
+    np.testing.assert_allclose([scorer.score_texts([text])[0] for text in texts], wanted, atol=1e-5)
+    assert np.std(wanted) > 1e-3
+
+
+def test_a_cut_text_on_which_the_model_fails_is_not_counted(reward_model, monkeypatch):
+    scorer = build_scorer({"class_name": "SequenceClassifierScorer", "path": str(reward_model), "device": "cpu"})
+
+    def out_of_memory(token_ids):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer._classifier, "_run", out_of_memory)
+        with pytest.raises(RuntimeError):
+            scorer.score_texts(["good " * 40])
+    assert scorer.num_truncated == 0
+    scorer.score_texts(["good " * 40])
+    assert scorer.num_truncated == 1
+
+
 def test_settings_that_change_the_score_change_the_identity(reward_model):
     config = {"class_name": "SequenceClassifierScorer", "path": str(reward_model), "device": "cpu"}
     identities = [

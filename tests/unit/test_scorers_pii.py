@@ -163,17 +163,52 @@ def test_a_spacy_model_that_is_not_there_is_named():
         build_scorer({"class_name": "PIIScorer", "spacy_model": "no_such_model"})
 
 
-def test_entities_of_a_spacy_model_are_found(tmp_path):
+def entity_scorer(folder, *names):
+    """With a model that knows these persons, and one city."""
     import spacy
 
     pipeline = spacy.blank("en")
     ruler = pipeline.add_pipe("entity_ruler")
-    ruler.add_patterns([{"label": "PERSON", "pattern": "Ada"}, {"label": "GPE", "pattern": "London"}])
-    pipeline.to_disk(tmp_path / "model")
-    scorer = build_scorer({"class_name": "PIIScorer", "spacy_model": str(tmp_path / "model")})
+    patterns = [{"label": "PERSON", "pattern": name} for name in names]
+    ruler.add_patterns([*patterns, {"label": "GPE", "pattern": "London"}])
+    pipeline.to_disk(folder)
+    return build_scorer({"class_name": "PIIScorer", "spacy_model": str(folder)})
+
+
+def test_entities_of_a_spacy_model_are_found(tmp_path):
+    scorer = entity_scorer(tmp_path / "model", "Ada")
     assert scorer.spans("Ada lives in London.") == [Span("spacy_entity", 0, 3)]
     assert "spacy" in scorer.identity().versions
     assert "spacy" not in SCORER.identity().versions
+
+
+def test_another_spacy_model_of_the_same_name_is_another_scorer(tmp_path):
+    first, same = (entity_scorer(tmp_path / "model", "Ada").identity() for _ in range(2))
+    other = entity_scorer(tmp_path / "model", "Ada", "Grace").identity()
+    assert first == same
+    assert first.weights_hash != other.weights_hash
+    assert SCORER.identity().weights_hash is None
+
+
+def test_a_text_longer_than_a_spacy_model_takes_is_cut_between_words(tmp_path):
+    scorer = entity_scorer(tmp_path / "model", "Ada")
+    detector = list(scorer._scrubber._detectors.values())[-1]
+    text = "Ada! " + "word " * 220_000 + "Ada: ada@example.org"
+    assert len(text) > detector._pipeline.max_length
+    spans = scorer.spans(text)
+    assert [(span.type, text[span.begin : span.end]) for span in spans] == [
+        ("spacy_entity", "Ada"),
+        ("spacy_entity", "Ada"),
+        ("email", "ada@example.org"),
+    ]
+
+
+def test_a_spacy_model_does_not_keep_the_words_that_it_saw(tmp_path):
+    scorer = entity_scorer(tmp_path / "model", "Ada")
+    detector = list(scorer._scrubber._detectors.values())[-1]
+    known = len(detector._pipeline.vocab.strings)
+    scorer.score_texts([f"word{index} other{index}." for index in range(100)])
+    assert len(detector._pipeline.vocab.strings) == known
 
 
 def test_british_addresses_are_found_in_their_locale():

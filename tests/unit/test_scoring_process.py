@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,20 +78,47 @@ def test_only_the_text_that_hangs_or_crashes_is_quarantined(start, word, error):
     assert ask(process, "more").outcomes[0].scores["length"] == ([4.0], [None])
 
 
-def test_a_batched_scorer_that_hangs_or_raises_costs_one_document_only(start):
+def test_a_batched_scorer_that_hangs_or_raises_costs_one_segment_only(start):
     process = start(WORDS, timeout=1.0)
-    first, second, third = ask(process, "a b", "c\nHANG", "d").outcomes
+    first, second, third = ask(process, "a b", "c\nHANG\nd e\nHANG", "d").outcomes
     assert (first.scores["words"], third.scores["words"]) == (([2.0], [None]), ([1.0], [None]))
-    assert second.scores["words"][1] == ["timeout: nothing after 1 s"] * 2
-    first, second = ask(process, "a b", "RAISE").outcomes
+    hung = "timeout: nothing after 1 s"
+    assert second.scores["words"] == ([1.0, None, 2.0, None], [None, hung, None, hung])
+    first, second = ask(process, "a b", "RAISE\nc d LONG").outcomes
     assert first.scores["words"] == ([2.0], [None])
-    assert second.scores["words"] == ([None], ["RuntimeError: the scorer has a bug"])
+    assert second.scores["words"] == ([None, 3.0], ["RuntimeError: the scorer has a bug", None])
+
+
+def test_texts_that_take_long_together_are_not_taken_for_one_that_hangs(start):
+    process = start({"class_name": "WordScorer", "delay_s": 0.08}, timeout=1.0)
+    for _ in range(2):
+        first, second = ask(process, "x\n" * 20, "y\n" * 2).outcomes
+        assert first.scores["words"] == ([1.0] * 20, [None] * 20)
+        assert second.scores["words"] == ([1.0] * 2, [None] * 2)
+    # By now fewer are scored together, and no further child has to be killed.
+    child = process._process.pid
+    ask(process, "x\n" * 40)
+    assert process._process.pid == child
+
+
+def test_a_text_that_is_cut_counts_once_however_often_its_batch_was_tried(start):
+    process = start(WORDS, timeout=1.0)
+    assert ask(process, "LONG\na", "RAISE\nLONG").truncated == {"words": 2}
+    assert ask(process, "LONG\na", "HANG\nLONG").truncated == {"words": 2}
 
 
 def test_batching_over_documents_keeps_segments_apart(start):
     answer = ask(start(WORDS, segmenter="lines"), "a b\nc\n", "d e f", "LONG")
     assert [outcome.scores["words"][0] for outcome in answer.outcomes] == [[2.0, 1.0], [3.0], [1.0]]
     assert answer.truncated == {"words": 1}
+
+
+def test_a_scorer_computes_with_as_many_threads_as_it_was_given(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    process = ScoringProcess(replace(setup({"class_name": "ThreadScorer"}), num_threads=1))
+    (outcome,) = ask(process, "a").outcomes
+    process.close()
+    assert outcome.scores["threads"] == ([1.0], [None])
 
 
 def test_a_scorer_that_can_not_be_built_is_reported_at_once():
@@ -114,7 +142,7 @@ from phf_ray.pipelines.scoring_process import _STATE, Setup, Task, _Worker
 setup = Setup(({"class_name": "PEP8Scorer"},), segmenter="lines", text_timeout_s=60)
 worker = _Worker(setup, mmap.mmap(-1, _STATE.size))
 worker._watch_s = 0.5
-worker.answer([Task(text="x=1")], False)
+worker.answer([Task(text="x=1")], 512)
 time.sleep(1.5)
 """
 

@@ -90,6 +90,12 @@ def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, 
         find_files(["no/such-thing"])
 
 
+def test_a_file_of_the_hub_is_known_by_its_hash():
+    store, _ = corpus.open_filesystem("memory://")
+    info = {"name": "/a/b.txt", "size": 3, "type": "file", "blob_id": "0123", "last_commit": None}
+    assert sources._input_file(store, "/a", info).stamp == "0123"
+
+
 def test_missing_and_useless_input_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; give a folder"):
         find_files([str(tmp_path / "nowhere")])
@@ -212,15 +218,33 @@ def test_segments_of_a_data_set_are_kept_and_scores_of_an_equal_scorer_reused(tm
     assert second.reason == "empty"
 
 
+def test_ids_may_be_numbers_and_what_can_not_be_stored_is_rejected(tmp_path):
+    texts = {"texts": ["a"]}
+    lines = [{"id": 5, **texts}, {"id": 0, **texts}, {"id": "\ud800", **texts}, {"meta": "\ud800", **texts}, texts]
+    first, zero, *bad, last = read_all(write_lines(tmp_path / "a.jsonl", lines))
+    assert (first.id, zero.id, len(last.id)) == ("5", "0", 32)
+    assert [(record.record, record.reason) for record in bad] == [(2, "bad_meta"), (3, "bad_meta")]
+
+
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / f"{name}.py").write_text("x = 1\n")
+    (tmp_path / f"{name}.txt").write_bytes(b"\xff")
+    document, rejected = read_all(tmp_path)
+    assert json.loads(document.meta) == {"source": "caf\\udce9.py"}
+    assert document.id == corpus.document_id("caf\\udce9.py", 0, "x = 1\n")
+    assert (rejected.source, rejected.reason) == ("caf\\udce9.txt", "not_utf8")
+
+
 def test_a_scored_corpus_is_an_input(tmp_path):
     writer = PartWriter(
-        f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={}
+        f"{tmp_path}/part-00000.parquet", rejects=f"{tmp_path}/rejected/r.parquet", scorers=["a"], footer={"shard": "s"}
     )
     writer.add("i", ["x"], scores={"a": ([0.0], [None])}, meta='{"k": 1}')
     writer.reject(Rejected("s", 0, "empty", ""))
     writer.commit()
     identity = ScorerIdentity("a", "A", "u")
-    corpus.finish(str(tmp_path), scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    corpus.finish(str(tmp_path), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
     (record,) = read_all(tmp_path)
     assert (record.id, record.texts, record.meta) == ("i", ("x",), '{"k": 1}')
 
@@ -258,6 +282,15 @@ def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
     # 30,000 lines of 93 bytes are 2.8 MB; cuts fall at the first line after each MB.
     assert len(shards) == 3
     assert all(sum(piece.num_bytes for piece in shard) < 2_100_000 for shard in shards)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(sources, "_CHUNK", 1000)
+    records = [{"text": hashlib.sha256(str(index).encode()).hexdigest()} for index in range(4000)]
+    files = find_files([str(write_lines(tmp_path / f"a.jsonl{suffix}", records))]).files
+    assert 16 <= len(list(plan_shards(files, shard_bytes=1000))) <= 64
+    assert len(texts_of(read_all(tmp_path, shard_bytes=1000))) == 4000
 
 
 @pytest.mark.parametrize(
