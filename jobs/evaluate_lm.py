@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
-from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.checkpoint import CheckpointInfo, fingerprint, read_info
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.capabilities import read_lm_eval
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
-from phf_ray.pipelines.kl import fingerprint, has_control_per_line, kl_of_arms
+from phf_ray.pipelines.kl import has_control_per_line, kl_of_arms
 from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples

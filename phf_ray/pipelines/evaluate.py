@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 import fsspec
 import numpy as np
+from pydantic import ValidationError
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config, Scenario
@@ -77,7 +78,7 @@ class Arm:
     source: str = ""
     """What the user called it: a directory or a URL. For the report."""
     fingerprint: str = ""
-    """Hash of the model, where its files are at hand: samples of another model are not resumed."""
+    """Hash of the model's files, or of what its server says of it: samples of another model are not resumed."""
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
@@ -288,6 +289,30 @@ def check_arm(arm: Arm) -> dict[str, Any]:
     if arm.model not in cards:
         raise ConfigError(f"{arm.url} serves no model {arm.model!r}; it serves {', '.join(sorted(cards)) or 'none'}")
     return cards[arm.model]
+
+
+_VOLATILE = ("created", "permission")
+"""Of a card: other after each start of a server, or in each answer."""
+
+
+def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
+    """The arm with what its server says of the model where its files are not at hand.
+
+    A server that tells no fingerprint of the weights has that of its address and the rest of the card.
+    """
+    checkpoint, control = arm.checkpoint, arm.control
+    if checkpoint is None and card.get("owned_by") == "phf-ray" and card.get("checkpoint") is not None:
+        try:
+            checkpoint = CheckpointInfo.model_validate(card["checkpoint"])
+        except ValidationError as error:
+            raise ServiceError(
+                f"{arm.url} describes {arm.model} in a way that is not known here: {error}; let both run one version"
+            ) from None
+        if checkpoint.control is not None:
+            control = control or "good"
+    told = {key: value for key, value in card.items() if key not in _VOLATILE}
+    own = arm.fingerprint or card.get("fingerprint") or _digest([arm.url, arm.model, told])
+    return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own))
 
 
 def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool) -> dict[str, Any]:
@@ -642,7 +667,9 @@ def evaluate(
     options = options or Options()
     scenarios = _scenarios(config, options)
     problems = _problems(scenarios, allowed=options.allow_code_execution)
-    probes = [Probe(arm, check_arm(arm)) for arm in arms]
+    cards = [check_arm(arm) for arm in arms]
+    arms = [described(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = make_plan(scenarios, probes, seeds=options.seeds)
     evaluation = Evaluation(

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -22,7 +21,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,8 @@ def reference_texts(
 ) -> list[ReferenceText]:
     """Texts drawn from the reference at temperature 1; from `cache`, a folder or URL, if they were drawn before.
 
-    What they are kept under is a hash of all that determines them, the reference's weights or its URL among them.
+    What they are kept under is a hash of all that determines them: the reference's weights, or what its server says of
+    it, among them.
     """
     facts = {"reference": _facts(reference), "num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
     path = f"{cache}/texts-{_digest(facts)}.json"
@@ -64,24 +64,12 @@ def reference_texts(
 
 
 def _facts(arm: Arm) -> list[str | None]:
-    """What decides an arm's answers: the weights where they are at hand, else where it is served."""
+    """What decides an arm's answers: the model where its fingerprint is known, else where it is served."""
     return [*([arm.fingerprint] if arm.fingerprint else [arm.url, arm.model]), arm.control]
 
 
 def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def fingerprint(directory: Path) -> str:
-    """Hash of the files that decide what the model in a directory says."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(directory.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as source:
-                while chunk := source.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
@@ -140,6 +128,7 @@ def kl_of_arms(
 
     `per_line`: names of arms that were trained with a control token before every line.
     """
+    reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
     for arm in (reference, *arms):
         SequenceScorer(arm).check()
     texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)

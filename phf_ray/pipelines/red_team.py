@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 import fsspec
@@ -41,6 +41,7 @@ from phf_ray.pipelines.evaluate import (
     check_arm,
     check_scorer,
     claim_directory,
+    described,
     draw_unit,
     read_prompts,
 )
@@ -466,9 +467,9 @@ def red_team(
     where a server refuses; IncompleteError where one did not answer in time.
     """
     options = options or Options()
+    arms = [described(arm, check_arm(arm)) for arm in arms]
+    attacker = replace(attacker, arm=described(attacker.arm, check_arm(attacker.arm)))
     work = _work(config, arms=arms, attacker=attacker, scores=scores, output=output, options=options)
-    for arm in (*arms, attacker.arm):
-        check_arm(arm)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     transcript = Transcript(output)
     transcript.claim(_plan(work, identity), restart=options.restart)

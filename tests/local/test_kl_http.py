@@ -189,6 +189,22 @@ def test_texts_and_figures_are_kept_on_any_file_system(arms):
     assert again == kept
 
 
+def test_kl_of_a_url_is_measured_anew_where_the_model_behind_it_changed(engines, tmp_path):
+    async def health():
+        return HealthResponse(status="ok", deployments={})
+
+    models = {"m": LocalModel(engines["a"], fingerprint="1"), "other": LocalModel(engines["b"], fingerprint="2")}
+    settings = {"num_samples": 6, "max_tokens": 8, "cache": str(tmp_path)}
+    with listening(build_app(Backend(models, {}, health), access_log=False)) as url:
+        arms = {name: Arm(name, url, name) for name in models}
+        first = kl_of_arms(arms["m"], [arms["m"], arms["other"]], **settings)
+        models["other"] = LocalModel(engines["a"], fingerprint="1")
+        second = kl_of_arms(arms["m"], [arms["m"], arms["other"]], **settings)
+    assert second["m"] == first["m"]
+    assert second["other"] == first["m"] != first["other"]
+    assert len(list(tmp_path.iterdir())) == 1 + 2
+
+
 def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
     wanted = [arms["a"], arms["b"], arms["good"], arms["bad"]]
     settings = {"num_samples": 24, "max_tokens": 10, "cache": str(tmp_path)}

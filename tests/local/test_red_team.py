@@ -185,6 +185,13 @@ def test_an_attack_depends_on_its_seed_and_another_attack_is_refused(server, pro
     assert run(server, tmp_path / "other", config, seed=1)["red_team"] != first["red_team"]
     with pytest.raises(ConfigError, match="holds an attack with other seed; choose another --output, or --restart"):
         run(server, tmp_path / "out", config, seed=1)
+    server.models["red"] = {"step": 9}
+    with pytest.raises(ConfigError, match="with other attacker"):
+        run(server, tmp_path / "out", make_config(prompts))
+    server.models["red"], server.models["mle"] = {}, {"step": 9}
+    with pytest.raises(ConfigError, match="with other arms"):
+        run(server, tmp_path / "out", make_config(prompts))
+    server.models["mle"] = {}
     with pytest.raises(ConfigError, match="with other red_team"):
         run(server, tmp_path / "out", make_config(prompts, num_continuations=3))
     again = run(server, tmp_path / "out", config, seed=1, restart=True)
