@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, Protocol
+from urllib.parse import quote
 
 import fsspec
 import numpy as np
@@ -519,12 +520,32 @@ class Probe:
             raise ConfigError(f"{self.arm.url}: {self.arm.model} has no single token that texts start with, but {ids}")
         return ids[0]
 
+    @property
+    def end_id(self) -> int:
+        """The token with which a text ends by itself. It is not always the one that texts start after."""
+        try:
+            text = self._tokenizer_info().get("eos_token")
+        except RefusedError:
+            text = None
+        if text is None and not self._tokenize("", add_special_tokens=True):
+            return self.first_id
+        ids = self._tokenize(str(text), add_special_tokens=False) if text else []
+        if len(ids) != 1:
+            raise ConfigError(
+                f"{self.arm.url} does not tell which single token ends a text of {self.arm.model}, but {text!r}: {ids}; "
+                "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --enable-tokenizer-info-endpoint"
+            )
+        return ids[0]
+
     def token_ids(self, text: str) -> list[int]:
         return self._tokenize(text, add_special_tokens=False)
 
     def _first_token(self) -> str:
-        info = self._client.get("/tokenizer_info")
+        info = self._tokenizer_info()
         return str(info.get("bos_token") or info.get("eos_token") or "")
+
+    def _tokenizer_info(self) -> dict[str, Any]:
+        return self._client.get(f"/tokenizer_info?model={quote(self.arm.model)}")
 
     def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         body = {"model": self.arm.model, "prompt": text, "add_special_tokens": add_special_tokens}

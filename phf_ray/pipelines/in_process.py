@@ -45,7 +45,7 @@ class LocalModel:
     def get(self, path: str) -> dict[str, Any]:
         if path == "/v1/models":
             return {"data": [{"id": self._name, "owned_by": "phf-ray", "max_model_len": self._engine.context}]}
-        assert path == "/tokenizer_info", path
+        assert path.startswith("/tokenizer_info"), path
         tokenizer = self._engine.strings.tokenizer
         return {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
 

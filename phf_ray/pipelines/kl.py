@@ -212,7 +212,7 @@ class SequenceScorer:
         self.arm = arm
         self._client = client_of(arm)
         self._probe = Probe(arm, check_arm(arm))
-        self._first_id = self._probe.first_id
+        self._first_id, self._end_id = self._probe.first_id, self._probe.end_id
         own = None if arm.checkpoint is None else arm.checkpoint.control
         self._control = "none" if own is None and arm.control is None else arm.control or "good"
         self._line_control_id: int | None = None
@@ -236,8 +236,7 @@ class SequenceScorer:
 
     def _part(self, pairs: Sequence[tuple[ReferenceText, Sequence[int]]]) -> list[float]:
         encoded = [
-            encode(ids, first_id=self._first_id, ends_with=self._first_id if text.ended else None)
-            for text, ids in pairs
+            encode(ids, first_id=self._first_id, ends_with=self._end_id if text.ended else None) for text, ids in pairs
         ]
         control = self._control
         if self._line_control_id is not None:
@@ -256,7 +255,7 @@ class SequenceScorer:
             first_id=self._first_id,
             control_id=self._line_control_id,
             starts=line_starts(text.text, begins[: len(ids)]) or [0],
-            ends_with=self._first_id if text.ended else None,
+            ends_with=self._end_id if text.ended else None,
         )
 
     def _echo(self, encoded: Sequence[EncodedText], *, control: str) -> list[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.kl import encode, text_logprobs
 from phf_ray.packing import _owners
+from phf_ray.pipelines.client import RefusedError
 from phf_ray.pipelines.evaluate import Arm
 from phf_ray.pipelines.kl import (
     ReferenceText,
@@ -187,6 +188,54 @@ def test_texts_and_figures_are_kept_on_any_file_system(arms):
     assert kl_of_arms(arms["a"], [arms["b"]], **settings) == found
     again = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
     assert again == kept
+
+
+class TwoEnds:
+    """A server of a model that starts texts with one token and ends them with another, as Llama's."""
+
+    START, END = 1, 2
+
+    def __init__(self, *, info, starts=(START,)):
+        self.info, self.starts = info, list(starts)
+        self.echoed = []
+
+    def get(self, path):
+        if path == "/v1/models":
+            return {"data": [{"id": "m"}]}
+        assert path == "/tokenizer_info?model=m"
+        if self.info is None:
+            raise RefusedError("status 404")
+        return self.info
+
+    def post(self, path, body):
+        if path == "/tokenize":
+            special = {"<s>": self.START, "</s>": self.END, "": None}
+            text = body["prompt"]
+            ids = [special[text]] if text in special else [10 + ord(letter) for letter in text]
+            return {"tokens": (self.starts if body["add_special_tokens"] else []) + [id_ for id_ in ids if id_]}
+        self.echoed += body["prompt"]
+        return {
+            "choices": [
+                {"index": index, "logprobs": {"token_logprobs": [None, *(-1.0 for _ in ids)], "text_offset": [0]}}
+                for index, ids in enumerate(body["prompt"])
+            ]
+        }
+
+
+@pytest.mark.parametrize("info", [{"eos_token": "</s>"}, {"bos_token": "<s>", "eos_token": "</s>"}])
+def test_a_text_ends_with_the_end_of_text_token_also_where_texts_start_with_another(info):
+    server = TwoEnds(info=info)
+    scorer = SequenceScorer(Arm("m", "http://x", "m", client=server))
+    scorer.logprobs([ReferenceText("a", ended=True, ids=None), ReferenceText("a", ended=False, ids=None)], [[7], [7]])
+    assert server.echoed == [[1, 7, 2], [1, 7]]
+
+
+def test_one_token_at_both_ends_need_not_be_told_twice_and_an_unknown_end_is_named():
+    alone = SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info={"bos_token": "<s>"}, starts=())))
+    assert alone.logprobs([ReferenceText("a", ended=True, ids=None)], [[7]]) == [-2.0]
+    for info in ({"bos_token": "<s>"}, {"eos_token": "ab"}, None):
+        with pytest.raises(ConfigError, match=r"does not tell which single token ends a text of m.*tokenizer_info"):
+            SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=info)))
 
 
 def test_kl_of_a_url_is_measured_anew_where_the_model_behind_it_changed(engines, tmp_path):
