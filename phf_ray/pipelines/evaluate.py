@@ -80,6 +80,8 @@ class Arm:
     """What the user called it: a directory or a URL. For the report."""
     fingerprint: str = ""
     """Hash of the model's files, or of what its server says of it: samples of another model are not resumed."""
+    knows_top_k: bool = False
+    """Its server takes `top_k`, and may limit what is drawn by itself where it is not told otherwise."""
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
@@ -225,7 +227,7 @@ def request_body(unit: Unit, scenario: Scenario, arm: Arm, *, start: int = 0) ->
     if kwargs.min_length:
         # DIFFERS: ours at least min_length new tokens; original counts tokens of the prompt (D-10).
         body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
-    if kwargs.top_k:
+    if kwargs.top_k or arm.knows_top_k:
         body["top_k"] = kwargs.top_k
     if unit.control is not None:
         body["control"] = unit.control
@@ -313,7 +315,12 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
             control = control or "good"
     told = {key: value for key, value in card.items() if key not in _VOLATILE}
     own = arm.fingerprint or card.get("fingerprint") or _digest([arm.url, arm.model, told])
-    return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own))
+    return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own), knows_top_k=knows_top_k(card))
+
+
+def knows_top_k(card: Mapping[str, Any]) -> bool:
+    """OpenAI's own server refuses what it does not know; vLLM takes over the limit that a model's files propose."""
+    return card.get("owned_by") in ("phf-ray", "vllm")
 
 
 def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool) -> dict[str, Any]:
@@ -532,7 +539,7 @@ class Probe:
         ids = self._tokenize(str(text), add_special_tokens=False) if text else []
         if len(ids) != 1:
             raise ConfigError(
-                f"{self.arm.url} does not tell which single token ends a text of {self.arm.model}, but {text!r}: {ids}; "
+                f"{self.arm.url} does not tell which token ends a text of {self.arm.model}, but {text!r}: {ids}; "
                 "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --enable-tokenizer-info-endpoint"
             )
         return ids[0]

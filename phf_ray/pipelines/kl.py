@@ -21,7 +21,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, knows_top_k
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -88,22 +88,33 @@ def _read(path: str) -> bytes | None:
 
 def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> Iterator[ReferenceText]:
     client = client_of(reference)
-    prompt = Probe(reference, check_arm(reference)).empty_prompt
+    card = check_arm(reference)
+    body: dict[str, Any] = {
+        "model": reference.model,
+        "prompt": Probe(reference, card).empty_prompt,
+        "max_tokens": max_tokens,
+        # From the whole distribution, whatever the server's defaults are.
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "return_token_ids": True,
+    }
+    if knows_top_k(card):
+        body["top_k"] = 0
+    if reference.control is not None:
+        body["control"] = reference.control
 
     def ask(first: int) -> list[ReferenceText]:
-        body = {
-            "model": reference.model,
-            "prompt": prompt,
-            "n": min(_TEXTS_PER_REQUEST, num_samples - first),
-            "max_tokens": max_tokens,
-            "temperature": 1.0,
-            "seed": (seed * 1_000_003 + first) % (1 << 31),
-            "return_token_ids": True,
-        }
-        if reference.control is not None:
-            body["control"] = reference.control
-        choices = client.post("/v1/completions", body)["choices"]
-        return [_reference_text(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+        wanted = min(_TEXTS_PER_REQUEST, num_samples - first)
+        texts: list[ReferenceText] = []
+        while len(texts) < wanted:
+            # A server that knows no `n` brings one text at a time.
+            asked = {"n": wanted - len(texts), "seed": (seed * 1_000_003 + first + len(texts)) % (1 << 31)}
+            choices = client.post("/v1/completions", body | asked)["choices"]
+            if not choices:
+                raise RefusedError(f"{reference.url} answered without choices; is {reference.model} a text model?")
+            ordered = sorted(choices, key=lambda choice: choice["index"])
+            texts += [_reference_text(choice) for choice in ordered[: wanted - len(texts)]]
+        return texts
 
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
         for texts in threads.map(ask, range(0, num_samples, _TEXTS_PER_REQUEST)):

@@ -543,6 +543,10 @@ def test_requests_are_openais(prompts):
     greedy = prompted(prompts, generate_kwargs={"do_sample": False, "top_k": 3})
     body = request_body(unit(control="bad"), greedy, arm)
     assert (body["temperature"], body["top_k"], body["control"]) == (0.0, 3, "bad")
+    assert "top_k" not in request_body(unit(), scenario, arm)
+    told = request_body(unit(), scenario, described(arm, {"owned_by": "vllm"}))
+    assert told["top_k"] == 0
+    assert "top_k" not in request_body(unit(), scenario, described(arm, {"owned_by": "openai"}))
     assert unit(seed=1).request_seed != unit().request_seed == unit(arm="b").request_seed
 
 

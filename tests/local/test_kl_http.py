@@ -179,6 +179,25 @@ def test_texts_of_the_reference_are_drawn_once(arms, tmp_path):
     assert reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=2) != first
 
 
+@pytest.mark.parametrize("brings_n", [True, False])
+def test_as_many_texts_as_asked_are_drawn_from_the_whole_distribution(tmp_path, brings_n):
+    server = Server()
+    server.brings_n = brings_n
+    try:
+        arm = Arm("mle", server.url, "mle")
+        texts = reference_texts(arm, num_samples=18, max_tokens=4, cache=str(tmp_path))
+        assert len(texts) == 18
+        assert {(body["temperature"], body["top_p"], body["top_k"]) for body in server.completions} == {(1.0, 1.0, 0)}
+        seeds = [body["seed"] for body in server.completions]
+        assert len(set(seeds)) == len(seeds) == (2 if brings_n else 18)
+        server.completions.clear()
+        server.models["mle"] = {"owned_by": "openai"}
+        reference_texts(arm, num_samples=1, max_tokens=4, cache=str(tmp_path))
+        assert "top_k" not in server.completions[0]
+    finally:
+        server.stop()
+
+
 def test_texts_and_figures_are_kept_on_any_file_system(arms):
     cache = "memory://kept/reference"
     settings = {"num_samples": 6, "max_tokens": 8, "cache": cache}
@@ -234,7 +253,7 @@ def test_one_token_at_both_ends_need_not_be_told_twice_and_an_unknown_end_is_nam
     alone = SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info={"bos_token": "<s>"}, starts=())))
     assert alone.logprobs([ReferenceText("a", ended=True, ids=None)], [[7]]) == [-2.0]
     for info in ({"bos_token": "<s>"}, {"eos_token": "ab"}, None):
-        with pytest.raises(ConfigError, match=r"does not tell which single token ends a text of m.*tokenizer_info"):
+        with pytest.raises(ConfigError, match=r"does not tell which token ends a text of m.*tokenizer_info"):
             SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=info)))
 
 
