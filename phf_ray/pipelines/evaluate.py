@@ -676,6 +676,8 @@ class Options:
     """Run samples of scenarios that say `execute`."""
     patience_s: float = 60.0
     """How long a request is asked again while the server is busy or away."""
+    measure: Callable[[Sequence[Arm]], Sequence[Arm]] | None = None
+    """Adds what else the report is to say of the arms, such as their KL, after all that can be wrong was checked."""
 
 
 def evaluate(
@@ -700,6 +702,11 @@ def evaluate(
     probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = make_plan(scenarios, probes, seeds=options.seeds)
+    started = time.monotonic()
+    store = Store(output)
+    store.claim(plan, arms, scorer=identity, restart=options.restart)
+    if options.measure is not None:
+        arms = options.measure(arms)
     evaluation = Evaluation(
         arms=tuple(
             ArmInfo(
@@ -720,9 +727,6 @@ def evaluate(
         metrics=config.generation.metrics_configs,
         compat=config.compat,
     )
-    started = time.monotonic()
-    store = Store(output)
-    store.claim(plan, arms, scorer=identity, restart=options.restart)
     todo = store.missing(plan.units)
     log.info("%d of %d samples to draw", sum(unit.count for unit in todo), sum(unit.count for unit in plan.units))
     failures: Counter[str] = Counter()
