@@ -338,7 +338,8 @@ def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool
         shown = "; ".join(
             f"{key}: trained on {trained.get(key)!r}, evaluated with {identity.get(key)!r}" for key in changed
         )
-        if {"class_name", "unit", "weights_hash"} & set(changed) and not allow_other:
+        # A name is the user's own, and another version of a package need not score otherwise.
+        if set(changed) - {"name", "versions"} and not allow_other:
             raise ConfigError(
                 f"{arm.name} was trained on another scorer ({shown}); give that scorer, or --allow-other-scorer"
             )

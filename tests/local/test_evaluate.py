@@ -382,11 +382,19 @@ def test_a_scorer_that_was_not_trained_on_is_refused_and_another_version_of_it_i
         ConfigError, match=r"a was trained on another scorer .*PIIScorer.*PEP8Scorer.*--allow-other-scorer"
     ):
         run(server, tmp_path / "out", arms=[arm(class_name="PIIScorer")])
+    with pytest.raises(ConfigError, match=r"a was trained on another scorer \(settings: trained on .*en_GB"):
+        run(server, tmp_path / "out", arms=[arm(settings={"locale": "en_GB"})])
     assert server.completions == []
-    for arms, options in [([arm(class_name="PIIScorer")], {"allow_other_scorer": True}), ([arm(versions={})], {})]:
+    for number, (arms, options) in enumerate(
+        [
+            ([arm(class_name="PIIScorer")], {"allow_other_scorer": True}),
+            ([arm(versions={})], {}),
+            ([arm(name="style")], {}),
+        ]
+    ):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            run(server, tmp_path / str(len(options)), arms=arms, **options)
+            run(server, tmp_path / str(number), arms=arms, **options)
         assert "THE SCORER IS NOT THE ONE" in caplog.text
 
 
