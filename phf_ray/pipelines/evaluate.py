@@ -838,22 +838,27 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed:
 def claim_directory(output: str, plan: Mapping[str, Any], *, holds: str, restart: bool, results: Sequence[str]) -> None:
     """Write the plan down in `output`; refuse a directory that holds another one, or, with `restart`, empty it.
 
+    A directory with files of these names that is not one of these is refused also with `restart`.
+
     `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report.
     """
     filesystem, root = fsspec.core.url_to_fs(output)
-    path = f"{root}/plan.json"
-    if filesystem.exists(path) and not restart:
-        theirs = json.loads(filesystem.cat_file(path))
-        changed = [key for key in plan if json.loads(json.dumps(plan[key])) != theirs.get(key)]
-        if changed:
-            raise ConfigError(
-                f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
-                "throw it away"
-            )
-    elif filesystem.exists(root):
-        for name in (*results, "report.json", "report.html", "summary.json"):
-            if filesystem.exists(f"{root}/{name}"):
-                filesystem.rm(f"{root}/{name}", recursive=True)
+    names = (*results, "report.json", "report.html", "summary.json", "plan.json")
+    there = [name for name in names if filesystem.exists(f"{root}/{name}")]
+    theirs = json.loads(filesystem.cat_file(f"{root}/plan.json")) if "plan.json" in there else {}
+    if there and set(theirs) != set(plan):
+        raise ConfigError(
+            f"{output} holds {', '.join(there)}, but not of {holds} that this version wrote; choose another --output"
+        )
+    changed = [key for key in theirs if json.loads(json.dumps(plan[key])) != theirs[key]]
+    if changed and not restart:
+        raise ConfigError(
+            f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
+            "throw it away"
+        )
+    if restart:
+        for name in there:
+            filesystem.rm(f"{root}/{name}", recursive=True)
     write_file(f"{output}/plan.json", (json.dumps(plan, indent=1) + "\n").encode())
 
 

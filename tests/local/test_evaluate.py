@@ -410,6 +410,18 @@ def test_a_directory_with_another_evaluation_is_refused_or_emptied(server, tmp_p
         run(server, tmp_path / "out", arms=changed, seeds=(5,))
 
 
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("names", [["summary.json"], ["plan.json", "summary.json"]])
+def test_files_of_a_directory_that_is_no_evaluations_are_left_alone(server, tmp_path, names, restart):
+    for name in names:
+        (tmp_path / name).write_text('{"num_steps": 10}')
+    with pytest.raises(ConfigError, match=r"holds summary\.json.* but not of an evaluation.*choose another --output"):
+        run(server, tmp_path, arms=make_arms(server.url)[:1], restart=restart)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert {path.read_text() for path in tmp_path.iterdir()} == {'{"num_steps": 10}'}
+    assert server.completions == []
+
+
 def test_a_url_behind_which_the_model_changed_is_another_arm(server, tmp_path):
     arms = make_arms(server.url)[:1]
     run(server, tmp_path / "out", arms=arms)

@@ -83,7 +83,9 @@ def test_nothing_is_asked_for_kl_before_the_scorer_and_the_output_are_known_to_b
             evaluate_lm.main([*command, "--output", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "plan.json").write_text('{"arms": "others"}')
+        (tmp_path / "out" / "plan.json").write_text(
+            json.dumps({"arms": "others", "scorer": {}, "scenarios": {}, "requests": ""})
+        )
         with pytest.raises(ConfigError, match="holds an evaluation with other"):
             evaluate_lm.main([*command, "--output", str(tmp_path / "out"), "--allow-other-scorer"])
         assert server.completions == []
