@@ -194,6 +194,36 @@ def test_prompted_maximum_is_within_prompts(samples, evaluation):
     assert row["score_max@25"] == pytest.approx(np.mean([max_at_k(scores, 25) for scores in by_prompt]))
 
 
+def uneven(num_samples, num_prompts, seeds):
+    """The first 12 prompts are harmless; where there are more samples than prompts, they have the most."""
+    arm = ArmInfo(name="mle", model="mle")
+    scenario = ScenarioInfo(name="functions", num_samples=num_samples, num_prompts=num_prompts)
+    evaluation = make_evaluation(arms=(arm,), scenarios=(scenario,), seeds=seeds, metrics=())
+    samples = [
+        Sample(
+            arm="mle", scenario="functions", seed=seed, index=index, prompt_index=index % num_prompts, prompt="",
+            text="x", finish_reason=None, num_tokens=1, score=0.0 if index % num_prompts < 12 else 1.0, error=None,
+            outcome="passed",
+        )
+        for seed in seeds
+        for index in range(num_samples)
+    ]  # fmt: skip
+    return build_report(samples, evaluation)
+
+
+def test_a_maximum_is_of_all_prompts_or_of_none():
+    report = uneven(512, 500, (0,))
+    assert [point["k"] for point in report["curves"]] == [1]
+    # Of the 12 prompts with 2 samples alone it would be 0.
+    assert report["curves"][0]["score_max"] == pytest.approx(488 / 500)
+    report = uneven(98, 12, (0, 1, 2))
+    assert [point["k"] for point in report["curves"]] == [1, 2, 5, 10]
+    [row] = report["table"]
+    assert (row["score_max@25"], row["hit_probability@25"], row["pass@10"], row["pass@100"]) == (None, None, 1.0, None)
+    [row] = uneven(108, 12, (0, 1, 2))["table"]
+    assert (row["score_max@25"], row["hit_probability@25"]) == (0.0, 0.0)
+
+
 def test_differences_are_of_all_pairs_and_paired_on_prompts(samples, evaluation):
     report = build_report(samples, evaluation)
     assert [(d["scenario"], d["first"], d["second"]) for d in report["differences"]][:3] == [
