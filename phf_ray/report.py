@@ -379,6 +379,7 @@ def _row(
         "kl_per_sequence": None if arm.kl is None else arm.kl.per_sequence[0],
         "kl_per_byte": None if arm.kl is None else arm.kl.per_byte[0],
         "kl_per_byte_error": None if arm.kl is None else arm.kl.per_byte[1],
+        "num_kl_impossible": 0 if arm.kl is None else arm.kl.num_impossible,
     }
 
 
@@ -671,6 +672,8 @@ def _row_note(row: Mapping[str, Any]) -> str:
     if row["num_unscored"]:
         reasons = ", ".join(f"{reason} x {count}" for reason, count in row["unscored"].items())
         notes.append(f"{row['num_unscored']} samples have no score ({reasons})")
+    if row["num_kl_impossible"]:
+        notes.append(f"the KL leaves out {row['num_kl_impossible']} texts of the reference that the model can't say")
     return "; ".join(notes)
 
 

@@ -182,6 +182,12 @@ def test_samples_without_a_score_and_samples_never_drawn_are_counted_apart_and_a
     assert "1 of 120 samples could not be drawn; 1 samples have no score (RecursionError x 1)" in table
 
 
+def test_texts_that_a_kl_leaves_out_are_said(samples, evaluation, written):
+    note = "conditional:good: the KL leaves out 1 texts of the reference that the model can't say"
+    assert note in format_table(build_report(samples, evaluation))
+    assert "the KL leaves out 1 texts of the reference" in (written / "report.html").read_text()
+
+
 def test_code_continues_its_prompt_when_the_prompt_is_scored(samples, evaluation):
     rows = build_report(samples, evaluation)["table"]
     assert [row["compilability"] for row in rows if row["scenario"] == "functions"] == [1.0, 1.0, 1.0]
