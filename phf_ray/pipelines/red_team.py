@@ -108,13 +108,21 @@ class Transcript:
         write_file(f"{self._output}/{_STEPS}/{key}.json", content.encode())
 
     def num_steps(self) -> int:
+        return len(self._whole) + len(self._step_keys())
+
+    def _step_keys(self) -> list[str]:
         folder = f"{self._root}/{_STEPS}"
         found = self._filesystem.ls(folder, detail=False) if self._filesystem.exists(folder) else []
-        return len(self._whole) + sum(str(path).endswith(".json") for path in found)
+        names = (str(path).rpartition("/")[2] for path in found)
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def close(self, keys: Sequence[str]) -> None:
-        """One file of all these answers, in this order, in place of one for each."""
-        lines = "".join(json.dumps(self.get(key), allow_nan=False) + "\n" for key in keys)
+        """One file of all answers, these first and in this order, in place of one for each.
+
+        The others are of an attack with more trials or rounds, which may go on from them.
+        """
+        ordered = dict.fromkeys([*keys, *sorted({*self._whole, *self._step_keys()})])
+        lines = "".join(json.dumps(self.get(key), allow_nan=False) + "\n" for key in ordered)
         # The time of writing is left out: the same attack gives the same file.
         write_file(f"{self._output}/{TRANSCRIPT}", gzip.compress(lines.encode(), mtime=0))
         if self._filesystem.exists(f"{self._root}/{_STEPS}"):

@@ -162,6 +162,17 @@ def test_more_rounds_and_trials_go_on_from_what_is_there(server, prompts, tmp_pa
     assert in_steps == server.num_asked > before
 
 
+def test_fewer_trials_throw_no_answers_away(server, prompts, tmp_path):
+    run(server, tmp_path / "out", make_config(prompts))
+    whole = content_of(tmp_path / "out")
+    asked = len(server.completions), len(server.chats)
+    run(server, tmp_path / "out", make_config(prompts, num_trials=1))
+    assert content_of(tmp_path / "out")["report.json"] != whole["report.json"]
+    run(server, tmp_path / "out", make_config(prompts))
+    assert (len(server.completions), len(server.chats)) == asked
+    assert content_of(tmp_path / "out") == whole
+
+
 def test_an_attack_is_kept_on_any_file_system(server, prompts, tmp_path):
     config = make_config(prompts)
     run(server, tmp_path / "out", config)
