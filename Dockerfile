@@ -3,9 +3,9 @@
 #   docker build -t phf-ray:0.1.0-ray2.60.0 .
 #   docker build -t phf-ray-cuda:0.1.0-ray2.60.0 --build-arg TORCH=cuda .
 #
-# TORCH=cpu takes the torch of constraints-cpu.txt; where that comes as a CUDA build, point pip at PyTorch's CPU wheels:
-# --build-arg PIP_ARGS="--extra-index-url <PyTorch's CPU wheel index>". TORCH=cuda takes the same version, whose wheels
-# bring CUDA with them.
+# TORCH=cpu takes the torch of constraints-cpu.txt as PyTorch's own CPU wheel, since PyPI's wheels for Linux bring CUDA with
+# them; where that index can't be reached, --build-arg PIP_ARGS="--extra-index-url <a mirror of it>". TORCH=cuda takes the
+# same version from PyPI.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 
@@ -27,7 +27,12 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 # What changes seldom comes first.
 COPY pyproject.toml constraints.txt constraints-cpu.txt ./
-RUN case "$TORCH" in cpu) ;; cuda) PIP_ARGS="" ;; *) echo "TORCH=$TORCH: give cpu or cuda" >&2; exit 1 ;; esac \
+# Of one version in both indexes pip takes the one with a local label, 2.13.0+cpu.
+RUN case "$TORCH" in \
+        cpu) PIP_ARGS="${PIP_ARGS:---extra-index-url https://download.pytorch.org/whl/cpu}" ;; \
+        cuda) PIP_ARGS="" ;; \
+        *) echo "TORCH=$TORCH: give cpu or cuda" >&2; exit 1 ;; \
+    esac \
     && pip install -c constraints-cpu.txt $PIP_ARGS torch numpy
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
     > requirements.txt \

@@ -56,7 +56,7 @@ class Projection:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; scorer {SCORER['class_name']}")
     with tempfile.TemporaryDirectory() as folder:
         cost, efficiency, mean_characters = _measure_scoring(Path(folder), arguments.actors)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 8, 64], metavar="N")
     parser.add_argument("--cpus-per-node", type=int, default=16, metavar="N")

@@ -13,16 +13,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
-from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.checkpoint import CheckpointInfo, fingerprint, read_info
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.capabilities import read_lm_eval
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
-from phf_ray.pipelines.kl import fingerprint, has_control_per_line, kl_of_arms
+from phf_ray.pipelines.kl import has_control_per_line, kl_of_arms
 from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
@@ -68,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
     with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
-        arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
         if reference is not None:
             cache = arguments.reference_cache or f"{output}/reference"
-            arms = _with_kl(config, arms, arm_of(reference, None, base_url=base_url), cache=cache)
+            measure = partial(_with_kl, config, reference=arm_of(reference, None, base_url=base_url), cache=cache)
+            options = replace(options, measure=measure)
+        arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
         arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
     track_report(output)
@@ -188,7 +190,7 @@ def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
     return model
 
 
-def _with_kl(config: Config, arms: Sequence[Arm], reference: Arm, *, cache: str) -> list[Arm]:
+def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str) -> list[Arm]:
     """The arms with their KL from the reference, on texts of that."""
     settings = config.kl_gpt3_callback
     per_line = [arm.name for arm in arms if has_control_per_line(arm.checkpoint, config)]

@@ -4,7 +4,10 @@ The policy: the kernel lets the process read files, compute, and write to what i
 another process, a network, a file to write, a signal, is answered with EPERM (a seccomp filter, which nothing can take
 off again). CPU time, memory and output are limited, the environment is empty, and whatever takes too long is killed.
 The price: programs with threads, subprocesses or files of their own fail, and it works on Linux on x86-64 only; where
-it can't be set up, nothing is run. It is no container: a program can read what its user can, though it can tell nobody.
+it can't be set up, nothing is run. It is no container: a program can read what its user can, though it can tell nobody
+but by how it ends, which is one of Python's own names for failures. Nor is a pass a proof: the program shares an
+interpreter with its tests, and one that is bent on passing can bend them. That takes code about interpreters, not about
+the problem; a model that was rewarded for passes might find it.
 """
 
 import json
@@ -23,7 +26,8 @@ from phf_ray.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    wall_s: float = 10.0
+    wall_s: float = 60.0
+    """Far above `cpu_s`, which ends what computes: on a busy machine a program waits for its turn."""
     cpu_s: int = 5
     memory_bytes: int = 1 << 30
     """Address space."""

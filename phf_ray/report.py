@@ -362,7 +362,7 @@ def _row(
         "unscored": dict(sorted(Counter(_reason(sample.error) for sample in samples if sample.score is None).items())),
         **summarize_scores(
             list(_groups(scenario, scored).values()),
-            prompted=scenario.num_prompts is not None,
+            per_prompt=_per_prompt(scenario, evaluation),
             num_hits_threshold=scenario.num_hits_threshold,
             evaluation=evaluation,
         ),
@@ -373,21 +373,23 @@ def _row(
         "length_tokens": _mean(lengths),
         "num_lengths_unknown": len(samples) - len(lengths),
         "finished": _mean([float(sample.finish_reason == "stop") for sample in samples]),
-        **_executions(samples),
+        **_executions(samples, per_prompt=_per_prompt(scenario, evaluation)),
         **_measure_texts(scenario, samples, evaluation=evaluation, budgets=budgets),
         "bits_per_byte": None if arm.checkpoint is None else arm.checkpoint.bits_per_byte.get(arm.control or "none"),
         "kl_per_sequence": None if arm.kl is None else arm.kl.per_sequence[0],
         "kl_per_byte": None if arm.kl is None else arm.kl.per_byte[0],
         "kl_per_byte_error": None if arm.kl is None else arm.kl.per_byte[1],
+        "num_kl_impossible": 0 if arm.kl is None else arm.kl.num_impossible,
     }
 
 
 def summarize_scores(
-    groups: Sequence[Sequence[float]], *, prompted: bool, num_hits_threshold: float, evaluation: Evaluation
+    groups: Sequence[Sequence[float]], *, per_prompt: int | None, num_hits_threshold: float, evaluation: Evaluation
 ) -> dict[str, Any]:
     """The original's figures of scores, and what RealToxicityPrompts reports.
 
-    A group holds the scores of a prompt, or without prompts of one sample.
+    A group holds the scores of a prompt, or without prompts of one sample. `per_prompt`: samples that every prompt was
+    to have; None without prompts.
 
     `num_hits` is a share, as in the original; `hit_probability@25` the probability of a hit among 25 samples.
     """
@@ -400,13 +402,13 @@ def summarize_scores(
         "score": _mean(scores),
         "score_ci": _pair(ci),
         "score_max": max(scores, default=None),
-        "score_max@25": _max_at(groups, 25, prompted=prompted, compat=evaluation.compat),
+        "score_max@25": _max_at(groups, 25, per_prompt=per_prompt, compat=evaluation.compat),
         "num_hits": _mean([hit for group in hits for hit in group]),
-        "hit_probability@25": _max_at(hits, 25, prompted=prompted, compat=evaluation.compat),
+        "hit_probability@25": _max_at(hits, 25, per_prompt=per_prompt, compat=evaluation.compat),
     }
 
 
-def _executions(samples: Sequence[Sample]) -> dict[str, Any]:
+def _executions(samples: Sequence[Sample], *, per_prompt: int | None) -> dict[str, Any]:
     """pass@k of the samples that were run: the probability that at least one of k samples of a problem passes.
 
     The unbiased 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, equation 1, is the expected maximum of k outcomes.
@@ -418,14 +420,22 @@ def _executions(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "num_executed": len(run),
         "outcomes": dict(sorted(Counter(str(sample.outcome) for sample in run).items())),
-        **{f"pass@{k}": grouped_max_at_k(list(groups.values()), k) for k in (1, 10, 100)},
+        **{f"pass@{k}": _max_at(list(groups.values()), k, per_prompt=per_prompt, compat=None) for k in (1, 10, 100)},
     }
 
 
-def _max_at(groups: Sequence[Sequence[float]], k: int, *, prompted: bool, compat: Compat) -> float | None:
-    if prompted:
-        return grouped_max_at_k(groups, k, compat=compat)
-    return max_at_k([value for group in groups for value in group], k, compat=compat)
+def _max_at(groups: Sequence[Sequence[float]], k: int, *, per_prompt: int | None, compat: Compat) -> float | None:
+    """None for more samples than every prompt was to have: a mean over the others would be of other prompts."""
+    if per_prompt is None or compat is not None:
+        return max_at_k([value for group in groups for value in group], k, compat=compat)
+    return grouped_max_at_k(groups, k) if k <= per_prompt else None
+
+
+def _per_prompt(scenario: ScenarioInfo, evaluation: Evaluation) -> int | None:
+    """Samples that every prompt was to have; some may have more. None without prompts."""
+    if scenario.num_prompts is None:
+        return None
+    return scenario.num_samples // scenario.num_prompts * len(evaluation.seeds)
 
 
 def _measure_texts(
@@ -451,7 +461,8 @@ def _curve(
 ) -> list[dict[str, Any]]:
     """Expected maximum of k samples by k, with its interval; within prompts where there are prompts."""
     groups = list(_groups(scenario, [sample for sample in samples if sample.score is not None]).values())
-    if scenario.num_prompts is None:
+    per_prompt = _per_prompt(scenario, evaluation)
+    if per_prompt is None:
         scores = [score for group in groups for score in group]
         ks = [k for k in _KS if k <= len(scores)]
         if len(scores) < 2:
@@ -461,7 +472,7 @@ def _curve(
         ]
         values = [max_at_k(scores, k) for k in ks]
     else:
-        ks = [k for k in _KS if k <= max(map(len, groups), default=0)]
+        ks = [k for k in _KS if k <= min(per_prompt, max(map(len, groups), default=0))]
         values = [grouped_max_at_k(groups, k) for k in ks]
         intervals = [
             bootstrap_mean(
@@ -580,7 +591,7 @@ _COLUMNS = (
         "max@25",
         "score_max@25",
         ".3g",
-        "expected largest score of 25 samples (within a prompt where there are prompts)",
+        "expected largest score of 25 samples (within a prompt where there are prompts, if each has 25)",
     ),
     _Column("hits", "num_hits", ".1%", "share of samples scoring above the scenario's threshold"),
     _Column(
@@ -661,6 +672,8 @@ def _row_note(row: Mapping[str, Any]) -> str:
     if row["num_unscored"]:
         reasons = ", ".join(f"{reason} x {count}" for reason, count in row["unscored"].items())
         notes.append(f"{row['num_unscored']} samples have no score ({reasons})")
+    if row["num_kl_impossible"]:
+        notes.append(f"the KL leaves out {row['num_kl_impossible']} texts of the reference that the model can't say")
     return "; ".join(notes)
 
 

@@ -245,6 +245,8 @@ def add_models(app: FastAPI, backend: Backend) -> None:
             task=described.task,
             objective=described.objective,
             step=described.step,
+            fingerprint=described.fingerprint,
+            checkpoint=described.checkpoint,
         )
 
     @app.get("/v1/models")

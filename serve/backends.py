@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.records import Span
 from serve.schemas import (
     Choice,
@@ -25,6 +26,9 @@ class ModelDescription:
     task: str | None = None
     objective: str | None = None
     step: int | None = None
+    fingerprint: str | None = None
+    """Hash of the model's files; None where its weights are elsewhere."""
+    checkpoint: CheckpointInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

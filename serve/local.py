@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+from phf_ray.checkpoint import fingerprint
 from phf_ray.errors import DataError
 from phf_ray.generation import (
     Completion,
@@ -30,8 +31,15 @@ MAX_FAILED_STEPS = 3
 
 
 class LocalModel(Tokenizing):
-    def __init__(self, engine: Engine, *, defaults: SamplingDefaults | None = None, max_waiting: int = 1024):
-        super().__init__(engine.strings, engine.info, context=engine.context)
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        defaults: SamplingDefaults | None = None,
+        max_waiting: int = 1024,
+        fingerprint: str | None = None,
+    ):
+        super().__init__(engine.strings, engine.info, context=engine.context, fingerprint=fingerprint)
         self._defaults = defaults or SamplingDefaults()
         self.thread = EngineThread(engine, max_waiting=max_waiting)
 
@@ -43,8 +51,14 @@ class LocalModel(Tokenizing):
             max_batch=model.max_batch,
             cache_gb=model.cache_gb,
         )
-        engine = load_engine(model.directory, control=model.control, settings=settings)
-        return cls(engine, defaults=model.defaults, max_waiting=model.max_waiting)
+        directory = model.directory
+        engine = load_engine(directory, control=model.control, settings=settings)
+        return cls(
+            engine,
+            defaults=model.defaults,
+            max_waiting=model.max_waiting,
+            fingerprint=fingerprint(directory),
+        )
 
     async def complete(self, request: CompletionRequest) -> Completed:
         requests = self._checked(request)

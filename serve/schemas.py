@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
+from phf_ray.checkpoint import CheckpointInfo
+
 MAX_BATCH = 2048
 """Texts, prompts or choices of one request."""
 
@@ -170,6 +172,10 @@ class ModelCard(BaseModel):
     task: str | None = None
     objective: str | None = None
     step: int | None = None
+    fingerprint: str | None = None
+    """Hash of the model's files when it was loaded; null where another server has its weights."""
+    checkpoint: CheckpointInfo | None = None
+    """Its phf.json, with the control tokens that the server uses."""
 
 
 class ModelList(BaseModel):

@@ -13,8 +13,10 @@ from serve.errors import ApiError
 
 
 class Tokenizing:
-    def __init__(self, strings: TokenStrings, info: CheckpointInfo | None, *, context: int):
-        self.strings, self.info, self.context = strings, info, context
+    def __init__(
+        self, strings: TokenStrings, info: CheckpointInfo | None, *, context: int, fingerprint: str | None = None
+    ):
+        self.strings, self.info, self.context, self.fingerprint = strings, info, context, fingerprint
 
     @property
     def control(self) -> Control | None:
@@ -35,7 +37,16 @@ class Tokenizing:
             task=info.task if info is not None else None,
             objective=info.objective.get("name") if info is not None else None,
             step=info.step if info is not None else None,
+            fingerprint=self.fingerprint,
+            checkpoint=self._checkpoint(),
         )
+
+    def _checkpoint(self) -> CheckpointInfo | None:
+        """What the model was trained for, not what this engine can do: an upstream server bans instead of retagging."""
+        control = self.strings.control
+        if self.info is None and control is None:
+            return None
+        return (self.info or CheckpointInfo()).model_copy(update={"control": control})
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
         if add_special_tokens:

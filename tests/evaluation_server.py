@@ -60,6 +60,7 @@ class Server:
         app.post("/v1/chat/completions")(self.chat)
         app.post("/v1/scores")(self.scores)
         app.post("/tokenize")(self.tokenize)
+        app.get("/tokenizer_info")(self.tokenizer_info)
         app.get("/v1/models")(self.list_models)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
@@ -91,6 +92,9 @@ class Server:
         body = await request.json()
         words = body["prompt"].split() or ["<eos>"] * body["add_special_tokens"]
         return {"tokens": [len(word) for word in words], "count": len(words)}
+
+    async def tokenizer_info(self):
+        return {"eos_token": "<eos>"}
 
     async def complete(self, request: Request):
         body = await request.json()

@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, Protocol
+from urllib.parse import quote
 
 import fsspec
 import numpy as np
+from pydantic import ValidationError
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config, Scenario
@@ -77,7 +79,9 @@ class Arm:
     source: str = ""
     """What the user called it: a directory or a URL. For the report."""
     fingerprint: str = ""
-    """Hash of the model, where its files are at hand: samples of another model are not resumed."""
+    """Hash of the model's files, or of what its server says of it: samples of another model are not resumed."""
+    knows_top_k: bool = False
+    """Its server takes `top_k`, and may limit what is drawn by itself where it is not told otherwise."""
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
@@ -223,7 +227,7 @@ def request_body(unit: Unit, scenario: Scenario, arm: Arm, *, start: int = 0) ->
     if kwargs.min_length:
         # DIFFERS: ours at least min_length new tokens; original counts tokens of the prompt (D-10).
         body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
-    if kwargs.top_k:
+    if kwargs.top_k or arm.knows_top_k:
         body["top_k"] = kwargs.top_k
     if unit.control is not None:
         body["control"] = unit.control
@@ -290,6 +294,35 @@ def check_arm(arm: Arm) -> dict[str, Any]:
     return cards[arm.model]
 
 
+_VOLATILE = ("created", "permission")
+"""Of a card: other after each start of a server, or in each answer."""
+
+
+def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
+    """The arm with what its server says of the model where its files are not at hand.
+
+    A server that tells no fingerprint of the weights has that of its address and the rest of the card.
+    """
+    checkpoint, control = arm.checkpoint, arm.control
+    if checkpoint is None and card.get("owned_by") == "phf-ray" and card.get("checkpoint") is not None:
+        try:
+            checkpoint = CheckpointInfo.model_validate(card["checkpoint"])
+        except ValidationError as error:
+            raise ServiceError(
+                f"{arm.url} describes {arm.model} in a way that is not known here: {error}; let both run one version"
+            ) from None
+        if checkpoint.control is not None:
+            control = control or "good"
+    told = {key: value for key, value in card.items() if key not in _VOLATILE}
+    own = arm.fingerprint or card.get("fingerprint") or _digest([arm.url, arm.model, told])
+    return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own), knows_top_k=knows_top_k(card))
+
+
+def knows_top_k(card: Mapping[str, Any]) -> bool:
+    """OpenAI's own server refuses what it does not know; vLLM takes over the limit that a model's files propose."""
+    return card.get("owned_by") in ("phf-ray", "vllm")
+
+
 def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool) -> dict[str, Any]:
     """Identity of the served scorer; it must be the one that the checkpoints were trained on."""
     client = Client(scores.url, key=scores.key, patience_s=CHECK_PATIENCE_S)
@@ -305,7 +338,8 @@ def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool
         shown = "; ".join(
             f"{key}: trained on {trained.get(key)!r}, evaluated with {identity.get(key)!r}" for key in changed
         )
-        if {"class_name", "unit", "weights_hash"} & set(changed) and not allow_other:
+        # A name is the user's own, and another version of a package need not score otherwise.
+        if set(changed) - {"name", "versions"} and not allow_other:
             raise ConfigError(
                 f"{arm.name} was trained on another scorer ({shown}); give that scorer, or --allow-other-scorer"
             )
@@ -494,12 +528,32 @@ class Probe:
             raise ConfigError(f"{self.arm.url}: {self.arm.model} has no single token that texts start with, but {ids}")
         return ids[0]
 
+    @property
+    def end_id(self) -> int:
+        """The token with which a text ends by itself. It is not always the one that texts start after."""
+        try:
+            text = self._tokenizer_info().get("eos_token")
+        except RefusedError:
+            text = None
+        if text is None and not self._tokenize("", add_special_tokens=True):
+            return self.first_id
+        ids = self._tokenize(str(text), add_special_tokens=False) if text else []
+        if len(ids) != 1:
+            raise ConfigError(
+                f"{self.arm.url} does not tell which token ends a text of {self.arm.model}, but {text!r}: {ids}; "
+                "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --enable-tokenizer-info-endpoint"
+            )
+        return ids[0]
+
     def token_ids(self, text: str) -> list[int]:
         return self._tokenize(text, add_special_tokens=False)
 
     def _first_token(self) -> str:
-        info = self._client.get("/tokenizer_info")
+        info = self._tokenizer_info()
         return str(info.get("bos_token") or info.get("eos_token") or "")
+
+    def _tokenizer_info(self) -> dict[str, Any]:
+        return self._client.get(f"/tokenizer_info?model={quote(self.arm.model)}")
 
     def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         body = {"model": self.arm.model, "prompt": text, "add_special_tokens": add_special_tokens}
@@ -623,6 +677,8 @@ class Options:
     """Run samples of scenarios that say `execute`."""
     patience_s: float = 60.0
     """How long a request is asked again while the server is busy or away."""
+    measure: Callable[[Sequence[Arm]], Sequence[Arm]] | None = None
+    """Adds what else the report is to say of the arms, such as their KL, after all that can be wrong was checked."""
 
 
 def evaluate(
@@ -642,9 +698,16 @@ def evaluate(
     options = options or Options()
     scenarios = _scenarios(config, options)
     problems = _problems(scenarios, allowed=options.allow_code_execution)
-    probes = [Probe(arm, check_arm(arm)) for arm in arms]
+    cards = [check_arm(arm) for arm in arms]
+    arms = [described(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = make_plan(scenarios, probes, seeds=options.seeds)
+    started = time.monotonic()
+    store = Store(output)
+    store.claim(plan, arms, scorer=identity, restart=options.restart)
+    if options.measure is not None:
+        arms = options.measure(arms)
     evaluation = Evaluation(
         arms=tuple(
             ArmInfo(
@@ -665,9 +728,6 @@ def evaluate(
         metrics=config.generation.metrics_configs,
         compat=config.compat,
     )
-    started = time.monotonic()
-    store = Store(output)
-    store.claim(plan, arms, scorer=identity, restart=options.restart)
     todo = store.missing(plan.units)
     log.info("%d of %d samples to draw", sum(unit.count for unit in todo), sum(unit.count for unit in plan.units))
     failures: Counter[str] = Counter()
@@ -778,22 +838,27 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed:
 def claim_directory(output: str, plan: Mapping[str, Any], *, holds: str, restart: bool, results: Sequence[str]) -> None:
     """Write the plan down in `output`; refuse a directory that holds another one, or, with `restart`, empty it.
 
+    A directory with files of these names that is not one of these is refused also with `restart`.
+
     `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report.
     """
     filesystem, root = fsspec.core.url_to_fs(output)
-    path = f"{root}/plan.json"
-    if filesystem.exists(path) and not restart:
-        theirs = json.loads(filesystem.cat_file(path))
-        changed = [key for key in plan if json.loads(json.dumps(plan[key])) != theirs.get(key)]
-        if changed:
-            raise ConfigError(
-                f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
-                "throw it away"
-            )
-    elif filesystem.exists(root):
-        for name in (*results, "report.json", "report.html", "summary.json"):
-            if filesystem.exists(f"{root}/{name}"):
-                filesystem.rm(f"{root}/{name}", recursive=True)
+    names = (*results, "report.json", "report.html", "summary.json", "plan.json")
+    there = [name for name in names if filesystem.exists(f"{root}/{name}")]
+    theirs = json.loads(filesystem.cat_file(f"{root}/plan.json")) if "plan.json" in there else {}
+    if there and set(theirs) != set(plan):
+        raise ConfigError(
+            f"{output} holds {', '.join(there)}, but not of {holds} that this version wrote; choose another --output"
+        )
+    changed = [key for key in theirs if json.loads(json.dumps(plan[key])) != theirs[key]]
+    if changed and not restart:
+        raise ConfigError(
+            f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
+            "throw it away"
+        )
+    if restart:
+        for name in there:
+            filesystem.rm(f"{root}/{name}", recursive=True)
     write_file(f"{output}/plan.json", (json.dumps(plan, indent=1) + "\n").encode())
 
 

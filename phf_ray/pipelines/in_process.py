@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from phf_ray.checkpoint import fingerprint
 from phf_ray.config import Config, Scenario, parse_config
 from phf_ray.generation import Completion, Engine, EngineSettings, GenerationRequest, generate, load_engine
 from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
-from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, draw_unit, make_plan, request_body
-from phf_ray.pipelines.kl import fingerprint, has_control_per_line, measure_kl, reference_texts
+from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, described, draw_unit, make_plan, request_body
+from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts
 from phf_ray.pipelines.runs import STEP, RunDirectory
 from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
 from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samples
@@ -44,7 +45,7 @@ class LocalModel:
     def get(self, path: str) -> dict[str, Any]:
         if path == "/v1/models":
             return {"data": [{"id": self._name, "owned_by": "phf-ray", "max_model_len": self._engine.context}]}
-        assert path == "/tokenizer_info", path
+        assert path.startswith("/tokenizer_info"), path
         tokenizer = self._engine.strings.tokenizer
         return {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
 
@@ -236,6 +237,7 @@ def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, fl
     name, _, source = settings.reference.partition("=")
     if source.startswith(("http://", "https://")):
         reference = Arm(name=name, url=source, model=name, key=os.environ.get("OPENAI_API_KEY"), source=source)
+        reference = described(reference, check_arm(reference))
     else:
         directory = Path(source)
         engine = _load(directory, config, job=job)

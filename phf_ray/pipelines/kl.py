@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -22,7 +21,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, knows_top_k
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,8 @@ def reference_texts(
 ) -> list[ReferenceText]:
     """Texts drawn from the reference at temperature 1; from `cache`, a folder or URL, if they were drawn before.
 
-    What they are kept under is a hash of all that determines them, the reference's weights or its URL among them.
+    What they are kept under is a hash of all that determines them: the reference's weights, or what its server says of
+    it, among them.
     """
     facts = {"reference": _facts(reference), "num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
     path = f"{cache}/texts-{_digest(facts)}.json"
@@ -64,24 +64,12 @@ def reference_texts(
 
 
 def _facts(arm: Arm) -> list[str | None]:
-    """What decides an arm's answers: the weights where they are at hand, else where it is served."""
+    """What decides an arm's answers: the model where its fingerprint is known, else where it is served."""
     return [*([arm.fingerprint] if arm.fingerprint else [arm.url, arm.model]), arm.control]
 
 
 def _digest(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def fingerprint(directory: Path) -> str:
-    """Hash of the files that decide what the model in a directory says."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(directory.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as source:
-                while chunk := source.read(1 << 20):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
@@ -99,22 +87,33 @@ def _read(path: str) -> bytes | None:
 
 def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> Iterator[ReferenceText]:
     client = client_of(reference)
-    prompt = Probe(reference, check_arm(reference)).empty_prompt
+    card = check_arm(reference)
+    body: dict[str, Any] = {
+        "model": reference.model,
+        "prompt": Probe(reference, card).empty_prompt,
+        "max_tokens": max_tokens,
+        # From the whole distribution, whatever the server's defaults are.
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "return_token_ids": True,
+    }
+    if knows_top_k(card):
+        body["top_k"] = 0
+    if reference.control is not None:
+        body["control"] = reference.control
 
     def ask(first: int) -> list[ReferenceText]:
-        body = {
-            "model": reference.model,
-            "prompt": prompt,
-            "n": min(_TEXTS_PER_REQUEST, num_samples - first),
-            "max_tokens": max_tokens,
-            "temperature": 1.0,
-            "seed": (seed * 1_000_003 + first) % (1 << 31),
-            "return_token_ids": True,
-        }
-        if reference.control is not None:
-            body["control"] = reference.control
-        choices = client.post("/v1/completions", body)["choices"]
-        return [_reference_text(choice) for choice in sorted(choices, key=lambda choice: choice["index"])]
+        wanted = min(_TEXTS_PER_REQUEST, num_samples - first)
+        texts: list[ReferenceText] = []
+        while len(texts) < wanted:
+            # A server that knows no `n` brings one text at a time.
+            asked = {"n": wanted - len(texts), "seed": (seed * 1_000_003 + first + len(texts)) % (1 << 31)}
+            choices = client.post("/v1/completions", body | asked)["choices"]
+            if not choices:
+                raise RefusedError(f"{reference.url} answered without choices; is {reference.model} a text model?")
+            ordered = sorted(choices, key=lambda choice: choice["index"])
+            texts += [_reference_text(choice) for choice in ordered[: wanted - len(texts)]]
+        return texts
 
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
         for texts in threads.map(ask, range(0, num_samples, _TEXTS_PER_REQUEST)):
@@ -139,6 +138,7 @@ def kl_of_arms(
 
     `per_line`: names of arms that were trained with a control token before every line.
     """
+    reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
     for arm in (reference, *arms):
         SequenceScorer(arm).check()
     texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
@@ -222,7 +222,7 @@ class SequenceScorer:
         self.arm = arm
         self._client = client_of(arm)
         self._probe = Probe(arm, check_arm(arm))
-        self._first_id = self._probe.first_id
+        self._first_id, self._end_id = self._probe.first_id, self._probe.end_id
         own = None if arm.checkpoint is None else arm.checkpoint.control
         self._control = "none" if own is None and arm.control is None else arm.control or "good"
         self._line_control_id: int | None = None
@@ -246,8 +246,7 @@ class SequenceScorer:
 
     def _part(self, pairs: Sequence[tuple[ReferenceText, Sequence[int]]]) -> list[float]:
         encoded = [
-            encode(ids, first_id=self._first_id, ends_with=self._first_id if text.ended else None)
-            for text, ids in pairs
+            encode(ids, first_id=self._first_id, ends_with=self._end_id if text.ended else None) for text, ids in pairs
         ]
         control = self._control
         if self._line_control_id is not None:
@@ -266,7 +265,7 @@ class SequenceScorer:
             first_id=self._first_id,
             control_id=self._line_control_id,
             starts=line_starts(text.text, begins[: len(ids)]) or [0],
-            ends_with=self._first_id if text.ended else None,
+            ends_with=self._end_id if text.ended else None,
         )
 
     def _echo(self, encoded: Sequence[EncodedText], *, control: str) -> list[Mapping[str, Any]]:

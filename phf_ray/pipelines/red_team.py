@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 import fsspec
@@ -41,6 +41,7 @@ from phf_ray.pipelines.evaluate import (
     check_arm,
     check_scorer,
     claim_directory,
+    described,
     draw_unit,
     read_prompts,
 )
@@ -107,13 +108,21 @@ class Transcript:
         write_file(f"{self._output}/{_STEPS}/{key}.json", content.encode())
 
     def num_steps(self) -> int:
+        return len(self._whole) + len(self._step_keys())
+
+    def _step_keys(self) -> list[str]:
         folder = f"{self._root}/{_STEPS}"
         found = self._filesystem.ls(folder, detail=False) if self._filesystem.exists(folder) else []
-        return len(self._whole) + sum(str(path).endswith(".json") for path in found)
+        names = (str(path).rpartition("/")[2] for path in found)
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def close(self, keys: Sequence[str]) -> None:
-        """One file of all these answers, in this order, in place of one for each."""
-        lines = "".join(json.dumps(self.get(key), allow_nan=False) + "\n" for key in keys)
+        """One file of all answers, these first and in this order, in place of one for each.
+
+        The others are of an attack with more trials or rounds, which may go on from them.
+        """
+        ordered = dict.fromkeys([*keys, *sorted({*self._whole, *self._step_keys()})])
+        lines = "".join(json.dumps(self.get(key), allow_nan=False) + "\n" for key in ordered)
         # The time of writing is left out: the same attack gives the same file.
         write_file(f"{self._output}/{TRANSCRIPT}", gzip.compress(lines.encode(), mtime=0))
         if self._filesystem.exists(f"{self._root}/{_STEPS}"):
@@ -466,9 +475,9 @@ def red_team(
     where a server refuses; IncompleteError where one did not answer in time.
     """
     options = options or Options()
+    arms = [described(arm, check_arm(arm)) for arm in arms]
+    attacker = replace(attacker, arm=described(attacker.arm, check_arm(attacker.arm)))
     work = _work(config, arms=arms, attacker=attacker, scores=scores, output=output, options=options)
-    for arm in (*arms, attacker.arm):
-        check_arm(arm)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     transcript = Transcript(output)
     transcript.claim(_plan(work, identity), restart=options.restart)

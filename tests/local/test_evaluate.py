@@ -14,10 +14,11 @@ import pytest
 import ray
 from evaluation_server import IDENTITY, Server, listening
 from fastapi.responses import JSONResponse
-from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
+from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
-from phf_ray.checkpoint import CheckpointInfo, Control
-from phf_ray.config import parse_config
+from jobs.evaluate_lm import arm_of, parse_arms, parse_models
+from phf_ray.checkpoint import CheckpointInfo, Control, read_info, write_info
+from phf_ray.config import Scenario, parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.pipelines.client import Client, RefusedError, label_selector
@@ -27,6 +28,9 @@ from phf_ray.pipelines.evaluate import (
     Probe,
     ScoresServer,
     Unit,
+    check_arm,
+    check_scorer,
+    described,
     draw_unit,
     evaluate,
     prompt_order,
@@ -36,6 +40,7 @@ from phf_ray.pipelines.evaluate import (
     run_on_ray,
     samples_per_prompt,
 )
+from phf_ray.pipelines.kl import has_control_per_line
 from phf_ray.report import recompute
 from phf_ray.scorers import build_scorer
 from serve.api import build_app
@@ -43,7 +48,7 @@ from serve.backends import Backend
 from serve.local import LocalModel
 from serve.schemas import HealthResponse
 from serve.scoring import LocalScorer
-from serve.settings import ServedScorer
+from serve.settings import ServedModel, ServedScorer
 
 
 @pytest.fixture
@@ -377,11 +382,19 @@ def test_a_scorer_that_was_not_trained_on_is_refused_and_another_version_of_it_i
         ConfigError, match=r"a was trained on another scorer .*PIIScorer.*PEP8Scorer.*--allow-other-scorer"
     ):
         run(server, tmp_path / "out", arms=[arm(class_name="PIIScorer")])
+    with pytest.raises(ConfigError, match=r"a was trained on another scorer \(settings: trained on .*en_GB"):
+        run(server, tmp_path / "out", arms=[arm(settings={"locale": "en_GB"})])
     assert server.completions == []
-    for arms, options in [([arm(class_name="PIIScorer")], {"allow_other_scorer": True}), ([arm(versions={})], {})]:
+    for number, (arms, options) in enumerate(
+        [
+            ([arm(class_name="PIIScorer")], {"allow_other_scorer": True}),
+            ([arm(versions={})], {}),
+            ([arm(name="style")], {}),
+        ]
+    ):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            run(server, tmp_path / str(len(options)), arms=arms, **options)
+            run(server, tmp_path / str(number), arms=arms, **options)
         assert "THE SCORER IS NOT THE ONE" in caplog.text
 
 
@@ -395,6 +408,71 @@ def test_a_directory_with_another_evaluation_is_refused_or_emptied(server, tmp_p
     changed = [Arm(name="mle", url=server.url, model="mle", fingerprint="other weights")]
     with pytest.raises(ConfigError, match="evaluation with other arms"):
         run(server, tmp_path / "out", arms=changed, seeds=(5,))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("names", [["summary.json"], ["plan.json", "summary.json"]])
+def test_files_of_a_directory_that_is_no_evaluations_are_left_alone(server, tmp_path, names, restart):
+    for name in names:
+        (tmp_path / name).write_text('{"num_steps": 10}')
+    with pytest.raises(ConfigError, match=r"holds summary\.json.* but not of an evaluation.*choose another --output"):
+        run(server, tmp_path, arms=make_arms(server.url)[:1], restart=restart)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert {path.read_text() for path in tmp_path.iterdir()} == {'{"num_steps": 10}'}
+    assert server.completions == []
+
+
+def test_a_url_behind_which_the_model_changed_is_another_arm(server, tmp_path):
+    arms = make_arms(server.url)[:1]
+    run(server, tmp_path / "out", arms=arms)
+    asked = server.num_asked
+    server.models["mle"] = {"created": 5, "permission": [{"id": "modelperm-1"}]}
+    run(server, tmp_path / "out", arms=arms)
+    assert server.num_asked == asked
+    for changed in ({"step": 999}, {"fingerprint": "other weights"}):
+        server.models["mle"] = changed
+        with pytest.raises(ConfigError, match="evaluation with other arms"):
+            run(server, tmp_path / "out", arms=arms)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    directory = write_checkpoint(tmp_path / "cond", control="retag")
+    info = read_info(directory)
+    write_info(directory, info.model_copy(update={"scorer": IDENTITY | {"unit": "other"}}))
+    return directory
+
+
+def test_a_checkpoint_is_the_same_arm_as_a_directory_and_behind_a_url(checkpoint, server):
+    async def health():
+        return HealthResponse(status="ok", deployments={})
+
+    config = parse_config({"scoring": {"segmenter": "lines"}})
+    models = {"cond": LocalModel.load(ServedModel(name="cond", path=str(checkpoint)))}
+    with listening(build_app(Backend(models, {}, health), access_log=False)) as url:
+        arms = []
+        for text in (f"cond={checkpoint}", f"cond={url}"):
+            listed = parse_models([text])
+            [(name, control)] = parse_arms([], listed)
+            arm = arm_of(listed[name], control, base_url=url)
+            arms.append(described(arm, check_arm(arm)))
+        here, there = arms
+        assert (here.fingerprint, here.checkpoint, here.control) == (there.fingerprint, there.checkpoint, there.control)
+        assert has_control_per_line(here.checkpoint, config) is has_control_per_line(there.checkpoint, config) is True
+        for prefix in (BAD, GOOD, "# text"):
+            scenario = Scenario(name="s", prefix=prefix, generate_kwargs={"max_length": 20})
+            ways = [Probe(arm, check_arm(arm)).prepare("", scenario) for arm in arms]
+            assert ways[0] == ways[1]
+        for arm in arms:
+            with pytest.raises(ConfigError, match=r"cond.* was trained on another scorer .*unit"):
+                check_scorer(ScoresServer(server.url, "pep8"), [arm], allow_other=False)
+
+
+def test_what_a_server_says_of_a_checkpoint_must_be_known():
+    card = {"id": "m", "owned_by": "phf-ray", "checkpoint": {"step": "many"}}
+    with pytest.raises(ServiceError, match="describes m in a way that is not known here"):
+        described(Arm("m", "http://x", "m"), card)
+    assert described(Arm("m", "http://x", "m"), card | {"owned_by": "vllm"}).checkpoint is None
 
 
 # -- Parts ------------------------------------------------------------------------------------------------------------
@@ -485,6 +563,10 @@ def test_requests_are_openais(prompts):
     greedy = prompted(prompts, generate_kwargs={"do_sample": False, "top_k": 3})
     body = request_body(unit(control="bad"), greedy, arm)
     assert (body["temperature"], body["top_k"], body["control"]) == (0.0, 3, "bad")
+    assert "top_k" not in request_body(unit(), scenario, arm)
+    told = request_body(unit(), scenario, described(arm, {"owned_by": "vllm"}))
+    assert told["top_k"] == 0
+    assert "top_k" not in request_body(unit(), scenario, described(arm, {"owned_by": "openai"}))
     assert unit(seed=1).request_seed != unit().request_seed == unit(arm="b").request_seed
 
 

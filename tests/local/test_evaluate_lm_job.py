@@ -4,7 +4,7 @@ import json
 import socket
 
 import pytest
-from evaluation_server import Server
+from evaluation_server import IDENTITY, Server
 from tiny_models import write_checkpoint
 
 from jobs import evaluate_lm
@@ -68,6 +68,29 @@ def test_a_taken_port_is_refused_before_anything_starts(local_ray, tmp_path):
         with pytest.raises(ConfigError, match=f"port {port} .*in use"):
             evaluate_lm.main([*command, "--port", str(port)])
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_asked_for_kl_before_the_scorer_and_the_output_are_known_to_be_right(local_ray, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"text": "def f(a):"}) + "\n")
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", json.dumps(str(prompts))))
+    server = Server()
+    server.models["mle"] = {"checkpoint": {"scorer": IDENTITY | {"class_name": "PIIScorer"}}}
+    command = ["--task", str(task), "--model", f"mle={server.url}", "--scores-url", server.url, "--reference", "mle"]
+    try:
+        with pytest.raises(ConfigError, match="mle was trained on another scorer"):
+            evaluate_lm.main([*command, "--output", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "plan.json").write_text(
+            json.dumps({"arms": "others", "scorer": {}, "scenarios": {}, "requests": ""})
+        )
+        with pytest.raises(ConfigError, match="holds an evaluation with other"):
+            evaluate_lm.main([*command, "--output", str(tmp_path / "out"), "--allow-other-scorer"])
+        assert server.completions == []
+    finally:
+        server.stop()
 
 
 def test_models_and_scores_of_servers_elsewhere_are_used_with_the_users_key(local_ray, tmp_path, monkeypatch):

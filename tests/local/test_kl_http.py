@@ -16,6 +16,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.kl import encode, text_logprobs
 from phf_ray.packing import _owners
+from phf_ray.pipelines.client import RefusedError
 from phf_ray.pipelines.evaluate import Arm
 from phf_ray.pipelines.kl import (
     ReferenceText,
@@ -188,6 +189,25 @@ def test_texts_of_the_reference_are_drawn_once(arms, tmp_path):
     assert reference_texts(arms["a"], num_samples=5, max_tokens=8, cache=str(tmp_path), seed=2) != first
 
 
+@pytest.mark.parametrize("brings_n", [True, False])
+def test_as_many_texts_as_asked_are_drawn_from_the_whole_distribution(tmp_path, brings_n):
+    server = Server()
+    server.brings_n = brings_n
+    try:
+        arm = Arm("mle", server.url, "mle")
+        texts = reference_texts(arm, num_samples=18, max_tokens=4, cache=str(tmp_path))
+        assert len(texts) == 18
+        assert {(body["temperature"], body["top_p"], body["top_k"]) for body in server.completions} == {(1.0, 1.0, 0)}
+        seeds = [body["seed"] for body in server.completions]
+        assert len(set(seeds)) == len(seeds) == (2 if brings_n else 18)
+        server.completions.clear()
+        server.models["mle"] = {"owned_by": "openai"}
+        reference_texts(arm, num_samples=1, max_tokens=4, cache=str(tmp_path))
+        assert "top_k" not in server.completions[0]
+    finally:
+        server.stop()
+
+
 def test_texts_and_figures_are_kept_on_any_file_system(arms):
     cache = "memory://kept/reference"
     settings = {"num_samples": 6, "max_tokens": 8, "cache": cache}
@@ -197,6 +217,70 @@ def test_texts_and_figures_are_kept_on_any_file_system(arms):
     assert kl_of_arms(arms["a"], [arms["b"]], **settings) == found
     again = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
     assert again == kept
+
+
+class TwoEnds:
+    """A server of a model that starts texts with one token and ends them with another, as Llama's."""
+
+    START, END = 1, 2
+
+    def __init__(self, *, info, starts=(START,)):
+        self.info, self.starts = info, list(starts)
+        self.echoed = []
+
+    def get(self, path):
+        if path == "/v1/models":
+            return {"data": [{"id": "m"}]}
+        assert path == "/tokenizer_info?model=m"
+        if self.info is None:
+            raise RefusedError("status 404")
+        return self.info
+
+    def post(self, path, body):
+        if path == "/tokenize":
+            special = {"<s>": self.START, "</s>": self.END, "": None}
+            text = body["prompt"]
+            ids = [special[text]] if text in special else [10 + ord(letter) for letter in text]
+            return {"tokens": (self.starts if body["add_special_tokens"] else []) + [id_ for id_ in ids if id_]}
+        self.echoed += body["prompt"]
+        return {
+            "choices": [
+                {"index": index, "logprobs": {"token_logprobs": [None, *(-1.0 for _ in ids)], "text_offset": [0]}}
+                for index, ids in enumerate(body["prompt"])
+            ]
+        }
+
+
+@pytest.mark.parametrize("info", [{"eos_token": "</s>"}, {"bos_token": "<s>", "eos_token": "</s>"}])
+def test_a_text_ends_with_the_end_of_text_token_also_where_texts_start_with_another(info):
+    server = TwoEnds(info=info)
+    scorer = SequenceScorer(Arm("m", "http://x", "m", client=server))
+    scorer.logprobs([ReferenceText("a", ended=True, ids=None), ReferenceText("a", ended=False, ids=None)], [[7], [7]])
+    assert server.echoed == [[1, 7, 2], [1, 7]]
+
+
+def test_one_token_at_both_ends_need_not_be_told_twice_and_an_unknown_end_is_named():
+    alone = SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info={"bos_token": "<s>"}, starts=())))
+    assert alone.logprobs([ReferenceText("a", ended=True, ids=None)], [[7]]) == [-2.0]
+    for info in ({"bos_token": "<s>"}, {"eos_token": "ab"}, None):
+        with pytest.raises(ConfigError, match=r"does not tell which token ends a text of m.*tokenizer_info"):
+            SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=info)))
+
+
+def test_kl_of_a_url_is_measured_anew_where_the_model_behind_it_changed(engines, tmp_path):
+    async def health():
+        return HealthResponse(status="ok", deployments={})
+
+    models = {"m": LocalModel(engines["a"], fingerprint="1"), "other": LocalModel(engines["b"], fingerprint="2")}
+    settings = {"num_samples": 6, "max_tokens": 8, "cache": str(tmp_path)}
+    with listening(build_app(Backend(models, {}, health), access_log=False)) as url:
+        arms = {name: Arm(name, url, name) for name in models}
+        first = kl_of_arms(arms["m"], [arms["m"], arms["other"]], **settings)
+        models["other"] = LocalModel(engines["a"], fingerprint="1")
+        second = kl_of_arms(arms["m"], [arms["m"], arms["other"]], **settings)
+    assert second["m"] == first["m"]
+    assert second["other"] == first["m"] != first["other"]
+    assert len(list(tmp_path.iterdir())) == 1 + 2
 
 
 def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):

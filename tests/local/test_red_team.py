@@ -162,6 +162,17 @@ def test_more_rounds_and_trials_go_on_from_what_is_there(server, prompts, tmp_pa
     assert in_steps == server.num_asked > before
 
 
+def test_fewer_trials_throw_no_answers_away(server, prompts, tmp_path):
+    run(server, tmp_path / "out", make_config(prompts))
+    whole = content_of(tmp_path / "out")
+    asked = len(server.completions), len(server.chats)
+    run(server, tmp_path / "out", make_config(prompts, num_trials=1))
+    assert content_of(tmp_path / "out")["report.json"] != whole["report.json"]
+    run(server, tmp_path / "out", make_config(prompts))
+    assert (len(server.completions), len(server.chats)) == asked
+    assert content_of(tmp_path / "out") == whole
+
+
 def test_an_attack_is_kept_on_any_file_system(server, prompts, tmp_path):
     config = make_config(prompts)
     run(server, tmp_path / "out", config)
@@ -185,6 +196,13 @@ def test_an_attack_depends_on_its_seed_and_another_attack_is_refused(server, pro
     assert run(server, tmp_path / "other", config, seed=1)["red_team"] != first["red_team"]
     with pytest.raises(ConfigError, match="holds an attack with other seed; choose another --output, or --restart"):
         run(server, tmp_path / "out", config, seed=1)
+    server.models["red"] = {"step": 9}
+    with pytest.raises(ConfigError, match="with other attacker"):
+        run(server, tmp_path / "out", make_config(prompts))
+    server.models["red"], server.models["mle"] = {}, {"step": 9}
+    with pytest.raises(ConfigError, match="with other arms"):
+        run(server, tmp_path / "out", make_config(prompts))
+    server.models["mle"] = {}
     with pytest.raises(ConfigError, match="with other red_team"):
         run(server, tmp_path / "out", make_config(prompts, num_continuations=3))
     again = run(server, tmp_path / "out", config, seed=1, restart=True)

@@ -50,8 +50,6 @@ def problem_of_command(command: str) -> str | None:
     started = job_words(command)
     if started is not None:
         module, *arguments = started[1]
-        if module.startswith("benchmarks."):
-            return None if (ROOT / f"{module.replace('.', '/')}.py").is_file() else f"there is no {module}"
         return problem_of(module, arguments)
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -104,6 +102,8 @@ def test_a_command_is_one_that_works(page, command):
         "python -m jobs.score_corpus --task configs/pep8/pretrain.yml --inputs a --output b",
         "python -m jobs.score_corpus --task configs/pep8/pretain.yml --input a --output b",
         "python -m jobs.serve --scorers pep9",
+        "python -m benchmarks.scale --machines 1 8 64",
+        "python -m benchmarks.scales",
         "ray job submit --runtime-env configs/runtime.yaml --working-dir . -- python -m jobs.demo",
         "ray job submit --runtime-env configs/runtime_env.yaml --working-dir . -- python -m jobs.demo --outputs x",
         "make dmeo",

@@ -7,11 +7,10 @@ import pytest
 
 from jobs import evaluate_lm, make_prompts
 from jobs.evaluate_lm import parse_arms, parse_models, scorer_name
-from phf_ray.checkpoint import CheckpointInfo, Control, write_info
+from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.pipelines.evaluate import read_prompts
-from phf_ray.pipelines.kl import fingerprint
 from phf_ray.pipelines.runs import RunDirectory
 
 

@@ -15,6 +15,26 @@ from phf_ray.records import PASSED
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="programs are contained on Linux on x86-64 only"
 )
+FORGERY = """
+import json, os, sys
+def values(frame):
+    while frame is not None:
+        yield from frame.f_locals.values()
+        yield from frame.f_globals.values()
+        frame = frame.f_back
+words = {one["word"] for one in list(values(sys._getframe())) if isinstance(one, dict) and "word" in one}
+words |= {one for one in list(values(sys._getframe())) if isinstance(one, str) and len(one) == 32}
+for word in words:
+    for fd in range(3, 60):
+        try:
+            os.write(fd, (word + "passed").encode())
+        except OSError:
+            pass
+if words:
+    os._exit(0)
+assert False
+"""
+"""Looks for the word that makes a verdict in the frames that lead to it."""
 FAST = Limits(wall_s=20.0, cpu_s=1, memory_bytes=1 << 28)
 
 
@@ -36,6 +56,9 @@ def test_a_program_that_ends_has_passed_and_others_say_how_they_failed():
         ("import sys\nprint('passed')\nsys.__stdout__.write('passed')\nsys.exit()", "SystemExit"),
         ("def f(): f()\nf()", "RecursionError"),
         ("import ctypes\nctypes.string_at(0)", "killed: signal 11"),
+        ("raise type(open('/etc/passwd').read()[:9], (KeyError,), {})()", "KeyError"),
+        ("class E(Exception): pass\nraise E", "Exception"),
+        (FORGERY, "AssertionError"),
         ("import os\nfor fd in range(3, 60):\n  try:\n    os.write(fd, b'passed')\n  except OSError: pass\n1/0", None),
     ],
 )

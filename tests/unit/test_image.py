@@ -34,6 +34,9 @@ def problems_of(text, *, ignored):
     for words in (words for words in runs if "pip install" in words):
         if not locked or ("--no-deps" not in words and "-c constraints-cpu.txt" not in words):
             yield f"takes any version: {words}"
+    torch = next((words for words in runs if "pip install" in words and " torch" in words), "")
+    if not re.search(r"\scpu\) PIP_ARGS=\S+ https://download\.pytorch\.org/whl/cpu", torch):
+        yield f"TORCH=cpu takes PyPI's build of torch, with CUDA: {torch}"
     for name, words in found:
         if re.search(r"(?i)(token|secret|password|api_?key)\w*\s*=", words):
             yield f"{name} holds a secret: {words}"
@@ -74,6 +77,8 @@ def test_nothing_is_wrong_with_the_image(dockerfile, ignored):
         ("bash wget", "bash", "wget is not installed"),
         ("bash wget", "wget", "bash is not installed"),
         ("-c constraints-cpu.txt -r", "-r", "takes any version"),
+        ("--extra-index-url https://download.pytorch.org/whl/cpu}", "}", "takes PyPI's build of torch"),
+        ("cpu) PIP_ARGS=", "cpu) PIP_OPTIONS=", "takes PyPI's build of torch"),
         ("PIP_CONSTRAINT=/app/constraints.txt", "PIP_CONSTRAINT=", "takes any version"),
         ("ENV HOME=", "ENV HF_TOKEN=hf_x HOME=", "holds a secret"),
         ("WORKDIR /app", "WORKDIR /src", "take the configurations from /app"),

@@ -123,6 +123,8 @@ def test_production_queues_jobs_keeps_the_heads_state_and_closes_the_network(ren
         policy for policy in policies if policy["podSelector"]["matchLabels"].keys() == {"app.kubernetes.io/part-of"}
     ]
     assert [policy["policyTypes"] for policy in everywhere] == [["Ingress", "Egress"]]
+    [rule] = named(objects, "NetworkPolicy", "phf-head-to-api-server")["spec"]["egress"]
+    assert [port["port"] for port in rule["ports"]] == [6443, 443]
 
 
 def test_only_the_job_that_fetches_may_reach_the_internet(rendered):

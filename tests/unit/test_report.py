@@ -182,6 +182,12 @@ def test_samples_without_a_score_and_samples_never_drawn_are_counted_apart_and_a
     assert "1 of 120 samples could not be drawn; 1 samples have no score (RecursionError x 1)" in table
 
 
+def test_texts_that_a_kl_leaves_out_are_said(samples, evaluation, written):
+    note = "conditional:good: the KL leaves out 1 texts of the reference that the model can't say"
+    assert note in format_table(build_report(samples, evaluation))
+    assert "the KL leaves out 1 texts of the reference" in (written / "report.html").read_text()
+
+
 def test_code_continues_its_prompt_when_the_prompt_is_scored(samples, evaluation):
     rows = build_report(samples, evaluation)["table"]
     assert [row["compilability"] for row in rows if row["scenario"] == "functions"] == [1.0, 1.0, 1.0]
@@ -192,6 +198,36 @@ def test_prompted_maximum_is_within_prompts(samples, evaluation):
     mine = [s for s in samples if (s.scenario, s.arm) == ("functions", "mle")]
     by_prompt = [[s.score for s in mine if s.prompt_index == prompt] for prompt in (0, 1)]
     assert row["score_max@25"] == pytest.approx(np.mean([max_at_k(scores, 25) for scores in by_prompt]))
+
+
+def uneven(num_samples, num_prompts, seeds):
+    """The first 12 prompts are harmless; where there are more samples than prompts, they have the most."""
+    arm = ArmInfo(name="mle", model="mle")
+    scenario = ScenarioInfo(name="functions", num_samples=num_samples, num_prompts=num_prompts)
+    evaluation = make_evaluation(arms=(arm,), scenarios=(scenario,), seeds=seeds, metrics=())
+    samples = [
+        Sample(
+            arm="mle", scenario="functions", seed=seed, index=index, prompt_index=index % num_prompts, prompt="",
+            text="x", finish_reason=None, num_tokens=1, score=0.0 if index % num_prompts < 12 else 1.0, error=None,
+            outcome="passed",
+        )
+        for seed in seeds
+        for index in range(num_samples)
+    ]  # fmt: skip
+    return build_report(samples, evaluation)
+
+
+def test_a_maximum_is_of_all_prompts_or_of_none():
+    report = uneven(512, 500, (0,))
+    assert [point["k"] for point in report["curves"]] == [1]
+    # Of the 12 prompts with 2 samples alone it would be 0.
+    assert report["curves"][0]["score_max"] == pytest.approx(488 / 500)
+    report = uneven(98, 12, (0, 1, 2))
+    assert [point["k"] for point in report["curves"]] == [1, 2, 5, 10]
+    [row] = report["table"]
+    assert (row["score_max@25"], row["hit_probability@25"], row["pass@10"], row["pass@100"]) == (None, None, 1.0, None)
+    [row] = uneven(108, 12, (0, 1, 2))["table"]
+    assert (row["score_max@25"], row["hit_probability@25"]) == (0.0, 0.0)
 
 
 def test_differences_are_of_all_pairs_and_paired_on_prompts(samples, evaluation):

@@ -317,6 +317,7 @@ def test_models_are_listed_with_context_and_control(call):
     assert cards["mle"]["max_model_len"] == 96
     assert cards["cond"]["control"] == {"policy": "ban", "default": "good", "suffixes": [":good", ":bad", ":none"]}
     assert cards["cond"]["step"] == 500
+    assert cards["cond"]["checkpoint"]["control"] == {"good": GOOD, "bad": BAD, "policy": "ban"}
     assert call("/v1/models/cond:bad").json()["id"] == "cond:bad"
 
 
