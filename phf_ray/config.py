@@ -68,6 +68,8 @@ class DatasetConfig(_Section):
     conditional_training_config: ConditionalTrainingConfig | None = None
     filter_threshold: Threshold | None = None
     """Documents with an average score above this are dropped."""
+    filter_average: Literal["segments", "tokens"] = "segments"
+    """Whether each segment, or each token, of a document counts as much in that average."""
     skip_tokens: Count = 0
     """Tokens at the head of the stream that are left out (finetuning on the second half)."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -80,6 +82,15 @@ class DatasetConfig(_Section):
         if self.weights is not None and (len(self.weights) != len(self.datasets) or not any(self.weights)):
             raise ValueError(
                 f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each one a number, not all 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_of_the_same_average(self) -> Self:
+        if self.filter_average == "tokens" and isinstance(self.filter_threshold, Quantile):
+            raise ValueError(
+                "filter_threshold is a quantile of averages over segments, and filter_average is tokens; give the "
+                "threshold as a number"
             )
         return self
 
@@ -407,6 +418,12 @@ class Config(_Section):
     @property
     def evaluation_scorer(self) -> dict[str, Any]:
         return self.generation.scorer_config or self.scorer
+
+    @model_validator(mode="after")
+    def _original_has_it(self) -> Self:
+        if self.compat is not None and self.dataset.filter_average != "segments":
+            raise ValueError("dataset.filter_average: tokens is not in the original; use segments with compat")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -61,6 +61,8 @@ class PackingConfig:
     conditional: ConditionalTraining | None = None
     filter_threshold: float | None = None
     """Documents whose average score is above this, or that have none, are dropped (Eq. 4)."""
+    filter_average: Literal["segments", "tokens"] = "segments"
+    """What counts alike in the average of a document."""
     per_document: bool = False
     """Each document is one segment that scores its average: one control token per document."""
     seed: int = 42
@@ -393,27 +395,31 @@ def _kept(
     documents: Iterable[ScoredDocument], *, config: PackingConfig, stats: PackingStats
 ) -> Iterator[ScoredDocument]:
     for document in documents:
-        reason = _reason_to_drop(document, filter_threshold=config.filter_threshold)
+        reason = _reason_to_drop(document, config)
         if reason is None:
             yield _as_one_segment(document) if config.per_document else document
         else:
             stats.drop(document, reason=reason)
 
 
-def _reason_to_drop(document: ScoredDocument, *, filter_threshold: float | None) -> str | None:
+def _reason_to_drop(document: ScoredDocument, config: PackingConfig) -> str | None:
     if not any(document.texts):
         return "empty"
     if any(_LONE_SURROGATE.search(text) for text in document.texts):
         return "lone_surrogate"
-    if filter_threshold is not None:
-        # DIFFERS: ours decides document by document; original lets documents through until a token counter has passed
-        # skip_tokens, and some more after it (A-18).
-        average = document.avg_score
-        if average is None or not math.isfinite(average):
-            return "unscored"
-        if average > filter_threshold:
-            return "filtered"
+    # DIFFERS: ours decides document by document; original lets documents through until a token counter has passed
+    # skip_tokens, and some more after it (A-18).
+    if config.filter_average == "segments":
+        return _reason_to_filter(document.avg_score, config)
     return None
+
+
+def _reason_to_filter(average: float | None, config: PackingConfig) -> str | None:
+    if config.filter_threshold is None:
+        return None
+    if average is None or not math.isfinite(average):
+        return "unscored"
+    return "filtered" if average > config.filter_threshold else None
 
 
 def _as_one_segment(document: ScoredDocument) -> ScoredDocument:
@@ -446,8 +452,24 @@ def _document_tokens(
                 stats.drop(document, reason="special_token_in_text")
             else:
                 owners = _owners(encoding, document.texts)
+                if config.filter_average == "tokens":
+                    reason = _reason_to_filter(_average_of_tokens(document, owners), config)
+                    if reason is not None:
+                        stats.drop(document, reason=reason)
+                        continue
                 stats.keep(document)
                 yield _with_structure(ids, owners, document=document, structure=structure, config=config, stats=stats)
+
+
+def _average_of_tokens(document: ScoredDocument, owners: NDArray[np.int64]) -> float | None:
+    """Mean over the tokens that have a score; None without any."""
+    scores = _scores_of_segments(document)[owners]
+    scores = scores[np.isfinite(scores)]
+    return float(scores.mean()) if len(scores) else None
+
+
+def _scores_of_segments(document: ScoredDocument) -> NDArray[np.float64]:
+    return np.array([math.nan if score is None else score for score in document.scores], np.float64)
 
 
 def _text_only_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
@@ -509,8 +531,7 @@ def _with_structure(
     stats: PackingStats,
 ) -> _Tokens:
     """The document's tokens after an end-of-text token, with control tokens where segments begin."""
-    segment_scores = np.array([math.nan if score is None else score for score in document.scores], np.float64)
-    scores = segment_scores[owners]
+    scores = _scores_of_segments(document)[owners]
     is_scored = np.isfinite(scores)
     kinds = np.where(is_scored, TokenKind.CONTENT, TokenKind.UNSCORED).astype(np.uint8)
     scores = np.where(is_scored, scores, 0.0).astype(np.float32)

@@ -211,6 +211,7 @@ def _packing_config(config: Config, thresholds: Mapping[str, float]) -> PackingC
     return PackingConfig(
         conditional=conditional,
         filter_threshold=thresholds.get("filter"),
+        filter_average=config.dataset.filter_average,
         per_document=not config.dataset.is_split_by_sentences,
         # Nothing else depends on the seed: blocks of runs that differ in it are shared.
         seed=config.training.seed if draws else 0,

@@ -139,3 +139,12 @@ def test_pushing_needs_a_name():
         parse_config({"training": {"push_to_hub": True}})
     assert parse_config({"training": {"push_to_hub": True, "hub_model_id": "owner/model"}}).training.hub_private_repo
     assert not parse_config({}).training.push_to_hub
+
+
+def test_means_over_tokens_have_no_quantile_and_no_original():
+    dataset = {"filter_average": "tokens", "filter_threshold": {"quantile": 0.5}}
+    with pytest.raises(ConfigError, match="give the threshold as a number"):
+        parse_config({"dataset": dataset})
+    with pytest.raises(ConfigError, match="use segments with compat"):
+        parse_config({"dataset": dataset | {"filter_threshold": 0.1}, "compat": "korbak2023"})
+    parse_config({"dataset": dataset | {"filter_threshold": 0.1}})

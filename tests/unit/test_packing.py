@@ -217,6 +217,27 @@ def test_filtering_decides_by_document_at_any_place_of_the_stream():  # A-18
     assert text == "good badkept too?" * 5
 
 
+def test_filtering_by_the_mean_over_tokens_weighs_long_segments_more():
+    def is_kept(threshold, average, *segments):
+        stats = PackingStats()
+        config = PackingConfig(filter_threshold=threshold, filter_average=average)
+        tokens([document(*segments, name="one")], config, stats=stats)
+        assert stats.num_documents_kept + stats.num_documents_dropped.total() == 1
+        return stats.num_documents_kept == 1
+
+    long_and_bad = (("x" + " x" * 7, 0.4), (" y", 0.0))
+    stream = tokens([document(*long_and_bad, name="one")], PackingConfig())
+    scores = [score for _, score, kind in stream if kind == CONTENT]
+    mean = sum(scores) / len(scores)
+    assert mean > 0.3
+    assert is_kept(0.2, "segments", *long_and_bad)
+    assert not is_kept(mean - 1e-6, "tokens", *long_and_bad)
+    assert is_kept(mean + 1e-6, "tokens", *long_and_bad)
+    # Tokens without a score are in no mean, and a document of them alone is dropped.
+    assert is_kept(0.1, "tokens", ("x" * 50, None), (" y", 0.0))
+    assert not is_kept(1.0, "tokens", ("x", None))
+
+
 def test_a_threshold_of_zero_is_a_threshold():
     documents = [document(("x", 0.0), name="clean"), document(("y", 1e-6), name="not")]
     assert [token for token, _ in shown(documents, PackingConfig(filter_threshold=0.0))] == ["<|endoftext|>", "x"]
