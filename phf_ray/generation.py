@@ -46,6 +46,8 @@ LOWEST_LOGPROB = -9999.0
 GREEDY_BELOW = 1e-5
 # Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
 PREFILL_TOKENS = 4096
+# Prompts up to here share a pass, where padding costs little; a longer one is at most twice the shortest of its pass.
+SHORT_PROMPT = 32
 PREFILL_LOGITS = 2**26
 
 
@@ -670,14 +672,16 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[ActiveRequest]:
-        """One forward pass: of new prompts if there is room for any, else of the next token of all in the batch.
+        """Of new prompts, in passes by length, if there is room for any, else of the next token of all in the batch.
 
         Returns the requests that it advanced; those that finished have left the batch.
         """
         self._retire()
         self._joining = joining = self._next_joining()
         if joining:
-            advanced, logits_BV = joining, self._prefill(joining)
+            groups = _by_length(joining)
+            advanced = [active for group in groups for active in group]
+            logits_BV = torch.cat([self._prefill(group) for group in groups])
         elif self._active:
             advanced, logits_BV = list(self._active), self._decode()
         else:
@@ -934,6 +938,19 @@ class Engine:
         while not all(active.is_finished for active in running):
             self.step()
         return running
+
+
+def _by_length(joining: Sequence[ActiveRequest]) -> list[list[ActiveRequest]]:
+    """In groups of alike lengths, so that few positions of a pass are padding."""
+    groups: list[list[ActiveRequest]] = []
+    longest = -1
+    for active in sorted(joining, key=lambda active: len(active.model_ids)):
+        length = len(active.model_ids)
+        if length > longest:
+            groups.append([])
+            longest = max(SHORT_PROMPT, 2 * length)
+        groups[-1].append(active)
+    return groups
 
 
 def _records(

@@ -130,6 +130,28 @@ def test_requests_join_a_running_batch_and_waiting_ones_follow(tokenizer):
     assert (engine.num_active, engine.num_waiting) == (0, 0)
 
 
+def test_prompts_that_arrive_together_are_computed_by_length(tokenizer):
+    engine = Engine(tiny_gpt2(tokenizer), tokenizer)
+    short = [GenerationRequest(prompt=(number, 5), max_tokens=3, seed=number) for number in range(10, 18)]
+    long = GenerationRequest(prompt=tuple(range(10, 90)), max_tokens=3, seed=1)
+    requests = [*short[:4], long, *short[4:]]
+    alone = [generate(engine, [request])[0] for request in requests]
+    shapes = []
+    hook = engine.model.register_forward_pre_hook(
+        lambda _module, _arguments, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    running = [engine.prepare(request) for request in requests]
+    for active in running:
+        engine.add(active)
+    advanced = engine.step()
+    hook.remove()
+    assert shapes == [(8, 2), (1, 80)]
+    assert set(advanced) == set(running)
+    while not all(active.is_finished for active in running):
+        engine.step()
+    assert [active.completion() for active in running] == alone
+
+
 def test_cache_budget_lets_one_request_through_at_a_time(tokenizer):
     engine = Engine(tiny_gpt2(tokenizer), tokenizer, settings=EngineSettings(cache_gb=1e-9))
     running = [engine.prepare(GenerationRequest(prompt="def", max_tokens=4, ignore_eos=True)) for _ in range(2)]
