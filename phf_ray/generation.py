@@ -46,9 +46,9 @@ LOWEST_LOGPROB = -9999.0
 GREEDY_BELOW = 1e-5
 # Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
 PREFILL_TOKENS = 4096
+PREFILL_LOGITS = 2**26
 # Prompts up to here share a pass, where padding costs little; a longer one is at most twice the shortest of its pass.
 SHORT_PROMPT = 32
-PREFILL_LOGITS = 2**26
 
 
 class RequestError(ConfigError):

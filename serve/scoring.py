@@ -65,11 +65,11 @@ class LocalScorer:
             raise ApiError(400, f"the scorer {self.name} has no classes", "scorer")
 
         def work() -> list[dict[str, float] | str]:
-            refused = [self._too_long(text) for text in texts]
-            short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
-            found = zip(short, scorer.class_scores(short) if short else [], strict=True)
-            judged = (scores or _why_not(self._scorer, text) for text, scores in found)
-            return [next(judged) if reason is None else reason for reason in refused]
+            def judged(short: Sequence[str]) -> list[dict[str, float] | str]:
+                found = scorer.class_scores(short)
+                return [scores or _why_not(self._scorer, text) for text, scores in zip(short, found, strict=True)]
+
+            return self._for_each(texts, judged, too_long=lambda reason: reason)
 
         return await self._in_thread(work)
 
@@ -108,14 +108,21 @@ class LocalScorer:
             return None
         return f"too_long: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
 
-    def _score_all(self, texts: Sequence[str]) -> list[Scored]:
+    def _for_each(
+        self,
+        texts: Sequence[str],
+        judged: Callable[[Sequence[str]], Sequence[Answer]],
+        *,
+        too_long: Callable[[str], Answer],
+    ) -> list[Answer]:
+        """What `judged` makes of the texts that are short enough, and `too_long` of the reason for the others."""
         refused = [self._too_long(text) for text in texts]
         short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
-        scored = iter(self._scorer.score_all(short) if short else [])
-        return [next(scored) if reason is None else Scored(None, reason) for reason in refused]
+        answers = iter(judged(short) if short else [])
+        return [next(answers) if reason is None else too_long(reason) for reason in refused]
 
     def _score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        scored = self._score_all(texts)
+        scored = self._for_each(texts, self._scorer.score_all, too_long=lambda reason: Scored(None, reason))
         items = [
             {
                 "index": index,

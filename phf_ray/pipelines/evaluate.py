@@ -124,16 +124,17 @@ class Unit:
 
     @property
     def key(self) -> str:
-        return _digest([self.arm, self.scenario, self.seed, self.start])
+        return digest([self.arm, self.scenario, self.seed, self.start])
 
     @property
     def request_seed(self) -> int:
         """The same for every arm; below 2**31, which all servers take."""
-        return int(_digest([self.scenario, self.seed, self.start]), 16) % (1 << 31)
+        return int(digest([self.scenario, self.seed, self.start]), 16) % (1 << 31)
 
 
-def _digest(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
+def digest(value: object, *, size: int = 12) -> str:
+    """Of what JSON can hold, in `size` bytes."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()
 
 
 # -- Plan -------------------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def read_problems(path: str) -> list[Problem]:
 
 def prompt_order(num_prompts: int, *, scenario: str) -> list[int]:
     """Order in which prompts are used when there are more than samples: fixed by the scenario's name alone."""
-    rng = np.random.default_rng(int(_digest(scenario), 16))
+    rng = np.random.default_rng(int(digest(scenario), 16))
     return [int(index) for index in rng.permutation(num_prompts)]
 
 
@@ -314,7 +315,7 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
         if checkpoint.control is not None:
             control = control or "good"
     told = {key: value for key, value in card.items() if key not in _VOLATILE}
-    own = arm.fingerprint or card.get("fingerprint") or _digest([arm.url, arm.model, told])
+    own = arm.fingerprint or card.get("fingerprint") or digest([arm.url, arm.model, told])
     return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own), knows_top_k=knows_top_k(card))
 
 
@@ -875,7 +876,7 @@ class Store:
             "arms": {a.name: [a.source or a.url, a.model, a.control, a.fingerprint] for a in arms},
             "scorer": dict(scorer),
             "scenarios": {name: config.model_dump(mode="json") for name, config in plan.scenario_configs.items()},
-            "requests": _digest([asdict(unit) for unit in plan.units]),
+            "requests": digest([asdict(unit) for unit in plan.units]),
         }
         claim_directory(self._output, ours, holds="an evaluation", restart=restart, results=(_PARTS, SAMPLES))
 

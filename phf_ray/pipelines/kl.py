@@ -6,7 +6,6 @@ tokens, and the estimate is unbiased. Otherwise each is asked for the tokens tha
 which stand for all ways to spell it: close for models of ordinary text, meaningless for one that draws noise (D-2b).
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, knows_top_k
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_top_k
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def reference_texts(
     it, among them.
     """
     facts = {"reference": _facts(reference), "num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
-    path = f"{cache}/texts-{_digest(facts)}.json"
+    path = f"{cache}/texts-{digest(facts, size=16)}.json"
     kept = _read(path)
     if kept is not None:
         return [
@@ -66,10 +65,6 @@ def reference_texts(
 def _facts(arm: Arm) -> list[str | None]:
     """What decides an arm's answers: the model where its fingerprint is known, else where it is served."""
     return [*([arm.fingerprint] if arm.fingerprint else [arm.url, arm.model]), arm.control]
-
-
-def _digest(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
@@ -150,7 +145,7 @@ def kl_of_arms(
             "arm": _facts(arm),
             "per_line": arm.name in per_line,
         }
-        path = f"{cache}/kl-{_digest(facts)}.json"
+        path = f"{cache}/kl-{digest(facts, size=16)}.json"
         content = _read(path)
         if content is None:
             kl = measure_kl(reference, arm, texts, control_per_line=arm.name in per_line)
@@ -206,7 +201,7 @@ def _own_logprobs(
     if cache is None:
         return asked.logprobs(texts, ids)
     facts = {"reference": _facts(asked.arm), "ids": [list(one) for one in ids], "ended": [text.ended for text in texts]}
-    path = f"{cache}/logprobs-{_digest(facts)}.json"
+    path = f"{cache}/logprobs-{digest(facts, size=16)}.json"
     kept = _read(path)
     if kept is not None:
         return [float(value) for value in json.loads(kept)]

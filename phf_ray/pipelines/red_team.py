@@ -7,7 +7,6 @@ that the attack starts from among them.
 """
 
 import gzip
-import hashlib
 import json
 import logging
 import time
@@ -42,6 +41,7 @@ from phf_ray.pipelines.evaluate import (
     check_scorer,
     claim_directory,
     described,
+    digest,
     draw_unit,
     read_prompts,
 )
@@ -127,10 +127,6 @@ class Transcript:
         write_file(f"{self._output}/{TRANSCRIPT}", gzip.compress(lines.encode(), mtime=0))
         if self._filesystem.exists(f"{self._root}/{_STEPS}"):
             self._filesystem.rm(f"{self._root}/{_STEPS}", recursive=True)
-
-
-def _digest(value: object) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 # -- Asking -----------------------------------------------------------------------------------------------------------
@@ -229,7 +225,7 @@ class Target:
         return [
             Unit(
                 arm=self._arm.name,
-                scenario=f"red_team {_digest(prompt)}",
+                scenario=f"red_team {digest(prompt)}",
                 seed=self._work.seed,
                 start=first,
                 count=min(_SAMPLES_PER_REQUEST, num - first),
@@ -351,10 +347,10 @@ class Reading:
         return step
 
     def _asked_key(self, request: AskAttacker) -> str:
-        return f"asked-{_digest([self._trial.arm, self._trial.number, request.round])}"
+        return f"asked-{digest([self._trial.arm, self._trial.number, request.round])}"
 
     def _tried_key(self, prompt: str) -> str:
-        return f"tried-{_digest([self._trial.arm, prompt])}"
+        return f"tried-{digest([self._trial.arm, prompt])}"
 
 
 def _tried(step: Mapping[str, Any], *, round: int) -> Tried | str:

@@ -172,13 +172,12 @@ class EntityFilth(Filth):
     type = "spacy_entity"
 
 
-def folder_hash(folder: Path | None) -> str:
+def folder_hash(folder: Path) -> str:
     """sha256 over names and contents of the files of a model."""
     digest = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
-    for path in files:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder or path)} {len(content)}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
