@@ -1,13 +1,15 @@
 """A sequence classifier over texts of any length and number: sorted by length, in batches of about equal cost.
 
 Batches are filled by tokens, padding included, not by texts: one batch of mixed lengths padded to the longest costs 20
-times the work. The price: the largest batch decides the memory, and results must be put back in order.
+times the work. While the model computes, a thread tokenizes what comes next. The price: the largest batch decides the
+memory, and results must be put back in order.
 """
 
 import dataclasses
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from phf_ray.scorers.base import Scorer, ScorerSettings
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
 """On a CPU larger batches fall out of the caches; a GPU must be filled."""
+_CHARACTERS_AHEAD = 8
+"""Characters tokenized at once for each token of a batch: of text as it is, two batches."""
 
 
 class ClassifierSettings(ScorerSettings):
@@ -102,30 +106,46 @@ class TextClassifier:
     def logits(self, texts: Sequence[str]) -> list[NDArray[np.float32] | str]:
         """The logits (C,) of each text, or the reason why there are none; each text as if it were alone."""
         results: list[NDArray[np.float32] | str] = ["UnicodeEncodeError: the text has a lone surrogate"] * len(texts)
-        usable = [index for index, text in enumerate(texts) if _is_unicode(text)]
-        if not usable:
-            return results
-        encoded = self._tokenizer(
-            [texts[index] for index in usable],
-            truncation=True,
-            max_length=self._max_tokens,
-            return_attention_mask=False,
+        # Characters stand for tokens, which are not known yet.
+        usable = sorted(
+            (index for index, text in enumerate(texts) if _is_unicode(text)), key=lambda index: -len(texts[index])
         )
-        token_ids = encoded["input_ids"]
+        num_truncated = 0
         pending = []
-        lengths = [len(ids) for ids in token_ids]
         # Without a token to pad with, no two texts go together.
         most = self._tokens_per_batch if self._pad is not None else 0
-        for batch in batches_by_tokens(lengths, tokens_per_batch=most):
-            # Results stay on the device until all batches are queued: fetching one waits for it.
-            pending.append((batch, self._run([token_ids[index] for index in batch])))
+        for chunk, encoded in self._tokenized(usable, texts):
+            token_ids = encoded["input_ids"]
+            num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+            for batch in batches_by_tokens([len(ids) for ids in token_ids], tokens_per_batch=most):
+                # Results stay on the device until all batches are queued: fetching one waits for it.
+                logits_BC = self._run([token_ids[position] for position in batch])
+                pending.append(([chunk[position] for position in batch], logits_BC))
         for batch, logits_BC in pending:
             for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
                 finite = bool(np.isfinite(logits_C).all())
-                results[usable[index]] = logits_C if finite else "not_finite: the model's output is not a number"
+                results[index] = logits_C if finite else "not_finite: the model's output is not a number"
         # Only now: texts on which the model gave up may be tried again.
-        self.num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        self.num_truncated += num_truncated
         return results
+
+    def _tokenized(self, order: Sequence[int], texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """Indices of some texts, and their encodings; one chunk ahead of what is asked for.
+
+        The tokenizer computes without the interpreter's lock.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            ahead = None
+            for chunk in _chunks(order, [len(text) for text in texts], most=_CHARACTERS_AHEAD * self._tokens_per_batch):
+                submitted = (chunk, thread.submit(self._tokenize, [texts[index] for index in chunk]))
+                if ahead is not None:
+                    yield ahead[0], ahead[1].result()
+                ahead = submitted
+            if ahead is not None:
+                yield ahead[0], ahead[1].result()
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        return self._tokenizer(texts, truncation=True, max_length=self._max_tokens, return_attention_mask=False)
 
     @torch.inference_mode()
     def _run(self, token_ids: list[list[int]]) -> torch.Tensor:
@@ -152,6 +172,20 @@ def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Itera
         batch.append(index)
     if batch:
         yield batch
+
+
+def _chunks(order: Sequence[int], sizes: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Consecutive indices whose sizes add up to `most` or little more."""
+    chunk: list[int] = []
+    total = 0
+    for index in order:
+        chunk.append(index)
+        total += sizes[index]
+        if total >= most:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def max_positions(config: Any) -> int:

@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,34 @@ def test_no_forward_pass_exceeds_the_token_budget(models):
     small.score_all(mixed_texts(100))
     assert max(rows * columns for rows, columns in shapes) <= 128
     assert len(shapes) > 10
+
+
+def test_texts_are_tokenized_while_the_model_computes(models, monkeypatch):
+    scorer = build_scorer(
+        {"class_name": "DetoxifyToxicityScorer", "path": str(models / "unbiased"), "device": "cpu"}
+        | {"tokens_per_batch": 64}
+    )
+    texts = mixed_texts(60)
+    alone = [scorer.score_texts([text])[0] for text in texts]
+    second = threading.Event()
+    tokenize, run = scorer._classifier._tokenize, scorer._classifier._run
+    threads = []
+
+    def tokenized(chunk):
+        threads.append(threading.get_ident())
+        if len(threads) == 2:
+            second.set()
+        return tokenize(chunk)
+
+    def computed(token_ids):
+        assert second.wait(10), "the second chunk is not tokenized before the first is computed"
+        return run(token_ids)
+
+    monkeypatch.setattr(scorer._classifier, "_tokenize", tokenized)
+    monkeypatch.setattr(scorer._classifier, "_run", computed)
+    np.testing.assert_allclose(scorer.score_texts(texts), alone, atol=1e-5)
+    assert len(threads) > 2
+    assert threading.get_ident() not in threads
 
 
 def test_a_checkpoint_file_and_the_fetched_folder_are_one_scorer(checkpoint, base, scorer):
