@@ -15,6 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ _COMPRESSED = (".gz", ".zst")
 _COMPRESSED_PIECES = 32
 """About so many pieces of a compressed file: each is reached by reading the file from its begin, 16 times in all."""
 _CHUNK = 1 << 20
+_CUT_AT_ONCE = 16
+"""Files: where records begin is known only when a file was read, which on an object store is waiting."""
 # Of a damaged archive at most so much is lost before the damage.
 _BUFFER = 16 << 10
 _TO_THE_END = 1 << 62
@@ -275,21 +278,35 @@ def _limited(pieces: Iterator[Piece], limit: int | None) -> Iterator[Piece]:
 
 def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator[Piece]:
     """`exact`: every piece knows its number of records."""
-    for index, file in enumerate(files):
-        if file.kind == "text":
-            yield Piece(index, file.size, end=1)
-        elif file.text_bytes <= target and not exact:
-            yield Piece(index, file.text_bytes)
-        else:
-            cut = _cut_lines if file.kind == "lines" else _cut_table
-            least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(_COMPRESSED) else 0
-            last = Piece(index, 0)
-            try:
-                for last in cut(file, max(target, least), index):
-                    yield last
-            except _UNREADABLE:
-                # Reading will come to the same place and reject what follows with the reason.
-                yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
+
+    def is_cut(file: InputFile) -> bool:
+        return file.kind != "text" and (exact or file.text_bytes > target)
+
+    large = [(index, file) for index, file in enumerate(files) if is_cut(file)]
+    with ThreadPoolExecutor(_CUT_AT_ONCE) as threads:
+        # A limit is reached in the first files: others are not read.
+        cuts = (
+            (_cut(file, target, index) for index, file in large)
+            if exact
+            else threads.map(lambda one: list(_cut(one[1], target, one[0])), large)
+        )
+        for index, file in enumerate(files):
+            if is_cut(file):
+                yield from next(cuts)
+            else:
+                yield Piece(index, file.size, end=1) if file.kind == "text" else Piece(index, file.text_bytes)
+
+
+def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+    cut = _cut_lines if file.kind == "lines" else _cut_table
+    least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(_COMPRESSED) else 0
+    last = Piece(index, 0)
+    try:
+        for last in cut(file, max(target, least), index):
+            yield last
+    except _UNREADABLE:
+        # Reading will come to the same place and reject what follows with the reason.
+        yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
 
 def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:

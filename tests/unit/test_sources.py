@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import threading
 
 import datasets
 import pyarrow as pa
@@ -282,6 +283,23 @@ def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
     # 30,000 lines of 93 bytes are 2.8 MB; cuts fall at the first line after each MB.
     assert len(shards) == 3
     assert all(sum(piece.num_bytes for piece in shard) < 2_100_000 for shard in shards)
+
+
+def test_large_files_are_cut_side_by_side(tmp_path, monkeypatch):
+    for number in range(3):
+        write_lines(tmp_path / f"{number}.jsonl", [{"text": "a"}] * 100 * (number + 1))
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    files = find_files([str(tmp_path)]).files
+    expected = [piece for index, file in enumerate(files) for piece in sources._cut_lines(file, 500, index)]
+    cut, meeting = sources._cut_lines, threading.Barrier(3)
+
+    def cut_in_company(*arguments):
+        meeting.wait(timeout=30)
+        return cut(*arguments)
+
+    monkeypatch.setattr(sources, "_cut_lines", cut_in_company)
+    assert [piece for shard in plan_shards(files, shard_bytes=500) for piece in shard] == expected
+    assert len(expected) > 6
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
