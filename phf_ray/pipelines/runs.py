@@ -540,6 +540,10 @@ class WandbTracker:
 
     def close(self, *, exit_code: int) -> None:
         try:
+            tables = all_sample_tables(self._run)
+            if tables:
+                last = self._run.read_evaluation(self._run.evaluated_steps()[-1])
+                self({"train/tokens_seen": last["train/tokens_seen"], **tables})
             self._wandb_run.finish(exit_code=exit_code)
         except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
             log.warning("wandb could not end its run: %s; metrics.jsonl has everything", error)
@@ -560,6 +564,17 @@ def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
         f"generation/{scenario}/current_samples": {"columns": columns, "rows": found}
         for scenario, found in rows.items()
     }
+
+
+def all_sample_tables(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """Samples of all evaluated weights: a table for each scenario, with the step first."""
+    tables: dict[str, dict[str, Any]] = {}
+    for step in run.evaluated_steps():
+        for name, table in sample_tables(run, step).items():
+            whole = name.removesuffix("current_samples") + "all_samples"
+            found = tables.setdefault(whole, {"columns": ["step", *table["columns"]], "rows": []})
+            found["rows"] += [[step, *row] for row in table["rows"]]
+    return tables
 
 
 def _as_wandb(value: Any) -> Any:

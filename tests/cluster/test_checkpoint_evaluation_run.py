@@ -21,7 +21,7 @@ from phf_ray.pipelines.estimate import evaluations
 from phf_ray.pipelines.evaluate import Arm, Options, ScoresServer, evaluate, run_here
 from phf_ray.pipelines.in_process import evaluate_weights
 from phf_ray.pipelines.kl import measure_kl, reference_texts
-from phf_ray.pipelines.runs import EVALUATION, STEP, RunDirectory, sample_tables
+from phf_ray.pipelines.runs import EVALUATION, STEP, RunDirectory, all_sample_tables, sample_tables
 from phf_ray.report import read_samples, recompute
 from serve.api import build_app
 from serve.backends import Backend
@@ -163,6 +163,10 @@ def test_a_tracker_is_shown_the_samples_of_each_step_as_tables(finished):
         key: getattr(samples[0], key) for key in ("prompt", "text", "score", "error")
     }
     assert sample_tables(run, 16) == {}
+    whole = all_sample_tables(run)[f"{SCENARIO}/all_samples"]
+    assert whole["columns"] == ["step", *first["columns"]]
+    assert [row[1:] for row in whole["rows"] if row[0] == 15] == first["rows"]
+    assert {row[0] for row in whole["rows"]} == set(STEPS)
 
 
 def test_the_cost_to_the_loop_is_in_the_metrics_and_the_summary(finished):

@@ -8,6 +8,8 @@ import shutil
 import threading
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from phf_ray.errors import ConfigError, DataError
@@ -363,12 +365,30 @@ def test_the_objective_on_held_out_text_is_drawn_over_its_own_tokens(run, monkey
     assert "objective/train/loss" not in defined
 
 
+def test_at_the_end_all_samples_are_shown_in_one_table(run, monkeypatch):
+    for step in (0, 20):
+        folder = run.evaluation_folder(step)
+        folder.mkdir(parents=True)
+        sample = {"scenario": "s", "prompt": "p", "text": f"text {step}", "score": 0.5, "error": None}
+        pq.write_table(pa.Table.from_pylist([sample]), folder / "samples.parquet")
+        run.write_evaluation(step, {STEP: step, "train/tokens_seen": 10 * step, EVALUATION: 1.0})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = start_tracker(run, group=None, tags=[], config=CONFIG)
+    tracker.close(exit_code=0)
+    [table] = (run.path / "wandb").glob("offline-run-*/files/media/table/generation/s/all_samples_*.table.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["step", "prompt", "text", "score", "error"],
+        "data": [[0, "p", "text 0", 0.5, None], [20, "p", "text 20", 0.5, None]],
+    }
+
+
 def test_a_tracker_that_can_t_end_its_run_is_reported(run, monkeypatch, caplog):
     class Unreachable:
         def finish(self, *, exit_code: int) -> None:
             raise OSError("no route to host")
 
     tracker = WandbTracker.__new__(WandbTracker)
+    monkeypatch.setattr(tracker, "_run", run, raising=False)
     monkeypatch.setattr(tracker, "_wandb_run", Unreachable(), raising=False)
     tracker.close(exit_code=0)
     assert "wandb could not end its run: no route to host" in caplog.text
