@@ -38,6 +38,8 @@ from serve.settings import CONTROL_CHOICES, Limits, split_model_id
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
 }
+LISTING_S = 2.0
+"""How long a list of models waits for one of them, which may be loading, or on a server that is down."""
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -249,9 +251,17 @@ def add_models(app: FastAPI, backend: Backend) -> None:
             checkpoint=described.checkpoint,
         )
 
+    async def listed(model_id: str) -> ModelCard:
+        try:
+            async with asyncio.timeout(LISTING_S):
+                return await card(model_id)
+        except (TimeoutError, ApiError):
+            return ModelCard(id=model_id, created=created)
+
     @app.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=list(await asyncio.gather(*map(card, backend.models))))
+        """All models; one that does not answer within two seconds by its id alone."""
+        return ModelList(data=list(await asyncio.gather(*map(listed, backend.models))))
 
     @app.get("/v1/models/{model_id}")
     async def retrieve_model(model_id: str) -> ModelCard:

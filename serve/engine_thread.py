@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from phf_ray.errors import DataError
 from phf_ray.generation import ActiveRequest, Completion, Engine, FinishReason, GenerationRequest, TokenLogprob
 from serve.errors import ApiError
+from serve.tokenizing import off_the_loop
 
 log = logging.getLogger("ray.serve.phf")
 
@@ -82,11 +83,20 @@ class EngineThread:
                 if active.error is not None:
                     raise DataError(active.error)
 
-    def submit(self, requests: Sequence[GenerationRequest], *, is_stream: bool) -> _Ticket:
+    async def submit(self, requests: Sequence[GenerationRequest], *, is_stream: bool) -> _Ticket:
         if self.num_unfinished and self.num_unfinished + len(requests) > self._max_unfinished:
             raise ApiError(429, f"{self.num_unfinished} sequences are in the model's queue; try again later")
-        ticket = _Ticket([self.engine.prepare(request) for request in requests], is_stream=is_stream)
+        # From here on they fill the queue: others come while their prompts are tokenized.
         self.num_unfinished += len(requests)
+        try:
+            actives = await off_the_loop(
+                lambda: [self.engine.prepare(request) for request in requests],
+                num_characters=sum(len(request.prompt) for request in requests),
+            )
+        except BaseException:
+            self.num_unfinished -= len(requests)
+            raise
+        ticket = _Ticket(actives, is_stream=is_stream)
         self._inbox.put(ticket)
         return ticket
 
@@ -175,7 +185,7 @@ class _Submission:
         self._thread, self._requests, self._is_stream = thread, requests, is_stream
 
     async def __aenter__(self) -> _Ticket:
-        self._ticket = self._thread.submit(self._requests, is_stream=self._is_stream)
+        self._ticket = await self._thread.submit(self._requests, is_stream=self._is_stream)
         return self._ticket
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,15 +1,26 @@
 """What a model backend answers without its weights: description and tokenizer endpoints, the same for all engines."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import TokenStrings
 from serve.backends import ModelDescription
 from serve.errors import ApiError
+
+MAX_INLINE_CHARACTERS = 16_384
+"""Of text that is tokenized on the event loop: some milliseconds, in which no other request is served."""
+
+Result = TypeVar("Result")
+
+
+async def off_the_loop(compute: Callable[[], Result], *, num_characters: int) -> Result:
+    """What takes time by the length of a text; in a thread where that is long, since a thread costs time as well."""
+    return compute() if num_characters <= MAX_INLINE_CHARACTERS else await asyncio.to_thread(compute)
 
 
 class Tokenizing:
@@ -49,11 +60,14 @@ class Tokenizing:
         return (self.info or CheckpointInfo()).model_copy(update={"control": control})
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
-        if add_special_tokens:
-            ids, _ = self.strings.encode(text)
-        else:
-            ids = self.strings.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids), [self.strings.text_of(id_) for id_ in ids]
+        def tokens() -> tuple[list[int], list[str]]:
+            if add_special_tokens:
+                ids, _ = self.strings.encode(text)
+            else:
+                ids = self.strings.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return list(ids), [self.strings.text_of(id_) for id_ in ids]
+
+        return await off_the_loop(tokens, num_characters=len(text))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         unknown = [id_ for id_ in token_ids if id_ not in self.strings.valid_ids]

@@ -32,7 +32,7 @@ from serve.errors import ApiError
 from serve.local import generation_requests, usage_of
 from serve.schemas import Choice, CompletionRequest, Logprobs, Usage
 from serve.settings import SamplingDefaults, ServedModel, Upstream
-from serve.tokenizing import Tokenizing
+from serve.tokenizing import Tokenizing, off_the_loop
 
 log = logging.getLogger("ray.serve.phf")
 
@@ -145,7 +145,7 @@ class UpstreamModel(Tokenizing):
         return None if found is None else found.model_copy(update={"policy": "ban"})
 
     async def complete(self, request: CompletionRequest) -> Completed:
-        prompts = self._prepared(request)
+        prompts = await self._prepared(request)
         with self._counted(len(prompts) * request.n):
             answers = await _all_of([self._ask(prompt) for prompt in prompts])
         choices = [
@@ -156,7 +156,7 @@ class UpstreamModel(Tokenizing):
         return Completed(choices, self._usage(prompts, [answer.usage for answer in answers]))
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
-        prompts = self._prepared(request)
+        prompts = await self._prepared(request)
         if any(prompt.active.wants_prompt_logprobs for prompt in prompts):
             # Servers differ in how they cut these into pieces; nobody reads them as they come.
             yield await self.complete(request)
@@ -174,7 +174,7 @@ class UpstreamModel(Tokenizing):
                 await merged.aclose()  # type: ignore[attr-defined]
             yield Completed([], self._usage(prompts, usages))
 
-    def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
+    async def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
         assert request.seed is not None, "the caller draws the seed"
         if request.control_policy == "retag":
             raise ApiError(
@@ -183,7 +183,10 @@ class UpstreamModel(Tokenizing):
         try:
             # One per prompt: its choices differ in nothing but their number.
             asked = generation_requests(request, self._defaults)[:: request.n]
-            return [self._prompt(number, one, request) for number, one in enumerate(asked)]
+            return await off_the_loop(
+                lambda: [self._prompt(number, one, request) for number, one in enumerate(asked)],
+                num_characters=sum(map(len, request.prompts)),
+            )
         except RequestError as error:
             raise ApiError(400, str(error), error.param) from None
 

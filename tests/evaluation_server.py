@@ -54,6 +54,10 @@ class Server:
         self.unscored = lambda text: None
         self.write = None
         self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
+        self.no_messages = 400
+        """Status of a chat without messages; 404 is that of a server without chats."""
+        self.cards = {}
+        """By model, what only its own card says: a list does not wait for it."""
         self._lock = threading.Lock()
         app = FastAPI()
         app.post("/v1/completions")(self.complete)
@@ -62,6 +66,7 @@ class Server:
         app.post("/tokenize")(self.tokenize)
         app.get("/tokenizer_info")(self.tokenizer_info)
         app.get("/v1/models")(self.list_models)
+        app.get("/v1/models/{name}")(self.retrieve_model)
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
@@ -88,6 +93,9 @@ class Server:
             ]
         }
 
+    async def retrieve_model(self, name: str):
+        return {"id": name, "owned_by": "phf-ray", "max_model_len": 128, **self.cards[name]}
+
     async def tokenize(self, request: Request):
         body = await request.json()
         words = body["prompt"].split() or ["<eos>"] * body["add_special_tokens"]
@@ -98,6 +106,8 @@ class Server:
 
     async def complete(self, request: Request):
         body = await request.json()
+        if "prompt" not in body:
+            return JSONResponse({"error": {"message": "prompt: field required"}}, status_code=400)
         self.keys.add(request.headers.get("authorization"))
         with self._lock:
             number = len(self.completions)
@@ -126,6 +136,8 @@ class Server:
         if "max_tokens" in body and body["model"] == "newest":
             message = "Unsupported parameter: 'max_tokens'; use 'max_completion_tokens' instead."
             return JSONResponse({"error": {"message": message}}, status_code=400)
+        if "messages" not in body:
+            return JSONResponse({"error": {"message": "messages: field required"}}, status_code=self.no_messages)
         with self._lock:
             trouble = self.troubles(len(self.chats), body)
             if trouble is not None:

@@ -292,7 +292,11 @@ def check_arm(arm: Arm) -> dict[str, Any]:
     cards = {str(card.get("id")): dict(card) for card in client.get("/v1/models").get("data", [])}
     if arm.model not in cards:
         raise ConfigError(f"{arm.url} serves no model {arm.model!r}; it serves {', '.join(sorted(cards)) or 'none'}")
-    return cards[arm.model]
+    card = cards[arm.model]
+    if card.get("owned_by") == "phf-ray" and card.get("max_model_len") is None:
+        # A list does not wait for a model that is being loaded.
+        card = dict(client.get(f"/v1/models/{quote(arm.model, safe='')}"))
+    return card
 
 
 _VOLATILE = ("created", "permission")

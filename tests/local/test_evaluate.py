@@ -468,6 +468,12 @@ def test_a_checkpoint_is_the_same_arm_as_a_directory_and_behind_a_url(checkpoint
                 check_scorer(ScoresServer(server.url, "pep8"), [arm], allow_other=False)
 
 
+def test_a_model_listed_by_its_id_alone_is_asked_for_its_card(server):
+    server.models["loading"] = {"max_model_len": None}
+    server.cards["loading"] = {"fingerprint": "0123"}
+    assert check_arm(Arm("a", server.url, "loading"))["fingerprint"] == "0123"
+
+
 def test_what_a_server_says_of_a_checkpoint_must_be_known():
     card = {"id": "m", "owned_by": "phf-ray", "checkpoint": {"step": "many"}}
     with pytest.raises(ServiceError, match="describes m in a way that is not known here"):

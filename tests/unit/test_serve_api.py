@@ -13,6 +13,7 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
 from phf_ray.records import Scored
+from serve import api
 from serve.api import build_app
 from serve.backends import Backend, Completed
 from serve.deployments import ScorerReplica
@@ -319,6 +320,44 @@ def test_models_are_listed_with_context_and_control(call):
     assert cards["cond"]["step"] == 500
     assert cards["cond"]["checkpoint"]["control"] == {"good": GOOD, "bad": BAD, "policy": "ban"}
     assert call("/v1/models/cond:bad").json()["id"] == "cond:bad"
+
+
+def test_a_model_that_does_not_answer_does_not_hold_up_the_list(models, scorers, monkeypatch):
+    class Loading:
+        async def describe(self):
+            await asyncio.Event().wait()
+
+    class Lost:
+        async def describe(self):
+            raise ApiError(503, "the replica was lost")
+
+    monkeypatch.setattr(api, "LISTING_S", 0.05)
+    call = caller({**models, "loading": Loading(), "lost": Lost()}, scorers)
+    cards = {card["id"]: card for card in call("/v1/models").json()["data"]}
+    assert {name: card["max_model_len"] for name, card in cards.items()} == {
+        "mle": 96,
+        "cond": 96,
+        "loading": None,
+        "lost": None,
+    }
+    refused(call("/v1/models/lost"), 503)
+
+
+def test_long_prompts_are_tokenized_in_a_thread(call, models, monkeypatch):
+    thread = models["mle"].thread
+    prepare, seen = thread.engine.prepare, []
+
+    def watched(request):
+        seen.append((threading.current_thread() is threading.main_thread(), thread.num_unfinished))
+        return prepare(request)
+
+    monkeypatch.setattr(thread.engine, "prepare", watched)
+    complete(call)
+    assert "context" in refused(call("/v1/completions", {"model": "mle", "prompt": "def " * 10_000}), 400)["message"]
+    assert seen == [(True, 1), (False, 1)]
+    assert thread.num_unfinished == 0
+    body = call("/tokenize", {"model": "mle", "prompt": "def " * 10_000, "return_token_strs": True}).json()
+    assert "".join(body["token_strs"]).endswith("def " * 10_000)
 
 
 def test_tokenize_and_detokenize_are_inverse(call, engines):
