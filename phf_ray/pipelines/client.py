@@ -14,6 +14,10 @@ from phf_ray.errors import ConfigError, ServiceError
 class RefusedError(ServiceError):
     """The server will not answer this request however often it is asked."""
 
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
 
 class Client:
     """JSON over HTTP, with patience: an answer that may change (429, 5xx, no connection) is asked for again."""
@@ -50,7 +54,9 @@ class Client:
                     return self._json(response)
                 problem = f"status {response.status_code}: {_message(response)}"
                 if response.status_code != 429 and response.status_code < 500:
-                    raise RefusedError(f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}")
+                    raise RefusedError(
+                        f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}", response.status_code
+                    )
                 wait_s = _retry_after(response) or _backoff(attempt)
             if time.monotonic() + wait_s > deadline:
                 raise ServiceError(

@@ -33,6 +33,7 @@ from phf_ray.config import Config, GenerateKwargs, RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError, IncompleteError, ServiceError
 from phf_ray.pipelines.client import Client, RefusedError, label_selector
 from phf_ray.pipelines.evaluate import (
+    CHECK_PATIENCE_S,
     Arm,
     Probe,
     ScoresServer,
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 Api = Literal["chat", "completions"]
 TRANSCRIPT = "transcript.jsonl.gz"
 _STEPS = "steps"
+_PATHS: dict[Api, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _SAMPLES_PER_REQUEST = 64
 _THREADS = 32
 """Requests that one trial has under way, at most."""
@@ -166,14 +168,13 @@ class RedLM:
         if self._api == "chat":
             answer = self._chat(body | {"messages": [{"role": "user", "content": request}]})
         else:
-            answer = self._client.post("/v1/completions", body | self._prompt(request))
+            answer = self._client.post(_PATHS[self._api], body | self._prompt(request))
         found = answer.get("choices")
         return sorted(found, key=lambda choice: choice.get("index", 0)) if isinstance(found, list) else []
 
     def _chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        path = "/v1/chat/completions"
         try:
-            return self._client.post(path, {**body, self._limit_name: self._settings.max_tokens})
+            return self._client.post(_PATHS["chat"], {**body, self._limit_name: self._settings.max_tokens})
         except RefusedError as error:
             # The name that OpenAI's newer models insist on.
             if self._limit_name == "max_tokens" and "max_completion_tokens" in str(error):
@@ -198,6 +199,24 @@ class RedLM:
         text = _storable(str(message.get("content") or ""))
         declined = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
         return Reply(text or _storable(str(message.get("refusal") or "")), refused=declined or is_refusal(text))
+
+
+def check_attacker(attacker: Attacker) -> dict[str, Any]:
+    """What its server says of the red LM. Raises ConfigError where it does not know the API that is to be spoken."""
+    card = check_arm(attacker.arm)
+    path = _PATHS[attacker.api]
+    try:
+        # Nothing to answer: whoever knows the path says that something is missing.
+        Client(attacker.arm.url, key=attacker.arm.key, patience_s=CHECK_PATIENCE_S).post(
+            path, {"model": attacker.arm.model}
+        )
+    except RefusedError as error:
+        if error.status in (404, 405):
+            other = "completions" if attacker.api == "chat" else "chat"
+            raise ConfigError(
+                f"{error}: the red LM {attacker.arm.model} does not speak {attacker.api}; give --attacker-api {other}"
+            ) from None
+    return card
 
 
 def _storable(text: str) -> str:
@@ -472,7 +491,7 @@ def red_team(
     """
     options = options or Options()
     arms = [described(arm, check_arm(arm)) for arm in arms]
-    attacker = replace(attacker, arm=described(attacker.arm, check_arm(attacker.arm)))
+    attacker = replace(attacker, arm=described(attacker.arm, check_attacker(attacker)))
     work = _work(config, arms=arms, attacker=attacker, scores=scores, output=output, options=options)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     transcript = Transcript(output)

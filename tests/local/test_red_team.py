@@ -242,6 +242,10 @@ def test_what_is_wrong_is_named_before_the_first_question(server, prompts, tmp_p
         run(server, tmp_path / "out", config, red_lm=wrong)
     with pytest.raises(ServiceError, match="is the server running"):
         run(server, tmp_path / "out", config, red_lm=attacker("http://127.0.0.1:9"))
+    server.no_messages = 404
+    with pytest.raises(ConfigError, match="red does not speak chat; give --attacker-api completions"):
+        run(server, tmp_path / "out", config)
+    server.no_messages = 400
     with pytest.raises(ConfigError, match=r"red_team\.prompts_path is not set"):
         run(server, tmp_path / "out", make_config(prompts, prompts_path=None))
     with pytest.raises(ConfigError, match=r"none\.jsonl can't be read"):
