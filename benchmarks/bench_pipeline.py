@@ -5,10 +5,13 @@
 
 The reference is the scorer called in a loop on texts in memory: no reading, no writing, no Ray. Steady state is the
 middle 70% of the time between the first and the last part; reference and job are measured in the same run, in turn.
+What two processes reach with that loop, each on all texts, is what the machine has to give.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -18,6 +21,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +79,14 @@ def one_process(texts: dict[str, str]) -> float:
     return sum(map(len, texts.values())) / (time.perf_counter() - begin)
 
 
+def side_by_side(texts: dict[str, str]) -> float:
+    """Characters per second of as many such processes as there are actors, together."""
+    with ProcessPoolExecutor(NUM_ACTORS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # So that none of them is still being started.
+        list(pool.map(one_process, [dict(itertools.islice(texts.items(), 1))] * NUM_ACTORS))
+        return sum(pool.map(one_process, [texts] * NUM_ACTORS))
+
+
 def on_ray(folder: Path, output: Path) -> dict[str, float]:
     """Characters per second of the job on the Ray that runs, over three stretches of time."""
     pools = {"cpu": {"min": NUM_ACTORS, "max": NUM_ACTORS}}
@@ -107,12 +119,14 @@ def bench_pairs(*, pairs: int, copies: int) -> dict[str, Any]:
     texts = standard_library()
     start_ray()
     alone: list[float] = []
+    most: list[float] = []
     together: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "in")
         write_copies(texts, folder, copies=copies)
         for pair in range(pairs):
             alone.append(one_process(texts))
+            most.append(side_by_side(texts) / alone[-1])
             together.append(on_ray(folder, Path(scratch, f"out{pair}")))
             print(f"pair {pair + 1}: {alone[-1]:,.0f} -> {together[-1]}", file=sys.stderr, flush=True)
     rows = []
@@ -130,7 +144,11 @@ def bench_pairs(*, pairs: int, copies: int) -> dict[str, Any]:
                 "verdict": verdict(ratios, target),
             }
         )
-    return {"reference_characters_per_s": statistics.median(alone), "rows": rows}
+    return {
+        "reference_characters_per_s": statistics.median(alone),
+        "plain_processes_side_by_side": [statistics.median(most), min(most), max(most)],
+        "rows": rows,
+    }
 
 
 def verdict(ratios: Sequence[float], target: float | None) -> str:

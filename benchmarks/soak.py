@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +35,9 @@ SHORTEST_JUDGED_S = 240.0
 """In less, caches still fill: 20 s showed 23 MB per minute."""
 MAX_GROWTH_MB_PER_MIN = 2.0
 """Above what allocators and caches that still fill show on a short run; a leak of one request's texts is far above."""
+
+Memory = list[tuple[float, dict[str, float]]]
+"""Seconds since the begin, and MB of each process."""
 
 
 @dataclass
@@ -119,32 +121,39 @@ class Clients:
         await stream.close()
 
 
-def server_memory_mb(root: int) -> float:
-    """Resident memory of a process and all that descend from it, each shared page counted once per process."""
+def server_memory_mb(root: int) -> dict[str, float]:
+    """Resident memory of a process and all that descend from it, by name and id, without the pages that are shared.
+
+    Those are Ray's object store and mapped libraries.
+    """
     parents: dict[int, int] = {}
     pages: dict[int, int] = {}
+    names: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
         try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            pid = int(folder.name)
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             resident, shared = map(int, (folder / "statm").read_text().split()[1:3])
-            # Shared pages are Ray's object store and mapped libraries.
-            pages[int(folder.name)] = resident - shared
+            command = (folder / "cmdline").read_text().replace("\0", " ").split()
+            names[pid] = f"{command[0].rpartition('/')[2] if command else '-'} {pid}"
+            pages[pid] = resident - shared
         except (ValueError, OSError):
             continue  # it has ended, or is no process
-    total = 0
+    found = {}
     for pid in pages:
         above = pid
         while above in parents and above != root:
             above = parents[above]
-        total += pages[pid] if above == root else 0
-    return total * 4096 / 2**20
+        if above == root:
+            found[names[pid]] = pages[pid] * 4096 / 2**20
+    return found
 
 
-async def soak(url: str, pid: int, *, seconds: float) -> tuple[Tally, list[tuple[float, float]]]:
-    """What the clients saw, and (seconds, MB) of the server."""
+async def soak(url: str, pid: int, *, seconds: float) -> tuple[Tally, Memory]:
+    """What the clients saw, and seconds and MB of the server's processes."""
     clients = Clients(url, seconds=seconds)
     running = asyncio.create_task(clients.run())
-    memory = []
+    memory: Memory = []
     started = time.monotonic()
     while not running.done():
         memory.append((time.monotonic() - started, await asyncio.to_thread(server_memory_mb, pid)))
@@ -153,12 +162,13 @@ async def soak(url: str, pid: int, *, seconds: float) -> tuple[Tally, list[tuple
     return clients.tally, memory
 
 
-def growth_mb_per_min(memory: Sequence[tuple[float, float]]) -> float:
-    """Slope over the second half: in the first, caches and pools fill."""
+def growth_mb_per_min(memory: Memory, name: str | None = None) -> float:
+    """Slope over the second half, of one process or of all: in the first half caches and pools fill."""
     half = memory[len(memory) // 2 :]
     if len(half) < 2:
         return 0.0
-    slope, _ = statistics.linear_regression([at for at, _ in half], [mb for _, mb in half])
+    amounts = [sum(by_process.values()) if name is None else by_process.get(name, 0.0) for _, by_process in half]
+    slope, _ = statistics.linear_regression([at for at, _ in half], amounts)
     return 60 * slope
 
 
@@ -169,6 +179,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, our_server(make_checkpoint(Path(folder) / "tiny")) as (url, pid):
         tally, memory = asyncio.run(soak(url, pid, seconds=arguments.seconds))
     growth = growth_mb_per_min(memory)
+    by_process = {name: round(growth_mb_per_min(memory, name), 2) for name in memory[-1][1]}
+    most = sorted(by_process, key=lambda name: -by_process[name])[:5]
     found = {
         "bench": "soak",
         "seconds": arguments.seconds,
@@ -176,8 +188,9 @@ def main() -> int:
         "refused_429": tally.refused,
         "lost": len(tally.lost),
         "errors_other_than_429": len(tally.errors),
-        "memory_mb": [round(memory[0][1]), round(memory[-1][1])],
+        "memory_mb": [round(sum(memory[0][1].values())), round(sum(memory[-1][1].values()))],
         "memory_growth_mb_per_min": round(growth, 2),
+        "growth_of_the_most_growing": {name: by_process[name] for name in most},
     }
     print(json.dumps(found), flush=True)
     for line in (tally.lost + tally.errors)[:10]:
