@@ -134,8 +134,10 @@ def server_memory_mb(root: int) -> dict[str, float]:
             pid = int(folder.name)
             parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             resident, shared = map(int, (folder / "statm").read_text().split()[1:3])
-            command = (folder / "cmdline").read_text().replace("\0", " ").split()
-            names[pid] = f"{command[0].rpartition('/')[2] if command else '-'} {pid}"
+            title = (folder / "cmdline").read_text().partition("\0")[0]
+            # Of an actor without the method that it is at.
+            title = title.partition(".")[0] if title.startswith("ray::") else title.rpartition("/")[2]
+            names[pid] = f"{title} {pid}"
             pages[pid] = resident - shared
         except (ValueError, OSError):
             continue  # it has ended, or is no process
