@@ -99,7 +99,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _shown(projection: Projection) -> str:
-    return f"{projection.hours:,.1f} h  {projection.cost:,.0f}"
+    hours = f"{projection.hours:,.1f}" if projection.hours >= 1 else f"{projection.hours:.2g}"
+    return f"{hours} h  {projection.cost:,.0f}"
 
 
 def _assumptions(arguments: argparse.Namespace, *, efficiency: float, mean_characters: float) -> list[str]:
