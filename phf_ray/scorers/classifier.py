@@ -22,8 +22,10 @@ from phf_ray.scorers.base import Scorer, ScorerSettings
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
 """On a CPU larger batches fall out of the caches; a GPU must be filled."""
-_CHARACTERS_AHEAD = 8
-"""Characters tokenized at once for each token of a batch: of text as it is, two batches."""
+_CHARACTERS_AHEAD = 16
+"""Characters tokenized at once for each token of a batch: of text as it is, four batches."""
+_PADDING_PER_BATCH = 16
+"""At most one in so many tokens of a full batch is padding: for more, another pass costs less."""
 
 
 class ClassifierSettings(ScorerSettings):
@@ -162,13 +164,18 @@ class TextClassifier:
 def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Iterator[list[int]]:
     """Indices in batches, longest texts first; number of texts x longest one is at most `tokens_per_batch`.
 
-    A text longer than that is a batch of its own.
+    A sixteenth of that may be padding. A text longer than a batch is one of its own.
     """
     batch: list[int] = []
+    padding = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
-            yield batch
-            batch = []
+        if batch:
+            padding += lengths[batch[0]] - lengths[index]
+            if (len(batch) + 1) * lengths[
+                batch[0]
+            ] > tokens_per_batch or padding * _PADDING_PER_BATCH > tokens_per_batch:
+                yield batch
+                batch, padding = [], 0
         batch.append(index)
     if batch:
         yield batch
