@@ -167,15 +167,15 @@ def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Itera
     A sixteenth of that may be padding. A text longer than a batch is one of its own.
     """
     batch: list[int] = []
-    padding = 0
+    longest = padding = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch:
-            padding += lengths[batch[0]] - lengths[index]
-            if (len(batch) + 1) * lengths[
-                batch[0]
-            ] > tokens_per_batch or padding * _PADDING_PER_BATCH > tokens_per_batch:
-                yield batch
-                batch, padding = [], 0
+        padding += longest - lengths[index]
+        is_full = (len(batch) + 1) * longest > tokens_per_batch
+        if batch and (is_full or padding * _PADDING_PER_BATCH > tokens_per_batch):
+            yield batch
+            batch = []
+        if not batch:
+            longest, padding = lengths[index], 0
         batch.append(index)
     if batch:
         yield batch
