@@ -10,8 +10,11 @@ status  type                   when
 502     server_error           the upstream server of a model answered what can't be used
 503     unavailable_error      not ready, the replica was lost, or the upstream can't be reached; with Retry-After
 504     timeout_error          the upstream server of a model did not answer in time
+
+A stream that has begun, whose status is 200, ends in an event with the error.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +73,16 @@ def error_body(
         return {"error": {"code": status, "message": message, "status": name, "details": details}}
     detail = ErrorDetail(message=message, type=TYPES.get(status, "server_error"), param=param, code=code)
     return ErrorResponse(error=detail).model_dump()
+
+
+EVENT_STREAM = "text/event-stream"
+LAST_EVENT = "data: [DONE]\n\n"
+
+
+def error_event(path: str, error: ApiError) -> str:
+    """The error in a stream, whose status is long gone: clients look for an `error` in the events."""
+    body = error_body(path, error.status, error.message, param=error.param, code=error.code)
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def error_headers(status: int) -> Mapping[str, str]:

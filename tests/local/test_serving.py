@@ -20,12 +20,13 @@ import pytest
 import yaml
 from tiny_models import BAD, GOOD, write_checkpoint
 
-from jobs.serve import free_port, serving
+from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
 from serve.app import build
+from serve.settings import parse_args
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 180
@@ -310,6 +311,31 @@ def test_application_has_one_deployment_per_model_and_scorer():
     assert bound_models["mle"]._bound_deployment._deployment_config.autoscaling_config.max_replicas == 4
     with pytest.raises(ConfigError, match="nothing to serve"):
         build({})
+
+
+def test_a_stream_over_the_time_limit_ends_in_an_error_of_openai_client_and_leaves_the_engine(local_ray, checkpoints):
+    from ray import serve
+
+    model = {"name": "mle", "path": str(checkpoints["mle"]), "num_cpus": 0.25}
+    args = parse_args({"models": [model], "limits": {"request_timeout_s": 3}})
+    # Far more than 3 s of work.
+    fields = {"model": "mle", "prompt": ["def"] * 2000, "max_tokens": 90, "seed": 1, "extra_body": {"ignore_eos": True}}
+    quick = {"model": "mle", "prompt": "def", "max_tokens": 2, "seed": 1}
+    pieces = []
+    try:
+        with running(args, host="127.0.0.1", port=0) as url:
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+            with pytest.raises(openai.APIError, match="the request took more than 3 s"):
+                pieces.extend(client.completions.create(**fields, stream=True))
+            deadline = time.monotonic() + 5
+            # 429 while they are in the engine.
+            while httpx.post(f"{url}/v1/completions", json=quick, timeout=60).status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        serve.shutdown()
+    assert pieces
+    assert not all(piece.choices[0].finish_reason for piece in pieces)
 
 
 def test_port_in_use_is_one_clear_error_before_ray_starts(server, checkpoints):

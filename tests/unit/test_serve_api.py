@@ -24,6 +24,15 @@ from serve.schemas import Choice, DeploymentHealth, HealthResponse, Usage
 from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
+COMPLETIONS_SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/completions",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+    "client": ("127.0.0.1", 1),
+}
+
 
 def engine_of(*, control: bool, seed: int, max_batch: int = 8) -> Engine:
     tokenizer = tiny_tokenizer(control=control)
@@ -569,6 +578,76 @@ def test_requests_over_the_time_limit_end_and_free_their_slots(engines, scorers)
     assert slow.thread.engine.num_active == 0
 
 
+def test_a_stream_over_the_time_limit_ends_in_an_event_and_leaves_the_engine(scorers, monkeypatch):
+    model = LocalModel(engine_of(control=False, seed=1))
+    step, release = model.thread.engine.step, threading.Event()
+
+    def hangs_after_the_first():
+        if model.thread.num_steps:
+            release.wait(30)
+        return step()
+
+    monkeypatch.setattr(model.thread.engine, "step", hangs_after_the_first)
+    call = caller({"mle": model}, scorers, limits=Limits(request_timeout_s=2))
+    body = {"model": "mle", "prompt": "def", "seed": 1, "n": 4, "max_tokens": 90, "ignore_eos": True, "logprobs": 0}
+    *begun, last = events_of(call("/v1/completions", {**body, "stream": True}))
+    assert [event["choices"][0]["index"] for event in begun] == [0, 1, 2, 3]
+    assert last == {
+        "error": {"message": "the request took more than 2 s", "type": "timeout_error", "param": None, "code": None}
+    }
+    release.set()
+    for _ in range(500):
+        if not model.thread.engine.num_active:
+            break
+        asyncio.run(asyncio.sleep(0.01))
+    assert model.thread.engine.num_active == 0
+    assert model.thread.num_unfinished == 0
+    assert model.thread.num_advanced < 4 * 90
+    model.thread.close()
+
+
+@pytest.mark.parametrize("failure", [ValueError, TimeoutError])
+def test_a_stream_that_fails_ends_in_an_event_and_frees_its_place(scorers, failure):
+    class Broken:
+        async def stream(self, _):
+            choice = Choice(text="a", index=0, finish_reason=None)
+            yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+            raise failure("/secret/path is broken")
+
+    call = caller({"mle": Broken()}, scorers, limits=Limits(concurrent_streams=1))
+    for _ in range(2):
+        response = call("/v1/completions", {"model": "mle", "prompt": "a", "stream": True})
+        begun, last = events_of(response)
+        assert begun["choices"][0]["text"] == "a"
+        assert last["error"]["type"] == "server_error"
+        assert "internal error" in last["error"]["message"]
+        assert "secret" not in response.text
+        assert failure.__name__ not in response.text
+
+
+def test_nothing_is_sent_after_a_client_that_reads_no_more(scorers):
+    class Endless:
+        async def stream(self, _):
+            while True:
+                choice = Choice(text="a", index=0, finish_reason=None)
+                yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+
+    app = app_of({"mle": Endless()}, scorers, limits=Limits(request_timeout_s=0.5))
+    body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
+    messages, sent = [{"type": "http.request", "body": body}], []
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) == 3:
+            await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(app(dict(COMPLETIONS_SCOPE), receive, send), 30))
+    assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
+
+
 def test_more_streams_than_allowed_are_429_until_one_ends(scorers):
     num_open, release = 0, asyncio.Event()
 
@@ -658,14 +737,6 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
 
     app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=1))
     body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 1),
-    }
     messages = [{"type": "http.request", "body": body}]
     statuses = []
 
@@ -680,10 +751,10 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
 
     async def scene():
         nonlocal messages
-        await app(dict(scope), receive, send)
+        await app(dict(COMPLETIONS_SCOPE), receive, send)
         assert is_closed
         messages = [{"type": "http.request", "body": body}]
-        await app(dict(scope), receive, send)
+        await app(dict(COMPLETIONS_SCOPE), receive, send)
 
     asyncio.run(scene())
     assert statuses == [200, 200]
