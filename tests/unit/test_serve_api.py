@@ -68,13 +68,13 @@ def call(models, scorers) -> Callable[..., httpx.Response]:
     return caller(models, scorers)
 
 
-def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None, pii=None, access_log=False):
+def app_of(models, scorers, *, keys=(), limits=None, healthy=True, access_log=False, **roles):
     async def health() -> HealthResponse:
         state = DeploymentHealth(status="HEALTHY" if healthy else "UNHEALTHY")
         return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
 
     return build_app(
-        Backend(models, scorers, health, toxicity=toxicity, pii=pii),
+        Backend(models, scorers, health, **roles),
         keys=KeyRing(frozenset(keys)),
         limits=limits or Limits(),
         access_log=access_log,
