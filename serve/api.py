@@ -95,8 +95,19 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        param, message = describe_validation(error)
-        return answer(request, ApiError(400, message, param))
+        return answer(request, refusal_of(error))
+
+
+def refusal_of(error: RequestValidationError) -> ApiError:
+    """Field and message of the first problem; too many texts are one in any form that the field can have."""
+    details = error.errors()
+    too_long = next((detail for detail in details if detail["type"] == "too_long"), None)
+    if too_long is not None:
+        num, limit = too_long["ctx"]["actual_length"], too_long["ctx"]["max_length"]
+        field = str(too_long["loc"][1])
+        return ApiError(413, f"{field}: {num} are above the limit of {limit}; send them in several requests", field)
+    param, message = describe_validation(error)
+    return ApiError(400, message, param)
 
 
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:

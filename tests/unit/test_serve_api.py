@@ -15,12 +15,12 @@ from phf_ray.generation import Engine, EngineSettings, GenerationRequest, genera
 from phf_ray.records import Scored
 from serve import api
 from serve.api import build_app
-from serve.backends import Backend, Completed
+from serve.backends import Backend, Completed, ScoredJson
 from serve.deployments import ScorerReplica
 from serve.errors import ApiError
 from serve.keys import KeyRing
 from serve.local import LocalModel
-from serve.schemas import Choice, DeploymentHealth, HealthResponse, Usage
+from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, ScorerIdentityBody, Usage
 from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
@@ -540,6 +540,65 @@ def test_full_queue_is_429_with_retry_after(models, scorers):
     response = caller({"mle": Full()}, scorers)("/v1/completions", {"model": "mle", "prompt": "a"})
     assert refused(response, 429)["type"] == "rate_limit_error"
     assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/scores", "input", {"scorer": "pep8"}),
+        ("/v1/moderations", "input", {}),
+        ("/analyze", "text", {"language": "en"}),
+        ("/v1/completions", "prompt", {"model": "mle"}),
+    ],
+)
+def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
+    class Any:
+        async def score(self, texts, *, segments):
+            return ScoredJson(b"[]", 0)
+
+        async def class_scores(self, texts):
+            return [{"toxicity": 0.0}] * len(texts)
+
+        async def spans(self, texts):
+            return [[]] * len(texts)
+
+        async def identity(self):
+            return ScorerIdentityBody(name="any", class_name="", unit="", versions={}, weights_hash=None, settings={})
+
+    call = caller(models, {"pep8": Any()}, toxicity="pep8", pii="pep8")
+    error = refused(call(path, {**body, field: ["a"] * (MAX_BATCH + 1)}), 413)
+    assert error["param"] == field
+    assert f"limit of {MAX_BATCH}" in error["message"]
+    if path != "/v1/completions":
+        assert call(path, {**body, field: ["a"] * MAX_BATCH}).status_code == 200
+
+
+def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_waiting=2))
+    release = threading.Event()
+
+    def wait(texts):
+        assert release.wait(30)
+        return [Scored(0.0)] * len(texts)
+
+    monkeypatch.setattr(scorer._scorer, "score_all", wait)
+    app = app_of({}, {"pep8": scorer})
+    body = {"scorer": "pep8", "input": "x"}
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            waiting = [asyncio.create_task(client.post("/v1/scores", json=body)) for _ in range(2)]
+            while scorer._num_waiting < 2:
+                await asyncio.sleep(0)
+            third = await client.post("/v1/scores", json=body)
+            release.set()
+            return third, await asyncio.gather(*waiting), await client.post("/v1/scores", json=body)
+
+    third, waited, after = asyncio.run(scene())
+    assert "2 requests wait for the scorer pep8" in refused(third, 429)["message"]
+    assert int(third.headers["retry-after"]) > 0
+    assert [answer.status_code for answer in (*waited, after)] == [200] * 3
 
 
 def test_thirty_two_clients_share_their_steps(scorers):
