@@ -302,13 +302,28 @@ def test_a_crowd_is_answered_in_batches_and_overload_with_429(server):
 
 
 def test_application_has_one_deployment_per_model_and_scorer():
-    models = [{"name": "mle", "path": "x", "replicas": {"min": 1, "max": 4}}, {"name": "cond", "path": "y"}]
-    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}}]})
+    models = [
+        {"name": "mle", "path": "x", "replicas": {"min": 0, "max": 4}},
+        {"name": "cond", "path": "y", "replicas": 3},
+    ]
+    replicas = {"min": 2, "max": 5, "target_ongoing_requests": 3.5}
+    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}, "replicas": replicas}]})
     ingress = application._bound_deployment
     _, bound_models, bound_scorers = ingress.init_args
     names = {app._bound_deployment.name for app in [*bound_models.values(), *bound_scorers.values()]}
     assert names == {"model-mle", "model-cond", "scorer-pep8"}
-    assert bound_models["mle"]._bound_deployment._deployment_config.autoscaling_config.max_replicas == 4
+    mle, cond, pep8 = (
+        app._bound_deployment._deployment_config
+        for app in (bound_models["mle"], bound_models["cond"], bound_scorers["pep8"])
+    )
+
+    def scaling(config):
+        found = config.autoscaling_config
+        return found.min_replicas, found.max_replicas, found.target_ongoing_requests
+
+    assert scaling(mle) == (0, 4, 16.0)
+    assert scaling(pep8) == (2, 5, 3.5)
+    assert (cond.autoscaling_config, cond.num_replicas) == (None, 3)
     with pytest.raises(ConfigError, match="nothing to serve"):
         build({})
 
