@@ -4,8 +4,10 @@ status  type                   when
 400     invalid_request_error  the request can't be served as it is; `param` names the field
 401     authentication_error   no key, or a wrong one
 404     not_found_error        no such path, model or scorer
-413     invalid_request_error  too large
-429     rate_limit_error       the queue is full; with Retry-After
+405     invalid_request_error  the path is there, but not with this method
+408     timeout_error          the request took longer than it may
+413     invalid_request_error  too large, or too many texts
+429     rate_limit_error       a queue is full; with Retry-After
 500     server_error           anything else; no traceback and no path leaves the server
 502     server_error           the upstream server of a model answered what can't be used
 503     unavailable_error      not ready, the replica was lost, or the upstream can't be reached; with Retry-After

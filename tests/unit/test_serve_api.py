@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
 from phf_ray.records import Scored
-from serve import api
+from serve import api, errors
 from serve.api import build_app
 from serve.backends import Backend, Completed, ScoredJson
 from serve.deployments import ScorerReplica
@@ -917,6 +919,17 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
     with pytest.raises(RuntimeError, match="failed 3 times in a row"):
         model.check_health()
     model.thread.close()
+
+
+def test_every_status_is_described_as_it_is_returned():
+    statuses = {*api.ERRORS, 405}
+    described = dict(re.findall(r"^(\d{3}) +(\w+)", errors.__doc__, re.MULTILINE))
+    assert described == {str(status): errors.TYPES.get(status, "server_error") for status in statuses}
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)) == set(described)
+    assert f"{MAX_BATCH:,} texts, prompts or choices" in page
+    assert f"(`limits.body_bytes`, {Limits().body_bytes // 2**20} MiB)" in page
+    assert f"(`limits.request_timeout_s`, {Limits().request_timeout_s:g} s)" in page
 
 
 def test_openapi_lists_the_contract(call):
