@@ -186,6 +186,48 @@ def test_openai_client_streams(client):
     assert len(pieces) > 5
 
 
+@pytest.mark.parametrize("field", ["stop", "logit_bias", "min_tokens", "top_k", "n"])
+def test_openai_client_gets_from_each_field_what_the_engine_makes_of_it(client, checkpoints, field):
+    engine = load_engine(checkpoints["mle"])
+    base = {"prompt": "def", "max_tokens": 40, "seed": 3}
+
+    def expected(*, n=1, **fields):
+        return generate(engine, [GenerationRequest(**base, **fields, choice=i) for i in range(n)])
+
+    (plain,) = expected()
+    ends_at_once = {"logit_bias": {engine.strings.eos_id: 100.0}}
+    fields = {
+        "stop": {"stop": (plain.text[5:8],)},
+        "logit_bias": {"logit_bias": {plain.token_ids[0]: -100.0}},
+        "min_tokens": {"min_tokens": 7, **ends_at_once},
+        "top_k": {"top_k": 1},
+        "n": {"n": 3},
+    }[field]
+    own = {"extra_body": {field: fields[field]}} if field in ("min_tokens", "top_k") else {}
+    rest = {name: value for name, value in fields.items() if name not in own.get("extra_body", ())}
+    answer = client.completions.create(model="mle", **base, **rest, **own)
+    completions = expected(**fields)
+    assert texts(answer) == [completion.text for completion in completions]
+    assert [choice.finish_reason for choice in answer.choices] == [one.finish_reason for one in completions]
+    assert answer.usage.completion_tokens == sum(one.num_completion_tokens for one in completions)
+    without = {name: value for name, value in fields.items() if name != field}
+    assert texts(answer) != [completion.text for completion in expected(**without)]
+
+
+def test_openai_client_streams_the_logprobs_of_the_engine(client, checkpoints):
+    fields = {"prompt": "def", "max_tokens": 12, "seed": 3, "logprobs": 2}
+    (expected,) = generate(load_engine(checkpoints["mle"]), [GenerationRequest(**fields)])
+    pieces = [piece.choices[0].logprobs for piece in client.completions.create(model="mle", stream=True, **fields)]
+    assert len(pieces) > 5
+    for name, values in (
+        ("tokens", [one.token for one in expected.logprobs]),
+        ("text_offset", [one.text_offset for one in expected.logprobs]),
+        ("token_logprobs", pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)),
+        ("top_logprobs", [pytest.approx(one.top, abs=1e-4) for one in expected.logprobs]),
+    ):
+        assert [value for piece in pieces for value in getattr(piece, name)] == values
+
+
 def test_openai_client_gets_its_own_errors(client):
     with pytest.raises(openai.NotFoundError, match="served models: cond, mle, old"):
         client.completions.create(model="gpt-4", prompt="a")
