@@ -24,7 +24,8 @@ class Control(BaseModel):
     bad: str
     policy: Literal["ban", "retag"]
     """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each
-    by the good one and strip it from the text (`retag`, for models trained to predict one token per segment)."""
+    by the one that the request chose, the good one where it chose none, and strip it from the text (`retag`, for models
+    trained to predict one token per segment)."""
 
 
 class CheckpointInfo(BaseModel):

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.backends import Backend, Completed, ModelBackend
 from serve.compat import add_compatible_endpoints
-from serve.errors import ApiError, error_body, error_headers, path_of
+from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_body, error_event, error_headers, path_of
 from serve.gate import Gate, Metrics
 from serve.keys import KeyRing
 from serve.schemas import (
@@ -42,7 +42,7 @@ LISTING_S = 2.0
 """How long a list of models waits for one of them, which may be loading, or on a server that is down."""
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
         "description": "With `stream`, server-sent events",
     }
 }
@@ -95,8 +95,19 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        param, message = describe_validation(error)
-        return answer(request, ApiError(400, message, param))
+        return answer(request, refusal_of(error))
+
+
+def refusal_of(error: RequestValidationError) -> ApiError:
+    """Field and message of the first problem; too many texts are one in any form that the field can have."""
+    details = error.errors()
+    too_long = next((detail for detail in details if detail["type"] == "too_long"), None)
+    if too_long is not None:
+        num, limit = too_long["ctx"]["actual_length"], too_long["ctx"]["max_length"]
+        field = str(too_long["loc"][1])
+        return ApiError(413, f"{field}: {num} are above the limit of {limit}; send them in several requests", field)
+    param, message = describe_validation(error)
+    return ApiError(400, message, param)
 
 
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:
@@ -182,7 +193,7 @@ class _EventStream(StreamingResponse):
     """Server-sent events; `held` is closed after the last one, and also where the first is never asked for."""
 
     def __init__(self, lines: AsyncIterator[str], *, held: AsyncExitStack):
-        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        super().__init__(lines, media_type=EVENT_STREAM, headers={"Cache-Control": "no-cache"})
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,12 +221,11 @@ async def _events(
         if include_usage:
             yield _event(CompletionResponse.model_construct(**head, choices=[], usage=last.usage))
     except ApiError as error:
-        # The status is long gone; clients look for an `error` in the events.
-        failed = error_body("/v1/completions", error.status, error.message, param=error.param, code=error.code)
-        yield f"data: {JSONResponse(failed).body.decode()}\n\n"  # type: ignore[union-attr]
+        # Any other failure, and the end of the time, the gate tells the client in the same way.
+        yield error_event("/v1/completions", error)
     finally:
         state.tokens = _tokens(last)
-    yield "data: [DONE]\n\n"
+    yield LAST_EVENT
 
 
 def _event(response: CompletionResponse) -> str:

@@ -95,5 +95,7 @@ class Backend:
     health: Callable[[], Awaitable[HealthResponse]]
     toxicity: str | None = None
     """Name of the scorer behind moderations and Perspective, if one is served."""
+    toxicity_languages: Sequence[str] = ("en",)
+    """Languages that its model was trained on."""
     pii: str | None = None
     """Name of the scorer behind Presidio's endpoint, if one is served."""

@@ -233,6 +233,7 @@ def add_perspective(app: FastAPI, backend: Backend) -> None:
 async def analyzed(backend: Backend, body: AnalyzeCommentRequest) -> dict[str, Any]:
     scorer = _scorer(backend, backend.toxicity, "toxicity")
     _refuse_comment(body)
+    languages = _judged_languages(body, backend.toxicity_languages)
     text = body.comment.text
     spans = [(0, len(text))]
     if body.spanAnnotations:
@@ -250,8 +251,9 @@ async def analyzed(backend: Backend, body: AnalyzeCommentRequest) -> dict[str, A
             for name, parameters in _judged(body, whole).items()
             if whole[PERSPECTIVE_CLASSES[name]] >= (parameters.scoreThreshold or 0.0)
         },
-        "languages": body.languages or ["en"],
-        "detectedLanguages": ["en"],
+        "languages": languages,
+        # What was asked for: nothing is detected.
+        "detectedLanguages": languages,
     }
     if body.clientToken is not None:
         answer["clientToken"] = body.clientToken
@@ -273,6 +275,20 @@ def _refuse_comment(body: AnalyzeCommentRequest) -> None:
     for name in body.requestedAttributes:
         if name not in PERSPECTIVE_CLASSES and name not in PERSPECTIVE_UNJUDGED:
             raise _unknown_attribute(name)
+
+
+def _judged_languages(body: AnalyzeCommentRequest, known: Sequence[str]) -> list[str]:
+    """Those of the comment that the model was trained on. Raises ApiError if there is none."""
+    languages = [name for name in body.languages if name.lower().partition("-")[0] in known]
+    if body.languages and not languages:
+        attribute, asked = next(iter(body.requestedAttributes)), ", ".join(body.languages)
+        raise ApiError(
+            400,
+            f"Attribute {attribute} does not support request languages: {asked}; the model knows {', '.join(known)}",
+            None,
+            "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+        )
+    return languages or ["en"]
 
 
 def _judged(body: AnalyzeCommentRequest, classes: Container[str]) -> dict[str, AttributeParameters]:

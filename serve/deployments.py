@@ -176,12 +176,14 @@ class Ingress:
         scorers: dict[str, DeploymentHandle[Any]],
     ):
         self._args = ServeArgs.model_validate(settings)
+        toxicity, pii = map(self._args.first_of, ("DetoxifyToxicityScorer", "PIIScorer"))
         self._backend = Backend(
             models={name: RemoteModel(handle) for name, handle in models.items()},
             scorers={name: RemoteScorer(handle) for name, handle in scorers.items()},
             health=_Cached(deployments_health, seconds=HEALTH_S),
-            toxicity=self._args.name_of("DetoxifyToxicityScorer"),
-            pii=self._args.name_of("PIIScorer"),
+            toxicity=None if toxicity is None else toxicity.name,
+            toxicity_languages=() if toxicity is None else toxicity.languages,
+            pii=None if pii is None else pii.name,
         )
 
         if self._args.access_log:

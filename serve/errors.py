@@ -4,14 +4,19 @@ status  type                   when
 400     invalid_request_error  the request can't be served as it is; `param` names the field
 401     authentication_error   no key, or a wrong one
 404     not_found_error        no such path, model or scorer
-413     invalid_request_error  too large
-429     rate_limit_error       the queue is full; with Retry-After
+405     invalid_request_error  the path is there, but not with this method
+408     timeout_error          the request took longer than it may
+413     invalid_request_error  too large, or too many texts
+429     rate_limit_error       a queue is full; with Retry-After
 500     server_error           anything else; no traceback and no path leaves the server
 502     server_error           the upstream server of a model answered what can't be used
 503     unavailable_error      not ready, the replica was lost, or the upstream can't be reached; with Retry-After
 504     timeout_error          the upstream server of a model did not answer in time
+
+A stream that has begun, whose status is 200, ends in an event with the error.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +75,16 @@ def error_body(
         return {"error": {"code": status, "message": message, "status": name, "details": details}}
     detail = ErrorDetail(message=message, type=TYPES.get(status, "server_error"), param=param, code=code)
     return ErrorResponse(error=detail).model_dump()
+
+
+EVENT_STREAM = "text/event-stream"
+LAST_EVENT = "data: [DONE]\n\n"
+
+
+def error_event(path: str, error: ApiError) -> str:
+    """The error in a stream, whose status is long gone: clients look for an `error` in the events."""
+    body = error_body(path, error.status, error.message, param=error.param, code=error.code)
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def error_headers(status: int) -> Mapping[str, str]:

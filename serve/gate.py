@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import ApiError, error_body, error_headers, path_of
+from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_body, error_event, error_headers, path_of
 from serve.keys import OPEN_PATHS, KeyRing, is_loopback
 from serve.settings import Limits
 
@@ -52,22 +52,22 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
         started = time.perf_counter()
+        limit = asyncio.timeout(self._limits.request_timeout_s)
         self._num_in_flight += 1
         try:
             self._admit(scope, headers)
-            async with asyncio.timeout(self._limits.request_timeout_s):
+            async with limit:
                 await self._app(scope, await _replayed(receive, limit=self._limits.body_bytes), exchange.send)
         except ApiError as error:
             await exchange.answer(scope, receive, error)
-        except TimeoutError:
-            limit = self._limits.request_timeout_s
-            await exchange.answer(scope, receive, ApiError(408, f"the request took more than {limit:g} s"))
         except Exception:
-            # The boundary of the process: a client gets no traceback, the log does, under the request's id.
-            log.exception("request %s failed", exchange.request_id)
-            await exchange.answer(
-                scope, receive, ApiError(500, "internal error; the server's log has it by request id")
-            )
+            if limit.expired():
+                failed = ApiError(408, f"the request took more than {self._limits.request_timeout_s:g} s")
+            else:
+                # The boundary of the process: a client gets no traceback, the log does, under the request's id.
+                log.exception("request %s failed", exchange.request_id)
+                failed = ApiError(500, "internal error; the server's log has it by request id")
+            await exchange.answer(scope, receive, failed)
         finally:
             self._num_in_flight -= 1
             self._note(scope, exchange, time.perf_counter() - started)
@@ -125,19 +125,31 @@ class _Exchange:
         self.request_id = request_id
         self._adds_id = adds_id
         self.status: int | None = None
+        self._is_stream = False
+        self._takes_event = False
 
     async def send(self, message: Message) -> None:
+        is_last = False
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._is_stream = dict(message["headers"]).get(b"content-type", b"").startswith(EVENT_STREAM.encode())
             if self._adds_id:
                 message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
+        else:
+            is_last = not message.get("more_body", False)
+        # After a message that did not get through nothing can be said: the client is gone, or reads no more.
+        self._takes_event = False
         await self._send(message)
+        self._takes_event = self._is_stream and not is_last
 
     async def answer(self, scope: Scope, receive: Receive, error: ApiError) -> None:
-        """The error, unless an answer has begun, which can only be cut off."""
+        """The error; as the end of a stream of events. Any other answer that has begun can only be cut off."""
         if self.status is None:
             body = error_body(path_of(scope), error.status, str(error), param=error.param, code=error.code)
             await JSONResponse(body, error.status, dict(error_headers(error.status)))(scope, receive, self.send)
+        elif self._takes_event:
+            events = error_event(path_of(scope), error) + LAST_EVENT
+            await self.send({"type": "http.response.body", "body": events.encode()})
 
 
 def _too_large(limit: int) -> ApiError:

@@ -11,6 +11,8 @@ from phf_ray.errors import ConfigError
 from phf_ray.scorers import SHORT_NAMES
 
 CONTROL_CHOICES = ("good", "bad", "none")
+# What Detoxify's models were trained on, where that is not English alone.
+LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
 
 
 class _Settings(BaseModel):
@@ -121,6 +123,11 @@ class ServedScorer(_Deployed):
         short = {known: name for name, known in SHORT_NAMES.items()}
         return str(self.scorer.get("name") or short.get(class_name, class_name))
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Of the texts that the scorer can judge, where that is prose."""
+        return LANGUAGES.get(str(self.scorer.get("model")), ("en",))
+
     @field_validator("scorer")
     @classmethod
     def _has_class(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +164,9 @@ class ServeArgs(_Settings):
     access_log: bool = True
     """One line of JSON per request: id, path, status, model, tokens, latency."""
 
-    def name_of(self, class_name: str) -> str | None:
+    def first_of(self, class_name: str) -> ServedScorer | None:
         """The first scorer of that class."""
-        return next((scorer.name for scorer in self.scorers if scorer.scorer["class_name"] == class_name), None)
+        return next((scorer for scorer in self.scorers if scorer.scorer["class_name"] == class_name), None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -11,7 +11,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import torch
 from tiny_models import write_checkpoint, write_detoxify
+
+from phf_ray.scorers import SHORT_NAMES, build_scorer
+from phf_ray.segments import build_segmenter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
 from test_serving import Server
@@ -28,12 +32,15 @@ needs_googleapiclient = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("contract")
-    write_detoxify(folder / "models" / "unbiased")
-    model = f"cond={write_checkpoint(folder / 'cond', control='retag')}"
+def toxicity_model(tmp_path_factory) -> Path:
+    return write_detoxify(tmp_path_factory.mktemp("models") / "unbiased")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, toxicity_model):
+    model = f"cond={write_checkpoint(tmp_path_factory.mktemp('contract') / 'cond', control='retag')}"
     arguments = ("--model", model, "--scorers", "pep8,pii,toxicity", "--port", "0")
-    server = Server(*arguments, PHF_MODELS=str(folder / "models"))
+    server = Server(*arguments, PHF_MODELS=str(toxicity_model.parent))
     yield server
     assert server.stop() == 0
 
@@ -155,6 +162,38 @@ def test_discovery_document_leads_to_the_scores_over_plain_http(server):
     answer = httpx.request(method["httpMethod"], url, params={"key": "any"}, json=request).json()
     assert set(answer) <= set(document["schemas"][method["response"]["$ref"]]["properties"])
     assert 0 < answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"] < 1
+
+
+@pytest.fixture
+def one_thread():
+    """As in a replica: the order in which sums are made decides the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("name", "segmenter"), [("pep8", "lines"), ("pii", "sentences"), ("toxicity", "sentences")])
+def test_scores_and_those_of_segments_are_those_of_the_scorer_offline_bit_for_bit(
+    server, toxicity_model, one_thread, name, segmenter
+):
+    sources = [path.read_text() for path in sorted(Path(json.__file__).parent.glob("*.py"))]
+    texts = [*sources, *TEXTS, "", " ", "x=1", "Write to ann@example.com today. Or call 555-123-4567."]
+    body = {"scorer": name, "input": texts, "segments": True}
+    answer = httpx.post(f"{server.url}/v1/scores", json=body, timeout=60).json()
+    weights = {"path": str(toxicity_model)} if name == "toxicity" else {}
+    scorer, cut = build_scorer({"class_name": SHORT_NAMES[name], **weights}), build_segmenter(segmenter)
+    assert answer["scorer"] == json.loads(json.dumps(scorer.identity().to_json()))
+    # In one call each, as the server does: what is in a batch with a text can move the last bit of a model's score.
+    expected = scorer.score_all(texts)
+    assert [(item["score"], item["error"]) for item in answer["data"]] == [(one.score, one.error) for one in expected]
+    for text, item in zip(texts, answer["data"], strict=True):
+        parts = cut(text)
+        assert [text[part["begin"] : part["end"]] for part in item["segments"]] == parts
+        scored = [(one.score, one.error) for one in scorer.score_segments(parts)]
+        assert [(part["score"], part["error"]) for part in item["segments"]] == scored
+    assert len({one.score for one in expected}) > 2
+    assert sum(len(item["segments"]) for item in answer["data"]) > 3 * len(texts)
 
 
 def test_openai_client_moderates_by_our_scores(server):

@@ -297,12 +297,23 @@ def lose_a_node_of_the_service(machines: Machines, url: str) -> None:
             answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
             if answer.status_code == 200:
                 break
-            # Said as the interface says it, or by a proxy that has no application yet.
-            assert answer.status_code in (404, 500, 503), answer.text
+            if is_ours(answer):
+                assert answer.status_code == 503, answer.text
+            else:
+                # Serve's proxy, which has no application yet or has lost its replica.
+                assert answer.status_code in (404, 500, 503), answer.text
         time.sleep(0.2)
     assert answer.json()["choices"] == before
     (again,) = machines.actors("ServeReplica:phf:model-conditional").items()
     assert again[1] != replica[1]
+
+
+def is_ours(answer: httpx.Response) -> bool:
+    """Whether the application said it, in the shape of its errors, and not Serve's proxy."""
+    with contextlib.suppress(ValueError):
+        body = answer.json()
+        return isinstance(body, dict) and "error" in body
+    return False
 
 
 # --- Evaluate ---------------------------------------------------------------------------------------------------------

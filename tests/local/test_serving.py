@@ -20,12 +20,13 @@ import pytest
 import yaml
 from tiny_models import BAD, GOOD, write_checkpoint
 
-from jobs.serve import free_port, serving
+from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
 from serve.app import build
+from serve.settings import parse_args
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 180
@@ -185,6 +186,48 @@ def test_openai_client_streams(client):
     assert len(pieces) > 5
 
 
+@pytest.mark.parametrize("field", ["stop", "logit_bias", "min_tokens", "top_k", "n"])
+def test_openai_client_gets_from_each_field_what_the_engine_makes_of_it(client, checkpoints, field):
+    engine = load_engine(checkpoints["mle"])
+    base = {"prompt": "def", "max_tokens": 40, "seed": 3}
+
+    def expected(*, n=1, **fields):
+        return generate(engine, [GenerationRequest(**base, **fields, choice=i) for i in range(n)])
+
+    (plain,) = expected()
+    ends_at_once = {"logit_bias": {engine.strings.eos_id: 100.0}}
+    fields = {
+        "stop": {"stop": (plain.text[5:8],)},
+        "logit_bias": {"logit_bias": {plain.token_ids[0]: -100.0}},
+        "min_tokens": {"min_tokens": 7, **ends_at_once},
+        "top_k": {"top_k": 1},
+        "n": {"n": 3},
+    }[field]
+    own = {"extra_body": {field: fields[field]}} if field in ("min_tokens", "top_k") else {}
+    rest = {name: value for name, value in fields.items() if name not in own.get("extra_body", ())}
+    answer = client.completions.create(model="mle", **base, **rest, **own)
+    completions = expected(**fields)
+    assert texts(answer) == [completion.text for completion in completions]
+    assert [choice.finish_reason for choice in answer.choices] == [one.finish_reason for one in completions]
+    assert answer.usage.completion_tokens == sum(one.num_completion_tokens for one in completions)
+    without = {name: value for name, value in fields.items() if name != field}
+    assert texts(answer) != [completion.text for completion in expected(**without)]
+
+
+def test_openai_client_streams_the_logprobs_of_the_engine(client, checkpoints):
+    fields = {"prompt": "def", "max_tokens": 12, "seed": 3, "logprobs": 2}
+    (expected,) = generate(load_engine(checkpoints["mle"]), [GenerationRequest(**fields)])
+    pieces = [piece.choices[0].logprobs for piece in client.completions.create(model="mle", stream=True, **fields)]
+    assert len(pieces) > 5
+    for name, values in (
+        ("tokens", [one.token for one in expected.logprobs]),
+        ("text_offset", [one.text_offset for one in expected.logprobs]),
+        ("token_logprobs", pytest.approx([one.logprob for one in expected.logprobs], abs=1e-4)),
+        ("top_logprobs", [pytest.approx(one.top, abs=1e-4) for one in expected.logprobs]),
+    ):
+        assert [value for piece in pieces for value in getattr(piece, name)] == values
+
+
 def test_openai_client_gets_its_own_errors(client):
     with pytest.raises(openai.NotFoundError, match="served models: cond, mle, old"):
         client.completions.create(model="gpt-4", prompt="a")
@@ -301,15 +344,55 @@ def test_a_crowd_is_answered_in_batches_and_overload_with_429(server):
 
 
 def test_application_has_one_deployment_per_model_and_scorer():
-    models = [{"name": "mle", "path": "x", "replicas": {"min": 1, "max": 4}}, {"name": "cond", "path": "y"}]
-    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}}]})
+    models = [
+        {"name": "mle", "path": "x", "replicas": {"min": 0, "max": 4}},
+        {"name": "cond", "path": "y", "replicas": 3},
+    ]
+    replicas = {"min": 2, "max": 5, "target_ongoing_requests": 3.5}
+    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}, "replicas": replicas}]})
     ingress = application._bound_deployment
     _, bound_models, bound_scorers = ingress.init_args
     names = {app._bound_deployment.name for app in [*bound_models.values(), *bound_scorers.values()]}
     assert names == {"model-mle", "model-cond", "scorer-pep8"}
-    assert bound_models["mle"]._bound_deployment._deployment_config.autoscaling_config.max_replicas == 4
+    mle, cond, pep8 = (
+        app._bound_deployment._deployment_config
+        for app in (bound_models["mle"], bound_models["cond"], bound_scorers["pep8"])
+    )
+
+    def scaling(config):
+        found = config.autoscaling_config
+        return found.min_replicas, found.max_replicas, found.target_ongoing_requests
+
+    assert scaling(mle) == (0, 4, 16.0)
+    assert scaling(pep8) == (2, 5, 3.5)
+    assert (cond.autoscaling_config, cond.num_replicas) == (None, 3)
     with pytest.raises(ConfigError, match="nothing to serve"):
         build({})
+
+
+def test_a_stream_over_the_time_limit_ends_in_an_error_of_openai_client_and_leaves_the_engine(local_ray, checkpoints):
+    from ray import serve
+
+    model = {"name": "mle", "path": str(checkpoints["mle"]), "num_cpus": 0.25}
+    args = parse_args({"models": [model], "limits": {"request_timeout_s": 3}})
+    # Far more than 3 s of work.
+    fields = {"model": "mle", "prompt": ["def"] * 2000, "max_tokens": 90, "seed": 1, "extra_body": {"ignore_eos": True}}
+    quick = {"model": "mle", "prompt": "def", "max_tokens": 2, "seed": 1}
+    pieces = []
+    try:
+        with running(args, host="127.0.0.1", port=0) as url:
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+            with pytest.raises(openai.APIError, match="the request took more than 3 s"):
+                pieces.extend(client.completions.create(**fields, stream=True))
+            deadline = time.monotonic() + 5
+            # 429 while they are in the engine.
+            while httpx.post(f"{url}/v1/completions", json=quick, timeout=60).status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        serve.shutdown()
+    assert pieces
+    assert not all(piece.choices[0].finish_reason for piece in pieces)
 
 
 def test_port_in_use_is_one_clear_error_before_ray_starts(server, checkpoints):

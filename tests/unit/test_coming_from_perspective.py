@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serve.compat import PERSPECTIVE_CLASSES, PERSPECTIVE_MAX_BYTES, PERSPECTIVE_UNJUDGED, PRESIDIO_ENTITIES
 from serve.google_batch import MAX_REQUESTS
+from serve.settings import LANGUAGES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "coming_from_perspective.md").read_text(encoding="utf-8")
@@ -18,6 +19,7 @@ def test_attributes_and_limits_are_those_of_the_server():
     assert set(re.findall(r"`([A-Z_]+)`", row("attributes"))) == set(PERSPECTIVE_CLASSES)
     assert set(re.findall(r"`([A-Z_]+)`", row("Perspective's others"))) <= PERSPECTIVE_UNJUDGED
     assert not PERSPECTIVE_UNJUDGED & set(PERSPECTIVE_CLASSES)
+    assert set(re.findall(r"`([a-z]{2})`", row("`languages`"))) == set(LANGUAGES["multilingual"])
     assert f"{PERSPECTIVE_MAX_BYTES:,} bytes" in row("limits")
     assert f"{MAX_REQUESTS:,} comments in a batch" in row("limits")
 

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,16 +15,25 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
 from phf_ray.records import Scored
-from serve import api
+from serve import api, errors
 from serve.api import build_app
-from serve.backends import Backend, Completed
+from serve.backends import Backend, Completed, ScoredJson
 from serve.deployments import ScorerReplica
 from serve.errors import ApiError
 from serve.keys import KeyRing
 from serve.local import LocalModel
-from serve.schemas import Choice, DeploymentHealth, HealthResponse, Usage
+from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, ScorerIdentityBody, Usage
 from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
+
+COMPLETIONS_SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/completions",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+    "client": ("127.0.0.1", 1),
+}
 
 
 def engine_of(*, control: bool, seed: int, max_batch: int = 8) -> Engine:
@@ -59,13 +70,13 @@ def call(models, scorers) -> Callable[..., httpx.Response]:
     return caller(models, scorers)
 
 
-def app_of(models, scorers, *, keys=(), limits=None, healthy=True, toxicity=None, pii=None, access_log=False):
+def app_of(models, scorers, *, keys=(), limits=None, healthy=True, access_log=False, **roles):
     async def health() -> HealthResponse:
         state = DeploymentHealth(status="HEALTHY" if healthy else "UNHEALTHY")
         return HealthResponse(status="ok" if healthy else "not_ready", deployments={"model-mle": state})
 
     return build_app(
-        Backend(models, scorers, health, toxicity=toxicity, pii=pii),
+        Backend(models, scorers, health, **roles),
         keys=KeyRing(frozenset(keys)),
         limits=limits or Limits(),
         access_log=access_log,
@@ -533,6 +544,65 @@ def test_full_queue_is_429_with_retry_after(models, scorers):
     assert int(response.headers["retry-after"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/scores", "input", {"scorer": "pep8"}),
+        ("/v1/moderations", "input", {}),
+        ("/analyze", "text", {"language": "en"}),
+        ("/v1/completions", "prompt", {"model": "mle"}),
+    ],
+)
+def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
+    class Any:
+        async def score(self, texts, *, segments):
+            return ScoredJson(b"[]", 0)
+
+        async def class_scores(self, texts):
+            return [{"toxicity": 0.0}] * len(texts)
+
+        async def spans(self, texts):
+            return [[]] * len(texts)
+
+        async def identity(self):
+            return ScorerIdentityBody(name="any", class_name="", unit="", versions={}, weights_hash=None, settings={})
+
+    call = caller(models, {"pep8": Any()}, toxicity="pep8", pii="pep8")
+    error = refused(call(path, {**body, field: ["a"] * (MAX_BATCH + 1)}), 413)
+    assert error["param"] == field
+    assert f"limit of {MAX_BATCH}" in error["message"]
+    if path != "/v1/completions":
+        assert call(path, {**body, field: ["a"] * MAX_BATCH}).status_code == 200
+
+
+def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_waiting=2))
+    release = threading.Event()
+
+    def wait(texts):
+        assert release.wait(30)
+        return [Scored(0.0)] * len(texts)
+
+    monkeypatch.setattr(scorer._scorer, "score_all", wait)
+    app = app_of({}, {"pep8": scorer})
+    body = {"scorer": "pep8", "input": "x"}
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            waiting = [asyncio.create_task(client.post("/v1/scores", json=body)) for _ in range(2)]
+            while scorer._num_waiting < 2:
+                await asyncio.sleep(0)
+            third = await client.post("/v1/scores", json=body)
+            release.set()
+            return third, await asyncio.gather(*waiting), await client.post("/v1/scores", json=body)
+
+    third, waited, after = asyncio.run(scene())
+    assert "2 requests wait for the scorer pep8" in refused(third, 429)["message"]
+    assert int(third.headers["retry-after"]) > 0
+    assert [answer.status_code for answer in (*waited, after)] == [200] * 3
+
+
 def test_thirty_two_clients_share_their_steps(scorers):
     model = LocalModel(engine_of(control=False, seed=1, max_batch=32))
     app = app_of({"mle": model}, scorers)
@@ -567,6 +637,76 @@ def test_requests_over_the_time_limit_end_and_free_their_slots(engines, scorers)
         deadline -= 1
         asyncio.run(asyncio.sleep(0.01))
     assert slow.thread.engine.num_active == 0
+
+
+def test_a_stream_over_the_time_limit_ends_in_an_event_and_leaves_the_engine(scorers, monkeypatch):
+    model = LocalModel(engine_of(control=False, seed=1))
+    step, release = model.thread.engine.step, threading.Event()
+
+    def hangs_after_the_first():
+        if model.thread.num_steps:
+            release.wait(30)
+        return step()
+
+    monkeypatch.setattr(model.thread.engine, "step", hangs_after_the_first)
+    call = caller({"mle": model}, scorers, limits=Limits(request_timeout_s=2))
+    body = {"model": "mle", "prompt": "def", "seed": 1, "n": 4, "max_tokens": 90, "ignore_eos": True, "logprobs": 0}
+    *begun, last = events_of(call("/v1/completions", {**body, "stream": True}))
+    assert [event["choices"][0]["index"] for event in begun] == [0, 1, 2, 3]
+    assert last == {
+        "error": {"message": "the request took more than 2 s", "type": "timeout_error", "param": None, "code": None}
+    }
+    release.set()
+    for _ in range(500):
+        if not model.thread.engine.num_active:
+            break
+        asyncio.run(asyncio.sleep(0.01))
+    assert model.thread.engine.num_active == 0
+    assert model.thread.num_unfinished == 0
+    assert model.thread.num_advanced < 4 * 90
+    model.thread.close()
+
+
+@pytest.mark.parametrize("failure", [ValueError, TimeoutError])
+def test_a_stream_that_fails_ends_in_an_event_and_frees_its_place(scorers, failure):
+    class Broken:
+        async def stream(self, _):
+            choice = Choice(text="a", index=0, finish_reason=None)
+            yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+            raise failure("/secret/path is broken")
+
+    call = caller({"mle": Broken()}, scorers, limits=Limits(concurrent_streams=1))
+    for _ in range(2):
+        response = call("/v1/completions", {"model": "mle", "prompt": "a", "stream": True})
+        begun, last = events_of(response)
+        assert begun["choices"][0]["text"] == "a"
+        assert last["error"]["type"] == "server_error"
+        assert "internal error" in last["error"]["message"]
+        assert "secret" not in response.text
+        assert failure.__name__ not in response.text
+
+
+def test_nothing_is_sent_after_a_client_that_reads_no_more(scorers):
+    class Endless:
+        async def stream(self, _):
+            while True:
+                choice = Choice(text="a", index=0, finish_reason=None)
+                yield Completed([choice], Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))
+
+    app = app_of({"mle": Endless()}, scorers, limits=Limits(request_timeout_s=0.5))
+    body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
+    messages, sent = [{"type": "http.request", "body": body}], []
+
+    async def receive():
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) == 3:
+            await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(app(dict(COMPLETIONS_SCOPE), receive, send), 30))
+    assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
 
 
 def test_more_streams_than_allowed_are_429_until_one_ends(scorers):
@@ -658,14 +798,6 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
 
     app = app_of({"mle": Slow()}, scorers, limits=Limits(concurrent_streams=1))
     body = json.dumps({"model": "mle", "prompt": "a", "stream": True}).encode()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 1),
-    }
     messages = [{"type": "http.request", "body": body}]
     statuses = []
 
@@ -680,10 +812,10 @@ def test_a_client_that_goes_before_the_first_event_frees_its_place(scorers):
 
     async def scene():
         nonlocal messages
-        await app(dict(scope), receive, send)
+        await app(dict(COMPLETIONS_SCOPE), receive, send)
         assert is_closed
         messages = [{"type": "http.request", "body": body}]
-        await app(dict(scope), receive, send)
+        await app(dict(COMPLETIONS_SCOPE), receive, send)
 
     asyncio.run(scene())
     assert statuses == [200, 200]
@@ -787,6 +919,17 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
     with pytest.raises(RuntimeError, match="failed 3 times in a row"):
         model.check_health()
     model.thread.close()
+
+
+def test_every_status_is_described_as_it_is_returned():
+    statuses = {*api.ERRORS, 405}
+    described = dict(re.findall(r"^(\d{3}) +(\w+)", errors.__doc__, re.MULTILINE))
+    assert described == {str(status): errors.TYPES.get(status, "server_error") for status in statuses}
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)) == set(described)
+    assert f"{MAX_BATCH:,} texts, prompts or choices" in page
+    assert f"(`limits.body_bytes`, {Limits().body_bytes // 2**20} MiB)" in page
+    assert f"(`limits.request_timeout_s`, {Limits().request_timeout_s:g} s)" in page
 
 
 def test_openapi_lists_the_contract(call):

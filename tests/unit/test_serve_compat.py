@@ -88,6 +88,7 @@ def test_perspective_leaves_out_what_is_below_its_threshold(call):
         ("x", {"requestedAttributes": {"TOXICITY": {}, "TOXIC": {}}}, "UNKNOWN_REQUESTED_ATTRIBUTE", "TOXIC"),
         ("x", {"requestedAttributes": {}}, "MISSING_REQUESTED_ATTRIBUTES", "Missing requested_attributes"),
         ("UNSCORABLE", {}, "COMMENT_NOT_SCORED", "no tokens"),
+        ("x", {"languages": ["de", ""]}, "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "TOXICITY does not support request"),
     ],
 )
 def test_perspective_errors_have_its_shape(call, text, fields, error_type, message):
@@ -97,6 +98,22 @@ def test_perspective_errors_have_its_shape(call, text, fields, error_type, messa
     assert (error["code"], error["status"]) == (400, "INVALID_ARGUMENT")
     assert message in error["message"]
     assert error["details"][0]["errorType"] == error_type
+
+
+def test_perspective_takes_the_languages_that_the_model_was_trained_on():
+    def languages(asked, **roles):
+        call = caller({}, {"toxicity": Toxicity()}, toxicity="toxicity", **roles)
+        answer = analyze(call, languages=asked)
+        return answer.json()["languages"] if answer.status_code == 200 else answer.status_code
+
+    served = {"class_name": "DetoxifyToxicityScorer", "model": "multilingual"}
+    known = ServedScorer(scorer=served).languages
+    assert set(known) == {"en", "fr", "es", "it", "pt", "tr", "ru"}
+    assert ServedScorer(scorer={"class_name": "DetoxifyToxicityScorer"}).languages == ("en",)
+    assert languages(["fr"], toxicity_languages=known) == ["fr"]
+    assert languages(["fr"]) == languages(["de"], toxicity_languages=known) == 400
+    assert languages([]) == ["en"]
+    assert languages(["de", "en-US"]) == ["en-US"]
 
 
 def test_perspective_takes_a_comment_of_exactly_the_limit(call):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from serve.deployments import ATTEMPTS, RemoteModel
+from serve.deployments import ATTEMPTS, Ingress, RemoteModel
 from serve.errors import ApiError
 from serve.schemas import CompletionRequest
 
@@ -106,3 +106,17 @@ def test_an_answered_request_is_not_given_up():
     call = Call("answered")
     asyncio.run(RemoteModel(Handle(call)).complete(REQUEST))
     assert not call.is_cancelled
+
+
+def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
+    toxicity = {"class_name": "DetoxifyToxicityScorer"}
+    scorers = [
+        {"class_name": "PEP8Scorer"},
+        {**toxicity, "name": "world", "model": "multilingual"},
+        {**toxicity, "name": "english"},
+    ]
+    # Without what Serve wraps around it.
+    ingress_class = Ingress.func_or_class.__mro__[1]
+    backend = ingress_class({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
+    assert (backend.toxicity, backend.pii) == ("world", None)
+    assert "tr" in backend.toxicity_languages

@@ -73,6 +73,28 @@ def test_all_replicas_of_a_run_serve_the_checkpoint_that_was_last_when_it_was_ap
     assert ServedModel.model_validate(bound()).directory == second
 
 
+def configs_of(fields):
+    """Serve's configuration of a model and of a scorer with these fields."""
+    models = [{"name": "a", "path": "x", **fields}]
+    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}, **fields}]})
+    _, models, scorers = application._bound_deployment.init_args
+    return [app._bound_deployment._deployment_config for app in (*models.values(), *scorers.values())]
+
+
+@pytest.mark.parametrize(
+    ("fields", "percent"),
+    [
+        ({}, 100),
+        ({"surge": False}, 0),
+        # A GPU has no room for the old replica and the new one.
+        ({"num_gpus": 1}, 0),
+        ({"num_gpus": 0.4, "surge": True}, 100),
+    ],
+)
+def test_new_replicas_start_before_the_old_ones_go_where_there_is_room_or_it_is_asked_for(fields, percent):
+    assert [config.max_surge_percent for config in configs_of(fields)] == [percent] * 2
+
+
 def test_shipped_serve_configurations_are_valid():
     files = sorted((ROOT / "configs" / "serve").glob("*.yaml"))
     assert files
