@@ -161,6 +161,7 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
         url="",
         model="model",
         control=None if engine.info.control is None else "good",
+        knows_vllms_fields=True,
         checkpoint=engine.info,
         client=LocalModel("model", engine),
     )

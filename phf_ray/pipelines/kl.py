@@ -20,7 +20,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_top_k
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_vllms_fields
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
         "top_p": 1.0,
         "return_token_ids": True,
     }
-    if knows_top_k(card):
+    if knows_vllms_fields(card):
         body["top_k"] = 0
     if reference.control is not None:
         body["control"] = reference.control
