@@ -127,7 +127,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", default="0", metavar="N,N", help="sampling seeds (default: 0)")
     parser.add_argument(
-        "--max-clients", type=int, default=4, metavar="N", help="processes that ask, at most (default 4)"
+        "--max-clients",
+        type=int,
+        metavar="N",
+        help="processes that ask, at most; by default one for every 4 CPUs of the cluster",
     )
     parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
     parser.add_argument(
