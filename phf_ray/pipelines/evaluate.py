@@ -636,7 +636,9 @@ class Draw:
         clients = {arm.url: Client(arm.url, key=arm.key, patience_s=self.patience_s) for arm in self.arms.values()}
         scorer = Client(self.scores.url, key=self.scores.key, patience_s=self.patience_s)
         with ThreadPoolExecutor(max_workers=len(units)) as threads:
-            return list(threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units))
+            outcomes = threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units)
+            # What was answered comes first: whether a refusal is the prompt's depends on it.
+            return sorted(outcomes, key=lambda outcome: bool(outcome["refused"]))
 
     def _one(self, unit: Unit, client: Client, scorer: Client) -> dict[str, Any]:
         try:
@@ -649,19 +651,25 @@ class Draw:
                 scorer=self.scores.scorer,
             )
         except ServiceError as error:
-            refused = isinstance(error, RefusedError)
-            return {"num_samples": 0, "num_failed": unit.count, "refused": refused, "error": str(error)}
+            return {"num_samples": 0, "num_failed": unit.count, "refused": _refused(error, unit), "error": str(error)}
         if unit.scenario in self.problems:
             samples = [self._run_sample(sample) for sample in samples]
         content = json.dumps([asdict(sample) for sample in samples], allow_nan=False)
         write_file(f"{self.output}/{_PARTS}/{unit.key}.json", content.encode())
-        return {"num_samples": len(samples), "num_failed": 0, "refused": False, "error": ""}
+        return {"num_samples": len(samples), "num_failed": 0, "refused": "", "error": ""}
 
     def _run_sample(self, sample: Sample) -> Sample:
         assert sample.prompt_index is not None
         problem = self.problems[sample.scenario][sample.prompt_index]
         program = program_of(problem.prompt, sample.text, test=problem.test, entry_point=problem.entry_point)
         return replace(sample, outcome=run_program(program))
+
+
+def _refused(error: ServiceError, unit: Unit) -> Literal["", "prompt", "all"]:
+    """What the server says no to: perhaps this prompt alone, as a filter does, or whatever is asked of it."""
+    if not isinstance(error, RefusedError):
+        return ""
+    return "prompt" if error.status == 400 and unit.prompt else "all"
 
 
 class DrawActor:
@@ -674,7 +682,7 @@ class DrawActor:
         if self._refusal is not None:
             return [self._refusal]
         outcomes = self._draw.run([Unit(**unit) for unit in json.loads(row["units"])])
-        self._refusal = next((outcome for outcome in outcomes if outcome["refused"]), None)
+        self._refusal = next((outcome for outcome in outcomes if outcome["refused"] == "all"), None)
         return outcomes
 
 
@@ -795,6 +803,7 @@ def evaluate(
         failures = _follow(
             outcomes,
             num_to_draw=sum(unit.count for unit in todo),
+            num_planned=num_planned,
             max_failed=int(config.scoring.max_failed_fraction * num_planned),
         )
     samples = store.samples(plan.units)
@@ -864,14 +873,18 @@ def _blocks(units: Sequence[Unit], *, size: int) -> list[list[Unit]]:
     return blocks
 
 
-def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed: int) -> Counter[str]:
-    """Log progress until all outcomes are there; samples that failed, by reason."""
+def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
+    """Log progress until all outcomes are there; samples that failed, by reason.
+
+    A prompt that is refused counts as failed where others were answered, now or by an earlier call.
+    """
     failures: Counter[str] = Counter()
     num_drawn = 0
     started = said = time.monotonic()
     for outcome in outcomes:
         num_drawn += int(outcome["num_samples"])
-        if outcome["refused"]:
+        is_prompts = outcome["refused"] == "prompt" and num_planned - num_to_draw + num_drawn > 0
+        if outcome["refused"] and not is_prompts:
             raise ServiceError(str(outcome["error"]))
         if outcome["num_failed"]:
             failures[str(outcome["error"])] += int(outcome["num_failed"])

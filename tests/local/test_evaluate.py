@@ -288,6 +288,46 @@ def test_a_few_failures_leave_an_incomplete_report_that_says_so_and_a_rerun_comp
     assert server.num_asked == asked + 16
 
 
+def refuse_prompt(text, status=400):
+    refusal = {"error": {"message": "content management policy"}}
+    return lambda number, body: JSONResponse(refusal, status_code=status) if text in body["prompt"] else None
+
+
+def test_a_prompt_that_a_filter_refuses_is_missing_and_ends_nothing(server, prompts, tmp_path):
+    arms, config = make_arms(server.url)[:1], make_config(prompts=prompts)
+    server.troubles = refuse_prompt("f3(")
+    for _ in range(2):
+        with pytest.raises(IncompleteError, match=r"2 samples could not be drawn.*content management policy"):
+            run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+        rows = json.loads((tmp_path / "out" / "report.json").read_text())["table"]
+        assert [row["num_missing"] for row in rows] == [0, 2]
+        assert server.num_asked == 40 + 24 - 2
+    server.troubles = lambda number, body: None
+    run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+    assert server.num_asked == 40 + 24
+
+
+@pytest.mark.parametrize(("text", "status"), [("", 400), ("def ", 404)])
+def test_a_server_that_refuses_more_than_a_prompt_ends_the_job_at_once(server, prompts, tmp_path, text, status):
+    tried = []
+    refuse = refuse_prompt(text, status)
+
+    def trouble(number, body):
+        tried.append(body)
+        return refuse(number, body)
+
+    server.troubles = trouble
+    config = make_config(prompts=prompts)
+    only_prompts = config.generation.scenario_configs[1:]
+    config = config.model_copy(
+        update={"generation": config.generation.model_copy(update={"scenario_configs": only_prompts, "batch_size": 1})}
+    )
+    with pytest.raises(ServiceError, match=f"status {status}: content management policy"):
+        run(server, tmp_path / "out", config, arms=make_arms(server.url)[:1], seeds=(0,))
+    assert len(tried) == 1
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
 def test_an_evaluation_that_was_killed_while_tidying_up_is_over(server, tmp_path, monkeypatch):
     def killed(store):
         parts = sorted((tmp_path / "out" / "drawn").iterdir())
