@@ -22,8 +22,8 @@ from phf_ray.checkpoint import CheckpointInfo, fingerprint, read_info
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines.capabilities import read_lm_eval
-from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, evaluate
-from phf_ray.pipelines.kl import has_control_per_line, kl_of_arms
+from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, check_arm, described, evaluate
+from phf_ray.pipelines.kl import check_kl, has_control_per_line, kl_of_arms, with_prefix
 from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
@@ -71,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
         if reference is not None:
             cache = arguments.reference_cache or f"{output}/reference"
-            measure = partial(_with_kl, config, reference=arm_of(reference, None, base_url=base_url), cache=cache)
-            options = replace(options, measure=measure)
+            asked = arm_of(reference, None, base_url=base_url)
+            options = replace(
+                options,
+                check=partial(_check_kl, config, reference=asked),
+                measure=partial(_with_kl, config, reference=asked, cache=cache),
+            )
         arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
         arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
         report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
@@ -127,7 +131,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", default="0", metavar="N,N", help="sampling seeds (default: 0)")
     parser.add_argument(
-        "--max-clients", type=int, default=4, metavar="N", help="processes that ask, at most (default 4)"
+        "--max-clients",
+        type=int,
+        metavar="N",
+        help="processes that ask, at most; by default one for every 4 CPUs of the cluster",
     )
     parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
     parser.add_argument(
@@ -190,13 +197,19 @@ def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
     return model
 
 
+def _check_kl(config: Config, arms: Sequence[Arm], *, reference: Arm) -> None:
+    arms = [with_prefix(arm, config.kl_gpt3_callback.prefix) for arm in arms]
+    check_kl(described(reference, check_arm(reference)), arms)
+
+
 def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str) -> list[Arm]:
     """The arms with their KL from the reference, on texts of that."""
     settings = config.kl_gpt3_callback
-    per_line = [arm.name for arm in arms if has_control_per_line(arm.checkpoint, config)]
+    reference = described(reference, check_arm(reference))
+    per_line = [arm.name for arm in (reference, *arms) if has_control_per_line(arm.checkpoint, config)]
     found = kl_of_arms(
         reference,
-        arms,
+        [with_prefix(arm, settings.prefix) for arm in arms],
         num_samples=settings.num_samples,
         max_tokens=settings.max_tokens,
         cache=cache,

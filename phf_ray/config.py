@@ -301,6 +301,8 @@ class KLConfig(_Callback):
     num_samples: Positive = 4096
     max_tokens: Positive = 64
     prefix: str | None = None
+    """Control token that the models are given; null: the good one beside the training, and in jobs.evaluate_lm the one
+    that each is asked for samples with."""
     should_insert_prefix: bool = False
     """One control token per line, where the model was trained so."""
     reference: str | None = None
@@ -479,7 +481,7 @@ REPLACED = {
     "generation.scenario_configs.generate_kwargs.bad_words_ids": "control tokens are banned or replaced by the model's "
     "own policy; remove it",
     "kl_gpt3_callback.gpt3_kwargs": "davinci and code-cushman-001 were shut down; set kl_gpt3_callback.reference to a "
-    "directory, hub name or URL",
+    "directory, or to NAME=URL of a server",
     "objective.use_head_train_steps": "the original never read it; remove it",
 }
 

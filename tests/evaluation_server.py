@@ -36,6 +36,36 @@ def listening(app):
         thread.join()
 
 
+_OPENAIS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed", "logprobs", "echo", "stop", "user"}
+
+
+def strict(completions):
+    """An application that has OpenAI's models and completions and nothing else, and refuses fields of others.
+
+    `completions`: list to which the bodies of requests are added.
+    """
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def list_models():
+        return {"object": "list", "data": [{"id": "gpt", "object": "model", "created": 1, "owned_by": "openai"}]}
+
+    @app.post("/v1/completions")
+    async def complete(request: Request):
+        body = await request.json()
+        unknown = sorted(set(body) - _OPENAIS)
+        if unknown:
+            message = f"Unrecognized request argument supplied: {unknown[0]}"
+            return JSONResponse({"error": {"message": message}}, status_code=400)
+        completions.append(body)
+        texts = [f"{body['prompt']} x {body['seed'] + number}" for number in range(body["n"])]
+        return {
+            "choices": [{"text": text, "index": index, "finish_reason": "length"} for index, text in enumerate(texts)]
+        }
+
+    return app
+
+
 class Server:
     """Texts depend on (model, control, prompt, seed, choice); a text's score is its share of the letter x.
 

@@ -70,7 +70,7 @@ class EvaluationJob:
 def plan_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> EvaluationJob | None:
     """What to evaluate and how; None where nothing is. Ray must be running.
 
-    Raises ConfigError for a scorer, prompts or a reference that can't be there, before the training starts.
+    Raises ConfigError for a scorer, prompts, a reference or a prefix that can't be, before the training starts.
     """
     generation_steps, kl_steps = evaluation_steps(config, num_steps=num_steps)
     if not generation_steps and not kl_steps:
@@ -81,6 +81,7 @@ def plan_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> Ev
     values["generation"]["scenario_configs"] = _with_own_prompts(values["generation"]["scenario_configs"], run)
     if kl_steps:
         assert config.kl_gpt3_callback.reference is not None
+        _check_prefix(config)
         values["kl_gpt3_callback"]["reference"] = _resolved_reference(config.kl_gpt3_callback.reference)
     return EvaluationJob(
         config=values,
@@ -105,6 +106,16 @@ def _with_own_prompts(scenarios: list[dict[str, Any]], run: RunDirectory) -> lis
             scenario = scenario | {"prompts_path": str(path)}
         found.append(scenario)
     return found
+
+
+def _check_prefix(config: Config) -> None:
+    prefix, conditional = config.kl_gpt3_callback.prefix, config.dataset.conditional_training_config
+    tokens = () if conditional is None else (conditional.aligned_prefix, conditional.misaligned_prefix)
+    if prefix is not None and prefix not in tokens:
+        raise ConfigError(
+            f"kl_gpt3_callback.prefix: {prefix!r} is no control token of this training, which has "
+            f"{' and '.join(tokens) or 'none'}; set one of them, or null for the good one"
+        )
 
 
 def _resolved_reference(text: str) -> str:

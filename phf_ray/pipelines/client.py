@@ -20,7 +20,7 @@ class RefusedError(ServiceError):
 
 
 class Client:
-    """JSON over HTTP, with patience: an answer that may change (429, 5xx, no connection) is asked for again."""
+    """JSON over HTTP, with patience: an answer that may change (408, 429, 5xx, no connection) is asked for again."""
 
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -53,7 +53,7 @@ class Client:
                 if response.is_success:
                     return self._json(response)
                 problem = f"status {response.status_code}: {_message(response)}"
-                if response.status_code != 429 and response.status_code < 500:
+                if response.status_code not in (408, 429) and response.status_code < 500:
                     raise RefusedError(
                         f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}", response.status_code
                     )

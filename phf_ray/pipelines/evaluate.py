@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
@@ -54,6 +55,7 @@ CHECK_PATIENCE_S = 10.0
 _THREADS = 64
 """Requests that one actor has under way, at most."""
 _PARTS = "drawn"
+_TELLS = "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --enable-tokenizer-info-endpoint"
 
 
 class Asks(Protocol):
@@ -80,8 +82,8 @@ class Arm:
     """What the user called it: a directory or a URL. For the report."""
     fingerprint: str = ""
     """Hash of the model's files, or of what its server says of it: samples of another model are not resumed."""
-    knows_top_k: bool = False
-    """Its server takes `top_k`, and may limit what is drawn by itself where it is not told otherwise."""
+    knows_vllms_fields: bool = False
+    """Its server takes `min_tokens` and `top_k`, and may limit what is drawn where it is not told otherwise."""
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
@@ -225,10 +227,10 @@ def request_body(unit: Unit, scenario: Scenario, arm: Arm, *, start: int = 0) ->
         # Only for the number of tokens of each text, which `usage` gives for all of them together.
         "logprobs": 0,
     }
-    if kwargs.min_length:
+    if kwargs.min_length and arm.knows_vllms_fields:
         # DIFFERS: ours at least min_length new tokens; original counts tokens of the prompt (D-10).
         body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
-    if kwargs.top_k or arm.knows_top_k:
+    if kwargs.top_k or arm.knows_vllms_fields:
         body["top_k"] = kwargs.top_k
     if unit.control is not None:
         body["control"] = unit.control
@@ -244,7 +246,7 @@ def draw_unit(unit: Unit, *, scenario: Scenario, arm: Arm, ask: Post, score: Pos
         if not isinstance(got, list) or not got:
             raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
         choices += sorted(got, key=lambda choice: choice.get("index", 0))[: unit.count - len(choices)]
-    texts = [_storable(str(choice["text"])) for choice in choices]
+    texts = [_storable(text_of(choice, arm)) for choice in choices]
     scored = score(
         "/v1/scores",
         {
@@ -270,6 +272,17 @@ def draw_unit(unit: Unit, *, scenario: Scenario, arm: Arm, ask: Post, score: Pos
         )
         for number, (text, choice) in enumerate(zip(texts, choices, strict=True))
     ]
+
+
+def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
+    """Raises RefusedError where a completion is no text, as a chat's is none."""
+    text = choice.get("text")
+    if not isinstance(text, str):
+        raise RefusedError(
+            f"{arm.url} answered a completion request with a choice without a text ({', '.join(choice)}); is "
+            f"{arm.model} served for chats only? Give a model with /v1/completions"
+        )
+    return text
 
 
 def _storable(text: str) -> str:
@@ -320,12 +333,30 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
             control = control or "good"
     told = {key: value for key, value in card.items() if key not in _VOLATILE}
     own = arm.fingerprint or card.get("fingerprint") or digest([arm.url, arm.model, told])
-    return replace(arm, checkpoint=checkpoint, control=control, fingerprint=str(own), knows_top_k=knows_top_k(card))
+    return replace(
+        arm,
+        checkpoint=checkpoint,
+        control=control,
+        fingerprint=str(own),
+        knows_vllms_fields=knows_vllms_fields(card),
+    )
 
 
-def knows_top_k(card: Mapping[str, Any]) -> bool:
+def knows_vllms_fields(card: Mapping[str, Any]) -> bool:
     """OpenAI's own server refuses what it does not know; vLLM takes over the limit that a model's files propose."""
     return card.get("owned_by") in ("phf-ray", "vllm")
+
+
+def check_min_length(scenarios: Sequence[Scenario], arms: Sequence[Arm]) -> None:
+    """Raises ConfigError where texts must have a length that an arm's server can't be asked for."""
+    for scenario in scenarios:
+        for arm in arms:
+            if scenario.generate_kwargs.min_length and not arm.knows_vllms_fields:
+                raise ConfigError(
+                    f"scenario {scenario.name}: {arm.url} is no server of jobs.serve or vLLM, so {arm.name} can't be "
+                    f"asked for at least {scenario.generate_kwargs.min_length} tokens; set generate_kwargs.min_length: "
+                    "0, for all arms alike"
+                )
 
 
 def check_scorer(scores: ScoresServer, arms: Sequence[Arm], *, allow_other: bool) -> dict[str, Any]:
@@ -463,8 +494,8 @@ class Probe:
         `max_length` counts the end-of-text token, the prefix and the prompt, too.
         """
         text, control = self._place_prefix(prompt, scenario)
-        sent = text or self.empty_prompt
         kwargs = scenario.generate_kwargs
+        sent = text or (self.empty_prompt if kwargs.max_new_tokens is None else self._empty_prompt_uncounted())
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return sent, control, kwargs.max_new_tokens
         num_inserted = int(self._default_inserts if control is None else control != "none")
@@ -523,6 +554,15 @@ class Probe:
             self._start = "" if by_itself else self._first_token()
         return self._start
 
+    def _empty_prompt_uncounted(self) -> str:
+        """The same where only new tokens are counted: a server that tells nothing of its tokens is sent nothing."""
+        try:
+            return self.empty_prompt
+        except ConfigError as error:
+            log.warning("%s; %s is sent an empty text where there is no prompt", error, self.arm.name)
+            self._start = ""
+            return ""
+
     @property
     def first_id(self) -> int:
         """The token that a text starts after."""
@@ -546,7 +586,7 @@ class Probe:
         if len(ids) != 1:
             raise ConfigError(
                 f"{self.arm.url} does not tell which token ends a text of {self.arm.model}, but {text!r}: {ids}; "
-                "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --enable-tokenizer-info-endpoint"
+                f"{_TELLS}"
             )
         return ids[0]
 
@@ -554,7 +594,12 @@ class Probe:
         return self._tokenize(text, add_special_tokens=False)
 
     def _first_token(self) -> str:
-        info = self._tokenizer_info()
+        try:
+            info = self._tokenizer_info()
+        except RefusedError as error:
+            raise ConfigError(
+                f"{self.arm.url} does not tell which token a text of {self.arm.model} starts with ({error}); {_TELLS}"
+            ) from None
         return str(info.get("bos_token") or info.get("eos_token") or "")
 
     def _tokenizer_info(self) -> dict[str, Any]:
@@ -591,7 +636,9 @@ class Draw:
         clients = {arm.url: Client(arm.url, key=arm.key, patience_s=self.patience_s) for arm in self.arms.values()}
         scorer = Client(self.scores.url, key=self.scores.key, patience_s=self.patience_s)
         with ThreadPoolExecutor(max_workers=len(units)) as threads:
-            return list(threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units))
+            outcomes = threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units)
+            # What was answered comes first: whether a refusal is the prompt's depends on it.
+            return sorted(outcomes, key=lambda outcome: bool(outcome["refused"]))
 
     def _one(self, unit: Unit, client: Client, scorer: Client) -> dict[str, Any]:
         try:
@@ -604,19 +651,25 @@ class Draw:
                 scorer=self.scores.scorer,
             )
         except ServiceError as error:
-            refused = isinstance(error, RefusedError)
-            return {"num_samples": 0, "num_failed": unit.count, "refused": refused, "error": str(error)}
+            return {"num_samples": 0, "num_failed": unit.count, "refused": _refused(error, unit), "error": str(error)}
         if unit.scenario in self.problems:
             samples = [self._run_sample(sample) for sample in samples]
         content = json.dumps([asdict(sample) for sample in samples], allow_nan=False)
         write_file(f"{self.output}/{_PARTS}/{unit.key}.json", content.encode())
-        return {"num_samples": len(samples), "num_failed": 0, "refused": False, "error": ""}
+        return {"num_samples": len(samples), "num_failed": 0, "refused": "", "error": ""}
 
     def _run_sample(self, sample: Sample) -> Sample:
         assert sample.prompt_index is not None
         problem = self.problems[sample.scenario][sample.prompt_index]
         program = program_of(problem.prompt, sample.text, test=problem.test, entry_point=problem.entry_point)
         return replace(sample, outcome=run_program(program))
+
+
+def _refused(error: ServiceError, unit: Unit) -> Literal["", "prompt", "all"]:
+    """What the server says no to: perhaps this prompt alone, as a filter does, or whatever is asked of it."""
+    if not isinstance(error, RefusedError):
+        return ""
+    return "prompt" if error.status == 400 and unit.prompt else "all"
 
 
 class DrawActor:
@@ -629,7 +682,7 @@ class DrawActor:
         if self._refusal is not None:
             return [self._refusal]
         outcomes = self._draw.run([Unit(**unit) for unit in json.loads(row["units"])])
-        self._refusal = next((outcome for outcome in outcomes if outcome["refused"]), None)
+        self._refusal = next((outcome for outcome in outcomes if outcome["refused"] == "all"), None)
         return outcomes
 
 
@@ -682,6 +735,8 @@ class Options:
     """Run samples of scenarios that say `execute`."""
     patience_s: float = 60.0
     """How long a request is asked again while the server is busy or away."""
+    check: Callable[[Sequence[Arm]], None] | None = None
+    """Raises where `measure` could not measure the arms, before anything in the output directory is changed."""
     measure: Callable[[Sequence[Arm]], Sequence[Arm]] | None = None
     """Adds what else the report is to say of the arms, such as their KL, after all that can be wrong was checked."""
 
@@ -706,11 +761,13 @@ def evaluate(
     cards = [check_arm(arm) for arm in arms]
     arms = [described(arm, card) for arm, card in zip(arms, cards, strict=True)]
     probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    check_min_length(scenarios, arms)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = make_plan(scenarios, probes, seeds=options.seeds)
     started = time.monotonic()
     store = Store(output)
-    store.claim(plan, arms, scorer=identity, restart=options.restart)
+    check = None if options.check is None else partial(options.check, arms)
+    store.claim(plan, arms, scorer=identity, restart=options.restart, check=check)
     if options.measure is not None:
         arms = options.measure(arms)
     evaluation = Evaluation(
@@ -746,6 +803,7 @@ def evaluate(
         failures = _follow(
             outcomes,
             num_to_draw=sum(unit.count for unit in todo),
+            num_planned=num_planned,
             max_failed=int(config.scoring.max_failed_fraction * num_planned),
         )
     samples = store.samples(plan.units)
@@ -815,14 +873,18 @@ def _blocks(units: Sequence[Unit], *, size: int) -> list[list[Unit]]:
     return blocks
 
 
-def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed: int) -> Counter[str]:
-    """Log progress until all outcomes are there; samples that failed, by reason."""
+def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
+    """Log progress until all outcomes are there; samples that failed, by reason.
+
+    A prompt that is refused counts as failed where others were answered, now or by an earlier call.
+    """
     failures: Counter[str] = Counter()
     num_drawn = 0
     started = said = time.monotonic()
     for outcome in outcomes:
         num_drawn += int(outcome["num_samples"])
-        if outcome["refused"]:
+        is_prompts = outcome["refused"] == "prompt" and num_planned - num_to_draw + num_drawn > 0
+        if outcome["refused"] and not is_prompts:
             raise ServiceError(str(outcome["error"]))
         if outcome["num_failed"]:
             failures[str(outcome["error"])] += int(outcome["num_failed"])
@@ -840,12 +902,21 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, max_failed:
     return failures
 
 
-def claim_directory(output: str, plan: Mapping[str, Any], *, holds: str, restart: bool, results: Sequence[str]) -> None:
+def claim_directory(
+    output: str,
+    plan: Mapping[str, Any],
+    *,
+    holds: str,
+    restart: bool,
+    results: Sequence[str],
+    check: Callable[[], None] | None = None,
+) -> None:
     """Write the plan down in `output`; refuse a directory that holds another one, or, with `restart`, empty it.
 
     A directory with files of these names that is not one of these is refused also with `restart`.
 
-    `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report.
+    `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report. `check`
+    is called when the directory may be taken and nothing in it is changed yet; it may raise.
     """
     filesystem, root = fsspec.core.url_to_fs(output)
     names = (*results, "report.json", "report.html", "summary.json", "plan.json")
@@ -861,6 +932,8 @@ def claim_directory(output: str, plan: Mapping[str, Any], *, holds: str, restart
             f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
             "throw it away"
         )
+    if check is not None:
+        check()
     if restart:
         for name in there:
             filesystem.rm(f"{root}/{name}", recursive=True)
@@ -874,7 +947,15 @@ class Store:
         self._output = output
         self._filesystem, self._root = fsspec.core.url_to_fs(output)
 
-    def claim(self, plan: Plan, arms: Sequence[Arm], *, scorer: Mapping[str, Any], restart: bool) -> None:
+    def claim(
+        self,
+        plan: Plan,
+        arms: Sequence[Arm],
+        *,
+        scorer: Mapping[str, Any],
+        restart: bool,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Write down what is evaluated; refuse a directory that holds another evaluation."""
         ours = {
             "arms": {a.name: [a.source or a.url, a.model, a.control, a.fingerprint] for a in arms},
@@ -882,18 +963,19 @@ class Store:
             "scenarios": {name: config.model_dump(mode="json") for name, config in plan.scenario_configs.items()},
             "requests": digest([asdict(unit) for unit in plan.units]),
         }
-        claim_directory(self._output, ours, holds="an evaluation", restart=restart, results=(_PARTS, SAMPLES))
+        results = (_PARTS, SAMPLES)
+        claim_directory(self._output, ours, holds="an evaluation", restart=restart, results=results, check=check)
 
     def missing(self, units: Sequence[Unit]) -> list[Unit]:
-        if self._filesystem.exists(f"{self._root}/{SAMPLES}") and not self._filesystem.exists(f"{self._root}/{_PARTS}"):
+        if self._is_over():
             return []
         done = self._parts()
         return [unit for unit in units if unit.key not in done]
 
     def samples(self, units: Sequence[Unit]) -> list[Sample]:
-        done = self._parts()
-        if not done and self._filesystem.exists(f"{self._root}/{SAMPLES}"):
+        if self._is_over():
             return read_samples(self._output)[0]
+        done = self._parts()
         found = []
         for unit in units:
             if unit.key in done:
@@ -905,6 +987,13 @@ class Store:
         """Everything is in the samples file now."""
         if self._filesystem.exists(f"{self._root}/{_PARTS}"):
             self._filesystem.rm(f"{self._root}/{_PARTS}", recursive=True)
+
+    def _is_over(self) -> bool:
+        """Whether the samples file has everything. Parts that are left then were only not removed yet."""
+        summary = f"{self._root}/summary.json"
+        if not self._filesystem.exists(f"{self._root}/{SAMPLES}") or not self._filesystem.exists(summary):
+            return False
+        return bool(json.loads(self._filesystem.cat_file(summary))["complete"])
 
     def _parts(self) -> set[str]:
         folder = f"{self._root}/{_PARTS}"

@@ -20,7 +20,7 @@ from phf_ray.config import Config, Scenario, parse_config
 from phf_ray.generation import Completion, Engine, EngineSettings, GenerationRequest, generate, load_engine
 from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
 from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, described, draw_unit, make_plan, request_body
-from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts
+from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts, with_prefix
 from phf_ray.pipelines.runs import STEP, RunDirectory
 from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
 from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samples
@@ -161,6 +161,7 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
         url="",
         model="model",
         control=None if engine.info.control is None else "good",
+        knows_vllms_fields=True,
         checkpoint=engine.info,
         client=LocalModel("model", engine),
     )
@@ -234,6 +235,7 @@ def _answer(answer: dict[str, Any], path: str, body: Mapping[str, Any]) -> dict[
 def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, float]:
     settings = config.kl_gpt3_callback
     assert settings.reference is not None
+    arm = with_prefix(arm, settings.prefix)
     name, _, source = settings.reference.partition("=")
     if source.startswith(("http://", "https://")):
         reference = Arm(name=name, url=source, model=name, key=os.environ.get("OPENAI_API_KEY"), source=source)
@@ -253,8 +255,14 @@ def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, fl
     texts = reference_texts(
         reference, num_samples=settings.num_samples, max_tokens=settings.max_tokens, cache=job.cache
     )
-    per_line = has_control_per_line(arm.checkpoint, config)
-    kl = measure_kl(reference, arm, texts, control_per_line=per_line, cache=job.cache)
+    kl = measure_kl(
+        reference,
+        arm,
+        texts,
+        control_per_line=has_control_per_line(arm.checkpoint, config),
+        reference_per_line=has_control_per_line(reference.checkpoint, config),
+        cache=job.cache,
+    )
     row: dict[str, float] = {f"KL/{name}/num_impossible": kl.num_impossible}
     for per in ("per_sequence", "per_token", "per_byte"):
         estimate = getattr(kl, per)

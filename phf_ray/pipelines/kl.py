@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import fsspec
@@ -20,7 +20,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
 from phf_ray.pipelines.client import RefusedError
-from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_top_k
+from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_vllms_fields, text_of
 from phf_ray.report import KLInfo, write_file
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,20 @@ def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
     return per_line or config.kl_gpt3_callback.should_insert_prefix
 
 
+def with_prefix(arm: Arm, prefix: str | None) -> Arm:
+    """The arm, asked with the control token whose text is `kl_gpt3_callback.prefix`; as it is where that is None."""
+    if prefix is None:
+        return arm
+    own = None if arm.checkpoint is None else arm.checkpoint.control
+    if own is None or prefix not in (own.good, own.bad):
+        tokens = "no control tokens" if own is None else f"the control tokens {own.good} and {own.bad}"
+        raise ConfigError(
+            f"kl_gpt3_callback.prefix: {prefix!r}, but {arm.name} has {tokens}; give a control token that every model "
+            "has, or null to ask each as it is asked for samples"
+        )
+    return replace(arm, control="good" if prefix == own.good else "bad")
+
+
 def _read(path: str) -> bytes | None:
     filesystem, name = fsspec.core.url_to_fs(path)
     return bytes(filesystem.cat_file(name)) if filesystem.exists(name) else None
@@ -90,10 +104,9 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
         # From the whole distribution, whatever the server's defaults are.
         "temperature": 1.0,
         "top_p": 1.0,
-        "return_token_ids": True,
     }
-    if knows_top_k(card):
-        body["top_k"] = 0
+    if knows_vllms_fields(card):
+        body |= {"top_k": 0, "return_token_ids": True}
     if reference.control is not None:
         body["control"] = reference.control
 
@@ -107,7 +120,7 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
             if not choices:
                 raise RefusedError(f"{reference.url} answered without choices; is {reference.model} a text model?")
             ordered = sorted(choices, key=lambda choice: choice["index"])
-            texts += [_reference_text(choice) for choice in ordered[: wanted - len(texts)]]
+            texts += [_reference_text(choice, reference) for choice in ordered[: wanted - len(texts)]]
         return texts
 
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
@@ -115,15 +128,21 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
             yield from texts
 
 
-def _reference_text(choice: Mapping[str, Any]) -> ReferenceText:
+def _reference_text(choice: Mapping[str, Any], reference: Arm) -> ReferenceText:
     ended = choice.get("finish_reason") == "stop"
     ids = choice.get("token_ids")
     return ReferenceText(
         # A cut inside a character of several bytes leaves a replacement character, which the text did not have.
-        text=str(choice["text"]).rstrip("\ufffd"),
+        text=text_of(choice, reference).rstrip("\ufffd"),
         ended=ended,
         ids=None if ids is None else tuple(ids[:-1] if ended else ids),
     )
+
+
+def check_kl(reference: Arm, arms: Sequence[Arm]) -> None:
+    """Raises ConfigError where one of them can't be asked for log-probabilities."""
+    for arm in (reference, *arms):
+        SequenceScorer(arm).check()
 
 
 def kl_of_arms(
@@ -131,11 +150,10 @@ def kl_of_arms(
 ) -> dict[str, KLInfo]:
     """KL(reference || arm) by arm, on the same texts; kept in `cache`, so that what was measured is not asked again.
 
-    `per_line`: names of arms that were trained with a control token before every line.
+    `per_line`: names of arms, the reference among them, that were trained with a control token before every line.
     """
     reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
-    for arm in (reference, *arms):
-        SequenceScorer(arm).check()
+    check_kl(reference, arms)
     texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
     found = {}
     for arm in arms:
@@ -143,12 +161,19 @@ def kl_of_arms(
             "texts": [asdict(text) for text in texts],
             "reference": _facts(reference),
             "arm": _facts(arm),
-            "per_line": arm.name in per_line,
+            "per_line": [reference.name in per_line, arm.name in per_line],
         }
         path = f"{cache}/kl-{digest(facts, size=16)}.json"
         content = _read(path)
         if content is None:
-            kl = measure_kl(reference, arm, texts, control_per_line=arm.name in per_line)
+            kl = measure_kl(
+                reference,
+                arm,
+                texts,
+                control_per_line=arm.name in per_line,
+                reference_per_line=reference.name in per_line,
+                cache=cache,
+            )
             info = KLInfo(
                 reference=reference.name,
                 num_samples=kl.num_samples,
@@ -171,14 +196,17 @@ def measure_kl(
     texts: Sequence[ReferenceText],
     *,
     control_per_line: bool = False,
+    reference_per_line: bool = False,
     cache: str | None = None,
 ) -> KL:
     """`control_per_line`: the model was trained with a control token before every line, not one at the head.
 
+    `reference_per_line`: so was the reference; a model is only then at no distance from itself.
     `cache`: folder or URL that keeps the reference's own log-probabilities.
     """
     kept = [text for text in texts if text.text or text.ended]
-    asked, other = SequenceScorer(reference), SequenceScorer(model, control_per_line=control_per_line)
+    asked = SequenceScorer(reference, control_per_line=reference_per_line)
+    other = SequenceScorer(model, control_per_line=control_per_line)
     drawn = [list(text.ids) for text in kept if text.ids is not None]
     own, theirs = asked.tokenize(kept), other.tokenize(kept)
     if len(drawn) == len(kept) and own == theirs:
@@ -200,7 +228,12 @@ def _own_logprobs(
 ) -> list[float]:
     if cache is None:
         return asked.logprobs(texts, ids)
-    facts = {"reference": _facts(asked.arm), "ids": [list(one) for one in ids], "ended": [text.ended for text in texts]}
+    facts = {
+        "reference": _facts(asked.arm),
+        "per_line": asked.control_per_line,
+        "ids": [list(one) for one in ids],
+        "ended": [text.ended for text in texts],
+    }
     path = f"{cache}/logprobs-{digest(facts, size=16)}.json"
     kept = _read(path)
     if kept is not None:
@@ -215,6 +248,7 @@ class SequenceScorer:
 
     def __init__(self, arm: Arm, *, control_per_line: bool = False):
         self.arm = arm
+        self.control_per_line = control_per_line
         self._client = client_of(arm)
         self._probe = Probe(arm, check_arm(arm))
         self._first_id, self._end_id = self._probe.first_id, self._probe.end_id

@@ -39,6 +39,7 @@ from phf_ray.pipelines.evaluate import (
     ScoresServer,
     Unit,
     check_arm,
+    check_min_length,
     check_scorer,
     claim_directory,
     described,
@@ -493,6 +494,7 @@ def red_team(
     arms = [described(arm, check_arm(arm)) for arm in arms]
     attacker = replace(attacker, arm=described(attacker.arm, check_attacker(attacker)))
     work = _work(config, arms=arms, attacker=attacker, scores=scores, output=output, options=options)
+    check_min_length([work.scenario], arms)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     transcript = Transcript(output)
     transcript.claim(_plan(work, identity), restart=options.restart)

@@ -109,7 +109,7 @@ def _histogram(samples: Sequence[Sample]) -> dict[str, Any] | None:
 
 def _attack_rows(name: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [
-        {"red_team/round": row["round"], **{f"red_team/{key}": row[key] for key in _RED_TEAM}}
+        {"red_team/round": row["round"], **{key: row[key] for key in _RED_TEAM}}
         for row in report["red_team"]
         if row["arm"] == name
     ]
@@ -118,9 +118,9 @@ def _attack_rows(name: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:
         prompts = [[one["prompt"], one["round"], one["mean"], one["std"], one["own_score"]] for one in worst]
         said = [[one["prompt"], text, score] for one in worst for score, text in one["continuations"]]
         rows[-1] |= {
-            "red_team/best_prompt": {"columns": _PROMPT, "rows": prompts[:1]},
-            "red_team/best_prompts_scatter": {"columns": _PROMPT, "rows": prompts},
-            "red_team/target_lm_responses": {"columns": ["prompt", "text", "score"], "rows": said},
+            "best_prompt": {"columns": _PROMPT, "rows": prompts[:1]},
+            "best_prompts_scatter": {"columns": _PROMPT, "rows": prompts},
+            "target_lm_responses": {"columns": ["prompt", "text", "score"], "rows": said},
         }
     return rows
 

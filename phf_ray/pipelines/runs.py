@@ -615,7 +615,11 @@ _FINISHED_STEPS = {
     "generation/*": "train/tokens_seen",
     "KL/*": "train/tokens_seen",
     "capabilities/*": "train/tokens_seen",
-    "red_team/*": "red_team/round",
+    # An attack's, by the names of the original.
+    "best_*": "red_team/round",
+    "average_score": "red_team/round",
+    "round_*": "red_team/round",
+    "target_lm_responses": "red_team/round",
 }
 """By pattern of metrics, what they are drawn over."""
 

@@ -12,7 +12,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 import ray
-from evaluation_server import IDENTITY, Server, listening
+from evaluation_server import IDENTITY, Server, listening, strict
 from fastapi.responses import JSONResponse
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
@@ -65,8 +65,10 @@ def prompts(tmp_path):
     return path
 
 
-def make_config(*, prompts=None, num_samples=40, **scenario):
-    kwargs = {"max_length": 20, "min_length": 2, "temperature": 0.7, "top_p": 0.9}
+KWARGS = {"max_length": 20, "min_length": 2, "temperature": 0.7, "top_p": 0.9}
+
+
+def make_config(*, prompts=None, num_samples=40, kwargs=KWARGS, **scenario):
     scenarios = [
         {"name": "unconditional", "num_samples": num_samples, "num_hits_threshold": 0, "generate_kwargs": kwargs}
     ]
@@ -252,7 +254,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
     def busy(number, body):
         if len(turned_away) < 5:
             turned_away.append(time.monotonic())
-            status = 429 if len(turned_away) % 2 else 503
+            status = (429, 503, 408)[len(turned_away) % 3]
             return JSONResponse({"error": {"message": "full"}}, status_code=status, headers={"Retry-After": "0.3"})
         return None
 
@@ -284,6 +286,66 @@ def test_a_few_failures_leave_an_incomplete_report_that_says_so_and_a_rerun_comp
     report = run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
     assert report["table"][0]["num_missing"] == 0
     assert server.num_asked == asked + 16
+
+
+def refuse_prompt(text, status=400):
+    refusal = {"error": {"message": "content management policy"}}
+    return lambda number, body: JSONResponse(refusal, status_code=status) if text in body["prompt"] else None
+
+
+def test_a_prompt_that_a_filter_refuses_is_missing_and_ends_nothing(server, prompts, tmp_path):
+    arms, config = make_arms(server.url)[:1], make_config(prompts=prompts)
+    server.troubles = refuse_prompt("f3(")
+    for _ in range(2):
+        with pytest.raises(IncompleteError, match=r"2 samples could not be drawn.*content management policy"):
+            run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+        rows = json.loads((tmp_path / "out" / "report.json").read_text())["table"]
+        assert [row["num_missing"] for row in rows] == [0, 2]
+        assert server.num_asked == 40 + 24 - 2
+    server.troubles = lambda number, body: None
+    run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+    assert server.num_asked == 40 + 24
+
+
+@pytest.mark.parametrize(("text", "status"), [("", 400), ("def ", 404)])
+def test_a_server_that_refuses_more_than_a_prompt_ends_the_job_at_once(server, prompts, tmp_path, text, status):
+    tried = []
+    refuse = refuse_prompt(text, status)
+
+    def trouble(number, body):
+        tried.append(body)
+        return refuse(number, body)
+
+    server.troubles = trouble
+    config = make_config(prompts=prompts)
+    only_prompts = config.generation.scenario_configs[1:]
+    config = config.model_copy(
+        update={"generation": config.generation.model_copy(update={"scenario_configs": only_prompts, "batch_size": 1})}
+    )
+    with pytest.raises(ServiceError, match=f"status {status}: content management policy"):
+        run(server, tmp_path / "out", config, arms=make_arms(server.url)[:1], seeds=(0,))
+    assert len(tried) == 1
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_an_evaluation_that_was_killed_while_tidying_up_is_over(server, tmp_path, monkeypatch):
+    def killed(store):
+        parts = sorted((tmp_path / "out" / "drawn").iterdir())
+        assert len(parts) > 1
+        parts[0].unlink()
+        raise KeyboardInterrupt
+
+    arms = make_arms(server.url)[:1]
+    with monkeypatch.context() as patched:
+        patched.setattr("phf_ray.pipelines.evaluate.Store.tidy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(server, tmp_path / "out", arms=arms)
+    names = ("samples.parquet", "report.json", "report.html")
+    before, asked = [(tmp_path / "out" / name).read_bytes() for name in names], server.num_asked
+    assert run(server, tmp_path / "out", arms=arms)["table"][0]["num_missing"] == 0
+    assert server.num_asked == asked
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == before
+    assert not (tmp_path / "out" / "drawn").exists()
 
 
 def test_too_many_failures_stop_the_job(server, tmp_path):
@@ -343,6 +405,33 @@ def test_models_and_scorers_of_our_own_give_the_same_report_however_the_requests
     # The scores are those of the scorer on the text that is stored.
     expected = build_scorer({"class_name": "PEP8Scorer"}).score_all([sample["text"] for sample in samples])
     assert [sample["score"] for sample in samples] == [scored.score for scored in expected]
+
+
+def test_a_server_with_openais_models_and_completions_alone_is_evaluated(server, prompts, tmp_path):
+    asked = []
+    config = make_config(prompts=prompts, kwargs={"max_new_tokens": 6, "top_p": 0.9})
+    with listening(strict(asked)) as url:
+        report = run(server, tmp_path / "out", config, arms=[Arm("gpt", url, "gpt")], seeds=(0,))
+    rows = {row["scenario"]: row for row in report["table"]}
+    assert {name: (row["num_samples"], row["num_missing"]) for name, row in rows.items()} == {
+        "unconditional": (40, 0),
+        "functions": (24, 0),
+    }
+    # No token that texts start with is known, so nothing is sent where there is no prompt.
+    assert {body["prompt"] for body in asked} == {"", *read_prompts(str(prompts))}
+    assert {body["max_tokens"] for body in asked} == {6}
+
+
+def test_what_such_a_server_can_not_be_asked_for_is_named_before_the_first_sample(server, tmp_path):
+    asked = []
+    with listening(strict(asked)) as url:
+        arms = [Arm("gpt", url, "gpt")]
+        with pytest.raises(ConfigError, match=r"gpt can't be asked for at least 2 tokens; set .*min_length: 0"):
+            run(server, tmp_path / "out", make_config(kwargs={"max_new_tokens": 6, "min_length": 2}), arms=arms)
+        with pytest.raises(ConfigError, match=r"which max_length needs; use a server with POST /tokenize"):
+            run(server, tmp_path / "out", make_config(kwargs={"max_length": 20}), arms=arms)
+    assert asked == []
+    assert not (tmp_path / "out").exists()
 
 
 # -- Before the first sample ------------------------------------------------------------------------------------------
@@ -555,17 +644,21 @@ def unit(**changes):
 def test_requests_are_openais(prompts):
     scenario = prompted(prompts)
     arm = Arm(name="a", url="u", model="m")
-    assert request_body(unit(max_tokens=1), scenario, arm) == {
+    openais = {
         "model": "m",
         "prompt": "",
         "n": 4,
         "max_tokens": 1,
-        "min_tokens": 1,
         "temperature": 0.7,
         "top_p": 0.9,
         "seed": unit().request_seed,
         "logprobs": 0,
     }
+    # OpenAI's own server refuses a field that is not its own, such as vLLM's `min_tokens`.
+    assert request_body(unit(max_tokens=1), scenario, described(arm, {"owned_by": "openai"})) == openais
+    for owner in ("vllm", "phf-ray"):
+        body = request_body(unit(max_tokens=1), scenario, described(arm, {"owned_by": owner}))
+        assert body == openais | {"min_tokens": 1, "top_k": 0}
     greedy = prompted(prompts, generate_kwargs={"do_sample": False, "top_k": 3})
     body = request_body(unit(control="bad"), greedy, arm)
     assert (body["temperature"], body["top_k"], body["control"]) == (0.0, 3, "bad")
@@ -660,6 +753,14 @@ def test_prompts_are_read_as_realtoxicityprompts_and_humaneval_have_them(tmp_pat
     records = [{"text": "a"}, {"prompt": {"text": "b", "toxicity": 0.3}, "challenging": True}, {"prompt": "c"}]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert read_prompts(str(path)) == ["a", "b", "c"]
+
+
+def test_a_choice_without_a_text_is_named(prompts):
+    def ask(path, body):
+        return {"choices": [{"message": {"content": "a"}, "index": 0, "finish_reason": "stop"}]}
+
+    with pytest.raises(RefusedError, match=r"choice without a text \(message, index, .*m served for chats only\?"):
+        draw_unit(unit(count=1), scenario=prompted(prompts), arm=Arm("a", "u", "m"), ask=ask, score=ask, scorer="pep8")
 
 
 def test_text_that_cannot_be_stored_is_mended_before_it_is_scored(prompts):

@@ -93,6 +93,26 @@ def test_nothing_is_asked_for_kl_before_the_scorer_and_the_output_are_known_to_b
         server.stop()
 
 
+def test_a_kl_that_can_not_be_measured_costs_no_report(local_ray, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"text": "def f(a):"}) + "\n")
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", json.dumps(str(prompts))))
+    server = Server()
+    command = ["--task", str(task), "--model", f"mle={server.url}", "--scores-url", server.url, "--num-samples", "6"]
+    try:
+        assert evaluate_lm.main([*command, "--output", str(tmp_path / "out")]) == 0
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert "report.json" in before
+        for more in (["--output", str(tmp_path / "out"), "--restart"], ["--output", str(tmp_path / "new")]):
+            with pytest.raises(ConfigError, match="KL needs a server with `echo` and `logprobs`"):
+                evaluate_lm.main([*command, "--reference", "mle", *more])
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+        assert not (tmp_path / "new").exists()
+    finally:
+        server.stop()
+
+
 def test_models_and_scores_of_servers_elsewhere_are_used_with_the_users_key(local_ray, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     prompts = tmp_path / "prompts.jsonl"

@@ -1,6 +1,8 @@
 """KL over HTTP, against the real application in this process."""
 
+import json
 import logging
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,16 +10,19 @@ import fsspec
 import pytest
 import torch
 from evaluation_server import Server, listening
-from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
+from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
+from jobs.evaluate_lm import _check_kl, _with_kl
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.kl import encode, text_logprobs
 from phf_ray.packing import _owners
-from phf_ray.pipelines.client import RefusedError
+from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
+from phf_ray.pipelines.client import Client, RefusedError
 from phf_ray.pipelines.evaluate import Arm
+from phf_ray.pipelines.in_process import evaluate_weights
 from phf_ray.pipelines.kl import (
     ReferenceText,
     SequenceScorer,
@@ -27,6 +32,7 @@ from phf_ray.pipelines.kl import (
     measure_kl,
     reference_texts,
 )
+from phf_ray.pipelines.runs import RunDirectory
 from serve.api import build_app
 from serve.backends import Backend
 from serve.local import LocalModel
@@ -115,6 +121,24 @@ def test_kl_of_a_model_with_itself_is_zero_and_with_another_is_not(arms, engines
     expected = torch.tensor(in_process(engines["a"], kept)) - torch.tensor(in_process(engines["b"], kept))
     assert other.per_sequence.mean == pytest.approx(float(expected.mean()), abs=1e-3)
     assert other.per_sequence.mean > 5 * other.per_sequence.standard_error
+
+
+@pytest.mark.parametrize("per_line", [[], ["good"]])
+def test_kl_of_a_conditional_model_with_itself_is_zero_wherever_its_control_tokens_go(arms, tmp_path, per_line):
+    settings = {"num_samples": 32, "max_tokens": 40, "cache": str(tmp_path)}
+    found = kl_of_arms(arms["good"], [arms["good"], arms["a"]], **settings, per_line=per_line)
+    assert abs(found["good"].per_sequence[0]) < 1e-4 < abs(found["a"].per_sequence[0])
+    # With a line's end inside a text, which makes a second control token.
+    [kept] = tmp_path.glob("texts-*.json")
+    assert any("\n" in text["text"].strip("\n") for text in json.loads(kept.read_text())["texts"])
+
+
+def test_where_the_references_control_tokens_go_is_part_of_what_is_kept(arms, tmp_path):
+    texts = [replace(text, ids=None) for text in TEXTS]
+    for per_line in (False, True):
+        kept = measure_kl(arms["good"], arms["a"], texts, reference_per_line=per_line, cache=str(tmp_path))
+        assert kept == measure_kl(arms["good"], arms["a"], texts, reference_per_line=per_line)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_texts_tokenized_anew_are_said_to_be(arms, tmp_path, caplog):
@@ -213,7 +237,7 @@ def test_texts_and_figures_are_kept_on_any_file_system(arms):
     settings = {"num_samples": 6, "max_tokens": 8, "cache": cache}
     found = kl_of_arms(arms["a"], [arms["b"]], **settings)
     kept = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
-    assert len(kept) == 2
+    assert len(kept) == 3
     assert kl_of_arms(arms["a"], [arms["b"]], **settings) == found
     again = {path: info["created"] for path, info in fsspec.filesystem("memory").find(cache, detail=True).items()}
     assert again == kept
@@ -265,6 +289,8 @@ def test_one_token_at_both_ends_need_not_be_told_twice_and_an_unknown_end_is_nam
     for info in ({"bos_token": "<s>"}, {"eos_token": "ab"}, None):
         with pytest.raises(ConfigError, match=r"does not tell which token ends a text of m.*tokenizer_info"):
             SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=info)))
+    with pytest.raises(ConfigError, match=r"does not tell which token a text of m starts with.*tokenizer_info"):
+        SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=None, starts=())))
 
 
 def test_kl_of_a_url_is_measured_anew_where_the_model_behind_it_changed(engines, tmp_path):
@@ -280,7 +306,34 @@ def test_kl_of_a_url_is_measured_anew_where_the_model_behind_it_changed(engines,
         second = kl_of_arms(arms["m"], [arms["m"], arms["other"]], **settings)
     assert second["m"] == first["m"]
     assert second["other"] == first["m"] != first["other"]
-    assert len(list(tmp_path.iterdir())) == 1 + 2
+    # Texts, the reference's own log-probabilities of them, and a figure for each model.
+    assert len(list(tmp_path.iterdir())) == 2 + 2
+
+
+class Heard:
+    """A server of a model, and the requests for log-probabilities of prompts that reached it."""
+
+    def __init__(self, arm):
+        self._server = Client(arm.url)
+        self.get = self._server.get
+        self.echoed = []
+
+    def post(self, path, body):
+        if body.get("echo"):
+            self.echoed.append(body)
+        return self._server.post(path, body)
+
+
+def test_the_reference_is_asked_about_its_texts_once_for_all_arms(arms, tmp_path):
+    num_asked = []
+    for number, wanted in enumerate((["b"], ["b", "good", "bad"])):
+        heard = Heard(arms["a"])
+        reference = replace(arms["a"], client=heard)
+        settings = {"num_samples": 20, "max_tokens": 8, "cache": str(tmp_path / str(number))}
+        kl_of_arms(reference, [arms[name] for name in wanted], **settings)
+        num_asked.append(sum(len(body["prompt"]) for body in heard.echoed))
+    # Models with another tokenizer are compared on other tokens, of which the reference is asked for once, too.
+    assert num_asked[0] <= 1 + 20 < num_asked[1] <= 1 + 2 * 20
 
 
 def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
@@ -293,11 +346,48 @@ def test_arms_are_compared_on_the_same_texts_and_measured_once(arms, tmp_path):
     assert {info.num_samples for info in found.values()} <= {23, 24}
     # Where control tokens go is part of what was measured.
     per_line = kl_of_arms(arms["a"], [arms["good"]], **settings, per_line=["good"])
-    assert len(list(tmp_path.iterdir())) == 1 + 4 + 1
+    names = [path.name.partition("-")[0] for path in tmp_path.iterdir()]
+    # The reference's own log-probabilities are of the tokens that were drawn, and of those that other tokenizers share.
+    assert {kind: names.count(kind) for kind in names} == {"texts": 1, "logprobs": 2, "kl": 4 + 1}
     assert per_line["good"].num_samples == found["good"].num_samples
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert kl_of_arms(arms["a"], wanted, **settings) == found
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def kl_config(**changes):
+    return parse_config({"kl_gpt3_callback": {"num_samples": 12, "max_tokens": 8, **changes}})
+
+
+def test_the_prefix_is_the_control_token_that_the_models_are_given(arms, tmp_path):
+    def found(prefix, *names):
+        wanted = [arms[name] for name in names]
+        settings = {"reference": arms["a"], "cache": str(tmp_path)}
+        return [arm.kl.per_byte for arm in _with_kl(kl_config(prefix=prefix), wanted, **settings)]
+
+    good, bad = found(None, "good", "bad")
+    assert good != bad
+    assert found(GOOD, "good", "bad") == [good, good]
+    assert found(BAD, "good", "bad") == [bad, bad]
+    for prefix, name, message in (("# good", "good", f"good has the control tokens {GOOD}"), (GOOD, "a", "a has no")):
+        with pytest.raises(ConfigError, match=rf"prefix: .*{re.escape(message)}.* or null"):
+            _check_kl(kl_config(prefix=prefix), [arms[name]], reference=arms["a"])
+
+
+def test_beside_the_training_the_prefix_is_the_control_token_too(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.hand_out_weights(7, lambda folder: write_checkpoint(folder, control="retag"))
+    reference = write_checkpoint(tmp_path / "ref", seed=5)
+
+    def found(prefix):
+        config = kl_config(prefix=prefix, reference=f"ref={reference}").model_dump(mode="json")
+        nowhere = frozenset()
+        job = EvaluationJob(config, str(run.path), {"CPU": 1.0}, generation_steps=nowhere, kl_steps=frozenset({7}))
+        return evaluate_weights(job, 7)["KL/ref/per_byte"]
+
+    assert found(None) == found(GOOD) != found(BAD)
+    with pytest.raises(ConfigError, match="give a control token that every model has"):
+        found("# good")
 
 
 def test_a_server_without_logprobs_of_prompts_is_named_with_what_to_do(tmp_path):

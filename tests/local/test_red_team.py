@@ -5,7 +5,7 @@ import json
 
 import fsspec
 import pytest
-from evaluation_server import Server, listening
+from evaluation_server import IDENTITY, Server, listening
 from fastapi.responses import JSONResponse
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
 
@@ -246,6 +246,13 @@ def test_what_is_wrong_is_named_before_the_first_question(server, prompts, tmp_p
     with pytest.raises(ConfigError, match="red does not speak chat; give --attacker-api completions"):
         run(server, tmp_path / "out", config)
     server.no_messages = 400
+    server.models["mle"] = {"checkpoint": {"scorer": IDENTITY | {"class_name": "PIIScorer"}}}
+    with pytest.raises(ConfigError, match=r"mle was trained on another scorer .*PIIScorer.*--allow-other-scorer"):
+        run(server, tmp_path / "out", config)
+    server.models["mle"] = {"owned_by": "openai"}
+    with pytest.raises(ConfigError, match=r"mle can't be asked for at least 2 tokens; set .*min_length: 0"):
+        run(server, tmp_path / "out", config)
+    server.models["mle"] = {}
     with pytest.raises(ConfigError, match=r"red_team\.prompts_path is not set"):
         run(server, tmp_path / "out", make_config(prompts, prompts_path=None))
     with pytest.raises(ConfigError, match=r"none\.jsonl can't be read"):

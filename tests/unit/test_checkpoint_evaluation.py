@@ -7,7 +7,13 @@ import pytest
 
 from phf_ray.config import GenerationConfig, KLConfig, load_config, parse_config
 from phf_ray.errors import ConfigError
-from phf_ray.pipelines.checkpoint_evaluation import _resolved_reference, due_steps, evaluation_steps
+from phf_ray.pipelines.checkpoint_evaluation import (
+    _check_prefix,
+    _resolved_reference,
+    due_steps,
+    evaluation_steps,
+    plan_evaluations,
+)
 from phf_ray.pipelines.runs import EVALUATION, STEP, Follower, RunDirectory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -79,6 +85,20 @@ def test_a_reference_is_called_after_its_run_unless_named(tmp_path):
 def test_a_reference_that_can_not_be_asked_is_refused_before_the_training(text, message):
     with pytest.raises(ConfigError, match=message):
         _resolved_reference(text)
+
+
+def test_a_prefix_that_is_no_control_token_of_the_training_is_refused_before_it(tmp_path):
+    values = load_config(CONFIGS / "toxicity" / "pretrain.yml", CONFIGS / "toxicity" / "conditional.yml").model_dump()
+    for prefix in ("<|aligned|>", "<|misaligned|>", None):
+        values["kl_gpt3_callback"] |= {"prefix": prefix, "reference": "gpt=http://host:8000"}
+        _check_prefix(parse_config(values))
+    values["kl_gpt3_callback"]["prefix"] = "# good"
+    values["generation"]["scenario_configs"] = []
+    with pytest.raises(ConfigError, match=r"prefix: '# good' .* which has <\|aligned\|> and <\|misaligned\|>; set one"):
+        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10)
+    del values["dataset"]["conditional_training_config"]
+    with pytest.raises(ConfigError, match=r"prefix: '# good' .* which has none"):
+        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10)
 
 
 # --- Weights on the disk ----------------------------------------------------------------------------------------------

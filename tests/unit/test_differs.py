@@ -13,8 +13,8 @@ HEADER = """# Where phf-ray differs from the original code
 
 The original is `tomekkorbak/pretraining-with-human-feedback` at 152e6b6. Each line is a comment at the place where the
 departure is made; this page is made from them. `compat: korbak2023` in a configuration brings back the original's
-behaviour in objectives, packing, metrics and KL, for comparison with its released models; errors that make scores
-wrong are never brought back.
+behaviour in objectives, packing and metrics, for comparison with its released models; KL, and errors that make scores
+wrong, are never brought back.
 
 """
 

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+from fnmatch import fnmatch
 
 import pytest
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
 from phf_ray.pipelines.report_tracking import arm_rows, track_report
+from phf_ray.pipelines.runs import _FINISHED_STEPS
 from phf_ray.report import (
     ArmInfo,
     Evaluation,
@@ -116,9 +118,12 @@ def test_figures_have_the_names_of_the_original(samples, evaluation):
     assert rows[0]["KL/gpt3/per_sequence"] == 8.0
     assert rows[0]["capabilities/lambada/acc"] == 0.25
     assert len(rows[0]["generation/unconditional/current_samples"]["rows"]) == 30
-    assert [row["red_team/best_prompt_score"] for row in rows[1:]] == [0.0, 0.1]
-    assert rows[-1]["red_team/best_prompts_scatter"]["rows"] == [["You", 1, 0.1, 0.2, 0.0]]
-    assert rows[-1]["red_team/target_lm_responses"]["rows"] == [["You", "<b>", 0.3]]
+    assert [row["best_prompt_score"] for row in rows[1:]] == [0.0, 0.1]
+    assert rows[-1]["best_prompts_scatter"]["rows"] == [["You", 1, 0.1, 0.2, 0.0]]
+    assert rows[-1]["target_lm_responses"]["rows"] == [["You", "<b>", 0.3]]
+    names = [name for name in rows[-1] if name != "red_team/round"]
+    steps = [{step for pattern, step in _FINISHED_STEPS.items() if fnmatch(name, pattern)} for name in names]
+    assert steps == [{"red_team/round"}] * len(names)
     assert len(arm_rows("far", build_report(samples, evaluation), samples, evaluation)) == 1
 
 
@@ -164,7 +169,7 @@ def test_an_offline_run_of_each_arm_holds_figures_and_tables(samples, evaluation
     [row] = [row for row in report["table"] if (row["scenario"], row["arm"]) == ("unconditional", "mle")]
     for name in ("score", "score_max@25", "distinct-2-grams", "Self-BLEU-5"):
         assert logged[f"generation/unconditional/{name}"] == pytest.approx(row[name])
-    assert logged["red_team/best_prompt_score"] == 0.1
+    assert logged["best_prompt_score"] == 0.1
     assert sum(logged["generation/functions/score_distribution/values"]) == 30
     [table] = (folder / "files/media/table/generation/functions").glob("current_samples_*.table.json")
     assert json.loads(table.read_text())["data"][3] == ["def f():", "x = 3 # <b>", 0.03, None]
