@@ -530,7 +530,10 @@ class ShardScorer:
         between = output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
         path = output.part(shard) if stage.is_last else between
         writer = PartWriter(
-            path, rejects=output.rejects(shard), scorers=stage.scorers_after, footer={"shard": row["digest"]}
+            path,
+            rejects=output.rejects(shard) if stage.is_first else None,
+            scorers=stage.scorers_after,
+            footer={"shard": row["digest"]},
         )
         try:
             if stage.is_first:
