@@ -20,10 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 from fsspec.utils import glob_translate
+from numpy.typing import NDArray
 
 from phf_ray import corpus
 from phf_ray.corpus import Scores
@@ -515,8 +518,10 @@ def _read_table(
     columns = [name for name in names if name in wanted]
     index = piece.begin
     for batch in corpus.read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
-        for record in _rows_of(batch):
-            if isinstance(record, UnicodeDecodeError):
+        for record in _rows_below_limit(batch, text):
+            if record is None:
+                yield index, _too_large(file.source, index)
+            elif isinstance(record, UnicodeDecodeError):
                 yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
                 yield index, _from_record(record, source=file.source, index=index, text_column=text, reuse=reuse)
@@ -576,6 +581,43 @@ def _segmented(
     return Segmented(
         id=identifier,
         texts=tuple(texts),
+def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
+    """None for a row whose text is too large: as strings of Python it would take its size several times over."""
+    begin = 0
+    sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
+    for row in () if sizes is None else np.flatnonzero(sizes > MAX_DOCUMENT_BYTES).tolist():
+        yield from _rows_of(batch.slice(begin, row - begin))
+        yield None
+        begin = row + 1
+    yield from _rows_of(batch.slice(begin))
+
+
+def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
+    """Bytes of each row's string or strings; None where the column is of another type."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        sizes = _text_sizes(column.dictionary)
+        if sizes is None:
+            return None
+        indices = column.indices.cast(pa.int64()).fill_null(len(sizes))
+        return np.append(sizes, 0)[indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        items = _text_sizes(column.flatten())
+        if items is None:
+            return None
+        ends = np.cumsum(_numbers(pc.list_value_length(column)))
+        upto = np.concatenate([[0], np.cumsum(items)])
+        return np.diff(upto[ends], prepend=0)
+    if any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string)):
+        return _numbers(pc.binary_length(column))
+    return None
+
+
+def _numbers(column: pa.Array) -> NDArray[np.int64]:
+    """0 for null."""
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
         meta=meta,
         scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
     )

@@ -192,6 +192,43 @@ def test_parquet_with_a_cell_that_is_not_utf8(tmp_path):
 
 
 def test_the_column_of_text_can_be_named(tmp_path):
+GIANT = {
+    "string": (pa.string(), ["small", "x" * 101, "\u00e9" * 51, None, "y" * 100]),
+    "large string": (pa.large_string(), ["x" * 101, "small", "y" * 100, "x" * 102]),
+    "dictionary": (pa.dictionary(pa.int8(), pa.string()), ["small", "x" * 101, None, "small", "y" * 100]),
+    "strings": (pa.list_(pa.string()), [["a", "b"], None, ["x" * 51, "x" * 50], [], ["y" * 50, "y" * 50], ["x" * 101]]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(("kind", "cells"), GIANT.values(), ids=GIANT)
+def test_a_giant_cell_is_rejected_before_it_becomes_a_string(tmp_path, monkeypatch, kind, cells, suffix):
+    path = tmp_path / f"a{suffix}"
+    table = pa.table({"text": pa.array(cells, kind), "id": [str(row) for row in range(len(cells))]})
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    made = []
+    rows_of = sources._rows_of
+
+    def watched(batch):
+        for row in rows_of(batch):
+            made.append(row["text"])
+            yield row
+
+    monkeypatch.setattr(sources, "_rows_of", watched)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    records = read_all(path)
+    sizes = [len("".join(cell or "").encode()) for cell in cells]
+    assert [getattr(record, "reason", None) == "too_large" for record in records] == [size > 100 for size in sizes]
+    assert made == [cell for cell, size in zip(cells, sizes, strict=True) if size <= 100]
+    assert [json.loads(record.meta)["record"] for record in records if not isinstance(record, Rejected)] == [
+        row for row, size in enumerate(sizes) if 0 < size <= 100
+    ]
+
+
     write_lines(tmp_path / "a.jsonl", [{"body": "x", "text": "y"}])
     assert texts_of(read_all(tmp_path)) == ["y"]
     assert texts_of(read_all(tmp_path, text_column="body")) == ["x"]
