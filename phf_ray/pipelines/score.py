@@ -24,9 +24,10 @@ from typing import Any, Protocol
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Counter as MetricCounter
+from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray import corpus, sources
-from phf_ray.config import Config, PoolConfig
+from phf_ray.config import Config, PoolConfig, Pools
 from phf_ray.corpus import Manifest, PartWriter, Stats
 from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
 from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
@@ -732,10 +733,12 @@ def run(
     if todo:
         executor.start()
         tracker.start_clock()
+        executor.tell(tracker.progress())
         rows = [plan.row(shard) for shard in todo]
-        pools = _pools(request, plan, output=place.name(), has_gpus=executor.has(scoring.pools.gpu))
+        pools = _pools(request, plan, output=place.name(), has_gpus=_takes_gpu_pool(scoring.pools, executor))
         for row in executor.score(pools, rows):
             tracker.shard_done(int(row["shard"]), Stats.from_json(json.loads(row["stats"])))
+            executor.tell(tracker.progress())
     return _finish(plan, place, tracker=tracker, segmenter=scoring.segmenter)
 
 
@@ -777,7 +780,8 @@ class _Tracker:
         self._place = place
         self._progress = progress
         self._limit = max_failed_fraction
-        self._bytes_here = 0
+        self._bytes_here = self._bytes_done = 0
+        self._bytes = sum(self._sizes)
         self._begin = time.monotonic()
         self.stats = Stats()
         listed = sorted(self.done)
@@ -787,6 +791,7 @@ class _Tracker:
                 self.done.remove(shard)
             else:
                 self.stats.merge(Stats.from_json(footer["stats"]))
+                self._bytes_done += self._sizes[shard]
         self.judge(final=False)
         self._tell()
 
@@ -798,6 +803,7 @@ class _Tracker:
         self.done.add(shard)
         self.stats.merge(stats)
         self._bytes_here += self._sizes[shard]
+        self._bytes_done += self._sizes[shard]
         self._tell()
         self.judge(final=False)
 
@@ -833,17 +839,17 @@ class _Tracker:
 
     def _tell(self) -> None:
         if self._progress is not None:
-            left = sum(size for shard, size in enumerate(self._sizes) if shard not in self.done)
-            self._progress(
-                ScoreProgress(
-                    stats=self.stats,
-                    shards_done=len(self.done),
-                    shards=len(self._sizes),
-                    bytes_left=left,
-                    bytes_here=self._bytes_here,
-                    elapsed_s=time.monotonic() - self._begin,
-                )
-            )
+            self._progress(self.progress())
+
+    def progress(self) -> ScoreProgress:
+        return ScoreProgress(
+            stats=self.stats,
+            shards_done=len(self.done),
+            shards=len(self._sizes),
+            bytes_left=self._bytes - self._bytes_done,
+            bytes_here=self._bytes_here,
+            elapsed_s=time.monotonic() - self._begin,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -854,6 +860,14 @@ class Pool:
     config: PoolConfig
 
 
+def _takes_gpu_pool(pools: Pools, executor: "Executor") -> bool:
+    """Whether what the GPU pool asks for exists, or was asked for by the user and may come.
+
+    A cluster that has no GPU when the job begins may get some; nobody waits for them unasked.
+    """
+    return executor.has(pools.gpu) or ("gpu" in pools.model_fields_set and executor.may_grow())
+
+
 def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list[Pool]:
     """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for.
 
@@ -862,10 +876,18 @@ def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list
     names = tuple(identity["name"] for identity in plan.identities)
     roots = {file.root for file in plan.files}
     known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
-    wants_gpu = [has_gpus and "torch" in identity["versions"] for identity in plan.identities]
-    cpu = [index for index, wants in enumerate(wants_gpu) if not wants and not known[index]]
-    gpu = [index for index, wants in enumerate(wants_gpu) if wants and not known[index]]
     configs = request.config.scoring.pools
+    models = {index for index, identity in enumerate(plan.identities) if "torch" in identity["versions"]}
+    cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
+    gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]
+    if on_cpus := models & set(cpu):
+        log.log(
+            logging.WARNING if "gpu" in configs.model_fields_set else logging.INFO,
+            "%s: on CPUs, as nothing here has %s; on a cluster whose GPU nodes come when asked for, "
+            "set scoring.pools.gpu, for example {max: 4}",
+            ", ".join(names[index] for index in sorted(on_cpus)),
+            _resources(configs.gpu),
+        )
     used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
     used = used or [(configs.cpu, [])]
     brought = [index for index, is_known in enumerate(known) if is_known]
@@ -903,6 +925,12 @@ class Executor(Protocol):
     def has(self, pool: PoolConfig) -> bool:
         """Whether the resources that the actors of a pool ask for exist."""
 
+    def may_grow(self) -> bool:
+        """Whether resources that do not exist may come."""
+
+    def tell(self, progress: ScoreProgress) -> None:
+        """Called when it has started, and after each shard."""
+
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Takes each row through all pools; in any order."""
 
@@ -915,6 +943,12 @@ class InProcess:
 
     def has(self, pool: PoolConfig) -> bool:
         return not pool.num_gpus and not pool.resources
+
+    def may_grow(self) -> bool:
+        return False
+
+    def tell(self, progress: ScoreProgress) -> None:
+        pass
 
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         with contextlib.ExitStack() as stack:
@@ -930,16 +964,32 @@ class OnRay:
 
     def __init__(self, start: Callable[[], None] | None = None):
         self._start = start
+        self._gauges: dict[str, MetricGauge] = {}
 
     def start(self) -> None:
         if self._start is not None:
             self._start()
+        self._gauges = {
+            name: MetricGauge(f"phf_{name}", description=f"{name.replace('_', ' ')} of the jobs.score_corpus that runs")
+            for name in ("shards", "shards_done", "eta_seconds")
+        }
 
     def has(self, pool: PoolConfig) -> bool:
         available = ray.cluster_resources()
         return all(available.get(name, 0) >= amount for name, amount in _resources(pool).items())
 
+    def may_grow(self) -> bool:
+        return _may_grow()
+
+    def tell(self, progress: ScoreProgress) -> None:
+        values = {"shards": progress.shards, "shards_done": progress.shards_done, "eta_seconds": progress.eta_s}
+        for name, gauge in self._gauges.items():
+            gauge.set(values[name])  # None, where nothing is known yet, sets nothing
+
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for pool in pools:
+            if not self.has(pool.config):
+                log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
         with _data_settings(), _own_errors():
             # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
@@ -966,16 +1016,24 @@ def _resources(pool: PoolConfig) -> dict[str, float]:
 
 
 def _room_for(pool: PoolConfig) -> int | None:
-    """Actors that a single machine has room for; None on a cluster, which may grow.
+    """Actors that this machine alone has room for; None on a cluster, which may grow.
 
     A machine may have been given more CPUs than it has: more actors than cores take memory and gain nothing.
     """
-    if sum(node["Alive"] for node in ray.nodes()) > 1:
+    if _may_grow():
         return None
     available = ray.cluster_resources()
     available["CPU"] = min(available.get("CPU", 0), os.cpu_count() or 1)
-    rooms = [int(available.get(name, 0) / amount) for name, amount in _resources(pool).items()]
-    return max(pool.min, min(rooms, default=1))
+    room = min((int(available.get(name, 0) / amount) for name, amount in _resources(pool).items()), default=1)
+    return max(pool.min, room) if room else None
+
+
+def _may_grow() -> bool:
+    """Whether this is more than the Ray that a job starts on its own machine.
+
+    The number of nodes does not tell: a cluster whose workers start from zero is one head.
+    """
+    return os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pyarrow.parquet as pq
@@ -310,6 +311,128 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
     assert rows == [row for part in corpus.list_parts(str(tmp_path / "one")) for row in corpus.read_rows(part)]
     assert rows[3]["scores"] == [2.0] * len(rows[3]["texts"])
     assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
+
+
+def test_a_second_stage_keeps_the_rejects_of_the_first(sources, tmp_path):
+    (sources / "empty.py").write_text("")
+    asked = request(sources, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
+    assert run(asked, str(tmp_path / "out")).rejected == {"empty": 1}
+    assert pq.read_table(tmp_path / "out" / "rejected")["source"].to_pylist() == ["empty.py"]
+
+
+class Growing(InProcess):
+    """A cluster without a GPU that may get one."""
+
+    def has(self, pool):
+        return False
+
+    def may_grow(self):
+        return True
+
+    def score(self, pools, rows):
+        self.pools = pools
+        yield from super().score(pools, rows)
+
+
+def test_a_gpu_pool_that_is_asked_for_is_waited_for(sources, tmp_path, caplog):
+    caplog.set_level("INFO")
+    cluster = Growing()
+    score.run(request(sources, scorers=[WORDS], pools={"gpu": {"max": 2}}), str(tmp_path / "out"), executor=cluster)
+    assert [(pool.config.max, pool.config.num_gpus) for pool in cluster.pools] == [(2, 1.0)]
+    assert "on CPUs" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("executor", "pools", "level"),
+    [(Growing(), {}, "INFO"), (InProcess(), {}, "INFO"), (InProcess(), {"gpu": {"max": 2}}, "WARNING")],
+    ids=["not asked for", "on one machine", "asked for in vain"],
+)
+def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executor, pools, level):
+    caplog.set_level("INFO")
+    asked = request(sources, scorers=[LENGTH, WORDS], pools=pools)
+    score.run(asked, str(tmp_path / "out"), executor=executor)
+    (told,) = [record for record in caplog.records if "on CPUs" in record.getMessage()]
+    assert told.levelname == level
+    assert told.getMessage().startswith("words: on CPUs, as nothing here has {'CPU': 1.0, 'GPU': 1.0}")
+    assert "set scoring.pools.gpu" in told.getMessage()
+
+
+def fake_cluster(monkeypatch, *, address, nodes, **resources):
+    monkeypatch.setattr(score.ray, "nodes", lambda: [{"Alive": True}] * nodes)
+    monkeypatch.setattr(score.ray, "cluster_resources", lambda: dict(resources))
+    monkeypatch.setattr(score.os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+
+
+@pytest.mark.parametrize(
+    ("address", "nodes", "cpus", "most"),
+    [
+        (None, 1, 4, 2),
+        ("local", 1, 4, 2),
+        # Workers that start from zero: a head, with or without CPUs of its own.
+        ("10.0.0.1:6379", 1, 0, 20),
+        ("10.0.0.1:6379", 1, 4, 20),
+        (None, 1, 0, 20),
+        (None, 3, 12, 20),
+    ],
+)
+def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatch, address, nodes, cpus, most):
+    fake_cluster(monkeypatch, address=address, nodes=nodes, **({"CPU": cpus} if cpus else {}))
+
+    class Data:
+        def iter_rows(self):
+            return iter(())
+
+    limits = []
+    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: Data())
+    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: limits.append(most) or data)
+    pool = score.Pool(stage=None, config=config().scoring.pools.cpu)
+    assert list(score.OnRay().score([pool], [{}] * 20)) == []
+    assert limits == [most]
+
+
+class Shown:
+    """A gauge of Ray as a driver sets it."""
+
+    made: ClassVar[dict[str, list[float]]] = {}
+
+    def __init__(self, name, description):
+        self._values = self.made.setdefault(name, [])
+
+    def set(self, value):
+        if value is not None:
+            self._values.append(value)
+
+
+def test_the_driver_tells_ray_how_far_it_is(sources, tmp_path, monkeypatch):
+    class Local(score.OnRay):
+        has = InProcess.has
+        score = InProcess.score
+
+    monkeypatch.setattr(score, "MetricGauge", Shown)
+    monkeypatch.setattr(Shown, "made", {})
+    shards = score.run(request(sources), str(tmp_path / "out"), executor=Local()).num_parts
+    assert shards > 5
+    assert Shown.made["phf_shards"] == [shards] * (shards + 1)
+    assert Shown.made["phf_shards_done"] == list(range(shards + 1))
+    eta = Shown.made["phf_eta_seconds"]
+    assert (len(eta), eta[-1]) == (shards, 0)
+    assert min(eta[:-1]) > 0
+
+
+def test_what_is_left_is_that_of_the_shards_that_are_not_done(sources, tmp_path):
+    out = tmp_path / "out"
+    run(request(sources), str(out))
+    sizes = [sum(piece[1] for piece in shard) for shard in json.loads((out / "plan.json").read_text())["shards"]]
+    for name in ("_SUCCESS", "part-00001.parquet", "part-00003.parquet"):
+        (out / name).unlink()
+    seen = []
+    run(request(sources), str(out), progress=seen.append)
+    first, second = sorted((sizes[1], sizes[3]), reverse=True)
+    assert [progress.bytes_left for progress in seen] == [first + second, second, 0]
+    assert [progress.bytes_here for progress in seen] == [0, first, first + second]
 
 
 def test_a_shard_that_is_committed_is_not_scored_again(tmp_path):
