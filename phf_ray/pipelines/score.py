@@ -178,15 +178,48 @@ def make_plan(request: Request) -> Plan:
     cut = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     shards = tuple(tuple(shard) for shard in cut)
     if not shards:
-        raise ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
+        raise _nothing_to_score(request)
     identities = tuple(_as_json(identity.to_json()) for identity in identify(request))
     return Plan(
         key=request.key(),
         identities=identities,
         files=files,
         shards=shards,
-        reuse={root: _reusable(root, identities) for root in sorted({file.root for file in files})},
+        reuse=_reusable_of(files, identities),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a plan will be like, told without reading the input."""
+
+    files: tuple[InputFile, ...]
+    identities: tuple[dict[str, Any], ...]
+    reuse: Mapping[str, Mapping[str, tuple[str, str]]]
+    num_bytes: int
+    """Of text, without regard to the limit."""
+    num_shards: int
+    """About: a plan cuts between records, and ends at the limit."""
+
+
+def preview(request: Request) -> Preview:
+    """Raises ConfigError as `make_plan` does, unless that takes reading the input."""
+    files = request.find()
+    num_bytes = sum(file.text_bytes for file in files)
+    if not num_bytes:
+        raise _nothing_to_score(request)
+    identities = tuple(_as_json(identity.to_json()) for identity in identify(request))
+    return Preview(
+        files=files,
+        identities=identities,
+        reuse=_reusable_of(files, identities),
+        num_bytes=num_bytes,
+        num_shards=-(-num_bytes // request.target(files)),
+    )
+
+
+def _nothing_to_score(request: Request) -> ConfigError:
+    return ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
 
 
 def _as_json(values: Any) -> Any:
@@ -215,6 +248,14 @@ def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
 
 _DATED = {"PIIScorer"}
 """Scorers that judge dates and ages."""
+_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
+"""Scorers that run on a GPU where there is one."""
+
+
+def _reusable_of(
+    files: Sequence[InputFile], identities: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, tuple[str, str]]]:
+    return {root: _reusable(root, identities) for root in sorted({file.root for file in files})}
 
 
 def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
@@ -639,7 +680,7 @@ class Estimate:
     elapsed_s: float
     sample_bytes: int
     total_bytes: int
-    """Estimated for compressed files."""
+    """Of all files; estimated for compressed ones, and under --limit."""
 
     @property
     def cpu_hours(self) -> float:
@@ -647,22 +688,22 @@ class Estimate:
 
 
 def estimate(request: Request, *, documents: int = 1000) -> Estimate:
-    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing."""
+    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing.
+
+    The input is not read through: its size is that of the files, compressed ones taken for a few times as large.
+    """
     files = request.find()
-    shards = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
-    pieces = [piece for shard in shards for piece in shard]
-    chosen = pieces[:: max(1, len(pieces) // documents)]
-    per_piece = -(-documents // len(chosen)) if chosen else 0
+    wanted = documents if request.limit is None else min(documents, request.limit)
     sample = [
         record
-        for piece in chosen
-        for record in itertools.islice(_read(files, piece, request), per_piece)
+        for one in sources.plan_sample(files, num_records=wanted)
+        for record in itertools.islice(_read(files, one.piece, request), one.num_records)
         if not isinstance(record, Rejected)
     ]
     if not sample:
         raise DataError(f"no document could be read from --input {' '.join(request.inputs)}")
     texts = [record.text if isinstance(record, Document) else "".join(record.texts) for record in sample]
-    process = ScoringProcess(replace(request.setup(), num_threads=1))
+    process = ScoringProcess(_on_one_core(request.setup()))
     try:
         process.submit([Task(text=text) for text in texts[:1]])
         process.collect()
@@ -672,13 +713,23 @@ def estimate(request: Request, *, documents: int = 1000) -> Estimate:
         elapsed = time.monotonic() - begin
     finally:
         process.close()
+    sample_bytes = sum(len(text.encode()) for text in texts)
+    total_bytes = sum(file.text_bytes for file in files)
+    if request.limit is not None:
+        total_bytes = min(total_bytes, request.limit * sample_bytes // len(sample))
     return Estimate(
         documents=len(sample),
         characters=sum(map(len, texts)),
         elapsed_s=elapsed,
-        sample_bytes=sum(len(text.encode()) for text in texts),
-        total_bytes=sum(piece.num_bytes for piece in pieces),
+        sample_bytes=sample_bytes,
+        total_bytes=total_bytes,
     )
+
+
+def _on_one_core(setup: Setup) -> Setup:
+    """Also on a machine with a GPU, so that hours of CPUs are told."""
+    scorers = tuple({**one, "device": "cpu"} if one["class_name"] in _ON_DEVICES else one for one in setup.scorers)
+    return replace(setup, scorers=scorers, num_threads=1)
 
 
 def _read(files: Sequence[InputFile], piece: Piece, request: Request) -> Iterator[Record]:

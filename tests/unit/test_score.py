@@ -1,5 +1,6 @@
 """The scoring job without Ray: what is scored, resumed, refused and stopped."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import score_corpus as job
 from phf_ray import corpus
 from phf_ray.config import parse_config
 from phf_ray.corpus import read_corpus
@@ -538,6 +540,51 @@ def test_compressed_lines_are_cut_and_limited(tmp_path):
     estimate = score.estimate(asked, documents=10)
     assert 5 <= estimate.documents <= 20
     assert estimate.cpu_hours > 0
+
+
+def write_many(path):
+    path.write_text("".join(json.dumps({"text": f"text {index}"}) + "\n" for index in range(3000)))
+    return path
+
+
+def test_neither_an_estimate_nor_a_preview_reads_the_input_through(tmp_path, monkeypatch, capsys):
+    lines = write_many(tmp_path / "a.jsonl")
+
+    def cut(*arguments):
+        raise AssertionError("it is read through")
+
+    monkeypatch.setattr(score.sources, "_cut", cut)
+    asked = request(lines, shard_bytes=1000)
+    estimate = score.estimate(asked, documents=20)
+    assert (estimate.documents, estimate.total_bytes) == (20, lines.stat().st_size)
+    assert estimate.sample_bytes == sum(len(f"text {index}") for index in range(20))
+    limited = score.estimate(dataclasses.replace(asked, limit=10), documents=20)
+    assert (limited.documents, limited.total_bytes) == (10, 60)
+    task = ROOT / "configs" / "pep8" / "pretrain.yml"
+    arguments = ["--task", str(task), "--input", str(lines), "--output", str(tmp_path / "out"), "--dry-run"]
+    assert job.main([*arguments, "--shard-mb", "0.01"]) == 0
+    assert f"1 files, about 0.1 MB of text, about {-(-lines.stat().st_size // 10_000)} parts" in capsys.readouterr().out
+    assert job.main([*arguments, "--limit", "7"]) == 0
+    assert "of which the first 7 records are scored" in capsys.readouterr().out
+    lines.write_text("")
+    with pytest.raises(ConfigError, match="holds no records"):
+        job.main(arguments)
+
+
+def test_an_estimate_is_of_cpus_also_where_there_is_a_gpu(tmp_path, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def started(setup):
+        raise StopError(setup)
+
+    monkeypatch.setattr(score, "ScoringProcess", started)
+    asked = request(write_many(tmp_path / "a.jsonl"), scorers=[{"class_name": "DetoxifyToxicityScorer"}, PEP8])
+    with pytest.raises(StopError) as stopped:
+        score.estimate(asked)
+    (setup,) = stopped.value.args
+    assert setup.scorers == ({"class_name": "DetoxifyToxicityScorer", "device": "cpu"}, PEP8)
+    assert setup.num_threads == 1
 
 
 def run_job(*arguments, factory=None):
