@@ -17,7 +17,7 @@ from jobs import cli
 from phf_ray.corpus import Manifest
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Estimate, OnRay, Output, Plan, Request, ScoreProgress
+from phf_ray.pipelines.score import Estimate, OnRay, Output, Preview, Request, ScoreProgress
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_estimate(score.estimate(request), price=arguments.price)
         return 0
     if arguments.dry_run:
-        _print_plan(score.make_plan(request), output=arguments.output)
+        _print_preview(score.preview(request), request, output=arguments.output)
         return 0
     if "RAY_ADDRESS" in os.environ:
         cli.start_ray()
@@ -163,10 +163,11 @@ def describe(progress: ScoreProgress) -> str:
     )
 
 
-def _print_plan(plan: Plan, *, output: str) -> None:
-    size = sum(piece.num_bytes for shard in plan.shards for piece in shard)
-    print(f"{len(plan.files):,} files, about {size / 1e6:,.1f} MB of text, {len(plan.shards):,} parts, into {output}")
-    print(f"segmenter {plan.key['scoring.segmenter']}")
+def _print_preview(plan: Preview, request: Request, *, output: str) -> None:
+    size = f"{len(plan.files):,} files, about {plan.num_bytes / 1e6:,.1f} MB of text, about {plan.num_shards:,} parts"
+    limit = "" if request.limit is None else f", of which the first {request.limit:,} records are scored"
+    print(f"{size}{limit}, into {output}")
+    print(f"segmenter {request.config.scoring.segmenter}")
     for identity in plan.identities:
         versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         print(f"scorer {identity['name']} ({identity['class_name']}): {identity['unit']}; {versions}")

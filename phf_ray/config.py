@@ -372,9 +372,15 @@ class PoolConfig(_Section):
         return self
 
 
+class GpuPoolConfig(PoolConfig):
+    num_gpus: Annotated[float, Field(ge=0)] = 1.0
+    """Where any key of `pools.gpu` is set, the job waits for GPUs that its cluster does not have yet."""
+
+
 class Pools(_Section):
     cpu: PoolConfig = PoolConfig()
-    gpu: PoolConfig = PoolConfig(num_gpus=1.0)
+    gpu: GpuPoolConfig = GpuPoolConfig()
+    """Of scorers that use torch."""
 
 
 class ScoringConfig(_Section):

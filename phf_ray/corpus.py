@@ -504,13 +504,13 @@ class PartWriter:
     Memory: 4 M characters of text, whatever the part's size.
     """
 
-    def __init__(self, path: str, *, rejects: str, scorers: Sequence[str], footer: Mapping[str, Any]):
-        """Where the part and its rejected records will be.
+    def __init__(self, path: str, *, rejects: str | None, scorers: Sequence[str], footer: Mapping[str, Any]):
+        """Where the part and its rejected records will be; `rejects` None: they are written already.
 
         `footer`: JSON that `read_footer` gives back, beside the statistics.
         """
         self._filesystem, self._path = open_filesystem(path)
-        self._rejects = open_filesystem(rejects)[1]
+        self._rejects = None if rejects is None else open_filesystem(rejects)[1]
         self._scorers = tuple(scorers)
         self._schema = part_schema(self._scorers)
         self._footer = dict(footer)
@@ -583,7 +583,13 @@ class PartWriter:
 
     def _commit_rejected(self) -> None:
         """Before the part itself: where there is a part, its rejects are complete."""
+        if self._rejects is None:
+            assert not self._rejected, self._path
+            return
         if not self._rejected:
+            # What a try before this one could not read, and this one could.
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.rm_file(self._rejects)
             return
         table = pa.table(
             {

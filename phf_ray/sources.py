@@ -16,14 +16,17 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 from fsspec.utils import glob_translate
+from numpy.typing import NDArray
 
 from phf_ray import corpus
 from phf_ray.corpus import Scores
@@ -48,6 +51,8 @@ _COMPRESSED = (".gz", ".zst")
 _COMPRESSED_PIECES = 32
 """About so many pieces of a compressed file: each is reached by reading the file from its begin, 16 times in all."""
 _CHUNK = 1 << 20
+_SAMPLED_PLACES = 32
+"""In one file, at least a chunk apart: on an object store each is a round trip or two."""
 _CUT_AT_ONCE = 16
 """Files: where records begin is known only when a file was read, which on an object store is waiting."""
 # Of a damaged archive at most so much is lost before the damage.
@@ -347,6 +352,57 @@ def _parquet_metadata(name: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The first records of a piece."""
+
+    piece: Piece
+    num_records: int
+
+
+def plan_sample(files: Sequence[InputFile], *, num_records: int) -> Iterator[Sample]:
+    """About so many records, spread evenly over the bytes of the files, without reading them through.
+
+    Compressed files are read at their begin only, larger ones of uncompressed lines or Parquet at several places. The
+    numbers of records in a line file are not told right.
+    """
+    step = max(1, len(files) // num_records)
+    total = sum(file.text_bytes for file in files[::step])
+    for index in range(0, len(files), step):
+        file = files[index]
+        wanted = max(1, round(num_records * file.text_bytes / max(1, total)))
+        places = min(wanted, _SAMPLED_PLACES, max(1, file.size // _CHUNK))
+        for piece in _sampled_pieces(file, index, places):
+            yield Sample(piece, -(-wanted // places))
+
+
+def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]:
+    whole = Piece(index, file.text_bytes)
+    if file.kind == "lines" and not file.path.endswith(_COMPRESSED):
+        for offset in sorted({_line_at(file, file.size * place // places) for place in range(places)}):
+            yield replace(whole, offset=offset)
+    elif file.path.endswith(".parquet"):
+        try:
+            rows = _parquet_metadata(file.name).num_rows
+        except _UNREADABLE:
+            rows = 0  # reading will say why
+        for begin in sorted({rows * place // places for place in range(places)}):
+            yield replace(whole, begin=begin)
+    else:
+        yield whole
+
+
+def _line_at(file: InputFile, position: int) -> int:
+    """Where the first line begins after this position; at 0 and in the last line: the begin of the file."""
+    if position == 0:
+        return 0
+    with _open_lines(file.name) as stream:
+        stream.seek(position)
+        stream.readline(MAX_DOCUMENT_BYTES)
+        found = stream.tell()
+    return found if found < file.size else 0
+
+
 def check_columns(files: Sequence[InputFile], *, text_column: str | None) -> None:
     """Look into the first file of each kind: better an error now than a corpus of rejected records.
 
@@ -515,12 +571,51 @@ def _read_table(
     columns = [name for name in names if name in wanted]
     index = piece.begin
     for batch in corpus.read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
-        for record in _rows_of(batch):
-            if isinstance(record, UnicodeDecodeError):
+        for record in _rows_below_limit(batch, text):
+            if record is None:
+                yield index, _too_large(file.source, index)
+            elif isinstance(record, UnicodeDecodeError):
                 yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
                 yield index, _from_record(record, source=file.source, index=index, text_column=text, reuse=reuse)
             index += 1
+
+
+def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
+    """None for a row whose text is too large: as strings of Python it would take its size several times over."""
+    begin = 0
+    sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
+    for row in () if sizes is None else np.flatnonzero(sizes > MAX_DOCUMENT_BYTES).tolist():
+        yield from _rows_of(batch.slice(begin, row - begin))
+        yield None
+        begin = row + 1
+    yield from _rows_of(batch.slice(begin))
+
+
+def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
+    """Bytes of each row's string or strings; None where the column is of another type."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        sizes = _text_sizes(column.dictionary)
+        if sizes is None:
+            return None
+        indices = column.indices.cast(pa.int64()).fill_null(len(sizes))
+        return np.append(sizes, 0)[indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        items = _text_sizes(column.flatten())
+        if items is None:
+            return None
+        ends = np.cumsum(_numbers(pc.list_value_length(column)))
+        upto = np.concatenate([[0], np.cumsum(items)])
+        return np.diff(upto[ends], prepend=0)
+    if any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string)):
+        return _numbers(pc.binary_length(column))
+    return None
+
+
+def _numbers(column: pa.Array) -> NDArray[np.int64]:
+    """0 for null."""
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:

@@ -13,6 +13,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -34,7 +35,7 @@ from phf_ray.packing import (
 )
 from phf_ray.pipelines.score import scorer_configs
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
-from phf_ray.scorers import build_scorer, scorer_class
+from phf_ray.scorers import scorer_class, scorer_settings
 
 log = logging.getLogger(__name__)
 
@@ -88,36 +89,58 @@ def _load_tokenizer(config: Config, replacement: str | None) -> PreTrainedTokeni
 def warn_of_other_scorers(config: Config, corpora: Sequence[blocks.Corpus]) -> None:
     """Warns where a corpus has scores of another scorer than the configuration's, or than another corpus.
 
-    A model that is not here can't be asked for its weights: of such a scorer only class and name are compared.
+    A model is not loaded for that: its weights are compared where a file beside them says their hash.
     """
     told = [one for one in corpora if one.scorer]
     expected = _configured_scorer(config) if told else None
     for one in told:
         if expected is not None:
-            _warn_of_difference(one, other=expected, where="the configuration and what is installed here")
+            _warn_of_difference(
+                one,
+                other=expected,
+                where="the configuration and what is installed here",
+                weights=_known_weights(config),
+            )
         elif one.scorer != told[0].scorer:
             _warn_of_difference(one, other=told[0].scorer, where=told[0].name)
 
 
 def _configured_scorer(config: Config) -> dict[str, Any] | None:
-    """Identity of the scorer that the configuration describes; without weights if it is a model."""
+    """Identity of the scorer that the configuration describes; of a model, what is known without loading it."""
     if not config.scoring.scorers:
         return None
     first = scorer_configs(config)[0]
-    known: dict[str, Any] = {key: first[key] for key in ("name", "class_name") if key in first}
-    if "torch" in scorer_class(first["class_name"]).packages:
-        return known
     try:
-        identity = build_scorer(first).identity().to_json()
+        identity = scorer_class(first["class_name"]).described(scorer_settings(first))
     except ConfigError:  # a word list may be on another machine; training does not need it
-        return known
+        return {key: first[key] for key in ("name", "class_name") if key in first}
     return dict(json.loads(json.dumps(identity)))
 
 
-def _warn_of_difference(one: blocks.Corpus, *, other: Mapping[str, Any], where: str) -> None:
-    changed = [name for name in other if name in one.scorer and one.scorer[name] != other[name]]
+def _known_weights(config: Config) -> dict[str, str]:
+    first = scorer_configs(config)[0]
+    try:
+        return scorer_class(first["class_name"]).known_weights(scorer_settings(first))
+    except ConfigError:
+        return {}
+
+
+def _warn_of_difference(
+    one: blocks.Corpus, *, other: Mapping[str, Any], where: str, weights: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """`weights`: hash -> name of a model."""
+
+    def shown_value(value: Any) -> str:
+        return f"{value!r} ({weights[value]})" if isinstance(value, str) and value in weights else repr(value)
+
+    # Settings that the other does not tell are no difference.
+    settings = {**one.scorer.get("settings", {}), **other.get("settings", {})}
+    told = {**other, "settings": settings}
+    changed = [name for name in told if name in one.scorer and one.scorer[name] != told[name]]
     if changed:
-        shown = "; ".join(f"{name}: {one.scorer[name]!r} there, {other[name]!r} here" for name in changed)
+        shown = "; ".join(
+            f"{name}: {shown_value(one.scorer[name])} there, {shown_value(told[name])} here" for name in changed
+        )
         log.warning(
             "%s WAS SCORED BY ANOTHER SCORER (%s) THAN %s (%s): %s. Score it again, or evaluate with its own scorer",
             one.name, one.scorer.get("name"), where, other.get("name", other.get("class_name")), shown,

@@ -24,9 +24,10 @@ from typing import Any, Protocol
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Counter as MetricCounter
+from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray import corpus, sources
-from phf_ray.config import Config, PoolConfig
+from phf_ray.config import Config, PoolConfig, Pools
 from phf_ray.corpus import Manifest, PartWriter, Stats
 from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
 from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
@@ -177,15 +178,48 @@ def make_plan(request: Request) -> Plan:
     cut = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     shards = tuple(tuple(shard) for shard in cut)
     if not shards:
-        raise ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
+        raise _nothing_to_score(request)
     identities = tuple(_as_json(identity.to_json()) for identity in identify(request))
     return Plan(
         key=request.key(),
         identities=identities,
         files=files,
         shards=shards,
-        reuse={root: _reusable(root, identities) for root in sorted({file.root for file in files})},
+        reuse=_reusable_of(files, identities),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a plan will be like, told without reading the input."""
+
+    files: tuple[InputFile, ...]
+    identities: tuple[dict[str, Any], ...]
+    reuse: Mapping[str, Mapping[str, tuple[str, str]]]
+    num_bytes: int
+    """Of text, without regard to the limit."""
+    num_shards: int
+    """About: a plan cuts between records, and ends at the limit."""
+
+
+def preview(request: Request) -> Preview:
+    """Raises ConfigError as `make_plan` does, unless that takes reading the input."""
+    files = request.find()
+    num_bytes = sum(file.text_bytes for file in files)
+    if not num_bytes:
+        raise _nothing_to_score(request)
+    identities = tuple(_as_json(identity.to_json()) for identity in identify(request))
+    return Preview(
+        files=files,
+        identities=identities,
+        reuse=_reusable_of(files, identities),
+        num_bytes=num_bytes,
+        num_shards=-(-num_bytes // request.target(files)),
+    )
+
+
+def _nothing_to_score(request: Request) -> ConfigError:
+    return ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
 
 
 def _as_json(values: Any) -> Any:
@@ -214,6 +248,14 @@ def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
 
 _DATED = {"PIIScorer"}
 """Scorers that judge dates and ages."""
+_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
+"""Scorers that run on a GPU where there is one."""
+
+
+def _reusable_of(
+    files: Sequence[InputFile], identities: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, tuple[str, str]]]:
+    return {root: _reusable(root, identities) for root in sorted({file.root for file in files})}
 
 
 def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
@@ -530,7 +572,10 @@ class ShardScorer:
         between = output.name(corpus.TEMPORARY, f"stage-{shard}-{os.urandom(8).hex()}.parquet")
         path = output.part(shard) if stage.is_last else between
         writer = PartWriter(
-            path, rejects=output.rejects(shard), scorers=stage.scorers_after, footer={"shard": row["digest"]}
+            path,
+            rejects=output.rejects(shard) if stage.is_first else None,
+            scorers=stage.scorers_after,
+            footer={"shard": row["digest"]},
         )
         try:
             if stage.is_first:
@@ -635,7 +680,7 @@ class Estimate:
     elapsed_s: float
     sample_bytes: int
     total_bytes: int
-    """Estimated for compressed files."""
+    """Of all files; estimated for compressed ones, and under --limit."""
 
     @property
     def cpu_hours(self) -> float:
@@ -643,22 +688,22 @@ class Estimate:
 
 
 def estimate(request: Request, *, documents: int = 1000) -> Estimate:
-    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing."""
+    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing.
+
+    The input is not read through: its size is that of the files, compressed ones taken for a few times as large.
+    """
     files = request.find()
-    shards = sources.plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
-    pieces = [piece for shard in shards for piece in shard]
-    chosen = pieces[:: max(1, len(pieces) // documents)]
-    per_piece = -(-documents // len(chosen)) if chosen else 0
+    wanted = documents if request.limit is None else min(documents, request.limit)
     sample = [
         record
-        for piece in chosen
-        for record in itertools.islice(_read(files, piece, request), per_piece)
+        for one in sources.plan_sample(files, num_records=wanted)
+        for record in itertools.islice(_read(files, one.piece, request), one.num_records)
         if not isinstance(record, Rejected)
     ]
     if not sample:
         raise DataError(f"no document could be read from --input {' '.join(request.inputs)}")
     texts = [record.text if isinstance(record, Document) else "".join(record.texts) for record in sample]
-    process = ScoringProcess(replace(request.setup(), num_threads=1))
+    process = ScoringProcess(_on_one_core(request.setup()))
     try:
         process.submit([Task(text=text) for text in texts[:1]])
         process.collect()
@@ -668,13 +713,23 @@ def estimate(request: Request, *, documents: int = 1000) -> Estimate:
         elapsed = time.monotonic() - begin
     finally:
         process.close()
+    sample_bytes = sum(len(text.encode()) for text in texts)
+    total_bytes = sum(file.text_bytes for file in files)
+    if request.limit is not None:
+        total_bytes = min(total_bytes, request.limit * sample_bytes // len(sample))
     return Estimate(
         documents=len(sample),
         characters=sum(map(len, texts)),
         elapsed_s=elapsed,
-        sample_bytes=sum(len(text.encode()) for text in texts),
-        total_bytes=sum(piece.num_bytes for piece in pieces),
+        sample_bytes=sample_bytes,
+        total_bytes=total_bytes,
     )
+
+
+def _on_one_core(setup: Setup) -> Setup:
+    """Also on a machine with a GPU, so that hours of CPUs are told."""
+    scorers = tuple({**one, "device": "cpu"} if one["class_name"] in _ON_DEVICES else one for one in setup.scorers)
+    return replace(setup, scorers=scorers, num_threads=1)
 
 
 def _read(files: Sequence[InputFile], piece: Piece, request: Request) -> Iterator[Record]:
@@ -729,10 +784,12 @@ def run(
     if todo:
         executor.start()
         tracker.start_clock()
+        executor.tell(tracker.progress())
         rows = [plan.row(shard) for shard in todo]
-        pools = _pools(request, plan, output=place.name(), has_gpus=executor.has(scoring.pools.gpu))
+        pools = _pools(request, plan, output=place.name(), has_gpus=_takes_gpu_pool(scoring.pools, executor))
         for row in executor.score(pools, rows):
             tracker.shard_done(int(row["shard"]), Stats.from_json(json.loads(row["stats"])))
+            executor.tell(tracker.progress())
     return _finish(plan, place, tracker=tracker, segmenter=scoring.segmenter)
 
 
@@ -774,7 +831,8 @@ class _Tracker:
         self._place = place
         self._progress = progress
         self._limit = max_failed_fraction
-        self._bytes_here = 0
+        self._bytes_here = self._bytes_done = 0
+        self._bytes = sum(self._sizes)
         self._begin = time.monotonic()
         self.stats = Stats()
         listed = sorted(self.done)
@@ -784,6 +842,7 @@ class _Tracker:
                 self.done.remove(shard)
             else:
                 self.stats.merge(Stats.from_json(footer["stats"]))
+                self._bytes_done += self._sizes[shard]
         self.judge(final=False)
         self._tell()
 
@@ -795,6 +854,7 @@ class _Tracker:
         self.done.add(shard)
         self.stats.merge(stats)
         self._bytes_here += self._sizes[shard]
+        self._bytes_done += self._sizes[shard]
         self._tell()
         self.judge(final=False)
 
@@ -830,17 +890,17 @@ class _Tracker:
 
     def _tell(self) -> None:
         if self._progress is not None:
-            left = sum(size for shard, size in enumerate(self._sizes) if shard not in self.done)
-            self._progress(
-                ScoreProgress(
-                    stats=self.stats,
-                    shards_done=len(self.done),
-                    shards=len(self._sizes),
-                    bytes_left=left,
-                    bytes_here=self._bytes_here,
-                    elapsed_s=time.monotonic() - self._begin,
-                )
-            )
+            self._progress(self.progress())
+
+    def progress(self) -> ScoreProgress:
+        return ScoreProgress(
+            stats=self.stats,
+            shards_done=len(self.done),
+            shards=len(self._sizes),
+            bytes_left=self._bytes - self._bytes_done,
+            bytes_here=self._bytes_here,
+            elapsed_s=time.monotonic() - self._begin,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -851,6 +911,14 @@ class Pool:
     config: PoolConfig
 
 
+def _takes_gpu_pool(pools: Pools, executor: "Executor") -> bool:
+    """Whether what the GPU pool asks for exists, or was asked for by the user and may come.
+
+    A cluster that has no GPU when the job begins may get some; nobody waits for them unasked.
+    """
+    return executor.has(pools.gpu) or ("gpu" in pools.model_fields_set and executor.may_grow())
+
+
 def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list[Pool]:
     """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for.
 
@@ -859,10 +927,18 @@ def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list
     names = tuple(identity["name"] for identity in plan.identities)
     roots = {file.root for file in plan.files}
     known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
-    wants_gpu = [has_gpus and "torch" in identity["versions"] for identity in plan.identities]
-    cpu = [index for index, wants in enumerate(wants_gpu) if not wants and not known[index]]
-    gpu = [index for index, wants in enumerate(wants_gpu) if wants and not known[index]]
     configs = request.config.scoring.pools
+    models = {index for index, identity in enumerate(plan.identities) if "torch" in identity["versions"]}
+    cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
+    gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]
+    if on_cpus := models & set(cpu):
+        log.log(
+            logging.WARNING if "gpu" in configs.model_fields_set else logging.INFO,
+            "%s: on CPUs, as nothing here has %s; on a cluster whose GPU nodes come when asked for, "
+            "set scoring.pools.gpu, for example {max: 4}",
+            ", ".join(names[index] for index in sorted(on_cpus)),
+            _resources(configs.gpu),
+        )
     used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
     used = used or [(configs.cpu, [])]
     brought = [index for index, is_known in enumerate(known) if is_known]
@@ -900,6 +976,12 @@ class Executor(Protocol):
     def has(self, pool: PoolConfig) -> bool:
         """Whether the resources that the actors of a pool ask for exist."""
 
+    def may_grow(self) -> bool:
+        """Whether resources that do not exist may come."""
+
+    def tell(self, progress: ScoreProgress) -> None:
+        """Called when it has started, and after each shard."""
+
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Takes each row through all pools; in any order."""
 
@@ -912,6 +994,12 @@ class InProcess:
 
     def has(self, pool: PoolConfig) -> bool:
         return not pool.num_gpus and not pool.resources
+
+    def may_grow(self) -> bool:
+        return False
+
+    def tell(self, progress: ScoreProgress) -> None:
+        pass
 
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         with contextlib.ExitStack() as stack:
@@ -927,16 +1015,32 @@ class OnRay:
 
     def __init__(self, start: Callable[[], None] | None = None):
         self._start = start
+        self._gauges: dict[str, MetricGauge] = {}
 
     def start(self) -> None:
         if self._start is not None:
             self._start()
+        self._gauges = {
+            name: MetricGauge(f"phf_{name}", description=f"{name.replace('_', ' ')} of the jobs.score_corpus that runs")
+            for name in ("shards", "shards_done", "eta_seconds")
+        }
 
     def has(self, pool: PoolConfig) -> bool:
         available = ray.cluster_resources()
         return all(available.get(name, 0) >= amount for name, amount in _resources(pool).items())
 
+    def may_grow(self) -> bool:
+        return _may_grow()
+
+    def tell(self, progress: ScoreProgress) -> None:
+        values = {"shards": progress.shards, "shards_done": progress.shards_done, "eta_seconds": progress.eta_s}
+        for name, gauge in self._gauges.items():
+            gauge.set(values[name])  # None, where nothing is known yet, sets nothing
+
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for pool in pools:
+            if not self.has(pool.config):
+                log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
         with _data_settings(), _own_errors():
             # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
@@ -963,16 +1067,24 @@ def _resources(pool: PoolConfig) -> dict[str, float]:
 
 
 def _room_for(pool: PoolConfig) -> int | None:
-    """Actors that a single machine has room for; None on a cluster, which may grow.
+    """Actors that this machine alone has room for; None on a cluster, which may grow.
 
     A machine may have been given more CPUs than it has: more actors than cores take memory and gain nothing.
     """
-    if sum(node["Alive"] for node in ray.nodes()) > 1:
+    if _may_grow():
         return None
     available = ray.cluster_resources()
     available["CPU"] = min(available.get("CPU", 0), os.cpu_count() or 1)
-    rooms = [int(available.get(name, 0) / amount) for name, amount in _resources(pool).items()]
-    return max(pool.min, min(rooms, default=1))
+    room = min((int(available.get(name, 0) / amount) for name, amount in _resources(pool).items()), default=1)
+    return max(pool.min, room) if room else None
+
+
+def _may_grow() -> bool:
+    """Whether this is more than the Ray that a job starts on its own machine.
+
+    The number of nodes does not tell: a cluster whose workers start from zero is one head.
+    """
+    return os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 @contextlib.contextmanager

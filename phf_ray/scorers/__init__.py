@@ -28,16 +28,20 @@ def build_scorer(config: Mapping[str, Any]) -> Scorer:
 
     Raises ConfigError for an unknown class, an unknown key or a value of the wrong type, naming the known ones.
     """
+    return scorer_class(config.get("class_name"))(scorer_settings(config))
+
+
+def scorer_settings(config: Mapping[str, Any]) -> Any:
+    """The settings in such a config, of the scorer's own type; raises as `build_scorer` does."""
     class_name = config.get("class_name")
     scorer = scorer_class(class_name)
     values = {key: value for key, value in config.items() if key != "class_name"}
     try:
-        settings = scorer.Settings.model_validate(values)
+        return scorer.Settings.model_validate(values)
     except ValidationError as error:
         known = list(scorer.Settings.model_fields)
         problems = "; ".join(sorted({_describe(detail, known) for detail in error.errors()}))
         raise ConfigError(f"{class_name}: {problems}") from None
-    return scorer(settings)
 
 
 def scorer_class(class_name: Any) -> type[Scorer]:
@@ -57,4 +61,4 @@ def _describe(detail: Any, known: list[str]) -> str:
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
 
 
-__all__ = ["SCORERS", "SHORT_NAMES", "FindsSpans", "Scorer", "build_scorer", "scorer_class"]
+__all__ = ["SCORERS", "SHORT_NAMES", "FindsSpans", "Scorer", "build_scorer", "scorer_class", "scorer_settings"]

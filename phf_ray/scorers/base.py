@@ -57,6 +57,16 @@ class Scorer(ABC):
             settings=self._identity_settings(),
         )
 
+    @classmethod
+    def described(cls, settings: Any) -> dict[str, Any]:
+        """What is known of the identity without loading weights."""
+        return cls(settings).identity().to_json()
+
+    @classmethod
+    def known_weights(cls, settings: Any) -> dict[str, str]:  # noqa: ARG003  of a model it names the folder
+        """Hash of weights -> name, of this model and those beside it; as far as files tell without loading them."""
+        return {}
+
     def _identity_settings(self) -> dict[str, Any]:
         """The settings that can change a score."""
         return self._settings.model_dump(mode="json", exclude={"name"})

@@ -56,6 +56,14 @@ class ClassifierScorer(Scorer):
             tokens_per_batch=settings.tokens_per_batch,
         )
 
+    @classmethod
+    def described(cls, settings: Any) -> dict[str, Any]:
+        return {
+            "name": settings.name,
+            "class_name": cls.__name__,
+            "settings": settings.model_dump(mode="json", include={"precision"}),
+        }
+
     @property
     def num_truncated(self) -> int:
         """Texts so far that were cut at the model's limit."""

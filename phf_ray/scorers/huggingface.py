@@ -41,6 +41,13 @@ class SequenceClassifierScorer(ClassifierScorer):
         self._settings: SequenceClassifierSettings = settings
         self._label = _label_index(settings.label, model.config)
 
+    @classmethod
+    def described(cls, settings: SequenceClassifierSettings) -> dict[str, Any]:
+        known = super().described(settings)
+        # The number of an output that is given by name stands in the model's config.
+        fields = {"activation", "negate", "precision"} | ({"label"} if isinstance(settings.label, int) else set())
+        return {**known, "settings": settings.model_dump(mode="json", include=fields)}
+
     def identity(self) -> ScorerIdentity:
         unit = self.unit if self._settings.activation != "none" else "logit"
         return dataclasses.replace(super().identity(), unit=unit)

@@ -1,5 +1,6 @@
 """Toxicity: the probability that Detoxify gives to a text, without its one giant batch and without pickle."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -52,6 +53,23 @@ class DetoxifyToxicityScorer(ClassifierScorer):
         loaded = load_detoxify(_model_path(settings), settings.config_path)
         super().__init__(settings, model=loaded.model, tokenizer=loaded.tokenizer)
         self.class_names = loaded.class_names
+
+    @classmethod
+    def described(cls, settings: ToxicitySettings) -> dict[str, Any]:
+        known = super().described(settings)
+        try:
+            return {**known, "weights_hash": _read_description(_model_path(settings))["weights_hash"]}
+        except (ConfigError, OSError, ValueError, LookupError):
+            return known
+
+    @classmethod
+    def known_weights(cls, settings: ToxicitySettings) -> dict[str, str]:
+        found = {}
+        with contextlib.suppress(ConfigError, OSError):
+            for file in sorted(_model_path(settings).parent.glob(f"*/{DESCRIPTION_FILE}")):
+                with contextlib.suppress(OSError, ValueError, LookupError):
+                    found[str(_read_description(file.parent)["weights_hash"])] = file.parent.name
+        return found
 
     def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
         """The probability of every class; None where a text can't be scored."""
@@ -128,7 +146,7 @@ def _read_checkpoint(path: Path) -> Any:
 
 def _load_folder(folder: Path) -> DetoxifyModel:
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        description = _read_description(folder)
     except OSError:
         raise ConfigError(f"{folder} has no {DESCRIPTION_FILE}; {_how_to_fetch()}") from None
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -142,6 +160,10 @@ def _load_folder(folder: Path) -> DetoxifyModel:
             "fetch the model again with python -m jobs.fetch_models"
         )
     return DetoxifyModel(model, tokenizer, description["class_names"])
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8")))
 
 
 def _model_path(settings: ToxicitySettings) -> Path:

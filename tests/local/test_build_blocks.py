@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_blocks import main
-from phf_ray import corpus
+from phf_ray import blocks, corpus
 from phf_ray.blocks import BlockOrder, BlockReader, is_held_out, read_held_out, read_manifest
 from phf_ray.config import Config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.packing import PackingConfig, load_tokenizer, pack
 from phf_ray.pipelines import blocks as pipeline
-from phf_ray.pipelines.blocks import build_blocks, ensure_blocks, plan_blocks, resolve_thresholds
+from phf_ray.pipelines.blocks import (
+    build_blocks,
+    ensure_blocks,
+    plan_blocks,
+    resolve_thresholds,
+    warn_of_other_scorers,
+)
 from phf_ray.records import ScorerIdentity, TokenKind
 from phf_ray.scorers import build_scorer
 
@@ -388,6 +395,34 @@ def test_a_corpus_that_another_scorer_scored_is_warned_of_and_both_are_named(tmp
     toxic = configured(scoring={"scorers": [{"class_name": "DetoxifyToxicityScorer"}]})
     (warning,) = warnings_about_scorers(toxic, [same], output=tmp_path, caplog=caplog)
     assert "class_name: 'PEP8Scorer' there, 'DetoxifyToxicityScorer' here" in warning
+
+
+def test_a_corpus_of_another_toxicity_model_is_warned_of_without_loading_any(tmp_path, caplog, monkeypatch):
+    for name, digest in (("unbiased", "a1"), ("original", "b2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "detoxify.json").write_text(json.dumps({"weights_hash": digest}))
+    monkeypatch.setenv("PHF_MODELS", str(tmp_path))
+    identity = {"name": "toxicity", "class_name": "DetoxifyToxicityScorer", "settings": {"precision": "fp32"}}
+
+    def warned(*, weights: str, **settings: Any) -> list[str]:
+        caplog.clear()
+        one = blocks.Corpus(
+            name="old", fingerprint="", scorer={**identity, "weights_hash": weights}, segmenter="sentences"
+        )
+        scorer = {"class_name": "DetoxifyToxicityScorer", **settings}
+        warn_of_other_scorers(configured(scoring={"scorers": [scorer]}), [one])
+        return [record.getMessage() for record in caplog.records]
+
+    assert warned(weights="a1") == warned(weights="b2", model="original") == []
+    (warning,) = warned(weights="b2")
+    assert warning.startswith("old WAS SCORED BY ANOTHER SCORER (toxicity) THAN the configuration")
+    assert "weights_hash: 'b2' (original) there, 'a1' (unbiased) here" in warning
+    (warning,) = warned(weights="a1", precision="bf16")
+    assert "settings: {'precision': 'fp32'} there, {'precision': 'bf16'} here" in warning
+    assert "weights_hash" not in warning
+    # Weights that are not here can't be compared.
+    monkeypatch.delenv("PHF_MODELS")
+    assert warned(weights="b2") == []
 
 
 def test_a_corpus_of_which_nothing_is_left_is_refused_and_leaves_nothing_finished(scored, tmp_path):

@@ -148,3 +148,9 @@ def test_means_over_tokens_have_no_quantile_and_no_original():
     with pytest.raises(ConfigError, match="use segments with compat"):
         parse_config({"dataset": dataset | {"filter_threshold": 0.1}, "compat": "korbak2023"})
     parse_config({"dataset": dataset | {"filter_threshold": 0.1}})
+
+
+def test_setting_one_key_of_the_gpu_pool_keeps_its_gpu():
+    pools = parse_config({"scoring": {"pools": {"gpu": {"max": 2}, "cpu": {"max": 3}}}}).scoring.pools
+    assert (pools.gpu.max, pools.gpu.num_gpus, pools.cpu.num_gpus) == (2, 1.0, 0.0)
+    assert parse_config({"scoring": {"pools": {"gpu": {"num_gpus": 0.25}}}}).scoring.pools.gpu.num_gpus == 0.25

@@ -277,3 +277,15 @@ def test_an_object_store_gets_whole_files_only():
     finish(folder)
     assert [document.id for document in corpus.read_corpus(folder)] == ["a"]
     assert corpus.read_manifest(folder).documents == 1
+
+
+def test_rejects_of_an_earlier_try_do_not_outlive_it(tmp_path):
+    rejects = tmp_path / "rejected" / "part-00000.parquet"
+    write_part(tmp_path, 0, [("a", ["x"], [0.5])], rejected=[Rejected("b.py", 0, "unreadable", "PermissionError")])
+    assert rejects.exists()
+    # A second stage has none of its own.
+    writer = PartWriter(f"{tmp_path}/part-00000.parquet", rejects=None, scorers=["pep8"], footer={})
+    writer.commit()
+    assert rejects.exists()
+    write_part(tmp_path, 0, [("a", ["x"], [0.5]), ("b", ["y"], [0.0])])
+    assert not rejects.exists()

@@ -1,16 +1,19 @@
 """The scoring job without Ray: what is scored, resumed, refused and stopped."""
 
+import dataclasses
 import gzip
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import score_corpus as job
 from phf_ray import corpus
 from phf_ray.config import parse_config
 from phf_ray.corpus import read_corpus
@@ -312,6 +315,128 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
     assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
 
 
+def test_a_second_stage_keeps_the_rejects_of_the_first(sources, tmp_path):
+    (sources / "empty.py").write_text("")
+    asked = request(sources, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
+    assert run(asked, str(tmp_path / "out")).rejected == {"empty": 1}
+    assert pq.read_table(tmp_path / "out" / "rejected")["source"].to_pylist() == ["empty.py"]
+
+
+class Growing(InProcess):
+    """A cluster without a GPU that may get one."""
+
+    def has(self, pool):
+        return False
+
+    def may_grow(self):
+        return True
+
+    def score(self, pools, rows):
+        self.pools = pools
+        yield from super().score(pools, rows)
+
+
+def test_a_gpu_pool_that_is_asked_for_is_waited_for(sources, tmp_path, caplog):
+    caplog.set_level("INFO")
+    cluster = Growing()
+    score.run(request(sources, scorers=[WORDS], pools={"gpu": {"max": 2}}), str(tmp_path / "out"), executor=cluster)
+    assert [(pool.config.max, pool.config.num_gpus) for pool in cluster.pools] == [(2, 1.0)]
+    assert "on CPUs" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("executor", "pools", "level"),
+    [(Growing(), {}, "INFO"), (InProcess(), {}, "INFO"), (InProcess(), {"gpu": {"max": 2}}, "WARNING")],
+    ids=["not asked for", "on one machine", "asked for in vain"],
+)
+def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executor, pools, level):
+    caplog.set_level("INFO")
+    asked = request(sources, scorers=[LENGTH, WORDS], pools=pools)
+    score.run(asked, str(tmp_path / "out"), executor=executor)
+    (told,) = [record for record in caplog.records if "on CPUs" in record.getMessage()]
+    assert told.levelname == level
+    assert told.getMessage().startswith("words: on CPUs, as nothing here has {'CPU': 1.0, 'GPU': 1.0}")
+    assert "set scoring.pools.gpu" in told.getMessage()
+
+
+def fake_cluster(monkeypatch, *, address, nodes, **resources):
+    monkeypatch.setattr(score.ray, "nodes", lambda: [{"Alive": True}] * nodes)
+    monkeypatch.setattr(score.ray, "cluster_resources", lambda: dict(resources))
+    monkeypatch.setattr(score.os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+
+
+@pytest.mark.parametrize(
+    ("address", "nodes", "cpus", "most"),
+    [
+        (None, 1, 4, 2),
+        ("local", 1, 4, 2),
+        # Workers that start from zero: a head, with or without CPUs of its own.
+        ("10.0.0.1:6379", 1, 0, 20),
+        ("10.0.0.1:6379", 1, 4, 20),
+        (None, 1, 0, 20),
+        (None, 3, 12, 20),
+    ],
+)
+def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatch, address, nodes, cpus, most):
+    fake_cluster(monkeypatch, address=address, nodes=nodes, **({"CPU": cpus} if cpus else {}))
+
+    class Data:
+        def iter_rows(self):
+            return iter(())
+
+    limits = []
+    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: Data())
+    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: limits.append(most) or data)
+    pool = score.Pool(stage=None, config=config().scoring.pools.cpu)
+    assert list(score.OnRay().score([pool], [{}] * 20)) == []
+    assert limits == [most]
+
+
+class Shown:
+    """A gauge of Ray as a driver sets it."""
+
+    made: ClassVar[dict[str, list[float]]] = {}
+
+    def __init__(self, name, description):
+        self._values = self.made.setdefault(name, [])
+
+    def set(self, value):
+        if value is not None:
+            self._values.append(value)
+
+
+def test_the_driver_tells_ray_how_far_it_is(sources, tmp_path, monkeypatch):
+    class Local(score.OnRay):
+        has = InProcess.has
+        score = InProcess.score
+
+    monkeypatch.setattr(score, "MetricGauge", Shown)
+    monkeypatch.setattr(Shown, "made", {})
+    shards = score.run(request(sources), str(tmp_path / "out"), executor=Local()).num_parts
+    assert shards > 5
+    assert Shown.made["phf_shards"] == [shards] * (shards + 1)
+    assert Shown.made["phf_shards_done"] == list(range(shards + 1))
+    eta = Shown.made["phf_eta_seconds"]
+    assert (len(eta), eta[-1]) == (shards, 0)
+    assert min(eta[:-1]) > 0
+
+
+def test_what_is_left_is_that_of_the_shards_that_are_not_done(sources, tmp_path):
+    out = tmp_path / "out"
+    run(request(sources), str(out))
+    sizes = [sum(piece[1] for piece in shard) for shard in json.loads((out / "plan.json").read_text())["shards"]]
+    for name in ("_SUCCESS", "part-00001.parquet", "part-00003.parquet"):
+        (out / name).unlink()
+    seen = []
+    run(request(sources), str(out), progress=seen.append)
+    first, second = sorted((sizes[1], sizes[3]), reverse=True)
+    assert [progress.bytes_left for progress in seen] == [first + second, second, 0]
+    assert [progress.bytes_here for progress in seen] == [0, first, first + second]
+
+
 def test_a_shard_that_is_committed_is_not_scored_again(tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "a b\n"})
     asked = request(folder, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
@@ -415,6 +540,51 @@ def test_compressed_lines_are_cut_and_limited(tmp_path):
     estimate = score.estimate(asked, documents=10)
     assert 5 <= estimate.documents <= 20
     assert estimate.cpu_hours > 0
+
+
+def write_many(path):
+    path.write_text("".join(json.dumps({"text": f"text {index}"}) + "\n" for index in range(3000)))
+    return path
+
+
+def test_neither_an_estimate_nor_a_preview_reads_the_input_through(tmp_path, monkeypatch, capsys):
+    lines = write_many(tmp_path / "a.jsonl")
+
+    def cut(*arguments):
+        raise AssertionError("it is read through")
+
+    monkeypatch.setattr(score.sources, "_cut", cut)
+    asked = request(lines, shard_bytes=1000)
+    estimate = score.estimate(asked, documents=20)
+    assert (estimate.documents, estimate.total_bytes) == (20, lines.stat().st_size)
+    assert estimate.sample_bytes == sum(len(f"text {index}") for index in range(20))
+    limited = score.estimate(dataclasses.replace(asked, limit=10), documents=20)
+    assert (limited.documents, limited.total_bytes) == (10, 60)
+    task = ROOT / "configs" / "pep8" / "pretrain.yml"
+    arguments = ["--task", str(task), "--input", str(lines), "--output", str(tmp_path / "out"), "--dry-run"]
+    assert job.main([*arguments, "--shard-mb", "0.01"]) == 0
+    assert f"1 files, about 0.1 MB of text, about {-(-lines.stat().st_size // 10_000)} parts" in capsys.readouterr().out
+    assert job.main([*arguments, "--limit", "7"]) == 0
+    assert "of which the first 7 records are scored" in capsys.readouterr().out
+    lines.write_text("")
+    with pytest.raises(ConfigError, match="holds no records"):
+        job.main(arguments)
+
+
+def test_an_estimate_is_of_cpus_also_where_there_is_a_gpu(tmp_path, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def started(setup):
+        raise StopError(setup)
+
+    monkeypatch.setattr(score, "ScoringProcess", started)
+    asked = request(write_many(tmp_path / "a.jsonl"), scorers=[{"class_name": "DetoxifyToxicityScorer"}, PEP8])
+    with pytest.raises(StopError) as stopped:
+        score.estimate(asked)
+    (setup,) = stopped.value.args
+    assert setup.scorers == ({"class_name": "DetoxifyToxicityScorer", "device": "cpu"}, PEP8)
+    assert setup.num_threads == 1
 
 
 def run_job(*arguments, factory=None):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyap.source_US.data
 import pytest
 import textblob
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scrubadub.detectors import SkypeDetector
 
 from phf_ray.errors import ConfigError
@@ -117,6 +119,12 @@ def test_awkward_text_has_a_score_or_a_reason(text):
     assert (scored.score is None) != (scored.error is None)
     if scored.score is not None:
         assert scored.score == len(SCORER.spans(text)) / len(text)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_has_the_detections_of_the_unshortened_detectors(text):
+    fast, slow = all_detectors()
+    assert spans_of(fast, text) == spans_of(slow, text)
 
 
 def test_a_text_that_a_detector_gives_up_on_has_the_reason(monkeypatch):
@@ -234,6 +242,13 @@ def spans_of(scrubber, text):
         return type(error).__name__
 
 
+@functools.cache
+def all_detectors():
+    """Fast and unshortened."""
+    make = {"locale": "en_US", "reference_date": REFERENCE_DATE}
+    return fast_scrubber(**make), reference_scrubber(**make)
+
+
 def scrubbers(locale):
     """The fast and the unshortened detectors; textblob's spelling, which takes a second a word, is compared above."""
     fast = fast_scrubber(locale=locale, reference_date=REFERENCE_DATE)
@@ -285,6 +300,31 @@ def test_the_fast_detectors_find_what_the_unshortened_ones_do(locale, seed, coun
 def test_hard_texts_have_the_same_detections(text):
     fast, slow = scrubbers("en_US")
     assert spans_of(fast, text) == spans_of(slow, text)
+
+
+PIECES = [
+    "born", "Born:", "birth", "1950", "1/2/1950", "19", "50", "May", "4 March 1950", "years ago", "20", "twenty", "and",
+    "on", " ", "\n", "\n\n", "\r\n", "\u2028", ".", ",", "(", "\x00", "\u0130", "\u0661\u0669", "ada@example.org",
+    "@ada", "http://a.b/c", "www.", "078-05-1120", "4012888888881881", "login: ada", "password: x", "+44 20 7946 0958",
+    "(212) 555-0187", "call", "12 Main St", "Foo", "TX", "New\nYork", "62701",
+]  # fmt: skip
+
+
+def test_any_text_has_the_detections_of_the_unshortened_detectors():
+    fast, slow = scrubbers("en_US")
+    num_found = 0
+
+    @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=4, max_size=14), st.sampled_from(["", " "]))
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    def compare(pieces, between):
+        nonlocal num_found
+        text = between.join(pieces)
+        expected = spans_of(slow, text)
+        assert spans_of(fast, text) == expected
+        num_found += len(expected) if isinstance(expected, list) else 0
+
+    compare()
+    assert num_found > 50
 
 
 @pytest.mark.parametrize("unit", ["d", "day", "w", "wk", "week", "mo", "month", "h", "y", "yr", "year"])

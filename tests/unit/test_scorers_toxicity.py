@@ -13,8 +13,9 @@ from tiny_detoxify import CLASSES, load_original, mixed_texts, write_base, write
 
 from jobs import fetch_models
 from phf_ray.errors import ConfigError, DataError, ServiceError
+from phf_ray.pipelines import score
 from phf_ray.records import Scored
-from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer
+from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer, scorer_class
 from phf_ray.scorers.classifier import batches_by_tokens
 
 REPOSITORY = Path(__file__).parents[2]
@@ -304,3 +305,7 @@ def test_one_file_can_not_be_two_models(tmp_path):
 
 def test_every_short_name_is_a_scorer():
     assert set(SHORT_NAMES.values()) <= set(SCORERS)
+
+
+def test_an_estimate_knows_the_scorers_that_run_on_devices():
+    assert {name for name in SCORERS if "device" in scorer_class(name).Settings.model_fields} == score._ON_DEVICES

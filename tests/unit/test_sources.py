@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -191,6 +192,43 @@ def test_parquet_with_a_cell_that_is_not_utf8(tmp_path):
     assert (first.text, second.reason, second.record, third.text) == ("a", "not_utf8", 1, "c")
 
 
+GIANT = {
+    "string": (pa.string(), ["small", "x" * 101, "\u00e9" * 51, None, "y" * 100]),
+    "large string": (pa.large_string(), ["x" * 101, "small", "y" * 100, "x" * 102]),
+    "dictionary": (pa.dictionary(pa.int8(), pa.string()), ["small", "x" * 101, None, "small", "y" * 100]),
+    "strings": (pa.list_(pa.string()), [["a", "b"], None, ["x" * 51, "x" * 50], [], ["y" * 50, "y" * 50], ["x" * 101]]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(("kind", "cells"), GIANT.values(), ids=GIANT)
+def test_a_giant_cell_is_rejected_before_it_becomes_a_string(tmp_path, monkeypatch, kind, cells, suffix):
+    path = tmp_path / f"a{suffix}"
+    table = pa.table({"text": pa.array(cells, kind), "id": [str(row) for row in range(len(cells))]})
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    made = []
+    rows_of = sources._rows_of
+
+    def watched(batch):
+        for row in rows_of(batch):
+            made.append(row["text"])
+            yield row
+
+    monkeypatch.setattr(sources, "_rows_of", watched)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    records = read_all(path)
+    sizes = [len("".join(cell or "").encode()) for cell in cells]
+    assert [getattr(record, "reason", None) == "too_large" for record in records] == [size > 100 for size in sizes]
+    assert made == [cell for cell, size in zip(cells, sizes, strict=True) if size <= 100]
+    assert [json.loads(record.meta)["record"] for record in records if not isinstance(record, Rejected)] == [
+        row for row, size in enumerate(sizes) if 0 < size <= 100
+    ]
+
+
 def test_the_column_of_text_can_be_named(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"body": "x", "text": "y"}])
     assert texts_of(read_all(tmp_path)) == ["y"]
@@ -322,3 +360,31 @@ def test_a_damaged_archive_that_is_cut_loses_no_more(tmp_path):
     path = write_lines(tmp_path / "a.jsonl.gz", [{"text": os.urandom(500).hex()} for _ in range(300)])
     path.write_bytes(path.read_bytes()[:-20_000])
     assert read_all(path, shard_bytes=1000) == read_all(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_sample_is_spread_over_a_large_file_and_takes_its_share_of_records(tmp_path, monkeypatch, suffix):
+    records = [{"text": f"{index} {'x' * 100}"} for index in range(400)]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=50, compression="none")
+    else:
+        write_lines(tmp_path / "a.jsonl", records)
+    write_lines(tmp_path / "b.jsonl", [{"text": f"{1000 + index}"} for index in range(5)])
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    files = find_files([str(tmp_path)]).files
+    found = [
+        int(record.text.split()[0])
+        for sample in sources.plan_sample(files, num_records=40)
+        for record in itertools.islice(read_piece(files[sample.piece.file], sample.piece), sample.num_records)
+    ]
+    assert len(found) == len(set(found))
+    assert 35 <= len(found) <= 80
+    assert [sum(begin <= index < begin + 100 for index in found) >= 5 for begin in (0, 100, 200, 300)] == [True] * 4
+    assert 1 <= sum(index >= 1000 for index in found) <= 5
+
+
+def test_a_small_file_of_lines_is_sampled_from_its_begin_and_once(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"text": str(index)} for index in range(5)])
+    files = find_files([str(tmp_path)]).files
+    (sample,) = sources.plan_sample(files, num_records=1000)
+    assert texts_of(read_piece(files[0], sample.piece)) == ["0", "1", "2", "3", "4"]
