@@ -482,10 +482,14 @@ def train(
     loop = _Loop(state, objective, settings=settings)
     state.model.train()
     iterator = iter(batches)
+    is_settled = False
     while state.step < settings.schedule.num_steps and not loop.stop:
         waiting_since = time.perf_counter()
         micro_batches = next(iterator)
         loop.data_wait_s += time.perf_counter() - waiting_since
+        if not is_settled:
+            _settle_buckets(state.model, micro_batches[0], objective=objective, settings=settings.step)
+            is_settled = True
         learning_rate = settings.schedule.at(state.step)
         totals = step(
             state,
@@ -511,6 +515,23 @@ def train(
             is_last = is_last or loop.stop
             due = CheckpointDue(state.step, is_last) if saves or is_last else WeightsDue(state.step)
             yield from loop.outside(due)
+
+
+def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:
+    """A pass whose gradients are thrown away, so that a resumed run sums gradients as the uninterrupted one does.
+
+    DDP puts its buckets in the order in which gradients come, once in a process, after the first backward pass. A ring
+    of three or more ranks starts each sum at another rank, by the place in the bucket, so the first step of a process
+    would round differently. Two addends have one sum. Dropout is not disturbed: each micro-batch seeds it anew.
+    """
+    if not isinstance(model, DistributedDataParallel) or _world_size() < 3:
+        return
+    device = next(model.parameters()).device
+    batch = host_batch.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+        out = model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+    out.loss.backward()
+    model.zero_grad(set_to_none=True)
 
 
 class _Pending(NamedTuple):
