@@ -103,6 +103,18 @@ def share_of_step(
     return ranges + [(first, first)] * (math.ceil(num_micro_batches / world_size) - len(ranges))
 
 
+def speed_up(*, batch_size: int, micro_batch_size: int, num_workers: int) -> float:
+    """How many workers' work is done at once: whole micro-batches are dealt, and who gets none computes padding."""
+    num_micro_batches = math.ceil(batch_size / micro_batch_size)
+    return num_micro_batches / math.ceil(num_micro_batches / num_workers)
+
+
+def fitting_micro_batch(*, batch_size: int, micro_batch_size: int, num_workers: int) -> int:
+    """The smallest micro-batch that takes no more rounds than this one: what was padding becomes work."""
+    num_rounds = math.ceil(batch_size / (micro_batch_size * num_workers))
+    return math.ceil(batch_size / (num_rounds * num_workers))
+
+
 @dataclass(frozen=True, slots=True)
 class DataShare:
     """Which part of the training order this rank reads."""

@@ -362,6 +362,8 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
     (tmp_path / "short").mkdir()
     pq.write_table(pa.Table.from_pylist(short), tmp_path / "short" / "part-00000.parquet")
 
+    manifests = {}
+
     def planned(*corpora: str, weights: list[int] | None = None) -> Plan:
         paths = [str(tmp_path / name) for name in corpora]
         config = load_config(task, overrides=[f"dataset.datasets={paths}", f"dataset.weights={weights or 'null'}"])
@@ -370,6 +372,7 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
         counted = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
         manifest = read_manifest(build_blocks(blocks, tokenizer=tokenizer))
         assert counted.mixture == Mixture.of(manifest, weights), "counted ahead as they are built"
+        manifests[corpora[0]] = manifest
         return make_plan(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
 
     both = planned("scored", "short", weights=[0, 1])
@@ -377,6 +380,25 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
     for name in ("num_steps", "tokens_per_block", "reward_mean", "reward_std"):
         assert getattr(both, name) == getattr(alone, name), name
     assert planned("scored", "short").num_steps < alone.num_steps, "guard: the corpora differ"
+    scores = manifests["short"].token_scores
+    assert (alone.reward_mean, alone.reward_std) == (-scores.mean, scores.std)
+    assert 0.3 < scores.mean < 0.5
+    assert 0 < scores.std <= 0.1 + 1e-6
+
+
+def test_workers_that_would_compute_padding_are_told_of_when_a_run_is_planned(finished, caplog):
+    (built,) = {path.parent for path in run_folder(finished, "blocks").rglob("_SUCCESS")}
+
+    def plan(*overrides: str) -> Plan:
+        config = load_config(finished, overrides=list(overrides))
+        return make_plan(config, manifest=read_manifest(str(built)), objective_threshold=None, checkpoint_path=None)
+
+    plan("training.num_workers=4")
+    assert not caplog.records
+    plan("training.num_workers=8")
+    (record,) = caplog.records
+    assert "training.per_device_train_batch_size: 1 keeps 8 busy, in a new run" in record.getMessage()
+    assert "training.num_workers: 4 is as fast" in record.getMessage()
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):

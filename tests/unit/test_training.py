@@ -30,6 +30,7 @@ from phf_ray.training import (
     StepSettings,
     TrainState,
     build_optimizer,
+    fitting_micro_batch,
     held_out_bits_per_byte,
     objective_on,
     parallelize,
@@ -37,6 +38,7 @@ from phf_ray.training import (
     prefetched,
     restore_training_state,
     share_of_step,
+    speed_up,
     step,
     step_batches,
     steps_in,
@@ -116,6 +118,29 @@ def test_shares_of_all_ranks_are_the_blocks_of_the_step_in_order(world_size, bat
     assert len({len(ranges) for ranges in shares}) == 1, "FSDP needs equally many forward passes"
     sizes = [sum(end > begin for begin, end in ranges) for ranges in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "num_workers", "expected", "fitting"),
+    [
+        (64, 16, 1, 1, 16),
+        (64, 16, 4, 4, 16),
+        (64, 16, 8, 4, 8),  # four micro-batches: half of the workers have none
+        (64, 16, 3, 2, 11),  # a second round for the fourth; five of 11 and one of 9 fill two rounds
+        (8, 2, 3, 2, 2),  # two rounds of three need two sequences each as well
+        (4, 2, 8, 2, 1),
+    ],
+)
+def test_speed_up_is_that_of_the_worker_with_the_most_micro_batches(batch_size, micro, num_workers, expected, fitting):
+    sizes = {"batch_size": batch_size, "num_workers": num_workers}
+    assert speed_up(**sizes, micro_batch_size=micro) == expected
+    shares = [
+        share_of_step(0, rank, world_size=num_workers, batch_size=batch_size, micro_batch_size=micro)
+        for rank in range(num_workers)
+    ]
+    computed = [sum(end > begin for begin, end in ranges) for ranges in shares]
+    assert sum(computed) / max(computed) == expected
+    assert fitting_micro_batch(**sizes, micro_batch_size=micro) == fitting
 
 
 def test_a_share_starts_after_the_blocks_that_are_left_out():
