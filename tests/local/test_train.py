@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.pipelines.train import (
     EffectiveSampleWarning,
     Plan,
+    _Saver,
     choose_held_out,
     encode_held_out,
     initial_model,
@@ -409,6 +411,41 @@ def test_weights_that_hardly_differ_are_reported_once(caplog):
         sink({"objective/train/effective_sample_fraction": 0.995})
     (record,) = caplog.records
     assert "numerically MLE" in record.getMessage()
+
+
+def test_a_checkpoint_is_written_beside_the_loop_and_the_next_one_waits_for_it():
+    gate, written = threading.Event(), []
+
+    def blocked() -> None:
+        assert gate.wait(60)
+        written.append("first")
+
+    saver = _Saver()
+    saver.submit(blocked)
+    assert not written, "submit returned while the first was under way"
+    threading.Timer(0.2, gate.set).start()
+    saver.submit(lambda: written.append("second"))
+    assert written[0] == "first"
+    saver.close()
+    assert written == ["first", "second"]
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_or_at_the_end():
+    def fails() -> None:
+        raise OSError("no space left on device")
+
+    saver, written = _Saver(), []
+    saver.submit(fails)
+    with pytest.raises(OSError, match="no space left"):
+        saver.submit(lambda: written.append("second"))
+    assert not written
+    saver.submit(fails)
+    with pytest.raises(OSError, match="no space left"):
+        saver.close()
+    saver.close()
+    saver.submit(lambda: written.append("third"))
+    saver.close()
+    assert written == ["third"], "told once, and then over"
 
 
 def document(number: int, *texts: str) -> ScoredDocument:
