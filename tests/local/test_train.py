@@ -185,11 +185,12 @@ def interrupted_copy(task: Path, name: str) -> Path:
     return copy
 
 
-def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished):
+def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished, caplog):
     copy = interrupted_copy(finished, "resumed")
     torn = weights(copy / "checkpoints" / "step-00000030")
     assert RunDirectory(copy).latest_checkpoint().name == "step-00000020"
-    assert main(arguments(finished, name="resumed")) == 0
+    with caplog.at_level(logging.INFO):
+        assert main(arguments(finished, name="resumed")) == 0
     original = run_folder(finished)
     assert weights(copy / "checkpoints" / LAST) == weights(original / "checkpoints" / LAST)
     assert weights(copy / "checkpoints" / "step-00000030") == torn
@@ -200,6 +201,17 @@ def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished
         row["train/global_step"] for row in metrics(original)
     ], "each row once"
     assert checkpoint_names(copy) == checkpoint_names(original), "leftovers of the kill are gone"
+    cost = json.loads((copy / "summary.json").read_text())["wall_cost"]
+    shares = [
+        f"{cost[key]:.2f} s ({cost[key] / cost['loop_s']:.2%})"
+        for key in ("evaluation_s", "held_out_s", "checkpoint_s")
+    ]
+    assert cost["held_out_s"] > 0
+    (line,) = [message for message in caplog.messages if message.startswith("wall cost: ")]
+    assert line == (
+        f"wall cost: of {cost['loop_s']:.1f} s the loop stood still for {shares[0]} for samples and KL beside it, "
+        f"{shares[1]} for held-out text, {shares[2]} for checkpoints"
+    )
 
 
 def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished):
