@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_tokenizer
 from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_runs import end_tracker, logged_rows, records
 
 from jobs.train_lm import main
 from phf_ray.blocks import Mixture, read_manifest
@@ -51,13 +52,17 @@ LAST = f"step-{NUM_STEPS:08d}"
 TOLERANCE = 5e-4
 # Adam moves a weight by up to the learning rate, whatever the size of its gradient: rounding decides on tiny ones.
 WEIGHT_TOLERANCE = 1e-3
+LABELS = ["--group-name", "tiny models", "--tags", "pep8", "conditional"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, local_ray) -> Path:
-    """Task file of a run that one worker has finished, with a checkpoint every ten steps."""
+    """Task file of a run that one worker has finished, with a checkpoint every ten steps, and tracked."""
     task = write_inputs(tmp_path_factory.mktemp("one worker"), conditional=True)
-    assert main(arguments(task)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert main([*arguments(task), *LABELS]) == 0
+    end_tracker()
     return task
 
 
@@ -185,12 +190,13 @@ def interrupted_copy(task: Path, name: str) -> Path:
     return copy
 
 
-def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished, caplog):
+def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished, caplog, monkeypatch):
     copy = interrupted_copy(finished, "resumed")
     torn = weights(copy / "checkpoints" / "step-00000030")
     assert RunDirectory(copy).latest_checkpoint().name == "step-00000020"
+    monkeypatch.setenv("WANDB_MODE", "offline")
     with caplog.at_level(logging.INFO):
-        assert main(arguments(finished, name="resumed")) == 0
+        assert main([*arguments(finished, name="resumed"), *LABELS]) == 0
     original = run_folder(finished)
     assert weights(copy / "checkpoints" / LAST) == weights(original / "checkpoints" / LAST)
     assert weights(copy / "checkpoints" / "step-00000030") == torn
@@ -212,6 +218,24 @@ def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished
         f"wall cost: of {cost['loop_s']:.1f} s the loop stood still for {shares[0]} for samples and KL beside it, "
         f"{shares[1]} for held-out text, {shares[2]} for checkpoints"
     )
+    assert_tracked_as_one_run(copy)
+
+
+def assert_tracked_as_one_run(run: Path) -> None:
+    """The first start tracked all steps, and the second those after the checkpoint of step 20."""
+    end_tracker()
+    identity = (run / "wandb_id").read_text()
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
+    for path, first in zip(files, (1, 21), strict=True):
+        found = list(records(path))
+        labels = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+        assert labels
+        for label in labels:
+            assert (label.run_id, label.run_group) == (identity, "tiny models")
+            assert sorted(label.tags) == ["conditional", "pep8"]
+        tracked = {row["train/global_step"]: row["train/loss"] for row in logged_rows(found) if "train/loss" in row}
+        assert tracked == {step: loss for step, loss in losses(run).items() if step >= first}
 
 
 def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished):
