@@ -196,6 +196,11 @@ def test_workers_that_compute_padding_are_told_and_do_not_count_as_speed(monkeyp
     full = settings(**sizes, per_device_train_batch_size=8)
     assert tried_speed(full, shape=shape(), build=lambda: None)[0] == 800
     assert "idle" not in lines_of(full, tokens=tokens)
+    # Three micro-batches of two: the second round has work for one of the two workers, and room for another two.
+    odd = settings(num_tokens=1200, effective_batch_size=6, per_device_train_batch_size=2, num_workers=2)
+    told = lines_of(odd, tokens=tokens)["idle"]
+    assert "2 workers do the work of 1.5" in told
+    assert told.endswith("; training.effective_batch_size: 8 costs no more time")
 
 
 def test_nothing_to_train_on_and_too_small_a_budget_are_refused():
