@@ -103,6 +103,18 @@ def share_of_step(
     return ranges + [(first, first)] * (math.ceil(num_micro_batches / world_size) - len(ranges))
 
 
+def speed_up(*, batch_size: int, micro_batch_size: int, num_workers: int) -> float:
+    """How many workers' work is done at once: whole micro-batches are dealt, and who gets none computes padding."""
+    num_micro_batches = math.ceil(batch_size / micro_batch_size)
+    return num_micro_batches / math.ceil(num_micro_batches / num_workers)
+
+
+def fitting_micro_batch(*, batch_size: int, micro_batch_size: int, num_workers: int) -> int:
+    """The smallest micro-batch that takes no more rounds than this one: what was padding becomes work."""
+    num_rounds = math.ceil(batch_size / (micro_batch_size * num_workers))
+    return math.ceil(batch_size / (num_rounds * num_workers))
+
+
 @dataclass(frozen=True, slots=True)
 class DataShare:
     """Which part of the training order this rank reads."""
@@ -482,10 +494,14 @@ def train(
     loop = _Loop(state, objective, settings=settings)
     state.model.train()
     iterator = iter(batches)
+    is_settled = False
     while state.step < settings.schedule.num_steps and not loop.stop:
         waiting_since = time.perf_counter()
         micro_batches = next(iterator)
         loop.data_wait_s += time.perf_counter() - waiting_since
+        if not is_settled:
+            _settle_buckets(state.model, micro_batches[0], objective=objective, settings=settings.step)
+            is_settled = True
         learning_rate = settings.schedule.at(state.step)
         totals = step(
             state,
@@ -511,6 +527,23 @@ def train(
             is_last = is_last or loop.stop
             due = CheckpointDue(state.step, is_last) if saves or is_last else WeightsDue(state.step)
             yield from loop.outside(due)
+
+
+def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:
+    """A pass whose gradients are thrown away, so that a resumed run sums gradients as the uninterrupted one does.
+
+    DDP puts its buckets in the order in which gradients come, once in a process, after the first backward pass. A ring
+    of three or more ranks starts each sum at another rank, by the place in the bucket, so the first step of a process
+    would round differently. Two addends have one sum. Dropout is not disturbed: each micro-batch seeds it anew.
+    """
+    if not isinstance(model, DistributedDataParallel) or _world_size() < 3:
+        return
+    device = next(model.parameters()).device
+    batch = host_batch.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+        out = model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+    out.loss.backward()
+    model.zero_grad(set_to_none=True)
 
 
 class _Pending(NamedTuple):

@@ -85,8 +85,6 @@ class Objective(nn.Module):
 
     uses_values = False
     """True: `values_BS` is needed."""
-    is_weighted = False
-    """True: an effective sample fraction above 0.99 means that the objective is numerically MLE (A-7)."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
@@ -282,8 +280,6 @@ class RWR(Objective):
     N is the number of targets (the paper's) or the sum of their weights.
     """
 
-    is_weighted = True
-
     def __init__(
         self,
         rules: Rules,
@@ -325,8 +321,6 @@ class AWR(Objective):
     w_t = min(exp((R_t - V_t) / beta), w_max), R = -score, V the value head's. Structural targets have advantage 0 and
     no value loss. Standardised rewards: R and V alike, so the advantage is (R - V) / std; the head learns R itself.
     """
-
-    is_weighted = True
 
     def __init__(
         self,

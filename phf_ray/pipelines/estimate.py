@@ -21,8 +21,8 @@ from phf_ray.objectives import build_objective
 from phf_ray.packing import PackingStats, pack
 from phf_ray.pipelines.blocks import BlockPlan, Group, corpus_tokens
 from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
-from phf_ray.pipelines.train import set_up_layers
-from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, step, steps_in
+from phf_ray.pipelines.train import idle_workers, set_up_layers
+from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, speed_up, step, steps_in
 
 # Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
 COUNTED_BYTES = 16 << 20
@@ -142,12 +142,18 @@ def tried_speed(config: Config, *, shape: Shape, build: Callable[[], LanguageMod
     reason = _why_not_tried(config, shape)
     if reason is not None:
         return reason
-    num_workers = config.training.num_workers
+    training = config.training
+    # Of workers that compute padding nothing comes.
+    num_busy = speed_up(
+        batch_size=training.effective_batch_size,
+        micro_batch_size=training.per_device_train_batch_size,
+        num_workers=training.num_workers,
+    )
     try:
         measured = measured_tokens_per_s(config, build())
     except torch.OutOfMemoryError:
         return "a trial on one GPU ran out of memory"
-    return measured * num_workers, f"measured on this machine as one of {num_workers} worker(s)"
+    return measured * num_busy, f"measured on this machine as one of {training.num_workers} worker(s)"
 
 
 def _why_not_tried(config: Config, shape: Shape) -> str | None:
@@ -238,6 +244,9 @@ def describe(config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: Shap
         f"{_num_checkpoints(config, num_steps)} kept",
         f"evaluation   {evaluations(config, num_steps)}",
     ]
+    idle = idle_workers(training)
+    if idle is not None:
+        lines.append(f"idle         {idle}")
     if not tokens.is_exact:
         lines.append("             'about': counted on the head of the corpus, the rest by its size on disk")
     return [*lines, f"time         {_time(num_positions, speed)}"]

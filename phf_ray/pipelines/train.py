@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import itertools
 import logging
+import math
 import os
 import shutil
 import signal
@@ -61,12 +62,14 @@ from phf_ray.training import (
     TrainState,
     WeightsDue,
     build_optimizer,
+    fitting_micro_batch,
     held_out_bits_per_byte,
     objective_on,
     parallelize,
     peak_flops,
     prefetched,
     restore_training_state,
+    speed_up,
     step_batches,
     steps_in,
     take_snapshot,
@@ -118,6 +121,9 @@ def make_plan(
 ) -> Plan:
     """Raises ConfigError if the budget does not pay for a step, or skipping leaves nothing."""
     training = config.training
+    idle = idle_workers(training)
+    if idle is not None:
+        log.warning("%s", idle)
     mixture = Mixture.of(manifest, config.dataset.weights)
     tokens_per_block = mixture.tokens_per_block(training.count_tokens)
     order = BlockOrder(manifest, seed=training.seed, weights=config.dataset.weights)
@@ -137,6 +143,31 @@ def make_plan(
         # The reward is minus the score.
         reward_mean=None if score_mean is None else -score_mean,
         reward_std=score_std,
+    )
+
+
+def idle_workers(training: TrainingConfig) -> str | None:
+    """What to do about workers that compute padding; None if all have equally many micro-batches."""
+    size, num_workers = training.per_device_train_batch_size, training.num_workers
+    batch_size = training.effective_batch_size
+    busy = speed_up(batch_size=batch_size, micro_batch_size=size, num_workers=num_workers)
+    if busy == num_workers:
+        return None
+    num_micro_batches = math.ceil(batch_size / size)
+    num_rounds = math.ceil(num_micro_batches / num_workers)
+    fewer = math.ceil(num_micro_batches / num_rounds)
+    fitting = fitting_micro_batch(batch_size=batch_size, micro_batch_size=size, num_workers=num_workers)
+    gained = speed_up(batch_size=batch_size, micro_batch_size=fitting, num_workers=num_workers)
+    remedies = []
+    if gained > busy:
+        remedies.append(f"training.per_device_train_batch_size: {fitting} keeps {gained:.3g} busy, in a new run")
+    if fewer < num_workers:
+        remedies.append(f"training.num_workers: {fewer} is as fast")
+    if not remedies:
+        remedies.append(f"training.effective_batch_size: {size * num_rounds * num_workers} costs no more time")
+    return (
+        f"{num_workers} workers do the work of {busy:.3g}, because a step of {batch_size} sequences is "
+        f"{num_micro_batches} micro-batch(es) of {size}, and who has none computes padding; {'; '.join(remedies)}"
     )
 
 

@@ -1,10 +1,14 @@
 """The six methods of the paper, as shipped, through jobs.train_lm: on one worker, on two, on two nodes."""
 
 import json
+import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +20,7 @@ from tiny_models import tiny_tokenizer
 from train_runs import losses, metrics, write_corpus
 
 from jobs.train_lm import main
+from phf_ray.blocks import read_manifest
 from phf_ray.pipelines.runs import is_complete
 
 pytestmark = pytest.mark.timeout(400)
@@ -59,13 +64,35 @@ def command(folder: Path, method: str, *overrides: str, name: str) -> list[str]:
     return [*files, "--run-name", name, "--storage-path", str(folder / "runs"), "--override", *small, *overrides]
 
 
+class Kept(logging.Handler):
+    """Messages by the run that was training."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.run = ""
+        self.messages: dict[str, list[str]] = defaultdict(list)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages[self.run].append(record.getMessage())
+
+
 @pytest.fixture(scope="module")
-def trained(folder, local_ray):
+def kept_warnings() -> Iterator[Kept]:
+    kept = Kept()
+    log = logging.getLogger("phf_ray")
+    log.addHandler(kept)
+    yield kept
+    log.removeHandler(kept)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, local_ray, kept_warnings):
     """Folder of a run; each is trained once."""
 
     def run(method: str, *overrides: str, name: str) -> Path:
         path = folder / "runs" / name
         if not (path / "summary.json").exists():
+            kept_warnings.run = name
             assert main(command(folder, method, *overrides, name=name)) == 0
         return path
 
@@ -131,6 +158,37 @@ def test_metrics_have_the_names_that_the_original_logs_them_under(trained, metho
     assert any("compil" in name for name in found)
     has_values = inspected["debugging/raw_text"]["rows"][0][2] is not None
     assert has_values == (method == "awr")
+
+
+def sample_fractions(run: Path) -> list[float]:
+    rows = [row for row in metrics(run) if "train/loss" in row]
+    return [row["objective/train/effective_sample_fraction"] for row in rows]
+
+
+def test_weights_that_hardly_differ_are_reported_and_standardised_rewards_make_them_differ(
+    trained, folder, kept_warnings
+):
+    """Scores of 0 and 0.1 at the shipped beta of 10: weights between 0.99 and 1."""
+    weak = trained("rwr", name="rwr")
+    assert len(sample_fractions(weak)) >= 10
+    assert min(sample_fractions(weak)) > 0.99
+    assert sum("numerically MLE" in message for message in kept_warnings.messages["rwr"]) == 1
+    sharp = trained("rwr", "objective.reward_norm=zscore", "objective.beta=1", name="rwr-zscore")
+    assert max(sample_fractions(sharp)) < 0.9
+    assert not any("numerically MLE" in message for message in kept_warnings.messages["rwr-zscore"])
+    plan = json.loads((sharp / "plan.json").read_text())
+    (blocks,) = [
+        path.parent
+        for path in (folder / "runs" / "blocks").rglob("_SUCCESS")
+        if read_manifest(str(path.parent)).fingerprint == plan["blocks_hash"]
+    ]
+    scores = read_manifest(str(blocks)).token_scores
+    assert (plan["reward_mean"], plan["reward_std"]) == (-scores.mean, scores.std)
+    row = next(row for row in metrics(sharp) if "train/loss" in row)
+    # Scores are 0 and 0.1 alone: the smallest and largest weights are exp((R - mean) / std) of the two.
+    expected = [math.exp((scores.mean - score) / scores.std) for score in (0.1, 0.0)]
+    found = [row[f"objective/train/{name}"] for name in ("weights_min", "weights_max")]
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_training_makes_of_the_control_tokens_is_followed(trained):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_tokenizer
 from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_runs import end_tracker, logged_rows, records
 
 from jobs.train_lm import main
 from phf_ray.blocks import Mixture, read_manifest
@@ -32,6 +35,7 @@ from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.pipelines.train import (
     EffectiveSampleWarning,
     Plan,
+    _Saver,
     choose_held_out,
     encode_held_out,
     initial_model,
@@ -46,13 +50,19 @@ NUM_STEPS = 34
 LAST = f"step-{NUM_STEPS:08d}"
 # fp32 sums in another order, over 14 steps of Adam at 1e-2.
 TOLERANCE = 5e-4
+# Adam moves a weight by up to the learning rate, whatever the size of its gradient: rounding decides on tiny ones.
+WEIGHT_TOLERANCE = 1e-3
+LABELS = ["--group-name", "tiny models", "--tags", "pep8", "conditional"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, local_ray) -> Path:
-    """Task file of a run that one worker has finished, with a checkpoint every ten steps."""
+    """Task file of a run that one worker has finished, with a checkpoint every ten steps, and tracked."""
     task = write_inputs(tmp_path_factory.mktemp("one worker"), conditional=True)
-    assert main(arguments(task)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert main([*arguments(task), *LABELS]) == 0
+    end_tracker()
     return task
 
 
@@ -180,11 +190,13 @@ def interrupted_copy(task: Path, name: str) -> Path:
     return copy
 
 
-def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished):
+def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished, caplog, monkeypatch):
     copy = interrupted_copy(finished, "resumed")
     torn = weights(copy / "checkpoints" / "step-00000030")
     assert RunDirectory(copy).latest_checkpoint().name == "step-00000020"
-    assert main(arguments(finished, name="resumed")) == 0
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with caplog.at_level(logging.INFO):
+        assert main([*arguments(finished, name="resumed"), *LABELS]) == 0
     original = run_folder(finished)
     assert weights(copy / "checkpoints" / LAST) == weights(original / "checkpoints" / LAST)
     assert weights(copy / "checkpoints" / "step-00000030") == torn
@@ -195,6 +207,35 @@ def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished
         row["train/global_step"] for row in metrics(original)
     ], "each row once"
     assert checkpoint_names(copy) == checkpoint_names(original), "leftovers of the kill are gone"
+    cost = json.loads((copy / "summary.json").read_text())["wall_cost"]
+    shares = [
+        f"{cost[key]:.2f} s ({cost[key] / cost['loop_s']:.2%})"
+        for key in ("evaluation_s", "held_out_s", "checkpoint_s")
+    ]
+    assert cost["held_out_s"] > 0
+    (line,) = [message for message in caplog.messages if message.startswith("wall cost: ")]
+    assert line == (
+        f"wall cost: of {cost['loop_s']:.1f} s the loop stood still for {shares[0]} for samples and KL beside it, "
+        f"{shares[1]} for held-out text, {shares[2]} for checkpoints"
+    )
+    assert_tracked_as_one_run(copy)
+
+
+def assert_tracked_as_one_run(run: Path) -> None:
+    """The first start tracked all steps, and the second those after the checkpoint of step 20."""
+    end_tracker()
+    identity = (run / "wandb_id").read_text()
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
+    for path, first in zip(files, (1, 21), strict=True):
+        found = list(records(path))
+        labels = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+        assert labels
+        for label in labels:
+            assert (label.run_id, label.run_group) == (identity, "tiny models")
+            assert sorted(label.tags) == ["conditional", "pep8"]
+        tracked = {row["train/global_step"]: row["train/loss"] for row in logged_rows(found) if "train/loss" in row}
+        assert tracked == {step: loss for step, loss in losses(run).items() if step >= first}
 
 
 def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished):
@@ -210,6 +251,10 @@ def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished)
         row["train/tokens_seen"] for row in metrics(run_folder(finished))
     ]
     assert checkpoint_names(copy) == ["step-00000030", LAST], "two are kept"
+    mine, other = (load_file(run / "checkpoints" / LAST / "model.safetensors") for run in (copy, run_folder(finished)))
+    assert mine.keys() == other.keys()
+    for key, tensor in other.items():
+        torch.testing.assert_close(mine[key], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=key)
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
@@ -362,6 +407,8 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
     (tmp_path / "short").mkdir()
     pq.write_table(pa.Table.from_pylist(short), tmp_path / "short" / "part-00000.parquet")
 
+    manifests = {}
+
     def planned(*corpora: str, weights: list[int] | None = None) -> Plan:
         paths = [str(tmp_path / name) for name in corpora]
         config = load_config(task, overrides=[f"dataset.datasets={paths}", f"dataset.weights={weights or 'null'}"])
@@ -370,6 +417,7 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
         counted = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
         manifest = read_manifest(build_blocks(blocks, tokenizer=tokenizer))
         assert counted.mixture == Mixture.of(manifest, weights), "counted ahead as they are built"
+        manifests[corpora[0]] = manifest
         return make_plan(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
 
     both = planned("scored", "short", weights=[0, 1])
@@ -377,6 +425,25 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
     for name in ("num_steps", "tokens_per_block", "reward_mean", "reward_std"):
         assert getattr(both, name) == getattr(alone, name), name
     assert planned("scored", "short").num_steps < alone.num_steps, "guard: the corpora differ"
+    scores = manifests["short"].token_scores
+    assert (alone.reward_mean, alone.reward_std) == (-scores.mean, scores.std)
+    assert 0.3 < scores.mean < 0.5
+    assert 0 < scores.std <= 0.1 + 1e-6
+
+
+def test_workers_that_would_compute_padding_are_told_of_when_a_run_is_planned(finished, caplog):
+    (built,) = {path.parent for path in run_folder(finished, "blocks").rglob("_SUCCESS")}
+
+    def plan(*overrides: str) -> Plan:
+        config = load_config(finished, overrides=list(overrides))
+        return make_plan(config, manifest=read_manifest(str(built)), objective_threshold=None, checkpoint_path=None)
+
+    plan("training.num_workers=4")
+    assert not caplog.records
+    plan("training.num_workers=8")
+    (record,) = caplog.records
+    assert "training.per_device_train_batch_size: 1 keeps 8 busy, in a new run" in record.getMessage()
+    assert "training.num_workers: 4 is as fast" in record.getMessage()
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):
@@ -387,6 +454,41 @@ def test_weights_that_hardly_differ_are_reported_once(caplog):
         sink({"objective/train/effective_sample_fraction": 0.995})
     (record,) = caplog.records
     assert "numerically MLE" in record.getMessage()
+
+
+def test_a_checkpoint_is_written_beside_the_loop_and_the_next_one_waits_for_it():
+    gate, written = threading.Event(), []
+
+    def blocked() -> None:
+        assert gate.wait(60)
+        written.append("first")
+
+    saver = _Saver()
+    saver.submit(blocked)
+    assert not written, "submit returned while the first was under way"
+    threading.Timer(0.2, gate.set).start()
+    saver.submit(lambda: written.append("second"))
+    assert written[0] == "first"
+    saver.close()
+    assert written == ["first", "second"]
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_or_at_the_end():
+    def fails() -> None:
+        raise OSError("no space left on device")
+
+    saver, written = _Saver(), []
+    saver.submit(fails)
+    with pytest.raises(OSError, match="no space left"):
+        saver.submit(lambda: written.append("second"))
+    assert not written
+    saver.submit(fails)
+    with pytest.raises(OSError, match="no space left"):
+        saver.close()
+    saver.close()
+    saver.submit(lambda: written.append("third"))
+    saver.close()
+    assert written == ["third"], "told once, and then over"
 
 
 def document(number: int, *texts: str) -> ScoredDocument:

@@ -179,6 +179,30 @@ def test_a_trial_trains_with_the_layers_of_the_run(monkeypatch):
     assert model.backbone.is_gradient_checkpointing
 
 
+def test_workers_that_compute_padding_are_told_and_do_not_count_as_speed(monkeypatch):
+    """64 sequences in micro-batches of 16 are work for four of eight workers; of 8, for all."""
+    monkeypatch.setattr("phf_ray.pipelines.estimate.measured_tokens_per_s", lambda *_: 100.0)
+    tokens = counted(100, 600, 700, is_exact=True)
+    sizes = {"num_tokens": 12000, "effective_batch_size": 64, "num_workers": 8}
+    half = settings(**sizes, per_device_train_batch_size=16)
+    assert tried_speed(half, shape=shape(), build=lambda: None) == (
+        400,
+        "measured on this machine as one of 8 worker(s)",
+    )
+    told = lines_of(half, tokens=tokens)["idle"]
+    assert "8 workers do the work of 4" in told
+    assert "training.per_device_train_batch_size: 8 keeps 8 busy" in told
+    assert "training.num_workers: 4 is as fast" in told
+    full = settings(**sizes, per_device_train_batch_size=8)
+    assert tried_speed(full, shape=shape(), build=lambda: None)[0] == 800
+    assert "idle" not in lines_of(full, tokens=tokens)
+    # Three micro-batches of two: the second round has work for one of the two workers, and room for another two.
+    odd = settings(num_tokens=1200, effective_batch_size=6, per_device_train_batch_size=2, num_workers=2)
+    told = lines_of(odd, tokens=tokens)["idle"]
+    assert "2 workers do the work of 1.5" in told
+    assert told.endswith("; training.effective_batch_size: 8 costs no more time")
+
+
 def test_nothing_to_train_on_and_too_small_a_budget_are_refused():
     with pytest.raises(DataError, match="no document is left"):
         lines_of(settings(), tokens=counted(0, 0, 0, is_exact=True))

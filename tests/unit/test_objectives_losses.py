@@ -262,7 +262,6 @@ def test_standardised_awr_measures_the_advantage_in_standard_deviations():
 def test_effective_sample_fraction_tells_numerically_plain_objectives_apart():
     weak = {**RWR, "beta": 10.0}
     objective, out = evaluate(weak, scores=[0.0, 0.0, 0.0, 3e-4, 3e-4, 3e-4])
-    assert objective.is_weighted
     assert objective.summarize(out.metrics)["effective_sample_fraction"] > 0.99
 
     objective, out = evaluate({**RWR, "beta": 0.5})
@@ -272,7 +271,6 @@ def test_effective_sample_fraction_tells_numerically_plain_objectives_apart():
     assert figures["effective_sample_size"] == pytest.approx(expected, abs=1e-6)
     assert figures["effective_sample_fraction"] == pytest.approx(expected / 5, abs=1e-6)
     assert figures["effective_sample_fraction"] < 0.99
-    assert not build_objective(MLE).is_weighted
 
 
 # Micro-batches
@@ -333,12 +331,44 @@ def test_compat_averages_each_micro_batch_for_itself():
 # The original
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=[f"{case['objective']}-{case['kwargs']}" for case in GOLDEN])
+def named(case):
+    return f"{case['objective']}-{case['kwargs']}"
+
+
+def means_the_same_by_default(case):
+    """Not so a threshold of zero, a soft mixture, and what is refused without compat (differs.md)."""
+    kwargs = case["kwargs"]
+    if case["objective"] == "Unlikelihood":
+        return bool(kwargs["score_threshold"])
+    refused = {"use_value_head", "normalize_advantage", "clip_value"} & kwargs.keys()
+    return not refused and kwargs.get("alpha") != 1
+
+
+SAME_BY_DEFAULT = [case for case in GOLDEN if means_the_same_by_default(case)]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=named)
 def test_compat_gives_losses_and_gradients_of_the_original(case):
+    assert_original(case, compat="korbak2023")
+
+
+@pytest.mark.parametrize("case", SAME_BY_DEFAULT, ids=named)
+def test_the_default_gives_them_too_where_it_means_the_same(case):
+    assert_original(case, compat=None)
+
+
+def test_each_objective_of_the_original_is_compared_with_the_default():
+    """Guard of the test above: AWR with its value head, and with a fixed value that is not zero."""
+    compared = [(case["objective"], "fixed_value" in case["kwargs"]) for case in SAME_BY_DEFAULT]
+    assert {*compared} == {("MLE", False), ("Unlikelihood", False), ("AWR", False), ("AWR", True)}
+    assert len(compared) == 8
+
+
+def assert_original(case, *, compat):
     logits = torch.tensor(case["logits"]).requires_grad_()
     values = torch.tensor(case["values"]).requires_grad_()
     labels = torch.tensor(case["labels"])
-    objective = build_objective({"name": case["objective"], **case["kwargs"]}, compat="korbak2023")
+    objective = build_objective({"name": case["objective"], **case["kwargs"]}, compat=compat)
     out = objective(
         hidden_BSD=logits,
         head_VD=torch.eye(logits.shape[-1]),

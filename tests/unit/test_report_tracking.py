@@ -1,10 +1,10 @@
 """A report on Weights & Biases: the original's names, and what an offline run holds."""
 
-import importlib
 import json
 from fnmatch import fnmatch
 
 import pytest
+from wandb_runs import end_tracker, logged_rows, records
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
@@ -24,8 +24,6 @@ from phf_ray.report import (
     write_report,
 )
 
-# By name, since only the pipelines may import the tracker.
-RECORD = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
 ATTACK = RedTeamInfo(
     attacker="red",
     num_continuations=2,
@@ -127,24 +125,6 @@ def test_figures_have_the_names_of_the_original(samples, evaluation):
     assert len(arm_rows("far", build_report(samples, evaluation), samples, evaluation)) == 1
 
 
-def records(path):
-    """The records of an offline run: blocks of 32 KiB, in which every piece has a header of 7 bytes."""
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last piece
-            record = RECORD()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
 @pytest.mark.timeout(300)
 def test_an_offline_run_of_each_arm_holds_figures_and_tables(samples, evaluation, tmp_path, monkeypatch):
     output = tmp_path / "report"
@@ -153,16 +133,14 @@ def test_an_offline_run_of_each_arm_holds_figures_and_tables(samples, evaluation
     assert track_report(str(output)) == 0
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert track_report(str(output)) == 2
-    # The file is whole when the tracker's own process, which writes it, has ended.
-    importlib.import_module("wandb").teardown()
+    end_tracker()
     runs = {}
     for path in (output / "wandb").glob("offline-run-*/*.wandb"):
         found = list(records(path))
         [name] = {record.run.display_name for record in found if record.WhichOneof("record_type") == "run"}
         logged = {}
-        for record in found:
-            for item in record.history.item:
-                logged["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        for row in logged_rows(found):
+            logged |= row
         runs[name] = (path.parent, logged)
     assert set(runs) == {"mle", "far"}
     folder, logged = runs["mle"]

@@ -30,6 +30,7 @@ from phf_ray.training import (
     StepSettings,
     TrainState,
     build_optimizer,
+    fitting_micro_batch,
     held_out_bits_per_byte,
     objective_on,
     parallelize,
@@ -37,6 +38,7 @@ from phf_ray.training import (
     prefetched,
     restore_training_state,
     share_of_step,
+    speed_up,
     step,
     step_batches,
     steps_in,
@@ -116,6 +118,29 @@ def test_shares_of_all_ranks_are_the_blocks_of_the_step_in_order(world_size, bat
     assert len({len(ranges) for ranges in shares}) == 1, "FSDP needs equally many forward passes"
     sizes = [sum(end > begin for begin, end in ranges) for ranges in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "num_workers", "expected", "fitting"),
+    [
+        (64, 16, 1, 1, 16),
+        (64, 16, 4, 4, 16),
+        (64, 16, 8, 4, 8),  # four micro-batches: half of the workers have none
+        (64, 16, 3, 2, 11),  # a second round for the fourth; five of 11 and one of 9 fill two rounds
+        (8, 2, 3, 2, 2),  # two rounds of three need two sequences each as well
+        (4, 2, 8, 2, 1),
+    ],
+)
+def test_speed_up_is_that_of_the_worker_with_the_most_micro_batches(batch_size, micro, num_workers, expected, fitting):
+    sizes = {"batch_size": batch_size, "num_workers": num_workers}
+    assert speed_up(**sizes, micro_batch_size=micro) == expected
+    shares = [
+        share_of_step(0, rank, world_size=num_workers, batch_size=batch_size, micro_batch_size=micro)
+        for rank in range(num_workers)
+    ]
+    computed = [sum(end > begin for begin, end in ranges) for ranges in shares]
+    assert sum(computed) / max(computed) == expected
+    assert fitting_micro_batch(**sizes, micro_batch_size=micro) == fitting
 
 
 def test_a_share_starts_after_the_blocks_that_are_left_out():
@@ -486,6 +511,100 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert (second.tokens_seen, second.documents_seen) == (whole.tokens_seen, whole.documents_seen)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def _saved_on_rank(
+    rank: int, *, world_size: int, kind: str, directory: Path, precision: str, resumes: bool, checkpointing: bool
+) -> None:
+    """Ten steps with the state written after the fourth; `resumes`: from there on. Rank 0 leaves what was learned."""
+    model = tiny_model()
+    if checkpointing:
+        model.checkpoint_activations()
+    if resumes:
+        model.load_state_dict(torch.load(directory / "model.pt", weights_only=True))
+    parallel = parallelize(model, kind, device=torch.device("cpu"))
+    state = TrainState(parallel, build_optimizer(parallel, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8))
+    if resumes:
+        restore_training_state(directory, state)
+    loop = settings(10, save_steps=4)
+    loop = dataclasses.replace(loop, step=dataclasses.replace(loop.step, precision=precision))
+    batches = step_batches(random_blocks, share(rank=rank, world_size=world_size), steps=range(state.step, 10))
+    losses = {}
+    for event in train(state, batches, objective=build_objective({"name": "MLE"}), settings=loop):
+        if isinstance(event, Row):
+            losses[event.step] = event.metrics["train/loss"]
+            continue
+        snapshot = take_snapshot(state, keep=rank == 0)
+        if snapshot is not None and event.step == 4:
+            torch.save(snapshot.model, directory / "model.pt")
+            write_training_state(directory, snapshot)
+    if snapshot is not None:
+        learned = {"losses": losses, "model": snapshot.model, "optimizer": snapshot.optimizer}
+        torch.save(learned, directory / f"learned-{resumes}.pt")
+
+
+def whole_and_resumed(
+    directory: Path,
+    *,
+    world_size: int,
+    kind: str,
+    resumed_as: str | None = None,
+    precision: str = "fp32",
+    checkpointing: bool = False,
+) -> tuple[dict, dict]:
+    """What an uninterrupted run learns, and one that goes on after its fourth step in new processes."""
+    for resumes, parallelism in ((False, kind), (True, resumed_as or kind)):
+        job = partial(
+            _saved_on_rank,
+            world_size=world_size,
+            kind=parallelism,
+            directory=directory,
+            precision=precision,
+            resumes=resumes,
+            checkpointing=checkpointing,
+        )
+        (directory / "rendezvous").unlink(missing_ok=True)
+        run_on_ranks(job, world_size=world_size, directory=directory)
+    whole, resumed = (torch.load(directory / f"learned-{name}.pt", weights_only=True) for name in (False, True))
+    assert list(whole["losses"]) == list(range(1, 11))
+    assert list(resumed["losses"]) == list(range(5, 11))
+    return whole, resumed
+
+
+def assert_equal_bytes(resumed: dict, whole: dict) -> None:
+    assert resumed["losses"] == {step: whole["losses"][step] for step in resumed["losses"]}
+    for part in ("model", "optimizer"):
+        assert resumed[part].keys() == whole[part].keys()
+        for name, tensor in whole[part].items():
+            assert torch.equal(resumed[part][name], tensor), f"{part}: {name}"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 3)])
+def test_several_workers_resume_bit_for_bit(tmp_path, kind, world_size):
+    """From three workers on, the layout of DDP's buckets shows in the order of the sums."""
+    whole, resumed = whole_and_resumed(tmp_path, world_size=world_size, kind=kind)
+    assert whole["losses"][10] < whole["losses"][1] - 0.1, "nothing was learned, so nothing was compared"
+    assert_equal_bytes(resumed, whole)
+
+
+@pytest.mark.timeout(400)
+def test_sharded_bf16_with_checkpointed_layers_resumes_bit_for_bit(tmp_path):
+    whole, resumed = whole_and_resumed(tmp_path, world_size=2, kind="fsdp2", precision="bf16", checkpointing=True)
+    assert whole["losses"][10] < whole["losses"][1] - 0.1
+    assert_equal_bytes(resumed, whole)
+    assert {tensor.dtype for tensor in whole["model"].values()} == {torch.float32}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("kind", "resumed_as"), [("ddp", "fsdp2"), ("fsdp2", "ddp")])
+def test_a_run_goes_on_under_the_other_parallelism(tmp_path, kind, resumed_as):
+    whole, resumed = whole_and_resumed(tmp_path, world_size=2, kind=kind, resumed_as=resumed_as)
+    expected = {step: whole["losses"][step] for step in resumed["losses"]}
+    assert resumed["losses"] == pytest.approx(expected, abs=SPLIT_TOLERANCE)
+    for name, tensor in whole["model"].items():
+        torch.testing.assert_close(resumed["model"][name], tensor, rtol=0, atol=1e-3, msg=name)
+    assert resumed["optimizer"].keys() == whole["optimizer"].keys()
 
 
 @pytest.mark.parametrize("objective", ["MLE", "RWR"])
