@@ -118,7 +118,7 @@ def problems_of(objects: list[Manifest], *, secrets: list[Manifest]) -> list[str
         found += [f"{name}: {problem}" for problem in _labels(one)]
         for problem in [*_pods(one, [*objects, *secrets]), *_cluster(one), *_job(one), *_service(one)]:
             found.append(f"{name}: {problem}")
-    return found if found else [*_environment_names(objects, secrets), *_flow(objects)]
+    return found if found else [*_environment_names(objects, secrets), *_head_services(objects), *_flow(objects)]
 
 
 def _structure(one: Manifest) -> Iterator[str]:
@@ -391,6 +391,13 @@ def _environment_names(objects: list[Manifest], secrets: list[Manifest]) -> Iter
                     if "secretRef" in source:
                         names |= _names(secrets, "Secret")[source["secretRef"]["name"]]["data"].keys()
     yield from (f"nothing reads the variable {name}" for name in sorted(names - READERS.keys()))
+
+
+def _head_services(objects: list[Manifest]) -> Iterator[str]:
+    """KubeRay makes NAME-head-svc for each; the cluster of a RayJob has the job's name and some random letters."""
+    names = [one["metadata"]["name"] for one in objects if cluster_of(one) is not None]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{names.count(name)} clusters would have the service {name}-head-svc"
 
 
 def _flow(objects: list[Manifest]) -> Iterator[str]:

@@ -78,16 +78,23 @@ def _kubectl_problem(words: list[str]) -> str | None:
             texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
             if not any(f"    {label}: {stage}\n" in text for text in texts):
                 return f"nothing is labelled {label}={stage}"
-    for kind, name in re.findall(r"\b(rayjob|rayservice)/([\w-]+)", " ".join(words)):
-        names = [
-            one["metadata"]["name"]
-            for path in (ROOT / "k8s" / "base").glob("*.yaml")
-            for one in yaml.safe_load_all(path.read_text())
-            if isinstance(one, dict) and one["kind"].lower() == kind
-        ]
-        if name not in names:
+    for kind, name in re.findall(r"\b(rayjob|rayservice|service)/([\w-]+)", " ".join(words)):
+        if name not in _names_of(kind):
             return f"there is no {kind} {name}"
     return None
+
+
+def _names_of(kind: str) -> list[str]:
+    if kind == "service":
+        # Those that the operator makes.
+        served = [f"{name}-serve-svc" for name in _names_of("rayservice")]
+        return served + [f"{name}-head-svc" for name in _names_of("rayservice") + _names_of("raycluster")]
+    return [
+        one["metadata"]["name"]
+        for path in (ROOT / "k8s" / "base").glob("*.yaml")
+        for one in yaml.safe_load_all(path.read_text())
+        if isinstance(one, dict) and one["kind"].lower() == kind
+    ]
 
 
 @pytest.mark.parametrize(("page", "command"), all_commands())
@@ -110,6 +117,7 @@ def test_a_command_is_one_that_works(page, command):
         "kubectl apply -k k8s/overlays/gpus",
         "kubectl apply -k k8s/overlays/gpu -l app.kubernetes.io/component=training",
         "kubectl wait rayjob/training",
+        "kubectl port-forward service/phf-submit-svc 8265:8265",
         "pythn -m jobs.demo",
     ],
 )

@@ -90,7 +90,7 @@ def test_gpus_come_from_zero_and_only_where_they_are_asked_for(rendered):
 
     for overlay in ("base", "overlays/cpu-smoke"):
         assert replicas(overlay, "RayJob", "train") == (0, 0)
-    for kind, name in (("RayJob", "train"), ("RayService", "phf"), ("RayCluster", "phf")):
+    for kind, name in (("RayJob", "train"), ("RayService", "phf"), ("RayCluster", "phf-submit")):
         low, high = replicas("overlays/gpu", kind, name)
         assert (low, high > 0) == (0, True)
     # Scoring looks for GPUs when it begins.
@@ -294,6 +294,7 @@ MISTAKES = {
         "no scorer ToxicityScorer",
     ),
     "another port": (serve_config("port: 8000", "port: 8080"), "the pods' port is 8000"),
+    "two heads behind one name": (put("RayCluster", "phf-submit", "metadata.name", "phf"), "the service phf-head-svc"),
     "keys that the pods do not have": (serve_config("PHF_API_KEYS", "PHF_KEYS"), "the pods have PHF_API_KEYS"),
 }
 
