@@ -374,6 +374,7 @@ READERS = {
     "AWS_ACCESS_KEY_ID": "pyarrow",
     "AWS_SECRET_ACCESS_KEY": "pyarrow",
     "AWS_REGION": "pyarrow",
+    "AWS_ENDPOINT_URL": "phf_ray/stores.py",
     "REDIS_PASSWORD": "k8s/overlays/production/redis.yaml",
 }
 
