@@ -1,8 +1,6 @@
 """What all jobs share: arguments, the start of Ray, and how an error ends the program."""
 
 import argparse
-import datetime
-import json
 import logging
 import os
 import shlex
@@ -11,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from phf_ray import logs
 from phf_ray.config import Config, load_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 
@@ -37,7 +36,10 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     Exit codes: 0 all done; 2 what the user wrote; 3 what a file holds; 4 a server; 5 part of the work missing;
     130 interrupted; 1 anything else.
     """
-    logging.basicConfig(level=logging.INFO, handlers=[log_handler(sys.argv)])
+    handler = log_handler(sys.argv)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if isinstance(handler.formatter, logs.JsonLines):
+        logs.name_lines(handler.formatter)
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -60,22 +62,8 @@ def log_handler(argv: Sequence[str]) -> logging.Handler:
         sys.exit(f"error: PHF_LOG_FORMAT={wanted}: give text or json")
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(text if wanted == "text" else JsonLines(stage=Path(argv[0]).stem, run=run_name(argv[1:])))
+    handler.setFormatter(text if wanted == "text" else logs.JsonLines(stage=Path(argv[0]).stem, run=run_name(argv[1:])))
     return handler
-
-
-class JsonLines(logging.Formatter):
-    def __init__(self, *, stage: str, run: str | None) -> None:
-        super().__init__()
-        self._names = {"stage": stage, "run": run}
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        values = {"time": time, "level": record.levelname, "logger": record.name, **self._names}
-        values["message"] = record.getMessage()
-        if record.exc_info:
-            values["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(values)
 
 
 def run_name(arguments: Sequence[str]) -> str | None:
@@ -103,7 +91,7 @@ def start_ray(*, num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
-    runtime_env = runtime_env_for(sys.executable)
+    runtime_env = {**(runtime_env_for(sys.executable) or {}), **logs.runtime_env()} or None
     # Of no use on one machine: that the cluster has a token, and that progress bars are off because we print our own.
     for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,3 +1,8 @@
 """Pretraining language models with human preferences, on Ray."""
 
+from phf_ray import stores
+
 __version__ = "0.1.0"
+
+# Wherever this is imported: in jobs, in Ray's workers, in replicas.
+stores.register()

@@ -244,7 +244,7 @@ def _parquet(table: pa.Table, *, use_dictionary: bool) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = fsspec.core.url_to_fs(path)
     try:
         return bytes(filesystem.cat_file(inner))
     except OSError as error:
@@ -252,20 +252,8 @@ def _read(path: str) -> bytes:
 
 
 def _exists(path: str) -> bool:
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = fsspec.core.url_to_fs(path)
     return bool(filesystem.exists(inner))
-
-
-def _filesystem(path: str) -> tuple[Any, str]:
-    """The file system of a local path or URL; Arrow's own where fsspec has no driver installed."""
-    try:
-        return fsspec.core.url_to_fs(path)
-    except ImportError:
-        from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow.fs import FileSystem
-
-        filesystem, inner = FileSystem.from_uri(path)
-        return ArrowFSWrapper(filesystem), inner
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------

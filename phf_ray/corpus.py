@@ -62,16 +62,10 @@ _READ_ROWS = 256
 
 
 def open_filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or URL, and the path in it. Without a fsspec driver, Arrow's own is taken."""
+    """The file system of a local path or URL, and the path in it."""
     try:
         return fsspec.core.url_to_fs(path)
-    except ImportError:
-        from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow.fs import FileSystem
-
-        filesystem, inner = FileSystem.from_uri(path)
-        return ArrowFSWrapper(filesystem), inner
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"{path}: {error}; give a path or a URL such as s3://bucket/folder") from None
 
 

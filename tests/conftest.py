@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+from fake_s3 import serving
 
 from jobs.cli import runtime_env_for
 
@@ -19,6 +21,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray's workers import the fakes too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator[dict[str, bytes]]:
+    """A store behind `s3://` on this machine: what it holds, by `bucket/key`."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with serving() as (url, objects):
+        values = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
+        for name, value in {**values, "EC2_METADATA_DISABLED": "true"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield objects
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,8 @@ def problems_of(objects: list[Manifest], *, secrets: list[Manifest]) -> list[str
         found += [f"{name}: {problem}" for problem in _labels(one)]
         for problem in [*_pods(one, [*objects, *secrets]), *_cluster(one), *_job(one), *_service(one)]:
             found.append(f"{name}: {problem}")
-    return found if found else [*_environment_names(objects, secrets), *_flow(objects)]
+    between = (_head_services, _ways_out, _flow)
+    return found or [*_environment_names(objects, secrets), *(text for check in between for text in check(objects))]
 
 
 def _structure(one: Manifest) -> Iterator[str]:
@@ -373,6 +374,7 @@ READERS = {
     "AWS_ACCESS_KEY_ID": "pyarrow",
     "AWS_SECRET_ACCESS_KEY": "pyarrow",
     "AWS_REGION": "pyarrow",
+    "AWS_ENDPOINT_URL": "phf_ray/stores.py",
     "REDIS_PASSWORD": "k8s/overlays/production/redis.yaml",
 }
 
@@ -391,6 +393,34 @@ def _environment_names(objects: list[Manifest], secrets: list[Manifest]) -> Iter
                     if "secretRef" in source:
                         names |= _names(secrets, "Secret")[source["secretRef"]["name"]]["data"].keys()
     yield from (f"nothing reads the variable {name}" for name in sorted(names - READERS.keys()))
+
+
+def _head_services(objects: list[Manifest]) -> Iterator[str]:
+    """KubeRay makes NAME-head-svc for each; the cluster of a RayJob has the job's name and some random letters."""
+    names = [one["metadata"]["name"] for one in objects if cluster_of(one) is not None]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{names.count(name)} clusters would have the service {name}-head-svc"
+
+
+def _ways_out(objects: list[Manifest]) -> Iterator[str]:
+    """Pods with the credentials of a bucket reach it, whatever policies there are."""
+    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
+    for one in objects:
+        for where, template in templates_of(one):
+            sources = [
+                source for container in template["spec"]["containers"] for source in container.get("envFrom", [])
+            ]
+            wants = any(source.get("secretRef") == {"name": "phf-bucket"} for source in sources)
+            if wants and not _reaches_443(template["metadata"]["labels"], policies):
+                yield f"{where} of {one['kind']} {one['metadata']['name']} is kept from the bucket by a NetworkPolicy"
+
+
+def _reaches_443(labels: Manifest, policies: list[Manifest]) -> bool:
+    """At any address. Rules of several policies add up; a pod that none names is free."""
+    of_pod = [policy for policy in policies if policy["podSelector"]["matchLabels"].items() <= labels.items()]
+    rules = [rule for policy in of_pod for rule in policy.get("egress", [])]
+    open_ports = {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]}
+    return not of_pod or 443 in open_ports
 
 
 def _flow(objects: list[Manifest]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, Pipe
 from types import MappingProxyType
 from typing import Any
 
+from phf_ray import logs
 from phf_ray.errors import DataError, PhfError
 from phf_ray.records import Scored, ScorerIdentity
 from phf_ray.scorers import Scorer
@@ -248,6 +249,7 @@ class ScoringProcess:
 
 def child_main(connection_file: int, state_file: int) -> None:
     """The child's side: build, then answer batches until the parent is gone."""
+    logs.set_up_worker()
     connection: Connection[Any, Any] = Connection(connection_file)
     worker = None
     # The parent died or has had enough: nobody is left to tell.

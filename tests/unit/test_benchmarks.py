@@ -1,11 +1,12 @@
-"""The benchmarks of training run, at sizes that prove nothing, and judge as they say."""
+"""The benchmarks run, at sizes that prove nothing, and judge as they say."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import bench_objectives, bench_train
+from benchmarks import bench_objectives, bench_score, bench_train
+from benchmarks.__main__ import command
 from benchmarks.bench_objectives import Result, Sizes, bench_training
 
 TINY = {"vocabulary": 300, "width": 16, "rows": 1, "length": 24, "layers": 1, "heads": 2}
@@ -65,3 +66,21 @@ def test_a_speed_under_ray_is_met_missed_or_within_noise(values, verdict):
 )
 def test_waiting_is_met_missed_or_within_noise(values, verdict):
     assert bench_train.judge("waiting", values, at_most=0.02).verdict == verdict
+
+
+def test_all_benchmarks_together_compare_the_detections_of_personal_data_too():
+    assert command("bench_score")[-2:] == ["--compare", "20000"]
+    assert command("bench_train")[-1] == "benchmarks.bench_train"
+
+
+def test_a_detection_that_a_shortcut_loses_fails_the_benchmark(tmp_path, monkeypatch, capsys):
+    assert bench_score.compare_pii(tmp_path, 20) == 0
+    found = int(capsys.readouterr().out.split()[3])
+    assert found > 0
+    detections, calls = bench_score.detections, []
+    # Every second call is of the fast detectors.
+    monkeypatch.setattr(
+        bench_score, "detections", lambda *given: calls.append(0) or (detections(*given) if len(calls) % 2 else [[]])
+    )
+    assert bench_score.compare_pii(tmp_path, 20) == 1
+    assert "different detections" in capsys.readouterr().out

@@ -265,9 +265,9 @@ def test_an_order_of_nothing_is_refused():
 # -------------------------------------------------------------------------------------------------------------- reader
 
 
-@pytest.mark.parametrize("kind", ["local", "fsspec"])
-def test_the_reader_gives_the_blocks_of_the_order_at_any_place(tmp_path, kind):
-    root = str(tmp_path) if kind == "local" else "memory://blocks-of-the-reader-test"
+@pytest.mark.parametrize("root", [None, "memory://blocks-of-the-reader-test", "s3://bucket/blocks"])
+def test_the_reader_gives_the_blocks_of_the_order_at_any_place(tmp_path, root, s3):
+    root = root or str(tmp_path)
     manifest = manifest_of([[7, 5], [], [9]])
     write(root, manifest)
     order = BlockOrder(read_manifest(root), seed=4)

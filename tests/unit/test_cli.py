@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import log_handler, require_shared, run_name
+from jobs.cli import log_handler, require_shared, run_name, runtime_env_for
 from phf_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +85,12 @@ def test_shared_storage_and_urls_are_taken(monkeypatch):
     assert require_shared("s3://bucket/runs", flag="--output") == "s3://bucket/runs"
     with pytest.raises(ConfigError, match="PHF_SHARED_ROOTS names the mount points"):
         require_shared("/mnt/runs", flag="--output")
+
+
+def test_a_python_below_a_folder_with_spaces_is_quoted_for_the_workers():
+    # Ray puts it into a line of a shell as it is.
+    environment = runtime_env_for("/a b/it's/python")
+    assert environment is not None
+    line = f"printf '%s\\n' {environment['py_executable']}"
+    assert subprocess.check_output(["bash", "-c", line], text=True) == "/a b/it's/python\n"
+    assert runtime_env_for("/usr/bin/python3") is None

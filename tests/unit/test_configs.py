@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from phf_ray.config import load_config
+from phf_ray.config import Config, Quantile, load_config
 from phf_ray.models import planned_shape
 from phf_ray.pipelines import __file__ as anchor
 from phf_ray.pipelines.estimate import memory_per_device
@@ -15,15 +15,44 @@ from phf_ray.pipelines.estimate import memory_per_device
 CONFIGS = Path(anchor).parents[2] / "configs"
 TASKS = ("toxicity", "pii", "pep8")
 METHODS = ("mle", "conditional", "filtering", "ul", "awr", "rwr")
-PAPER = {  # (task, method) -> learning rate, sequences per step: reference tables of the paper's appendix A
-    ("toxicity", "mle"): (5e-4, 64),
-    ("toxicity", "awr"): (1e-3, 1024),
-    ("toxicity", "rwr"): (5e-4, 1024),
-    ("pii", "mle"): (5e-4, 64),
-    ("pii", "awr"): (5e-4, 64),
-    ("pep8", "mle"): (8e-4, 64),
-    ("pep8", "rwr"): (1e-3, 64),
-    ("pep8", "awr"): (1e-3, 256),
+# As the original's files state them, and the paper's appendix A: learning rate, sequences per step, the rest by name.
+PRETRAINING = {
+    ("toxicity", "mle"): (5e-4, 64, {}),
+    ("toxicity", "conditional"): (5e-4, 64, {"threshold": 5.6e-4, "drop_token_fraction": 0.01}),
+    ("toxicity", "filtering"): (5e-4, 64, {"threshold": 7.8e-4}),
+    ("toxicity", "ul"): (5e-4, 64, {"threshold": 7.8e-4, "alpha": 1}),
+    ("toxicity", "rwr"): (5e-4, 1024, {"beta": 10}),
+    ("toxicity", "awr"): (1e-3, 1024, {"alpha": 0.5, "beta": 10}),
+    ("pii", "mle"): (5e-4, 64, {}),
+    ("pii", "conditional"): (5e-4, 64, {"threshold": 0, "drop_token_fraction": 0.01}),
+    ("pii", "filtering"): (5e-4, 64, {"threshold": 2.86e-4}),
+    ("pii", "ul"): (5e-4, 64, {"threshold": 0, "alpha": 1}),
+    ("pii", "rwr"): (5e-4, 64, {"beta": 10}),
+    ("pii", "awr"): (5e-4, 64, {"alpha": 0.5, "beta": 0.1}),
+    ("pep8", "mle"): (8e-4, 64, {}),
+    ("pep8", "conditional"): (8e-4, 64, {"threshold": 0, "drop_token_fraction": 0.1}),
+    ("pep8", "filtering"): (8e-4, 64, {"threshold": 2.361e-3}),
+    ("pep8", "ul"): (8e-4, 64, {"threshold": 0, "alpha": 0.01}),
+    ("pep8", "rwr"): (1e-3, 64, {"beta": 10}),
+    ("pep8", "awr"): (1e-3, 256, {"alpha": 0.05, "beta": 1}),
+}
+# Where the original has no file, which ours say of themselves, it is as in pretraining.
+FINETUNING = {
+    **PRETRAINING,
+    ("toxicity", "rwr"): (5e-4, 512, {"beta": 10}),
+    ("toxicity", "awr"): (1e-3, 512, {"alpha": 0.5, "beta": 10}),
+    ("pii", "mle"): (1e-4, 128, {}),
+    ("pii", "conditional"): (1e-4, 128, {"threshold": 0, "drop_token_fraction": 0.01}),
+    ("pii", "filtering"): (1e-4, 128, {"threshold": 2.86e-4}),
+    ("pii", "ul"): (1e-4, 128, {"threshold": 0, "alpha": 1}),
+    ("pii", "rwr"): (1e-4, 512, {"beta": 10}),
+    ("pii", "awr"): (1e-4, 512, {"alpha": 0.5, "beta": 0.1}),
+}
+TOKENIZER = {"toxicity": "gpt2", "pii": "gpt2", "pep8": "codeparrot/codeparrot-small"}
+STARTS = {  # task -> model that is finetuned, its revision, tokens that it has seen
+    "toxicity": ("tomekkorbak/goofy_pasteur", "81a1701e025d2c65ae6e8c2103df559071523ee0", 1_661_599_744),
+    "pii": ("tomekkorbak/nervous_wozniak", "9e6c78543a6ff1e4089002c38864d5a9cf71ec90", 1_649_999_872),
+    "pep8": ("kejian/mighty-mle", "cf05a2b0558c03b08c78f07662c22989785b9520", 1_649_999_872),
 }
 
 
@@ -40,11 +69,43 @@ def test_every_method_of_the_paper_loads(task, method, parent, suffix):
     assert config.model.num_additional_tokens == len(config.tokenizer.special_tokens)
 
 
-@pytest.mark.parametrize(("task", "method"), sorted(PAPER))
-def test_values_are_those_of_the_paper(task, method):
-    training = load_config(CONFIGS / task / "pretrain.yml", CONFIGS / task / f"{method}.yml").training
-    assert (training.learning_rate, training.effective_batch_size) == PAPER[task, method]
-    assert training.num_tokens == 3_300_000_000
+def stated(config: Config) -> dict[str, float]:
+    """Threshold, drop fraction, alpha and beta, where the method has them; of a threshold the paper's number."""
+    conditional = config.dataset.conditional_training_config
+    thresholds = [
+        config.dataset.filter_threshold,
+        getattr(config.objective, "score_threshold", None),
+        None if conditional is None else conditional.threshold,
+    ]
+    found = {
+        "threshold": next((one for one in thresholds if one is not None), None),
+        "drop_token_fraction": None if conditional is None else conditional.drop_token_fraction,
+        "alpha": getattr(config.objective, "alpha", None),
+        "beta": getattr(config.objective, "beta", None),
+    }
+    return {
+        name: value.korbak2023 if isinstance(value, Quantile) else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize("parent", ["pretrain", "finetune"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_values_are_those_of_the_paper(task, method, parent):
+    finetunes = parent == "finetune"
+    file = CONFIGS / task / f"{method}{'_finetune' if finetunes else ''}.yml"
+    config = load_config(CONFIGS / task / f"{parent}.yml", file)
+    learning_rate, sequences, values = (FINETUNING if finetunes else PRETRAINING)[task, method]
+    training, dataset, model = config.training, config.dataset, config.model
+    assert (training.learning_rate, training.effective_batch_size) == (learning_rate, sequences)
+    assert stated(config) == values
+    name, revision, seen = STARTS[task] if finetunes else (TOKENIZER[task], None, 0)
+    assert (model.path_or_name, model.revision, model.from_scratch) == (name, revision, not finetunes)
+    assert config.tokenizer.path_or_name == TOKENIZER[task]
+    assert (training.num_tokens, dataset.skip_tokens, training.tokens_already_seen) == (3_300_000_000, seen, seen)
+    assert (dataset.seq_length, training.weight_decay, training.warmup_ratio, training.seed) == (1024, 0.1, 0.01, 42)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("demo*/*.yml")), ids=lambda path: path.name)

@@ -17,11 +17,13 @@ from manifests import versions
 from pydantic import BaseModel
 
 from phf_ray import config
+from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
+from serve.settings import parse_args
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = {"source", "export", "curl", "for", "kind", "$EDITOR", "serve"}
+OTHER_PROGRAMS = {"source", "export", "curl", "for", "kind", "$EDITOR"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -54,10 +56,10 @@ def problem_of_command(command: str) -> str | None:
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return next((f"make has no {word}" for word in command.split()[1:] if word not in targets), None)
-    if program == "kubectl":
-        return _kubectl_problem(shlex.split(command))
     if program == "docker":
         return None if "TORCH=cuda" in command or "--build-arg" not in command else f"unknown argument: {command}"
+    if program in CHECKS:
+        return CHECKS[program](shlex.split(command))
     return None if program in OTHER_PROGRAMS or "=" in program else f"{program} is not known here"
 
 
@@ -78,16 +80,52 @@ def _kubectl_problem(words: list[str]) -> str | None:
             texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
             if not any(f"    {label}: {stage}\n" in text for text in texts):
                 return f"nothing is labelled {label}={stage}"
-    for kind, name in re.findall(r"\b(rayjob|rayservice)/([\w-]+)", " ".join(words)):
-        names = [
-            one["metadata"]["name"]
-            for path in (ROOT / "k8s" / "base").glob("*.yaml")
-            for one in yaml.safe_load_all(path.read_text())
-            if isinstance(one, dict) and one["kind"].lower() == kind
-        ]
-        if name not in names:
+    for kind, name in re.findall(r"\b(rayjob|rayservice|service)/([\w-]+)", " ".join(words)):
+        if name not in _names_of(kind):
             return f"there is no {kind} {name}"
     return None
+
+
+def _serve_problem(words: list[str]) -> str | None:
+    """`serve run FILE`: the file is there, and our builder takes the `args` of each of its applications."""
+    if len(words) != 3 or words[1] != "run":
+        return f"unknown: {words}"
+    if not (ROOT / words[2]).is_file():
+        return f"there is no {words[2]}"
+    for application in yaml.safe_load((ROOT / words[2]).read_text())["applications"]:
+        if application["import_path"] != "serve.app:build":
+            return f"{words[2]} builds {application['import_path']}"
+        try:
+            parse_args(application["args"])
+        except ConfigError as error:
+            return f"{words[2]}: {error}"
+    return None
+
+
+def _images_problem(words: list[str]) -> str | None:
+    """An image that is left out would be looked for where nobody put it."""
+    if words[:4] != ["kustomize", "edit", "set", "image"]:
+        return f"unknown: {words}"
+    texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
+    ours = {name for text in texts for name in re.findall(r"^ +image: ([\w-]+):", text, re.MULTILINE)}
+    given = {word.partition("=")[0] for word in words[4:]}
+    return None if given == ours else f"images {sorted(given)}, the manifests have {sorted(ours)}"
+
+
+def _names_of(kind: str) -> list[str]:
+    if kind == "service":
+        # Those that the operator makes.
+        served = [f"{name}-serve-svc" for name in _names_of("rayservice")]
+        return served + [f"{name}-head-svc" for name in _names_of("rayservice") + _names_of("raycluster")]
+    return [
+        one["metadata"]["name"]
+        for path in (ROOT / "k8s" / "base").glob("*.yaml")
+        for one in yaml.safe_load_all(path.read_text())
+        if isinstance(one, dict) and one["kind"].lower() == kind
+    ]
+
+
+CHECKS = {"kubectl": _kubectl_problem, "kustomize": _images_problem, "serve": _serve_problem}
 
 
 @pytest.mark.parametrize(("page", "command"), all_commands())
@@ -110,11 +148,26 @@ def test_a_command_is_one_that_works(page, command):
         "kubectl apply -k k8s/overlays/gpus",
         "kubectl apply -k k8s/overlays/gpu -l app.kubernetes.io/component=training",
         "kubectl wait rayjob/training",
+        "kubectl port-forward service/phf-submit-svc 8265:8265",
+        "kustomize edit set image phf-ray=registry.example/phf-ray:0.1.0-ray2.60.0",
+        "serve run configs/serve/typo.yaml",
+        "serve start configs/serve/demo.yaml",
         "pythn -m jobs.demo",
     ],
 )
 def test_a_mistyped_command_is_found(command):
     assert problem_of_command(command) is not None
+
+
+@pytest.mark.parametrize(("old", "new"), [("num_cpus", "num_cpu"), ("serve.app:build", "serve.app:bild")])
+def test_a_mistyped_file_of_what_is_served_is_found(old, new, tmp_path):
+    file = tmp_path / "demo.yaml"
+    text = (ROOT / "configs" / "serve" / "demo.yaml").read_text()
+    file.write_text(text)
+    assert problem_of_command(f"serve run {shlex.quote(str(file))}") is None
+    assert old in text
+    file.write_text(text.replace(old, new))
+    assert new in str(problem_of_command(f"serve run {shlex.quote(str(file))}"))
 
 
 def test_every_job_is_documented():

@@ -54,7 +54,7 @@ def test_every_stage_can_be_applied_by_its_label(overlay, rendered):
 def test_kubectl_renders_the_same(overlay, tmp_path):
     folder = copy_of(K8S, tmp_path)
     if overlay == "bucket":
-        write_bucket_overlay(folder)
+        write_bucket_overlay(folder, over="overlays/gpu")
     command = ["kubectl", "kustomize", str(folder / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -68,18 +68,33 @@ def in_order(one):
     return json.loads(json.dumps(one, sort_keys=True))
 
 
-def write_bucket_overlay(folder) -> None:
+def write_bucket_overlay(folder, *, over) -> None:
     (folder / "bucket").mkdir()
-    values = {"resources": ["../overlays/gpu"], "components": ["../components/bucket"]}
+    values = {"resources": [f"../{over}"], "components": ["../components/bucket"]}
     (folder / "bucket" / "kustomization.yaml").write_text(yaml.safe_dump(values))
 
 
-def test_the_scored_corpus_can_lie_in_a_bucket(tmp_path, secrets):
+@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/production"])
+def test_the_scored_corpus_can_lie_in_a_bucket(overlay, tmp_path, rendered, secrets):
     folder = copy_of(K8S, tmp_path)
-    write_bucket_overlay(folder)
+    write_bucket_overlay(folder, over=overlay)
     objects = render(folder / "bucket")
     assert problems_of(objects, secrets=secrets) == []
-    assert "--output s3://phf-ray/scored/toxicity" in named(objects, "RayJob", "score")["spec"]["entrypoint"]
+    score, train = (named(objects, "RayJob", name) for name in ("score", "train"))
+    assert "--output s3://phf-ray/scored/toxicity" in score["spec"]["entrypoint"]
+    # Nothing but the place is another, such as the GPUs that are trained on.
+    for job in (score, train):
+        without = named(rendered[overlay], "RayJob", job["metadata"]["name"])["spec"]["entrypoint"]
+        assert job["spec"]["entrypoint"].replace("s3://phf-ray/", "/mnt/shared/") == without
+
+
+def test_pods_that_can_not_reach_their_bucket_are_found(tmp_path, secrets):
+    folder = copy_of(K8S, tmp_path)
+    write_bucket_overlay(folder, over="overlays/production")
+    objects = render(folder / "bucket")
+    (worker,) = (one for where, one in templates_of(named(objects, "RayJob", "score")) if where == "gpu")
+    del worker["metadata"]["labels"]["phf-ray/egress"]
+    assert problems_of(objects, secrets=secrets) == ["gpu of RayJob score is kept from the bucket by a NetworkPolicy"]
 
 
 def test_gpus_come_from_zero_and_only_where_they_are_asked_for(rendered):
@@ -90,7 +105,7 @@ def test_gpus_come_from_zero_and_only_where_they_are_asked_for(rendered):
 
     for overlay in ("base", "overlays/cpu-smoke"):
         assert replicas(overlay, "RayJob", "train") == (0, 0)
-    for kind, name in (("RayJob", "train"), ("RayService", "phf"), ("RayCluster", "phf")):
+    for kind, name in (("RayJob", "train"), ("RayService", "phf"), ("RayCluster", "phf-submit")):
         low, high = replicas("overlays/gpu", kind, name)
         assert (low, high > 0) == (0, True)
     # Scoring looks for GPUs when it begins.
@@ -294,6 +309,7 @@ MISTAKES = {
         "no scorer ToxicityScorer",
     ),
     "another port": (serve_config("port: 8000", "port: 8080"), "the pods' port is 8000"),
+    "two heads behind one name": (put("RayCluster", "phf-submit", "metadata.name", "phf"), "the service phf-head-svc"),
     "keys that the pods do not have": (serve_config("PHF_API_KEYS", "PHF_KEYS"), "the pods have PHF_API_KEYS"),
 }
 

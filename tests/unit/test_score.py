@@ -635,22 +635,27 @@ def test_dates_are_judged_from_the_configured_day(tmp_path):
     assert asked.setup().scorers == tuple(asked.key()["scoring.scorers"])
 
 
-def test_input_and_output_may_lie_on_an_object_store():
-    store, _ = corpus.open_filesystem("memory://score")
+@pytest.mark.parametrize("root", ["memory://score", "s3://bucket/a b"])
+def test_input_and_output_may_lie_on_an_object_store(root, s3):
+    store, inner = corpus.open_filesystem(root)
     for index in range(6):
-        store.pipe_file(f"/score/in/{index}.txt", f"text {index}\n".encode() * 20)
-    store.pipe_file("/score/in/empty.txt", b"")
-    first = run(request("memory://score/in"), "memory://score/out")
+        store.pipe_file(f"{inner}/in/{index}.txt", f"text {index}\n".encode() * 20)
+    store.pipe_file(f"{inner}/in/empty.txt", b"")
+    first = run(request(f"{root}/in"), f"{root}/out")
     assert (first.documents, dict(first.rejected)) == (6, {"empty": 1})
-    parts = {name: store.cat_file(name) for name in store.glob("/score/out/part-*")}
+    assert sum(1 for _ in read_corpus(f"{root}/out")) == 6
+    parts = {name: store.cat_file(name) for name in store.glob(f"{inner}/out/part-*")}
     assert len(parts) > 3
     store.rm_file(sorted(parts)[1])
-    store.rm_file("/score/out/_SUCCESS")
-    assert run(request("memory://score/in"), "memory://score/out") == first
-    assert {name: store.cat_file(name) for name in store.glob("/score/out/part-*")} == parts
-    store.pipe_file("/score/in/0.txt", b"other")
+    store.rm_file(f"{inner}/out/_SUCCESS")
+    assert run(request(f"{root}/in"), f"{root}/out") == first
+    assert {name: store.cat_file(name) for name in store.glob(f"{inner}/out/part-*")} == parts
+    store.pipe_file(f"{inner}/in/0.txt", b"other")
     with pytest.raises(ConfigError, match=r"changed since the job began \(0\.txt\)"):
-        run(request("memory://score/in"), "memory://score/out")
+        run(request(f"{root}/in"), f"{root}/out")
+    again = run(request(f"{root}/in/[0-2].txt"), f"{root}/out", restart=True)
+    assert (again.documents, store.exists(f"{inner}/out/rejected")) == (3, False)
+    assert sum(1 for _ in read_corpus(f"{root}/out")) == 3
 
 
 class Tally:

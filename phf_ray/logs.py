@@ -1,0 +1,45 @@
+"""Structured lines: one JSON object per line, with the stage (the job) and the run, in all of a job's processes.
+
+The job tells them its names by the environment: those that Ray starts for it, and those that these start.
+"""
+
+import datetime
+import json
+import logging
+import os
+import sys
+
+STAGE, RUN = "PHF_LOG_STAGE", "PHF_LOG_RUN"
+
+
+class JsonLines(logging.Formatter):
+    def __init__(self, *, stage: str, run: str | None) -> None:
+        super().__init__()
+        self.names = {"stage": stage, "run": run}
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        values = {"time": time, "level": record.levelname, "logger": record.name, **self.names}
+        values["message"] = record.getMessage()
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values)
+
+
+def name_lines(formatter: JsonLines) -> None:
+    """For processes that this one starts, by itself or through Ray."""
+    os.environ.update({STAGE: str(formatter.names["stage"]), RUN: formatter.names["run"] or ""})
+
+
+def runtime_env() -> dict[str, object]:
+    """What Ray needs to set up the workers of this process as `set_up_worker` says; empty without structured lines."""
+    names = {name: os.environ[name] for name in (STAGE, RUN) if name in os.environ}
+    return {"worker_process_setup_hook": f"{__name__}.set_up_worker", "env_vars": names} if names else {}
+
+
+def set_up_worker() -> None:
+    """Warnings and errors of this process, which logging writes without any name, get the names of its job."""
+    if STAGE in os.environ:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines(stage=os.environ[STAGE], run=os.environ.get(RUN) or None))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,0 +1,78 @@
+"""Object stores by Arrow's own drivers, for `s3://`, `gs://` and `gcs://` where s3fs or gcsfs is not installed.
+
+Once registered, fsspec asks these classes for such URLs. One client for each bucket and thread.
+"""
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from phf_ray.errors import ConfigError
+
+
+def register() -> None:
+    if importlib.util.find_spec("s3fs") is None:
+        fsspec.register_implementation("s3", f"{__name__}.S3", clobber=True)
+    if importlib.util.find_spec("gcsfs") is None:
+        for protocol in GCS.protocol:
+            fsspec.register_implementation(protocol, f"{__name__}.GCS", clobber=True)
+
+
+class _Store(ArrowFSWrapper):
+    def __init__(self, bucket: str, **options: Any):
+        super().__init__(self._connect(bucket), **options)
+
+    @staticmethod
+    def _connect(bucket: str) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        """`s3://bucket/a b?` -> `bucket/a b?`. Arrow's wrapper would lose the bucket, and read the rest as a URL."""
+        return (path.partition("://")[2] if "://" in path else path).rstrip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        if re.search(r"\?\w+=", path):
+            raise ConfigError(
+                f"{path}: options are not taken from a URL; set AWS_ENDPOINT_URL for another endpoint than Amazon's, "
+                "AWS_REGION for the region, and give the URL without them"
+            )
+        return {"bucket": path.partition("://")[2].partition("/")[0]}
+
+
+class S3(_Store):
+    protocol = ("s3",)
+
+    @staticmethod
+    def _connect(bucket: str) -> Any:
+        from pyarrow.fs import FileSystem, S3FileSystem
+
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            # Arrow 26 does not read these variables, which Amazon's own clients do.
+            scheme, _, host = endpoint.rstrip("/").rpartition("://")
+            return S3FileSystem(endpoint_override=host, scheme=scheme or "https")
+        if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+            return S3FileSystem()
+        try:
+            # This one asks Amazon for the bucket's region, whatever the environment says.
+            return FileSystem.from_uri(f"s3://{bucket}")[0]
+        except OSError as error:
+            raise ConfigError(
+                f"s3://{bucket}: {error}; set AWS_REGION, or AWS_ENDPOINT_URL for another server"
+            ) from None
+
+
+class GCS(_Store):
+    protocol = ("gs", "gcs")
+
+    @staticmethod
+    def _connect(bucket: str) -> Any:
+        from pyarrow.fs import FileSystem
+
+        return FileSystem.from_uri(f"gs://{bucket}")[0]

@@ -1,0 +1,51 @@
+"""Object stores without a driver of fsspec, through all that fsspec is asked for."""
+
+import fsspec
+import pytest
+
+from phf_ray import corpus
+from phf_ray.corpus import PartWriter
+from phf_ray.errors import ConfigError
+from phf_ray.report import write_file
+
+pytestmark = pytest.mark.skipif(
+    fsspec.get_filesystem_class("s3").__module__ != "phf_ray.stores", reason="s3fs is installed"
+)
+
+
+@pytest.mark.parametrize("name", ["a b", "100%25", "what?", "x#1", "caf\xe9"])
+def test_a_key_is_taken_as_it_is(name, s3):
+    filesystem, inner = corpus.open_filesystem(f"s3://bucket/{name}/f.txt")
+    filesystem.pipe_file(inner, b"content")
+    assert s3 == {f"bucket/{name}/f.txt": b"content"}
+    assert filesystem.ls(f"bucket/{name}", detail=False) == [f"bucket/{name}/f.txt"]
+    with fsspec.open(corpus.full_name(filesystem, inner), "rb") as file:
+        assert file.read() == b"content"
+
+
+def test_what_is_not_committed_is_not_there(s3):
+    writer = PartWriter("s3://bucket/out/part-00000.parquet", rejects="s3://bucket/r", scorers=["pep8"], footer={})
+    writer.add("a", ["x"], scores={"pep8": ([0.0], [None])}, meta="{}")
+    assert s3 == {}
+    writer.commit()
+    assert "bucket/out/part-00000.parquet" in s3
+
+
+def test_reports_are_written_there_too(s3):
+    write_file("s3://bucket/report/report.json", b"{}")
+    assert s3["bucket/report/report.json"] == b"{}"
+
+
+def test_a_bucket_is_opened_once(s3):
+    assert corpus.open_filesystem("s3://bucket/a")[0] is corpus.open_filesystem("s3://bucket/b")[0]
+    assert corpus.open_filesystem("s3://other/a")[0] is not corpus.open_filesystem("s3://bucket/a")[0]
+
+
+def test_options_in_a_url_are_refused():
+    with pytest.raises(ConfigError, match="set AWS_ENDPOINT_URL"):
+        corpus.open_filesystem("s3://bucket/out?endpoint_override=localhost:9000")
+
+
+def test_a_store_without_a_driver_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match="adlfs"):
+        corpus.open_filesystem("abfs://container/x")
