@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster demo pareto bench soak lock clean
+.PHONY: help install clients check test test-cluster demo pareto bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,11 @@ pareto: install  ## the six objectives on the demo's corpus: misalignment agains
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks
+
+gpu: install  ## the benchmarks that need an accelerator; says so where there is none
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(PY) -m benchmarks.bench_objectives --parts gpu && $(PY) -m benchmarks.bench_score toxicity; \
+	else echo "skipped: torch finds no GPU on this machine"; fi
 
 soak: install  ## five minutes of serving at saturation: nothing lost, memory flat
 	$(PY) -m benchmarks.soak

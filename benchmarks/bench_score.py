@@ -209,8 +209,8 @@ def bench_toxicity(data: Path, size: Size) -> Iterator[str]:
             predict(texts[first : first + count])
 
     classifier = TextClassifier(model, tokenizer, device="cpu", precision="fp32", tokens_per_batch=None)
-    # As many as a scoring process takes at once, and what a batch padded to the longest does in under a minute.
-    few, many = (mixed_lengths(data, max(8, count // size.divisor)) for count in (64, 512))
+    # A scoring process takes twice as many at once; a batch padded to the longest would take minutes with them.
+    few, many = (mixed_lengths(data, max(8, count // size.divisor)) for count in (64, 256))
     by_length = sorted(many, key=len)
     references: dict[str, tuple[list[str], Callable[[], Any], float]] = {
         "Detoxify: one batch padded to the longest": (few, lambda: predict(few), 10.0),
