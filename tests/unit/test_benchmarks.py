@@ -25,7 +25,7 @@ def test_head_and_step_of_every_objective_are_compared_in_interleaved_pairs(caps
 
 def test_memory_of_a_loss_is_measured_above_its_inputs():
     sizes = Sizes(vocabulary=4000, width=64, rows=2, length=256)
-    original = bench_objectives.measure_peak(sizes, "original", "Unlikelihood", "fp32")
+    original = bench_objectives._peak_in_subprocess(sizes, "original", "Unlikelihood", "fp32")
     assert original > 512 * 4000 * 4, "the matrix of logits"
 
 
