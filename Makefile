@@ -48,7 +48,7 @@ check: install  ## format, lint, types
 
 test: check  ## unit tests, and the tests that share one local Ray
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/unit
-	$(PY) -m pytest tests/local
+	$(PY) -m pytest -n 2 --dist loadfile tests/local
 
 # Without a package registry the tests of these clients are skipped, and say so.
 test-cluster: install  ## several Ray nodes, kills, real clients, browser

@@ -19,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # What a shell starts in the background ignores SIGINT, and so would the servers that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Its fixtures are a plugin of two modules of tests, which import it first.
+pytest.register_assert_rewrite("score_runs")
 # Ray's workers import the fakes too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
