@@ -46,14 +46,17 @@ check: install  ## format, lint, types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# In two processes: much of a test's time goes into waiting for Ray's processes to start.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+
 test: check  ## unit tests, and the tests that share one local Ray
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/unit
-	$(PY) -m pytest -n 2 --dist loadfile tests/local
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit
+	$(PYTEST) tests/local
 
 # Without a package registry the tests of these clients are skipped, and say so.
 test-cluster: install  ## several Ray nodes, kills, real clients, browser
 	@$(MAKE) --no-print-directory clients || echo "no clients: their tests will be skipped"
-	$(PY) -m pytest tests/cluster
+	$(PYTEST) tests/cluster
 
 demo: install  ## the whole story on the standard library's own code
 	$(PY) -m jobs.demo --output out/demo
