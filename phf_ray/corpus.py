@@ -18,10 +18,11 @@ import logging
 import math
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError, DataError, IncompleteError
@@ -76,6 +78,79 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 def full_name(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     """What `open_filesystem` turns back into the same place."""
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+
+
+def list_files(
+    filesystem: fsspec.AbstractFileSystem, root: str, *, enters: Callable[[str], bool] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Entries of all files below a folder, by their paths. `enters`: whether to look into a folder below it;
+    None: into all.
+
+    Raises DataError for a folder that can't be listed.
+    """
+    if not _is_walked(filesystem):
+        return dict(filesystem.find(root, detail=True))
+    files: dict[str, dict[str, Any]] = {}
+    folders = [root.rstrip("/") or "/"]
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(filesystem, folder):
+            name = str(entry["name"]).rstrip("/")
+            if entry["type"] != "directory":
+                files[name] = entry
+            elif name != folder and (enters is None or enters(name)):
+                folders.append(name)
+    return files
+
+
+def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """As `list_files`, of the files that match a glob. Folders that can hold none of them are not looked into."""
+    if not _is_walked(filesystem):
+        found = filesystem.glob(pattern, detail=True)
+        return {name: entry for name, entry in found.items() if entry["type"] != "directory"}
+    parts = pattern.split("/")
+
+    def enters(folder: str) -> bool:
+        depth = folder.count("/") + 1
+        if "**" in parts[:depth]:
+            return True
+        return depth < len(parts) and re.match(glob_translate("/".join(parts[:depth])), folder) is not None
+
+    matches = re.compile(glob_translate(pattern)).match
+    return {
+        name: entry
+        for name, entry in list_files(filesystem, glob_root(pattern), enters=enters).items()
+        if matches(name)
+    }
+
+
+def glob_root(pattern: str) -> str:
+    """The folder before the first sign of a glob; of a path that is none, the folder it lies in."""
+    return posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+
+
+def is_glob(path: str) -> bool:
+    return re.search(r"[*?[]", path) is not None
+
+
+def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether `find` is fsspec's own, which leaves a folder that it can't list out without a word.
+
+    Its `on_error` is of no use: `walk` does not hand it on to the folders below the first.
+    """
+    return getattr(filesystem.find, "__func__", None) is fsspec.AbstractFileSystem.find
+
+
+def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    try:
+        return list(filesystem.ls(folder, detail=True))
+    except FileNotFoundError:
+        return []  # removed since it was seen
+    except OSError as error:
+        raise DataError(
+            f"{full_name(filesystem, folder)} can't be listed: {type(error).__name__}: {error}; make it readable, or "
+            "give the folders beside it, or a glob that leaves it out"
+        ) from error
 
 
 def write_file(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
@@ -752,9 +827,9 @@ def list_parts(path: str) -> list[str]:
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = _parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(filesystem.find(root), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_hold_data), root)
     else:
-        parts = sorted(filesystem.glob(root))
+        parts = sorted(match_files(filesystem, root))
     if not parts:
         raise DataError(
             f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of a "
@@ -793,13 +868,15 @@ def data_files(files: Iterable[str], root: str) -> list[str]:
         file
         for file in sorted(files)
         if file.endswith((".parquet", ".arrow"))
-        and not any(
-            part.startswith((".", "cache-")) or part in (REJECTED, TEMPORARY)
-            for part in posixpath.relpath(file, root).split("/")
-        )
+        and all(_may_hold_data(part) for part in posixpath.relpath(file, root).split("/"))
     ]
     # Of a data set in splits, the one to train on.
     return [file for file in visible if "train" in posixpath.relpath(file, root)] or visible
+
+
+def _may_hold_data(path: str) -> bool:
+    name = posixpath.basename(path)
+    return not name.startswith((".", "cache-")) and name not in (REJECTED, TEMPORARY)
 
 
 def read_corpus(path: str) -> Iterator[ScoredDocument]:

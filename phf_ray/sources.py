@@ -157,7 +157,7 @@ def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
     if filesystem.isdir(path or "/"):
         return f"{folder}/".startswith(f"{corpus.full_name(filesystem, path)}/")
     pattern = re.compile(glob_translate(corpus.full_name(filesystem, path)))
-    return _magic(path) is not None and any(pattern.match(posixpath.join(folder, name)) for name in names)
+    return corpus.is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)
 
 
 def _nothing(ignored: Counter[str]) -> str:
@@ -174,18 +174,14 @@ def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
         yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
     elif filesystem.isdir(path):
         yield from _find_in_folder(source, filesystem, path, ignored)
-    elif _magic(path) is not None:
-        root = posixpath.dirname(path[: _magic(path)])
-        entries = filesystem.glob(path, detail=True)
+    elif corpus.is_glob(path):
+        root = corpus.glob_root(path)
+        entries = corpus.match_files(filesystem, path)
         for name in sorted(entries):
             if entries[name]["type"] == "file":
                 yield _input_file(filesystem, root, entries[name])
     else:
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
-
-
-def _magic(path: str) -> int | None:
-    return min((path.index(sign) for sign in "*?[" if sign in path), default=None)
 
 
 def _find_in_folder(
@@ -195,7 +191,7 @@ def _find_in_folder(
         for part in corpus.list_parts(source):
             yield _input_file(filesystem, root, filesystem.info(corpus.open_filesystem(part)[1]))
         return
-    entries = filesystem.find(root, detail=True)
+    entries = corpus.list_files(filesystem, root, enters=lambda folder: not _is_aside(posixpath.basename(folder)))
     saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
     if saved or corpus.hub_url(source) is not None:
         names = corpus.data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
@@ -203,12 +199,17 @@ def _find_in_folder(
         names = sorted(entries)
     for name in names:
         relative = posixpath.relpath(name, root)
-        if any(part.startswith(".") or part == "__pycache__" for part in relative.split("/")):
+        if any(map(_is_aside, relative.split("/"))):
             continue
         if _kind(name) is None:
             ignored[posixpath.splitext(name)[1]] += 1
         else:
             yield _input_file(filesystem, root, entries[name])
+
+
+def _is_aside(name: str) -> bool:
+    """Of a file or folder that is not taken when the folder above it is given."""
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _kind(name: str) -> Kind | None:

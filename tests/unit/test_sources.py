@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,66 @@ def test_other_kinds_of_files_are_left_out_and_counted(tmp_path):
     assert found.ignored == {".so": 1}
     # A glob says what is wanted: any suffix is text.
     assert [file.path for file in find_files([f"{tmp_path}/*.so"]).files] == ["b.so"]
+
+
+def refuse_to_list(monkeypatch, name):
+    listed = LocalFileSystem.ls
+
+    def ls(filesystem, path, detail=False, **options):
+        if f"/{name}" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return listed(filesystem, path, detail=detail, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+
+
+@pytest.mark.parametrize("given", ["", "/**/*.parquet", "/a/*/*.parquet", "/?/b*/*.parquet"])
+def test_a_folder_that_can_not_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch, given):
+    for folder in ("a/bad", "a/good"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
+    refuse_to_list(monkeypatch, "bad")
+    for find in (lambda path: find_files([path]), corpus.list_parts):
+        with pytest.raises(DataError, match=rf"{tmp_path}/a/bad can't be listed: PermissionError.*; make it readable"):
+            find(f"{tmp_path}{given}")
+
+
+def test_folders_that_are_not_taken_need_not_be_listed(tmp_path, monkeypatch):
+    for folder in ("good", ".bad", "good/.bad"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
+    refuse_to_list(monkeypatch, ".bad")
+    assert [file.path for file in find_files([str(tmp_path)]).files] == ["good/x.parquet"]
+    assert corpus.list_parts(str(tmp_path)) == [f"{tmp_path}/good/x.parquet"]
+    # Nothing in it could match.
+    assert [file.path for file in find_files([f"{tmp_path}/g*/*"]).files] == ["good/x.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.py", ["a.py", "b.py"]),
+        ("?.py", ["a.py", "b.py"]),
+        ("[b-z].py", ["b.py"]),
+        ("*/*.py", ["x/c.py"]),
+        ("**/*.py", ["a.py", "b.py", "x/c.py", "x/y/d.py", "x/y/z/e.py"]),
+        ("x/**/*.py", ["x/c.py", "x/y/d.py", "x/y/z/e.py"]),
+        ("x/**/z/*.py", ["x/y/z/e.py"]),
+        ("*/y/**", ["x/y/d.py", "x/y/z/e.py"]),
+        ("*/y/*", ["x/y/d.py"]),
+        ("*", ["a.py", "b.py"]),
+        ("nothing/*", []),
+    ],
+)
+def test_a_glob_finds_what_that_of_fsspec_finds(tmp_path, pattern, names):
+    for name in ("a.py", "b.py", "x/c.py", "x/y/d.py", "x/y/z/e.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    filesystem, path = corpus.open_filesystem(f"{tmp_path}/{pattern}")
+    found = corpus.match_files(filesystem, path)
+    assert sorted(found) == [f"{tmp_path}/{name}" for name in names]
+    known = filesystem.glob(path, detail=True)
+    assert found == {name: entry for name, entry in known.items() if entry["type"] == "file"}
 
 
 def test_an_id_is_the_hash_of_relative_path_record_and_content(tmp_path):
