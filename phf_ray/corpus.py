@@ -133,6 +133,16 @@ def is_glob(path: str) -> bool:
     return re.search(r"[*?[]", path) is not None
 
 
+def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry itself, or of a link that of what it leads to, under the link's name.
+
+    A listing of a local folder tells the time of the link, which stays the same when its target changes.
+    """
+    if not entry.get("islink") and entry["type"] in ("file", "directory"):
+        return entry
+    return dict(filesystem.info(entry["name"]))
+
+
 def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Whether `find` is fsspec's own, which leaves a folder that it can't list out without a word.
 

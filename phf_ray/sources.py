@@ -178,8 +178,9 @@ def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
         root = corpus.glob_root(path)
         entries = corpus.match_files(filesystem, path)
         for name in sorted(entries):
-            if entries[name]["type"] == "file":
-                yield _input_file(filesystem, root, entries[name])
+            entry = corpus.follow(filesystem, entries[name])
+            if entry["type"] == "file":
+                yield _input_file(filesystem, root, entry)
     else:
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
 
@@ -201,10 +202,11 @@ def _find_in_folder(
         relative = posixpath.relpath(name, root)
         if any(map(_is_aside, relative.split("/"))):
             continue
-        if _kind(name) is None:
+        entry = corpus.follow(filesystem, entries[name]) if _kind(name) is not None else None
+        if entry is None or entry["type"] != "file":
             ignored[posixpath.splitext(name)[1]] += 1
         else:
-            yield _input_file(filesystem, root, entries[name])
+            yield _input_file(filesystem, root, entry)
 
 
 def _is_aside(name: str) -> bool:

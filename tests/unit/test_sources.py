@@ -125,6 +125,27 @@ def test_a_glob_finds_what_that_of_fsspec_finds(tmp_path, pattern, names):
     assert found == {name: entry for name, entry in known.items() if entry["type"] == "file"}
 
 
+def test_links_to_files_are_taken_and_known_by_what_they_lead_to(tmp_path):
+    """As the cache of the Hugging Face hub has them: a snapshot is a folder of links."""
+    blob = write_lines(tmp_path / "blob", [{"text": "x"}])
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    link = snapshot / "train.jsonl"
+    link.symlink_to("../blob")
+    (snapshot / "folder.txt").symlink_to(tmp_path)
+    inputs = [str(snapshot), f"{snapshot}/*", str(link)]
+    before = [find_files([source]).files for source in inputs]
+    assert before[0] == before[1] == before[2]
+    assert [(file.path, file.kind, file.size) for file in before[0]] == [
+        ("train.jsonl", "lines", len('{"text": "x"}\n'))
+    ]
+    assert texts_of(read_all(snapshot)) == ["x"]
+    os.utime(blob, ns=(0, blob.stat().st_mtime_ns + 1_000_000_000))
+    for source, (file,) in zip(inputs, before, strict=True):
+        (changed,) = find_files([source]).files
+        assert changed.stamp != file.stamp
+
+
 def test_an_id_is_the_hash_of_relative_path_record_and_content(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.py").write_text("x = 1\n")
