@@ -802,7 +802,7 @@ def is_scored_corpus(path: str) -> bool:
 def hub_url(path: str) -> str | None:
     """`hf://datasets/<id>` where `path` is the id of a data set on the Hugging Face hub, not a local path."""
     parts = path.split("/")
-    if "://" in path or len(parts) != 2 or not all(parts) or Path(path).exists() or "." in parts[0] or "*" in path:
+    if "://" in path or is_glob(path) or len(parts) != 2 or not all(parts) or "." in parts[0] or Path(path).exists():
         return None
     return f"hf://datasets/{path}"
 

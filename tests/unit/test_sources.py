@@ -168,7 +168,7 @@ def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, 
     assert corpus.hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "x").mkdir(parents=True)
-    for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py"):
+    for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py", "a/b-?.py", "a/[bc].py"):
         assert corpus.hub_url(path) is None
     with pytest.raises(ConfigError, match="does not exist"):
         find_files(["no/such-thing"])
