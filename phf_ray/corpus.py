@@ -12,6 +12,7 @@ read as they are.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -133,14 +134,19 @@ def is_glob(path: str) -> bool:
     return re.search(r"[*?[]", path) is not None
 
 
-def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry itself, or of a link that of what it leads to, under the link's name.
+def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry itself, or of a link that of what it leads to, under the link's name; None: it leads nowhere.
 
     A listing of a local folder tells the time of the link, which stays the same when its target changes.
     """
     if not entry.get("islink") and entry["type"] in ("file", "directory"):
         return entry
-    return dict(filesystem.info(entry["name"]))
+    try:
+        return dict(filesystem.info(entry["name"]))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:

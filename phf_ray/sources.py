@@ -43,6 +43,8 @@ _SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), "lines"),
     **dict.fromkeys((".parquet", ".arrow"), "table"),
 }
+_DANGLING = "dangling links"
+"""Beside suffixes, among what was not taken."""
 _TEXT_COLUMNS = ("texts", "text", "content")
 _META_COLUMNS = ("id", "meta", "metadata")
 # Text compresses about fourfold; only used to decide what is large.
@@ -105,7 +107,7 @@ class Found:
 
     files: tuple[InputFile, ...]
     ignored: Counter[str]
-    """Suffix -> files in given folders that were not taken."""
+    """Suffix, or `_DANGLING` -> files that were not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,9 @@ def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
         entries = corpus.match_files(filesystem, path)
         for name in sorted(entries):
             entry = corpus.follow(filesystem, entries[name])
-            if entry["type"] == "file":
+            if entry is None:
+                ignored[_DANGLING] += 1
+            elif entry["type"] == "file":
                 yield _input_file(filesystem, root, entry)
     else:
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
@@ -202,9 +206,13 @@ def _find_in_folder(
         relative = posixpath.relpath(name, root)
         if any(map(_is_aside, relative.split("/"))):
             continue
-        entry = corpus.follow(filesystem, entries[name]) if _kind(name) is not None else None
+        suffix = posixpath.splitext(name)[1]
+        if _kind(name) is None:
+            ignored[suffix] += 1
+            continue
+        entry = corpus.follow(filesystem, entries[name])
         if entry is None or entry["type"] != "file":
-            ignored[posixpath.splitext(name)[1]] += 1
+            ignored[_DANGLING if entry is None else suffix] += 1
         else:
             yield _input_file(filesystem, root, entry)
 

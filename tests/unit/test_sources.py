@@ -146,6 +146,22 @@ def test_links_to_files_are_taken_and_known_by_what_they_lead_to(tmp_path):
         assert changed.stamp != file.stamp
 
 
+def test_a_link_that_leads_nowhere_is_left_out_and_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "below.txt").symlink_to("a.txt/b.txt")
+    (tmp_path / "gone.so").symlink_to("nowhere")
+    for source, others in ((str(tmp_path), {".so": 1}), (f"{tmp_path}/*.txt", {})):
+        found = find_files([source])
+        assert [file.path for file in found.files] == ["a.txt"]
+        assert found.ignored == {"dangling links": 3, **others}
+    assert texts_of(read_all(tmp_path)) == ["x"]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ConfigError, match=r"only files of other kinds \(3 dangling links, 1 \.so\)"):
+        find_files([str(tmp_path)])
+
+
 def test_an_id_is_the_hash_of_relative_path_record_and_content(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.py").write_text("x = 1\n")
