@@ -799,10 +799,31 @@ def data_card(manifest: Manifest) -> str:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+_KEYS = {MANIFEST: {"scorers", "segmenter"}, PLAN: {"identities", "shards"}}
+"""Some that only ours have."""
+
+
 def is_scored_corpus(path: str) -> bool:
     """Whether this folder was written by jobs.score_corpus, finished or not."""
     filesystem, root = open_filesystem(path)
-    return any(filesystem.exists(posixpath.join(root, name)) for name in (MANIFEST, PLAN))
+    return any(_has_ours(filesystem, root, name) for name in _KEYS)
+
+
+def _has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
+    """Whether the manifest or plan in this folder is there and ours: others use such names too.
+
+    One that is empty, no JSON or not to be read may be ours and damaged: parts beside it tell.
+    """
+    file = posixpath.join(root, name)
+    if not filesystem.exists(file):
+        return False
+    try:
+        values = json.loads(filesystem.cat_file(file))
+    except (ValueError, RecursionError, PermissionError, IsADirectoryError):
+        values = None
+    if not values:
+        return bool(_parts_in(filesystem, root))
+    return isinstance(values, dict) and values.keys() >= _KEYS[name]
 
 
 def hub_url(path: str) -> str | None:
@@ -839,7 +860,7 @@ def list_parts(path: str) -> list[str]:
     if filesystem.isfile(root):
         return [full_name(filesystem, root)]
     if filesystem.isdir(root):
-        if filesystem.exists(posixpath.join(root, PLAN)) and not filesystem.exists(posixpath.join(root, SUCCESS)):
+        if not filesystem.exists(posixpath.join(root, SUCCESS)) and _has_ours(filesystem, root, PLAN):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = _parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
@@ -1000,7 +1021,7 @@ def read_manifest(path: str) -> Manifest:
     """What is known of a corpus. A data set without a manifest is read through once for its statistics."""
     filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
-    if not filesystem.isdir(root) or not filesystem.exists(file):
+    if not filesystem.isdir(root) or not _has_ours(filesystem, root, MANIFEST):
         return _scan(path)
     list_parts(path)
     try:

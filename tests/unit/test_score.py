@@ -239,6 +239,17 @@ def test_an_output_beside_the_input_is_not_refused(sources, tmp_path, given):
         assert run(request(tmp_path / given), str(sources / "scored")).documents in (1, 20, 21)
 
 
+def test_input_beside_the_manifest_of_somebody_else_is_scored(tmp_path):
+    folder = write_files(tmp_path / "in", {"a.jsonl": '{"text": "x"}\n', "manifest.json": '{"name": "app"}'})
+    assert run(request(folder), str(tmp_path / "out")).documents == 1
+
+
+def test_a_job_that_has_only_a_plan_is_no_input_yet(sources, tmp_path):
+    score.prepare(request(sources), score.Output(str(tmp_path / "out")), append=False, restart=False)
+    with pytest.raises(DataError, match="is not finished"):
+        run(request(tmp_path / "out"), str(tmp_path / "second"))
+
+
 def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
     texts = {f"{index}.py": "FAIL\n" if index % 2 else "fine\n" for index in range(10)}
     folder = write_files(tmp_path / "in", texts)
