@@ -320,7 +320,8 @@ def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
     try:
         for last in cut(file, max(target, least), index):
             yield last
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        _raise_passing(file, error)
         # Reading will come to the same place and reject what follows with the reason.
         yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
@@ -395,7 +396,8 @@ def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]
     elif file.path.endswith(".parquet"):
         try:
             rows = _parquet_metadata(file.name).num_rows
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            _raise_passing(file, error)
             rows = 0  # reading will say why
         for begin in sorted({rows * place // places for place in range(places)}):
             yield replace(whole, begin=begin)
@@ -440,7 +442,8 @@ def _columns(file: InputFile) -> list[str]:
                 first = json.loads(stream.readline(MAX_DOCUMENT_BYTES) or b"{}")
             return list(first) if isinstance(first, dict) else []
         return _table_columns(file.name)
-    except (*_UNREADABLE, ValueError, RecursionError):
+    except (*_UNREADABLE, ValueError, RecursionError) as error:
+        _raise_passing(file, error)
         return []
 
 
@@ -478,14 +481,19 @@ def read_piece(
         for number, record in records:
             index = number + 1
             yield record
-    except FileNotFoundError as error:
-        # It was there when the work was planned: on this machine something is missing, not in the corpus.
-        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
     except _UNREADABLE as error:
-        lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
-        if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
-            raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
+        _raise_passing(file, error)
         yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _raise_passing(file: InputFile, error: Exception) -> None:
+    """Raises DataError where a second try may read the file; returns where the file itself is damaged."""
+    if isinstance(error, FileNotFoundError):
+        # It was there when the input was found: on this machine something is missing, not in the corpus.
+        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
+    lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
+    if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
+        raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
 
 
 def _read_text(file: InputFile) -> Record:

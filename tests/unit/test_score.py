@@ -12,6 +12,7 @@ from typing import ClassVar
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from jobs import score_corpus as job
 from phf_ray import corpus
@@ -667,6 +668,29 @@ def test_input_and_output_may_lie_on_an_object_store(root, s3):
     again = run(request(f"{root}/in/[0-2].txt"), f"{root}/out", restart=True)
     assert (again.documents, store.exists(f"{inner}/out/rejected")) == (3, False)
     assert sum(1 for _ in read_corpus(f"{root}/out")) == 3
+
+
+@pytest.mark.parametrize("limit", [None, 900])
+def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkeypatch, limit):
+    store, _ = corpus.open_filesystem("memory://")
+    lines = [json.dumps({"text": f"text {index}"}) for index in range(1000)]
+    store.pipe_file("/moment/in/a.jsonl", "\n".join(lines).encode())
+    asked = request("memory://moment/in", shard_bytes=1000, limit=limit)
+    monkeypatch.setattr(score.sources, "_CHUNK", 1000)
+    filled, reads = MemoryFile.readinto, []
+
+    def readinto(file, buffer):
+        reads.append(len(buffer))
+        if len(reads) == 5:
+            raise OSError("Connection reset by peer")
+        return filled(file, buffer)
+
+    monkeypatch.setattr(MemoryFile, "readinto", readinto, raising=False)
+    with pytest.raises(DataError, match=r"a\.jsonl: OSError: Connection reset by peer; run the same command again"):
+        run(asked, f"memory://moment/out-{limit}")
+    assert len(reads) == 5
+    assert not store.exists(f"/moment/out-{limit}/plan.json")
+    assert run(asked, f"memory://moment/out-{limit}").documents == (limit or 1000)
 
 
 class Tally:
