@@ -81,6 +81,18 @@ def full_name(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
+@contextlib.contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """Raises DataError with the words of a store or disk that says neither what is there nor that nothing is."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be looked at: {type(error).__name__}: {error}; check that you may read it, and for an "
+            "object store its credentials, its endpoint and the network"
+        ) from error
+
+
 def list_files(
     filesystem: fsspec.AbstractFileSystem, root: str, *, enters: Callable[[str], bool] | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -806,7 +818,8 @@ _KEYS = {MANIFEST: {"scorers", "segmenter"}, PLAN: {"identities", "shards"}}
 def is_scored_corpus(path: str) -> bool:
     """Whether this folder was written by jobs.score_corpus, finished or not."""
     filesystem, root = open_filesystem(path)
-    return any(_has_ours(filesystem, root, name) for name in _KEYS)
+    with store_errors(path):
+        return any(_has_ours(filesystem, root, name) for name in _KEYS)
 
 
 def _has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
@@ -856,9 +869,14 @@ def list_parts(path: str) -> list[str]:
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with the
     columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
     """
-    filesystem, root = open_source(path)
+    with store_errors(path):
+        filesystem, root = open_source(path)
+        return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
+
+
+def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
     if filesystem.isfile(root):
-        return [full_name(filesystem, root)]
+        return [root]
     if filesystem.isdir(root):
         if not filesystem.exists(posixpath.join(root, SUCCESS)) and _has_ours(filesystem, root, PLAN):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
@@ -872,7 +890,7 @@ def list_parts(path: str) -> list[str]:
             f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of a "
             "jobs.score_corpus, or a data set with columns texts and scores"
         )
-    return [full_name(filesystem, part) for part in parts]
+    return parts
 
 
 def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Sequence[str]) -> None:
@@ -1021,11 +1039,15 @@ def read_manifest(path: str) -> Manifest:
     """What is known of a corpus. A data set without a manifest is read through once for its statistics."""
     filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
-    if not filesystem.isdir(root) or not _has_ours(filesystem, root, MANIFEST):
+    with store_errors(path):
+        has_manifest = filesystem.isdir(root) and _has_ours(filesystem, root, MANIFEST)
+    if not has_manifest:
         return _scan(path)
     list_parts(path)
     try:
-        return Manifest.from_json(json.loads(filesystem.cat_file(file)))
+        with store_errors(path):
+            content = filesystem.cat_file(file)
+        return Manifest.from_json(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}/{MANIFEST} is not a manifest of a scored corpus: {error!r}; score it again") from None
 

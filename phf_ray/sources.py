@@ -142,7 +142,8 @@ def find_files(inputs: Sequence[str]) -> Found:
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
     for source in inputs:
-        found = list(_find(source, ignored))
+        with corpus.store_errors(f"--input {source}"):
+            found = list(_find(source, ignored))
         if not found:
             raise ConfigError(f"--input {source}: {_nothing(ignored)}")
         for file in found:
@@ -156,7 +157,9 @@ def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
         return False
     filesystem, path = corpus.open_filesystem(source)
     path = path.rstrip("/")
-    if filesystem.isdir(path or "/"):
+    with corpus.store_errors(f"--input {source}"):
+        is_folder = filesystem.isdir(path or "/")
+    if is_folder:
         return f"{folder}/".startswith(f"{corpus.full_name(filesystem, path)}/")
     pattern = re.compile(glob_translate(corpus.full_name(filesystem, path)))
     return corpus.is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)

@@ -294,7 +294,8 @@ class Output:
         return self.name(corpus.REJECTED, corpus.part_name(shard))
 
     def has(self, name: str) -> bool:
-        return bool(self._filesystem.exists(posixpath.join(self._root, name)))
+        with corpus.store_errors(f"--output {self.path}"):
+            return bool(self._filesystem.exists(posixpath.join(self._root, name)))
 
     def committed(self, num_shards: int) -> set[int]:
         names = {corpus.part_name(shard): shard for shard in range(num_shards)}
