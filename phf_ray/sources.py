@@ -394,7 +394,12 @@ def plan_sample(files: Sequence[InputFile], *, num_records: int) -> Iterator[Sam
 def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]:
     whole = Piece(index, file.text_bytes)
     if file.kind == "lines" and not file.path.endswith(_COMPRESSED):
-        for offset in sorted({_line_at(file, file.size * place // places) for place in range(places)}):
+        try:
+            offsets = {_line_at(file, file.size * place // places) for place in range(places)}
+        except _UNREADABLE as error:
+            _raise_passing(file, error)
+            offsets = {0}  # reading will say why
+        for offset in sorted(offsets):
             yield replace(whole, offset=offset)
     elif file.path.endswith(".parquet"):
         try:

@@ -481,6 +481,25 @@ def test_a_sample_is_spread_over_a_large_file_and_takes_its_share_of_records(tmp
     assert 1 <= sum(index >= 1000 for index in found) <= 5
 
 
+def test_a_sample_leaves_an_unreadable_file_to_be_rejected(tmp_path, monkeypatch):
+    """As scoring does, also where the file is large enough to be looked into."""
+    write_lines(tmp_path / "a.jsonl", [{"text": "x" * 100}] * 10)
+    write_lines(tmp_path / "b.jsonl", [{"text": "y"}])
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    files = find_files([str(tmp_path)]).files
+    opened = LocalFileSystem.open
+
+    def refused(filesystem, path, *arguments, **options):
+        if path.endswith("a.jsonl"):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(filesystem, path, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "open", refused)
+    samples = list(sources.plan_sample(files, num_records=10))
+    records = [record for sample in samples for record in read_piece(files[sample.piece.file], sample.piece)]
+    assert [getattr(record, "reason", None) for record in records] == ["unreadable", None]
+
+
 def test_a_small_file_of_lines_is_sampled_from_its_begin_and_once(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"text": str(index)} for index in range(5)])
     files = find_files([str(tmp_path)]).files
