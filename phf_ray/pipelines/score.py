@@ -27,7 +27,7 @@ from ray.util.metrics import Counter as MetricCounter
 from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray import corpus, sources
-from phf_ray.config import Config, PoolConfig, Pools
+from phf_ray.config import Config, GpuPoolConfig, PoolConfig, Pools
 from phf_ray.corpus import Manifest, PartWriter, Stats
 from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
 from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
@@ -1040,8 +1040,11 @@ class OnRay:
 
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for pool in pools:
-            if not self.has(pool.config):
-                log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
+            if self.has(pool.config):
+                continue
+            if not self.may_grow():
+                raise _never_fits(pool.config)
+            log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
         with _data_settings(), _own_errors():
             # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
@@ -1067,6 +1070,16 @@ def _resources(pool: PoolConfig) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def _never_fits(pool: PoolConfig) -> ConfigError:
+    name = "gpu" if isinstance(pool, GpuPoolConfig) else "cpu"
+    wanted, available = _resources(pool), ray.cluster_resources()
+    there = {resource: available.get(resource, 0.0) for resource in wanted}
+    return ConfigError(
+        f"scoring.pools.{name}: an actor asks for {wanted}, and all there is here is {there}: none would ever start; "
+        "ask for less, or set RAY_ADDRESS to a cluster that has it"
+    )
+
+
 def _room_for(pool: PoolConfig) -> int | None:
     """Actors that this machine alone has room for; None on a cluster, which may grow.
 
@@ -1083,9 +1096,14 @@ def _room_for(pool: PoolConfig) -> int | None:
 def _may_grow() -> bool:
     """Whether this is more than the Ray that a job starts on its own machine.
 
-    The number of nodes does not tell: a cluster whose workers start from zero is one head.
+    The number of nodes does not tell: a cluster whose workers start from zero is one head. Nor does Ray tell whether
+    an autoscaler runs: nodes that are all there are taken for some that may get company.
     """
-    return os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1
+    if os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1:
+        return True
+    # RAY_ADDRESS says nothing of a cluster that a program named in ray.init(address=...).
+    own = ray._private.worker._global_node
+    return own is None or not own.is_head()
 
 
 @contextlib.contextmanager

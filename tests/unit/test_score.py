@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import datasets
@@ -17,7 +18,7 @@ from fsspec.implementations.memory import MemoryFile
 
 from jobs import score_corpus as job
 from phf_ray import corpus
-from phf_ray.config import parse_config
+from phf_ray.config import PoolConfig, parse_config
 from phf_ray.corpus import read_corpus
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.pipelines import score
@@ -372,7 +373,9 @@ def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executo
     assert "set scoring.pools.gpu" in told.getMessage()
 
 
-def fake_cluster(monkeypatch, *, address, nodes, **resources):
+def fake_cluster(monkeypatch, *, address, nodes, is_own=True, **resources):
+    """`is_own`: whether this process started the Ray that it uses."""
+    monkeypatch.setattr(score.ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: is_own))
     monkeypatch.setattr(score.ray, "nodes", lambda: [{"Alive": True}] * nodes)
     monkeypatch.setattr(score.ray, "cluster_resources", lambda: dict(resources))
     monkeypatch.setattr(score.os, "cpu_count", lambda: 2)
@@ -394,7 +397,8 @@ def fake_cluster(monkeypatch, *, address, nodes, **resources):
     ],
 )
 def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatch, address, nodes, cpus, most):
-    fake_cluster(monkeypatch, address=address, nodes=nodes, **({"CPU": cpus} if cpus else {}))
+    # A Ray that a job starts has CPUs.
+    fake_cluster(monkeypatch, address=address, nodes=nodes, is_own=cpus > 0, **({"CPU": cpus} if cpus else {}))
 
     class Data:
         def iter_rows(self):
@@ -406,6 +410,43 @@ def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatc
     pool = score.Pool(stage=None, config=config().scoring.pools.cpu)
     assert list(score.OnRay().score([pool], [{}] * 20)) == []
     assert limits == [most]
+
+
+def begin_on_ray(monkeypatch, **pool):
+    """Up to where Ray would be asked for actors."""
+    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: SimpleNamespace(iter_rows=list))
+    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: data)
+    assert list(score.OnRay().score([score.Pool(stage=None, config=PoolConfig(**pool))], [{}])) == []
+
+
+@pytest.mark.parametrize("asked", [{"num_cpus": 8}, {"resources": {"tpu": 1}}])
+def test_actors_that_can_never_fit_are_refused_at_once(monkeypatch, asked):
+    fake_cluster(monkeypatch, address=None, nodes=1, CPU=4.0)
+    with pytest.raises(
+        ConfigError,
+        match=r"scoring\.pools\.cpu: an actor asks for \{'CPU': .*is \{'CPU': 4\.0.*ask for less.*RAY_ADDRESS",
+    ):
+        begin_on_ray(monkeypatch, **asked)
+    begin_on_ray(monkeypatch, num_cpus=4)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        # As a submitted job sees the head of a cluster whose workers start from zero, on Kubernetes or elsewhere.
+        {"address": "10.0.0.1:6379", "nodes": 1, "is_own": False},
+        {"address": "auto", "nodes": 1, "is_own": False},
+        {"address": None, "nodes": 3, "is_own": False},
+        # A program on the head that called ray.init(address="auto").
+        {"address": None, "nodes": 1, "is_own": False},
+        # Nodes that joined the Ray of this process.
+        {"address": None, "nodes": 2, "is_own": True},
+    ],
+)
+def test_on_a_cluster_that_may_grow_actors_are_waited_for(monkeypatch, caplog, cluster):
+    fake_cluster(monkeypatch, CPU=4.0, **cluster)
+    begin_on_ray(monkeypatch, num_cpus=8)
+    assert "waiting for nodes with {'CPU': 8.0}" in caplog.text
 
 
 class Shown:
