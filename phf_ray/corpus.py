@@ -819,10 +819,10 @@ def is_scored_corpus(path: str) -> bool:
     """Whether this folder was written by jobs.score_corpus, finished or not."""
     filesystem, root = open_filesystem(path)
     with store_errors(path):
-        return any(_has_ours(filesystem, root, name) for name in _KEYS)
+        return any(has_ours(filesystem, root, name) for name in _KEYS)
 
 
-def _has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
+def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
     """Whether the manifest or plan in this folder is there and ours: others use such names too.
 
     One that is empty, no JSON or not to be read may be ours and damaged: parts beside it tell.
@@ -878,7 +878,7 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
     if filesystem.isfile(root):
         return [root]
     if filesystem.isdir(root):
-        if not filesystem.exists(posixpath.join(root, SUCCESS)) and _has_ours(filesystem, root, PLAN):
+        if not filesystem.exists(posixpath.join(root, SUCCESS)) and has_ours(filesystem, root, PLAN):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = _parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
@@ -1040,7 +1040,7 @@ def read_manifest(path: str) -> Manifest:
     filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
     with store_errors(path):
-        has_manifest = filesystem.isdir(root) and _has_ours(filesystem, root, MANIFEST)
+        has_manifest = filesystem.isdir(root) and has_ours(filesystem, root, MANIFEST)
     if not has_manifest:
         return _scan(path)
     list_parts(path)

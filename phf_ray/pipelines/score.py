@@ -316,7 +316,7 @@ class Output:
         return Stats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
 
     def read_plan(self) -> Plan | None:
-        if not self.has(corpus.PLAN):
+        if not self.is_ours():
             return None
         try:
             return Plan.from_json(json.loads(self._filesystem.cat_file(posixpath.join(self._root, corpus.PLAN))))
@@ -329,7 +329,9 @@ class Output:
         corpus.write_file(self._filesystem, posixpath.join(self._root, corpus.PLAN), content.encode())
 
     def is_ours(self) -> bool:
-        return self.has(corpus.PLAN)
+        """Whether a job like this one has begun here: a plan of somebody else gives no right to clear the folder."""
+        with corpus.store_errors(f"--output {self.path}"):
+            return corpus.has_ours(self._filesystem, self._root, corpus.PLAN)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """At the very end of a job: in a finished corpus nothing temporary is left behind."""
@@ -377,7 +379,7 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
     stored = None if restart else output.read_plan()
     if stored is None:
         plan = make_plan(request)
-        if restart and output.has(corpus.PLAN):
+        if restart and output.is_ours():
             output.clear()
         output.refuse_strangers()
         output.write_plan(plan)

@@ -228,6 +228,24 @@ def test_a_folder_with_other_things_is_not_written_into(sources, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+def test_a_folder_with_the_plan_of_somebody_else_is_neither_written_into_nor_cleared(sources, tmp_path):
+    texts = {"plan.json": '{"tasks": []}', "README.md": "precious", "summary.json": "{}", "part-1.parquet": "x"}
+    out = write_files(tmp_path / "out", texts)
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match="is not empty and not of this job"):
+            run(request(sources), str(out), restart=restart)
+    assert {path.name: path.read_text() for path in out.iterdir()} == texts
+
+
+def test_a_plan_that_is_torn_is_ours_where_there_are_parts(sources, tmp_path):
+    out = tmp_path / "out"
+    first = run(request(sources), str(out))
+    (out / "plan.json").write_text((out / "plan.json").read_text()[:100])
+    with pytest.raises(DataError, match=r"plan\.json can't be read: .*; start anew with --restart"):
+        run(request(sources), str(out))
+    assert run(request(sources), str(out), restart=True) == first
+
+
 @pytest.mark.parametrize("given", ["in", "in/**/*.parquet", "i*/**/README*", "in/scored/*"])
 def test_an_output_that_would_be_read_as_input_is_refused(sources, tmp_path, given):
     with pytest.raises(ConfigError, match=r"--output .*in/scored lies in --input .*; give an output elsewhere"):
