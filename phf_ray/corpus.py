@@ -12,16 +12,18 @@ read as they are.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import math
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError, DataError, IncompleteError
@@ -76,6 +79,106 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 def full_name(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     """What `open_filesystem` turns back into the same place."""
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+
+
+@contextlib.contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """Raises DataError with the words of a store or disk that says neither what is there nor that nothing is."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be looked at: {type(error).__name__}: {error}; check that you may read it, and for an "
+            "object store its credentials, its endpoint and the network"
+        ) from error
+
+
+def list_files(
+    filesystem: fsspec.AbstractFileSystem, root: str, *, enters: Callable[[str], bool] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Entries of all files below a folder, by their paths. `enters`: whether to look into a folder below it;
+    None: into all.
+
+    Raises DataError for a folder that can't be listed.
+    """
+    if not _is_walked(filesystem):
+        return dict(filesystem.find(root, detail=True))
+    files: dict[str, dict[str, Any]] = {}
+    folders = [root.rstrip("/") or "/"]
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(filesystem, folder):
+            name = str(entry["name"]).rstrip("/")
+            if entry["type"] != "directory":
+                files[name] = entry
+            elif name != folder and (enters is None or enters(name)):
+                folders.append(name)
+    return files
+
+
+def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """As `list_files`, of the files that match a glob. Folders that can hold none of them are not looked into."""
+    if not _is_walked(filesystem):
+        found = filesystem.glob(pattern, detail=True)
+        return {name: entry for name, entry in found.items() if entry["type"] != "directory"}
+    parts = pattern.split("/")
+
+    def enters(folder: str) -> bool:
+        depth = folder.count("/") + 1
+        if "**" in parts[:depth]:
+            return True
+        return depth < len(parts) and re.match(glob_translate("/".join(parts[:depth])), folder) is not None
+
+    matches = re.compile(glob_translate(pattern)).match
+    return {
+        name: entry
+        for name, entry in list_files(filesystem, glob_root(pattern), enters=enters).items()
+        if matches(name)
+    }
+
+
+def glob_root(pattern: str) -> str:
+    """The folder before the first sign of a glob; of a path that is none, the folder it lies in."""
+    return posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+
+
+def is_glob(path: str) -> bool:
+    return re.search(r"[*?[]", path) is not None
+
+
+def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry itself, or of a link that of what it leads to, under the link's name; None: it leads nowhere.
+
+    A listing of a local folder tells the time of the link, which stays the same when its target changes.
+    """
+    if not entry.get("islink") and entry["type"] in ("file", "directory"):
+        return entry
+    try:
+        return dict(filesystem.info(entry["name"]))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether `find` is fsspec's own, which leaves a folder that it can't list out without a word.
+
+    Its `on_error` is of no use: `walk` does not hand it on to the folders below the first.
+    """
+    return getattr(filesystem.find, "__func__", None) is fsspec.AbstractFileSystem.find
+
+
+def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    try:
+        return list(filesystem.ls(folder, detail=True))
+    except FileNotFoundError:
+        return []  # removed since it was seen
+    except OSError as error:
+        raise DataError(
+            f"{full_name(filesystem, folder)} can't be listed: {type(error).__name__}: {error}; make it readable, or "
+            "give the folders beside it, or a glob that leaves it out"
+        ) from error
 
 
 def write_file(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
@@ -708,16 +811,38 @@ def data_card(manifest: Manifest) -> str:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+_KEYS = {MANIFEST: {"scorers", "segmenter"}, PLAN: {"identities", "shards"}}
+"""Some that only ours have."""
+
+
 def is_scored_corpus(path: str) -> bool:
     """Whether this folder was written by jobs.score_corpus, finished or not."""
     filesystem, root = open_filesystem(path)
-    return any(filesystem.exists(posixpath.join(root, name)) for name in (MANIFEST, PLAN))
+    with store_errors(path):
+        return any(has_ours(filesystem, root, name) for name in _KEYS)
+
+
+def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
+    """Whether the manifest or plan in this folder is there and ours: others use such names too.
+
+    One that is empty, no JSON or not to be read may be ours and damaged: parts beside it tell.
+    """
+    file = posixpath.join(root, name)
+    if not filesystem.exists(file):
+        return False
+    try:
+        values = json.loads(filesystem.cat_file(file))
+    except (ValueError, RecursionError, PermissionError, IsADirectoryError):
+        values = None
+    if not values:
+        return bool(_parts_in(filesystem, root))
+    return isinstance(values, dict) and values.keys() >= _KEYS[name]
 
 
 def hub_url(path: str) -> str | None:
     """`hf://datasets/<id>` where `path` is the id of a data set on the Hugging Face hub, not a local path."""
     parts = path.split("/")
-    if "://" in path or len(parts) != 2 or not all(parts) or Path(path).exists() or "." in parts[0] or "*" in path:
+    if "://" in path or is_glob(path) or len(parts) != 2 or not all(parts) or "." in parts[0] or Path(path).exists():
         return None
     return f"hf://datasets/{path}"
 
@@ -744,23 +869,28 @@ def list_parts(path: str) -> list[str]:
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with the
     columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
     """
-    filesystem, root = open_source(path)
+    with store_errors(path):
+        filesystem, root = open_source(path)
+        return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
+
+
+def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
     if filesystem.isfile(root):
-        return [full_name(filesystem, root)]
+        return [root]
     if filesystem.isdir(root):
-        if filesystem.exists(posixpath.join(root, PLAN)) and not filesystem.exists(posixpath.join(root, SUCCESS)):
+        if not filesystem.exists(posixpath.join(root, SUCCESS)) and has_ours(filesystem, root, PLAN):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = _parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(filesystem.find(root), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_hold_data), root)
     else:
-        parts = sorted(filesystem.glob(root))
+        parts = sorted(match_files(filesystem, root))
     if not parts:
         raise DataError(
             f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of a "
             "jobs.score_corpus, or a data set with columns texts and scores"
         )
-    return [full_name(filesystem, part) for part in parts]
+    return parts
 
 
 def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Sequence[str]) -> None:
@@ -793,13 +923,15 @@ def data_files(files: Iterable[str], root: str) -> list[str]:
         file
         for file in sorted(files)
         if file.endswith((".parquet", ".arrow"))
-        and not any(
-            part.startswith((".", "cache-")) or part in (REJECTED, TEMPORARY)
-            for part in posixpath.relpath(file, root).split("/")
-        )
+        and all(_may_hold_data(part) for part in posixpath.relpath(file, root).split("/"))
     ]
     # Of a data set in splits, the one to train on.
     return [file for file in visible if "train" in posixpath.relpath(file, root)] or visible
+
+
+def _may_hold_data(path: str) -> bool:
+    name = posixpath.basename(path)
+    return not name.startswith((".", "cache-")) and name not in (REJECTED, TEMPORARY)
 
 
 def read_corpus(path: str) -> Iterator[ScoredDocument]:
@@ -907,11 +1039,15 @@ def read_manifest(path: str) -> Manifest:
     """What is known of a corpus. A data set without a manifest is read through once for its statistics."""
     filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
-    if not filesystem.isdir(root) or not filesystem.exists(file):
+    with store_errors(path):
+        has_manifest = filesystem.isdir(root) and has_ours(filesystem, root, MANIFEST)
+    if not has_manifest:
         return _scan(path)
     list_parts(path)
     try:
-        return Manifest.from_json(json.loads(filesystem.cat_file(file)))
+        with store_errors(path):
+            content = filesystem.cat_file(file)
+        return Manifest.from_json(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}/{MANIFEST} is not a manifest of a scored corpus: {error!r}; score it again") from None
 

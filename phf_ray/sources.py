@@ -43,6 +43,8 @@ _SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), "lines"),
     **dict.fromkeys((".parquet", ".arrow"), "table"),
 }
+_DANGLING = "dangling links"
+"""Beside suffixes, among what was not taken."""
 _TEXT_COLUMNS = ("texts", "text", "content")
 _META_COLUMNS = ("id", "meta", "metadata")
 # Text compresses about fourfold; only used to decide what is large.
@@ -105,7 +107,7 @@ class Found:
 
     files: tuple[InputFile, ...]
     ignored: Counter[str]
-    """Suffix -> files in given folders that were not taken."""
+    """Suffix, or `_DANGLING` -> files that were not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,8 @@ def find_files(inputs: Sequence[str]) -> Found:
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
     for source in inputs:
-        found = list(_find(source, ignored))
+        with corpus.store_errors(f"--input {source}"):
+            found = list(_find(source, ignored))
         if not found:
             raise ConfigError(f"--input {source}: {_nothing(ignored)}")
         for file in found:
@@ -154,10 +157,12 @@ def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
         return False
     filesystem, path = corpus.open_filesystem(source)
     path = path.rstrip("/")
-    if filesystem.isdir(path or "/"):
+    with corpus.store_errors(f"--input {source}"):
+        is_folder = filesystem.isdir(path or "/")
+    if is_folder:
         return f"{folder}/".startswith(f"{corpus.full_name(filesystem, path)}/")
     pattern = re.compile(glob_translate(corpus.full_name(filesystem, path)))
-    return _magic(path) is not None and any(pattern.match(posixpath.join(folder, name)) for name in names)
+    return corpus.is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)
 
 
 def _nothing(ignored: Counter[str]) -> str:
@@ -174,18 +179,17 @@ def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
         yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
     elif filesystem.isdir(path):
         yield from _find_in_folder(source, filesystem, path, ignored)
-    elif _magic(path) is not None:
-        root = posixpath.dirname(path[: _magic(path)])
-        entries = filesystem.glob(path, detail=True)
+    elif corpus.is_glob(path):
+        root = corpus.glob_root(path)
+        entries = corpus.match_files(filesystem, path)
         for name in sorted(entries):
-            if entries[name]["type"] == "file":
-                yield _input_file(filesystem, root, entries[name])
+            entry = corpus.follow(filesystem, entries[name])
+            if entry is None:
+                ignored[_DANGLING] += 1
+            elif entry["type"] == "file":
+                yield _input_file(filesystem, root, entry)
     else:
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
-
-
-def _magic(path: str) -> int | None:
-    return min((path.index(sign) for sign in "*?[" if sign in path), default=None)
 
 
 def _find_in_folder(
@@ -195,7 +199,7 @@ def _find_in_folder(
         for part in corpus.list_parts(source):
             yield _input_file(filesystem, root, filesystem.info(corpus.open_filesystem(part)[1]))
         return
-    entries = filesystem.find(root, detail=True)
+    entries = corpus.list_files(filesystem, root, enters=lambda folder: not _is_aside(posixpath.basename(folder)))
     saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
     if saved or corpus.hub_url(source) is not None:
         names = corpus.data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
@@ -203,12 +207,22 @@ def _find_in_folder(
         names = sorted(entries)
     for name in names:
         relative = posixpath.relpath(name, root)
-        if any(part.startswith(".") or part == "__pycache__" for part in relative.split("/")):
+        if any(map(_is_aside, relative.split("/"))):
             continue
+        suffix = posixpath.splitext(name)[1]
         if _kind(name) is None:
-            ignored[posixpath.splitext(name)[1]] += 1
+            ignored[suffix] += 1
+            continue
+        entry = corpus.follow(filesystem, entries[name])
+        if entry is None or entry["type"] != "file":
+            ignored[_DANGLING if entry is None else suffix] += 1
         else:
-            yield _input_file(filesystem, root, entries[name])
+            yield _input_file(filesystem, root, entry)
+
+
+def _is_aside(name: str) -> bool:
+    """Of a file or folder that is not taken when the folder above it is given."""
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _kind(name: str) -> Kind | None:
@@ -309,7 +323,8 @@ def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
     try:
         for last in cut(file, max(target, least), index):
             yield last
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        _raise_passing(file, error)
         # Reading will come to the same place and reject what follows with the reason.
         yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
@@ -379,12 +394,18 @@ def plan_sample(files: Sequence[InputFile], *, num_records: int) -> Iterator[Sam
 def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]:
     whole = Piece(index, file.text_bytes)
     if file.kind == "lines" and not file.path.endswith(_COMPRESSED):
-        for offset in sorted({_line_at(file, file.size * place // places) for place in range(places)}):
+        try:
+            offsets = {_line_at(file, file.size * place // places) for place in range(places)}
+        except _UNREADABLE as error:
+            _raise_passing(file, error)
+            offsets = {0}  # reading will say why
+        for offset in sorted(offsets):
             yield replace(whole, offset=offset)
     elif file.path.endswith(".parquet"):
         try:
             rows = _parquet_metadata(file.name).num_rows
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            _raise_passing(file, error)
             rows = 0  # reading will say why
         for begin in sorted({rows * place // places for place in range(places)}):
             yield replace(whole, begin=begin)
@@ -429,7 +450,8 @@ def _columns(file: InputFile) -> list[str]:
                 first = json.loads(stream.readline(MAX_DOCUMENT_BYTES) or b"{}")
             return list(first) if isinstance(first, dict) else []
         return _table_columns(file.name)
-    except (*_UNREADABLE, ValueError, RecursionError):
+    except (*_UNREADABLE, ValueError, RecursionError) as error:
+        _raise_passing(file, error)
         return []
 
 
@@ -467,14 +489,19 @@ def read_piece(
         for number, record in records:
             index = number + 1
             yield record
-    except FileNotFoundError as error:
-        # It was there when the work was planned: on this machine something is missing, not in the corpus.
-        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
     except _UNREADABLE as error:
-        lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
-        if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
-            raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
+        _raise_passing(file, error)
         yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _raise_passing(file: InputFile, error: Exception) -> None:
+    """Raises DataError where a second try may read the file; returns where the file itself is damaged."""
+    if isinstance(error, FileNotFoundError):
+        # It was there when the input was found: on this machine something is missing, not in the corpus.
+        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
+    lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
+    if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
+        raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
 
 
 def _read_text(file: InputFile) -> Record:

@@ -35,6 +35,19 @@ class _Store(ArrowFSWrapper):
         """`s3://bucket/a b?` -> `bucket/a b?`. Arrow's wrapper would lose the bucket, and read the rest as a URL."""
         return (path.partition("://")[2] if "://" in path else path).rstrip("/")
 
+    def isfile(self, path: str) -> bool:
+        return self._kind(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        return self._kind(path) == "directory"
+
+    def _kind(self, path: str) -> str | None:
+        """None where there is nothing. Raises OSError where the store does not say; fsspec's own would say no."""
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return None
+
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         if re.search(r"\?\w+=", path):

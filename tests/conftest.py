@@ -28,12 +28,24 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 @pytest.fixture
 def s3(monkeypatch) -> Iterator[dict[str, bytes]]:
     """A store behind `s3://` on this machine: what it holds, by `bucket/key`."""
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
     with serving() as (url, objects):
-        values = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
-        for name, value in {**values, "EC2_METADATA_DISABLED": "true"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
+        _point_at(url, monkeypatch)
         yield objects
+
+
+@pytest.fixture
+def s3_that_refuses(monkeypatch) -> Iterator[None]:
+    """As `s3`, without the right to see anything."""
+    with serving(refuses=True) as (url, _):
+        _point_at(url, monkeypatch)
+        yield
+
+
+def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    values = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
+    for name, value in {**values, "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204)
 
 
+class _Refusing(_Handler):
+    """As the store is to somebody whose credentials it does not know."""
+
+    def _refuse(self) -> None:
+        self._begin()
+        self._answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+
+    do_HEAD = do_GET = do_PUT = do_POST = do_DELETE = _refuse
+
+
 def _without_chunks(stream: IO[bytes]) -> bytes:
     """Size, content; a chunk of no bytes and lines of checksums, the last of them empty, end it."""
     content = b""
@@ -141,9 +151,9 @@ def _without_chunks(stream: IO[bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Its URL, and what it holds by `bucket/key`."""
-    handler = type("Handler", (_Handler,), {"objects": {}, "parts": {}})
+def serving(*, refuses: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Its URL, and what it holds by `bucket/key`. `refuses`: answers 403 to everything."""
+    handler = type("Handler", (_Refusing if refuses else _Handler,), {"objects": {}, "parts": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

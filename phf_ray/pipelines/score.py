@@ -27,7 +27,7 @@ from ray.util.metrics import Counter as MetricCounter
 from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray import corpus, sources
-from phf_ray.config import Config, PoolConfig, Pools
+from phf_ray.config import Config, GpuPoolConfig, PoolConfig, Pools
 from phf_ray.corpus import Manifest, PartWriter, Stats
 from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
 from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
@@ -294,7 +294,8 @@ class Output:
         return self.name(corpus.REJECTED, corpus.part_name(shard))
 
     def has(self, name: str) -> bool:
-        return bool(self._filesystem.exists(posixpath.join(self._root, name)))
+        with corpus.store_errors(f"--output {self.path}"):
+            return bool(self._filesystem.exists(posixpath.join(self._root, name)))
 
     def committed(self, num_shards: int) -> set[int]:
         names = {corpus.part_name(shard): shard for shard in range(num_shards)}
@@ -315,7 +316,7 @@ class Output:
         return Stats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
 
     def read_plan(self) -> Plan | None:
-        if not self.has(corpus.PLAN):
+        if not self.is_ours():
             return None
         try:
             return Plan.from_json(json.loads(self._filesystem.cat_file(posixpath.join(self._root, corpus.PLAN))))
@@ -328,7 +329,9 @@ class Output:
         corpus.write_file(self._filesystem, posixpath.join(self._root, corpus.PLAN), content.encode())
 
     def is_ours(self) -> bool:
-        return self.has(corpus.PLAN)
+        """Whether a job like this one has begun here: a plan of somebody else gives no right to clear the folder."""
+        with corpus.store_errors(f"--output {self.path}"):
+            return corpus.has_ours(self._filesystem, self._root, corpus.PLAN)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """At the very end of a job: in a finished corpus nothing temporary is left behind."""
@@ -376,7 +379,7 @@ def prepare(request: Request, output: Output, *, append: bool, restart: bool) ->
     stored = None if restart else output.read_plan()
     if stored is None:
         plan = make_plan(request)
-        if restart and output.has(corpus.PLAN):
+        if restart and output.is_ours():
             output.clear()
         output.refuse_strangers()
         output.write_plan(plan)
@@ -1039,8 +1042,11 @@ class OnRay:
 
     def score(self, pools: Sequence[Pool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for pool in pools:
-            if not self.has(pool.config):
-                log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
+            if self.has(pool.config):
+                continue
+            if not self.may_grow():
+                raise _never_fits(pool.config)
+            log.warning("waiting for nodes with %s, which the cluster does not have yet", _resources(pool.config))
         with _data_settings(), _own_errors():
             # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
@@ -1066,6 +1072,16 @@ def _resources(pool: PoolConfig) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def _never_fits(pool: PoolConfig) -> ConfigError:
+    name = "gpu" if isinstance(pool, GpuPoolConfig) else "cpu"
+    wanted, available = _resources(pool), ray.cluster_resources()
+    there = {resource: available.get(resource, 0.0) for resource in wanted}
+    return ConfigError(
+        f"scoring.pools.{name}: an actor asks for {wanted}, and all there is here is {there}: none would ever start; "
+        "ask for less, or set RAY_ADDRESS to a cluster that has it"
+    )
+
+
 def _room_for(pool: PoolConfig) -> int | None:
     """Actors that this machine alone has room for; None on a cluster, which may grow.
 
@@ -1082,9 +1098,14 @@ def _room_for(pool: PoolConfig) -> int | None:
 def _may_grow() -> bool:
     """Whether this is more than the Ray that a job starts on its own machine.
 
-    The number of nodes does not tell: a cluster whose workers start from zero is one head.
+    The number of nodes does not tell: a cluster whose workers start from zero is one head. Nor does Ray tell whether
+    an autoscaler runs: nodes that are all there are taken for some that may get company.
     """
-    return os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1
+    if os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1:
+        return True
+    # RAY_ADDRESS says nothing of a cluster that a program named in ray.init(address=...).
+    own = ray._private.worker._global_node
+    return own is None or not own.is_head()
 
 
 @contextlib.contextmanager

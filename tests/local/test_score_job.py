@@ -66,6 +66,12 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
         score.run(moved, str(tmp_path / "out2"), executor=Vanishing())
 
 
+def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
+    folder = write_files(tmp_path / "in", {"a.py": "x\n"})
+    with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
+        score.run(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"))
+
+
 def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):
     sources = write_files(tmp_path / "in", {f"{index}.py": f"x = {index}\n" * (index + 1) for index in range(20)})
     task = str(ROOT / "configs" / "pep8" / "pretrain.yml")

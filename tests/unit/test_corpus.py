@@ -145,6 +145,32 @@ def test_an_unfinished_corpus_is_refused(tmp_path):
         corpus.list_parts(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+@pytest.mark.parametrize("content", [b'{"name": "app", "version": 2}', b'["a"]', b"no JSON", b"", b"[" * 100_000])
+def test_a_manifest_or_plan_of_somebody_else_makes_no_scored_corpus(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert not corpus.is_scored_corpus(str(tmp_path))
+    pq.write_table(pa.table({"texts": [["a"]], "scores": [[0.5]]}), tmp_path / "x.parquet")
+    assert not corpus.is_scored_corpus(str(tmp_path))
+    assert corpus.list_parts(str(tmp_path)) == [str(tmp_path / "x.parquet")]
+    assert corpus.read_manifest(str(tmp_path)).documents == 1
+
+
+def test_ours_is_known_by_its_content_and_where_that_is_damaged_by_its_parts(tmp_path):
+    path = write_part(tmp_path, 0, [("a", ["x"], [0.5])])
+    finish(tmp_path)
+    whole = (tmp_path / "manifest.json").read_bytes()
+    for content in (whole, whole[: len(whole) // 2], b"", b"{}"):
+        (tmp_path / "manifest.json").write_bytes(content)
+        assert corpus.is_scored_corpus(str(tmp_path))
+        if content != whole:
+            with pytest.raises(DataError, match=r"manifest\.json is not a manifest of a scored corpus.*score it again"):
+                corpus.read_manifest(str(tmp_path))
+    (tmp_path / "manifest.json").write_bytes(whole)
+    Path(path).unlink()
+    assert corpus.is_scored_corpus(str(tmp_path))
+
+
 def test_a_part_that_is_another_s_or_torn_is_not_merged(tmp_path):
     path = Path(write_part(tmp_path, 1, [("a", ["x"], [0.5])]))
     for content in (path.read_bytes(), path.read_bytes()[:-9]):

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import datasets
+import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from jobs import score_corpus as job
 from phf_ray import corpus
-from phf_ray.config import parse_config
+from phf_ray.config import PoolConfig, parse_config
 from phf_ray.corpus import read_corpus
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.pipelines import score
@@ -225,6 +228,24 @@ def test_a_folder_with_other_things_is_not_written_into(sources, tmp_path):
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
+def test_a_folder_with_the_plan_of_somebody_else_is_neither_written_into_nor_cleared(sources, tmp_path):
+    texts = {"plan.json": '{"tasks": []}', "README.md": "precious", "summary.json": "{}", "part-1.parquet": "x"}
+    out = write_files(tmp_path / "out", texts)
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match="is not empty and not of this job"):
+            run(request(sources), str(out), restart=restart)
+    assert {path.name: path.read_text() for path in out.iterdir()} == texts
+
+
+def test_a_plan_that_is_torn_is_ours_where_there_are_parts(sources, tmp_path):
+    out = tmp_path / "out"
+    first = run(request(sources), str(out))
+    (out / "plan.json").write_text((out / "plan.json").read_text()[:100])
+    with pytest.raises(DataError, match=r"plan\.json can't be read: .*; start anew with --restart"):
+        run(request(sources), str(out))
+    assert run(request(sources), str(out), restart=True) == first
+
+
 @pytest.mark.parametrize("given", ["in", "in/**/*.parquet", "i*/**/README*", "in/scored/*"])
 def test_an_output_that_would_be_read_as_input_is_refused(sources, tmp_path, given):
     with pytest.raises(ConfigError, match=r"--output .*in/scored lies in --input .*; give an output elsewhere"):
@@ -237,6 +258,17 @@ def test_an_output_beside_the_input_is_not_refused(sources, tmp_path, given):
     write_files(sources / "scored-before", {"x.py": "x\n"})
     for _ in range(2):
         assert run(request(tmp_path / given), str(sources / "scored")).documents in (1, 20, 21)
+
+
+def test_input_beside_the_manifest_of_somebody_else_is_scored(tmp_path):
+    folder = write_files(tmp_path / "in", {"a.jsonl": '{"text": "x"}\n', "manifest.json": '{"name": "app"}'})
+    assert run(request(folder), str(tmp_path / "out")).documents == 1
+
+
+def test_a_job_that_has_only_a_plan_is_no_input_yet(sources, tmp_path):
+    score.prepare(request(sources), score.Output(str(tmp_path / "out")), append=False, restart=False)
+    with pytest.raises(DataError, match="is not finished"):
+        run(request(tmp_path / "out"), str(tmp_path / "second"))
 
 
 def test_too_many_failures_stop_the_job_and_a_higher_limit_goes_on(tmp_path):
@@ -359,7 +391,9 @@ def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executo
     assert "set scoring.pools.gpu" in told.getMessage()
 
 
-def fake_cluster(monkeypatch, *, address, nodes, **resources):
+def fake_cluster(monkeypatch, *, address, nodes, is_own=True, **resources):
+    """`is_own`: whether this process started the Ray that it uses."""
+    monkeypatch.setattr(score.ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: is_own))
     monkeypatch.setattr(score.ray, "nodes", lambda: [{"Alive": True}] * nodes)
     monkeypatch.setattr(score.ray, "cluster_resources", lambda: dict(resources))
     monkeypatch.setattr(score.os, "cpu_count", lambda: 2)
@@ -381,7 +415,8 @@ def fake_cluster(monkeypatch, *, address, nodes, **resources):
     ],
 )
 def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatch, address, nodes, cpus, most):
-    fake_cluster(monkeypatch, address=address, nodes=nodes, **({"CPU": cpus} if cpus else {}))
+    # A Ray that a job starts has CPUs.
+    fake_cluster(monkeypatch, address=address, nodes=nodes, is_own=cpus > 0, **({"CPU": cpus} if cpus else {}))
 
     class Data:
         def iter_rows(self):
@@ -393,6 +428,43 @@ def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatc
     pool = score.Pool(stage=None, config=config().scoring.pools.cpu)
     assert list(score.OnRay().score([pool], [{}] * 20)) == []
     assert limits == [most]
+
+
+def begin_on_ray(monkeypatch, **pool):
+    """Up to where Ray would be asked for actors."""
+    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: SimpleNamespace(iter_rows=list))
+    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: data)
+    assert list(score.OnRay().score([score.Pool(stage=None, config=PoolConfig(**pool))], [{}])) == []
+
+
+@pytest.mark.parametrize("asked", [{"num_cpus": 8}, {"resources": {"tpu": 1}}])
+def test_actors_that_can_never_fit_are_refused_at_once(monkeypatch, asked):
+    fake_cluster(monkeypatch, address=None, nodes=1, CPU=4.0)
+    with pytest.raises(
+        ConfigError,
+        match=r"scoring\.pools\.cpu: an actor asks for \{'CPU': .*is \{'CPU': 4\.0.*ask for less.*RAY_ADDRESS",
+    ):
+        begin_on_ray(monkeypatch, **asked)
+    begin_on_ray(monkeypatch, num_cpus=4)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        # As a submitted job sees the head of a cluster whose workers start from zero, on Kubernetes or elsewhere.
+        {"address": "10.0.0.1:6379", "nodes": 1, "is_own": False},
+        {"address": "auto", "nodes": 1, "is_own": False},
+        {"address": None, "nodes": 3, "is_own": False},
+        # A program on the head that called ray.init(address="auto").
+        {"address": None, "nodes": 1, "is_own": False},
+        # Nodes that joined the Ray of this process.
+        {"address": None, "nodes": 2, "is_own": True},
+    ],
+)
+def test_on_a_cluster_that_may_grow_actors_are_waited_for(monkeypatch, caplog, cluster):
+    fake_cluster(monkeypatch, CPU=4.0, **cluster)
+    begin_on_ray(monkeypatch, num_cpus=8)
+    assert "waiting for nodes with {'CPU': 8.0}" in caplog.text
 
 
 class Shown:
@@ -656,6 +728,35 @@ def test_input_and_output_may_lie_on_an_object_store(root, s3):
     again = run(request(f"{root}/in/[0-2].txt"), f"{root}/out", restart=True)
     assert (again.documents, store.exists(f"{inner}/out/rejected")) == (3, False)
     assert sum(1 for _ in read_corpus(f"{root}/out")) == 3
+
+
+@pytest.mark.parametrize("limit", [None, 900])
+def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkeypatch, limit):
+    store, _ = corpus.open_filesystem("memory://")
+    lines = [json.dumps({"text": f"text {index}"}) for index in range(1000)]
+    store.pipe_file("/moment/in/a.jsonl", "\n".join(lines).encode())
+    asked = request("memory://moment/in", shard_bytes=1000, limit=limit)
+    monkeypatch.setattr(score.sources, "_CHUNK", 1000)
+    filled, reads = MemoryFile.readinto, []
+
+    def readinto(file, buffer):
+        reads.append(len(buffer))
+        if len(reads) == 5:
+            raise OSError("Connection reset by peer")
+        return filled(file, buffer)
+
+    monkeypatch.setattr(MemoryFile, "readinto", readinto, raising=False)
+    with pytest.raises(DataError, match=r"a\.jsonl: OSError: Connection reset by peer; run the same command again"):
+        run(asked, f"memory://moment/out-{limit}")
+    assert len(reads) == 5
+    assert not store.exists(f"/moment/out-{limit}/plan.json")
+    assert run(asked, f"memory://moment/out-{limit}").documents == (limit or 1000)
+
+
+@pytest.mark.skipif(fsspec.get_filesystem_class("s3").__module__ != "phf_ray.stores", reason="s3fs is installed")
+def test_an_output_on_a_store_that_refuses_is_an_error_of_ours(sources, s3_that_refuses):
+    with pytest.raises(DataError, match=r"--output s3://bucket/out can't be looked at: .*ACCESS_DENIED.*credentials"):
+        run(request(sources), "s3://bucket/out")
 
 
 class Tally:

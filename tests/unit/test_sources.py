@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +65,103 @@ def test_other_kinds_of_files_are_left_out_and_counted(tmp_path):
     assert [file.path for file in find_files([f"{tmp_path}/*.so"]).files] == ["b.so"]
 
 
+def refuse_to_list(monkeypatch, name):
+    listed = LocalFileSystem.ls
+
+    def ls(filesystem, path, detail=False, **options):
+        if f"/{name}" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return listed(filesystem, path, detail=detail, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+
+
+@pytest.mark.parametrize("given", ["", "/**/*.parquet", "/a/*/*.parquet", "/?/b*/*.parquet"])
+def test_a_folder_that_can_not_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch, given):
+    for folder in ("a/bad", "a/good"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
+    refuse_to_list(monkeypatch, "bad")
+    for find in (lambda path: find_files([path]), corpus.list_parts):
+        with pytest.raises(DataError, match=rf"{tmp_path}/a/bad can't be listed: PermissionError.*; make it readable"):
+            find(f"{tmp_path}{given}")
+
+
+def test_folders_that_are_not_taken_need_not_be_listed(tmp_path, monkeypatch):
+    for folder in ("good", ".bad", "good/.bad"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
+    refuse_to_list(monkeypatch, ".bad")
+    assert [file.path for file in find_files([str(tmp_path)]).files] == ["good/x.parquet"]
+    assert corpus.list_parts(str(tmp_path)) == [f"{tmp_path}/good/x.parquet"]
+    # Nothing in it could match.
+    assert [file.path for file in find_files([f"{tmp_path}/g*/*"]).files] == ["good/x.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.py", ["a.py", "b.py"]),
+        ("?.py", ["a.py", "b.py"]),
+        ("[b-z].py", ["b.py"]),
+        ("*/*.py", ["x/c.py"]),
+        ("**/*.py", ["a.py", "b.py", "x/c.py", "x/y/d.py", "x/y/z/e.py"]),
+        ("x/**/*.py", ["x/c.py", "x/y/d.py", "x/y/z/e.py"]),
+        ("x/**/z/*.py", ["x/y/z/e.py"]),
+        ("*/y/**", ["x/y/d.py", "x/y/z/e.py"]),
+        ("*/y/*", ["x/y/d.py"]),
+        ("*", ["a.py", "b.py"]),
+        ("nothing/*", []),
+    ],
+)
+def test_a_glob_finds_what_that_of_fsspec_finds(tmp_path, pattern, names):
+    for name in ("a.py", "b.py", "x/c.py", "x/y/d.py", "x/y/z/e.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    filesystem, path = corpus.open_filesystem(f"{tmp_path}/{pattern}")
+    found = corpus.match_files(filesystem, path)
+    assert sorted(found) == [f"{tmp_path}/{name}" for name in names]
+    known = filesystem.glob(path, detail=True)
+    assert found == {name: entry for name, entry in known.items() if entry["type"] == "file"}
+
+
+def test_links_to_files_are_taken_and_known_by_what_they_lead_to(tmp_path):
+    """As the cache of the Hugging Face hub has them: a snapshot is a folder of links."""
+    blob = write_lines(tmp_path / "blob", [{"text": "x"}])
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    link = snapshot / "train.jsonl"
+    link.symlink_to("../blob")
+    (snapshot / "folder.txt").symlink_to(tmp_path)
+    inputs = [str(snapshot), f"{snapshot}/*", str(link)]
+    before = [find_files([source]).files for source in inputs]
+    assert before[0] == before[1] == before[2]
+    assert [(file.path, file.kind, file.size) for file in before[0]] == [
+        ("train.jsonl", "lines", len('{"text": "x"}\n'))
+    ]
+    assert texts_of(read_all(snapshot)) == ["x"]
+    os.utime(blob, ns=(0, blob.stat().st_mtime_ns + 1_000_000_000))
+    for source, (file,) in zip(inputs, before, strict=True):
+        (changed,) = find_files([source]).files
+        assert changed.stamp != file.stamp
+
+
+def test_a_link_that_leads_nowhere_is_left_out_and_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "below.txt").symlink_to("a.txt/b.txt")
+    (tmp_path / "gone.so").symlink_to("nowhere")
+    for source, others in ((str(tmp_path), {".so": 1}), (f"{tmp_path}/*.txt", {})):
+        found = find_files([source])
+        assert [file.path for file in found.files] == ["a.txt"]
+        assert found.ignored == {"dangling links": 3, **others}
+    assert texts_of(read_all(tmp_path)) == ["x"]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ConfigError, match=r"only files of other kinds \(3 dangling links, 1 \.so\)"):
+        find_files([str(tmp_path)])
+
+
 def test_an_id_is_the_hash_of_relative_path_record_and_content(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.py").write_text("x = 1\n")
@@ -86,7 +184,7 @@ def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, 
     assert corpus.hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "x").mkdir(parents=True)
-    for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py"):
+    for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py", "a/b-?.py", "a/[bc].py"):
         assert corpus.hub_url(path) is None
     with pytest.raises(ConfigError, match="does not exist"):
         find_files(["no/such-thing"])
@@ -381,6 +479,25 @@ def test_a_sample_is_spread_over_a_large_file_and_takes_its_share_of_records(tmp
     assert 35 <= len(found) <= 80
     assert [sum(begin <= index < begin + 100 for index in found) >= 5 for begin in (0, 100, 200, 300)] == [True] * 4
     assert 1 <= sum(index >= 1000 for index in found) <= 5
+
+
+def test_a_sample_leaves_an_unreadable_file_to_be_rejected(tmp_path, monkeypatch):
+    """As scoring does, also where the file is large enough to be looked into."""
+    write_lines(tmp_path / "a.jsonl", [{"text": "x" * 100}] * 10)
+    write_lines(tmp_path / "b.jsonl", [{"text": "y"}])
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    files = find_files([str(tmp_path)]).files
+    opened = LocalFileSystem.open
+
+    def refused(filesystem, path, *arguments, **options):
+        if path.endswith("a.jsonl"):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(filesystem, path, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "open", refused)
+    samples = list(sources.plan_sample(files, num_records=10))
+    records = [record for sample in samples for record in read_piece(files[sample.piece.file], sample.piece)]
+    assert [getattr(record, "reason", None) for record in records] == ["unreadable", None]
 
 
 def test_a_small_file_of_lines_is_sampled_from_its_begin_and_once(tmp_path):

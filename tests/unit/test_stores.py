@@ -3,9 +3,9 @@
 import fsspec
 import pytest
 
-from phf_ray import corpus
+from phf_ray import corpus, sources
 from phf_ray.corpus import PartWriter
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.report import write_file
 
 pytestmark = pytest.mark.skipif(
@@ -39,6 +39,27 @@ def test_reports_are_written_there_too(s3):
 def test_a_bucket_is_opened_once(s3):
     assert corpus.open_filesystem("s3://bucket/a")[0] is corpus.open_filesystem("s3://bucket/b")[0]
     assert corpus.open_filesystem("s3://other/a")[0] is not corpus.open_filesystem("s3://bucket/a")[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "folder", "folder/*.jsonl"])
+def test_a_store_that_refuses_is_not_taken_for_an_empty_one(s3_that_refuses, name):
+    path = f"s3://bucket/{name}"
+    refused = r"can't be looked at: .*ACCESS_DENIED.*; check .* its credentials, its endpoint and the network"
+    with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
+        sources.would_read(path, "/somewhere", names=["README.md"])
+    with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
+        sources.find_files([path])
+    for read in (corpus.list_parts, corpus.read_manifest, corpus.is_scored_corpus):
+        with pytest.raises(DataError, match=rf"^s3://bucket/.* {refused}"):
+            read(path)
+
+
+def test_what_is_not_there_is_neither_file_nor_folder(s3):
+    s3["bucket/folder/a.txt"] = b"x"
+    filesystem, _ = corpus.open_filesystem("s3://bucket")
+    names = ["bucket/folder/a.txt", "bucket/folder", "bucket/nowhere"]
+    assert [filesystem.isfile(name) for name in names] == [True, False, False]
+    assert [filesystem.isdir(name) for name in names] == [False, True, False]
 
 
 def test_options_in_a_url_are_refused():
