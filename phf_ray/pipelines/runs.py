@@ -182,18 +182,22 @@ class RunDirectory:
     def hand_out_weights(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a directory of weights to evaluate, unless those of this step are there or were evaluated.
 
-        As a checkpoint, it appears when everything is on the disk.
+        As a checkpoint, it appears when everything is on the disk. Of one that fails the step's folder stays.
         """
         folder = self.evaluation_folder(step)
         if self.is_handed_out(step):
             return
         scratch = folder / f".writing-weights-{uuid.uuid4().hex[:8]}"
         scratch.mkdir(parents=True)
-        write(scratch)
-        for path in scratch.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        scratch.rename(folder / "weights")
+        try:
+            write(scratch)
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            scratch.rename(folder / "weights")
+        finally:
+            # On a full disk half of the weights would take the room of the next checkpoint.
+            shutil.rmtree(scratch, ignore_errors=True)
         _sync(folder)
 
     def is_handed_out(self, step: int) -> bool:
