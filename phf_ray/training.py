@@ -489,7 +489,8 @@ def train(
     """Train from `state.step` to the end of the schedule; `batches` starts at that step.
 
     All ranks see the same events at the same steps. `wants_stop` is asked on every rank; if one says yes, all stop
-    within two steps, with a checkpoint. Time that the caller spends on an event does not count in tokens per second.
+    within two steps, with a checkpoint. Time that the caller spends on an event does not count in tokens per second,
+    but for a `Row`: a GPU computes the next step meanwhile.
     """
     loop = _Loop(state, objective, settings=settings)
     state.model.train()
@@ -513,20 +514,22 @@ def train(
         )
         yield from loop.read_pending()
         loop.pending = _Pending(state.step, learning_rate, totals, micro_batches)
+        inspects = settings.inspect_steps is not None and (state.step - 1) % settings.inspect_steps == 0
         is_last = state.step == settings.schedule.num_steps or loop.stop
         saves = is_last or (settings.save_steps is not None and state.step % settings.save_steps == 0)
         is_due = saves or state.step in settings.evaluation_steps
-        if is_due:
+        if inspects or is_due:
             yield from loop.read_pending()
         if loop.is_broken:
             return
-        if settings.inspect_steps is not None and (state.step - 1) % settings.inspect_steps == 0:
+        if inspects:
             yield from loop.outside(InspectionDue(state.step, micro_batches))
-        if is_due:
-            # What was read may have asked for a stop: then this step is the last.
-            is_last = is_last or loop.stop
-            due = CheckpointDue(state.step, is_last) if saves or is_last else WeightsDue(state.step)
-            yield from loop.outside(due)
+        # What was read may have asked for a stop: then this step is the last.
+        is_last = is_last or loop.stop
+        if saves or is_last:
+            yield from loop.outside(CheckpointDue(state.step, is_last))
+        elif is_due:
+            yield from loop.outside(WeightsDue(state.step))
 
 
 def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:
@@ -572,7 +575,8 @@ class _Loop:
         self.is_broken = False
 
     def outside(self, event: Event) -> Iterator[Event]:
-        """Hand out an event; the clock stands still meanwhile."""
+        """Hand out an event; the clock stands still meanwhile, as the device does."""
+        assert self.pending is None
         left = time.perf_counter()
         yield event
         self._since += time.perf_counter() - left
@@ -598,7 +602,7 @@ class _Loop:
             metrics = self._metrics(pending) | {"train/grad_norm": grad_norm}
             self._state.row, self._timed_tokens, self.data_wait_s = {}, 0.0, 0.0
             self._since = time.perf_counter()
-            yield from self.outside(Row(pending.step, metrics))
+            yield Row(pending.step, metrics)
 
     def _metrics(self, pending: _Pending) -> dict[str, float | Histogram]:
         row = self._state.row
