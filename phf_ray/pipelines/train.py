@@ -298,9 +298,7 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     resources = dict(config.training.resources_per_worker)
     available = ray.cluster_resources()
     use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
-    _warn_if_too_large(
-        config.training.num_workers, resources or {"GPU" if use_gpu else "CPU": 1.0}, available=available
-    )
+    _warn_if_too_large(config.training.num_workers, _of_a_worker(resources, use_gpu=use_gpu), available=available)
     trainer = _trainer_class()(
         _train_worker,
         train_loop_config=dataclasses.asdict(job),
@@ -347,6 +345,11 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
             raise IncompleteError("Ray lost the process that looks after the workers; the error is above")
         raise outcome
     return dict(outcome)
+
+
+def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:
+    """What Ray Train asks for: with `use_gpu` a GPU also where the resources do not name one."""
+    return {"GPU": 1.0} | resources if use_gpu else resources or {"CPU": 1.0}
 
 
 def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, available: dict[str, float]) -> None:

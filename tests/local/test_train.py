@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.train import ScalingConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_tokenizer
@@ -38,7 +39,9 @@ from phf_ray.pipelines.train import (
     EffectiveSampleWarning,
     Plan,
     _hand_out,
+    _of_a_worker,
     _Saver,
+    _warn_if_too_large,
     _Worker,
     choose_held_out,
     encode_held_out,
@@ -448,6 +451,29 @@ def test_workers_that_would_compute_padding_are_told_of_when_a_run_is_planned(fi
     (record,) = caplog.records
     assert "training.per_device_train_batch_size: 1 keeps 8 busy, in a new run" in record.getMessage()
     assert "training.num_workers: 4 is as fast" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("resources", "use_gpu"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"CPU": 2.0}, False),
+        ({"CPU": 2.0}, True),
+        ({"GPU": 0.5}, True),
+        ({"CPU": 1.0, "GPU": 2.0}, True),
+    ],
+)
+def test_a_worker_asks_for_what_ray_train_asks_for(resources, use_gpu):
+    theirs = ScalingConfig(num_workers=2, use_gpu=use_gpu, resources_per_worker=resources or None)
+    assert _of_a_worker(resources, use_gpu=use_gpu) == theirs._resources_per_worker_not_none
+
+
+def test_resources_that_the_cluster_lacks_are_warned_of_also_where_they_are_not_named(caplog):
+    asked = _of_a_worker({"CPU": 1.0}, use_gpu=True)
+    _warn_if_too_large(2, asked, available={"CPU": 8.0, "GPU": 1.0})
+    (record,) = caplog.records
+    assert "2 worker(s) need 2 GPU, the cluster has 1" in record.getMessage()
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):
