@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import queue
+import re
 import resource
 import threading
 import time
@@ -637,15 +638,19 @@ class _Loop:
         return {"train/mfu": tokens_per_s_per_device * settings.flops_per_token / settings.peak_flops}
 
 
-# Dense bf16 products per second, from NVIDIA's data sheets. The first name that the device's name contains counts.
+# Dense bf16 products per second, from NVIDIA's data sheets. The first name whose words the device's name has counts: an
+# L40 is no L4, an RTX A1000 no A100.
 _PEAK_FLOPS = (
+    ("GB200", 2.25e15),
     ("B200", 2.25e15),
+    ("GH200", 989e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("A10G", 70e12),
     ("A10", 125e12),
     ("L4", 121e12),
@@ -656,7 +661,7 @@ _PEAK_FLOPS = (
 
 def peak_flops(device_name: str) -> float | None:
     """bf16 operations per second that the device could do at best; None for one that is not in the table."""
-    return next((flops for name, flops in _PEAK_FLOPS if name in device_name), None)
+    return next((flops for name, flops in _PEAK_FLOPS if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def peak_memory_gb() -> float:

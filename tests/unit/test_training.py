@@ -356,10 +356,33 @@ def test_utilization_is_reported_where_the_device_is_known():
     for row in run(new_state(), loop=loop):
         assert row.metrics["train/mfu"] == pytest.approx(row.metrics["train/tokens_per_s_per_device"] * 100 / 1e6)
     assert all("train/mfu" not in row.metrics for row in run(new_state(), loop=settings(3)))
-    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("a processor") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA GB200", 2.25e15),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("a processor", None),
+    ],
+)
+def test_what_a_device_could_do_is_known_by_the_words_of_its_name(name, expected):
+    assert peak_flops(name) == expected
 
 
 class Clock:
