@@ -79,11 +79,16 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
-            self.input_ids_BS.to(device, non_blocking=True),
-            self.token_scores_BS.to(device, non_blocking=True),
-            self.token_kinds_BS.to(device, non_blocking=True),
+            _moved(self.input_ids_BS, device),
+            _moved(self.token_scores_BS, device),
+            _moved(self.token_kinds_BS, device),
             self.first_block,
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    # From other than pinned memory a copy to a GPU waits for all that was launched before it.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def share_of_step(
@@ -341,7 +346,8 @@ def step(
     all ranks to stop after this step: the totals carry it.
     """
     device = next(state.model.parameters()).device
-    totals: Statistics = {"sum/stop": torch.tensor(float(stop), device=device, dtype=torch.float64)}
+    # Filled by the device: a number copied there would wait for the step before.
+    totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(device)
         # Not the generator's state but the position decides on the dropout masks: nothing to save, and any number of

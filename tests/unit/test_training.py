@@ -167,6 +167,29 @@ def test_prefetched_items_are_the_same_and_an_error_of_the_source_arrives():
         next(items)
 
 
+class OnItsWay:
+    """A tensor that notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def pin_memory(self) -> "OnItsWay":
+        self.done.append("pinned")
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "OnItsWay":
+        self.done.append(f"to {device}" if non_blocking else "waited")
+        return self
+
+
+@pytest.mark.parametrize(("device", "done"), [("cuda", ["pinned", "to cuda"]), ("cpu", ["to cpu"])])
+def test_a_copy_to_a_gpu_starts_from_pinned_memory_and_is_not_waited_for(device, done):
+    tensors = [OnItsWay() for _ in range(3)]
+    moved = MicroBatch(*tensors, first_block=4).to(torch.device(device))
+    assert [tensor.done for tensor in tensors] == [done] * 3
+    assert moved == MicroBatch(*tensors, first_block=4)
+
+
 # --- Schedule ---------------------------------------------------------------------------------------------------------
 
 
