@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import queue
+import re
 import resource
 import threading
 import time
@@ -78,11 +79,16 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
-            self.input_ids_BS.to(device, non_blocking=True),
-            self.token_scores_BS.to(device, non_blocking=True),
-            self.token_kinds_BS.to(device, non_blocking=True),
+            _moved(self.input_ids_BS, device),
+            _moved(self.token_scores_BS, device),
+            _moved(self.token_kinds_BS, device),
             self.first_block,
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    # From other than pinned memory a copy to a GPU waits for all that was launched before it.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def share_of_step(
@@ -340,7 +346,8 @@ def step(
     all ranks to stop after this step: the totals carry it.
     """
     device = next(state.model.parameters()).device
-    totals: Statistics = {"sum/stop": torch.tensor(float(stop), device=device, dtype=torch.float64)}
+    # Filled by the device: a number copied there would wait for the step before.
+    totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(device)
         # Not the generator's state but the position decides on the dropout masks: nothing to save, and any number of
@@ -489,7 +496,8 @@ def train(
     """Train from `state.step` to the end of the schedule; `batches` starts at that step.
 
     All ranks see the same events at the same steps. `wants_stop` is asked on every rank; if one says yes, all stop
-    within two steps, with a checkpoint. Time that the caller spends on an event does not count in tokens per second.
+    within two steps, with a checkpoint. Time that the caller spends on an event does not count in tokens per second,
+    but for a `Row`: a GPU computes the next step meanwhile.
     """
     loop = _Loop(state, objective, settings=settings)
     state.model.train()
@@ -513,20 +521,22 @@ def train(
         )
         yield from loop.read_pending()
         loop.pending = _Pending(state.step, learning_rate, totals, micro_batches)
+        inspects = settings.inspect_steps is not None and (state.step - 1) % settings.inspect_steps == 0
         is_last = state.step == settings.schedule.num_steps or loop.stop
         saves = is_last or (settings.save_steps is not None and state.step % settings.save_steps == 0)
         is_due = saves or state.step in settings.evaluation_steps
-        if is_due:
+        if inspects or is_due:
             yield from loop.read_pending()
         if loop.is_broken:
             return
-        if settings.inspect_steps is not None and (state.step - 1) % settings.inspect_steps == 0:
+        if inspects:
             yield from loop.outside(InspectionDue(state.step, micro_batches))
-        if is_due:
-            # What was read may have asked for a stop: then this step is the last.
-            is_last = is_last or loop.stop
-            due = CheckpointDue(state.step, is_last) if saves or is_last else WeightsDue(state.step)
-            yield from loop.outside(due)
+        # What was read may have asked for a stop: then this step is the last.
+        is_last = is_last or loop.stop
+        if saves or is_last:
+            yield from loop.outside(CheckpointDue(state.step, is_last))
+        elif is_due:
+            yield from loop.outside(WeightsDue(state.step))
 
 
 def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:
@@ -572,7 +582,8 @@ class _Loop:
         self.is_broken = False
 
     def outside(self, event: Event) -> Iterator[Event]:
-        """Hand out an event; the clock stands still meanwhile."""
+        """Hand out an event; the clock stands still meanwhile, as the device does."""
+        assert self.pending is None
         left = time.perf_counter()
         yield event
         self._since += time.perf_counter() - left
@@ -598,7 +609,7 @@ class _Loop:
             metrics = self._metrics(pending) | {"train/grad_norm": grad_norm}
             self._state.row, self._timed_tokens, self.data_wait_s = {}, 0.0, 0.0
             self._since = time.perf_counter()
-            yield from self.outside(Row(pending.step, metrics))
+            yield Row(pending.step, metrics)
 
     def _metrics(self, pending: _Pending) -> dict[str, float | Histogram]:
         row = self._state.row
@@ -633,15 +644,19 @@ class _Loop:
         return {"train/mfu": tokens_per_s_per_device * settings.flops_per_token / settings.peak_flops}
 
 
-# Dense bf16 products per second, from NVIDIA's data sheets. The first name that the device's name contains counts.
+# Dense bf16 products per second, from NVIDIA's data sheets. The first name whose words the device's name has counts: an
+# L40 is no L4, an RTX A1000 no A100.
 _PEAK_FLOPS = (
+    ("GB200", 2.25e15),
     ("B200", 2.25e15),
+    ("GH200", 989e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("A10G", 70e12),
     ("A10", 125e12),
     ("L4", 121e12),
@@ -652,7 +667,7 @@ _PEAK_FLOPS = (
 
 def peak_flops(device_name: str) -> float | None:
     """bf16 operations per second that the device could do at best; None for one that is not in the table."""
-    return next((flops for name, flops in _PEAK_FLOPS if name in device_name), None)
+    return next((flops for name, flops in _PEAK_FLOPS if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def peak_memory_gb() -> float:

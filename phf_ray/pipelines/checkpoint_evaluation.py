@@ -62,6 +62,10 @@ class EvaluationJob:
     kl_steps: frozenset[int]
 
     @property
+    def has_gpu(self) -> bool:
+        return self.resources.get("GPU", 0) > 0
+
+    @property
     def cache(self) -> str:
         """Where the reference's texts are kept."""
         return str(RunDirectory(self.run_path).evaluations / "reference")

@@ -651,12 +651,19 @@ class Draw:
                 scorer=self.scores.scorer,
             )
         except ServiceError as error:
-            return {"num_samples": 0, "num_failed": unit.count, "refused": _refused(error, unit), "error": str(error)}
+            refused = _refused(error, unit)
+            return {
+                "num_samples": 0,
+                "num_failed": unit.count,
+                "refused": refused,
+                "prompt": unit.prompt if refused == "prompt" else "",
+                "error": str(error),
+            }
         if unit.scenario in self.problems:
             samples = [self._run_sample(sample) for sample in samples]
         content = json.dumps([asdict(sample) for sample in samples], allow_nan=False)
         write_file(f"{self.output}/{_PARTS}/{unit.key}.json", content.encode())
-        return {"num_samples": len(samples), "num_failed": 0, "refused": "", "error": ""}
+        return {"num_samples": len(samples), "num_failed": 0, "refused": "", "prompt": "", "error": ""}
 
     def _run_sample(self, sample: Sample) -> Sample:
         assert sample.prompt_index is not None
@@ -876,15 +883,19 @@ def _blocks(units: Sequence[Unit], *, size: int) -> list[list[Unit]]:
 def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
     """Log progress until all outcomes are there; samples that failed, by reason.
 
-    A prompt that is refused counts as failed where others were answered, now or by an earlier call.
+    A prompt that is refused counts as failed where others were answered, now or by an earlier call. The first may come
+    before any answer; a second one then, or the end, shows that the server refuses whatever it is asked.
     """
     failures: Counter[str] = Counter()
     num_drawn = 0
+    refusals: dict[str, str] = {}
     started = said = time.monotonic()
     for outcome in outcomes:
         num_drawn += int(outcome["num_samples"])
-        is_prompts = outcome["refused"] == "prompt" and num_planned - num_to_draw + num_drawn > 0
-        if outcome["refused"] and not is_prompts:
+        if outcome["refused"] == "prompt":
+            refusals[str(outcome["prompt"])] = str(outcome["error"])
+        is_answered = num_planned - num_to_draw + num_drawn > 0
+        if outcome["refused"] == "all" or (len(refusals) > 1 and not is_answered):
             raise ServiceError(str(outcome["error"]))
         if outcome["num_failed"]:
             failures[str(outcome["error"])] += int(outcome["num_failed"])
@@ -899,6 +910,8 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned
         if now - said > 5 or num_drawn == num_to_draw:
             log.info("drawn %d of %d samples (%.1f/s)", num_drawn, num_to_draw, num_drawn / (now - started))
             said = now
+    if refusals and num_planned - num_to_draw + num_drawn == 0:
+        raise ServiceError(next(iter(refusals.values())))
     return failures
 
 

@@ -22,7 +22,7 @@ from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
 from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, described, draw_unit, make_plan, request_body
 from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts, with_prefix
 from phf_ray.pipelines.runs import STEP, RunDirectory
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
+from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task, on_cpus
 from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samples
 
 SEED = 0
@@ -119,10 +119,12 @@ class LocalScores:
     """A scorer that is asked as a server is. It runs in a process of its own: a text on which it hangs has no score,
     and a reason."""
 
-    def __init__(self, config: Config):
-        self._process = ScoringProcess(
-            Setup((dict(config.evaluation_scorer),), segmenter="document", text_timeout_s=config.scoring.text_timeout_s)
+    def __init__(self, config: Config, *, has_gpu: bool):
+        """`has_gpu`: one was lent to this process."""
+        setup = Setup(
+            (dict(config.evaluation_scorer),), segmenter="document", text_timeout_s=config.scoring.text_timeout_s
         )
+        self._process = ScoringProcess(setup if has_gpu else on_cpus(setup))
         [identity] = self._process.identities
         self.identity = identity.to_json()
         self.name = identity.name
@@ -167,7 +169,7 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
     )
     row: dict[str, float] = {STEP: step, "train/tokens_seen": engine.info.tokens_seen}
     if step in job.generation_steps:
-        row |= _measure_samples(config, arm, output=folder)
+        row |= _measure_samples(config, arm, output=folder, has_gpu=job.has_gpu)
     if step in job.kl_steps:
         row |= _measure_kl(config, arm, job=job)
     return row | {"evaluation/wall_s": time.monotonic() - started}
@@ -176,12 +178,12 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
 def _load(directory: Path, config: Config, *, job: EvaluationJob) -> Engine:
     # DIFFERS: ours measures weights loaded anew, in eval mode; original draws samples with dropout, from the model as
     # it trains (A-2).
-    device = "cuda" if job.resources.get("GPU", 0) > 0 else "cpu"
+    device = "cuda" if job.has_gpu else "cpu"
     return load_engine(directory, settings=EngineSettings(device=device, max_batch=config.generation.batch_size))
 
 
-def _measure_samples(config: Config, arm: Arm, *, output: Path) -> dict[str, float]:
-    scores = LocalScores(config)
+def _measure_samples(config: Config, arm: Arm, *, output: Path, has_gpu: bool) -> dict[str, float]:
+    scores = LocalScores(config, has_gpu=has_gpu)
     try:
         plan = make_plan(config.generation.scenario_configs, [Probe(arm, check_arm(arm))], seeds=(SEED,))
         samples: list[Sample] = []

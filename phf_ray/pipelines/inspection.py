@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray.config import Config
 from phf_ray.metrics import build_metric
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
+from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task, on_cpus
 from phf_ray.records import TokenKind
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,9 @@ class Inspector:
     def _score(self, texts: Sequence[str]) -> list[float | None]:
         # A process of its own: it may hang on a text, and it must not take the loop's lock of the interpreter.
         config = self._config
-        process = ScoringProcess(
-            Setup((dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s)
-        )
+        setup = Setup((dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s)
+        # The worker's GPU is the loop's.
+        process = ScoringProcess(on_cpus(setup))
         try:
             [identity] = process.identities
             process.submit([Task(texts=(text,)) for text in texts])

@@ -182,18 +182,22 @@ class RunDirectory:
     def hand_out_weights(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a directory of weights to evaluate, unless those of this step are there or were evaluated.
 
-        As a checkpoint, it appears when everything is on the disk.
+        As a checkpoint, it appears when everything is on the disk. Of one that fails the step's folder stays.
         """
         folder = self.evaluation_folder(step)
         if self.is_handed_out(step):
             return
         scratch = folder / f".writing-weights-{uuid.uuid4().hex[:8]}"
         scratch.mkdir(parents=True)
-        write(scratch)
-        for path in scratch.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        scratch.rename(folder / "weights")
+        try:
+            write(scratch)
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            scratch.rename(folder / "weights")
+        finally:
+            # On a full disk half of the weights would take the room of the next checkpoint.
+            shutil.rmtree(scratch, ignore_errors=True)
         _sync(folder)
 
     def is_handed_out(self, step: int) -> bool:
@@ -540,13 +544,22 @@ class WandbTracker:
 
     def close(self, *, exit_code: int) -> None:
         try:
-            tables = all_sample_tables(self._run)
-            if tables:
-                last = self._run.read_evaluation(self._run.evaluated_steps()[-1])
-                self({"train/tokens_seen": last["train/tokens_seen"], **tables})
+            self._show_all_samples()
+        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
+            log.warning("wandb is not shown all samples in one table: %s; they are in %s", error, self._run.evaluations)
+        try:
             self._wandb_run.finish(exit_code=exit_code)
         except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
             log.warning("wandb could not end its run: %s; metrics.jsonl has everything", error)
+
+    def _show_all_samples(self) -> None:
+        import wandb
+
+        # wandb would cut a longer table at its end, where the samples of the final weights are.
+        tables = all_sample_tables(self._run, max_rows=wandb.Table.MAX_ARTIFACT_ROWS)
+        if tables:
+            last = self._run.read_evaluation(self._run.evaluated_steps()[-1])
+            self({"train/tokens_seen": last["train/tokens_seen"], **tables})
 
 
 def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
@@ -566,14 +579,30 @@ def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def all_sample_tables(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Samples of all evaluated weights: a table for each scenario, with the step first."""
+def all_sample_tables(run: RunDirectory, *, max_rows: int) -> dict[str, dict[str, Any]]:
+    """Samples of all evaluated weights: a table for each scenario, with the step first.
+
+    Where they might be more than `max_rows`, the first of each step, equally many.
+    """
     tables: dict[str, dict[str, Any]] = {}
-    for step in run.evaluated_steps():
+    steps = run.evaluated_steps()
+    most = max_rows // max(1, len(steps))
+    is_cut = False
+    for step in steps:
         for name, table in sample_tables(run, step).items():
             whole = name.removesuffix("current_samples") + "all_samples"
             found = tables.setdefault(whole, {"columns": ["step", *table["columns"]], "rows": []})
-            found["rows"] += [[step, *row] for row in table["rows"]]
+            found["rows"] += [[step, *row] for row in table["rows"][:most]]
+            is_cut = is_cut or len(table["rows"]) > most
+    if is_cut:
+        log.warning(
+            "a table on wandb has at most %d rows: all_samples has the first %d samples of each of %d steps; all are "
+            "in %s",
+            max_rows,
+            most,
+            len(steps),
+            run.evaluations,
+        )
     return tables
 
 

@@ -30,7 +30,7 @@ from phf_ray import corpus, sources
 from phf_ray.config import Config, GpuPoolConfig, PoolConfig, Pools
 from phf_ray.corpus import Manifest, PartWriter, Stats
 from phf_ray.errors import ConfigError, DataError, IncompleteError, PhfError
-from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task
+from phf_ray.pipelines.scoring_process import Outcome, ScoringProcess, Setup, Task, on_cpus
 from phf_ray.records import Document, Rejected, ScorerIdentity
 from phf_ray.sources import InputFile, Piece, Record, Segmented
 
@@ -248,8 +248,6 @@ def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
 
 _DATED = {"PIIScorer"}
 """Scorers that judge dates and ages."""
-_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
-"""Scorers that run on a GPU where there is one."""
 
 
 def _reusable_of(
@@ -731,8 +729,7 @@ def estimate(request: Request, *, documents: int = 1000) -> Estimate:
 
 def _on_one_core(setup: Setup) -> Setup:
     """Also on a machine with a GPU, so that hours of CPUs are told."""
-    scorers = tuple({**one, "device": "cpu"} if one["class_name"] in _ON_DEVICES else one for one in setup.scorers)
-    return replace(setup, scorers=scorers, num_threads=1)
+    return replace(on_cpus(setup), num_threads=1)
 
 
 def _read(files: Sequence[InputFile], piece: Piece, request: Request) -> Iterator[Record]:
@@ -1056,9 +1053,11 @@ class OnRay:
 
 
 def _through(data: "ray.data.Dataset", pool: Pool, *, most: int) -> "ray.data.Dataset":
+    # Ray hides no GPU from an actor that asks for none.
+    stage = pool.stage if pool.config.num_gpus else replace(pool.stage, setup=on_cpus(pool.stage.setup))
     return data.map(
         ScoreShard,  # type: ignore[arg-type]
-        fn_constructor_args=(pool.stage,),
+        fn_constructor_args=(stage,),
         compute=ActorPoolStrategy(min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2),
         num_cpus=pool.config.num_cpus,
         num_gpus=pool.config.num_gpus or None,

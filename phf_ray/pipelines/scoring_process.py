@@ -68,6 +68,16 @@ class Setup:
     """Of one scorer's computations; None: as the environment says, which Ray sets for its actors."""
 
 
+_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
+"""Scorers that run on a GPU where they see one."""
+
+
+def on_cpus(setup: Setup) -> Setup:
+    """Where no GPU was asked of Ray: one that the machine has is another's, and Ray does not hide it."""
+    scorers = tuple({**one, "device": "cpu"} if one.get("class_name") in _ON_DEVICES else one for one in setup.scorers)
+    return replace(setup, scorers=scorers)
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One document to score: a text to cut, or segments."""

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -298,9 +298,7 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     resources = dict(config.training.resources_per_worker)
     available = ray.cluster_resources()
     use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
-    _warn_if_too_large(
-        config.training.num_workers, resources or {"GPU" if use_gpu else "CPU": 1.0}, available=available
-    )
+    _warn_if_too_large(config.training.num_workers, _of_a_worker(resources, use_gpu=use_gpu), available=available)
     trainer = _trainer_class()(
         _train_worker,
         train_loop_config=dataclasses.asdict(job),
@@ -347,6 +345,11 @@ def _fit(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
             raise IncompleteError("Ray lost the process that looks after the workers; the error is above")
         raise outcome
     return dict(outcome)
+
+
+def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:
+    """What Ray Train asks for: with `use_gpu` a GPU also where the resources do not name one."""
+    return {"GPU": 1.0} | resources if use_gpu else resources or {"CPU": 1.0}
 
 
 def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, available: dict[str, float]) -> None:
@@ -593,12 +596,8 @@ class _Worker:
         }
 
     def train(self) -> dict[str, Any]:
-        try:
-            outcome = self._train()
-        finally:
-            self._weights_saver.close()
-            self._saver.close()
-        return outcome
+        with closing(self._saver), closing(self._weights_saver):
+            return self._train()
 
     def _train(self) -> dict[str, Any]:
         from ray.train.collective import broadcast_from_rank_zero
@@ -750,14 +749,7 @@ class _Worker:
         def write(directory: Path) -> None:
             save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
 
-        def hand_out() -> None:
-            try:
-                self._run.hand_out_weights(snapshot.step, write)
-            except OSError as error:
-                # The summary names the step: no evaluation is worth the training.
-                log.error("the weights of step %d can't be evaluated: %s", snapshot.step, error)  # noqa: TRY400
-
-        self._weights_saver.submit(hand_out)
+        self._weights_saver.submit(lambda: _hand_out(self._run, snapshot.step, write))
 
     def _control_token_figures(self, head_VD: torch.Tensor) -> dict[str, float]:
         conditional = self._config.dataset.conditional_training_config
@@ -840,6 +832,15 @@ class _Worker:
             "training.learning_rate or look at these blocks"
             + ("" if latest is None else f"; the newest checkpoint is {latest.name}"),
         }
+
+
+def _hand_out(run: RunDirectory, step: int, write: Callable[[Path], None]) -> None:
+    try:
+        run.hand_out_weights(step, write)
+    except Exception as error:  # noqa: BLE001  (border of a thread: no evaluation is worth the training)
+        # A full disk comes as an error of safetensors or, from tokenizers, as none but Exception. The summary names
+        # the step.
+        log.error("the weights of step %d can't be evaluated: %s: %s", step, type(error).__name__, error)  # noqa: TRY400
 
 
 def _node_id() -> str:

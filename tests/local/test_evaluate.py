@@ -307,6 +307,42 @@ def test_a_prompt_that_a_filter_refuses_is_missing_and_ends_nothing(server, prom
     assert server.num_asked == 40 + 24
 
 
+def only_prompts(prompts, **changes):
+    """One request at a time, the prompts' scenario alone."""
+    config = make_config(prompts=prompts)
+    generation = {"scenario_configs": config.generation.scenario_configs[1:], "batch_size": 1}
+    return config.model_copy(update={"generation": config.generation.model_copy(update=generation), **changes})
+
+
+def test_a_prompt_that_a_filter_refuses_ends_nothing_also_where_it_comes_first(server, prompts, tmp_path):
+    arms, config = make_arms(server.url)[:1], only_prompts(prompts)
+    tried = []
+
+    def refuse_the_first(number, body):
+        tried.append(body["prompt"])
+        return refuse_prompt(tried[0])(number, body)
+
+    server.troubles = refuse_the_first
+    for _ in range(2):
+        with pytest.raises(IncompleteError, match=r"3 samples could not be drawn.*content management policy"):
+            run(server, tmp_path / "out", config, arms=arms, seeds=(0,))
+        assert server.num_asked == 24 - 3
+    assert len(set(tried)) == 10
+    assert tried.count(tried[0]) == 2
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2])
+def test_a_server_that_refuses_every_prompt_is_no_filter(server, tmp_path, num_prompts):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": f"def f{number}("}) + "\n" for number in range(num_prompts)))
+    server.troubles = refuse_prompt("")
+    scoring = make_config().scoring.model_copy(update={"max_failed_fraction": 1.0})
+    config = only_prompts(prompts, scoring=scoring)
+    with pytest.raises(ServiceError, match="status 400: content management policy"):
+        run(server, tmp_path / "out", config, arms=make_arms(server.url)[:1], seeds=(0,))
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
 @pytest.mark.parametrize(("text", "status"), [("", 400), ("def ", 404)])
 def test_a_server_that_refuses_more_than_a_prompt_ends_the_job_at_once(server, prompts, tmp_path, text, status):
     tried = []
@@ -317,14 +353,9 @@ def test_a_server_that_refuses_more_than_a_prompt_ends_the_job_at_once(server, p
         return refuse(number, body)
 
     server.troubles = trouble
-    config = make_config(prompts=prompts)
-    only_prompts = config.generation.scenario_configs[1:]
-    config = config.model_copy(
-        update={"generation": config.generation.model_copy(update={"scenario_configs": only_prompts, "batch_size": 1})}
-    )
     with pytest.raises(ServiceError, match=f"status {status}: content management policy"):
-        run(server, tmp_path / "out", config, arms=make_arms(server.url)[:1], seeds=(0,))
-    assert len(tried) == 1
+        run(server, tmp_path / "out", only_prompts(prompts), arms=make_arms(server.url)[:1], seeds=(0,))
+    assert len(tried) == (2 if status == 400 else 1), "one prompt may be what a filter refuses"
     assert not (tmp_path / "out" / "report.json").exists()
 
 

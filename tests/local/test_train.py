@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.train import ScalingConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_tokenizer
 from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
@@ -31,11 +33,16 @@ from phf_ray.models import load_checkpoint
 from phf_ray.packing import load_tokenizer
 from phf_ray.pipelines import estimate
 from phf_ray.pipelines.blocks import build_blocks, plan_blocks
+from phf_ray.pipelines.checkpoint_evaluation import CheckpointEvaluations, EvaluationJob
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.pipelines.train import (
     EffectiveSampleWarning,
     Plan,
+    _hand_out,
+    _of_a_worker,
     _Saver,
+    _warn_if_too_large,
+    _Worker,
     choose_held_out,
     encode_held_out,
     initial_model,
@@ -446,6 +453,29 @@ def test_workers_that_would_compute_padding_are_told_of_when_a_run_is_planned(fi
     assert "training.num_workers: 4 is as fast" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("resources", "use_gpu"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"CPU": 2.0}, False),
+        ({"CPU": 2.0}, True),
+        ({"GPU": 0.5}, True),
+        ({"CPU": 1.0, "GPU": 2.0}, True),
+    ],
+)
+def test_a_worker_asks_for_what_ray_train_asks_for(resources, use_gpu):
+    theirs = ScalingConfig(num_workers=2, use_gpu=use_gpu, resources_per_worker=resources or None)
+    assert _of_a_worker(resources, use_gpu=use_gpu) == theirs._resources_per_worker_not_none
+
+
+def test_resources_that_the_cluster_lacks_are_warned_of_also_where_they_are_not_named(caplog):
+    asked = _of_a_worker({"CPU": 1.0}, use_gpu=True)
+    _warn_if_too_large(2, asked, available={"CPU": 8.0, "GPU": 1.0})
+    (record,) = caplog.records
+    assert "2 worker(s) need 2 GPU, the cluster has 1" in record.getMessage()
+
+
 def test_weights_that_hardly_differ_are_reported_once(caplog):
     sink = EffectiveSampleWarning()
     sink({"objective/train/effective_sample_fraction": 0.98})
@@ -489,6 +519,43 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_or_at_th
     saver.submit(lambda: written.append("third"))
     saver.close()
     assert written == ["third"], "told once, and then over"
+
+
+def test_an_error_of_one_saver_is_raised_after_the_other_has_written():
+    gate, written = threading.Event(), []
+
+    def fails() -> None:
+        raise OSError("no space left on device")
+
+    def blocked() -> None:
+        assert gate.wait(60)
+        written.append("checkpoint")
+
+    worker = object.__new__(_Worker)
+    worker._saver, worker._weights_saver = _Saver(), _Saver()
+    worker._saver.submit(blocked)
+    worker._weights_saver.submit(fails)
+    worker._train = lambda: threading.Timer(0.2, gate.set).start()
+    with pytest.raises(OSError, match="no space left"):
+        worker.train()
+    assert written == ["checkpoint"]
+
+
+@pytest.mark.parametrize("error", [SafetensorError, OSError, Exception], ids=["weights", "files", "tokenizer"])
+def test_weights_for_evaluation_that_can_not_be_written_are_told_of_and_named_in_the_summary(tmp_path, caplog, error):
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise error("No space left on device (os error 28)")
+
+    run = RunDirectory(tmp_path)
+    _hand_out(run, 5, write)
+    assert "the weights of step 5 can't be evaluated: " in caplog.text
+    assert "No space left" in caplog.text
+    job = EvaluationJob(
+        config={}, run_path=str(tmp_path), resources={}, generation_steps=frozenset({5}), kl_steps=frozenset()
+    )
+    assert CheckpointEvaluations(run, job).summary()["missing"] == {"5": "its weights were not written"}
+    assert list(run.evaluation_folder(5).iterdir()) == [], "room for the next checkpoint"
 
 
 def document(number: int, *texts: str) -> ScoredDocument:

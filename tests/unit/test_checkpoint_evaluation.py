@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_models import write_checkpoint
 
 from phf_ray.config import GenerationConfig, KLConfig, load_config, parse_config
 from phf_ray.errors import ConfigError
+from phf_ray.pipelines import in_process
 from phf_ray.pipelines.checkpoint_evaluation import (
+    EvaluationJob,
     _check_prefix,
     _resolved_reference,
     due_steps,
@@ -194,3 +197,39 @@ def test_followers_are_handed_the_figures_of_evaluations_once(run):
         run.merge_evaluations()
         follower._hand_on()
     assert [(one[STEP], EVALUATION in one) for one in seen] == [(2, False), (2, True)]
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+
+class Built(Exception):
+    """In the place of a process that scores."""
+
+
+@pytest.mark.parametrize(("num_gpus", "device"), [(0.0, "cpu"), (0.5, "auto")])
+def test_an_evaluation_without_a_gpu_scores_on_a_cpu(run, monkeypatch, num_gpus, device):
+    """Ray hides no GPU from a task that asks for none; it would be that of a worker."""
+    scorer = {"class_name": "DetoxifyToxicityScorer", "device": "auto"}
+    built = []
+
+    def stop(setup):
+        built.append(setup)
+        raise Built
+
+    def load_on_a_cpu(directory, *, settings):
+        return load_engine(directory)
+
+    load_engine = in_process.load_engine
+    monkeypatch.setattr(in_process, "load_engine", load_on_a_cpu)
+    monkeypatch.setattr(in_process, "ScoringProcess", stop)
+    run.hand_out_weights(7, write_checkpoint)
+    job = EvaluationJob(
+        config={"scoring": {"scorers": [scorer]}},
+        run_path=str(run.path),
+        resources={"CPU": 1.0, "GPU": num_gpus},
+        generation_steps=frozenset({7}),
+        kl_steps=frozenset(),
+    )
+    with pytest.raises(Built):
+        in_process.evaluate_weights(job, 7)
+    assert [setup.scorers for setup in built] == [({**scorer, "device": device},)]

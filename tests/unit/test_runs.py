@@ -21,6 +21,7 @@ from phf_ray.pipelines.runs import (
     ProgressLines,
     RunDirectory,
     WandbTracker,
+    all_sample_tables,
     is_complete,
     start_tracker,
     wants_wandb,
@@ -365,13 +366,54 @@ def test_the_objective_on_held_out_text_is_drawn_over_its_own_tokens(run, monkey
     assert "objective/train/loss" not in defined
 
 
-def test_at_the_end_all_samples_are_shown_in_one_table(run, monkeypatch):
-    for step in (0, 20):
+def write_samples(run: RunDirectory, *, steps: int, texts: int = 1, scenarios: tuple[str, ...] = ("s",)) -> None:
+    """Evaluations of steps 0, 20, ... with so many texts of each scenario."""
+    for step in range(0, 20 * steps, 20):
         folder = run.evaluation_folder(step)
         folder.mkdir(parents=True)
-        sample = {"scenario": "s", "prompt": "p", "text": f"text {step}", "score": 0.5, "error": None}
-        pq.write_table(pa.Table.from_pylist([sample]), folder / "samples.parquet")
+        samples = [
+            {"scenario": scenario, "prompt": "p", "text": f"text {step + number}", "score": 0.5, "error": None}
+            for scenario in scenarios
+            for number in range(texts)
+        ]
+        pq.write_table(pa.Table.from_pylist(samples), folder / "samples.parquet")
         run.write_evaluation(step, {STEP: step, "train/tokens_seen": 10 * step, EVALUATION: 1.0})
+
+
+def test_a_table_that_would_be_cut_has_the_first_samples_of_each_step(run, caplog):
+    write_samples(run, steps=3, texts=4, scenarios=("a", "b"))
+    tables = all_sample_tables(run, max_rows=11)
+    texts = [[0, "text 0"], [0, "text 1"], [0, "text 2"], [20, "text 20"], [20, "text 21"], [20, "text 22"]]
+    texts += [[40, "text 40"], [40, "text 41"], [40, "text 42"]]
+    assert {name: [[row[0], row[2]] for row in table["rows"]] for name, table in tables.items()} == {
+        "generation/a/all_samples": texts,
+        "generation/b/all_samples": texts,
+    }
+    (record,) = caplog.records
+    assert "has the first 3 samples of each of 3 steps" in record.getMessage()
+    caplog.clear()
+    assert all(len(table["rows"]) == 12 for table in all_sample_tables(run, max_rows=12).values())
+    assert not caplog.records
+
+
+def test_samples_that_can_not_be_shown_keep_no_run_open(run, caplog):
+    codes = []
+
+    class Open:
+        def finish(self, *, exit_code: int) -> None:
+            codes.append(exit_code)
+
+    write_samples(run, steps=1)
+    (run.evaluation_folder(0) / "samples.parquet").write_text("torn")
+    tracker = WandbTracker.__new__(WandbTracker)
+    tracker._run, tracker._wandb_run = run, Open()
+    tracker.close(exit_code=1)
+    assert codes == [1]
+    assert "wandb is not shown all samples in one table: " in caplog.text
+
+
+def test_at_the_end_all_samples_are_shown_in_one_table(run, monkeypatch):
+    write_samples(run, steps=2)
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = start_tracker(run, group=None, tags=[], config=CONFIG)
     tracker.close(exit_code=0)

@@ -467,6 +467,27 @@ def test_on_a_cluster_that_may_grow_actors_are_waited_for(monkeypatch, caplog, c
     assert "waiting for nodes with {'CPU': 8.0}" in caplog.text
 
 
+@pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (0.5, "auto")])
+def test_an_actor_that_asks_for_no_gpu_scores_on_a_cpu(sources, tmp_path, monkeypatch, num_gpus, device):
+    """Ray hides none from it; one that its machine has is lent to others."""
+    classifier = {"class_name": "SequenceClassifierScorer", "device": "auto"}
+    asked = request(sources, scorers=[LENGTH, WORDS], pools={"gpu": {"num_gpus": num_gpus}})
+    place = score.Output(str(tmp_path / "out"))
+    plan = score.prepare(asked, place, append=False, restart=False)
+    pool = score._pools(asked, plan, output=place.name(), has_gpus=True)[1]
+    setup = dataclasses.replace(pool.stage.setup, scorers=(classifier, WORDS))
+    pool = dataclasses.replace(pool, stage=dataclasses.replace(pool.stage, setup=setup))
+    given = []
+
+    class Data:
+        def map(self, actor, **options):
+            given.append(options)
+
+    score._through(Data(), pool, most=1)
+    ((stage,),) = [options["fn_constructor_args"] for options in given]
+    assert stage.setup.scorers == ({**classifier, "device": device}, WORDS)
+
+
 class Shown:
     """A gauge of Ray as a driver sets it."""
 

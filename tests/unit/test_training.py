@@ -12,6 +12,7 @@ import torch
 from ranks import run_on_ranks
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
+from phf_ray import training
 from phf_ray.blocks import BlockArrays
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel, ValueHead
@@ -29,6 +30,7 @@ from phf_ray.training import (
     Schedule,
     StepSettings,
     TrainState,
+    WeightsDue,
     build_optimizer,
     fitting_micro_batch,
     held_out_bits_per_byte,
@@ -163,6 +165,29 @@ def test_prefetched_items_are_the_same_and_an_error_of_the_source_arrives():
     assert [next(items) for _ in range(10)] == list(range(10))
     with pytest.raises(DataError, match="build the blocks again"):
         next(items)
+
+
+class OnItsWay:
+    """A tensor that notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def pin_memory(self) -> "OnItsWay":
+        self.done.append("pinned")
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "OnItsWay":
+        self.done.append(f"to {device}" if non_blocking else "waited")
+        return self
+
+
+@pytest.mark.parametrize(("device", "done"), [("cuda", ["pinned", "to cuda"]), ("cpu", ["to cpu"])])
+def test_a_copy_to_a_gpu_starts_from_pinned_memory_and_is_not_waited_for(device, done):
+    tensors = [OnItsWay() for _ in range(3)]
+    moved = MicroBatch(*tensors, first_block=4).to(torch.device(device))
+    assert [tensor.done for tensor in tensors] == [done] * 3
+    assert moved == MicroBatch(*tensors, first_block=4)
 
 
 # --- Schedule ---------------------------------------------------------------------------------------------------------
@@ -354,10 +379,109 @@ def test_utilization_is_reported_where_the_device_is_known():
     for row in run(new_state(), loop=loop):
         assert row.metrics["train/mfu"] == pytest.approx(row.metrics["train/tokens_per_s_per_device"] * 100 / 1e6)
     assert all("train/mfu" not in row.metrics for row in run(new_state(), loop=settings(3)))
-    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("a processor") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA GB200", 2.25e15),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("a processor", None),
+    ],
+)
+def test_what_a_device_could_do_is_known_by_the_words_of_its_name(name, expected):
+    assert peak_flops(name) == expected
+
+
+class Clock:
+    """Time that passes only where somebody is said to take it."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+@dataclasses.dataclass
+class Launched:
+    """Totals of a step that the device has done at `done_s`."""
+
+    totals: dict
+    clock: Clock
+    done_s: float
+
+    def read(self) -> dict:
+        self.clock.now_s = max(self.clock.now_s, self.done_s)
+        return self.totals
+
+
+@pytest.mark.parametrize("is_asynchronous", [True, False], ids=["gpu", "cpu"])
+def test_tokens_per_second_are_those_of_the_clock_on_the_wall(monkeypatch, is_asynchronous):
+    """A step takes 50 ms, a row its reader 30: on a GPU, beside the next step unless a checkpoint or an inspection
+    waits for it. Those count in no row."""
+    clock = Clock()
+    costs_s = {Row: 0.03, CheckpointDue: 5.0, WeightsDue: 7.0, InspectionDue: 9.0}
+
+    done_s = clock.now_s
+
+    def timed_step(*arguments, **options) -> Launched:
+        nonlocal done_s
+        totals = step(*arguments, **options).read()
+        done_s = max(done_s, clock.now_s) + 0.05
+        launched = Launched(totals, clock, done_s)
+        if not is_asynchronous:
+            launched.read()
+        return launched
+
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(training, "step", timed_step)
+    loop = dataclasses.replace(settings(9, save_steps=5), evaluation_steps=frozenset({3}), inspect_steps=6)
+    seconds = {}
+    events = train(
+        new_state(),
+        step_batches(random_blocks, share(), steps=range(9)),
+        objective=build_objective({"name": "MLE"}),
+        settings=loop,
+    )
+    for event in events:
+        if isinstance(event, Row):
+            kinds = [random_blocks(p, p + 1).token_kinds for p in range(8 * event.step - 8, 8 * event.step)]
+            num_tokens = sum(int((kind != TokenKind.PAD).sum()) for kind in kinds)
+            seconds[event.step] = num_tokens / event.metrics["train/tokens_per_s"]
+        clock.now_s += costs_s[type(event)]
+    if is_asynchronous:
+        # Inspections after steps 1 and 7, weights after 3, a checkpoint after 5: then nothing is left to be done.
+        expected = {number: 0.08 if number in (2, 4, 6, 8) else 0.05 for number in range(1, 10)}
+        assert seconds == pytest.approx(expected, rel=1e-6)
+    else:
+        # Totals are read a step late or, where something is due, at once: single rows have the time of two steps.
+        assert sum(seconds.values()) == pytest.approx(9 * 0.05 + 8 * 0.03, rel=1e-6)
+
+
+def test_a_stop_that_an_inspection_finds_out_of_ends_with_a_checkpoint():
+    state = new_state()
+    loop = dataclasses.replace(settings(50), inspect_steps=3)
+    batches = step_batches(random_blocks, share(), steps=range(50))
+    objective = build_objective({"name": "MLE"})
+    events = list(train(state, batches, objective=objective, settings=loop, wants_stop=lambda: state.step == 3))
+    assert [type(event) for event in events[-2:]] == [InspectionDue, CheckpointDue]
+    assert events[-1] == CheckpointDue(4, is_last=True)
 
 
 def test_a_row_has_the_distribution_of_the_weights_of_all_its_steps():
