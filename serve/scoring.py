@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, Scorer, build_scorer
+from phf_ray.scorers import FindsSpans, Scorer, build_scorer, on_cpu
 from phf_ray.segments import build_segmenter
 from serve.backends import ScoredJson
 from serve.errors import ApiError
@@ -34,7 +34,7 @@ class LocalScorer:
     """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
 
     def __init__(self, served: ServedScorer):
-        self._scorer = build_scorer(served.scorer)
+        self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
         pep8 = served.scorer["class_name"] == "PEP8Scorer"
         self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")

@@ -931,12 +931,12 @@ def _pools(request: Request, plan: Plan, *, output: str, has_gpus: bool) -> list
     models = {index for index, identity in enumerate(plan.identities) if "torch" in identity["versions"]}
     cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
     gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]
-    if on_cpus := models & set(cpu):
+    if slow := models & set(cpu):
         log.log(
             logging.WARNING if "gpu" in configs.model_fields_set else logging.INFO,
             "%s: on CPUs, as nothing here has %s; on a cluster whose GPU nodes come when asked for, "
             "set scoring.pools.gpu, for example {max: 4}",
-            ", ".join(names[index] for index in sorted(on_cpus)),
+            ", ".join(names[index] for index in sorted(slow)),
             _resources(configs.gpu),
         )
     used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]

@@ -29,7 +29,7 @@ from typing import Any
 from phf_ray import logs
 from phf_ray.errors import DataError, PhfError
 from phf_ray.records import Scored, ScorerIdentity
-from phf_ray.scorers import Scorer
+from phf_ray.scorers import Scorer, on_cpu
 from phf_ray.scorers.base import failure
 from phf_ray.segments import build_segmenter
 
@@ -68,14 +68,8 @@ class Setup:
     """Of one scorer's computations; None: as the environment says, which Ray sets for its actors."""
 
 
-_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
-"""Scorers that run on a GPU where they see one."""
-
-
 def on_cpus(setup: Setup) -> Setup:
-    """Where no GPU was asked of Ray: one that the machine has is another's, and Ray does not hide it."""
-    scorers = tuple({**one, "device": "cpu"} if one.get("class_name") in _ON_DEVICES else one for one in setup.scorers)
-    return replace(setup, scorers=scorers)
+    return replace(setup, scorers=tuple(map(on_cpu, setup.scorers)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,15 @@ def build_scorer(config: Mapping[str, Any]) -> Scorer:
     return scorer_class(config.get("class_name"))(scorer_settings(config))
 
 
+_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
+"""Scorers that run on a GPU where they see one."""
+
+
+def on_cpu(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the same scorer for a process that asked Ray for no GPU: Ray does not hide those of others."""
+    return {**config, "device": "cpu"} if config.get("class_name") in _ON_DEVICES else dict(config)
+
+
 def scorer_settings(config: Mapping[str, Any]) -> Any:
     """The settings in such a config, of the scorer's own type; raises as `build_scorer` does."""
     class_name = config.get("class_name")

@@ -11,9 +11,10 @@ from tiny_models import write_checkpoint
 
 from jobs import serve as job
 from phf_ray.errors import ConfigError
+from serve import scoring
 from serve.app import build
 from serve.keys import KeyRing, is_loopback, load_keys
-from serve.settings import Keys, ServeArgs, ServedModel, parse_args, split_model_id
+from serve.settings import Keys, ServeArgs, ServedModel, ServedScorer, parse_args, split_model_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,3 +183,12 @@ def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
     arguments = ["--model", f"a={directory}", "--control", "b=x,y,ban", "--dry-run", "--port", "0"]
     with pytest.raises(ConfigError, match="--control b=x,y,ban: no --model is named 'b'"):
         job.main(arguments)
+
+
+@pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (0.5, "auto")])
+def test_a_scorer_that_is_lent_no_gpu_takes_none(monkeypatch, num_gpus, device):
+    given = []
+    monkeypatch.setattr(scoring, "build_scorer", given.append)
+    config = {"class_name": "SequenceClassifierScorer", "path": "m", "device": "auto"}
+    scoring.LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
+    assert given == [{**config, "device": device}]
