@@ -200,11 +200,20 @@ def test_a_batch_of_batches_of_batches_is_refused(call):
     assert "send one request in each" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("field", ['"clientToken": "\\ud800"', '"languages": ["en", "\\ud800"]'])
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"clientToken": "\\ud800"',
+        '"languages": ["en", "\\ud800"]',
+        '"requestedAttributes": {"TOXICITY": {}, "\\ud800": {}}',
+    ],
+)
 def test_half_a_surrogate_pair_is_refused_where_it_would_come_back(call, field):
+    # The last of two fields of one name counts.
     body = f'{{"comment": {{"text": "a"}}, "requestedAttributes": {{"TOXICITY": {{}}}}, {field}}}'
     response = call("/v1alpha1/comments:analyze", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
+    assert response.json()["error"]["status"] == "INVALID_ARGUMENT"
     assert "lone surrogate" in response.json()["error"]["message"]
 
 
