@@ -337,7 +337,5 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
                 404, f"there is no scorer {body.scorer!r}; served scorers: {known}", "scorer", "scorer_not_found"
             )
         request.state.model = body.scorer
-        scorer = backend.scorers[body.scorer]
-        scored = await scorer.score(body.texts, segments=body.segments)
-        identity = (await scorer.identity()).model_dump_json().encode()
-        return Response(b'{"scorer":%b,"data":%b}' % (identity, scored.data), media_type="application/json")
+        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments)
+        return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")

@@ -304,7 +304,6 @@ class RemoteModel(_Remote):
 class RemoteScorer(_Remote):
     def __init__(self, handle: DeploymentHandle[Any]):
         super().__init__(handle, probed="identity")
-        self._identity = _Cached(lambda: self._ask("identity"), seconds=DESCRIPTION_S)
 
     async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
         return await self._ask("score", texts, segments)
@@ -317,9 +316,6 @@ class RemoteScorer(_Remote):
 
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
         return await self._ask("segment_spans", text)
-
-    async def identity(self) -> ScorerIdentityBody:
-        return await self._identity()
 
 
 class _Translated:

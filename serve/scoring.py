@@ -35,6 +35,8 @@ class LocalScorer:
 
     def __init__(self, served: ServedScorer):
         self._scorer = build_scorer(served.scorer)
+        self._identity = ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+        self._identity_json = self._identity.model_dump_json().encode()
         pep8 = served.scorer["class_name"] == "PEP8Scorer"
         self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
@@ -78,7 +80,7 @@ class LocalScorer:
         return list(zip([0, *ends], ends, strict=False))
 
     async def identity(self) -> ScorerIdentityBody:
-        return ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+        return self._identity
 
     async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
         if self._num_waiting >= self._max_waiting:
@@ -132,7 +134,8 @@ class LocalScorer:
             }
             for index, (text, one) in enumerate(zip(texts, scored, strict=True))
         ]
-        return ScoredJson(json.dumps(items, allow_nan=False).encode(), sum(one.score is None for one in scored))
+        data = json.dumps(items, allow_nan=False).encode()
+        return ScoredJson(self._identity_json, data, num_failed=sum(one.score is None for one in scored))
 
     def _score_segments(self, text: str) -> list[dict[str, Any]]:
         parts = self._segmenter(text)
