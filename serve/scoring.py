@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from phf_ray.records import Scored, Span
 from phf_ray.scorers import FindsSpans, Scorer, build_scorer
+from phf_ray.scorers.base import failure
 from phf_ray.segments import build_segmenter
 from serve.backends import ScoredJson
 from serve.errors import ApiError
@@ -28,6 +29,11 @@ class HasClasses(Protocol):
 
 def _why_not(scorer: Scorer, text: str) -> str:
     return scorer.score_all([text])[0].error or "no reason given"
+
+
+def _not_analyzed(index: int, reason: str | None) -> ApiError:
+    # A list without the spans of one text would say that it has none.
+    return ApiError(400, f"the text at index {index} can't be analyzed: {reason}", "text")
 
 
 class LocalScorer:
@@ -56,10 +62,18 @@ class LocalScorer:
         scorer = self._scorer
         if not isinstance(scorer, FindsSpans):
             raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
-        too_long = next(filter(None, map(self._too_long, texts)), None)
-        if too_long is not None:
-            raise ApiError(400, too_long, "text")
-        return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
+        for index, text in enumerate(texts):
+            reason = self._too_long(text)
+            if reason is not None:
+                raise _not_analyzed(index, reason)
+
+        def found(index: int, text: str) -> list[Span]:
+            try:
+                return scorer.spans(text)
+            except Exception as error:  # noqa: BLE001  libraries over any text, as where the scorer only counts
+                raise _not_analyzed(index, failure(error).error) from None
+
+        return await self._in_thread(lambda: [found(index, text) for index, text in enumerate(texts)])
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
         scorer = self._scorer

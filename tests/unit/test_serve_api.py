@@ -440,7 +440,18 @@ def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
     assert call("/v1/scores", {"scorer": "pep8", "input": "x = 12345\n"}).json()["data"] == [data[1] | {"index": 0}]
     assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
     message = refused(call("/analyze", {"text": ["a@b.com", "a@b.com   "], "language": "en"}), 400)["message"]
-    assert "too_long: the text has 10 characters" in message
+    assert "the text at index 1 can't be analyzed: too_long: the text has 10 characters" in message
+
+
+def test_a_text_that_the_detectors_fail_on_is_named_and_no_error_of_the_server():
+    call = caller({}, {"pii": LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))}, pii="pii")
+    odd = "born " + "12 " * 17_000
+    error = refused(call("/analyze", {"text": ["a@b.com", odd], "language": "en"}), 400)
+    assert error["param"] == "text"
+    assert "the text at index 1 can't be analyzed: " in error["message"]
+    (reason,) = [item["error"] for item in call("/v1/scores", {"scorer": "pii", "input": odd}).json()["data"]]
+    assert error["message"].endswith(reason)
+    assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
 
 
 def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
