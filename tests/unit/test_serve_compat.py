@@ -6,7 +6,9 @@ from email import message_from_string
 import pytest
 from test_serve_api import caller, refused
 
+from jobs.fetch_models import URLS
 from phf_ray.records import Span
+from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat import PERSPECTIVE_MAX_BYTES, PRESIDIO_ENTITIES
 from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
@@ -114,6 +116,25 @@ def test_perspective_takes_the_languages_that_the_model_was_trained_on():
     assert languages(["fr"]) == languages(["de"], toxicity_languages=known) == 400
     assert languages([]) == ["en"]
     assert languages(["de", "en-US"]) == ["en-US"]
+
+
+def test_languages_are_those_of_the_model_that_the_path_holds(tmp_path):
+    def languages(path, **fields):
+        return ServedScorer(scorer={"class_name": "DetoxifyToxicityScorer", "path": str(path), **fields}).languages
+
+    for name in ("multilingual", "unbiased"):
+        (tmp_path / name).mkdir()
+        # What jobs.fetch_models writes there, in part.
+        (tmp_path / name / DESCRIPTION_FILE).write_text(json.dumps({"model": name, "class_names": []}))
+    assert "tr" in languages(tmp_path / "multilingual")
+    assert languages(tmp_path / "unbiased") == languages(tmp_path / "unbiased", model="multilingual") == ("en",)
+    published = {model: tmp_path / url.rpartition("/")[2] for model, url in URLS.items()}
+    for path in published.values():
+        path.touch()
+    assert [model for model, path in published.items() if languages(path) != ("en",)] == ["multilingual"]
+    (tmp_path / "own.ckpt").touch()
+    assert languages(tmp_path / "own.ckpt") == languages(tmp_path / "none") == ("en",)
+    assert "tr" in languages(tmp_path / "own.ckpt", model="multilingual")
 
 
 def test_perspective_takes_a_comment_of_exactly_the_limit(call):
