@@ -79,7 +79,9 @@ class ModelReplica:
     async def tokenizer_info(self) -> dict[str, Any]:
         return await self._model.tokenizer_info()
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
+        # Serve asks every few seconds, also while long requests run. On the event loop, like all that counts here.
+        self._metrics.note_engine(self._model)
         self._model.check_health()
 
 
@@ -149,9 +151,9 @@ class ModelMetrics:
             raise
         finally:
             self._requests.inc(tags={"outcome": outcome})
-            self._note_engine(model)
+            self.note_engine(model)
 
-    def _note_engine(self, model: "LocalModel | UpstreamModel") -> None:
+    def note_engine(self, model: "LocalModel | UpstreamModel") -> None:
         self._unfinished.set(model.num_unfinished)
         now = model.num_steps
         for counter, new, old in zip((self._steps, self._sequence_steps), now, self._noted, strict=True):

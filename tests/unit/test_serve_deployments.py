@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve import metrics
 
-from serve.deployments import ATTEMPTS, Ingress, RemoteModel
+from serve.deployments import ATTEMPTS, Ingress, ModelMetrics, ModelReplica, RemoteModel
 from serve.errors import ApiError
 from serve.schemas import CompletionRequest
 
@@ -106,6 +107,44 @@ def test_an_answered_request_is_not_given_up():
     call = Call("answered")
     asyncio.run(RemoteModel(Handle(call)).complete(REQUEST))
     assert not call.is_cancelled
+
+
+class Recorded:
+    """A counter or a gauge of Ray that keeps its value."""
+
+    def __init__(self, name: str, **_: Any):
+        self.name, self.value = name, 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def inc(self, value: float = 1.0, tags: Any = None) -> None:
+        self.value += value
+
+
+class Busy:
+    """A model in the middle of a long request."""
+
+    num_unfinished, num_steps = 3, (40, 110)
+
+    def check_health(self) -> None: ...
+
+
+def test_what_the_engine_does_is_seen_while_a_long_request_runs(monkeypatch):
+    made: list[Recorded] = []
+
+    def make(name: str, **options: Any) -> Recorded:
+        made.append(Recorded(name, **options))
+        return made[-1]
+
+    monkeypatch.setattr(metrics, "Counter", make)
+    monkeypatch.setattr(metrics, "Gauge", make)
+    replica = object.__new__(ModelReplica.func_or_class)
+    replica._model, replica._metrics = Busy(), ModelMetrics()
+    for _ in range(2):
+        asyncio.run(replica.check_health())
+        values = {metric.name: metric.value for metric in made if metric.value}
+        assert values == {"phf_model_unfinished": 3, "phf_engine_steps": 40, "phf_engine_sequence_steps": 110}
 
 
 def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
