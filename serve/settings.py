@@ -168,7 +168,9 @@ class Keys(_Settings):
     file: str | None = None
     """One key per line."""
     env: str = "PHF_API_KEYS"
-    """Environment variable of the server with keys separated by commas."""
+    """Environment variable of the server's process on its node, with keys separated by commas."""
+    required: bool = False
+    """Do not start without any."""
 
 
 class ServeArgs(_Settings):

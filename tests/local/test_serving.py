@@ -22,7 +22,7 @@ from tiny_models import BAD, GOOD, write_checkpoint
 
 from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
 from serve.app import build
@@ -597,6 +597,20 @@ def test_released_checkpoints_get_their_control_tokens_from_the_serve_file(far, 
     expected = expected_of_released(released)
     for control, text in expected.items():
         assert texts(far.completions.create(model=f"old:{control}", prompt="def", max_tokens=30, seed=5)) == [text]
+
+
+def test_without_the_keys_of_who_starts_it_a_server_on_a_ray_that_runs_does_not_start(local_ray, monkeypatch):
+    from ray import serve
+
+    # Ray's processes were started before, and do not have it.
+    monkeypatch.setenv("PHF_API_KEYS", KEY)
+    try:
+        with pytest.raises(ServiceError, match="give --keys-file FILE on storage that all nodes see") as caught:
+            serving({}, [{"class_name": "PEP8Scorer"}]).__enter__()
+    finally:
+        serve.shutdown()
+    assert "\n" not in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 def test_what_a_cluster_serves_already_goes_on_beside_and_after_us(local_ray):
