@@ -19,9 +19,10 @@ from phf_ray.records import Span
 from serve.api import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
 from serve.errors import ApiError
+from serve.gate import Answered, latency_buckets
 from serve.keys import KeyRing, load_keys
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
-from serve.settings import ServeArgs, ServedModel, ServedScorer
+from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
 if TYPE_CHECKING:
     from serve.local import LocalModel
@@ -168,6 +169,38 @@ class ModelMetrics:
                 self._tokens.inc(count, tags={"kind": kind})
 
 
+class RequestMetrics:
+    """As `serve.gate.Metrics`, where Ray's nodes have theirs: one collector of all nodes gets each replica once, and
+    needs no key. The service's port gives those of whichever replica its proxy asks."""
+
+    def __init__(self, limits: Limits) -> None:
+        # Ray's types allow for one tag, its code for any number.
+        self._requests = metrics.Counter(
+            "phf_http_requests",
+            description="HTTP requests answered",
+            tag_keys=("path", "status"),  # type: ignore[arg-type]
+        )
+        self._latency = metrics.Histogram(
+            "phf_http_request_seconds",
+            description="Time from request to last byte",
+            boundaries=list(latency_buckets(limits)),
+            tag_keys=("path",),
+        )
+        self._tokens = metrics.Counter(
+            "phf_tokens",
+            description="Tokens of completions",
+            tag_keys=("model", "kind"),  # type: ignore[arg-type]
+        )
+
+    def add(self, answered: Answered) -> None:
+        self._requests.inc(tags={"path": answered.path, "status": answered.status})
+        self._latency.observe(answered.seconds, tags={"path": answered.path})
+        for kind, count in answered.tokens.items():
+            # Ray refuses to add nothing.
+            if count:
+                self._tokens.inc(count, tags={"model": str(answered.model), "kind": kind})
+
+
 @serve.deployment
 @serve.ingress()
 class Ingress:
@@ -198,6 +231,7 @@ class Ingress:
             keys=KeyRing(load_keys(self._args.keys)),
             limits=self._args.limits,
             access_log=self._args.access_log,
+            counted_by=(RequestMetrics(self._args.limits),),
         )
 
 

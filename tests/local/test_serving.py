@@ -256,6 +256,18 @@ def test_health_models_metrics_and_docs_answer(server):
     assert httpx.get(f"{server.url}/docs").status_code == 200
 
 
+def test_the_nodes_of_ray_have_the_metrics_of_the_server(server):
+    """Without a key, and with times up to what a request may take."""
+    httpx.get(f"{server.url}/v1/models").raise_for_status()
+    deadline = time.monotonic() + 90
+    tags = r'\{[^}]*deployment="ingress"[^}]*path="/v1/models"'
+    while re.search(rf"^ray_phf_http_requests_total{tags}", text := metrics_text(server), re.MULTILINE) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    lines = [line for line in text.splitlines() if re.match(rf"ray_phf_http_request_seconds_bucket{tags}", line)]
+    assert {"0.005", "10.0", "600.0", "+Inf"} <= set(re.findall(r'le="([^"]+)"', "\n".join(lines)))
+
+
 def test_request_id_of_the_client_comes_back_once(server):
     response = httpx.get(f"{server.url}/health", headers={"X-Request-ID": "mine"})
     assert [value for name, value in response.headers.multi_items() if name == "x-request-id"] == ["mine"]
@@ -267,13 +279,17 @@ def leave_early(server, body):
     raise httpx.ReadTimeout("left after the first piece")
 
 
-def ray_metrics(server: Server, model: str) -> dict[str, float]:
-    """What the replicas of a model counted, as Ray's own endpoint has it; by outcome too, where that is a tag."""
+def metrics_text(server: Server) -> str:
+    """What Ray's own endpoint has."""
     (line,) = [line for line in server.output if line.startswith("metrics of the replicas: ")]
     # The first answer of a node can take its agent a while.
-    text = httpx.get(line.partition(": ")[2].strip(), timeout=60).text
+    return httpx.get(line.partition(": ")[2].strip(), timeout=60).text
+
+
+def ray_metrics(server: Server, model: str) -> dict[str, float]:
+    """What the replicas of a model counted; by outcome too, where that is a tag."""
     found: dict[str, float] = {}
-    for name, tags, value in re.findall(r"^ray_(phf_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+    for name, tags, value in re.findall(r"^ray_(phf_\w+)\{(.*)\} (\S+)$", metrics_text(server), re.MULTILINE):
         if f'deployment="model-{model}"' in tags:
             outcome = re.search(r'outcome="(\w+)"', tags)
             for key in (name, f"{name} {outcome[1]}") if outcome is not None else (name,):

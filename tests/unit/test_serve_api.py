@@ -504,6 +504,14 @@ def test_metrics_count_requests_and_tokens(models, scorers):
     assert "like/this" not in text
 
 
+@pytest.mark.parametrize(("timeout_s", "last"), [(600.0, ["250.0", "500.0", "600.0"]), (2.0, ["0.75", "1.0", "2.0"])])
+def test_times_are_told_apart_up_to_what_a_request_may_take(models, scorers, timeout_s, last):
+    call = caller(models, scorers, limits=Limits(request_timeout_s=timeout_s))
+    call("/health")
+    bounds = re.findall(r'phf_http_request_seconds_bucket{le="([^"]+)",path="/health"}', call("/metrics").text)
+    assert bounds[-4:] == [*last, "+Inf"]
+
+
 def test_request_id_comes_back(call):
     assert len(call("/health").headers["x-request-id"]) == 32
 
