@@ -338,7 +338,8 @@ def servers(
 
 
 def _own_key() -> str | None:
-    """A server that is started here takes the keys of the environment."""
+    """A server that is started here takes the keys of its environment, which is that of Ray: on a Ray that runs already
+    they must be the same there. Where it has none, and there are some here, the server does not start."""
     keys = [key.strip() for key in os.environ.get("PHF_API_KEYS", "").split(",")]
     return next(filter(None, keys), None)
 

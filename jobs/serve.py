@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "models": _models(arguments),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
-            "keys": {"file": arguments.keys_file} if arguments.keys_file else {},
+            # The server runs in another directory.
+            "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
         }
     )
-    _check(args, host=arguments.host, port=arguments.port)
+    args = _checked(args, host=arguments.host, port=arguments.port)
     if arguments.dry_run:
         print(args.model_dump_json(indent=2))
         return 0
@@ -99,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", metavar="YAML", help="task file whose scoring.scorers say how the scorers are set up")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces, which needs API keys")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--keys-file", metavar="FILE", help="API keys, one per line; PHF_API_KEYS holds others")
+    parser.add_argument(
+        "--keys-file", metavar="FILE", help="API keys, one per line, where all nodes see it; PHF_API_KEYS holds others"
+    )
     parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs of each model, in Ray's accounting")
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")
     return parser
@@ -140,20 +143,27 @@ def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _check(args: ServeArgs, *, host: str, port: int) -> None:
-    """What can be known before Ray starts: missing checkpoints, a taken port, an open server without keys."""
+def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
+    """What can be known before Ray starts: missing checkpoints, a taken port, an open server without keys.
+
+    The keys themselves do not travel: arguments and environments of Ray's processes are in its logs and its dashboard.
+    """
     from serve.keys import load_keys
 
     if port:
         check_port(host, port)
     for model in args.models:
         log.info("model %s: %s", model.name, model.directory)
-    if not load_keys(args.keys) and host not in ("127.0.0.1", "localhost", "::1"):
+    if load_keys(args.keys):
+        # A Ray that runs already has an environment of its own: without the keys there, the server must not be open.
+        return args.model_copy(update={"keys": args.keys.model_copy(update={"required": True})})
+    if host not in ("127.0.0.1", "localhost", "::1"):
         log.warning(
             "--host %s without API keys: only requests from this machine will be answered; set %s or --keys-file",
             host,
             args.keys.env,
         )
+    return args
 
 
 def check_port(host: str, port: int) -> None:
@@ -202,7 +212,7 @@ def serving(
             "access_log": False,
         }
     )
-    _check(args, host=host, port=port)
+    args = _checked(args, host=host, port=port)
     with running(args, host=host, port=port) as url:
         yield url
 

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from serve.backends import Backend, Completed, ModelBackend
 from serve.compat import add_compatible_endpoints
 from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_body, error_event, error_headers, path_of
-from serve.gate import Gate, Metrics
+from serve.gate import CountsRequests, Gate, Metrics
 from serve.keys import KeyRing
 from serve.schemas import (
     CompletionRequest,
@@ -54,11 +54,20 @@ def build_app(
     keys: KeyRing | None = None,
     limits: Limits | None = None,
     access_log: bool = True,
+    counted_by: Sequence[CountsRequests] = (),
 ) -> FastAPI:
-    limits, metrics = limits or Limits(), Metrics()
+    """`counted_by`: told of every request, as the application's own metrics are."""
+    limits = limits or Limits()
+    metrics = Metrics(limits)
     app = FastAPI(title="phf-ray", description="Scorers and language models over HTTP", responses=ERRORS)
     add_error_handlers(app)
-    app.add_middleware(Gate, keys=keys or KeyRing(frozenset()), limits=limits, metrics=metrics, access_log=access_log)
+    app.add_middleware(
+        Gate,
+        keys=keys or KeyRing(frozenset()),
+        limits=limits,
+        counted_by=(metrics, *counted_by),
+        access_log=access_log,
+    )
     add_completions(app, backend, limits=limits)
     add_models(app, backend)
     add_tokenization(app, backend)
@@ -337,7 +346,5 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
                 404, f"there is no scorer {body.scorer!r}; served scorers: {known}", "scorer", "scorer_not_found"
             )
         request.state.model = body.scorer
-        scorer = backend.scorers[body.scorer]
-        scored = await scorer.score(body.texts, segments=body.segments)
-        identity = (await scorer.identity()).model_dump_json().encode()
-        return Response(b'{"scorer":%b,"data":%b}' % (identity, scored.data), media_type="application/json")
+        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments)
+        return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")

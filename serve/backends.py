@@ -10,7 +10,6 @@ from serve.schemas import (
     Choice,
     CompletionRequest,
     HealthResponse,
-    ScorerIdentityBody,
     Usage,
 )
 
@@ -63,6 +62,8 @@ class ScoredJson:
     """Scores as they travel: written once, where they are made, since reading and writing them anew at every process
     on the way costs more than a fast scorer."""
 
+    identity: bytes
+    """JSON: the `ScorerIdentityBody` of the replica that scored. Others of its deployment may be newer or older."""
     data: bytes
     """JSON: a list of `TextScore`."""
     num_failed: int
@@ -84,8 +85,6 @@ class ScorerBackend(Protocol):
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
         """Characters [begin, end) of the segments of a text."""
         ...
-
-    async def identity(self) -> ScorerIdentityBody: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class AttributeParameters(_Lenient):
 
 class AnalyzeCommentRequest(_Lenient):
     comment: Comment = Comment()
-    requestedAttributes: dict[str, AttributeParameters] = {}
+    requestedAttributes: dict[Text, AttributeParameters] = {}
     languages: list[Text] = []
     spanAnnotations: bool = False
     clientToken: Text | None = None

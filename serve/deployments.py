@@ -19,9 +19,10 @@ from phf_ray.records import Span
 from serve.api import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
 from serve.errors import ApiError
+from serve.gate import Answered, latency_buckets
 from serve.keys import KeyRing, load_keys
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
-from serve.settings import ServeArgs, ServedModel, ServedScorer
+from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
 if TYPE_CHECKING:
     from serve.local import LocalModel
@@ -79,7 +80,9 @@ class ModelReplica:
     async def tokenizer_info(self) -> dict[str, Any]:
         return await self._model.tokenizer_info()
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
+        # Serve asks every few seconds, also while long requests run. On the event loop, like all that counts here.
+        self._metrics.note_engine(self._model)
         self._model.check_health()
 
 
@@ -149,9 +152,9 @@ class ModelMetrics:
             raise
         finally:
             self._requests.inc(tags={"outcome": outcome})
-            self._note_engine(model)
+            self.note_engine(model)
 
-    def _note_engine(self, model: "LocalModel | UpstreamModel") -> None:
+    def note_engine(self, model: "LocalModel | UpstreamModel") -> None:
         self._unfinished.set(model.num_unfinished)
         now = model.num_steps
         for counter, new, old in zip((self._steps, self._sequence_steps), now, self._noted, strict=True):
@@ -164,6 +167,38 @@ class ModelMetrics:
         for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
+
+
+class RequestMetrics:
+    """As `serve.gate.Metrics`, where Ray's nodes have theirs: one collector of all nodes gets each replica once, and
+    needs no key. The service's port gives those of whichever replica its proxy asks."""
+
+    def __init__(self, limits: Limits) -> None:
+        # Ray's types allow for one tag, its code for any number.
+        self._requests = metrics.Counter(
+            "phf_http_requests",
+            description="HTTP requests answered",
+            tag_keys=("path", "status"),  # type: ignore[arg-type]
+        )
+        self._latency = metrics.Histogram(
+            "phf_http_request_seconds",
+            description="Time from request to last byte",
+            boundaries=list(latency_buckets(limits)),
+            tag_keys=("path",),
+        )
+        self._tokens = metrics.Counter(
+            "phf_tokens",
+            description="Tokens of completions",
+            tag_keys=("model", "kind"),  # type: ignore[arg-type]
+        )
+
+    def add(self, answered: Answered) -> None:
+        self._requests.inc(tags={"path": answered.path, "status": answered.status})
+        self._latency.observe(answered.seconds, tags={"path": answered.path})
+        for kind, count in answered.tokens.items():
+            # Ray refuses to add nothing.
+            if count:
+                self._tokens.inc(count, tags={"model": str(answered.model), "kind": kind})
 
 
 @serve.deployment
@@ -196,6 +231,7 @@ class Ingress:
             keys=KeyRing(load_keys(self._args.keys)),
             limits=self._args.limits,
             access_log=self._args.access_log,
+            counted_by=(RequestMetrics(self._args.limits),),
         )
 
 
@@ -304,7 +340,6 @@ class RemoteModel(_Remote):
 class RemoteScorer(_Remote):
     def __init__(self, handle: DeploymentHandle[Any]):
         super().__init__(handle, probed="identity")
-        self._identity = _Cached(lambda: self._ask("identity"), seconds=DESCRIPTION_S)
 
     async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
         return await self._ask("score", texts, segments)
@@ -317,9 +352,6 @@ class RemoteScorer(_Remote):
 
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
         return await self._ask("segment_spans", text)
-
-    async def identity(self) -> ScorerIdentityBody:
-        return await self._identity()
 
 
 class _Translated:

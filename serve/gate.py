@@ -5,7 +5,9 @@ import json
 import logging
 import time
 import uuid
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -19,25 +21,63 @@ from serve.settings import Limits
 log = logging.getLogger("ray.serve.phf")
 
 
-class Metrics:
-    """Of one ingress replica; Ray's own metrics have the rest. Ray adds `_total` to counters, so do we not name it."""
+LATENCIES_S = (*Histogram.DEFAULT_BUCKETS[:-1], 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)
+"""Prometheus' own, which end at 10 s, and what a long text takes."""
 
-    def __init__(self) -> None:
+
+def latency_buckets(limits: Limits) -> tuple[float, ...]:
+    """Upper bounds in seconds; the last is the time that a request may take."""
+    longest = limits.request_timeout_s
+    return (*(seconds for seconds in LATENCIES_S if seconds < longest), longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What is counted of a request."""
+
+    path: str
+    status: str
+    seconds: float
+    model: str | None
+    tokens: Mapping[str, int]
+    """Of a completion, by kind."""
+
+
+class CountsRequests(Protocol):
+    def add(self, answered: Answered) -> None: ...
+
+
+class Metrics:
+    """Of one ingress replica; Ray's own metrics have the rest. Prometheus adds `_total` to counters."""
+
+    def __init__(self, limits: Limits) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "phf_http_requests", "HTTP requests answered", ["path", "status"], registry=self.registry
         )
         self.latency = Histogram(
-            "phf_http_request_seconds", "Time from request to last byte", ["path"], registry=self.registry
+            "phf_http_request_seconds",
+            "Time from request to last byte",
+            ["path"],
+            registry=self.registry,
+            buckets=latency_buckets(limits),
         )
         self.tokens = Counter("phf_tokens", "Tokens of completions", ["model", "kind"], registry=self.registry)
+
+    def add(self, answered: Answered) -> None:
+        self.requests.labels(answered.path, answered.status).inc()
+        self.latency.labels(answered.path).observe(answered.seconds)
+        for kind, count in answered.tokens.items():
+            self.tokens.labels(answered.model, kind).inc(count)
 
 
 class Gate:
     """ASGI middleware. Handlers may put `model` and `tokens` into `request.state` for the access log."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, metrics: Metrics, access_log: bool):
-        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, limits: Limits, counted_by: Sequence[CountsRequests], access_log: bool
+    ):
+        self._app, self._keys, self._limits, self._counted_by = app, keys, limits, counted_by
         self._access_log = access_log
         self._num_in_flight = 0
 
@@ -100,10 +140,9 @@ class Gate:
         state: dict[str, Any] = scope["state"]
         # The route's own path, since a client can make up any number of others.
         path = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(path, str(exchange.status or "closed")).inc()
-        self._metrics.latency.labels(path).observe(seconds)
-        for kind, count in state.get("tokens", {}).items():
-            self._metrics.tokens.labels(state.get("model"), kind).inc(count)
+        status, tokens = str(exchange.status or "closed"), state.get("tokens", {})
+        for counter in self._counted_by:
+            counter.add(Answered(path, status, seconds, state.get("model"), tokens))
         if self._access_log:
             entry = {
                 "request_id": exchange.request_id,

@@ -14,7 +14,10 @@ OPEN_PATHS = ("/health", "/-/healthz")
 
 
 def load_keys(keys: Keys) -> frozenset[str]:
-    """All keys of the file and the environment. Raises ConfigError if the file is named but can't be used."""
+    """All keys of the file and the environment.
+
+    Raises ConfigError if the file is named but can't be used, and if there are none although they are required.
+    """
     found = {key.strip() for key in os.environ.get(keys.env, "").split(",")}
     if keys.file is not None:
         try:
@@ -25,7 +28,14 @@ def load_keys(keys: Keys) -> frozenset[str]:
         if not from_file:
             raise ConfigError(f"the file of API keys {keys.file} holds none; write one key per line")
         found |= from_file
-    return frozenset(found - {""})
+    found -= {""}
+    if keys.required and not found:
+        raise ConfigError(
+            f"the server must have API keys, and {keys.env} is not set where it runs (on a Ray that runs already: "
+            f"in its environment); give --keys-file FILE on storage that all nodes see, or start Ray with {keys.env}, "
+            "or unset it here too, and only requests from the same machine are answered"
+        )
+    return frozenset(found)
 
 
 class KeyRing:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from phf_ray.records import Scored, Span
 from phf_ray.scorers import FindsSpans, Scorer, build_scorer, on_cpu
+from phf_ray.scorers.base import failure
 from phf_ray.segments import build_segmenter
 from serve.backends import ScoredJson
 from serve.errors import ApiError
@@ -30,11 +31,22 @@ def _why_not(scorer: Scorer, text: str) -> str:
     return scorer.score_all([text])[0].error or "no reason given"
 
 
+def _not_analyzed(index: int, reason: str | None) -> ApiError:
+    # A list without the spans of one text would say that it has none.
+    return ApiError(400, f"the text at index {index} can't be analyzed: {reason}", "text")
+
+
 class LocalScorer:
     """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
 
     def __init__(self, served: ServedScorer):
+<<<<<<< HEAD
         self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
+=======
+        self._scorer = build_scorer(served.scorer)
+        self._identity = ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+        self._identity_json = self._identity.model_dump_json().encode()
+>>>>>>> fix5-c
         pep8 = served.scorer["class_name"] == "PEP8Scorer"
         self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
@@ -54,10 +66,18 @@ class LocalScorer:
         scorer = self._scorer
         if not isinstance(scorer, FindsSpans):
             raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
-        too_long = next(filter(None, map(self._too_long, texts)), None)
-        if too_long is not None:
-            raise ApiError(400, too_long, "text")
-        return await self._in_thread(lambda: [scorer.spans(text) for text in texts])
+        for index, text in enumerate(texts):
+            reason = self._too_long(text)
+            if reason is not None:
+                raise _not_analyzed(index, reason)
+
+        def found(index: int, text: str) -> list[Span]:
+            try:
+                return scorer.spans(text)
+            except Exception as error:  # noqa: BLE001  libraries over any text, as where the scorer only counts
+                raise _not_analyzed(index, failure(error).error) from None
+
+        return await self._in_thread(lambda: [found(index, text) for index, text in enumerate(texts)])
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
         scorer = self._scorer
@@ -78,7 +98,7 @@ class LocalScorer:
         return list(zip([0, *ends], ends, strict=False))
 
     async def identity(self) -> ScorerIdentityBody:
-        return ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+        return self._identity
 
     async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
         if self._num_waiting >= self._max_waiting:
@@ -132,7 +152,8 @@ class LocalScorer:
             }
             for index, (text, one) in enumerate(zip(texts, scored, strict=True))
         ]
-        return ScoredJson(json.dumps(items, allow_nan=False).encode(), sum(one.score is None for one in scored))
+        data = json.dumps(items, allow_nan=False).encode()
+        return ScoredJson(self._identity_json, data, num_failed=sum(one.score is None for one in scored))
 
     def _score_segments(self, text: str) -> list[dict[str, Any]]:
         parts = self._segmenter(text)

@@ -1,6 +1,8 @@
 """What is served and within which limits: the `args` of a Serve configuration file, or made by `jobs.serve`."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -126,7 +128,7 @@ class ServedScorer(_Deployed):
     @property
     def languages(self) -> tuple[str, ...]:
         """Of the texts that the scorer can judge, where that is prose."""
-        return LANGUAGES.get(str(self.scorer.get("model")), ("en",))
+        return LANGUAGES.get(_detoxify_model(self.scorer), ("en",))
 
     @field_validator("scorer")
     @classmethod
@@ -134,6 +136,20 @@ class ServedScorer(_Deployed):
         if "class_name" not in value:
             raise ValueError(f"scorer {value!r} has no class_name; write {{class_name: PEP8Scorer}}")
         return value
+
+
+def _detoxify_model(scorer: Mapping[str, Any]) -> str:
+    """Which of Detoxify's models a scorer has, without its weights; what its `path` says counts before its `model`."""
+    if scorer.get("path") is not None:
+        path = Path(str(scorer["path"]))
+        try:
+            # Of a folder that jobs.fetch_models wrote.
+            return str(json.loads((path / "detoxify.json").read_text(encoding="utf-8"))["model"])
+        except (OSError, ValueError, LookupError, TypeError):
+            # A published file is named multilingual_debiased-0b549669.ckpt.
+            if path.name.startswith("multilingual_"):
+                return "multilingual"
+    return str(scorer.get("model"))
 
 
 class Limits(_Settings):
@@ -152,7 +168,9 @@ class Keys(_Settings):
     file: str | None = None
     """One key per line."""
     env: str = "PHF_API_KEYS"
-    """Environment variable of the server with keys separated by commas."""
+    """Environment variable of the server's process on its node, with keys separated by commas."""
+    required: bool = False
+    """Do not start without any."""
 
 
 class ServeArgs(_Settings):

@@ -22,7 +22,7 @@ from tiny_models import BAD, GOOD, write_checkpoint
 
 from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.scorers import build_scorer
 from serve.app import build
@@ -256,6 +256,18 @@ def test_health_models_metrics_and_docs_answer(server):
     assert httpx.get(f"{server.url}/docs").status_code == 200
 
 
+def test_the_nodes_of_ray_have_the_metrics_of_the_server(server):
+    """Without a key, and with times up to what a request may take."""
+    httpx.get(f"{server.url}/v1/models").raise_for_status()
+    deadline = time.monotonic() + 90
+    tags = r'\{[^}]*deployment="ingress"[^}]*path="/v1/models"'
+    while re.search(rf"^ray_phf_http_requests_total{tags}", text := metrics_text(server), re.MULTILINE) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    lines = [line for line in text.splitlines() if re.match(rf"ray_phf_http_request_seconds_bucket{tags}", line)]
+    assert {"0.005", "10.0", "600.0", "+Inf"} <= set(re.findall(r'le="([^"]+)"', "\n".join(lines)))
+
+
 def test_request_id_of_the_client_comes_back_once(server):
     response = httpx.get(f"{server.url}/health", headers={"X-Request-ID": "mine"})
     assert [value for name, value in response.headers.multi_items() if name == "x-request-id"] == ["mine"]
@@ -267,13 +279,17 @@ def leave_early(server, body):
     raise httpx.ReadTimeout("left after the first piece")
 
 
-def ray_metrics(server: Server, model: str) -> dict[str, float]:
-    """What the replicas of a model counted, as Ray's own endpoint has it; by outcome too, where that is a tag."""
+def metrics_text(server: Server) -> str:
+    """What Ray's own endpoint has."""
     (line,) = [line for line in server.output if line.startswith("metrics of the replicas: ")]
     # The first answer of a node can take its agent a while.
-    text = httpx.get(line.partition(": ")[2].strip(), timeout=60).text
+    return httpx.get(line.partition(": ")[2].strip(), timeout=60).text
+
+
+def ray_metrics(server: Server, model: str) -> dict[str, float]:
+    """What the replicas of a model counted; by outcome too, where that is a tag."""
     found: dict[str, float] = {}
-    for name, tags, value in re.findall(r"^ray_(phf_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+    for name, tags, value in re.findall(r"^ray_(phf_\w+)\{(.*)\} (\S+)$", metrics_text(server), re.MULTILINE):
         if f'deployment="model-{model}"' in tags:
             outcome = re.search(r'outcome="(\w+)"', tags)
             for key in (name, f"{name} {outcome[1]}") if outcome is not None else (name,):
@@ -597,6 +613,20 @@ def test_released_checkpoints_get_their_control_tokens_from_the_serve_file(far, 
     expected = expected_of_released(released)
     for control, text in expected.items():
         assert texts(far.completions.create(model=f"old:{control}", prompt="def", max_tokens=30, seed=5)) == [text]
+
+
+def test_without_the_keys_of_who_starts_it_a_server_on_a_ray_that_runs_does_not_start(local_ray, monkeypatch):
+    from ray import serve
+
+    # Ray's processes were started before, and do not have it.
+    monkeypatch.setenv("PHF_API_KEYS", KEY)
+    try:
+        with pytest.raises(ServiceError, match="give --keys-file FILE on storage that all nodes see") as caught:
+            serving({}, [{"class_name": "PEP8Scorer"}]).__enter__()
+    finally:
+        serve.shutdown()
+    assert "\n" not in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 def test_what_a_cluster_serves_already_goes_on_beside_and_after_us(local_ray):

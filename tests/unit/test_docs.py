@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 from commands import job_words, problem_of
-from manifests import versions
+from manifests import render, versions
 from pydantic import BaseModel
 
 from phf_ray import config
@@ -23,6 +23,7 @@ from serve.settings import parse_args
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DELETE = "kubectl delete raycluster -l ray.io/originated-from-crd=RayService,"
 OTHER_PROGRAMS = {"source", "export", "curl", "for", "kind", "$EDITOR"}
 
 
@@ -80,7 +81,15 @@ def _kubectl_problem(words: list[str]) -> str | None:
             texts = [path.read_text() for path in (ROOT / "k8s" / "base").glob("*.yaml")]
             if not any(f"    {label}: {stage}\n" in text for text in texts):
                 return f"nothing is labelled {label}={stage}"
-    for kind, name in re.findall(r"\b(rayjob|rayservice|service)/([\w-]+)", " ".join(words)):
+    found = re.findall(r"\b(rayjob|rayservice|service)/([\w-]+)", " ".join(words))
+    if words[1:3] == ["delete", "raycluster"]:
+        # By the labels that the operator gives a cluster, whose name it makes up.
+        labels = dict(label.split("=") for label in words[words.index("-l") + 1].split(","))
+        if labels.keys() != {"ray.io/originated-from-crd", "ray.io/originated-from-cr-name"}:
+            return f"unknown labels: {labels}"
+        kind, name = labels["ray.io/originated-from-crd"], labels["ray.io/originated-from-cr-name"]
+        found.append((kind.lower(), name))
+    for kind, name in found:
         if name not in _names_of(kind):
             return f"there is no {kind} {name}"
     return None
@@ -148,6 +157,8 @@ def test_a_command_is_one_that_works(page, command):
         "kubectl apply -k k8s/overlays/gpus",
         "kubectl apply -k k8s/overlays/gpu -l app.kubernetes.io/component=training",
         "kubectl wait rayjob/training",
+        "kubectl delete raycluster -l ray.io/originated-from-crd=RayService,ray.io/originated-from-cr-name=phf-serve",
+        "kubectl delete raycluster -l ray.io/cluster=phf",
         "kubectl port-forward service/phf-submit-svc 8265:8265",
         "kustomize edit set image phf-ray=registry.example/phf-ray:0.1.0-ray2.60.0",
         "serve run configs/serve/typo.yaml",
@@ -188,6 +199,15 @@ def test_every_stage_of_the_manifests_is_documented():
     stages = {name for text in texts for name in re.findall(r"^    app.kubernetes.io/component: (\S+)$", text, re.M)}
     assert stages >= {"score", "serve", "setup"}
     assert {stage for stage in stages if f"app.kubernetes.io/component={stage}" not in page} == set()
+
+
+@pytest.mark.parametrize("overlay", ["cpu-smoke", "gpu", "production"])
+def test_it_is_documented_how_pods_are_replaced_that_the_operator_leaves_as_they_are(overlay):
+    (service,) = (one for one in render(ROOT / "k8s" / "overlays" / overlay) if one["kind"] == "RayService")
+    # With this strategy a changed template of an existing cluster is ignored, without an event.
+    assert service["spec"]["upgradeStrategy"] == {"type": "None"}
+    deletes = [command for page, command in all_commands() if page == "operate.md" and command.startswith(DELETE)]
+    assert [command for command in deletes if command.endswith(f"cr-name={service['metadata']['name']}")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 from metric_names import ROOT, exported
 
 from serve.gate import Metrics
+from serve.settings import Limits
 
 DASHBOARD = ROOT / "k8s" / "grafana" / "dashboard.json"
 NAME = r"\b(?:ray_)?phf_\w+|\bray_\w+"
@@ -16,9 +18,17 @@ NAME = r"\b(?:ray_)?phf_\w+|\bray_\w+"
 
 def test_the_names_are_those_that_the_server_answers_with():
     served = {
-        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Metrics().registry.collect()
+        f"{metric.name}_total" if metric.type == "counter" else metric.name
+        for metric in Metrics(Limits()).registry.collect()
     }
     assert {name for name in exported() if not name.startswith("ray_")} == served
+
+
+def test_what_the_server_answers_with_the_nodes_of_ray_have_too():
+    names = exported()
+    own = {name: kind for name, kind in names.items() if not name.startswith("ray_")}
+    assert own
+    assert {name: names.get(f"ray_{name}") for name in own} == own
 
 
 def test_every_metric_is_in_the_documents_and_no_other():
@@ -54,6 +64,19 @@ def test_the_dashboard_asks_for_metrics_that_exist():
     for expression in expressions():
         assert re.search(NAME, expression), expression
         assert unknown_metrics(expression) == []
+
+
+def test_the_dashboard_asks_for_what_monitoring_can_reach():
+    """Port 8080 of the pods: the service's own port is closed to it, and answers for one of several replicas."""
+    policies = yaml.safe_load_all((ROOT / "k8s" / "overlays" / "production" / "network.yaml").read_text())
+    (ports,) = (
+        [port["port"] for port in rule["ports"]]
+        for policy in policies
+        for rule in policy["spec"].get("ingress", [])
+        if "monitoring" in str(rule["from"])
+    )
+    assert ports == [8080]
+    assert [expression for expression in expressions() if re.search(r"\bphf_", expression)] == []
 
 
 def test_the_dashboard_shows_every_metric_of_ours():

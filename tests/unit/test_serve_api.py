@@ -22,7 +22,7 @@ from serve.deployments import ScorerReplica
 from serve.errors import ApiError
 from serve.keys import KeyRing
 from serve.local import LocalModel
-from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, ScorerIdentityBody, Usage
+from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, Usage
 from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
@@ -408,6 +408,26 @@ def test_scores_say_by_whom_and_keep_failures_apart_from_zero(call):
     assert call("/v1/scores", {"scorer": "pep8", "input": "x=1\n"}).json()["data"][0]["score"] == 0.25
 
 
+def test_scores_carry_the_identity_of_the_replica_that_made_them():
+    """Of a scorer that is set up anew, the old replicas answer until the new ones are ready."""
+    settings = [{"class_name": "PIIScorer", "reference_date": day} for day in ("2026-01-01", "2027-01-01")]
+    replicas = [LocalScorer(ServedScorer(scorer=one)) for one in settings]
+
+    class Deployment:
+        async def score(self, texts, *, segments):
+            return await replicas[0].score(texts, segments=segments)
+
+        async def identity(self):
+            return await replicas[1].identity()
+
+    call = caller({}, {"pii": Deployment()})
+    days = []
+    for _ in replicas:
+        days.append(call("/v1/scores", {"scorer": "pii", "input": "a"}).json()["scorer"]["settings"]["reference_date"])
+        replicas.reverse()
+    assert days == ["2026-01-01", "2027-01-01"]
+
+
 def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
     served = ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_text_chars=9)
     personal = ServedScorer(scorer={"class_name": "PIIScorer"}, max_text_chars=9)
@@ -420,7 +440,18 @@ def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
     assert call("/v1/scores", {"scorer": "pep8", "input": "x = 12345\n"}).json()["data"] == [data[1] | {"index": 0}]
     assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
     message = refused(call("/analyze", {"text": ["a@b.com", "a@b.com   "], "language": "en"}), 400)["message"]
-    assert "too_long: the text has 10 characters" in message
+    assert "the text at index 1 can't be analyzed: too_long: the text has 10 characters" in message
+
+
+def test_a_text_that_the_detectors_fail_on_is_named_and_no_error_of_the_server():
+    call = caller({}, {"pii": LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))}, pii="pii")
+    odd = "born " + "12 " * 17_000
+    error = refused(call("/analyze", {"text": ["a@b.com", odd], "language": "en"}), 400)
+    assert error["param"] == "text"
+    assert "the text at index 1 can't be analyzed: " in error["message"]
+    (reason,) = [item["error"] for item in call("/v1/scores", {"scorer": "pii", "input": odd}).json()["data"]]
+    assert error["message"].endswith(reason)
+    assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
 
 
 def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
@@ -471,6 +502,14 @@ def test_metrics_count_requests_and_tokens(models, scorers):
     assert 'phf_http_requests_total{path="/v1/completions",status="200"} 1.0' in text
     assert 'phf_tokens_total{kind="completion",model="mle"} 6.0' in text
     assert "like/this" not in text
+
+
+@pytest.mark.parametrize(("timeout_s", "last"), [(600.0, ["250.0", "500.0", "600.0"]), (2.0, ["0.75", "1.0", "2.0"])])
+def test_times_are_told_apart_up_to_what_a_request_may_take(models, scorers, timeout_s, last):
+    call = caller(models, scorers, limits=Limits(request_timeout_s=timeout_s))
+    call("/health")
+    bounds = re.findall(r'phf_http_request_seconds_bucket{le="([^"]+)",path="/health"}', call("/metrics").text)
+    assert bounds[-4:] == [*last, "+Inf"]
 
 
 def test_request_id_comes_back(call):
@@ -556,16 +595,13 @@ def test_full_queue_is_429_with_retry_after(models, scorers):
 def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
     class Any:
         async def score(self, texts, *, segments):
-            return ScoredJson(b"[]", 0)
+            return ScoredJson(b"{}", b"[]", 0)
 
         async def class_scores(self, texts):
             return [{"toxicity": 0.0}] * len(texts)
 
         async def spans(self, texts):
             return [[]] * len(texts)
-
-        async def identity(self):
-            return ScorerIdentityBody(name="any", class_name="", unit="", versions={}, weights_hash=None, settings={})
 
     call = caller(models, {"pep8": Any()}, toxicity="pep8", pii="pep8")
     error = refused(call(path, {**body, field: ["a"] * (MAX_BATCH + 1)}), 413)

@@ -6,7 +6,9 @@ from email import message_from_string
 import pytest
 from test_serve_api import caller, refused
 
+from jobs.fetch_models import URLS
 from phf_ray.records import Span
+from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat import PERSPECTIVE_MAX_BYTES, PRESIDIO_ENTITIES
 from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
@@ -116,6 +118,25 @@ def test_perspective_takes_the_languages_that_the_model_was_trained_on():
     assert languages(["de", "en-US"]) == ["en-US"]
 
 
+def test_languages_are_those_of_the_model_that_the_path_holds(tmp_path):
+    def languages(path, **fields):
+        return ServedScorer(scorer={"class_name": "DetoxifyToxicityScorer", "path": str(path), **fields}).languages
+
+    for name in ("multilingual", "unbiased"):
+        (tmp_path / name).mkdir()
+        # What jobs.fetch_models writes there, in part.
+        (tmp_path / name / DESCRIPTION_FILE).write_text(json.dumps({"model": name, "class_names": []}))
+    assert "tr" in languages(tmp_path / "multilingual")
+    assert languages(tmp_path / "unbiased") == languages(tmp_path / "unbiased", model="multilingual") == ("en",)
+    published = {model: tmp_path / url.rpartition("/")[2] for model, url in URLS.items()}
+    for path in published.values():
+        path.touch()
+    assert [model for model, path in published.items() if languages(path) != ("en",)] == ["multilingual"]
+    (tmp_path / "own.ckpt").touch()
+    assert languages(tmp_path / "own.ckpt") == languages(tmp_path / "none") == ("en",)
+    assert "tr" in languages(tmp_path / "own.ckpt", model="multilingual")
+
+
 def test_perspective_takes_a_comment_of_exactly_the_limit(call):
     assert analyze(call, "\u00e9" * (PERSPECTIVE_MAX_BYTES // 2)).status_code == 200
 
@@ -200,11 +221,20 @@ def test_a_batch_of_batches_of_batches_is_refused(call):
     assert "send one request in each" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("field", ['"clientToken": "\\ud800"', '"languages": ["en", "\\ud800"]'])
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"clientToken": "\\ud800"',
+        '"languages": ["en", "\\ud800"]',
+        '"requestedAttributes": {"TOXICITY": {}, "\\ud800": {}}',
+    ],
+)
 def test_half_a_surrogate_pair_is_refused_where_it_would_come_back(call, field):
+    # The last of two fields of one name counts.
     body = f'{{"comment": {{"text": "a"}}, "requestedAttributes": {{"TOXICITY": {{}}}}, {field}}}'
     response = call("/v1alpha1/comments:analyze", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
+    assert response.json()["error"]["status"] == "INVALID_ARGUMENT"
     assert "lone surrogate" in response.json()["error"]["message"]
 
 

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve import metrics
 
-from serve.deployments import ATTEMPTS, Ingress, RemoteModel
+from serve.backends import Completed
+from serve.deployments import ATTEMPTS, Ingress, ModelMetrics, ModelReplica, RemoteModel
 from serve.errors import ApiError
-from serve.schemas import CompletionRequest
+from serve.schemas import CompletionRequest, Usage
 
 REQUEST = CompletionRequest(model="mle", prompt="def", seed=7)
 
@@ -108,6 +111,83 @@ def test_an_answered_request_is_not_given_up():
     assert not call.is_cancelled
 
 
+class Recorded:
+    """A metric of Ray that keeps its values: by name, and tags where there are some."""
+
+    values: dict[Any, float] = {}
+
+    def __init__(self, name: str, *, tag_keys: Any = (), **options: Any):
+        self.name, self._tag_keys, self.options = name, tag_keys, options
+
+    def set(self, value: float) -> None:
+        self.values[self.name] = value
+
+    def inc(self, value: float = 1.0, tags: Any = None) -> None:
+        # As Ray has it.
+        assert value > 0
+        assert set(tags or ()) == set(self._tag_keys)
+        key = (self.name, *tags.values()) if tags else self.name
+        self.values[key] = self.values.get(key, 0.0) + value
+
+    def observe(self, value: float, tags: Any = None) -> None:
+        assert 0 < value < self.options["boundaries"][-1]
+        self.inc(tags=tags)
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> dict[Any, float]:
+    monkeypatch.setattr(Recorded, "values", {})
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(metrics, kind, Recorded)
+    return Recorded.values
+
+
+class Busy:
+    """A model in the middle of a long request."""
+
+    num_unfinished, num_steps = 3, (40, 110)
+
+    def check_health(self) -> None: ...
+
+
+def test_what_the_engine_does_is_seen_while_a_long_request_runs(recorded):
+    replica = object.__new__(ModelReplica.func_or_class)
+    replica._model, replica._metrics = Busy(), ModelMetrics()
+    for _ in range(2):
+        asyncio.run(replica.check_health())
+        assert recorded == {"phf_model_unfinished": 3, "phf_engine_steps": 40, "phf_engine_sequence_steps": 110}
+
+
+# Without what Serve wraps around it.
+INGRESS = Ingress.func_or_class.__mro__[1]
+
+
+class Answers:
+    async def complete(self, _: CompletionRequest) -> Completed:
+        return Completed([], Usage(prompt_tokens=0, completion_tokens=5, total_tokens=5))
+
+
+def test_ray_counts_what_the_ingress_answers(recorded):
+    ingress = INGRESS({"scorers": [{"scorer": {"class_name": "PEP8Scorer"}}]}, {"mle": Handle()}, {})
+    ingress._backend.models["mle"] = Answers()
+    app = ingress.__serve_build_asgi_app__()
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.post("/v1/completions", json={"model": "mle", "prompt": "def"})
+            return [answer.status_code, (await client.get("/nothing/like/this")).status_code]
+
+    assert asyncio.run(ask()) == [200, 404]
+    assert recorded == {
+        ("phf_http_requests", "/v1/completions", "200"): 1,
+        ("phf_http_requests", "other", "404"): 1,
+        ("phf_http_request_seconds", "/v1/completions"): 1,
+        ("phf_http_request_seconds", "other"): 1,
+        ("phf_tokens", "mle", "completion"): 5,
+    }
+
+
 def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
     toxicity = {"class_name": "DetoxifyToxicityScorer"}
     scorers = [
@@ -115,8 +195,6 @@ def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
         {**toxicity, "name": "world", "model": "multilingual"},
         {**toxicity, "name": "english"},
     ]
-    # Without what Serve wraps around it.
-    ingress_class = Ingress.func_or_class.__mro__[1]
-    backend = ingress_class({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
+    backend = INGRESS({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
     assert (backend.toxicity, backend.pii) == ("world", None)
     assert "tr" in backend.toxicity_languages

@@ -121,6 +121,34 @@ def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
         load_keys(Keys(file=str(path)))
 
 
+def test_a_server_that_must_have_keys_does_not_start_without(tmp_path, monkeypatch):
+    monkeypatch.delenv("PHF_API_KEYS", raising=False)
+    assert load_keys(Keys()) == frozenset()
+    with pytest.raises(ConfigError, match="give --keys-file FILE on storage that all nodes see, or start Ray with PHF"):
+        load_keys(Keys(required=True))
+    monkeypatch.setenv("PHF_API_KEYS", " ,")
+    with pytest.raises(ConfigError, match="PHF_API_KEYS is not set where it runs"):
+        load_keys(Keys(required=True))
+    monkeypatch.setenv("PHF_API_KEYS", "first")
+    assert load_keys(Keys(required=True)) == {"first"}
+
+
+def test_keys_that_the_command_finds_the_server_must_find_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PHF_API_KEYS", raising=False)
+    assert dry_run(capsys, "--scorers", "pep8").keys == Keys()
+    monkeypatch.setenv("PHF_API_KEYS", "secret")
+    assert job.main(["--scorers", "pep8", "--port", "0", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["keys"]["required"] is True
+    # What is printed is what travels to the server, through logs and dashboards.
+    assert "secret" not in printed
+    monkeypatch.delenv("PHF_API_KEYS")
+    (tmp_path / "keys").write_text("first\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    keys = dry_run(capsys, "--scorers", "pep8", "--keys-file", "keys").keys
+    assert (keys.file, keys.required) == (str(tmp_path / "keys"), True)
+
+
 def test_every_key_is_compared_in_constant_time(monkeypatch):
     compared = []
 
