@@ -40,13 +40,9 @@ class LocalScorer:
     """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
 
     def __init__(self, served: ServedScorer):
-<<<<<<< HEAD
         self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
-=======
-        self._scorer = build_scorer(served.scorer)
         self._identity = ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
         self._identity_json = self._identity.model_dump_json().encode()
->>>>>>> fix5-c
         pep8 = served.scorer["class_name"] == "PEP8Scorer"
         self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")

@@ -11,6 +11,7 @@ from tiny_models import write_checkpoint
 
 from jobs import serve as job
 from phf_ray.errors import ConfigError
+from phf_ray.scorers import build_scorer
 from serve import scoring
 from serve.app import build
 from serve.keys import KeyRing, is_loopback, load_keys
@@ -216,7 +217,9 @@ def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
 @pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (0.5, "auto")])
 def test_a_scorer_that_is_lent_no_gpu_takes_none(monkeypatch, num_gpus, device):
     given = []
-    monkeypatch.setattr(scoring, "build_scorer", given.append)
+    monkeypatch.setattr(
+        scoring, "build_scorer", lambda config: given.append(config) or build_scorer({"class_name": "PEP8Scorer"})
+    )
     config = {"class_name": "SequenceClassifierScorer", "path": "m", "device": "auto"}
     scoring.LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
     assert given == [{**config, "device": device}]
