@@ -13,9 +13,8 @@ from tiny_detoxify import CLASSES, load_original, mixed_texts, write_base, write
 
 from jobs import fetch_models
 from phf_ray.errors import ConfigError, DataError, ServiceError
-from phf_ray.pipelines import score
 from phf_ray.records import Scored
-from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer, scorer_class
+from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer, on_cpu, scorer_class
 from phf_ray.scorers.classifier import batches_by_tokens
 
 REPOSITORY = Path(__file__).parents[2]
@@ -307,5 +306,8 @@ def test_every_short_name_is_a_scorer():
     assert set(SHORT_NAMES.values()) <= set(SCORERS)
 
 
-def test_an_estimate_knows_the_scorers_that_run_on_devices():
-    assert {name for name in SCORERS if "device" in scorer_class(name).Settings.model_fields} == score._ON_DEVICES
+def test_all_scorers_that_run_on_devices_can_be_told_to_run_on_a_cpu():
+    on_devices = {name for name in SCORERS if "device" in scorer_class(name).Settings.model_fields}
+    told = {name for name in SCORERS if on_cpu({"class_name": name}) == {"class_name": name, "device": "cpu"}}
+    assert told == on_devices
+    assert len(on_devices) == 2
