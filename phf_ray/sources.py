@@ -501,7 +501,11 @@ def _raise_passing(file: InputFile, error: Exception) -> None:
         raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
     lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
     if not lasting and not corpus.is_local(corpus.open_filesystem(file.name)[0]):
-        raise DataError(f"{file.name}: {type(error).__name__}: {error}; run the same command again") from error
+        # Arrow's errors do not tell a store that fails from a damaged page.
+        raise DataError(
+            f"{file.name}: {type(error).__name__}: {error}; run the same command again, and if it ends in the same, "
+            "leave the file out: it is damaged"
+        ) from error
 
 
 def _read_text(file: InputFile) -> Record:
