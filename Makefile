@@ -46,11 +46,12 @@ check: install  ## format, lint, types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# In two processes: much of a test's time goes into waiting for Ray's processes to start.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+# In two processes: much of a test's time goes into waiting for Ray's processes to start. Threads of several processes
+# that compute on two cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 test: check  ## unit tests, and the tests that share one local Ray
-	OMP_NUM_THREADS=1 $(PYTEST) tests/unit
+	$(PYTEST) tests/unit
 	$(PYTEST) tests/local
 
 # Without a package registry the tests of these clients are skipped, and say so.

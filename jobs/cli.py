@@ -97,16 +97,34 @@ def start_ray(*, num_cpus: int | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, also a dead one.
     if address == "local":
-        ray.init(
-            address="local",
+        start_local(
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
-            include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=os.environ["RAY_LOG_TO_DRIVER"] == "1",
             runtime_env=runtime_env,
         )
     else:
         ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+
+
+def start_local(**options: Any) -> None:
+    """A Ray of this machine alone. `options`: of `ray.init`.
+
+    Ray 2.60 gives its own processes 30 s, which a busy machine does not always keep: two more tries.
+    """
+    import ray
+
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if not tries_left:
+                raise IncompleteError(f"Ray does not start on this machine, which may be too busy: {error}") from error
+            log.warning("Ray did not start within 30 s; it is tried again")
+            ray.shutdown()
 
 
 def runtime_env_for(executable: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fake_s3 import serving
 
-from jobs.cli import runtime_env_for
+from jobs.cli import runtime_env_for, start_local
 
 # No test may reach for a hub, and two threads of torch on each of several workers are slower than one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,6 +54,6 @@ def local_ray() -> Iterator[None]:
     import ray
 
     runtime_env = runtime_env_for(sys.executable)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=runtime_env)
+    start_local(num_cpus=4, log_to_driver=False, runtime_env=runtime_env)
     yield
     ray.shutdown()

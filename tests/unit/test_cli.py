@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import log_handler, require_shared, run_name, runtime_env_for
-from phf_ray.errors import ConfigError
+from jobs.cli import log_handler, require_shared, run_name, runtime_env_for, start_local
+from phf_ray.errors import ConfigError, IncompleteError
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +94,38 @@ def test_a_python_below_a_folder_with_spaces_is_quoted_for_the_workers():
     line = f"printf '%s\\n' {environment['py_executable']}"
     assert subprocess.check_output(["bash", "-c", line], text=True) == "/a b/it's/python\n"
     assert runtime_env_for("/usr/bin/python3") is None
+
+
+def test_a_ray_that_is_late_is_started_again(monkeypatch, caplog):
+    import ray
+
+    tries = []
+
+    def init(**options):
+        tries.append(options)
+        if len(tries) < 3:
+            raise Exception("The current node timed out during startup. This could happen because")  # noqa: TRY002
+
+    monkeypatch.setattr(ray, "init", init)
+    start_local(num_cpus=4)
+    assert tries == [{"address": "local", "include_dashboard": False, "num_cpus": 4}] * 3
+    assert caplog.text.count("Ray did not start within 30 s") == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "raised", "num_tries"),
+    [("timed out during startup", IncompleteError, 3), ("no such option", ValueError, 1)],
+)
+def test_a_ray_that_never_starts_is_given_up(monkeypatch, said, raised, num_tries):
+    import ray
+
+    tries = []
+
+    def init(**options):
+        tries.append(options)
+        raise ValueError(said)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(raised, match=said):
+        start_local(num_cpus=4)
+    assert len(tries) == num_tries
