@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import datasets
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFile
@@ -774,7 +773,6 @@ def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkey
     assert run(asked, f"memory://moment/out-{limit}").documents == (limit or 1000)
 
 
-@pytest.mark.skipif(fsspec.get_filesystem_class("s3").__module__ != "phf_ray.stores", reason="s3fs is installed")
 def test_an_output_on_a_store_that_refuses_is_an_error_of_ours(sources, s3_that_refuses):
     with pytest.raises(DataError, match=r"--output s3://bucket/out can't be looked at: .*ACCESS_DENIED.*credentials"):
         run(request(sources), "s3://bucket/out")
