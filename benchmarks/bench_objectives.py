@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from phf_ray.models import LanguageModel, ValueHead, shape_of
-from phf_ray.objectives import Objective, build_objective
+from phf_ray.objectives import build_objective
+from phf_ray.objectives.losses import Objective
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, peak_flops, step
 
 Clock = Callable[[], float]

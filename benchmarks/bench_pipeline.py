@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 
 from phf_ray.config import parse_config
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import OnRay, Request, ScoreProgress
-from phf_ray.scorers import build_scorer
-from phf_ray.segments import build_segmenter
+from phf_ray.corpus.segments import build_segmenter
+from phf_ray.scorers.build import build_scorer
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
+from phf_ray.scoring.progress import ScoreProgress
+from phf_ray.scoring.request import ScoringRequest
 
 SCORER = {"class_name": "PEP8Scorer"}
 TARGETS = {"steady state": 1.8, "first to last part": 1.6}
@@ -97,7 +99,9 @@ def on_ray(folder: Path, output: Path) -> dict[str, float]:
         points.append((progress.elapsed_s, progress.stats.characters))
 
     begin = time.perf_counter()
-    manifest = score.run(Request(config, inputs=[str(folder)]), str(output), progress=note, executor=OnRay())
+    manifest = run_scoring(
+        ScoringRequest(config, inputs=[str(folder)]), str(output), progress=note, executor=RayScoring()
+    )
     whole = time.perf_counter() - begin
     times, characters = np.array(points[1:], dtype=np.float64).T
     edges = np.interp([0.15, 0.85], [0, 1], [times[0], times[-1]])

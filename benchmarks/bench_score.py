@@ -109,8 +109,8 @@ def seconds(work: Callable[[], Any], clock: Callable[[], float]) -> float:
 def bench_pep8(_: Path, size: Size) -> Iterator[str]:
     import pycodestyle
 
+    from phf_ray.corpus.segments import split_lines
     from phf_ray.scorers.pep8_checker import report
-    from phf_ray.segments import split_lines
 
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:: 3 * size.divisor]
     files = [split_lines(path.read_text(encoding="utf-8", errors="replace")) for path in paths]
@@ -128,9 +128,9 @@ def bench_pep8(_: Path, size: Size) -> Iterator[str]:
 
 
 def bench_pii(data: Path, size: Size) -> Iterator[str]:
+    from phf_ray.corpus.segments import build_segmenter
     from phf_ray.scorers.pii_detectors import fast_scrubber
     from phf_ray.scorers.pii_reference import reference_scrubber
-    from phf_ray.segments import build_segmenter
 
     fast = fast_scrubber(locale="en_US", reference_date=REFERENCE_DATE)
     slow = reference_scrubber(locale="en_US", reference_date=REFERENCE_DATE)

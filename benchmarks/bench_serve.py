@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from jobs.serve import free_port
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 
 ROOT = Path(__file__).parents[1]
 # What `transformers serve` needs and our environment does not have; see the Makefile.

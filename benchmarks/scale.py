@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.config import parse_config
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Executor, InProcess, OnRay, Request, ScoreProgress
+from phf_ray.scoring.executor import InProcessScoring, ScoringExecutor
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
+from phf_ray.scoring.progress import ScoreProgress
+from phf_ray.scoring.request import ScoringRequest
 
 CORPUS_BYTES = 1e12
 NUM_TOKENS = 3.3e9
@@ -162,8 +165,8 @@ def _measure_scoring(folder: Path, actors: Sequence[int]) -> tuple[ScoringCost, 
     """Cost, efficiency with the most actors that have a core each, and characters per document."""
     import ray
 
-    small = scoring_rate(write_corpus(folder / "small", documents=3000, lines=5), executor=InProcess)
-    large = scoring_rate(write_corpus(folder / "large", documents=30, lines=2000), executor=InProcess)
+    small = scoring_rate(write_corpus(folder / "small", documents=3000, lines=5), executor=InProcessScoring)
+    large = scoring_rate(write_corpus(folder / "large", documents=30, lines=2000), executor=InProcessScoring)
     cost = fit(small, large)
     print(
         f"scoring: {cost.per_document_s * 1e3:.3f} ms per document, {cost.per_character_s * 1e6:.3f} us per character"
@@ -173,7 +176,7 @@ def _measure_scoring(folder: Path, actors: Sequence[int]) -> tuple[ScoringCost, 
     ray.init(address="local", num_cpus=max(actors) + 2, include_dashboard=False, log_to_driver=False)
     efficiencies = {}
     for number in actors:
-        rate = scoring_rate(mixed, executor=OnRay, actors=number)
+        rate = scoring_rate(mixed, executor=RayScoring, actors=number)
         expected = predict(cost, rate, actors=number, cores=cores)
         efficiencies[number] = min(1.0, expected / rate.seconds)
         print(
@@ -193,7 +196,7 @@ def write_corpus(folder: Path, *, documents: int, lines: int) -> Path:
     return folder
 
 
-def scoring_rate(source: Path, *, executor: Callable[[], Executor], actors: int = 1) -> Rate:
+def scoring_rate(source: Path, *, executor: Callable[[], ScoringExecutor], actors: int = 1) -> Rate:
     pools = {"cpu": {"min": actors, "max": actors}}
     config = parse_config({"scoring": {"scorers": [SCORER], "segmenter": "lines", "pools": pools}})
     size = sum(path.stat().st_size for path in source.iterdir())
@@ -205,8 +208,8 @@ def scoring_rate(source: Path, *, executor: Callable[[], Executor], actors: int 
             seen.append(Rate(progress.stats.documents, progress.stats.characters, progress.elapsed_s))
 
     with tempfile.TemporaryDirectory() as output:
-        request = Request(config, inputs=[str(source)], shard_bytes=max(1, size // 40))
-        score.run(request, f"{output}/scored", progress=note, executor=executor())
+        request = ScoringRequest(config, inputs=[str(source)], shard_bytes=max(1, size // 40))
+        run_scoring(request, f"{output}/scored", progress=note, executor=executor())
     first, last = seen[0], seen[-1]
     return Rate(
         documents=last.documents - first.documents,

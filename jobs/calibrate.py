@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import cli
-from phf_ray.calibration import Calibration, calibrate, parse_calibration
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.pipelines.client import Client
+from phf_ray.http.client import Client
+from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
 
 TEXTS_PER_REQUEST = 256
 FEW_PAIRS = 1000

@@ -129,7 +129,7 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     from phf_ray.blocks import is_held_out
-    from phf_ray.corpus import read_corpus
+    from phf_ray.corpus.reader import read_corpus
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

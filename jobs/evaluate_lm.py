@@ -27,7 +27,7 @@ from phf_ray.pipelines.kl import check_kl, has_control_per_line, kl_of_arms, wit
 from phf_ray.pipelines.report_tracking import track_report
 from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
-from phf_ray.scorers import SHORT_NAMES
+from phf_ray.scorers.build import SHORT_NAMES
 
 NAME = r"[A-Za-z0-9_.-]+"
 

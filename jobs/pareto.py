@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs import cli, demo
 from phf_ray.config import load_config
-from phf_ray.metrics import pareto_front
+from phf_ray.measures.pareto import pareto_front
 
 METHODS = {name: f"configs/demo/{name}.yml" for name in ("mle", "conditional", "filtering", "ul", "rwr", "awr")}
 REFERENCE = "mle"

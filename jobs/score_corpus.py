@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from phf_ray.corpus import Manifest
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import Estimate, OnRay, Output, Preview, Request, ScoreProgress
+from phf_ray.scoring.estimate import ScoringEstimate, estimate_scoring
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
+from phf_ray.scoring.plan import ScoringPreview, preview_scoring
+from phf_ray.scoring.progress import ScoreProgress
+from phf_ray.scoring.request import ScoringRequest
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -26,7 +31,7 @@ _LOG_EVERY_S = 10.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    request = Request(
+    request = ScoringRequest(
         cli.config_from(arguments),
         inputs=arguments.input,
         limit=arguments.limit,
@@ -38,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.append and arguments.restart:
         raise ConfigError("--append keeps what the output holds and --restart discards it; give one of them")
     if arguments.estimate:
-        _print_estimate(score.estimate(request), price=arguments.price)
+        _print_estimate(estimate_scoring(request), price=arguments.price)
         return 0
     if arguments.dry_run:
-        _print_preview(score.preview(request), request, output=arguments.output)
+        _print_preview(preview_scoring(request), request, output=arguments.output)
         return 0
     if "RAY_ADDRESS" in os.environ:
         cli.start_ray()
@@ -78,15 +83,15 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _score(request: Request, *, output: str, append: bool, restart: bool) -> None:
+def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool) -> None:
     """The job and its `summary.json`, which is written however it ends."""
     begin = time.monotonic()
     summary: dict[str, Any] = {"job": "score_corpus", "status": "failed", "output": output}
     shown = _Shown()
-    place = Output(output)
+    place = CorpusFolder(output)
     try:
-        manifest = score.run(
-            request, output, append=append, restart=restart, progress=shown, executor=OnRay(cli.start_ray)
+        manifest = run_scoring(
+            request, output, append=append, restart=restart, progress=shown, executor=RayScoring(cli.start_ray)
         )
         summary.update(status="complete", **_facts(manifest))
         _print_result(manifest, output=output)
@@ -101,7 +106,7 @@ def _score(request: Request, *, output: str, append: bool, restart: bool) -> Non
             place.write_summary(summary)
 
 
-def _facts(manifest: Manifest) -> dict[str, Any]:
+def _facts(manifest: CorpusManifest) -> dict[str, Any]:
     return {
         "documents": manifest.documents,
         "segments": manifest.segments,
@@ -112,7 +117,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _print_result(manifest: Manifest, *, output: str) -> None:
+def _print_result(manifest: CorpusManifest, *, output: str) -> None:
     size = f"{manifest.documents:,} documents, {manifest.segments:,} segments, {manifest.characters:,} characters"
     print(f"{output}: {size}")
     for identity in manifest.scorers:
@@ -163,7 +168,7 @@ def describe(progress: ScoreProgress) -> str:
     )
 
 
-def _print_preview(plan: Preview, request: Request, *, output: str) -> None:
+def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str) -> None:
     size = f"{len(plan.files):,} files, about {plan.num_bytes / 1e6:,.1f} MB of text, about {plan.num_shards:,} parts"
     limit = "" if request.limit is None else f", of which the first {request.limit:,} records are scored"
     print(f"{size}{limit}, into {output}")
@@ -176,7 +181,7 @@ def _print_preview(plan: Preview, request: Request, *, output: str) -> None:
             print(f"scores of {name} are taken over from {root}")
 
 
-def _print_estimate(estimate: Estimate, *, price: float) -> None:
+def _print_estimate(estimate: ScoringEstimate, *, price: float) -> None:
     speed = estimate.characters / max(estimate.elapsed_s, 1e-9) / 1e6
     print(
         f"{estimate.documents:,} documents with {estimate.characters:,} characters in {estimate.elapsed_s:.1f} s "

@@ -22,7 +22,7 @@ from typing import Any
 from jobs.cli import run, start_ray
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.scorers import SCORERS, SHORT_NAMES
+from phf_ray.scorers.build import SCORERS, SHORT_NAMES
 from serve.settings import ServeArgs, parse_args
 
 log = logging.getLogger("phf_ray.serve")

@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Sequence
 
 from jobs import cli
-from phf_ray.corpus import Histogram, Manifest, read_manifest
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.measures.histogram import Histogram
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    manifest = read_manifest(arguments.corpus)
+    manifest = read_corpus_manifest(arguments.corpus)
     unit = _unit(manifest, arguments.scorer)
     print(f"{manifest.documents:,} documents, {manifest.segments:,} segments; {unit}; higher is worse")
     stats = manifest.scorer_stats(arguments.scorer)
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _unit(manifest: Manifest, scorer: str | None) -> str:
+def _unit(manifest: CorpusManifest, scorer: str | None) -> str:
     found = [one for one in manifest.scorers if scorer in (None, one["name"])]
     return f"{found[0]['name']}, {found[0]['unit']}" if found else "scorer unknown"
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks import read_manifest
-    from phf_ray.corpus import read_manifest as read_corpus_manifest
+    from phf_ray.corpus.reader import read_corpus_manifest
     from phf_ray.pipelines.blocks import ensure_blocks, resolve_thresholds
     from phf_ray.pipelines.train import Tracking, make_plan, run_training
 

@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from phf_ray.checkpoint import CheckpointInfo, read_info, write_info
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.objectives import Objective, ObjectiveOutput
+from phf_ray.objectives.losses import Objective, ObjectiveOutput
 from phf_ray.records import TokenKind
 
 VALUE_HEAD_FILE = "value_head.safetensors"

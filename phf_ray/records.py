@@ -5,7 +5,7 @@ Document -> ScoredDocument -> TokenBlock
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phf_ray.errors import DataError
+
+Scores = tuple[Sequence[float | None], Sequence[str | None]]
+"""Scores and errors of one document, one of each per segment; exactly one of the two is None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,27 +23,17 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.checkpoint import CheckpointInfo
-from phf_ray.config import MetricConfig
+from phf_ray.config import Compat, MetricConfig
 from phf_ray.errors import DataError
-from phf_ray.metrics import (
-    Compat,
-    Compilability,
-    Interval,
-    Length,
-    Measures,
-    Metric,
-    NGramStats,
-    Repetition,
-    bootstrap_difference,
-    bootstrap_max_at_k,
-    bootstrap_mean,
-    build_metric,
-    count_ngrams,
-    grouped_max_at_k,
-    max_at_k,
-    pareto_front,
-)
+from phf_ray.measures.build import build_metric
+from phf_ray.measures.intervals import Interval, bootstrap_difference, bootstrap_max_at_k, bootstrap_mean
+from phf_ray.measures.maxima import grouped_max_at_k, max_at_k
+from phf_ray.measures.metric import Measures, Metric
+from phf_ray.measures.ngrams import NGramStats, count_ngrams
+from phf_ray.measures.pareto import pareto_front
+from phf_ray.measures.texts import Compilability, Length, Repetition
 from phf_ray.records import PASSED
+from phf_ray.storage.files import write_file
 
 SAMPLES = "samples.parquet"
 _METADATA_KEY = b"phf_ray.evaluation"
@@ -242,17 +232,6 @@ def read_samples(directory: str) -> tuple[list[Sample], Evaluation]:
         raise DataError(
             f"{path} can't be read as samples ({type(error).__name__}: {error}); run jobs.evaluate_lm again"
         ) from None
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Whole or not at all: a temporary name and a rename on a file system, one PUT on an object store."""
-    filesystem, name = fsspec.core.url_to_fs(path)
-    filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
-    if "file" not in filesystem.protocol:
-        filesystem.pipe_file(name, content)
-        return
-    filesystem.pipe_file(name + ".tmp", content)
-    filesystem.mv(name + ".tmp", name)
 
 
 # -- Figures ----------------------------------------------------------------------------------------------------------

@@ -36,17 +36,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import LanguageModel, transformer_blocks
-from phf_ray.objectives import (
-    Histogram,
-    Objective,
-    ObjectiveOutput,
-    Rules,
-    Statistics,
-    all_reduce,
-    build_objective,
-    combine,
-    unpacked,
-)
+from phf_ray.objectives import build_objective
+from phf_ray.objectives.losses import Objective, ObjectiveOutput, Rules
+from phf_ray.objectives.statistics import Histogram, Statistics, all_reduce, combine, unpacked
 from phf_ray.records import TokenKind
 
 T = TypeVar("T")

@@ -6,12 +6,7 @@ from typing import Any, Protocol
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.records import Span
-from serve.schemas import (
-    Choice,
-    CompletionRequest,
-    HealthResponse,
-    Usage,
-)
+from serve.schemas import Choice, CompletionRequest, HealthResponse, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,7 @@ from phf_ray.generation import (
 from serve.backends import Completed
 from serve.engine_thread import EngineThread, Piece
 from serve.errors import ApiError
-from serve.schemas import (
-    MAX_BATCH,
-    Choice,
-    CompletionRequest,
-    Logprobs,
-    Usage,
-)
+from serve.schemas import MAX_BATCH, Choice, CompletionRequest, Logprobs, Usage
 from serve.settings import SamplingDefaults, ServedModel
 from serve.tokenizing import Tokenizing
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from phf_ray.corpus.segments import build_segmenter
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, Scorer, build_scorer, on_cpu
-from phf_ray.scorers.base import failure
-from phf_ray.segments import build_segmenter
+from phf_ray.scorers.base import FindsSpans, Scorer, failure
+from phf_ray.scorers.build import build_scorer, on_cpu
 from serve.backends import ScoredJson
 from serve.errors import ApiError
 from serve.schemas import ScorerIdentityBody

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError
-from phf_ray.scorers import SHORT_NAMES
+from phf_ray.scorers.build import SHORT_NAMES
 
 CONTROL_CHOICES = ("good", "bad", "none")
 # What Detoxify's models were trained on, where that is not English alone.

@@ -36,7 +36,7 @@ def s3(monkeypatch) -> Iterator[dict[str, bytes]]:
 @pytest.fixture
 def s3_that_refuses(monkeypatch) -> Iterator[None]:
     """As `s3`, without the right to see anything. For our own driver: s3fs, where it is installed, hides refusals."""
-    if fsspec.get_filesystem_class("s3").__module__ != "phf_ray.stores":
+    if fsspec.get_filesystem_class("s3").__module__ != "phf_ray.storage.object_stores":
         pytest.skip("s3fs is installed")
     with serving(refuses=True) as (url, _):
         _point_at(url, monkeypatch)

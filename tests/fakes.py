@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.records import Scored
-from phf_ray.scorers import build_scorer as build_real_scorer
 from phf_ray.scorers.base import Scorer, ScorerSettings
+from phf_ray.scorers.build import build_scorer as build_real_scorer
 
 
 class LengthSettings(ScorerSettings):

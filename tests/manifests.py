@@ -18,7 +18,7 @@ import yaml
 from commands import APP, job_words, problem_of
 
 from phf_ray.errors import ConfigError
-from phf_ray.scorers import SCORERS
+from phf_ray.scorers.build import SCORERS
 from serve.settings import parse_args
 
 ROOT = Path(__file__).parents[1]
@@ -374,7 +374,7 @@ READERS = {
     "AWS_ACCESS_KEY_ID": "pyarrow",
     "AWS_SECRET_ACCESS_KEY": "pyarrow",
     "AWS_REGION": "pyarrow",
-    "AWS_ENDPOINT_URL": "phf_ray/stores.py",
+    "AWS_ENDPOINT_URL": "phf_ray/storage/object_stores.py",
     "REDIS_PASSWORD": "k8s/overlays/production/redis.yaml",
 }
 

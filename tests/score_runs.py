@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from phf_ray import corpus
 from phf_ray.config import parse_config
-from phf_ray.corpus import read_corpus
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import InProcess, Request
+from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
+from phf_ray.scoring.executor import InProcessScoring
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.request import ScoringRequest
 
 ROOT = Path(__file__).parents[1]
 NUM_FILES = 8
@@ -31,7 +31,7 @@ import {module}
 """
 
 
-def request(folder, *, gate, delay_s: float = 0.0) -> Request:
+def request(folder, *, gate, delay_s: float = 0.0) -> ScoringRequest:
     scorer = {"class_name": "LengthScorer", "gate": str(gate), "delay_s": delay_s}
     scoring = {
         "scorers": [scorer],
@@ -40,7 +40,7 @@ def request(folder, *, gate, delay_s: float = 0.0) -> Request:
         # On a busy machine a document may stand at the gate for longer than the minute that a text has by default.
         "text_timeout_s": 10 * PATIENCE_S,
     }
-    return Request(
+    return ScoringRequest(
         parse_config({"scoring": scoring}), inputs=[str(folder)], shard_bytes=1, scorer_factory="fakes:build_scorer"
     )
 
@@ -65,7 +65,7 @@ def gate(tmp_path) -> Path:
 def whole(sources, gate, tmp_path) -> dict[str, bytes]:
     """Every file of an uninterrupted run, without Ray."""
     gate.touch()
-    score.run(request(sources, gate=gate), str(tmp_path / "whole"), executor=InProcess())
+    run_scoring(request(sources, gate=gate), str(tmp_path / "whole"), executor=InProcessScoring())
     gate.unlink()
     return files_of(tmp_path / "whole")
 
@@ -89,7 +89,7 @@ def assert_is_the_uninterrupted_run(output: Path, whole: dict[str, bytes]) -> No
     assert files_of(output) == whole
     sources = [json.loads(document.meta)["source"] for document in read_corpus(str(output))]
     assert sorted(sources) == [f"{index}.py" for index in range(NUM_FILES)]
-    assert corpus.read_manifest(str(output)).rejected == {"not_utf8": 1}
+    assert read_corpus_manifest(str(output)).rejected == {"not_utf8": 1}
 
 
 @contextlib.contextmanager

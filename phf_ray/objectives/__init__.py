@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from phf_ray import config as configuration
+from phf_ray.config import AWRConfig, MLEConfig, ObjectiveConfig, Quantile, RWRConfig, Threshold, UnlikelihoodConfig
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.losses import (
     AWR,
@@ -27,9 +27,7 @@ from phf_ray.objectives.losses import (
 )
 from phf_ray.objectives.statistics import Histogram, Statistics, all_reduce, combine, unpacked
 
-_ADAPTER: TypeAdapter[configuration.MLE | configuration.Unlikelihood | configuration.AWR | configuration.RWR] = (
-    TypeAdapter(configuration.Objective)
-)
+_ADAPTER: TypeAdapter[MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig] = TypeAdapter(ObjectiveConfig)
 
 
 def build_objective(
@@ -47,13 +45,13 @@ def build_objective(
     """
     section = _parse(config)
     rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat)
-    if isinstance(section, configuration.MLE):
+    if isinstance(section, MLEConfig):
         return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
-    if isinstance(section, configuration.Unlikelihood):
+    if isinstance(section, UnlikelihoodConfig):
         threshold = _number(section.score_threshold, key="score_threshold")
         return Unlikelihood(rules, score_threshold=threshold, alpha=section.alpha)
     weighting = _weighting(section, reward_mean=reward_mean, reward_std=reward_std)
-    if isinstance(section, configuration.RWR):
+    if isinstance(section, RWRConfig):
         return RWR(rules, weighting=weighting, normalise=section.normalise)
     _check_awr(section, compat=compat)
     return AWR(
@@ -67,7 +65,7 @@ def build_objective(
 
 
 def _weighting(
-    section: configuration.AWR | configuration.RWR, *, reward_mean: float | None, reward_std: float | None
+    section: AWRConfig | RWRConfig, *, reward_mean: float | None, reward_std: float | None
 ) -> RewardWeighting:
     if section.reward_norm == "none":
         return RewardWeighting(section.beta, section.clip_weight_max)
@@ -81,7 +79,7 @@ def _weighting(
     return RewardWeighting(section.beta, section.clip_weight_max, reward_mean, reward_std)
 
 
-def _check_awr(section: configuration.AWR, *, compat: Compat | None) -> None:
+def _check_awr(section: AWRConfig, *, compat: Compat | None) -> None:
     if compat is not None:
         return
     if section.alpha == 1:
@@ -94,7 +92,7 @@ def _check_awr(section: configuration.AWR, *, compat: Compat | None) -> None:
 
 def _parse(
     config: Mapping[str, Any] | BaseModel,
-) -> configuration.MLE | configuration.Unlikelihood | configuration.AWR | configuration.RWR:
+) -> MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig:
     values = config.model_dump() if isinstance(config, BaseModel) else dict(config)
     try:
         return _ADAPTER.validate_python(values)
@@ -103,8 +101,8 @@ def _parse(
         raise ConfigError(f"objective {values!r}: {problems}") from None
 
 
-def _number(threshold: configuration.Threshold | None, *, key: str) -> float | None:
-    if isinstance(threshold, configuration.Quantile):
+def _number(threshold: Threshold | None, *, key: str) -> float | None:
+    if isinstance(threshold, Quantile):
         raise ConfigError(
             f"objective.{key} is the quantile {threshold.quantile} of a corpus; resolve it from the corpus manifest, "
             "or write a number"

@@ -15,14 +15,7 @@ from torch import Tensor, nn
 
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
-from phf_ray.objectives.statistics import (
-    NUM_BINS,
-    Histogram,
-    Statistics,
-    counts_by_bin,
-    weight_edges,
-    weight_places,
-)
+from phf_ray.objectives.statistics import NUM_BINS, Histogram, Statistics, counts_by_bin, weight_edges, weight_places
 from phf_ray.records import TokenKind
 
 Compat = Literal["korbak2023"]

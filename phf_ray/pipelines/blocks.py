@@ -20,9 +20,13 @@ import ray
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerFast
 
-from phf_ray import blocks, corpus
-from phf_ray.config import MLE, Config, Threshold, Unlikelihood
+from phf_ray import blocks
+from phf_ray.config import Config, MLEConfig, Threshold, UnlikelihoodConfig
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.reader import list_parts, read_corpus_manifest, read_part
+from phf_ray.corpus.stats import ScorerStats
 from phf_ray.errors import ConfigError, DataError, PhfError
+from phf_ray.measures.histogram import Histogram
 from phf_ray.packing import (
     QUANTILE_RELATIVE_ERROR,
     ConditionalTraining,
@@ -33,9 +37,10 @@ from phf_ray.packing import (
     resolve_threshold,
     tokenizer_hash,
 )
-from phf_ray.pipelines.score import scorer_configs
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
-from phf_ray.scorers import scorer_class, scorer_settings
+from phf_ray.scorers.build import scorer_class, scorer_configs, scorer_settings
+from phf_ray.storage.files import open_filesystem, write_file
+from phf_ray.storage.hashing import json_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -147,16 +152,16 @@ def _warn_of_difference(
         )  # fmt: skip
 
 
-def resolve_thresholds(config: Config, *, manifests: Sequence[corpus.Manifest]) -> dict[str, float]:
+def resolve_thresholds(config: Config, *, manifests: Sequence[CorpusManifest]) -> dict[str, float]:
     """The thresholds that the configuration has, as numbers: `conditional`, `filter`, `objective`.
 
     Quantiles are of segments, that of `filter` is of documents; of several corpora, of all of them together.
     """
     conditional = config.dataset.conditional_training_config
-    merged = corpus.ScorerStats()
+    merged = ScorerStats()
     for manifest in manifests:
         merged.merge(manifest.scorer_stats())
-    wanted: dict[str, tuple[Threshold | None, corpus.Histogram]] = {
+    wanted: dict[str, tuple[Threshold | None, Histogram]] = {
         "conditional": (None if conditional is None else conditional.threshold, merged.segment_histogram),
         "filter": (config.dataset.filter_threshold, merged.document_histogram),
         "objective": (_objective_threshold(config), merged.segment_histogram),
@@ -169,9 +174,9 @@ def resolve_thresholds(config: Config, *, manifests: Sequence[corpus.Manifest]) 
 
 
 def _objective_threshold(config: Config) -> Threshold | None:
-    if isinstance(config.objective, Unlikelihood):
+    if isinstance(config.objective, UnlikelihoodConfig):
         return config.objective.score_threshold
-    return config.objective.mask_above if isinstance(config.objective, MLE) else None
+    return config.objective.mask_above if isinstance(config.objective, MLEConfig) else None
 
 
 # --- Plan -------------------------------------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ def plan_blocks(
     """Reads manifests and lists parts; writes nothing."""
     if not corpora:
         raise ConfigError("no corpus to build token blocks of; give --corpus, or set dataset.datasets")
-    manifests = [corpus.read_manifest(path) for path in corpora]
+    manifests = [read_corpus_manifest(path) for path in corpora]
     thresholds = resolve_thresholds(config, manifests=manifests)
     thresholds.pop("objective", None)  # blocks are the same for every objective
     packing = _packing_config(config, thresholds)
@@ -198,7 +203,7 @@ def plan_blocks(
         # The same documents in other parts make other groups.
         "parts": [[(posixpath.basename(part), size) for part, size in parts] for parts in sized_parts],
     }
-    fingerprint = corpus.fingerprint(identity)
+    fingerprint = json_fingerprint(identity)
     return BlockPlan(
         root=f"{output_root.rstrip('/')}/blocks-{fingerprint[:16]}",
         fingerprint=fingerprint,
@@ -256,9 +261,9 @@ def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast, *, packing: PackingC
 
 def _sized_parts(path: str) -> list[tuple[str, int]]:
     """Parts of a corpus with their bytes on disk."""
-    parts = corpus.list_parts(path)
-    filesystem, _ = corpus.open_filesystem(parts[0])
-    return [(part, int(filesystem.size(corpus.open_filesystem(part)[1]))) for part in parts]
+    parts = list_parts(path)
+    filesystem, _ = open_filesystem(parts[0])
+    return [(part, int(filesystem.size(open_filesystem(part)[1]))) for part in parts]
 
 
 def _groups(corpora: Sequence[Sequence[tuple[str, int]]], *, is_one_stream: bool) -> Iterator[Group]:
@@ -361,7 +366,7 @@ def _to_pack(
     group: Group, *, fraction: float, held_out: list[ScoredDocument], stats: PackingStats
 ) -> Iterator[ScoredDocument]:
     for part in group.parts:
-        for document in corpus.read_part(part):
+        for document in read_part(part):
             if blocks.is_held_out(document.id, fraction):
                 held_out.append(document)
                 stats.drop(document, reason="held_out")
@@ -388,13 +393,12 @@ def _num_content(shard_blocks: Sequence[TokenBlock]) -> int:
 
 
 def _exists(plan: BlockPlan, name: str) -> bool:
-    filesystem, inner = corpus.open_filesystem(f"{plan.root}/{name}")
+    filesystem, inner = open_filesystem(f"{plan.root}/{name}")
     return bool(filesystem.exists(inner))
 
 
 def _write(plan: BlockPlan, name: str, content: bytes) -> None:
-    filesystem, inner = corpus.open_filesystem(f"{plan.root}/{name}")
-    corpus.write_file(filesystem, inner, content)
+    write_file(f"{plan.root}/{name}", content)
 
 
 # --- Manifest ---------------------------------------------------------------------------------------------------------
@@ -405,7 +409,7 @@ def _manifest(plan: BlockPlan) -> blocks.Manifest:
     by_corpus = [PackingStats() for _ in plan.corpora]
     shards: list[blocks.Shard] = []
     for group in plan.groups:
-        filesystem, inner = corpus.open_filesystem(f"{plan.root}/{blocks.group_name(group.number)}")
+        filesystem, inner = open_filesystem(f"{plan.root}/{blocks.group_name(group.number)}")
         contribution = json.loads(filesystem.cat_file(inner))
         own = PackingStats.from_json(contribution["stats"])
         stats.merge(own)

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray import blocks as stored
-from phf_ray import corpus
 from phf_ray.blocks import Mixture
 from phf_ray.config import Config
+from phf_ray.corpus.reader import read_part
 from phf_ray.errors import DataError
 from phf_ray.models import LanguageModel, Shape
 from phf_ray.objectives import build_objective
@@ -22,6 +22,7 @@ from phf_ray.packing import PackingStats, pack
 from phf_ray.pipelines.blocks import BlockPlan, Group, corpus_tokens
 from phf_ray.pipelines.checkpoint_evaluation import evaluation_steps
 from phf_ray.pipelines.train import idle_workers, set_up_layers
+from phf_ray.storage.files import open_filesystem
 from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, speed_up, step, steps_in
 
 # Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
@@ -49,7 +50,7 @@ def count_tokens(
     plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, weights: Sequence[float] | None = None
 ) -> TokenCount:
     """From the blocks if they are built, else by packing the corpora as they would be packed, and writing nothing."""
-    filesystem, success = corpus.open_filesystem(f"{plan.root}/{stored.SUCCESS}")
+    filesystem, success = open_filesystem(f"{plan.root}/{stored.SUCCESS}")
     if filesystem.exists(success):
         return TokenCount(Mixture.of(stored.read_manifest(plan.root), weights), is_exact=True)
     # With weights it matters which corpus has how many: each is counted, on a head of its own.
@@ -87,7 +88,7 @@ def _count_group(
     documents = (
         document
         for part in parts
-        for document in corpus.read_part(part)
+        for document in read_part(part)
         if not stored.is_held_out(document.id, plan.held_out_fraction)
     )
     for _ in pack(documents, tokenizer, sequence_length=plan.sequence_length, config=plan.packing, stats=stats):
@@ -95,7 +96,7 @@ def _count_group(
 
 
 def _size(part: str) -> int:
-    filesystem, inner = corpus.open_filesystem(part)
+    filesystem, inner = open_filesystem(part)
     return int(filesystem.size(inner))
 
 

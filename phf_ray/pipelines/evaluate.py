@@ -28,7 +28,7 @@ from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config, Scenario
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.execution import check_supported, program_of, run_program
-from phf_ray.pipelines.client import Client, RefusedError, label_selector
+from phf_ray.http.client import Client, RefusedError, label_selector
 from phf_ray.report import (
     SAMPLES,
     ArmInfo,
@@ -39,9 +39,9 @@ from phf_ray.report import (
     ScenarioInfo,
     TaskResult,
     read_samples,
-    write_file,
     write_report,
 )
+from phf_ray.storage.files import write_file
 
 log = logging.getLogger(__name__)
 

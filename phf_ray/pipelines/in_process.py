@@ -22,8 +22,9 @@ from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
 from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, described, draw_unit, make_plan, request_body
 from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts, with_prefix
 from phf_ray.pipelines.runs import STEP, RunDirectory
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task, on_cpus
 from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samples
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
 SEED = 0
 """Of the samples: every step gets the same prompts and the same random numbers."""
@@ -121,17 +122,17 @@ class LocalScores:
 
     def __init__(self, config: Config, *, has_gpu: bool):
         """`has_gpu`: one was lent to this process."""
-        setup = Setup(
+        setup = ScoringSetup(
             (dict(config.evaluation_scorer),), segmenter="document", text_timeout_s=config.scoring.text_timeout_s
         )
-        self._process = ScoringProcess(setup if has_gpu else on_cpus(setup))
+        self._process = ScoringProcess(setup if has_gpu else without_gpus(setup))
         [identity] = self._process.identities
         self.identity = identity.to_json()
         self.name = identity.name
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         assert path == "/v1/scores", path
-        self._process.submit([Task(texts=(text,)) for text in body["input"]])
+        self._process.submit([ScoringTask(texts=(text,)) for text in body["input"]])
         scored = [outcome.scores[self.name] for outcome in self._process.collect().outcomes]
         data = [
             {"index": index, "score": scores[0], "error": errors[0]} for index, (scores, errors) in enumerate(scored)

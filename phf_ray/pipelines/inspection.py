@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray.config import Config
-from phf_ray.metrics import build_metric
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task, on_cpus
+from phf_ray.measures.build import build_metric
 from phf_ray.records import TokenKind
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +152,14 @@ class Inspector:
     def _score(self, texts: Sequence[str]) -> list[float | None]:
         # A process of its own: it may hang on a text, and it must not take the loop's lock of the interpreter.
         config = self._config
-        setup = Setup((dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s)
+        setup = ScoringSetup(
+            (dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s
+        )
         # The worker's GPU is the loop's.
-        process = ScoringProcess(on_cpus(setup))
+        process = ScoringProcess(without_gpus(setup))
         try:
             [identity] = process.identities
-            process.submit([Task(texts=(text,)) for text in texts])
+            process.submit([ScoringTask(texts=(text,)) for text in texts])
             return [outcome.scores[identity.name][0][0] for outcome in process.collect().outcomes]
         finally:
             process.close()

@@ -18,10 +18,11 @@ import fsspec
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
+from phf_ray.http.client import RefusedError
 from phf_ray.kl import KL, EncodedText, encode, forward_kl
-from phf_ray.pipelines.client import RefusedError
 from phf_ray.pipelines.evaluate import Arm, Probe, check_arm, client_of, described, digest, knows_vllms_fields, text_of
-from phf_ray.report import KLInfo, write_file
+from phf_ray.report import KLInfo
+from phf_ray.storage.files import write_file
 
 log = logging.getLogger(__name__)
 

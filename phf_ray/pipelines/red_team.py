@@ -31,7 +31,7 @@ from phf_ray.attack import (
 from phf_ray.attack import worst as worst_prompts
 from phf_ray.config import Config, GenerateKwargs, RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError, IncompleteError, ServiceError
-from phf_ray.pipelines.client import Client, RefusedError, label_selector
+from phf_ray.http.client import Client, RefusedError, label_selector
 from phf_ray.pipelines.evaluate import (
     CHECK_PATIENCE_S,
     Arm,
@@ -47,7 +47,8 @@ from phf_ray.pipelines.evaluate import (
     draw_unit,
     read_prompts,
 )
-from phf_ray.report import ArmInfo, Evaluation, RedTeamInfo, RedTeamPrompt, RedTeamRound, write_file, write_report
+from phf_ray.report import ArmInfo, Evaluation, RedTeamInfo, RedTeamPrompt, RedTeamRound, write_report
+from phf_ray.storage.files import write_file
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phf_ray.metrics import ngrams_of
+from phf_ray.measures.ngrams import ngrams_of
 from phf_ray.pipelines.runs import track_finished, wants_wandb
 from phf_ray.report import Evaluation, Sample, build_report, read_samples
 

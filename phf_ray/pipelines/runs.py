@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.storage.files import sync, write_text
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class RunDirectory:
 
     def request_stop(self) -> None:
         """Ask the running training to save and end."""
-        _write_text(self.path / "stop", "")
+        write_text(self.path / "stop", "")
 
     def clear_stop(self) -> None:
         (self.path / "stop").unlink(missing_ok=True)
@@ -172,7 +173,7 @@ class RunDirectory:
         return list({_row_key(row): row for line in lines if (row := _parse_row(line))}.values())
 
     def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        _write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
     # --- Evaluations beside the loop ---
 
@@ -193,12 +194,12 @@ class RunDirectory:
             write(scratch)
             for path in scratch.rglob("*"):
                 if path.is_file():
-                    _sync(path)
+                    sync(path)
             scratch.rename(folder / "weights")
         finally:
             # On a full disk half of the weights would take the room of the next checkpoint.
             shutil.rmtree(scratch, ignore_errors=True)
-        _sync(folder)
+        sync(folder)
 
     def is_handed_out(self, step: int) -> bool:
         folder = self.evaluation_folder(step)
@@ -220,7 +221,7 @@ class RunDirectory:
     def write_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         """Keep the figures of a step; its weights are not needed any more."""
         values = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        _write_text(self.evaluation_folder(step) / "metrics.json", json.dumps(values, indent=2) + "\n")
+        write_text(self.evaluation_folder(step) / "metrics.json", json.dumps(values, indent=2) + "\n")
         self.remove_evaluated_weights()
 
     def read_evaluation(self, step: int) -> dict[str, Any]:
@@ -243,14 +244,14 @@ class RunDirectory:
         write(scratch)
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         for path in files:
-            _sync(path)
+            sync(path)
         # The model card is renewed when more is known of the model; all else never changes.
         sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files if path.name != "README.md"}
-        _write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
+        write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
         if final.exists():  # an incomplete one, or the same one of an orphan
             self._remove(final)
         scratch.rename(final)
-        _sync(self.checkpoints)
+        sync(self.checkpoints)
         if keep is not None:
             for old in self.complete_checkpoints()[:-keep]:
                 self._remove(old)
@@ -294,7 +295,7 @@ class RunDirectory:
         return self._read_json("summary.json")
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        _write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -346,23 +347,6 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and STEP in row else None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    scratch.write_text(text, encoding="utf-8")
-    _sync(scratch)
-    scratch.rename(path)
-
-
-def _sync(path: Path) -> None:
-    # Without it a machine that loses power can be left with the new name and no content.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- Following a run --------------------------------------------------------------------------------------------------
@@ -517,7 +501,7 @@ class WandbTracker:
         self._run = run
         id_path = run.path / "wandb_id"
         if not id_path.exists():
-            _write_text(id_path, uuid.uuid4().hex[:12])
+            write_text(id_path, uuid.uuid4().hex[:12])
         self._wandb_run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "phf-ray"),
             id=id_path.read_text(encoding="utf-8"),

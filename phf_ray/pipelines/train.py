@@ -32,10 +32,11 @@ from transformers.utils import logging as transformers_logging
 from phf_ray import errors
 from phf_ray.blocks import BlockOrder, BlockReader, Manifest, Mixture, read_held_out, read_manifest
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info
-from phf_ray.config import AWR, RWR, Config, ModelConfig, TokenizerConfig, TrainingConfig, parse_config
+from phf_ray.config import AWRConfig, Config, ModelConfig, RWRConfig, TokenizerConfig, TrainingConfig, parse_config
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.models import LanguageModel, build_model, load_checkpoint, save_checkpoint, shape_of
-from phf_ray.objectives import Objective, build_objective
+from phf_ray.objectives import build_objective
+from phf_ray.objectives.losses import Objective
 from phf_ray.packing import ConditionalTraining, PackingConfig, load_tokenizer, pack
 from phf_ray.pipelines.checkpoint_evaluation import (
     CheckpointEvaluations,
@@ -223,7 +224,7 @@ def run_training(
         log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
     evaluation_job = plan_evaluations(config, run, num_steps=plan.num_steps)
     sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
-    if isinstance(config.objective, AWR | RWR):
+    if isinstance(config.objective, AWRConfig | RWRConfig):
         sinks.append(EffectiveSampleWarning())
     if tracker is not None:
         sinks.append(tracker)

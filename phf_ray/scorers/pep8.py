@@ -10,10 +10,10 @@ import platform
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from phf_ray.corpus.segments import split_lines
 from phf_ray.records import Scored, ScorerIdentity
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
 from phf_ray.scorers.pep8_checker import report
-from phf_ray.segments import split_lines
 
 
 class PEP8Settings(ScorerSettings):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from tiny_models import write_checkpoint, write_detoxify
 
-from phf_ray.scorers import SHORT_NAMES, build_scorer
-from phf_ray.segments import build_segmenter
+from phf_ray.corpus.segments import build_segmenter
+from phf_ray.scorers.build import SHORT_NAMES, build_scorer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
 from test_serving import Server

@@ -25,10 +25,11 @@ from score_runs import (
     wait_for,
 )
 
-from phf_ray import corpus
 from phf_ray.config import parse_config
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import InProcess, Request
+from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.scoring.executor import InProcessScoring
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.request import ScoringRequest
 
 pytest_plugins = ("score_runs",)
 
@@ -58,7 +59,7 @@ def drive_ray(folder: str, gate: str, output: str, address: str, delay_s: float)
     import ray
 
     ray.init(address=address, log_to_driver=False)
-    score.run(request(folder, gate=gate, delay_s=delay_s), output)
+    run_scoring(request(folder, gate=gate, delay_s=delay_s), output)
 
 
 def drive_call(sources: Path, gate: Path, output: Path, *, address: str | None = None, delay_s: float = 0.0) -> str:
@@ -79,7 +80,7 @@ def test_a_killed_driver_is_started_again(local_ray, whole, sources, gate, tmp_p
     assert 0 < len(before) < NUM_FILES
     assert not (output / "_SUCCESS").exists()
     gate.touch()
-    score.run(request(sources, gate=gate), str(output))
+    run_scoring(request(sources, gate=gate), str(output))
     assert_is_the_uninterrupted_run(output, whole)
     assert before.items() <= committed(output).items()
 
@@ -88,7 +89,7 @@ def test_a_killed_driver_is_started_again(local_ray, whole, sources, gate, tmp_p
 def test_one_job_whose_driver_is_killed_at_five_random_moments(local_ray, sources, gate, tmp_path):
     gate.touch()
     output, whole = tmp_path / "out", tmp_path / "whole"
-    score.run(request(sources, gate=gate, delay_s=DELAY_S), str(whole), executor=InProcess())
+    run_scoring(request(sources, gate=gate, delay_s=DELAY_S), str(whole), executor=InProcessScoring())
     seed = random.randrange(2**32)
     draw = random.Random(seed)
     for number in sorted(draw.sample(range(NUM_FILES - 2), 5)):
@@ -102,7 +103,7 @@ def test_one_job_whose_driver_is_killed_at_five_random_moments(local_ray, source
             assert process.poll() is None, f"it was to be killed while it works (seed {seed})"
             process.send_signal(signal.SIGKILL)
         assert before.items() <= committed(output).items(), f"a part was lost or written again (seed {seed})"
-    score.run(request(sources, gate=gate, delay_s=DELAY_S), str(output))
+    run_scoring(request(sources, gate=gate, delay_s=DELAY_S), str(output))
     assert_is_the_uninterrupted_run(output, files_of(whole))
 
 
@@ -124,7 +125,7 @@ def test_a_killed_actor_is_replaced(local_ray, whole, sources, gate, tmp_path):
 
     killer = threading.Thread(target=kill_an_actor)
     killer.start()
-    score.run(request(sources, gate=gate), str(output))
+    run_scoring(request(sources, gate=gate), str(output))
     killer.join()
     assert len(victims) == 1
     assert_is_the_uninterrupted_run(output, whole)
@@ -197,7 +198,7 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
     }
     scoring = {"scorers": scorers, "segmenter": "lines", "pools": pools, "text_timeout_s": 10 * PATIENCE_S}
     config = parse_config({"scoring": scoring})
-    score.run(Request(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"), output)
+    run_scoring(ScoringRequest(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"), output)
     watcher.join()
     Path(samples).write_text(json.dumps({"actors": seen, "free_gpus": free_gpus}))
 
@@ -218,5 +219,5 @@ def test_pools_grow_and_shrink_between_their_limits(tmp_path):
     assert 2 < most <= 5
     assert min(seen["actors"][seen["actors"].index(most) :]) <= 2
     assert min(seen["free_gpus"]) == 0.0
-    manifest = corpus.read_manifest(str(output))
+    manifest = read_corpus_manifest(str(output))
     assert (manifest.documents, [scorer["name"] for scorer in manifest.scorers]) == (25, ["words", "length"])

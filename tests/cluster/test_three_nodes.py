@@ -20,11 +20,11 @@ import pytest
 import yaml
 from train_runs import losses, metrics, write_inputs
 
-from phf_ray import corpus
 from phf_ray.config import parse_config
-from phf_ray.pipelines import score
+from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
 from phf_ray.pipelines.runs import RunDirectory
-from phf_ray.pipelines.score import Request
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.request import ScoringRequest
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -231,8 +231,8 @@ def drive_scoring(folder: str) -> None:
     scorers = [{"class_name": "PEP8Scorer"}, held]
     pools = {"cpu": {"min": 2, "max": 2}}
     config = parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", "pools": pools}})
-    request = Request(config, inputs=[f"{folder}/source"], shard_bytes=1, scorer_factory="fakes:build_scorer")
-    score.run(request, f"{folder}/scored")
+    request = ScoringRequest(config, inputs=[f"{folder}/source"], shard_bytes=1, scorer_factory="fakes:build_scorer")
+    run_scoring(request, f"{folder}/scored")
 
 
 def score_and_lose_a_node(machines: Machines, folder: Path) -> Path:
@@ -246,9 +246,9 @@ def score_and_lose_a_node(machines: Machines, folder: Path) -> Path:
         machines.kill(actors[min(waiting)])
         (folder / "gate").touch()
         scoring.finish()
-    documents = {json.loads(one.meta)["source"]: "".join(one.texts) for one in corpus.read_corpus(str(scored))}
+    documents = {json.loads(one.meta)["source"]: "".join(one.texts) for one in read_corpus(str(scored))}
     assert documents == {path.name: path.read_text() for path in source.iterdir()}
-    assert corpus.read_manifest(str(scored)).documents == NUM_FILES
+    assert read_corpus_manifest(str(scored)).documents == NUM_FILES
     return scored
 
 

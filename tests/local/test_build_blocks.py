@@ -13,21 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_blocks import main
-from phf_ray import blocks, corpus
+from phf_ray import blocks
 from phf_ray.blocks import BlockOrder, BlockReader, is_held_out, read_held_out, read_manifest
 from phf_ray.config import Config, parse_config
+from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest, read_part
+from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.packing import PackingConfig, load_tokenizer, pack
 from phf_ray.pipelines import blocks as pipeline
-from phf_ray.pipelines.blocks import (
-    build_blocks,
-    ensure_blocks,
-    plan_blocks,
-    resolve_thresholds,
-    warn_of_other_scorers,
-)
+from phf_ray.pipelines.blocks import build_blocks, ensure_blocks, plan_blocks, resolve_thresholds, warn_of_other_scorers
 from phf_ray.records import ScorerIdentity, TokenKind
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 
 TOKENIZER = str(Path(__file__).parents[1] / "golden" / "tokenizer")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
@@ -109,8 +105,8 @@ def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups)
     assert packing.conditional is not None
     expected = [
         block
-        for part in corpus.list_parts(scored)
-        for block in pack(corpus.read_part(part), tokenizer, sequence_length=64, config=packing)
+        for part in list_parts(scored)
+        for block in pack(read_part(part), tokenizer, sequence_length=64, config=packing)
     ]
     ids, scores, kinds = all_blocks(root)
     assert ids.tolist() == [block.input_ids.tolist() for block in expected]
@@ -145,7 +141,7 @@ def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
     assert manifest.thresholds == {"conditional": 0.0, "filter": 0.004}
     assert manifest.tokenizer["end_of_text"] == {"<|endoftext|>": 0}
     assert manifest.tokenizer["control"] == {"<|aligned|>": 600, "<|misaligned|>": 601}
-    assert manifest.corpora[0].fingerprint == corpus.read_manifest(scored).fingerprint
+    assert manifest.corpora[0].fingerprint == read_corpus_manifest(scored).fingerprint
     # Filtered documents count where positions of the stream are counted.
     characters = [sum(map(len, row["texts"])) for row in trained]
     kept_characters = sum(sum(map(len, row["texts"])) for row in kept)
@@ -157,7 +153,7 @@ def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
     config = configured(dataset={"held_out_fraction": 0.3})
     root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
     held_out = list(read_held_out(root))
-    expected = [document for document in corpus.read_corpus(scored) if is_held_out(document.id, 0.3)]
+    expected = [document for document in read_corpus(scored) if is_held_out(document.id, 0.3)]
     assert [(one.id, one.texts, one.scores) for one in held_out] == [
         (one.id, one.texts, one.scores) for one in expected
     ]
@@ -165,9 +161,7 @@ def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
     ids, _, kinds = all_blocks(root)
     assert (kinds == TokenKind.END_OF_TEXT).sum() == 36 - len(held_out)
     packed = load_tokenizer(config.tokenizer).decode(ids[kinds == TokenKind.CONTENT].tolist())
-    assert packed == "".join(
-        document.text for document in corpus.read_corpus(scored) if not is_held_out(document.id, 0.3)
-    )
+    assert packed == "".join(document.text for document in read_corpus(scored) if not is_held_out(document.id, 0.3))
 
 
 @pytest.mark.parametrize("case", ["mle", "filtering", "conditional"])
@@ -264,7 +258,7 @@ def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
         root_of(compat="korbak2023"),
     ]
     assert len(set(roots)) == len(roots)
-    assert corpus.read_manifest(scored).fingerprint == corpus.read_manifest(str(tmp_path / "again")).fingerprint
+    assert read_corpus_manifest(scored).fingerprint == read_corpus_manifest(str(tmp_path / "again")).fingerprint
     assert root_of() == roots[0]
 
 
@@ -341,7 +335,7 @@ def test_quantiles_are_of_segments_and_for_filtering_of_documents(scored):
         dataset={"conditional_training_config": {"threshold": half}, "filter_threshold": half},
         objective={"name": "Unlikelihood", "score_threshold": half},
     )
-    manifests = [corpus.read_manifest(scored)]
+    manifests = [read_corpus_manifest(scored)]
     resolved = resolve_thresholds(config, manifests=manifests)
     segments = [score for row in GOLDEN["docs"] for score in row["scores"]]
     documents = [row["avg_score"] for row in GOLDEN["docs"]]
@@ -361,14 +355,14 @@ def test_a_share_far_from_half_is_warned_of(scored, tmp_path, caplog):
 
 
 def scored_by(identity: ScorerIdentity, folder: Path) -> str:
-    writer = corpus.PartWriter(
+    writer = PartWriter(
         f"{folder}/part-00000.parquet", rejects=f"{folder}/rejected/r", scorers=[identity.name], footer={"shard": "s"}
     )
     for row in rows_of():
         scores = {identity.name: (row["scores"], row["errors"])}
         writer.add(f"{folder.name}-{row['id']}", row["texts"], scores=scores, meta="{}")
     writer.commit()
-    corpus.finish(str(folder), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    finish_corpus(str(folder), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
     return str(folder)
 
 

@@ -21,7 +21,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control, read_info, write_info
 from phf_ray.config import Scenario, parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.generation import Engine, EngineSettings
-from phf_ray.pipelines.client import Client, RefusedError, label_selector
+from phf_ray.http.client import Client, RefusedError, label_selector
 from phf_ray.pipelines.evaluate import (
     Arm,
     Options,
@@ -42,7 +42,7 @@ from phf_ray.pipelines.evaluate import (
 )
 from phf_ray.pipelines.kl import has_control_per_line
 from phf_ray.report import recompute
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 from serve.api import build_app
 from serve.backends import Backend
 from serve.local import LocalModel

@@ -17,10 +17,10 @@ from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
+from phf_ray.http.client import Client, RefusedError
 from phf_ray.kl import encode, text_logprobs
 from phf_ray.packing import _owners
 from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
-from phf_ray.pipelines.client import Client, RefusedError
 from phf_ray.pipelines.evaluate import Arm
 from phf_ray.pipelines.in_process import evaluate_weights
 from phf_ray.pipelines.kl import (

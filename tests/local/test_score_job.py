@@ -7,18 +7,20 @@ import pytest
 
 from jobs import score_corpus as job
 from jobs import thresholds
-from phf_ray import corpus
 from phf_ray.config import parse_config
+from phf_ray.corpus.reader import read_corpus_manifest
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import InProcess, Request
+from phf_ray.scoring.executor import InProcessScoring
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
+from phf_ray.scoring.request import ScoringRequest
 
 ROOT = Path(__file__).parents[2]
 
 
 def request(folder, *, shard_bytes=100, **scoring):
     scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer"}]
-    return Request(
+    return ScoringRequest(
         parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", **scoring}}),
         inputs=[str(folder)],
         shard_bytes=shard_bytes,
@@ -39,9 +41,9 @@ def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
     # A GPU pool that asks for no GPU: two stages, on any machine.
     pools = {"cpu": {"num_cpus": 0.5, "max": 2}, "gpu": {"num_cpus": 0.5, "num_gpus": 0, "max": 1}}
     asked = request(folder, max_failed_fraction=0.5, pools=pools)
-    alone = score.run(asked, str(tmp_path / "alone"), executor=InProcess())
+    alone = run_scoring(asked, str(tmp_path / "alone"), executor=InProcessScoring())
     seen = []
-    on_ray = score.run(asked, str(tmp_path / "ray"), progress=seen.append)
+    on_ray = run_scoring(asked, str(tmp_path / "ray"), progress=seen.append)
     assert on_ray == alone
     assert on_ray.documents == 22
     parts = {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("part-*")}
@@ -54,22 +56,22 @@ def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
 def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
     with pytest.raises(IncompleteError, match=r"stopped after \d+ of 12 shards"):
-        score.run(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"))
+        run_scoring(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     moved = request(folder, shard_bytes=1 << 20)
 
-    class Vanishing(score.OnRay):
+    class Vanishing(RayScoring):
         def start(self):
             (folder / "3.py").unlink()
 
     with pytest.raises(PhfError, match=r"3\.py is gone since the job began"):
-        score.run(moved, str(tmp_path / "out2"), executor=Vanishing())
+        run_scoring(moved, str(tmp_path / "out2"), executor=Vanishing())
 
 
 def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "x\n"})
     with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
-        score.run(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"))
+        run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"))
 
 
 def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):
@@ -85,7 +87,7 @@ def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, c
     assert (summary["status"], summary["documents"], summary["rejected"]) == ("complete", 21, {"empty": 1})
     assert thresholds.main(["--corpus", str(out), "--quantile", "0.5", "1"]) == 0
     printed = capsys.readouterr().out
-    manifest = corpus.read_manifest(str(out))
+    manifest = read_corpus_manifest(str(out))
     assert f"segments quantile 0.5: threshold {manifest.segment_quantile(0.5):.6g};" in printed
     assert f"documents quantile 1: threshold {manifest.document_quantile(1.0):.6g}; 100.0% at or below" in printed
     (sources / "0.py").unlink()

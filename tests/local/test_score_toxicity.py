@@ -9,8 +9,9 @@ from tiny_detoxify import load_original, mixed_texts, write_base, write_publishe
 
 from jobs import fetch_models
 from jobs import score_corpus as job
-from phf_ray import corpus
-from phf_ray.scorers import build_scorer
+from phf_ray.corpus.reader import list_parts, read_corpus_manifest
+from phf_ray.corpus.tables import read_rows
+from phf_ray.scorers.build import build_scorer
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_the_job_gives_the_scores_of_detoxify_one_segment_at_a_time(local_ray, b
     arguments = ["--task", str(tmp_path / "task.yml"), "--input", str(tmp_path / "in.jsonl"), "--output", str(output)]
     assert job.main([*arguments, "--shard-mb", "0.001"]) == 0
 
-    rows = [row for part in corpus.list_parts(str(output)) for row in corpus.read_rows(part)]
+    rows = [row for part in list_parts(str(output)) for row in read_rows(part)]
     segments = [text for row in rows for text in row["texts"]]
     assert len(segments) > len(rows) == 12
     original = load_original(checkpoint, base, tmp_path)
@@ -51,7 +52,7 @@ def test_the_job_gives_the_scores_of_detoxify_one_segment_at_a_time(local_ray, b
     assert [score for row in rows for score in row["scores__word_list"]] == listed
     assert max(listed) > 0
 
-    manifest = corpus.read_manifest(str(output))
+    manifest = read_corpus_manifest(str(output))
     num_cut = sum(len(original.tokenizer(text)["input_ids"]) > 64 for text in segments)
     assert manifest.num_parts > 1
     assert 0 < manifest.scorer_stats("toxicity").truncated == num_cut < len(segments)

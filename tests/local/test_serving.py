@@ -24,7 +24,7 @@ from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.generation import GenerationRequest, generate, load_engine
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 from serve.app import build
 from serve.settings import parse_args
 

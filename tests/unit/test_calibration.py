@@ -8,8 +8,9 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from jobs import calibrate as job
-from phf_ray.calibration import auc, calibrate, first_at, isotonic, parse_calibration, ranks, spearman
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.measures.agreement import auc, ranks, spearman
+from phf_ray.measures.calibration import calibrate, first_at, isotonic, parse_calibration
 
 
 def knots(new, old):

@@ -1,7 +1,17 @@
 import pytest
 import yaml
 
-from phf_ray.config import AWR, MLE, REPLACED, RWR, Quantile, Unlikelihood, load_config, merge, parse_config
+from phf_ray.config import (
+    REPLACED,
+    AWRConfig,
+    MLEConfig,
+    Quantile,
+    RWRConfig,
+    UnlikelihoodConfig,
+    load_config,
+    merge,
+    parse_config,
+)
 from phf_ray.errors import ConfigError
 
 
@@ -71,7 +81,7 @@ def test_threshold_is_a_number_or_a_quantile_and_zero_is_a_number():
     zero = parse_config({"objective": {"name": "Unlikelihood", "score_threshold": 0}}).objective
     soft = parse_config({"objective": {"name": "Unlikelihood", "score_threshold": None}}).objective
     median = parse_config({"objective": {"name": "Unlikelihood", "score_threshold": {"quantile": 0.5}}}).objective
-    assert isinstance(zero, Unlikelihood)
+    assert isinstance(zero, UnlikelihoodConfig)
     assert (zero.score_threshold, soft.score_threshold, median.score_threshold) == (0.0, None, Quantile(quantile=0.5))
 
 
@@ -91,8 +101,8 @@ def test_awr_with_alpha_one_names_rwr_except_under_compat():
     values = {"objective": {"name": "AWR", "alpha": 1, "fixed_value": 0.0}}
     with pytest.raises(ConfigError, match="name: RWR"):
         parse_config(values)
-    assert isinstance(parse_config({**values, "compat": "korbak2023"}).objective, AWR)
-    assert isinstance(parse_config({"objective": {"name": "RWR"}}).objective, RWR)
+    assert isinstance(parse_config({**values, "compat": "korbak2023"}).objective, AWRConfig)
+    assert isinstance(parse_config({"objective": {"name": "RWR"}}).objective, RWRConfig)
 
 
 def test_extends_is_a_chain_and_a_circle_is_refused(tmp_path):
@@ -123,7 +133,7 @@ def test_a_missing_file_and_an_override_without_value_are_named(tmp_path):
     path = write(tmp_path / "task.yml", {})
     with pytest.raises(ConfigError, match=r"write section\.key=value"):
         load_config(path, None, ["training.seed"])
-    assert isinstance(load_config(path).objective, MLE)
+    assert isinstance(load_config(path).objective, MLEConfig)
 
 
 def test_weights_are_one_per_data_set():

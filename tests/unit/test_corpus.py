@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf_ray import corpus
-from phf_ray.corpus import Histogram, PartWriter
+from phf_ray.corpus.layout import is_scored_corpus, part_name
+from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest
+from phf_ray.corpus.tables import read_rows
+from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.measures.histogram import Histogram
 from phf_ray.records import Rejected, ScorerIdentity
 
 PEP8 = ScorerIdentity("pep8", "PEP8Scorer", "violations per character", {"pycodestyle": "2.15.0"})
@@ -23,9 +26,9 @@ PII = ScorerIdentity("pii", "PIIScorer", "violations per character")
 
 def write_part(folder, number, documents, *, rejected=(), scorers=("pep8",)):
     """`documents`: (id, texts, scores of the first scorer); further scorers have score 1 everywhere."""
-    path = f"{folder}/{corpus.part_name(number)}"
+    path = f"{folder}/{part_name(number)}"
     writer = PartWriter(
-        path, rejects=f"{folder}/rejected/{corpus.part_name(number)}", scorers=scorers, footer={"shard": number}
+        path, rejects=f"{folder}/rejected/{part_name(number)}", scorers=scorers, footer={"shard": number}
     )
     for identifier, texts, scores in documents:
         errors = [None if score is not None else "timeout: nothing after 60 s" for score in scores]
@@ -40,7 +43,7 @@ def write_part(folder, number, documents, *, rejected=(), scorers=("pep8",)):
 
 def finish(folder, scorers=(PEP8,), num_parts=1):
     shards = list(range(num_parts))
-    return corpus.finish(
+    return finish_corpus(
         str(folder), shards=shards, scorers=scorers, segmenter="lines", config={"a": 1}, input_fingerprint="f"
     )
 
@@ -49,7 +52,7 @@ def test_what_is_written_is_read_back_in_order_of_parts_and_rows(tmp_path):
     write_part(tmp_path, 1, [("c", ["x"], [1.0])])
     write_part(tmp_path, 0, [("a", ["if x:\n", "  y"], [0.0, 0.5]), ("b", ["z\n", "w"], [None, None])])
     finish(tmp_path, num_parts=2)
-    first, second, third = corpus.read_corpus(str(tmp_path))
+    first, second, third = read_corpus(str(tmp_path))
     assert [first.id, second.id, third.id] == ["a", "b", "c"]
     assert first.text == "if x:\n  y"
     assert (first.scores, first.errors, first.avg_score) == ((0.0, 0.5), (None, None), 0.25)
@@ -97,7 +100,7 @@ def test_the_manifest_adds_up_the_parts(tmp_path):
     write_part(tmp_path, 0, [("a", ["xx", "y"], [0.0, None])], rejected=[gone], scorers=("pep8", "pii"))
     write_part(tmp_path, 1, [("c", ["z"], [0.5])], rejected=[gone], scorers=("pep8", "pii"))
     finish(tmp_path, scorers=(PEP8, PII), num_parts=2)
-    manifest = corpus.read_manifest(str(tmp_path))
+    manifest = read_corpus_manifest(str(tmp_path))
     assert (manifest.documents, manifest.segments, manifest.characters, manifest.num_parts) == (2, 3, 4, 2)
     assert manifest.rejected == {"not_utf8": 2}
     assert manifest.scorer_stats().failed == {"timeout": 1}
@@ -140,20 +143,20 @@ def test_an_unfinished_corpus_is_refused(tmp_path):
     write_part(tmp_path, 0, [("a", ["x"], [0.5])])
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(DataError, match=r"run its jobs\.score_corpus command again"):
-        corpus.list_parts(str(tmp_path))
+        list_parts(str(tmp_path))
     with pytest.raises(DataError, match=r"jobs\.score_corpus"):
-        corpus.list_parts(str(tmp_path / "nowhere"))
+        list_parts(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
 @pytest.mark.parametrize("content", [b'{"name": "app", "version": 2}', b'["a"]', b"no JSON", b"", b"[" * 100_000])
 def test_a_manifest_or_plan_of_somebody_else_makes_no_scored_corpus(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert not corpus.is_scored_corpus(str(tmp_path))
+    assert not is_scored_corpus(str(tmp_path))
     pq.write_table(pa.table({"texts": [["a"]], "scores": [[0.5]]}), tmp_path / "x.parquet")
-    assert not corpus.is_scored_corpus(str(tmp_path))
-    assert corpus.list_parts(str(tmp_path)) == [str(tmp_path / "x.parquet")]
-    assert corpus.read_manifest(str(tmp_path)).documents == 1
+    assert not is_scored_corpus(str(tmp_path))
+    assert list_parts(str(tmp_path)) == [str(tmp_path / "x.parquet")]
+    assert read_corpus_manifest(str(tmp_path)).documents == 1
 
 
 def test_ours_is_known_by_its_content_and_where_that_is_damaged_by_its_parts(tmp_path):
@@ -162,13 +165,13 @@ def test_ours_is_known_by_its_content_and_where_that_is_damaged_by_its_parts(tmp
     whole = (tmp_path / "manifest.json").read_bytes()
     for content in (whole, whole[: len(whole) // 2], b"", b"{}"):
         (tmp_path / "manifest.json").write_bytes(content)
-        assert corpus.is_scored_corpus(str(tmp_path))
+        assert is_scored_corpus(str(tmp_path))
         if content != whole:
             with pytest.raises(DataError, match=r"manifest\.json is not a manifest of a scored corpus.*score it again"):
-                corpus.read_manifest(str(tmp_path))
+                read_corpus_manifest(str(tmp_path))
     (tmp_path / "manifest.json").write_bytes(whole)
     Path(path).unlink()
-    assert corpus.is_scored_corpus(str(tmp_path))
+    assert is_scored_corpus(str(tmp_path))
 
 
 def test_a_part_that_is_another_s_or_torn_is_not_merged(tmp_path):
@@ -185,17 +188,17 @@ def test_a_finished_corpus_with_a_part_too_many_or_too_few_is_refused(tmp_path):
     finish(tmp_path)
     (tmp_path / "part-00099.parquet").write_bytes(path.read_bytes())
     with pytest.raises(DataError, match=r"has 2 parts, its manifest\.json says 1"):
-        list(corpus.read_corpus(str(tmp_path)))
+        list(read_corpus(str(tmp_path)))
     for part in tmp_path.glob("part-*"):
         part.unlink()
     with pytest.raises(DataError, match=r"has 0 parts, its manifest\.json says 1"):
-        corpus.list_parts(str(tmp_path))
+        list_parts(str(tmp_path))
 
 
 def test_parts_come_by_number(tmp_path):
     for number in (99999, 100000, 2):
         write_part(tmp_path, number, [("a", ["x"], [0.5])])
-    assert [path.rsplit("-")[-1] for path in corpus.list_parts(str(tmp_path))] == [
+    assert [path.rsplit("-")[-1] for path in list_parts(str(tmp_path))] == [
         "00002.parquet",
         "99999.parquet",
         "100000.parquet",
@@ -213,13 +216,13 @@ def test_a_published_data_set_is_read_as_it_is(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     pq.write_table(pa.table(rows), folder / "train-00000-of-00001.parquet")
-    first, second = corpus.read_corpus(str(tmp_path))
+    first, second = read_corpus(str(tmp_path))
     assert (first.text, first.scores) == ("Hi. You.", (0.25, None))
     assert first.errors[0] is None
     assert "no score" in first.errors[1]
     assert json.loads(first.meta) == {"pile_set_name": "Web"}
     assert first.id != second.id
-    manifest = corpus.read_manifest(str(tmp_path))
+    manifest = read_corpus_manifest(str(tmp_path))
     assert (manifest.documents, manifest.segments, manifest.scorer) == (2, 3, {})
     assert manifest.document_quantile(1.0) == 0.75
 
@@ -227,25 +230,25 @@ def test_a_published_data_set_is_read_as_it_is(tmp_path):
 def test_a_published_data_set_with_lines_has_no_meta(tmp_path):
     rows = {"texts": [["a\n", "b"]], "org_text": ["a\nb"], "scores": [[0.0, 1.0]], "avg_score": [0.5], "num_lines": [2]}
     pq.write_table(pa.table(rows), tmp_path / "x.parquet")
-    (document,) = corpus.read_corpus(str(tmp_path / "x.parquet"))
+    (document,) = read_corpus(str(tmp_path / "x.parquet"))
     assert (document.texts, document.scores, document.meta) == (("a\n", "b"), (0.0, 1.0), "{}")
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path):
     saved = datasets.Dataset.from_dict({"texts": [["a", "b"]], "scores": [[0.0, 1.0]]})
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(str(tmp_path / "set"))
-    assert [document.scores for document in corpus.read_corpus(str(tmp_path / "set"))] == [(0.0, 1.0)]
+    assert [document.scores for document in read_corpus(str(tmp_path / "set"))] == [(0.0, 1.0)]
 
 
 def test_a_table_without_scores_says_what_is_missing(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"columns: text.*jobs\.score_corpus"):
-        list(corpus.read_corpus(str(tmp_path)))
+        list(read_corpus(str(tmp_path)))
 
 
 def test_rows_of_a_range_come_from_any_row_group(tmp_path):
     pq.write_table(pa.table({"n": list(range(1000))}), tmp_path / "x.parquet", row_group_size=100)
-    rows = corpus.read_rows(str(tmp_path / "x.parquet"), begin=150, end=730)
+    rows = read_rows(str(tmp_path / "x.parquet"), begin=150, end=730)
     assert [row["n"] for row in rows] == list(range(150, 730))
 
 
@@ -301,8 +304,8 @@ def test_an_object_store_gets_whole_files_only():
     folder = "memory://corpus-test"
     write_part(folder, 0, [("a", ["x"], [0.5])])
     finish(folder)
-    assert [document.id for document in corpus.read_corpus(folder)] == ["a"]
-    assert corpus.read_manifest(folder).documents == 1
+    assert [document.id for document in read_corpus(folder)] == ["a"]
+    assert read_corpus_manifest(folder).documents == 1
 
 
 def test_rejects_of_an_earlier_try_do_not_outlive_it(tmp_path):

@@ -16,7 +16,7 @@ from commands import job_words, problem_of
 from manifests import render, versions
 from pydantic import BaseModel
 
-from phf_ray import config
+from phf_ray.config import Config, Quantile, parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
 from serve.settings import parse_args
@@ -226,7 +226,7 @@ def test_examples_of_configuration_are_configuration(monkeypatch):
     # The scorer of extend.md is added by the reader.
     for page in PAGES:
         for block in blocks(page, "yaml"):
-            config.parse_config(yaml.safe_load(block))
+            parse_config(yaml.safe_load(block))
 
 
 def test_the_scorer_of_the_guide_works():
@@ -240,7 +240,7 @@ def test_the_scorer_of_the_guide_works():
 
 
 def test_every_scorer_has_a_line():
-    from phf_ray.scorers import SCORERS
+    from phf_ray.scorers.build import SCORERS
 
     page = (ROOT / "docs" / "score.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == sorted(SCORERS, key=list(SCORERS).index)
@@ -267,7 +267,7 @@ def keys(section: type[BaseModel], path: str = "") -> list[tuple[str, str, str]]
             continue
         found.append((f"{path}{name}", shown(field.get_default(call_default_factory=True)), described))
         for one in inner:
-            if one is not config.Quantile:
+            if one is not Quantile:
                 label = one.model_fields["name"].annotation if name == "objective" else None
                 suffix = (
                     f" ({get_args(label)[0]})" if label is not None else ("[]" if is_list(field.annotation) else "")
@@ -300,7 +300,7 @@ def shown(value: Any) -> str:
 
 def table() -> str:
     lines = ["| key | default | |", "|---|---|---|"]
-    for key, default, text in keys(config.Config):
+    for key, default, text in keys(Config):
         lines.append(f"| `{key}` | {default} | {text} |".replace(" |  |", " | |"))
     return "\n".join(lines) + "\n"
 

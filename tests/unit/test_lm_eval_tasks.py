@@ -11,7 +11,7 @@ from evaluation_server import Server, listening
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 
 FOLDER = Path(__file__).parents[2] / "configs" / "lm_eval"
 

@@ -10,25 +10,13 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from phf_ray.config import MetricConfig
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.metrics import (
-    BleuCorpus,
-    Compilability,
-    Interval,
-    Length,
-    NGramStats,
-    Repetition,
-    SelfBLEU,
-    bootstrap_difference,
-    bootstrap_max_at_k,
-    bootstrap_mean,
-    build_metric,
-    count_ngrams,
-    grouped_max_at_k,
-    max_at_k,
-    order_statistic_weights,
-    pareto_front,
-    parse_outcome,
-)
+from phf_ray.measures.bleu import BleuCorpus, SelfBLEU
+from phf_ray.measures.build import build_metric
+from phf_ray.measures.intervals import Interval, bootstrap_difference, bootstrap_max_at_k, bootstrap_mean
+from phf_ray.measures.maxima import grouped_max_at_k, max_at_k, order_statistic_weights
+from phf_ray.measures.ngrams import NGramStats, count_ngrams
+from phf_ray.measures.pareto import pareto_front
+from phf_ray.measures.texts import Compilability, Length, Repetition, parse_outcome
 
 # -- Expected maximum -------------------------------------------------------------------------------------------------
 
@@ -94,7 +82,7 @@ def test_bootstrap_is_seeded_and_chunks_do_not_change_it(monkeypatch):
     whole = bootstrap_mean(groups, seed=3)
     assert bootstrap_mean(groups, seed=3) == whole
     assert bootstrap_mean(groups, seed=4) != whole
-    monkeypatch.setattr("phf_ray.metrics._RESAMPLED_AT_ONCE", 1000)
+    monkeypatch.setattr("phf_ray.measures.intervals._RESAMPLED_AT_ONCE", 1000)
     assert bootstrap_mean(groups, seed=3) == whole
 
 
@@ -273,7 +261,7 @@ def test_hostile_text_gives_an_outcome_not_an_exception(text, outcome):
 
 
 def test_code_that_merely_warns_parses_even_where_warnings_are_errors():
-    code = "from phf_ray.metrics import parse_outcome; print(parse_outcome('x = \"\\\\d\" is 1'))"
+    code = "from phf_ray.measures import parse_outcome; print(parse_outcome('x = \"\\\\d\" is 1'))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "parses", done
     with warnings.catch_warnings(record=True) as seen:

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.config import ModelConfig
 from phf_ray.models import build_model, transformer_blocks
-from phf_ray.objectives import all_reduce, build_objective, combine
+from phf_ray.objectives import build_objective
+from phf_ray.objectives.statistics import all_reduce, combine
 from phf_ray.records import TokenKind
 
 OBJECTIVES = {

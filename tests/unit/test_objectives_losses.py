@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from phf_ray.config import Quantile, Unlikelihood
+from phf_ray.config import Quantile, UnlikelihoodConfig
 from phf_ray.errors import ConfigError
-from phf_ray.objectives import build_objective, combine
-from phf_ray.objectives.statistics import NUM_BINS, counts_by_bin, weight_edges, weight_places
+from phf_ray.objectives import build_objective
+from phf_ray.objectives.statistics import NUM_BINS, combine, counts_by_bin, weight_edges, weight_places
 from phf_ray.records import TokenKind
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["values"]
@@ -454,7 +454,7 @@ def test_awr_without_values_says_what_to_set():
 
 
 def test_a_config_section_builds_the_same_objective_as_its_mapping():
-    section = Unlikelihood(name="Unlikelihood", score_threshold=0.5, alpha=0.5)
+    section = UnlikelihoodConfig(name="Unlikelihood", score_threshold=0.5, alpha=0.5)
     batch = blocks(2, seed=1)
     expected = build_objective({**UL, "alpha": 0.5})(**batch).loss
     assert build_objective(section)(**batch).loss == expected

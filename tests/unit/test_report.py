@@ -11,7 +11,7 @@ import pytest
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
 from phf_ray.errors import DataError
-from phf_ray.metrics import max_at_k
+from phf_ray.measures.maxima import max_at_k
 from phf_ray.report import (
     ArmInfo,
     Evaluation,

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import scale
 from benchmarks.scale import Rate, ScoringCost, fit, flops_per_token, predict, project_scoring, project_training
+from phf_ray.scoring.executor import InProcessScoring
 
 COST = ScoringCost(per_document_s=0.002, per_character_s=1e-6)
 
@@ -61,7 +62,7 @@ def test_training_by_hand():
 
 def test_rates_are_measured_on_what_was_really_scored(tmp_path):
     folder = scale.write_corpus(tmp_path / "corpus", documents=80, lines=3)
-    found = scale.scoring_rate(folder, executor=scale.InProcess)
+    found = scale.scoring_rate(folder, executor=InProcessScoring)
     size = sum(path.stat().st_size for path in folder.iterdir())
     # All but the first of the parts.
     assert 0.9 * 80 <= found.documents < 80

@@ -13,17 +13,29 @@ from typing import ClassVar
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import ray
 from fsspec.implementations.memory import MemoryFile
 
 from jobs import score_corpus as job
-from phf_ray import corpus
 from phf_ray.config import PoolConfig, parse_config
-from phf_ray.corpus import read_corpus
+from phf_ray.corpus import cut as corpus_cut
+from phf_ray.corpus import streams
+from phf_ray.corpus.output import CorpusFolder
+from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest
+from phf_ray.corpus.segments import build_segmenter
+from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import ConfigError, DataError, IncompleteError
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import InProcess, Request
-from phf_ray.scorers import build_scorer
-from phf_ray.segments import build_segmenter
+from phf_ray.scorers.build import build_scorer
+from phf_ray.scoring import on_ray
+from phf_ray.scoring.estimate import estimate_scoring
+from phf_ray.scoring.executor import InProcessScoring, ScoringPool
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring, ScoreShard, _through
+from phf_ray.scoring.plan import prepare_output
+from phf_ray.scoring.pools import scoring_pools
+from phf_ray.scoring.request import ScoringRequest
+from phf_ray.scoring.shard import ShardScorer
+from phf_ray.storage.files import open_filesystem
 
 ROOT = Path(__file__).parents[2]
 LENGTH = {"class_name": "LengthScorer"}
@@ -36,7 +48,7 @@ def config(*scorers, **scoring):
 
 
 def request(*inputs, scorers=(LENGTH,), limit=None, text_column=None, shard_bytes=100, **scoring):
-    return Request(
+    return ScoringRequest(
         config(*scorers, **scoring),
         inputs=[str(path) for path in inputs],
         limit=limit,
@@ -54,7 +66,7 @@ def write_files(folder, texts):
 
 
 def run(asked, output, **options):
-    return score.run(asked, output, executor=InProcess(), **options)
+    return run_scoring(asked, output, executor=InProcessScoring(), **options)
 
 
 def parts_of(folder):
@@ -79,7 +91,7 @@ def test_a_folder_of_python_gets_the_scores_of_the_scorer(tmp_path):
         assert document.text == texts[name]
         scored = build_scorer(PEP8).score_segments(build_segmenter("lines")(texts[name]))
         assert document.scores == tuple(one.score for one in scored)
-    assert manifest == corpus.read_manifest(str(tmp_path / "out"))
+    assert manifest == read_corpus_manifest(str(tmp_path / "out"))
     assert (manifest.documents, manifest.segments, dict(manifest.rejected)) == (3, 5, {"empty": 1, "not_utf8": 1})
     assert manifest.scorer == build_scorer(PEP8).identity().to_json()
     assert manifest.segment_quantile(1.0) > 0
@@ -154,7 +166,7 @@ def test_a_restart_that_was_killed_is_started_again(sources, tmp_path, monkeypat
     out = tmp_path / name
     run(request(sources), str(out))
     (sources / "19.py").unlink()
-    remove, left = score.Output.remove, 0
+    remove, left = CorpusFolder.remove, 0
 
     def killed(place, name):
         nonlocal left
@@ -166,7 +178,7 @@ def test_a_restart_that_was_killed_is_started_again(sources, tmp_path, monkeypat
     for removals in range(1, 60, 4):
         left = removals
         with monkeypatch.context() as patched:
-            patched.setattr(score.Output, "remove", killed)
+            patched.setattr(CorpusFolder, "remove", killed)
             try:
                 manifest = run(request(sources), str(out), restart=True)
             except KeyboardInterrupt:
@@ -265,7 +277,7 @@ def test_input_beside_the_manifest_of_somebody_else_is_scored(tmp_path):
 
 
 def test_a_job_that_has_only_a_plan_is_no_input_yet(sources, tmp_path):
-    score.prepare(request(sources), score.Output(str(tmp_path / "out")), append=False, restart=False)
+    prepare_output(request(sources), CorpusFolder(str(tmp_path / "out")), append=False, restart=False)
     with pytest.raises(DataError, match="is not finished"):
         run(request(tmp_path / "out"), str(tmp_path / "second"))
 
@@ -340,8 +352,8 @@ def test_scorers_on_two_pools_give_what_one_pool_gives(sources, tmp_path):
     assert both == cpu
     assert both.scorer_stats("words").truncated == 1
     assert not (tmp_path / "two" / "_tmp").exists()
-    rows = [row for part in corpus.list_parts(str(tmp_path / "two")) for row in corpus.read_rows(part)]
-    assert rows == [row for part in corpus.list_parts(str(tmp_path / "one")) for row in corpus.read_rows(part)]
+    rows = [row for part in list_parts(str(tmp_path / "two")) for row in read_rows(part)]
+    assert rows == [row for part in list_parts(str(tmp_path / "one")) for row in read_rows(part)]
     assert rows[3]["scores"] == [2.0] * len(rows[3]["texts"])
     assert rows[3]["scores__length"] == [float(len(text)) for text in rows[3]["texts"]]
 
@@ -353,7 +365,7 @@ def test_a_second_stage_keeps_the_rejects_of_the_first(sources, tmp_path):
     assert pq.read_table(tmp_path / "out" / "rejected")["source"].to_pylist() == ["empty.py"]
 
 
-class Growing(InProcess):
+class Growing(InProcessScoring):
     """A cluster without a GPU that may get one."""
 
     def has(self, pool):
@@ -370,20 +382,20 @@ class Growing(InProcess):
 def test_a_gpu_pool_that_is_asked_for_is_waited_for(sources, tmp_path, caplog):
     caplog.set_level("INFO")
     cluster = Growing()
-    score.run(request(sources, scorers=[WORDS], pools={"gpu": {"max": 2}}), str(tmp_path / "out"), executor=cluster)
+    run_scoring(request(sources, scorers=[WORDS], pools={"gpu": {"max": 2}}), str(tmp_path / "out"), executor=cluster)
     assert [(pool.config.max, pool.config.num_gpus) for pool in cluster.pools] == [(2, 1.0)]
     assert "on CPUs" not in caplog.text
 
 
 @pytest.mark.parametrize(
     ("executor", "pools", "level"),
-    [(Growing(), {}, "INFO"), (InProcess(), {}, "INFO"), (InProcess(), {"gpu": {"max": 2}}, "WARNING")],
+    [(Growing(), {}, "INFO"), (InProcessScoring(), {}, "INFO"), (InProcessScoring(), {"gpu": {"max": 2}}, "WARNING")],
     ids=["not asked for", "on one machine", "asked for in vain"],
 )
 def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executor, pools, level):
     caplog.set_level("INFO")
     asked = request(sources, scorers=[LENGTH, WORDS], pools=pools)
-    score.run(asked, str(tmp_path / "out"), executor=executor)
+    run_scoring(asked, str(tmp_path / "out"), executor=executor)
     (told,) = [record for record in caplog.records if "on CPUs" in record.getMessage()]
     assert told.levelname == level
     assert told.getMessage().startswith("words: on CPUs, as nothing here has {'CPU': 1.0, 'GPU': 1.0}")
@@ -392,10 +404,10 @@ def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executo
 
 def fake_cluster(monkeypatch, *, address, nodes, is_own=True, **resources):
     """`is_own`: whether this process started the Ray that it uses."""
-    monkeypatch.setattr(score.ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: is_own))
-    monkeypatch.setattr(score.ray, "nodes", lambda: [{"Alive": True}] * nodes)
-    monkeypatch.setattr(score.ray, "cluster_resources", lambda: dict(resources))
-    monkeypatch.setattr(score.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(is_head=lambda: is_own))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: dict(resources))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -422,18 +434,18 @@ def test_only_a_ray_on_this_machine_alone_limits_the_number_of_actors(monkeypatc
             return iter(())
 
     limits = []
-    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: Data())
-    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: limits.append(most) or data)
-    pool = score.Pool(stage=None, config=config().scoring.pools.cpu)
-    assert list(score.OnRay().score([pool], [{}] * 20)) == []
+    monkeypatch.setattr(ray.data, "from_items", lambda *arguments, **options: Data())
+    monkeypatch.setattr(on_ray, "_through", lambda data, pool, *, most: limits.append(most) or data)
+    pool = ScoringPool(stage=None, config=config().scoring.pools.cpu)
+    assert list(RayScoring().score([pool], [{}] * 20)) == []
     assert limits == [most]
 
 
 def begin_on_ray(monkeypatch, **pool):
     """Up to where Ray would be asked for actors."""
-    monkeypatch.setattr(score.ray.data, "from_items", lambda *arguments, **options: SimpleNamespace(iter_rows=list))
-    monkeypatch.setattr(score, "_through", lambda data, pool, *, most: data)
-    assert list(score.OnRay().score([score.Pool(stage=None, config=PoolConfig(**pool))], [{}])) == []
+    monkeypatch.setattr(ray.data, "from_items", lambda *arguments, **options: SimpleNamespace(iter_rows=list))
+    monkeypatch.setattr(on_ray, "_through", lambda data, pool, *, most: data)
+    assert list(RayScoring().score([ScoringPool(stage=None, config=PoolConfig(**pool))], [{}])) == []
 
 
 @pytest.mark.parametrize("asked", [{"num_cpus": 8}, {"resources": {"tpu": 1}}])
@@ -471,9 +483,9 @@ def test_an_actor_that_asks_for_no_gpu_scores_on_a_cpu(sources, tmp_path, monkey
     """Ray hides none from it; one that its machine has is lent to others."""
     classifier = {"class_name": "SequenceClassifierScorer", "device": "auto"}
     asked = request(sources, scorers=[LENGTH, WORDS], pools={"gpu": {"num_gpus": num_gpus}})
-    place = score.Output(str(tmp_path / "out"))
-    plan = score.prepare(asked, place, append=False, restart=False)
-    pool = score._pools(asked, plan, output=place.name(), has_gpus=True)[1]
+    place = CorpusFolder(str(tmp_path / "out"))
+    plan = prepare_output(asked, place, append=False, restart=False)
+    pool = scoring_pools(asked, plan, output=place.name(), has_gpus=True)[1]
     setup = dataclasses.replace(pool.stage.setup, scorers=(classifier, WORDS))
     pool = dataclasses.replace(pool, stage=dataclasses.replace(pool.stage, setup=setup))
     given = []
@@ -482,7 +494,7 @@ def test_an_actor_that_asks_for_no_gpu_scores_on_a_cpu(sources, tmp_path, monkey
         def map(self, actor, **options):
             given.append(options)
 
-    score._through(Data(), pool, most=1)
+    _through(Data(), pool, most=1)
     ((stage,),) = [options["fn_constructor_args"] for options in given]
     assert stage.setup.scorers == ({**classifier, "device": device}, WORDS)
 
@@ -501,13 +513,13 @@ class Shown:
 
 
 def test_the_driver_tells_ray_how_far_it_is(sources, tmp_path, monkeypatch):
-    class Local(score.OnRay):
-        has = InProcess.has
-        score = InProcess.score
+    class Local(RayScoring):
+        has = InProcessScoring.has
+        score = InProcessScoring.score
 
-    monkeypatch.setattr(score, "MetricGauge", Shown)
+    monkeypatch.setattr("phf_ray.scoring.on_ray.MetricGauge", Shown)
     monkeypatch.setattr(Shown, "made", {})
-    shards = score.run(request(sources), str(tmp_path / "out"), executor=Local()).num_parts
+    shards = run_scoring(request(sources), str(tmp_path / "out"), executor=Local()).num_parts
     assert shards > 5
     assert Shown.made["phf_shards"] == [shards] * (shards + 1)
     assert Shown.made["phf_shards_done"] == list(range(shards + 1))
@@ -532,11 +544,9 @@ def test_what_is_left_is_that_of_the_shards_that_are_not_done(sources, tmp_path)
 def test_a_shard_that_is_committed_is_not_scored_again(tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "a b\n"})
     asked = request(folder, scorers=[WORDS, LENGTH], pools={"gpu": {"num_gpus": 0}})
-    place = score.Output(str(tmp_path / "out"))
-    plan = score.prepare(asked, place, append=False, restart=False)
-    first, last = (
-        score.ShardScorer(pool.stage) for pool in score._pools(asked, plan, output=place.name(), has_gpus=True)
-    )
+    place = CorpusFolder(str(tmp_path / "out"))
+    plan = prepare_output(asked, place, append=False, restart=False)
+    first, last = (ShardScorer(pool.stage) for pool in scoring_pools(asked, plan, output=place.name(), has_gpus=True))
     between = first(plan.row(0))
     once = last(between)
     stamp = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
@@ -563,7 +573,7 @@ def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
     run(request(sources), str(tmp_path / "first"))
     mark_scores(tmp_path / "first")
     manifest = run(request(tmp_path / "first", scorers=[LENGTH, WORDS]), str(tmp_path / "second"))
-    rows = [row for part in corpus.list_parts(str(tmp_path / "second")) for row in corpus.read_rows(part)]
+    rows = [row for part in list_parts(str(tmp_path / "second")) for row in read_rows(part)]
     assert {value for row in rows for value in row["scores"]} == {42.0}
     assert {value for row in rows for value in row["scores__words"]} == {2.0}
     assert {row["id"] for row in rows} == {document.id for document in read_corpus(str(tmp_path / "first"))}
@@ -597,7 +607,7 @@ def test_scores_that_are_kept_are_not_computed_again_and_keep_their_count_of_cut
     second = run(asked, str(tmp_path / "second"))
     assert second.scorer_stats("words").truncated == 11
     assert second.num_parts > first.num_parts
-    rows = [row for part in corpus.list_parts(str(tmp_path / "second")) for row in corpus.read_rows(part)]
+    rows = [row for part in list_parts(str(tmp_path / "second")) for row in read_rows(part)]
     assert {value for row in rows for value in row["scores__words"]} == {42.0}
     assert [row["scores"] for row in rows] == [[float(len(text)) for text in row["texts"]] for row in rows]
     # Nothing is left to ask: only the order of the columns changes.
@@ -615,7 +625,7 @@ def test_datasets_loads_what_the_job_wrote_by_its_data_card_and_by_its_files(sou
     files = str(tmp_path / "out" / "part-*.parquet")
     by_card = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=cache)
     by_files = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
-    rows = [row for part in corpus.list_parts(str(tmp_path / "out")) for row in corpus.read_rows(part)]
+    rows = [row for part in list_parts(str(tmp_path / "out")) for row in read_rows(part)]
     assert list(by_card) == list(by_files) == rows
     assert len(rows) == 20
     assert {"id", "texts", "scores", "avg_score", "num_sents", "errors", "meta", "scores__words"} <= set(rows[0])
@@ -629,7 +639,7 @@ def test_compressed_lines_are_cut_and_limited(tmp_path):
     texts = [document.text for document in read_corpus(str(tmp_path / "out"))]
     assert texts == [f"text {index}" for index in range(150)]
     assert manifest.documents == 150
-    estimate = score.estimate(asked, documents=10)
+    estimate = estimate_scoring(asked, documents=10)
     assert 5 <= estimate.documents <= 20
     assert estimate.cpu_hours > 0
 
@@ -645,12 +655,12 @@ def test_neither_an_estimate_nor_a_preview_reads_the_input_through(tmp_path, mon
     def cut(*arguments):
         raise AssertionError("it is read through")
 
-    monkeypatch.setattr(score.sources, "_cut", cut)
+    monkeypatch.setattr(corpus_cut, "_cut", cut)
     asked = request(lines, shard_bytes=1000)
-    estimate = score.estimate(asked, documents=20)
+    estimate = estimate_scoring(asked, documents=20)
     assert (estimate.documents, estimate.total_bytes) == (20, lines.stat().st_size)
     assert estimate.sample_bytes == sum(len(f"text {index}") for index in range(20))
-    limited = score.estimate(dataclasses.replace(asked, limit=10), documents=20)
+    limited = estimate_scoring(dataclasses.replace(asked, limit=10), documents=20)
     assert (limited.documents, limited.total_bytes) == (10, 60)
     task = ROOT / "configs" / "pep8" / "pretrain.yml"
     arguments = ["--task", str(task), "--input", str(lines), "--output", str(tmp_path / "out"), "--dry-run"]
@@ -670,10 +680,10 @@ def test_an_estimate_is_of_cpus_also_where_there_is_a_gpu(tmp_path, monkeypatch)
     def started(setup):
         raise StopError(setup)
 
-    monkeypatch.setattr(score, "ScoringProcess", started)
+    monkeypatch.setattr("phf_ray.scoring.estimate.ScoringProcess", started)
     asked = request(write_many(tmp_path / "a.jsonl"), scorers=[{"class_name": "DetoxifyToxicityScorer"}, PEP8])
     with pytest.raises(StopError) as stopped:
-        score.estimate(asked)
+        estimate_scoring(asked)
     (setup,) = stopped.value.args
     assert setup.scorers == ({"class_name": "DetoxifyToxicityScorer", "device": "cpu"}, PEP8)
     assert setup.num_threads == 1
@@ -729,7 +739,7 @@ def test_dates_are_judged_from_the_configured_day(tmp_path):
 
 @pytest.mark.parametrize("root", ["memory://score", "s3://bucket/a b"])
 def test_input_and_output_may_lie_on_an_object_store(root, s3):
-    store, inner = corpus.open_filesystem(root)
+    store, inner = open_filesystem(root)
     for index in range(6):
         store.pipe_file(f"{inner}/in/{index}.txt", f"text {index}\n".encode() * 20)
     store.pipe_file(f"{inner}/in/empty.txt", b"")
@@ -752,11 +762,11 @@ def test_input_and_output_may_lie_on_an_object_store(root, s3):
 
 @pytest.mark.parametrize("limit", [None, 900])
 def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkeypatch, limit):
-    store, _ = corpus.open_filesystem("memory://")
+    store, _ = open_filesystem("memory://")
     lines = [json.dumps({"text": f"text {index}"}) for index in range(1000)]
     store.pipe_file("/moment/in/a.jsonl", "\n".join(lines).encode())
     asked = request("memory://moment/in", shard_bytes=1000, limit=limit)
-    monkeypatch.setattr(score.sources, "_CHUNK", 1000)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 1000)
     filled, reads = MemoryFile.readinto, []
 
     def readinto(file, buffer):
@@ -792,10 +802,10 @@ def test_an_actor_tells_ray_what_it_counted_once(tmp_path):
     texts = {f"{index}.py": "x = 1\n" * 5000 + "FAIL\n" for index in range(6)}
     folder = write_files(tmp_path / "in", {**texts, "empty.py": ""})
     asked = request(folder, shard_bytes=1 << 20)
-    place = score.Output(str(tmp_path / "out"))
-    plan = score.prepare(asked, place, append=False, restart=False)
-    (pool,) = score._pools(asked, plan, output=place.name(), has_gpus=False)
-    actor = score.ScoreShard(pool.stage)
+    place = CorpusFolder(str(tmp_path / "out"))
+    plan = prepare_output(asked, place, append=False, restart=False)
+    (pool,) = scoring_pools(asked, plan, output=place.name(), has_gpus=False)
+    actor = ScoreShard(pool.stage)
     actor._counters = {name: Tally() for name in actor._counters}
     for shard in range(len(plan.shards)):
         actor(plan.row(shard))

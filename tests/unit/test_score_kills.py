@@ -7,8 +7,8 @@ import sys
 import pytest
 from score_runs import PATIENCE_S, assert_is_the_uninterrupted_run, driver, request
 
-from phf_ray.pipelines import score
-from phf_ray.pipelines.score import InProcess
+from phf_ray.scoring.executor import InProcessScoring
+from phf_ray.scoring.job import run_scoring
 
 pytest_plugins = ("score_runs",)
 
@@ -29,7 +29,7 @@ def drive_until_a_write(folder: str, gate: str, output: str, number: int) -> Non
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    score.run(request(folder, gate=gate), output, executor=InProcess())
+    run_scoring(request(folder, gate=gate), output, executor=InProcessScoring())
 
 
 # Every state that the disk can be in. In their order: plan (1, 2), parts with the rejects of one among them (3-13),
@@ -44,14 +44,14 @@ def test_killed_just_before_any_write_it_goes_on_as_if_nothing_had_been(whole, s
     ) as process:
         assert process.wait(timeout=PATIENCE_S) == -signal.SIGKILL, "all was written before that; lower the number"
     assert not (output / "_SUCCESS").exists()
-    score.run(request(sources, gate=gate), str(output), executor=InProcess())
+    run_scoring(request(sources, gate=gate), str(output), executor=InProcessScoring())
     assert_is_the_uninterrupted_run(output, whole)
 
 
 def test_a_part_that_was_written_but_not_renamed_is_not_part_of_the_corpus(whole, sources, gate, tmp_path):
     gate.touch()
     output = tmp_path / "out"
-    score.run(request(sources, gate=gate), str(output), executor=InProcess())
+    run_scoring(request(sources, gate=gate), str(output), executor=InProcessScoring())
     # What the disk holds when a worker dies after its data is written, and before the rename that commits it.
     (output / "_tmp").mkdir()
     (output / "part-00003.parquet").rename(output / "_tmp" / "part-00003.parquet.0123")
@@ -59,7 +59,7 @@ def test_a_part_that_was_written_but_not_renamed_is_not_part_of_the_corpus(whole
     (output / "_tmp" / "part-00004.parquet.4567").write_bytes(b"PAR1 torn")
     for name in ("_SUCCESS", "manifest.json", "README.md"):
         (output / name).unlink()
-    score.run(request(sources, gate=gate), str(output), executor=InProcess())
+    run_scoring(request(sources, gate=gate), str(output), executor=InProcessScoring())
     assert_is_the_uninterrupted_run(output, whole)
 
 
@@ -67,5 +67,5 @@ def test_after_success_nothing_is_done_again(whole, sources, gate, tmp_path):
     # The gate is closed: scoring anything would wait for ever.
     output = tmp_path / "whole"
     stamps = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    score.run(request(sources, gate=gate), str(output), executor=InProcess())
+    run_scoring(request(sources, gate=gate), str(output), executor=InProcessScoring())
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == stamps

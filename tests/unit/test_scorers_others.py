@@ -6,7 +6,8 @@ import transformers
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, build_scorer
+from phf_ray.scorers.base import FindsSpans
+from phf_ray.scorers.build import build_scorer
 
 
 def test_listed_words_are_counted_per_character():

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phf_ray.corpus.segments import build_segmenter, split_lines
 from phf_ray.errors import ConfigError
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
 from phf_ray.records import Scored
-from phf_ray.scorers import build_scorer, pep8_checker
+from phf_ray.scorers import pep8_checker
+from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, Places, report
-from phf_ray.segments import build_segmenter, split_lines
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
 SCORER = build_scorer({"class_name": "PEP8Scorer"})
 LIBRARY = Path(os.__file__).parent
@@ -273,16 +275,16 @@ def test_no_such_line_is_cut_off_however_long_and_a_hopeless_one_is():
     """pycodestyle takes half an hour for some of them; where ours does too, the job goes on without a score."""
     texts = [make(300_000) for make in LONG_LINES.values()]
     hopeless = "not\t" * 100_000 + "\n"
-    process = ScoringProcess(Setup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=60))
+    process = ScoringProcess(ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=60))
     try:
-        process.submit([Task(text=text) for text in texts])
+        process.submit([ScoringTask(text=text) for text in texts])
         scored = [outcome.scores["pep8"] for outcome in process.collect().outcomes]
     finally:
         process.close()
     assert [errors for _, errors in scored] == [[None]] * len(texts)
-    process = ScoringProcess(Setup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=3))
+    process = ScoringProcess(ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=3))
     try:
-        process.submit([Task(text=hopeless), Task(text="a=1\n")])
+        process.submit([ScoringTask(text=hopeless), ScoringTask(text="a=1\n")])
         outcomes = process.collect().outcomes
     finally:
         process.close()

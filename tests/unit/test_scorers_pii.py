@@ -16,7 +16,9 @@ from scrubadub.detectors import SkypeDetector
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import FindsSpans, build_scorer, pii_detectors
+from phf_ray.scorers import pii_detectors
+from phf_ray.scorers.base import FindsSpans
+from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.pii_detectors import Address, Skype, fast_scrubber, is_likely_word
 from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber, texts_with_personal_data
 

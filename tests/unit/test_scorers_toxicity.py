@@ -14,7 +14,7 @@ from tiny_detoxify import CLASSES, load_original, mixed_texts, write_base, write
 from jobs import fetch_models
 from phf_ray.errors import ConfigError, DataError, ServiceError
 from phf_ray.records import Scored
-from phf_ray.scorers import SCORERS, SHORT_NAMES, build_scorer, on_cpu, scorer_class
+from phf_ray.scorers.build import SCORERS, SHORT_NAMES, build_scorer, on_cpu, scorer_class
 from phf_ray.scorers.classifier import batches_by_tokens
 
 REPOSITORY = Path(__file__).parents[2]

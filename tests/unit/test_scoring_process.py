@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from phf_ray.corpus.segments import build_segmenter
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
-from phf_ray.scorers import build_scorer
-from phf_ray.segments import build_segmenter
+from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
 ROOT = Path(__file__).parents[2]
 LENGTH = {"class_name": "LengthScorer"}
@@ -20,7 +21,7 @@ WORDS = {"class_name": "WordScorer"}
 
 
 def setup(*scorers, segmenter="lines", timeout=30.0):
-    return Setup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout, factory="fakes:build_scorer")
+    return ScoringSetup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout, factory="fakes:build_scorer")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def start():
 
 
 def ask(process, *texts):
-    process.submit([Task(text=text) for text in texts])
+    process.submit([ScoringTask(text=text) for text in texts])
     return process.collect()
 
 
@@ -56,7 +57,7 @@ def test_scores_are_those_of_the_scorer_called_directly(start):
 def test_segments_and_scores_that_are_given_are_kept(start):
     process = start(LENGTH, WORDS)
     known = {"length": ([7.0, None], [None, "x: y"])}
-    process.submit([Task(texts=("a b", "c"), scores=known)])
+    process.submit([ScoringTask(texts=("a b", "c"), scores=known)])
     (outcome,) = process.collect().outcomes
     assert outcome.scores == {**known, "words": ([2.0, 1.0], [None, None])}
 
@@ -125,7 +126,9 @@ def test_a_scorer_that_can_not_be_built_is_reported_at_once():
     with pytest.raises(ConfigError, match="unknown scorer class_name 'Nonsense'"):
         ScoringProcess(setup({"class_name": "Nonsense"}))
     with pytest.raises(PhfError, match="no_such_module"):
-        ScoringProcess(Setup(scorers=(LENGTH,), segmenter="lines", text_timeout_s=1.0, factory="no_such_module:f"))
+        ScoringProcess(
+            ScoringSetup(scorers=(LENGTH,), segmenter="lines", text_timeout_s=1.0, factory="no_such_module:f")
+        )
 
 
 def test_the_child_ends_with_its_parent():
@@ -138,11 +141,12 @@ def test_the_child_ends_with_its_parent():
 
 IDLE = """
 import mmap, sys, time
-from phf_ray.pipelines.scoring_process import _STATE, Setup, Task, _Worker
-setup = Setup(({"class_name": "PEP8Scorer"},), segmenter="lines", text_timeout_s=60)
-worker = _Worker(setup, mmap.mmap(-1, _STATE.size))
+from phf_ray.scorers.process_child import _Worker
+from phf_ray.scorers.tasks import PLACE_STRUCT, ScoringSetup, ScoringTask
+setup = ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="lines", text_timeout_s=60)
+worker = _Worker(setup, mmap.mmap(-1, PLACE_STRUCT.size))
 worker._watch_s = 0.5
-worker.answer([Task(text="x=1")], 512)
+worker.answer([ScoringTask(text="x=1")], 512)
 time.sleep(1.5)
 """
 
@@ -161,7 +165,7 @@ def test_a_child_that_died_between_batches_is_replaced(start):
 
 def test_close_ends_a_child_that_hangs():
     process = ScoringProcess(setup(LENGTH))
-    process.submit([Task(text="HANG")])
+    process.submit([ScoringTask(text="HANG")])
     child = process._process.pid
     process.close()
     with pytest.raises(ProcessLookupError):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phf_ray.corpus.segments import MAX_CHUNK_CHARS, SEGMENTERS, build_segmenter
 from phf_ray.errors import ConfigError
-from phf_ray.segments import MAX_CHUNK_CHARS, SEGMENTERS, build_segmenter
 
 AWKWARD = [
     "",

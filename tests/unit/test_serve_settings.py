@@ -11,7 +11,7 @@ from tiny_models import write_checkpoint
 
 from jobs import serve as job
 from phf_ray.errors import ConfigError
-from phf_ray.scorers import build_scorer
+from phf_ray.scorers.build import build_scorer
 from serve import scoring
 from serve.app import build
 from serve.keys import KeyRing, is_loopback, load_keys

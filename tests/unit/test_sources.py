@@ -16,11 +16,21 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf_ray import corpus, sources
-from phf_ray.corpus import PartWriter
+from phf_ray.corpus import cut as corpus_cut
+from phf_ray.corpus import read, streams
+from phf_ray.corpus.columns import check_columns
+from phf_ray.corpus.cut import Piece, _cut_lines, plan_shards, shard_bytes
+from phf_ray.corpus.find import _input_file, find_files
+from phf_ray.corpus.input_records import Segmented
+from phf_ray.corpus.layout import document_id
+from phf_ray.corpus.read import _rows_of, read_piece
+from phf_ray.corpus.reader import list_parts
+from phf_ray.corpus.sample import plan_sample
+from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Document, Rejected, ScorerIdentity
-from phf_ray.sources import Piece, Segmented, find_files, plan_shards, read_piece
+from phf_ray.storage.files import open_filesystem
+from phf_ray.storage.listing import hub_url, match_files
 
 
 def read_all(*inputs, shard_bytes=1 << 30, limit=None, **options):
@@ -82,7 +92,7 @@ def test_a_folder_that_can_not_be_listed_is_named_and_not_left_out(tmp_path, mon
         (tmp_path / folder).mkdir(parents=True)
         pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
     refuse_to_list(monkeypatch, "bad")
-    for find in (lambda path: find_files([path]), corpus.list_parts):
+    for find in (lambda path: find_files([path]), list_parts):
         with pytest.raises(DataError, match=rf"{tmp_path}/a/bad can't be listed: PermissionError.*; make it readable"):
             find(f"{tmp_path}{given}")
 
@@ -93,7 +103,7 @@ def test_folders_that_are_not_taken_need_not_be_listed(tmp_path, monkeypatch):
         pq.write_table(pa.table({"texts": [["x"]], "scores": [[0.0]]}), tmp_path / folder / "x.parquet")
     refuse_to_list(monkeypatch, ".bad")
     assert [file.path for file in find_files([str(tmp_path)]).files] == ["good/x.parquet"]
-    assert corpus.list_parts(str(tmp_path)) == [f"{tmp_path}/good/x.parquet"]
+    assert list_parts(str(tmp_path)) == [f"{tmp_path}/good/x.parquet"]
     # Nothing in it could match.
     assert [file.path for file in find_files([f"{tmp_path}/g*/*"]).files] == ["good/x.parquet"]
 
@@ -118,8 +128,8 @@ def test_a_glob_finds_what_that_of_fsspec_finds(tmp_path, pattern, names):
     for name in ("a.py", "b.py", "x/c.py", "x/y/d.py", "x/y/z/e.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    filesystem, path = corpus.open_filesystem(f"{tmp_path}/{pattern}")
-    found = corpus.match_files(filesystem, path)
+    filesystem, path = open_filesystem(f"{tmp_path}/{pattern}")
+    found = match_files(filesystem, path)
     assert sorted(found) == [f"{tmp_path}/{name}" for name in names]
     known = filesystem.glob(path, detail=True)
     assert found == {name: entry for name, entry in known.items() if entry["type"] == "file"}
@@ -181,19 +191,19 @@ def test_a_file_named_twice_is_read_once(tmp_path):
 
 
 def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, monkeypatch):
-    assert corpus.hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
+    assert hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "x").mkdir(parents=True)
     for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py", "a/b-?.py", "a/[bc].py"):
-        assert corpus.hub_url(path) is None
+        assert hub_url(path) is None
     with pytest.raises(ConfigError, match="does not exist"):
         find_files(["no/such-thing"])
 
 
 def test_a_file_of_the_hub_is_known_by_its_hash():
-    store, _ = corpus.open_filesystem("memory://")
+    store, _ = open_filesystem("memory://")
     info = {"name": "/a/b.txt", "size": 3, "type": "file", "blob_id": "0123", "last_commit": None}
-    assert sources._input_file(store, "/a", info).stamp == "0123"
+    assert _input_file(store, "/a", info).stamp == "0123"
 
 
 def test_missing_and_useless_input_is_refused(tmp_path):
@@ -223,7 +233,7 @@ def test_text_is_kept_to_the_character(tmp_path, text):
 
 
 def test_a_giant_document_is_rejected_and_its_neighbours_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(streams, "MAX_DOCUMENT_BYTES", 100)
     write_lines(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b" * 3_000_000}, {"text": "c"}])
     (tmp_path / "b.txt").write_text("d" * 101)
     first, second, third, fourth = read_all(tmp_path)
@@ -309,15 +319,15 @@ def test_a_giant_cell_is_rejected_before_it_becomes_a_string(tmp_path, monkeypat
         with pa.ipc.new_stream(path, table.schema) as stream:
             stream.write_table(table)
     made = []
-    rows_of = sources._rows_of
+    rows_of = _rows_of
 
     def watched(batch):
         for row in rows_of(batch):
             made.append(row["text"])
             yield row
 
-    monkeypatch.setattr(sources, "_rows_of", watched)
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(read, "_rows_of", watched)
+    monkeypatch.setattr(streams, "MAX_DOCUMENT_BYTES", 100)
     records = read_all(path)
     sizes = [len("".join(cell or "").encode()) for cell in cells]
     assert [getattr(record, "reason", None) == "too_large" for record in records] == [size > 100 for size in sizes]
@@ -333,9 +343,9 @@ def test_the_column_of_text_can_be_named(tmp_path):
     assert texts_of(read_all(tmp_path, text_column="body")) == ["x"]
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "b.parquet")
     files = find_files([str(tmp_path / "b.parquet")]).files
-    sources.check_columns(files, text_column="body")
+    check_columns(files, text_column="body")
     with pytest.raises(ConfigError, match="give --text-column with one of 'body'"):
-        sources.check_columns(files, text_column=None)
+        check_columns(files, text_column=None)
 
 
 def test_a_saved_data_set_is_read(tmp_path):
@@ -369,7 +379,7 @@ def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
     (tmp_path / f"{name}.txt").write_bytes(b"\xff")
     document, rejected = read_all(tmp_path)
     assert json.loads(document.meta) == {"source": "caf\\udce9.py"}
-    assert document.id == corpus.document_id("caf\\udce9.py", 0, "x = 1\n")
+    assert document.id == document_id("caf\\udce9.py", 0, "x = 1\n")
     assert (rejected.source, rejected.reason) == ("caf\\udce9.txt", "not_utf8")
 
 
@@ -381,7 +391,7 @@ def test_a_scored_corpus_is_an_input(tmp_path):
     writer.reject(Rejected("s", 0, "empty", ""))
     writer.commit()
     identity = ScorerIdentity("a", "A", "u")
-    corpus.finish(str(tmp_path), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
+    finish_corpus(str(tmp_path), shards=["s"], scorers=[identity], segmenter="lines", config={}, input_fingerprint="")
     (record,) = read_all(tmp_path)
     assert (record.id, record.texts, record.meta) == ("i", ("x",), '{"k": 1}')
 
@@ -399,14 +409,14 @@ def test_however_a_file_is_cut_its_records_are_the_same(tmp_path_factory, texts,
         write_lines(path, [{"text": text} for text in texts])
     whole = read_all(path)
     assert texts_of(whole) == texts
-    chunk = sources._CHUNK
-    sources._CHUNK = data.draw(st.integers(1, 200))
+    chunk = streams.CHUNK_BYTES
+    streams.CHUNK_BYTES = data.draw(st.integers(1, 200))
     try:
         assert read_all(path, shard_bytes=shard_bytes) == whole
         limit = data.draw(st.integers(1, 30))
         assert read_all(path, shard_bytes=shard_bytes, limit=limit) == whole[:limit]
     finally:
-        sources._CHUNK = chunk
+        streams.CHUNK_BYTES = chunk
 
 
 def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
@@ -424,23 +434,23 @@ def test_small_files_are_grouped_and_large_ones_cut(tmp_path):
 def test_large_files_are_cut_side_by_side(tmp_path, monkeypatch):
     for number in range(3):
         write_lines(tmp_path / f"{number}.jsonl", [{"text": "a"}] * 100 * (number + 1))
-    monkeypatch.setattr(sources, "_CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 100)
     files = find_files([str(tmp_path)]).files
-    expected = [piece for index, file in enumerate(files) for piece in sources._cut_lines(file, 500, index)]
-    cut, meeting = sources._cut_lines, threading.Barrier(3)
+    expected = [piece for index, file in enumerate(files) for piece in _cut_lines(file, 500, index)]
+    cut, meeting = _cut_lines, threading.Barrier(3)
 
     def cut_in_company(*arguments):
         meeting.wait(timeout=30)
         return cut(*arguments)
 
-    monkeypatch.setattr(sources, "_cut_lines", cut_in_company)
+    monkeypatch.setattr(corpus_cut, "_cut_lines", cut_in_company)
     assert [piece for shard in plan_shards(files, shard_bytes=500) for piece in shard] == expected
     assert len(expected) > 6
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(sources, "_CHUNK", 1000)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 1000)
     records = [{"text": hashlib.sha256(str(index).encode()).hexdigest()} for index in range(4000)]
     files = find_files([str(write_lines(tmp_path / f"a.jsonl{suffix}", records))]).files
     assert 16 <= len(list(plan_shards(files, shard_bytes=1000))) <= 64
@@ -451,7 +461,7 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch,
     ("total", "shard"), [(1, 512 << 10), (64 << 20, 2 << 20), (1 << 30, 16 << 20), (1 << 40, 64 << 20)]
 )
 def test_a_plan_has_enough_shards_for_small_corpora_and_not_too_many_for_large(total, shard):
-    assert sources.shard_bytes(total) == shard
+    assert shard_bytes(total) == shard
 
 
 def test_a_damaged_archive_that_is_cut_loses_no_more(tmp_path):
@@ -468,11 +478,11 @@ def test_a_sample_is_spread_over_a_large_file_and_takes_its_share_of_records(tmp
     else:
         write_lines(tmp_path / "a.jsonl", records)
     write_lines(tmp_path / "b.jsonl", [{"text": f"{1000 + index}"} for index in range(5)])
-    monkeypatch.setattr(sources, "_CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 100)
     files = find_files([str(tmp_path)]).files
     found = [
         int(record.text.split()[0])
-        for sample in sources.plan_sample(files, num_records=40)
+        for sample in plan_sample(files, num_records=40)
         for record in itertools.islice(read_piece(files[sample.piece.file], sample.piece), sample.num_records)
     ]
     assert len(found) == len(set(found))
@@ -485,7 +495,7 @@ def test_a_sample_leaves_an_unreadable_file_to_be_rejected(tmp_path, monkeypatch
     """As scoring does, also where the file is large enough to be looked into."""
     write_lines(tmp_path / "a.jsonl", [{"text": "x" * 100}] * 10)
     write_lines(tmp_path / "b.jsonl", [{"text": "y"}])
-    monkeypatch.setattr(sources, "_CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 100)
     files = find_files([str(tmp_path)]).files
     opened = LocalFileSystem.open
 
@@ -495,7 +505,7 @@ def test_a_sample_leaves_an_unreadable_file_to_be_rejected(tmp_path, monkeypatch
         return opened(filesystem, path, *arguments, **options)
 
     monkeypatch.setattr(LocalFileSystem, "open", refused)
-    samples = list(sources.plan_sample(files, num_records=10))
+    samples = list(plan_sample(files, num_records=10))
     records = [record for sample in samples for record in read_piece(files[sample.piece.file], sample.piece)]
     assert [getattr(record, "reason", None) for record in records] == ["unreadable", None]
 
@@ -503,5 +513,5 @@ def test_a_sample_leaves_an_unreadable_file_to_be_rejected(tmp_path, monkeypatch
 def test_a_small_file_of_lines_is_sampled_from_its_begin_and_once(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"text": str(index)} for index in range(5)])
     files = find_files([str(tmp_path)]).files
-    (sample,) = sources.plan_sample(files, num_records=1000)
+    (sample,) = plan_sample(files, num_records=1000)
     assert texts_of(read_piece(files[0], sample.piece)) == ["0", "1", "2", "3", "4"]

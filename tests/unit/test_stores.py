@@ -3,23 +3,26 @@
 import fsspec
 import pytest
 
-from phf_ray import corpus, sources
-from phf_ray.corpus import PartWriter
+from phf_ray.corpus.find import find_files, would_read
+from phf_ray.corpus.layout import is_scored_corpus
+from phf_ray.corpus.reader import list_parts, read_corpus_manifest
+from phf_ray.corpus.writer import PartWriter
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.report import write_file
+from phf_ray.storage.files import full_name, open_filesystem
 
 pytestmark = pytest.mark.skipif(
-    fsspec.get_filesystem_class("s3").__module__ != "phf_ray.stores", reason="s3fs is installed"
+    fsspec.get_filesystem_class("s3").__module__ != "phf_ray.storage.object_stores", reason="s3fs is installed"
 )
 
 
 @pytest.mark.parametrize("name", ["a b", "100%25", "what?", "x#1", "caf\xe9"])
 def test_a_key_is_taken_as_it_is(name, s3):
-    filesystem, inner = corpus.open_filesystem(f"s3://bucket/{name}/f.txt")
+    filesystem, inner = open_filesystem(f"s3://bucket/{name}/f.txt")
     filesystem.pipe_file(inner, b"content")
     assert s3 == {f"bucket/{name}/f.txt": b"content"}
     assert filesystem.ls(f"bucket/{name}", detail=False) == [f"bucket/{name}/f.txt"]
-    with fsspec.open(corpus.full_name(filesystem, inner), "rb") as file:
+    with fsspec.open(full_name(filesystem, inner), "rb") as file:
         assert file.read() == b"content"
 
 
@@ -37,8 +40,8 @@ def test_reports_are_written_there_too(s3):
 
 
 def test_a_bucket_is_opened_once(s3):
-    assert corpus.open_filesystem("s3://bucket/a")[0] is corpus.open_filesystem("s3://bucket/b")[0]
-    assert corpus.open_filesystem("s3://other/a")[0] is not corpus.open_filesystem("s3://bucket/a")[0]
+    assert open_filesystem("s3://bucket/a")[0] is open_filesystem("s3://bucket/b")[0]
+    assert open_filesystem("s3://other/a")[0] is not open_filesystem("s3://bucket/a")[0]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "folder", "folder/*.jsonl"])
@@ -46,17 +49,17 @@ def test_a_store_that_refuses_is_not_taken_for_an_empty_one(s3_that_refuses, nam
     path = f"s3://bucket/{name}"
     refused = r"can't be looked at: .*ACCESS_DENIED.*; check .* its credentials, its endpoint and the network"
     with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
-        sources.would_read(path, "/somewhere", names=["README.md"])
+        would_read(path, "/somewhere", names=["README.md"])
     with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
-        sources.find_files([path])
-    for read in (corpus.list_parts, corpus.read_manifest, corpus.is_scored_corpus):
+        find_files([path])
+    for read in (list_parts, read_corpus_manifest, is_scored_corpus):
         with pytest.raises(DataError, match=rf"^s3://bucket/.* {refused}"):
             read(path)
 
 
 def test_what_is_not_there_is_neither_file_nor_folder(s3):
     s3["bucket/folder/a.txt"] = b"x"
-    filesystem, _ = corpus.open_filesystem("s3://bucket")
+    filesystem, _ = open_filesystem("s3://bucket")
     names = ["bucket/folder/a.txt", "bucket/folder", "bucket/nowhere"]
     assert [filesystem.isfile(name) for name in names] == [True, False, False]
     assert [filesystem.isdir(name) for name in names] == [False, True, False]
@@ -64,9 +67,9 @@ def test_what_is_not_there_is_neither_file_nor_folder(s3):
 
 def test_options_in_a_url_are_refused():
     with pytest.raises(ConfigError, match="set AWS_ENDPOINT_URL"):
-        corpus.open_filesystem("s3://bucket/out?endpoint_override=localhost:9000")
+        open_filesystem("s3://bucket/out?endpoint_override=localhost:9000")
 
 
 def test_a_store_without_a_driver_is_refused_by_its_name():
     with pytest.raises(ConfigError, match="adlfs"):
-        corpus.open_filesystem("abfs://container/x")
+        open_filesystem("abfs://container/x")

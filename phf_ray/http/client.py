@@ -1,4 +1,4 @@
-"""JSON over HTTP to served models and scorers, as the pipelines that work over HTTP ask for it."""
+"""JSON over HTTP to served models and scorers, with patience."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Cut a text into segments, each of which gets its own score. `"".join(segments)` is the text, always."""
+"""Cuts a text into segments, each of which gets its own score. `"".join(segments)` is always the text."""
 
 import io
 import re

@@ -1,10 +1,9 @@
-"""From the scores of a new scorer to the scale of an old one, by isotonic regression on texts that both have scored.
+"""Maps the scores of a new scorer onto the scale of an old one, by isotonic regression on texts that both have scored.
 
-Higher is worse for both, so the mapping never falls. It keeps the order of the new scores and cannot mend it: how well
-the two agree is in `Quality`, and a threshold carries over only as well as that.
+Higher is worse for both scorers, so the mapping never falls. It keeps the order of the new scores and can't improve it:
+`CalibrationQuality` tells how well the two scorers agree, and a threshold carries over only as well as that.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,17 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from phf_ray.errors import DataError
+from phf_ray.measures.agreement import auc, spearman
 
 Floats = NDArray[np.float64]
+
 
 NUM_FOLDS = 5
 
 
-class _Record(BaseModel):
+class _Figures(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Quality(_Record):
+class CalibrationQuality(_Figures):
     spearman: float | None
     """Rank correlation of new and old scores; None: one of them is constant."""
     auc: float | None
@@ -34,7 +35,7 @@ class Quality(_Record):
     """Mean |calibrated - old|, each text mapped by a calibration that did not see it."""
 
 
-class Threshold(_Record):
+class MappedThreshold(_Figures):
     old: float
     mapped: float | None
     """The lowest new score whose calibrated score reaches the old threshold; None: none does."""
@@ -49,14 +50,14 @@ class Threshold(_Record):
     """Share of the texts that are on the same side of the old threshold and of `same_share`."""
 
 
-class Calibration(_Record):
+class Calibration(_Figures):
     kind: Literal["isotonic"] = "isotonic"
     new: tuple[float, ...]
     old: tuple[float, ...]
     """Knots: `new` rises, `old` does not fall; straight lines between them, level on both sides."""
     num_pairs: int
-    quality: Quality
-    threshold: Threshold
+    quality: CalibrationQuality
+    threshold: MappedThreshold
     scorer: dict[str, Any] | None = None
     """Identity of the scorer of the new scores, where it is known."""
 
@@ -102,7 +103,7 @@ def calibrate(
         new=tuple(knots_new.tolist()),
         old=tuple(knots_old.tolist()),
         num_pairs=len(new_N),
-        quality=Quality(
+        quality=CalibrationQuality(
             spearman=spearman(new_N, old_N),
             auc=auc(new_N, old_N >= threshold),
             mae_before=float(np.abs(new_N - old_N).mean()),
@@ -146,16 +147,16 @@ def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:
     return mapped_N
 
 
-def _threshold(new_N: Floats, old_N: Floats, *, knots: tuple[Floats, Floats], old: float) -> Threshold:
+def _threshold(new_N: Floats, old_N: Floats, *, knots: tuple[Floats, Floats], old: float) -> MappedThreshold:
     is_above_N = old_N >= old
     if not is_above_N.any():
-        return Threshold(
+        return MappedThreshold(
             old=old, mapped=first_at(*knots, old), same_share=None, share_old=0.0, share_new=None, agreement=None
         )
     values, counts = np.unique(new_N, return_counts=True)
     num_reaching = np.cumsum(counts[::-1])[::-1]
     same_share = float(values[np.argmin(np.abs(num_reaching - is_above_N.sum()))])
-    return Threshold(
+    return MappedThreshold(
         old=old,
         mapped=first_at(*knots, old),
         same_share=same_share,
@@ -174,25 +175,3 @@ def first_at(new: Floats, old: Floats, value: float) -> float | None:
         return float(new[0])
     share = (value - old[above - 1]) / (old[above] - old[above - 1])
     return float(new[above - 1] + share * (new[above] - new[above - 1]))
-
-
-def ranks(values_N: Floats) -> Floats:
-    """From 1; equal values share the mean of their ranks."""
-    _, index_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[index_N]
-
-
-def spearman(first_N: Floats, second_N: Floats) -> float | None:
-    a_N, b_N = (ranks(values_N) - (len(values_N) + 1) / 2 for values_N in (first_N, second_N))
-    scale = np.sqrt((a_N @ a_N) * (b_N @ b_N))
-    return float(a_N @ b_N / scale) if scale else None
-
-
-def auc(scores_N: Floats, is_positive_N: NDArray[np.bool_] | Sequence[bool]) -> float | None:
-    """Area under the ROC curve; ties count half."""
-    positive_N = np.asarray(is_positive_N, dtype=bool)
-    num_positive = int(positive_N.sum())
-    pairs = num_positive * (len(positive_N) - num_positive)
-    if not pairs:
-        return None
-    return float((ranks(scores_N)[positive_N].sum() - num_positive * (num_positive + 1) / 2) / pairs)

@@ -1,6 +1,7 @@
-"""Object stores by Arrow's own drivers, for `s3://`, `gs://` and `gcs://` where s3fs or gcsfs is not installed.
+"""Object stores through Arrow's drivers: `s3://`, `gs://` and `gcs://` work without s3fs and gcsfs.
 
-Once registered, fsspec asks these classes for such URLs. One client for each bucket and thread.
+`register` tells fsspec to use these classes for such URLs, unless s3fs or gcsfs is installed. Each bucket has one
+client per thread.
 """
 
 import importlib.util

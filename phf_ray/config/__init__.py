@@ -1,0 +1,64 @@
+"""Configuration: parsed once, at the edge, into frozen typed objects that refuse unknown keys.
+
+In: task and method files, overrides. Out: a `Config`, or one ConfigError with every problem.
+One file of sections per stage; `parsing.py` reads files. Section and key names are those of the original code if the
+meaning is unchanged, so that its users recognise them. Open `whole.py` first.
+"""
+
+from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
+from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Threshold
+from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
+from phf_ray.config.evaluation import (
+    Cadence,
+    GenerateKwargs,
+    GenerationConfig,
+    KLConfig,
+    MetricConfig,
+    Scenario,
+)
+from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
+from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig, RWRConfig, UnlikelihoodConfig
+from phf_ray.config.parsing import load_config, merge, parse_config
+from phf_ray.config.replaced import REPLACED
+from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
+from phf_ray.config.training import TrainingConfig
+from phf_ray.config.whole import Config
+
+__all__ = [
+    "REPLACED",
+    "AWRConfig",
+    "AttackedKwargs",
+    "AttackerConfig",
+    "Cadence",
+    "Compat",
+    "ConditionalTrainingConfig",
+    "Config",
+    "Count",
+    "DatasetConfig",
+    "Fraction",
+    "GenerateKwargs",
+    "GenerationConfig",
+    "GpuPoolConfig",
+    "KLConfig",
+    "MLEConfig",
+    "MetricConfig",
+    "ModelConfig",
+    "ModelKwargs",
+    "ObjectiveConfig",
+    "PoolConfig",
+    "Pools",
+    "Positive",
+    "Quantile",
+    "RWRConfig",
+    "RedTeamConfig",
+    "Scenario",
+    "ScoringConfig",
+    "Threshold",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "UnlikelihoodConfig",
+    "ValueHeadConfig",
+    "load_config",
+    "merge",
+    "parse_config",
+]

@@ -1,0 +1,60 @@
+"""Sections `dataset` and `tokenizer`: which corpora, and how they become token blocks."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from phf_ray.config.base import Count, Fraction, Quantile, Section, Threshold, whole_number
+
+
+class ConditionalTrainingConfig(Section):
+    threshold: Threshold = Quantile(quantile=0.5)
+    """Segments scoring at most this are aligned."""
+    aligned_prefix: str = "<|aligned|>"
+    misaligned_prefix: str = "<|misaligned|>"
+    drop_token_fraction: Fraction = 0.0
+    """Probability, per segment, of no control token."""
+
+
+class DatasetConfig(Section):
+    datasets: tuple[str, ...] = ()
+    """Hub ids, globs, URLs or scored-corpus folders."""
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Share of each data set among the sequences; null: every sequence of every data set once an epoch."""
+    is_split_by_sentences: bool = True
+    """false: one control token per document instead of one per segment."""
+    seq_length: Annotated[int, BeforeValidator(whole_number), Field(ge=2)] = 1024
+    conditional_training_config: ConditionalTrainingConfig | None = None
+    filter_threshold: Threshold | None = None
+    """Documents with an average score above this are dropped."""
+    filter_average: Literal["segments", "tokens"] = "segments"
+    """Whether each segment, or each token, of a document counts as much in that average."""
+    skip_tokens: Count = 0
+    """Tokens at the head of the stream that are left out (finetuning on the second half)."""
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of documents, by hash of the id, never packed and used for bits per byte."""
+    unscored: Literal["mask", "mle"] = "mask"
+    """Tokens of segments without a score: no loss, or plain likelihood."""
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weights is not None and (len(self.weights) != len(self.datasets) or not any(self.weights)):
+            raise ValueError(
+                f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each one a number, not all 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_of_the_same_average(self) -> Self:
+        if self.filter_average == "tokens" and isinstance(self.filter_threshold, Quantile):
+            raise ValueError(
+                "filter_threshold is a quantile of averages over segments, and filter_average is tokens; give the "
+                "threshold as a number"
+            )
+        return self
+
+
+class TokenizerConfig(Section):
+    path_or_name: str = "gpt2"
+    revision: str | None = None
+    special_tokens: tuple[str, ...] = ()

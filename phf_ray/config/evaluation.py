@@ -1,0 +1,78 @@
+"""Sections `generation` and `kl_gpt3_callback`: what is sampled from a model and measured on it, and when."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from phf_ray.config.base import Count, Positive, Section
+
+
+class MetricConfig(Section):
+    class_name: Literal["Length", "NGramStats", "SelfBLEU", "SelfBlEU", "Compilability"]
+    n: Positive | None = None
+
+
+class GenerateKwargs(Section):
+    do_sample: bool = True
+    max_length: Positive | None = 128
+    """End-of-text token + prefix + prompt + new tokens."""
+    max_new_tokens: Positive | None = None
+    min_length: Count = 0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    """0: no limit."""
+
+
+class Scenario(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    prompts_path: str | None = None
+    num_samples: Positive = 32
+    prefix: str | None = None
+    """Control token at the head; null: the served model's default."""
+    prompt_before_control: bool = False
+    """The original's name is inverted (D-9): true puts the control token before the prompt."""
+    use_prompt_for_scoring: bool = False
+    num_hits_threshold: float = 0.5
+    display_as_html: bool = False
+    execute: bool = False
+    """prompts_path holds problems in HumanEval's form (`prompt`, `test`, `entry_point`), and each sample is run against
+    the tests of its problem; only with --allow-code-execution."""
+    generate_kwargs: GenerateKwargs = GenerateKwargs()
+
+    @model_validator(mode="after")
+    def _has_problems(self) -> Self:
+        if self.execute and self.prompts_path is None:
+            raise ValueError(f"scenario {self.name} has execute: true but no prompts_path; give a file of problems")
+        return self
+
+
+class Cadence(Section):
+    """Steps of a training whose weights are evaluated beside the loop."""
+
+    every_n_steps: Positive | None = 1000
+    """null: only at the steps that the other keys name."""
+    force_call_on: tuple[int, ...] = ()
+    run_on_train_start: bool = True
+    """Before the first step."""
+    run_on_train_end: bool = True
+
+
+class GenerationConfig(Cadence):
+    batch_size: Positive = 512
+    scorer_config: dict[str, Any] | None = None
+    """null: scoring.scorers[0]."""
+    metrics_configs: tuple[MetricConfig, ...] = ()
+    scenario_configs: tuple[Scenario, ...] = ()
+
+
+class KLConfig(Cadence):
+    num_samples: Positive = 4096
+    max_tokens: Positive = 64
+    prefix: str | None = None
+    """Control token that the models are given; null: the good one beside the training, and in jobs.evaluate_lm the one
+    that each is asked for samples with."""
+    should_insert_prefix: bool = False
+    """One control token per line, where the model was trained so."""
+    reference: str | None = None
+    """`[NAME=]DIR` of a checkpoint, or `NAME=URL` of a server, of the reference model; null: no KL."""

@@ -1,0 +1,42 @@
+"""Section `model`: the architecture, its weights and its value head."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from phf_ray.config.base import Count, Positive, Section
+
+
+class ValueHeadConfig(Section):
+    is_detached: bool = False
+    """true: gradients of the value loss do not reach the trunk."""
+
+
+class ModelKwargs(Section):
+    value_head_config: ValueHeadConfig | None = None
+
+
+class ModelConfig(Section):
+    path_or_name: str | None = "gpt2"
+    """Directory or hub name; null: the architecture `model_type` with config_kwargs."""
+    revision: str | None = None
+    from_scratch: bool = True
+    """true: only the architecture is taken from path_or_name, weights are drawn anew."""
+    model_type: str | None = None
+    """Architecture by its transformers name (gpt2, llama, ...), where no directory or hub name gives it."""
+    config_kwargs: dict[str, Any] = {}
+    """Fields of the transformers config to override; one that the architecture does not have is refused."""
+    num_additional_tokens: Count = 0
+    """Embedding rows added for special tokens; must equal the number of tokenizer.special_tokens that are new."""
+    pad_vocab_to_multiple_of: Positive | None = None
+    model_kwargs: ModelKwargs = ModelKwargs()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path_or_name is None) == (self.model_type is None):
+            raise ValueError(
+                f"path_or_name={self.path_or_name} and model_type={self.model_type}; set exactly one, the other to null"
+            )
+        if self.path_or_name is None and not self.from_scratch:
+            raise ValueError("from_scratch=false needs path_or_name, the directory or hub name of the weights")
+        return self

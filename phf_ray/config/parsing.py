@@ -1,0 +1,128 @@
+"""From files and overrides to a `Config`.
+
+Precedence: defaults < task file (which may start with `extends: other.yml`) < method file < `a.b=c` overrides. All
+problems of a configuration are reported at once.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from phf_ray.config.replaced import REPLACED
+from phf_ray.config.whole import Config
+from phf_ray.errors import ConfigError
+
+
+def load_config(task: str | Path, method: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The task file with the method file merged over it and the overrides (`a.b=c`) over both.
+
+    Raises ConfigError with every problem found, not only the first.
+    """
+    merged = read_yaml(Path(task))
+    if method is not None:
+        merged = merge(merged, read_yaml(Path(method)))
+    for override in overrides:
+        merged = merge(merged, _parse_override(override))
+    return parse_config(merged, source=" + ".join(str(part) for part in (task, method) if part is not None))
+
+
+def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = sorted({_described(detail) for detail in error.errors()})
+        raise ConfigError(
+            f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  - {line}" for line in problems)
+        ) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: mappings are merged key by key, anything else is replaced whole.
+
+    A section that changes its `name` (the objective) starts anew: keys of the old kind do not leak into the new one.
+    """
+    if "name" in over and "name" in base and over["name"] != base["name"]:
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; expected sections such as `dataset:`")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself by way of {parent}; remove one `extends:`")
+    return merge(read_yaml(path.parent / str(parent), (*seen, path.resolve())), values)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {override!r} has no value; write section.key=value")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _described(detail: Any) -> str:
+    # Indices of lists and names of union members are no part of the key as the user wrote it.
+    path = [part for part in detail["loc"] if isinstance(part, str) and part not in _UNION_MEMBERS]
+    key = ".".join(path)
+    shown = ".".join(str(part) for part in detail["loc"] if part not in _UNION_MEMBERS)
+    if key in REPLACED:
+        return f"{shown}: {REPLACED[key]}"
+    if detail["type"] == "extra_forbidden":
+        return f"{shown}: unknown key; {_suggestion(path)}"
+    if detail["type"] == "value_error":
+        message = str(detail["ctx"]["error"])
+        return f"{shown}: {message}" if shown else message
+    return f"{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
+
+
+def _suggestion(path: Sequence[str]) -> str:
+    known = sorted(_known_keys(path[:-1]))
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+
+
+def _known_keys(path: Sequence[str]) -> set[str]:
+    models: list[type[BaseModel]] = [Config]
+    for part in path:
+        found = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [inner for annotation in found for inner in _models_in(annotation)]
+    return {name for model in models for name in model.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None:
+        return []
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+# Names that pydantic puts into an error's path for members of a union.
+_UNION_MEMBERS = {"MLE", "Unlikelihood", "AWR", "RWR", "Quantile", "float", "int"}

@@ -1,0 +1,60 @@
+"""Section `training`: budget, optimizer, schedule, workers and checkpoints."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from phf_ray.config.base import Count, Fraction, Positive, Section
+
+
+class TrainingConfig(Section):
+    num_tokens: Positive = 3_300_000_000
+    count_tokens: Literal["content", "all"] = "content"
+    """What num_tokens counts: tokens of text, or control and end-of-text tokens too."""
+    effective_batch_size: Positive = 64
+    """Sequences per optimizer step, over all workers."""
+    per_device_train_batch_size: Positive = 16
+    learning_rate: Annotated[float, Field(ge=0)] = 5e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    document_mask: bool = False
+    """true: no attention across the documents of a block, and positions count in each document anew."""
+    parallelism: Literal["ddp", "fsdp2"] = "ddp"
+    num_workers: Positive = 1
+    resources_per_worker: dict[str, float] = {}
+    """Ray resources of a worker; by default one GPU where the cluster has GPUs, one CPU elsewhere."""
+    resources_per_evaluation: dict[str, float] = {}
+    """Ray resources of the process that evaluates weights beside the loop; by default one GPU where the cluster has one
+    that the workers leave, one CPU elsewhere."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Restarts of the worker group; -1: without limit."""
+    seed: int = 42
+    logging_steps: Positive = 1
+    inspect_every_n_micro_batches: Positive | None = 10_000
+    """How often a worker's input is decoded, scored again and measured (`debugging/...`), from the first step on; null:
+    never."""
+    save_steps: Positive | None = None
+    """Steps between checkpoints; null: only at the end."""
+    save_total_limit: Positive | None = None
+    push_to_hub: bool = False
+    """Upload the last checkpoint to the hub, with its card and without the state of the training."""
+    hub_model_id: str | None = None
+    """`owner/name` of the hub's repository."""
+    hub_private_repo: bool = True
+    """For a repository that is made."""
+    tokens_already_seen: Count = 0
+    """Tokens that the starting checkpoint has seen (finetuning); the schedule covers the rest of num_tokens."""
+
+    @model_validator(mode="after")
+    def _knows_where_to_push(self) -> Self:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub: true needs hub_model_id, the `owner/name` of a repository")
+        return self

@@ -1,0 +1,71 @@
+"""The whole configuration: all sections, and the checks that need more than one of them."""
+
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from phf_ray.config.attack import RedTeamConfig
+from phf_ray.config.base import Section
+from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
+from phf_ray.config.evaluation import GenerationConfig, KLConfig
+from phf_ray.config.model import ModelConfig
+from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig
+from phf_ray.config.scoring import ScoringConfig
+from phf_ray.config.training import TrainingConfig
+from phf_ray.errors import ConfigError
+
+
+class Config(Section):
+    dataset: DatasetConfig = DatasetConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = MLEConfig()
+    training: TrainingConfig = TrainingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    kl_gpt3_callback: KLConfig = KLConfig()
+    red_team: RedTeamConfig = RedTeamConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    compat: Literal["korbak2023"] | None = None
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        """Config of the scorer that is trained on and, unless generation says otherwise, evaluated with."""
+        if not self.scoring.scorers:
+            raise ConfigError("scoring.scorers is empty; add for example `scorers: [{class_name: PEP8Scorer}]`")
+        return self.scoring.scorers[0]
+
+    @property
+    def evaluation_scorer(self) -> dict[str, Any]:
+        return self.generation.scorer_config or self.scorer
+
+    @model_validator(mode="after")
+    def _original_has_it(self) -> Self:
+        if self.compat is not None and self.dataset.filter_average != "segments":
+            raise ValueError("dataset.filter_average: tokens is not in the original; use segments with compat")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        conditional = self.dataset.conditional_training_config
+        if conditional is not None:
+            missing = {conditional.aligned_prefix, conditional.misaligned_prefix} - set(self.tokenizer.special_tokens)
+            if missing:
+                problems.append(f"tokenizer.special_tokens lacks the control tokens {sorted(missing)}; add them")
+        if self.training.tokens_already_seen >= self.training.num_tokens:
+            problems.append(
+                f"training.tokens_already_seen={self.training.tokens_already_seen} leaves nothing of "
+                f"training.num_tokens={self.training.num_tokens}"
+            )
+        objective = self.objective
+        if isinstance(objective, AWRConfig):
+            if self.compat is None and objective.alpha == 1:
+                problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
+            if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
+                problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        names = [scenario.name for scenario in self.generation.scenario_configs]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"generation.scenario_configs has two scenarios named {name!r}; names must differ")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,55 @@
+"""Which column of an input file holds the text."""
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from phf_ray.corpus import streams
+from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
+from phf_ray.errors import ConfigError
+from phf_ray.storage.files import open_filesystem
+
+TEXT_COLUMNS = ("texts", "text", "content")
+META_COLUMNS = ("id", "meta", "metadata")
+
+
+def check_columns(files: Sequence[InputFile], *, text_column: str | None) -> None:
+    """Look into the first file of each kind: better an error now than a corpus of rejected records.
+
+    Raises ConfigError that names the columns there are.
+    """
+    for kind in ("lines", "table"):
+        first = next((file for file in files if file.kind == kind), None)
+        if first is None:
+            continue
+        columns = _columns_of_file(first)
+        wanted = (text_column,) if text_column else TEXT_COLUMNS
+        if columns and not set(wanted) & set(columns):
+            raise ConfigError(
+                f"{first.name} has no column {' or '.join(map(repr, wanted))}; "
+                f"give --text-column with one of {', '.join(map(repr, columns))}"
+            )
+
+
+def _columns_of_file(file: InputFile) -> list[str]:
+    """Empty where that can't be told; reading the file will say why."""
+    try:
+        if file.kind == "lines":
+            with open_lines(file.name) as stream:
+                first = json.loads(stream.readline(streams.MAX_DOCUMENT_BYTES) or b"{}")
+            return list(first) if isinstance(first, dict) else []
+        return table_columns(file.name)
+    except (*UNREADABLE, ValueError, RecursionError) as error:
+        raise_if_passing(file, error)
+        return []
+
+
+def table_columns(name: str) -> list[str]:
+    filesystem, path = open_filesystem(name)
+    with filesystem.open(path, "rb") as stream:
+        if name.endswith(".arrow"):
+            return list(pa.ipc.open_stream(stream).schema.names)
+        return list(pq.read_schema(stream).names)

@@ -1,0 +1,182 @@
+"""Finds the input files of a job: folders, globs, files, URLs, hub ids, scored corpora.
+
+A file is known by its size and its time stamp (or ETag), so a changed input is noticed without reading it.
+"""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from phf_ray.corpus.layout import is_scored_corpus
+from phf_ray.corpus.reader import data_files, list_parts
+from phf_ray.errors import ConfigError
+from phf_ray.storage.files import full_name, open_filesystem, store_errors
+from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source
+
+FileKind = Literal["text", "lines", "table"]
+
+_SUFFIXES: dict[str, FileKind] = {
+    **dict.fromkeys((".py", ".pyi", ".txt", ".text", ".md", ".rst"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), "lines"),
+    **dict.fromkeys((".parquet", ".arrow"), "table"),
+}
+_DANGLING = "dangling links"
+"""Beside suffixes, among what was not taken."""
+
+# Text compresses about fourfold; only used to decide what is large.
+_EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    root: str
+    """Folder or URL that `path` is relative to."""
+    path: str
+    kind: FileKind
+    size: int
+    stamp: str
+    """Changes whenever the file does: ETag, hash of a file of the hub, or time of modification."""
+
+    @property
+    def name(self) -> str:
+        return posixpath.join(self.root, self.path)
+
+    @property
+    def source(self) -> str:
+        """`path` as it can be stored: a name on disk need not be UTF-8."""
+        return self.path.encode(errors="backslashreplace").decode()
+
+    @property
+    def text_bytes(self) -> int:
+        """Estimate of the text in it."""
+        return self.size * _EXPANSION.get(posixpath.splitext(self.path)[1], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All input files, by root in the order given and then by path, each once."""
+
+    files: tuple[InputFile, ...]
+    ignored: Counter[str]
+    """Suffix, or `_DANGLING` -> files that were not taken."""
+
+
+def find_files(inputs: Sequence[str]) -> Found:
+    """Files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
+
+    Raises ConfigError for an input that does not exist or holds nothing to read.
+    """
+    files: dict[str, InputFile] = {}
+    ignored: Counter[str] = Counter()
+    for source in inputs:
+        with store_errors(f"--input {source}"):
+            found = list(_find(source, ignored))
+        if not found:
+            raise ConfigError(f"--input {source}: {_nothing(ignored)}")
+        for file in found:
+            files.setdefault(file.name, file)
+    return Found(files=tuple(files.values()), ignored=ignored)
+
+
+def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
+    """Whether files by these names in `folder`, a full name, would be input."""
+    if hub_url(source) is not None:
+        return False
+    filesystem, path = open_filesystem(source)
+    path = path.rstrip("/")
+    with store_errors(f"--input {source}"):
+        is_folder = filesystem.isdir(path or "/")
+    if is_folder:
+        return f"{folder}/".startswith(f"{full_name(filesystem, path)}/")
+    pattern = re.compile(glob_translate(full_name(filesystem, path)))
+    return is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)
+
+
+def _nothing(ignored: Counter[str]) -> str:
+    known = ", ".join(sorted(_SUFFIXES))
+    others = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(5))
+    seen = f"only files of other kinds ({others})" if others else "no files"
+    return f"{seen}; give a folder with files of {known}, or a quoted glob such as 'folder/**/*.c' to read any as text"
+
+
+def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
+    filesystem, path = open_source(source)
+    path = path.rstrip("/") or "/"
+    if filesystem.isfile(path):
+        yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
+    elif filesystem.isdir(path):
+        yield from _find_in_folder(source, filesystem, path, ignored)
+    elif is_glob(path):
+        root = glob_root(path)
+        entries = match_files(filesystem, path)
+        for name in sorted(entries):
+            entry = follow(filesystem, entries[name])
+            if entry is None:
+                ignored[_DANGLING] += 1
+            elif entry["type"] == "file":
+                yield _input_file(filesystem, root, entry)
+    else:
+        raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
+
+
+def _find_in_folder(
+    source: str, filesystem: fsspec.AbstractFileSystem, root: str, ignored: Counter[str]
+) -> Iterator[InputFile]:
+    if is_scored_corpus(source):
+        for part in list_parts(source):
+            yield _input_file(filesystem, root, filesystem.info(open_filesystem(part)[1]))
+        return
+    entries = list_files(filesystem, root, enters=lambda folder: not _is_aside(posixpath.basename(folder)))
+    saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
+    if saved or hub_url(source) is not None:
+        names = data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
+    else:
+        names = sorted(entries)
+    for name in names:
+        relative = posixpath.relpath(name, root)
+        if any(map(_is_aside, relative.split("/"))):
+            continue
+        suffix = posixpath.splitext(name)[1]
+        if _kind(name) is None:
+            ignored[suffix] += 1
+            continue
+        entry = follow(filesystem, entries[name])
+        if entry is None or entry["type"] != "file":
+            ignored[_DANGLING if entry is None else suffix] += 1
+        else:
+            yield _input_file(filesystem, root, entry)
+
+
+def _is_aside(name: str) -> bool:
+    """Of a file or folder that is not taken when the folder above it is given."""
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _kind(name: str) -> FileKind | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
+    name = str(info["name"])
+    stamp = next(
+        (
+            info[key]
+            for key in ("ETag", "etag", "blob_id", "mtime", "LastModified", "updated", "created")
+            if info.get(key)
+        ),
+        "",
+    )
+    return InputFile(
+        root=full_name(filesystem, root),
+        path=posixpath.relpath(name, root),
+        # What a glob or a path names is read, whatever its suffix.
+        kind=_kind(name) or "text",
+        size=int(info["size"] or 0),
+        stamp=str(stamp),
+    )

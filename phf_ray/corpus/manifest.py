@@ -1,0 +1,153 @@
+"""What is known about a scored corpus without reading it, and the data card written from that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from phf_ray.corpus.stats import CorpusStats, ScorerStats
+from phf_ray.errors import ConfigError
+from phf_ray.measures.histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusManifest:
+    """What is known of a whole corpus without reading it."""
+
+    scorers: tuple[dict[str, Any], ...]
+    """`ScorerIdentity.to_json()` of each, the one that is trained on first."""
+    segmenter: str
+    stats: CorpusStats
+    fingerprint: str
+    """Hash of ids, segments and scores of all documents, in order: two equal ones are the same corpus."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What decided the scores, and what was read."""
+    config_fingerprint: str = ""
+    input_fingerprint: str = ""
+    num_parts: int = 0
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        """Identity of the scorer in column `scores`; empty for a data set that does not say."""
+        return self.scorers[0] if self.scorers else {}
+
+    @property
+    def documents(self) -> int:
+        return self.stats.documents
+
+    @property
+    def segments(self) -> int:
+        return self.stats.segments
+
+    @property
+    def characters(self) -> int:
+        return self.stats.characters
+
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        return self.stats.rejected
+
+    def scorer_stats(self, scorer: str | None = None) -> ScorerStats:
+        """Of the scorer by this name, by default of the one that is trained on."""
+        name = scorer or next(iter(self.stats.scorers), "")
+        if name not in self.stats.scorers:
+            raise ConfigError(f"no scorer {name!r} in this corpus; it has {', '.join(self.stats.scorers) or 'none'}")
+        return self.stats.scorers[name]
+
+    def segment_quantile(self, fraction: float, *, scorer: str | None = None) -> float:
+        """The score that this fraction of the segments does not exceed; at most 1% above the exact one."""
+        return self.scorer_stats(scorer).segment_histogram.quantile(fraction)
+
+    def document_quantile(self, fraction: float, *, scorer: str | None = None) -> float:
+        """As `segment_quantile`, of the documents' average scores."""
+        return self.scorer_stats(scorer).document_histogram.quantile(fraction)
+
+    def to_json(self) -> dict[str, Any]:
+        stats = self.stats.to_json()
+        identities = {identity["name"]: identity for identity in self.scorers}
+        for name, entry in stats["scorers"].items():
+            entry["identity"] = identities.get(name)
+            entry["quantiles"] = _quantile_table(self.stats.scorers[name])
+        return {
+            "format": 1,
+            "scorer": self.scorer,
+            "segmenter": self.segmenter,
+            "fingerprint": self.fingerprint,
+            "config_fingerprint": self.config_fingerprint,
+            "input_fingerprint": self.input_fingerprint,
+            "num_parts": self.num_parts,
+            "config": dict(self.config),
+            "quantile_relative_error": round(Histogram.RATIO - 1, 6),
+            **stats,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(
+            scorers=tuple(entry["identity"] for entry in values["scorers"].values() if entry["identity"]),
+            segmenter=values["segmenter"],
+            stats=CorpusStats.from_json(values),
+            fingerprint=values["fingerprint"],
+            config=values["config"],
+            config_fingerprint=values["config_fingerprint"],
+            input_fingerprint=values["input_fingerprint"],
+            num_parts=values["num_parts"],
+        )
+
+
+def _quantile_table(stats: ScorerStats) -> dict[str, dict[str, float]]:
+    """For people; thresholds are taken from the histograms."""
+    tables = {"segments": stats.segment_histogram, "documents": stats.document_histogram}
+    fractions = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+    return {
+        name: {str(fraction): histogram.quantile(fraction) for fraction in fractions}
+        for name, histogram in tables.items()
+        if histogram.count
+    }
+
+
+def data_card(manifest: CorpusManifest) -> str:
+    """README.md of a corpus; its front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
+    stats = manifest.stats
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: part-*.parquet",
+        "---",
+        "",
+        "# Scored corpus",
+        "",
+        f"{stats.documents:,} documents, {stats.segments:,} segments ({manifest.segmenter}), "
+        f"{stats.characters:,} characters; {stats.rejected.total():,} records rejected.",
+        "",
+        "Higher scores are worse. A segment that could not be scored has a null score and a reason.",
+        "",
+        "| scorer | unit | mean over segments | median | failed segments | truncated segments |",
+        "|---|---|---|---|---|---|",
+    ]
+    for identity in manifest.scorers:
+        scorer = stats.scorers[identity["name"]]
+        histogram = scorer.segment_histogram
+        median = f"{histogram.quantile(0.5):.6g}" if histogram.count else "-"
+        mean = "-" if histogram.mean is None else f"{histogram.mean:.6g}"
+        lines.append(
+            f"| {identity['name']} | {identity['unit']} | {mean} | {median} | {scorer.failed.total():,} "
+            f"| {scorer.truncated:,} |"
+        )
+    lines += [
+        "",
+        "| column | content |",
+        "|---|---|",
+        "| id | hash of source path, record and content |",
+        "| texts | segments; joined they are the document |",
+        "| scores, errors | one of each per segment, of the first scorer |",
+        "| avg_score | mean of the scores that are not null |",
+        "| num_sents | number of segments |",
+        "| meta | JSON: where the document came from |",
+        "| scores__NAME, errors__NAME, avg_score__NAME | the same of further scorers |",
+        "",
+        f"Fingerprint `{manifest.fingerprint}`. Versions, settings and distributions: manifest.json.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,120 @@
+"""The folder that a job writes: its plan, its committed parts, and what must not be touched."""
+
+import contextlib
+import json
+import logging
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from phf_ray.corpus.footers import read_footer
+from phf_ray.corpus.layout import (
+    FILES,
+    PLAN,
+    REJECTED,
+    SUCCESS,
+    TEMPORARY,
+    has_ours,
+    is_part,
+    part_name,
+    write_corpus_file,
+)
+from phf_ray.corpus.plan import CorpusPlan
+from phf_ray.corpus.stats import CorpusStats
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.storage.files import full_name, open_filesystem, store_errors
+
+log = logging.getLogger(__name__)
+
+
+class CorpusFolder:
+    """The folder that a job writes."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._filesystem, self._root = open_filesystem(path)
+
+    def name(self, *parts: str) -> str:
+        return posixpath.join(full_name(self._filesystem, self._root), *parts)
+
+    def part(self, shard: int) -> str:
+        return self.name(part_name(shard))
+
+    def rejects(self, shard: int) -> str:
+        return self.name(REJECTED, part_name(shard))
+
+    def has(self, name: str) -> bool:
+        with store_errors(f"--output {self.path}"):
+            return bool(self._filesystem.exists(posixpath.join(self._root, name)))
+
+    def committed(self, num_shards: int) -> set[int]:
+        names = {part_name(shard): shard for shard in range(num_shards)}
+        return {names[name] for name in self._names() if name in names}
+
+    def _names(self, folder: str = "") -> list[str]:
+        """What is in the output, or in a folder of it. By listing: a glob would read signs in the path as its own."""
+        path = posixpath.join(self._root, folder).rstrip("/")
+        if not self._filesystem.exists(path):
+            return []
+        return [posixpath.basename(str(name)) for name in self._filesystem.ls(path, detail=False, refresh=True)]
+
+    def stats_of(self, shard: int, *, digest: str) -> CorpusStats | None:
+        """Of a committed part, if it is of the shard with this digest."""
+        if not self.has(part_name(shard)):
+            return None
+        footer = read_footer(self.part(shard))
+        return CorpusStats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
+
+    def read_plan(self) -> CorpusPlan | None:
+        if not self.is_ours():
+            return None
+        try:
+            return CorpusPlan.from_json(json.loads(self._filesystem.cat_file(posixpath.join(self._root, PLAN))))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{self.name(PLAN)} can't be read: {error!r}; start anew with --restart") from None
+
+    def write_plan(self, plan: CorpusPlan) -> None:
+        self._filesystem.makedirs(self._root, exist_ok=True)
+        content = json.dumps(plan.to_json(), separators=(",", ":"))
+        write_corpus_file(self._filesystem, posixpath.join(self._root, PLAN), content.encode())
+
+    def is_ours(self) -> bool:
+        """Whether a job like this one has begun here: a plan of somebody else gives no right to clear the folder."""
+        with store_errors(f"--output {self.path}"):
+            return has_ours(self._filesystem, self._root, PLAN)
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """At the very end of a job: in a finished corpus nothing temporary is left behind."""
+        content = json.dumps(values, indent=2) + "\n"
+        write_corpus_file(self._filesystem, posixpath.join(self._root, "summary.json"), content.encode())
+        if self.has(SUCCESS):
+            self.remove(TEMPORARY)
+
+    def refuse_strangers(self) -> None:
+        """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
+        if set(self._names()) - {TEMPORARY}:
+            raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
+
+    def remove(self, name: str) -> None:
+        path = posixpath.join(self._root, name)
+        with contextlib.suppress(FileNotFoundError):
+            if self._filesystem.isdir(path):
+                self._filesystem.rm(path, recursive=True)
+            else:
+                self._filesystem.rm_file(path)
+
+    def remove_strangers(self, num_shards: int) -> None:
+        """Parts that belong to no shard would count as data."""
+        ours = {part_name(shard) for shard in range(num_shards)}
+        for folder in ("", REJECTED):
+            for name in self._names(folder):
+                if is_part(name) and name not in ours:
+                    log.warning("%s is of none of the %d shards; it is removed", self.name(folder, name), num_shards)
+                    self.remove(posixpath.join(folder, name))
+
+    def clear(self) -> None:
+        """Remove everything that this job writes: the mark of success first, the plan, which says so, last."""
+        *others, plan = FILES
+        parts = [name for name in self._names() if is_part(name)]
+        for name in (*others, REJECTED, TEMPORARY, *parts, plan):
+            self.remove(name)

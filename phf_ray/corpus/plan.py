@@ -1,0 +1,107 @@
+"""The plan of a stored corpus: the input files, cut into shards, fixed before any work begins."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+from phf_ray.corpus.cut import Piece
+from phf_ray.corpus.find import InputFile
+from phf_ray.errors import ConfigError
+from phf_ray.storage.hashing import json_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusPlan:
+    """What is scored, with what, in which shards."""
+
+    key: Mapping[str, Any]
+    """Everything of the configuration that can change a row of the output."""
+    identities: tuple[dict[str, Any], ...]
+    files: tuple[InputFile, ...]
+    shards: tuple[tuple[Piece, ...], ...]
+    reuse: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
+    """Input root -> scorer -> columns of scores and errors that hold what this scorer would compute."""
+
+    def to_json(self) -> dict[str, Any]:
+        roots = sorted({file.root for file in self.files})
+        return {
+            "format": 1,
+            "key": dict(self.key),
+            "identities": list(self.identities),
+            "reuse": self.reuse,
+            "roots": roots,
+            "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
+            "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
+        }
+
+    def row(self, shard: int) -> dict[str, Any]:
+        """What a worker needs to score a shard."""
+        entries = [
+            {
+                "file": astuple(self.files[piece.file]),
+                "piece": piece.to_json(),
+                "reuse": self.reuse.get(self.files[piece.file].root, {}),
+            }
+            for piece in self.shards[shard]
+        ]
+        return {
+            "shard": shard,
+            "digest": self.digest(shard),
+            "pieces": json.dumps(entries),
+            "staged": "",
+            "stats": "",
+        }
+
+    def digest(self, shard: int) -> str:
+        """Of all that decides the content of a part, so that another's part is not taken for ours."""
+        pieces = [(astuple(self.files[piece.file])[1:], piece.to_json()[2:]) for piece in self.shards[shard]]
+        return json_fingerprint([self.key, self.identities, pieces])
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "CorpusPlan":
+        return cls(
+            key=values["key"],
+            identities=tuple(values["identities"]),
+            reuse=values["reuse"],
+            files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
+            shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
+        )
+
+
+def as_stored_json(values: Any) -> Any:
+    """What comes back when it was written as JSON."""
+    return json.loads(json.dumps(values))
+
+
+def input_fingerprint(plan: CorpusPlan) -> str:
+    return json_fingerprint([[file.path, file.kind, file.size, file.stamp] for file in plan.files])
+
+
+def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool) -> tuple[InputFile, ...]:
+    """Raises ConfigError where planned files changed or are gone, or new ones came without `append`."""
+    now = {file.name: file for file in found}
+    known = {file.name for file in stored.files}
+    roots = {file.root for file in found}
+    # With --append the new input may be given alone.
+    expected = [file for file in stored.files if not append or file.root in roots]
+    missing = [file.path for file in expected if file.name not in now]
+    changed = [file.path for file in expected if file.name in now and now[file.name] != file]
+    added = [file for file in found if file.name not in known]
+    problems = [
+        f"{len(paths)} input file(s) {what} since the job began ({_some(paths)})"
+        for what, paths in (("changed", changed), ("are missing", missing))
+        if paths
+    ]
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or --restart to score all of the input anew")
+    if added and not append:
+        paths = [file.path for file in added]
+        raise ConfigError(
+            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); --append scores them too"
+        )
+    return tuple(added)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")

@@ -1,0 +1,166 @@
+"""Reads the records of a piece of input.
+
+Every record becomes a Document, a Segmented document (if its text is cut already) or Rejected with a reason; nothing is
+dropped silently. Reading streams: memory is bounded by the largest document, and documents above `MAX_DOCUMENT_BYTES`
+are rejected.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from phf_ray.corpus import streams
+from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS, table_columns
+from phf_ray.corpus.cut import Piece
+from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
+from phf_ray.corpus.streams import (
+    COMPRESSED,
+    UNREADABLE,
+    open_lines,
+    raise_if_passing,
+    skip_bytes,
+)
+from phf_ray.corpus.tables import read_batches
+from phf_ray.records import Rejected
+from phf_ray.storage.files import open_filesystem
+
+
+def read_piece(
+    file: InputFile, piece: Piece, *, text_column: str | None = None, reuse: Mapping[str, tuple[str, str]] | None = None
+) -> Iterator[Record]:
+    """Records of a piece, in order. `reuse`: scorer name -> columns of scores and errors that are taken over.
+
+    A file that can't be read, or can't be read to its end, is Rejected at the record where it ended. On a remote store
+    only what a second try would not mend is rejected; other failures are raised, and the job can be run again.
+    """
+    index = piece.begin
+    try:
+        if file.kind == "text":
+            yield _read_text(file)
+            return
+        if file.kind == "lines":
+            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column)
+        else:
+            records = _read_table(file, piece, text_column=text_column, reuse=reuse or {})
+        for number, record in records:
+            index = number + 1
+            yield record
+    except UNREADABLE as error:
+        raise_if_passing(file, error)
+        yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _read_text(file: InputFile) -> Record:
+    filesystem, path = open_filesystem(file.name)
+    with filesystem.open(path, "rb") as stream:
+        content = stream.read(streams.MAX_DOCUMENT_BYTES + 1)
+    if len(content) > streams.MAX_DOCUMENT_BYTES:
+        return too_large(file.source, 0)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Rejected(file.source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
+    return document_of(text, source=file.source, record=0, meta={"source": file.source})
+
+
+def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
+    with open_lines(file.name) as stream:
+        skip_bytes(stream, piece.offset, seekable=not file.path.endswith(COMPRESSED))
+        indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
+        for index in indices:
+            line = stream.readline(streams.MAX_DOCUMENT_BYTES + 1)
+            if not line:
+                return
+            if len(line) > streams.MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+                while not line.endswith(b"\n") and line:
+                    line = stream.readline(streams.CHUNK_BYTES)
+                yield index, too_large(file.source, index)
+            elif line.strip():
+                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
+
+
+def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Rejected(source, index, "not_utf8", f"byte {error.start} of the line: {error.reason}")
+    except (ValueError, RecursionError) as error:
+        return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
+    if not isinstance(record, dict):
+        return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
+    return record_of(record, source=source, index=index, text_column=text_column)
+
+
+def _read_table(
+    file: InputFile, piece: Piece, *, text_column: str | None, reuse: Mapping[str, tuple[str, str]]
+) -> Iterator[tuple[int, Record]]:
+    names = table_columns(file.name)
+    text = text_column or next((name for name in TEXT_COLUMNS if name in names), None)
+    wanted = {text, *META_COLUMNS, *itertools.chain.from_iterable(reuse.values())}
+    columns = [name for name in names if name in wanted]
+    index = piece.begin
+    for batch in read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
+        for record in _rows_below_limit(batch, text):
+            if record is None:
+                yield index, too_large(file.source, index)
+            elif isinstance(record, UnicodeDecodeError):
+                yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
+            else:
+                yield index, record_of(record, source=file.source, index=index, text_column=text, reuse=reuse)
+            index += 1
+
+
+def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
+    """None for a row whose text is too large: as strings of Python it would take its size several times over."""
+    begin = 0
+    sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
+    for row in () if sizes is None else np.flatnonzero(sizes > streams.MAX_DOCUMENT_BYTES).tolist():
+        yield from _rows_of(batch.slice(begin, row - begin))
+        yield None
+        begin = row + 1
+    yield from _rows_of(batch.slice(begin))
+
+
+def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
+    """Bytes of each row's string or strings; None where the column is of another type."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        sizes = _text_sizes(column.dictionary)
+        if sizes is None:
+            return None
+        indices = column.indices.cast(pa.int64()).fill_null(len(sizes))
+        return np.append(sizes, 0)[indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        items = _text_sizes(column.flatten())
+        if items is None:
+            return None
+        ends = np.cumsum(_numbers(pc.list_value_length(column)))
+        upto = np.concatenate([[0], np.cumsum(items)])
+        return np.diff(upto[ends], prepend=0)
+    if any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string)):
+        return _numbers(pc.binary_length(column))
+    return None
+
+
+def _numbers(column: pa.Array) -> NDArray[np.int64]:
+    """0 for null."""
+    return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """One cell that is not UTF-8 must not take its neighbours with it."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield error
+            return
+        for row in range(len(batch)):
+            yield from _rows_of(batch.slice(row, 1))

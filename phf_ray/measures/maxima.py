@@ -1,0 +1,56 @@
+"""Expected maximum of k samples, exactly.
+
+A maximum that can't be computed (over 25 samples when only 10 were drawn) is None, never 0 or NaN.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phf_ray.config import Compat
+from phf_ray.errors import DataError
+
+Floats = NDArray[np.float64]
+
+
+def order_statistic_weights(num_samples: int, k: int) -> Floats:
+    """Weight of each sample, sorted ascending, in the expected maximum of k of them: shape (num_samples,), sum 1.
+
+    Weight of the i-th smallest (from 1): C(i - 1, k - 1) / C(n, k), 0 for i < k. Computed from the largest down, where
+    it is k / n, so that no binomial coefficient overflows.
+    """
+    if not 1 <= k <= num_samples:
+        raise DataError(f"the maximum of {k} out of {num_samples} samples is not defined; draw at least {k} samples")
+    i = np.arange(num_samples, k, -1, dtype=np.float64)
+    downward = k / num_samples * np.cumprod(np.concatenate([[1.0], (i - k) / (i - 1)]))
+    weights = np.zeros(num_samples)
+    weights[k - 1 :] = downward[::-1]
+    return weights
+
+
+def max_at_k(scores: Sequence[float] | Floats, k: int, *, compat: Compat = None) -> float | None:
+    """Expected maximum of k samples drawn without replacement from `scores`, exactly; None for fewer than k scores.
+
+    Of 0/1 scores it is the probability that at least one of k samples is a hit.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not 1 <= k <= len(values):
+        return None
+    if compat == "korbak2023":
+        # DIFFERS: ours exact order statistic; original mean over strided chunks of k, remainder dropped (D-4).
+        whole = len(values) // k * k
+        return float(values[:whole].reshape(k, -1).max(axis=0).mean())
+    return float(np.sort(values) @ order_statistic_weights(len(values), k))
+
+
+def grouped_max_at_k(groups: Sequence[Sequence[float]], k: int, *, compat: Compat = None) -> float | None:
+    """Mean over groups (prompts) of the expected maximum of k samples of a group; groups of fewer than k have none.
+
+    None if no group has k scores.
+    """
+    if compat == "korbak2023":
+        return max_at_k([score for group in groups for score in group], k, compat=compat)
+    known = [value for value in (max_at_k(group, k) for group in groups) if value is not None]
+    return math.fsum(known) / len(known) if known else None

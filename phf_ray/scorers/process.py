@@ -1,0 +1,186 @@
+"""Segmenter and scorers in a child process that can be killed; this is the parent's side.
+
+A detector can hang inside C code that holds the interpreter's lock, or crash; neither signals nor threads stop that.
+The child notes in shared memory which text and which scorer it is at. If that does not move for `text_timeout_s`, the
+parent kills the child, starts a new one and has the batch done again text by text. A text that hangs or crashes once
+more is quarantined for that one scorer: one segment, or the document if the scorer needs all of it at once. Sending a
+text costs about a thousandth of scoring it, and the parent reads and writes files meanwhile.
+"""
+
+import logging
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from phf_ray.errors import DataError, PhfError
+from phf_ray.records import ScorerIdentity
+from phf_ray.scorers.tasks import (
+    IDLE,
+    IN_CONTEXT,
+    PLACE_STRUCT,
+    SEGMENTING,
+    SLICE_TEXTS,
+    Place,
+    ScoringAnswer,
+    ScoringOutcome,
+    ScoringSetup,
+    ScoringTask,
+)
+
+log = logging.getLogger(__name__)
+
+
+_POLL_S = 0.25
+
+
+class ScoringProcess:
+    """The parent's side. `submit` a batch, do something useful, `collect` its answer."""
+
+    def __init__(self, setup: ScoringSetup):
+        """Raises what building the segmenter or a scorer raised."""
+        self._setup = setup
+        # A file, not anonymous memory: it is passed to children that are not forks.
+        with tempfile.TemporaryFile() as file:
+            file.truncate(PLACE_STRUCT.size)
+            self._state_file = os.dup(file.fileno())
+        self._state = mmap.mmap(self._state_file, PLACE_STRUCT.size)
+        self._batch: list[ScoringTask] = []
+        self._deaths: dict[Place, int] = {}
+        self._slice = SLICE_TEXTS
+        self.identities: tuple[ScorerIdentity, ...] = ()
+        self._start()
+
+    def submit(self, batch: Sequence[ScoringTask]) -> None:
+        self._batch = list(batch)
+        self._deaths = {}
+        try:
+            self._connection.send((self._batch, self._slice))
+        except OSError:
+            # The child died while it had nothing to do, for want of memory perhaps.
+            self._stop()
+            self._start()
+            self._connection.send((self._batch, self._slice))
+
+    def collect(self) -> ScoringAnswer:
+        """Waits for the answer to the last batch, one outcome per task."""
+        problems: dict[int, tuple[str, str]] = {}
+        size = self._slice
+        is_slow = False
+        while True:
+            answer = self._receive()
+            if not isinstance(answer, str):
+                if is_slow:
+                    # No single text was to blame: so many together take too long.
+                    self._slice = max(2, self._slice // 8)
+                outcomes = list(answer.outcomes)
+                for index, problem in problems.items():
+                    outcomes[index] = ScoringOutcome(problem=problem)
+                return replace(answer, outcomes=outcomes)
+            self._stop()
+            place = self._place()
+            if place[0] < 0 or place[3] > 1:
+                if size == 1:
+                    raise PhfError(f"the scoring process fails between texts ({answer}); see its output above")
+                is_slow = answer == "timeout" and place[3] > 1
+            elif self._is_final(answer, place):
+                self._quarantine(place, answer, problems)
+                is_slow = False
+            if place[3] != IN_CONTEXT or place[0] < 0:
+                size = 1
+            self._start()
+            self._connection.send((self._batch, size))
+
+    def close(self) -> None:
+        self._stop()
+        self._state.close()
+        os.close(self._state_file)
+
+    def _start(self) -> None:
+        self._state[:] = PLACE_STRUCT.pack(*IDLE)
+        ours, theirs = Pipe()
+        code = (
+            f"from phf_ray.scorers.process_child import child_main; child_main({theirs.fileno()}, {self._state_file})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            pass_fds=(theirs.fileno(), self._state_file),
+            stdin=subprocess.DEVNULL,
+            env=self._environment(),
+        )
+        theirs.close()
+        self._connection: Connection[Any, Any] = ours
+        self._connection.send(self._setup)
+        try:
+            ready = self._connection.recv()
+        except EOFError:
+            code_text = f"exit code {self._process.wait()}"
+            raise DataError(f"the scoring process ended while it started ({code_text}); see its output above") from None
+        if isinstance(ready, BaseException):
+            self._stop()
+            raise ready
+        self.identities = ready
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if self._setup.num_threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._setup.num_threads)
+        return environment
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+    def _receive(self) -> "ScoringAnswer | str":
+        """The answer, or why it will not come: `timeout` or `crash`."""
+        place = self._place()
+        moved = time.monotonic()
+        while not self._connection.poll(_POLL_S):
+            now_at = self._place()
+            if now_at != place:
+                place, moved = now_at, time.monotonic()
+            elif time.monotonic() - moved > self._setup.text_timeout_s:
+                return "timeout"
+        try:
+            answer: ScoringAnswer | BaseException = self._connection.recv()
+        except (EOFError, OSError):
+            return "crash"
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _place(self) -> Place:
+        place: Place = PLACE_STRUCT.unpack_from(self._state)
+        return place
+
+    def _is_final(self, cause: str, place: Place) -> bool:
+        """A process that died may be the victim of its neighbours on the machine: each text gets a second try."""
+        self._deaths[place] = self._deaths.get(place, 0) + 1
+        return cause == "timeout" or self._deaths[place] > 1
+
+    def _quarantine(self, place: Place, cause: str, problems: dict[int, tuple[str, str]]) -> None:
+        index, step, text, count = place
+        if cause == "timeout":
+            detail = f"nothing after {self._setup.text_timeout_s:g} s"
+        else:
+            detail = f"the process ended with code {self._process.returncode}"
+        task = self._batch[index]
+        if step == SEGMENTING:
+            characters = len(task.text or "")
+            problems[index] = (cause, f"segmenter {self._setup.segmenter}, {characters} characters: {detail}")
+            self._batch[index] = ScoringTask(texts=())
+        else:
+            name = self.identities[step - 1].name
+            segment = None if count == IN_CONTEXT else text
+            failures = {**task.failures, (name, segment): f"{cause}: {detail}"}
+            self._batch[index] = replace(task, failures=failures)
+            what = "a document" if segment is None else f"segment {segment} of a document"
+            characters = len(task.text or "".join(task.texts or ()))
+            log.warning("%s: %s on %s of %d characters; quarantined", name, detail, what, characters)

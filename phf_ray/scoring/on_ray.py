@@ -1,0 +1,176 @@
+"""Scores shards with Ray Data: one pool of actors per stage, which grows and shrinks between its limits."""
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Counter as MetricCounter
+from ray.util.metrics import Gauge as MetricGauge
+
+from phf_ray.config import GpuPoolConfig, PoolConfig
+from phf_ray.corpus.stats import CorpusStats
+from phf_ray.errors import ConfigError, PhfError
+from phf_ray.scorers.tasks import without_gpus
+from phf_ray.scoring.executor import ScoringPool
+from phf_ray.scoring.pools import resources_of
+from phf_ray.scoring.progress import ScoreProgress
+from phf_ray.scoring.shard import ScoringStage, ShardScorer
+
+log = logging.getLogger(__name__)
+
+
+class ScoreShard(ShardScorer):
+    """Ray Data actor: a ShardScorer that tells Ray's metrics what it did."""
+
+    def __init__(self, stage: ScoringStage):
+        super().__init__(stage)
+        self._told: Counter[str] = Counter()
+        self._counters = {
+            name: MetricCounter(f"phf_{name}", description=f"{name.replace('_', ' ')} of jobs.score_corpus")
+            for name in ("documents", "segments", "characters", "failed_segments", "rejected_records")
+        }
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self._told.clear()
+        return super().__call__(row)
+
+    def count(self, stats: CorpusStats) -> None:
+        if not self._stage.is_last:
+            return
+        now = Counter(
+            documents=stats.documents,
+            segments=stats.segments,
+            characters=stats.characters,
+            failed_segments=stats.num_failed,
+            rejected_records=stats.rejected.total(),
+        )
+        for name, value in (now - self._told).items():
+            self._counters[name].inc(value)
+        self._told = now
+
+
+class RayScoring:
+    """Ray Data: a pool of actors for each stage, which grows and shrinks between its limits."""
+
+    def __init__(self, start: Callable[[], None] | None = None):
+        self._start = start
+        self._gauges: dict[str, MetricGauge] = {}
+
+    def start(self) -> None:
+        if self._start is not None:
+            self._start()
+        self._gauges = {
+            name: MetricGauge(f"phf_{name}", description=f"{name.replace('_', ' ')} of the jobs.score_corpus that runs")
+            for name in ("shards", "shards_done", "eta_seconds")
+        }
+
+    def has(self, pool: PoolConfig) -> bool:
+        available = ray.cluster_resources()
+        return all(available.get(name, 0) >= amount for name, amount in resources_of(pool).items())
+
+    def may_grow(self) -> bool:
+        return _may_grow()
+
+    def tell(self, progress: ScoreProgress) -> None:
+        values = {"shards": progress.shards, "shards_done": progress.shards_done, "eta_seconds": progress.eta_s}
+        for name, gauge in self._gauges.items():
+            gauge.set(values[name])  # None, where nothing is known yet, sets nothing
+
+    def score(self, pools: Sequence[ScoringPool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for pool in pools:
+            if self.has(pool.config):
+                continue
+            if not self.may_grow():
+                raise _never_fits(pool.config)
+            log.warning("waiting for nodes with %s, which the cluster does not have yet", resources_of(pool.config))
+        with _data_settings(), _own_errors():
+            # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
+            data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+            for pool in pools:
+                data = _through(data, pool, most=min(len(rows), pool.config.max or _room_for(pool.config) or len(rows)))
+            yield from data.iter_rows()
+
+
+def _through(data: "ray.data.Dataset", pool: ScoringPool, *, most: int) -> "ray.data.Dataset":
+    # Ray hides no GPU from an actor that asks for none.
+    stage = pool.stage if pool.config.num_gpus else replace(pool.stage, setup=without_gpus(pool.stage.setup))
+    return data.map(
+        ScoreShard,  # type: ignore[arg-type]
+        fn_constructor_args=(stage,),
+        compute=ActorPoolStrategy(min_size=min(pool.config.min, most), max_size=most, max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.config.num_cpus,
+        num_gpus=pool.config.num_gpus or None,
+        resources=pool.config.resources or None,
+    )
+
+
+def _never_fits(pool: PoolConfig) -> ConfigError:
+    name = "gpu" if isinstance(pool, GpuPoolConfig) else "cpu"
+    wanted, available = resources_of(pool), ray.cluster_resources()
+    there = {resource: available.get(resource, 0.0) for resource in wanted}
+    return ConfigError(
+        f"scoring.pools.{name}: an actor asks for {wanted}, and all there is here is {there}: none would ever start; "
+        "ask for less, or set RAY_ADDRESS to a cluster that has it"
+    )
+
+
+def _room_for(pool: PoolConfig) -> int | None:
+    """Actors that this machine alone has room for; None on a cluster, which may grow.
+
+    A machine may have been given more CPUs than it has: more actors than cores take memory and gain nothing.
+    """
+    if _may_grow():
+        return None
+    available = ray.cluster_resources()
+    available["CPU"] = min(available.get("CPU", 0), os.cpu_count() or 1)
+    room = min((int(available.get(name, 0) / amount) for name, amount in resources_of(pool).items()), default=1)
+    return max(pool.min, room) if room else None
+
+
+def _may_grow() -> bool:
+    """Whether this is more than the Ray that a job starts on its own machine.
+
+    The number of nodes does not tell: a cluster whose workers start from zero is one head. Nor does Ray tell whether
+    an autoscaler runs: nodes that are all there are taken for some that may get company.
+    """
+    if os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1:
+        return True
+    # RAY_ADDRESS says nothing of a cluster that a program named in ray.init(address=...).
+    own = ray._private.worker._global_node
+    return own is None or not own.is_head()
+
+
+@contextlib.contextmanager
+def _data_settings() -> Iterator[None]:
+    """This job shows its own progress, and wants the errors of its workers as they are."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.raise_original_map_exception, level = before
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of ours, raised in a worker, arrives wrapped; the user should see its message."""
+    try:
+        yield
+    except PhfError:
+        raise
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            if isinstance(inner, PhfError):
+                raise type(inner)(*inner.args) from error
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        raise

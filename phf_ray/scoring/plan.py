@@ -1,0 +1,145 @@
+"""Plans a scoring job: a new plan, or the stored one if it still holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from phf_ray.corpus.cut import plan_shards
+from phf_ray.corpus.find import InputFile, would_read
+from phf_ray.corpus.layout import FILES, SUCCESS, columns_of, is_scored_corpus, part_name
+from phf_ray.corpus.output import CorpusFolder
+from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
+from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.errors import ConfigError
+from phf_ray.scoring.request import ScoringRequest, identify_scorers
+
+
+def plan_scoring(request: ScoringRequest) -> CorpusPlan:
+    """Finds the input and cuts it. Raises ConfigError where there is nothing to score."""
+    files = request.find()
+    cut = plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
+    shards = tuple(tuple(shard) for shard in cut)
+    if not shards:
+        raise _nothing_to_score(request)
+    identities = tuple(as_stored_json(identity.to_json()) for identity in identify_scorers(request))
+    return CorpusPlan(
+        key=request.key(),
+        identities=identities,
+        files=files,
+        shards=shards,
+        reuse=_reusable_of(files, identities),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPreview:
+    """What a plan will be like, told without reading the input."""
+
+    files: tuple[InputFile, ...]
+    identities: tuple[dict[str, Any], ...]
+    reuse: Mapping[str, Mapping[str, tuple[str, str]]]
+    num_bytes: int
+    """Of text, without regard to the limit."""
+    num_shards: int
+    """About: a plan cuts between records, and ends at the limit."""
+
+
+def preview_scoring(request: ScoringRequest) -> ScoringPreview:
+    """Raises ConfigError as `make_plan` does, unless that takes reading the input."""
+    files = request.find()
+    num_bytes = sum(file.text_bytes for file in files)
+    if not num_bytes:
+        raise _nothing_to_score(request)
+    identities = tuple(as_stored_json(identity.to_json()) for identity in identify_scorers(request))
+    return ScoringPreview(
+        files=files,
+        identities=identities,
+        reuse=_reusable_of(files, identities),
+        num_bytes=num_bytes,
+        num_shards=-(-num_bytes // request.target(files)),
+    )
+
+
+def _nothing_to_score(request: ScoringRequest) -> ConfigError:
+    return ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
+
+
+def _reusable_of(
+    files: Sequence[InputFile], identities: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, tuple[str, str]]]:
+    return {root: _reusable(root, identities) for root in sorted({file.root for file in files})}
+
+
+def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Scorers whose scores an input corpus holds already, computed by an identical scorer."""
+    if not is_scored_corpus(root):
+        return {}
+    stored = read_corpus_manifest(root).scorers
+    columns = {
+        identity["name"]: columns_of(identity["name"], is_first=index == 0)[:2] for index, identity in enumerate(stored)
+    }
+    return {identity["name"]: columns[identity["name"]] for identity in identities if identity in stored}
+
+
+def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: bool, restart: bool) -> CorpusPlan:
+    """The plan of this output: the one that is there, if it still holds, or a new one, which is written.
+
+    Raises ConfigError that names what changed.
+    """
+    _refuse_output_in_input(request, output)
+    stored = None if restart else output.read_plan()
+    if stored is None:
+        plan = plan_scoring(request)
+        if restart and output.is_ours():
+            output.clear()
+        output.refuse_strangers()
+        output.write_plan(plan)
+        return plan
+    _refuse_other_configuration(stored, request)
+    added = added_files(stored, request.find(), append=append)
+    if not added:
+        return stored
+    if request.limit is not None:
+        raise ConfigError("--append and --limit together are not defined; leave out one of them")
+    new_shards = plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
+    new_roots = {file.root for file in added} - set(stored.reuse)
+    plan = replace(
+        stored,
+        files=(*stored.files, *added),
+        shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
+        reuse={**stored.reuse, **{root: _reusable(root, stored.identities) for root in sorted(new_roots)}},
+    )
+    output.remove(SUCCESS)
+    output.write_plan(plan)
+    return plan
+
+
+def _refuse_output_in_input(request: ScoringRequest, output: CorpusFolder) -> None:
+    """What is written would be read as input by the next run."""
+    for source in request.inputs:
+        if would_read(source, output.name(), names=(*FILES, part_name(0))):
+            raise ConfigError(
+                f"--output {output.path} lies in --input {source} and would be read as input; give an output elsewhere"
+            )
+
+
+def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> None:
+    changes = [
+        f"{name} was {stored.key.get(name)!r}, is {value!r}"
+        for name, value in as_stored_json(request.key()).items()
+        if stored.key.get(name) != value
+    ]
+    if not changes:
+        identities = [as_stored_json(identity.to_json()) for identity in identify_scorers(request)]
+        changes = [
+            f"scorer {old['name']}: {name} was {old.get(name)!r}, is {new.get(name)!r}"
+            for old, new in zip(stored.identities, identities, strict=True)
+            for name in new
+            if old.get(name) != new[name]
+        ]
+    if changes:
+        raise ConfigError(
+            "this output was begun with another configuration: "
+            + "; ".join(changes)
+            + "; give another --output, or --restart to discard what is there"
+        )

@@ -1,0 +1,71 @@
+"""Divides the scorers of a job into a CPU pool and a GPU pool."""
+
+import logging
+from dataclasses import replace
+
+from phf_ray.config import PoolConfig, Pools
+from phf_ray.corpus.plan import CorpusPlan
+from phf_ray.scoring.executor import ScoringExecutor, ScoringPool
+from phf_ray.scoring.request import ScoringRequest
+from phf_ray.scoring.shard import ScoringStage
+
+log = logging.getLogger(__name__)
+
+
+def takes_gpu_pool(pools: Pools, executor: "ScoringExecutor") -> bool:
+    """Whether what the GPU pool asks for exists, or was asked for by the user and may come.
+
+    A cluster that has no GPU when the job begins may get some; nobody waits for them unasked.
+    """
+    return executor.has(pools.gpu) or ("gpu" in pools.model_fields_set and executor.may_grow())
+
+
+def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has_gpus: bool) -> list[ScoringPool]:
+    """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for.
+
+    A scorer whose scores all of the input has is not asked, and its model is not loaded.
+    """
+    names = tuple(identity["name"] for identity in plan.identities)
+    roots = {file.root for file in plan.files}
+    known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
+    configs = request.config.scoring.pools
+    models = {index for index, identity in enumerate(plan.identities) if "torch" in identity["versions"]}
+    cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
+    gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]
+    if slow := models & set(cpu):
+        log.log(
+            logging.WARNING if "gpu" in configs.model_fields_set else logging.INFO,
+            "%s: on CPUs, as nothing here has %s; on a cluster whose GPU nodes come when asked for, "
+            "set scoring.pools.gpu, for example {max: 4}",
+            ", ".join(names[index] for index in sorted(slow)),
+            resources_of(configs.gpu),
+        )
+    used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
+    used = used or [(configs.cpu, [])]
+    brought = [index for index, is_known in enumerate(known) if is_known]
+    setup = request.setup()
+    return [
+        ScoringPool(
+            ScoringStage(
+                setup=replace(setup, scorers=tuple(setup.scorers[index] for index in indices)),
+                identities=tuple(plan.identities[index] for index in indices),
+                scorers_before=tuple(
+                    names[index]
+                    for index in sorted([*brought, *(index for _, before in used[:number] for index in before)])
+                ),
+                scorers=names,
+                output=output,
+                text_column=plan.key["--text-column"],
+                is_first=number == 0,
+                is_last=number == len(used) - 1,
+            ),
+            config,
+        )
+        for number, (config, indices) in enumerate(used)
+    ]
+
+
+def resources_of(pool: PoolConfig) -> dict[str, float]:
+    """What one actor asks for."""
+    wanted = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
+    return {name: amount for name, amount in wanted.items() if amount}

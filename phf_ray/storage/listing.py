@@ -1,0 +1,126 @@
+"""Listing folders, matching globs, and finding data sets on the hub, without losing a folder that can't be read."""
+
+import errno
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.storage.files import full_name, open_filesystem
+
+
+def list_files(
+    filesystem: fsspec.AbstractFileSystem, root: str, *, enters: Callable[[str], bool] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Entries of all files below a folder, by their paths. `enters`: whether to look into a folder below it;
+    None: into all.
+
+    Raises DataError for a folder that can't be listed.
+    """
+    if not _is_walked(filesystem):
+        return dict(filesystem.find(root, detail=True))
+    files: dict[str, dict[str, Any]] = {}
+    folders = [root.rstrip("/") or "/"]
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(filesystem, folder):
+            name = str(entry["name"]).rstrip("/")
+            if entry["type"] != "directory":
+                files[name] = entry
+            elif name != folder and (enters is None or enters(name)):
+                folders.append(name)
+    return files
+
+
+def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+    """As `list_files`, of the files that match a glob. Folders that can hold none of them are not looked into."""
+    if not _is_walked(filesystem):
+        found = filesystem.glob(pattern, detail=True)
+        return {name: entry for name, entry in found.items() if entry["type"] != "directory"}
+    parts = pattern.split("/")
+
+    def enters(folder: str) -> bool:
+        depth = folder.count("/") + 1
+        if "**" in parts[:depth]:
+            return True
+        return depth < len(parts) and re.match(glob_translate("/".join(parts[:depth])), folder) is not None
+
+    matches = re.compile(glob_translate(pattern)).match
+    return {
+        name: entry
+        for name, entry in list_files(filesystem, glob_root(pattern), enters=enters).items()
+        if matches(name)
+    }
+
+
+def glob_root(pattern: str) -> str:
+    """The folder before the first sign of a glob; of a path that is none, the folder it lies in."""
+    return posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+
+
+def is_glob(path: str) -> bool:
+    return re.search(r"[*?[]", path) is not None
+
+
+def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry itself, or of a link that of what it leads to, under the link's name; None: it leads nowhere.
+
+    A listing of a local folder tells the time of the link, which stays the same when its target changes.
+    """
+    if not entry.get("islink") and entry["type"] in ("file", "directory"):
+        return entry
+    try:
+        return dict(filesystem.info(entry["name"]))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether `find` is fsspec's own, which leaves a folder that it can't list out without a word.
+
+    Its `on_error` is of no use: `walk` does not hand it on to the folders below the first.
+    """
+    return getattr(filesystem.find, "__func__", None) is fsspec.AbstractFileSystem.find
+
+
+def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
+    try:
+        return list(filesystem.ls(folder, detail=True))
+    except FileNotFoundError:
+        return []  # removed since it was seen
+    except OSError as error:
+        raise DataError(
+            f"{full_name(filesystem, folder)} can't be listed: {type(error).__name__}: {error}; make it readable, or "
+            "give the folders beside it, or a glob that leaves it out"
+        ) from error
+
+
+def hub_url(path: str) -> str | None:
+    """`hf://datasets/<id>` where `path` is the id of a data set on the Hugging Face hub, not a local path."""
+    parts = path.split("/")
+    if "://" in path or is_glob(path) or len(parts) != 2 or not all(parts) or "." in parts[0] or Path(path).exists():
+        return None
+    return f"hf://datasets/{path}"
+
+
+def open_source(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As `open_filesystem`, also for the id of a data set on the hub."""
+    hub = hub_url(path)
+    if hub is None:
+        return open_filesystem(path)
+    try:
+        filesystem, inner = open_filesystem(hub)
+        filesystem.isdir(inner)
+    except Exception as error:  # noqa: BLE001  whatever the network library raises
+        raise ConfigError(
+            f"{path} does not exist here, and the hub could not be asked for a data set of that name "
+            f"({type(error).__name__}: {error}); give a folder, a file, a quoted glob, a URL or a hub id"
+        ) from None
+    return filesystem, inner
