@@ -28,10 +28,15 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phf_ray.models import LanguageModel, ValueHead, shape_of
-from phf_ray.objectives import build_objective
-from phf_ray.objectives.losses import Objective
-from phf_ray.training import MicroBatch, StepSettings, TrainState, build_optimizer, peak_flops, step
+from phf_ray.models.heads import ValueHead
+from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.shape import shape_of
+from phf_ray.objectives.base import Objective
+from phf_ray.objectives.build import build_objective
+from phf_ray.training.batches import MicroBatch
+from phf_ray.training.hardware import peak_flops
+from phf_ray.training.state import TrainState, build_optimizer
+from phf_ray.training.step import StepSettings, train_step
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -299,7 +304,7 @@ def bench_training(
     def run(objective: Objective) -> Callable[[], None]:
         def some_steps() -> None:
             for _ in range(steps):
-                totals = step(state, micro_batches, objective=objective, learning_rate=1e-4, settings=settings)
+                totals = train_step(state, micro_batches, objective=objective, learning_rate=1e-4, settings=settings)
             totals.read()  # waits for the device
 
         return some_steps

@@ -24,23 +24,19 @@ from typing import Any
 
 import torch
 
-from phf_ray.blocks import BlockOrder, BlockReader, read_manifest
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.reader import BlockReader
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import Config, parse_config
-from phf_ray.models import build_model
-from phf_ray.objectives import build_objective
-from phf_ray.packing import load_tokenizer
-from phf_ray.training import (
-    DataShare,
-    LoopSettings,
-    Row,
-    Schedule,
-    StepSettings,
-    TrainState,
-    build_optimizer,
-    prefetched,
-    step_batches,
-    train,
-)
+from phf_ray.models.build import build_model
+from phf_ray.objectives.build import build_objective
+from phf_ray.training.batches import DataShare, prefetched, step_batches
+from phf_ray.training.events import MetricsRow
+from phf_ray.training.loop import LoopSettings, train
+from phf_ray.training.schedule import Schedule
+from phf_ray.training.state import TrainState, build_optimizer
+from phf_ray.training.step import StepSettings
 
 VOCABULARY, LENGTH, BATCH, NUM_STEPS, WARMUP_STEPS = 1024, 128, 32, 100, 20
 RAY_TO_LOOP, WAITING = 0.97, 0.02
@@ -121,12 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, list[float]], list[float]]:
     """tokens/s of each round by name, and the share of time that the loop under Ray waited for data."""
-    from phf_ray.pipelines.blocks import ensure_blocks
+    from phf_ray.blocks.build import build_here, ensure_blocks
 
     config = _inputs(folder, threads=arguments.threads)
     corpora = list(config.dataset.datasets)
-    # Built in this process: no Ray runs yet.
-    blocks = ensure_blocks(config, corpora=corpora, tokenizer_dir_or_name=None, output_root=str(folder / "blocks"))
+    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here)
     measured: dict[str, list[float]] = {"plain": [], "loop": []}
     waiting: list[float] = []
     if not arguments.without_ray:
@@ -196,7 +191,7 @@ def _inputs(folder: Path, *, threads: int) -> Config:
 
 
 def _reader(config: Config, blocks: str) -> BlockReader:
-    return BlockReader(blocks, order=BlockOrder(read_manifest(blocks), seed=config.training.seed))
+    return BlockReader(blocks, order=BlockOrder(read_block_manifest(blocks), seed=config.training.seed))
 
 
 def _model(config: Config) -> Any:
@@ -232,7 +227,7 @@ def _loop(config: Config, blocks: str) -> float:
         objective=build_objective({"name": "MLE"}),
         settings=settings,
     )
-    rows = [event.metrics for event in events if isinstance(event, Row)]
+    rows = [event.metrics for event in events if isinstance(event, MetricsRow)]
     return _mean_speed([row["train/tokens_per_s"] for row in rows])
 
 
@@ -243,13 +238,18 @@ def _mean_speed(speeds: Sequence[float]) -> float:
 
 def _under_ray(config: Config, blocks: str, *, run: Path) -> list[dict[str, Any]]:
     from jobs.cli import start_ray
-    from phf_ray.pipelines.runs import RunDirectory
-    from phf_ray.pipelines.train import Tracking, make_plan, run_training
+    from phf_ray.runs.directory import RunDirectory
+    from phf_ray.training.driver import Helpers, Tracking, run_training
+    from phf_ray.training.on_ray import fit_on_ray
+    from phf_ray.training.plan import plan_training
 
     start_ray()
-    plan = make_plan(config, manifest=read_manifest(blocks), objective_threshold=None, checkpoint_path=None)
+    plan = plan_training(config, manifest=read_block_manifest(blocks), objective_threshold=None, checkpoint_path=None)
     directory = RunDirectory(run)
-    run_training(config, plan=plan, run=directory, blocks_path=blocks, task="bench", tracking=Tracking())
+    helpers = Helpers(fit=fit_on_ray)
+    run_training(
+        config, plan=plan, run=directory, blocks_path=blocks, task="bench", tracking=Tracking(), helpers=helpers
+    )
     return [row for row in directory.read_metrics() if "train/loss" in row]
 
 

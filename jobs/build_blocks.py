@@ -21,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("no corpus: give --corpus DIR, or set dataset.datasets in the task file")
     output = arguments.output or _beside(corpora[0])
 
-    from phf_ray.packing import load_tokenizer
-    from phf_ray.pipelines.blocks import build_blocks, plan_blocks
+    from phf_ray.blocks.build import build_blocks
+    from phf_ray.blocks.on_ray import build_groups
+    from phf_ray.blocks.plan import plan_blocks
+    from phf_ray.blocks.tokenizer import load_tokenizer
 
     if not arguments.dry_run:
         start_ray()
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"thresholds: {dict(plan.thresholds) or 'none'}")
         print(plan.root)
         return 0
-    print(build_blocks(plan, tokenizer=tokenizer))
+    print(build_blocks(plan, tokenizer=tokenizer, builder=build_groups))
     return 0
 
 

@@ -128,7 +128,7 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from phf_ray.blocks import is_held_out
+    from phf_ray.blocks.held_out import is_held_out
     from phf_ray.corpus.reader import read_corpus
 
     tokenizer = Tokenizer(models.BPE())

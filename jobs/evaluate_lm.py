@@ -25,8 +25,8 @@ from phf_ray.pipelines.capabilities import read_lm_eval
 from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, check_arm, described, evaluate
 from phf_ray.pipelines.kl import check_kl, has_control_per_line, kl_of_arms, with_prefix
 from phf_ray.pipelines.report_tracking import track_report
-from phf_ray.pipelines.runs import RunDirectory
 from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import SHORT_NAMES
 
 NAME = r"[A-Za-z0-9_.-]+"

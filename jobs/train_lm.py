@@ -10,15 +10,17 @@ command goes on where the run was interrupted, also with another number of worke
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from phf_ray.pipelines.runs import RunDirectory
+    from phf_ray.runs.directory import RunDirectory
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
-    from phf_ray.pipelines.runs import RunDirectory
+    from phf_ray.runs.directory import RunDirectory
 
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
     directory.check(config=config.model_dump(mode="json"))
@@ -45,19 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
-    from phf_ray.blocks import read_manifest
+    from phf_ray.blocks.build import ensure_blocks
+    from phf_ray.blocks.manifest import read_block_manifest
+    from phf_ray.blocks.on_ray import build_groups
+    from phf_ray.blocks.thresholds import resolve_thresholds
     from phf_ray.corpus.reader import read_corpus_manifest
-    from phf_ray.pipelines.blocks import ensure_blocks, resolve_thresholds
-    from phf_ray.pipelines.train import Tracking, make_plan, run_training
+    from phf_ray.pipelines.checkpoint_evaluation import evaluations_beside
+    from phf_ray.training.driver import Helpers, Tracking, run_training
+    from phf_ray.training.on_ray import fit_on_ray
+    from phf_ray.training.plan import plan_training
 
     corpora = [_absolute(source) for source in config.dataset.datasets]
-    blocks_path = ensure_blocks(
-        config, corpora=corpora, tokenizer_dir_or_name=None, output_root=f"{storage_path}/blocks"
-    )
+    blocks_path = ensure_blocks(config, corpora=corpora, output_root=f"{storage_path}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=[read_corpus_manifest(source) for source in corpora])
-    plan = make_plan(
+    plan = plan_training(
         config,
-        manifest=read_manifest(blocks_path),
+        manifest=read_block_manifest(blocks_path),
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
     )
@@ -74,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         blocks_path=blocks_path,
         task=Path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
+        helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
     )
     print(directory.path / summary["checkpoint"])
     _push(config, directory)
@@ -91,7 +97,7 @@ def _push(config: Config, directory: "RunDirectory") -> None:
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
         return
-    from phf_ray.pipelines.hub import push_to_hub
+    from phf_ray.training.hub import push_to_hub
 
     url = push_to_hub(
         directory.path / summary["checkpoint"], repository=training.hub_model_id, private=training.hub_private_repo
@@ -145,29 +151,31 @@ def _print_plan(
     arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
 ) -> None:
     """Steps, tokens, parameters, memory, disk and time, without Ray."""
-    from phf_ray.models import planned_shape
-    from phf_ray.packing import load_tokenizer
-    from phf_ray.pipelines import estimate
-    from phf_ray.pipelines.blocks import plan_blocks
-    from phf_ray.pipelines.train import initial_model, starting_model
+    from phf_ray.blocks.plan import plan_blocks
+    from phf_ray.blocks.tokenizer import load_tokenizer
+    from phf_ray.models.shape import planned_shape
+    from phf_ray.training.estimate import describe_run
+    from phf_ray.training.speed import Speed, tried_speed
+    from phf_ray.training.start import initial_model, starting_model
+    from phf_ray.training.token_count import count_tokens
 
     tokenizer = load_tokenizer(config.tokenizer)
     corpora = [_absolute(source) for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     shape = planned_shape(starting, tokenizer=tokenizer)
-    speed: estimate.Speed | str
+    speed: Speed | str
     if arguments.tokens_per_s is not None:
         speed = (arguments.tokens_per_s, "as given by --tokens-per-s")
     else:
-        speed = estimate.tried_speed(
+        speed = tried_speed(
             config,
             shape=shape,
             build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
         )
-    tokens = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=config.dataset.weights)
+    tokens = count_tokens(blocks, tokenizer=tokenizer, weights=config.dataset.weights)
     print(f"run          {storage_path}/{arguments.run_name}")
-    for line in estimate.describe(config, plan=blocks, tokens=tokens, shape=shape, speed=speed):
+    for line in describe_run(config, plan=blocks, tokens=tokens, shape=shape, speed=speed):
         print(line)
 
 

@@ -12,16 +12,16 @@ Shapes: B sequences, S tokens, T = S - 1 targets (target t is token t + 1), V vo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phf_ray.config import Compat
 from phf_ray.errors import DataError
 
-Compat = Literal["korbak2023"] | None
 Floats = NDArray[np.float64]
 
 _LOGITS_AT_ONCE = 1 << 26

@@ -17,7 +17,7 @@ def run_on_ranks(function: Callable[[int], None], *, world_size: int, directory:
     job = partial(_on_rank, function, world_size, f"file://{directory}/rendezvous")
     # A server that has imported torch once and forks from there: a fresh interpreter each takes ten seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["phf_ray.training"])
+    context.set_forkserver_preload(["phf_ray.training.loop"])
     processes = [context.Process(target=job, args=(rank,), daemon=True) for rank in range(world_size)]
     for process in processes:
         process.start()

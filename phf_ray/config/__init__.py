@@ -8,14 +8,7 @@ meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
 from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Threshold
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
-from phf_ray.config.evaluation import (
-    Cadence,
-    GenerateKwargs,
-    GenerationConfig,
-    KLConfig,
-    MetricConfig,
-    Scenario,
-)
+from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
 from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
 from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig, RWRConfig, UnlikelihoodConfig
 from phf_ray.config.parsing import load_config, merge, parse_config

@@ -20,13 +20,7 @@ from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS, table_columns
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
-from phf_ray.corpus.streams import (
-    COMPRESSED,
-    UNREADABLE,
-    open_lines,
-    raise_if_passing,
-    skip_bytes,
-)
+from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing, skip_bytes
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
 from phf_ray.storage.files import open_filesystem

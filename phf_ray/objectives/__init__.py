@@ -1,123 +1,25 @@
-"""Objectives of pretraining with human preferences: MLE, Unlikelihood, RWR, AWR; filtering and conditional training are
-MLE on other blocks.
+"""Objectives of pretraining with human preferences: MLE, Unlikelihood, RWR, AWR, on one fused kernel.
 
-    objective = build_objective({"name": "Unlikelihood", "score_threshold": 0.0})
-    out = objective(hidden_BSD=..., head_VD=..., input_ids_BS=..., token_scores_BS=..., token_kinds_BS=...)
-    out.loss.backward()               # divide gradients by out.num_targets, summed over ranks and micro-batches
-    objective.summarize(out.metrics)  # {"loss": ..., "original_loss": ..., ...}
+In: hidden states, the head, token ids, kinds and scores of a micro-batch. Out: a loss, its normaliser, statistics.
+`base.py` says what an objective is, one file holds each rule, `fused.py` computes loss and gradients without ever
+holding (tokens x vocabulary). Importing this loads no torch. Open `base.py` first, then `mle.py`.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from phf_ray.exports import load_export
 
-from phf_ray.config import AWRConfig, MLEConfig, ObjectiveConfig, Quantile, RWRConfig, Threshold, UnlikelihoodConfig
-from phf_ray.errors import ConfigError
-from phf_ray.objectives.losses import (
-    AWR,
-    MLE,
-    RWR,
-    Compat,
-    Objective,
-    ObjectiveOutput,
-    RewardWeighting,
-    Rules,
-    Unlikelihood,
-)
-from phf_ray.objectives.statistics import Histogram, Statistics, all_reduce, combine, unpacked
-
-_ADAPTER: TypeAdapter[MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig] = TypeAdapter(ObjectiveConfig)
+_EXPORTS = {
+    "AWR": "awr",
+    "MLE": "mle",
+    "RWR": "rwr",
+    "Objective": "base",
+    "ObjectiveOutput": "base",
+    "Rules": "base",
+    "Unlikelihood": "unlikelihood",
+    "build_objective": "build",
+}
 
 
-def build_objective(
-    config: Mapping[str, Any] | BaseModel,
-    *,
-    compat: Compat | None = None,
-    unscored: Literal["mask", "mle"] = "mask",
-    reward_mean: float | None = None,
-    reward_std: float | None = None,
-) -> Objective:
-    """The objective of a config section. Thresholds must be numbers: quantiles are resolved by who knows the corpus.
-
-    reward_mean, reward_std: of the reward (minus the score) over the block manifest, for `reward_norm: zscore`.
-    unscored: `dataset.unscored`, what becomes of tokens without a score.
-    """
-    section = _parse(config)
-    rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat)
-    if isinstance(section, MLEConfig):
-        return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
-    if isinstance(section, UnlikelihoodConfig):
-        threshold = _number(section.score_threshold, key="score_threshold")
-        return Unlikelihood(rules, score_threshold=threshold, alpha=section.alpha)
-    weighting = _weighting(section, reward_mean=reward_mean, reward_std=reward_std)
-    if isinstance(section, RWRConfig):
-        return RWR(rules, weighting=weighting, normalise=section.normalise)
-    _check_awr(section, compat=compat)
-    return AWR(
-        rules,
-        weighting=weighting,
-        alpha=section.alpha,
-        fixed_value=section.fixed_value,
-        use_value_head=section.use_value_head,
-        normalize_advantage=section.normalize_advantage,
-    )
-
-
-def _weighting(
-    section: AWRConfig | RWRConfig, *, reward_mean: float | None, reward_std: float | None
-) -> RewardWeighting:
-    if section.reward_norm == "none":
-        return RewardWeighting(section.beta, section.clip_weight_max)
-    if reward_mean is None or reward_std is None:
-        raise ConfigError("objective.reward_norm: zscore needs reward_mean and reward_std of the block manifest")
-    if not reward_std > 0:
-        raise ConfigError(
-            f"objective.reward_norm: zscore, but the rewards' standard deviation is {reward_std}: all scores are "
-            "equal; use reward_norm: none"
-        )
-    return RewardWeighting(section.beta, section.clip_weight_max, reward_mean, reward_std)
-
-
-def _check_awr(section: AWRConfig, *, compat: Compat | None) -> None:
-    if compat is not None:
-        return
-    if section.alpha == 1:
-        raise ConfigError("objective AWR with alpha 1 trains no value head; use name: RWR")
-    # Values are minus a sigmoid, so the original's clip_value has nothing to clip; it is accepted under compat.
-    for key, default in (("use_value_head", True), ("normalize_advantage", False), ("clip_value", False)):
-        if getattr(section, key) != default:
-            raise ConfigError(f"objective.{key}: {str(not default).lower()} is for compat: korbak2023 only; remove it")
-
-
-def _parse(
-    config: Mapping[str, Any] | BaseModel,
-) -> MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig:
-    values = config.model_dump() if isinstance(config, BaseModel) else dict(config)
-    try:
-        return _ADAPTER.validate_python(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-        raise ConfigError(f"objective {values!r}: {problems}") from None
-
-
-def _number(threshold: Threshold | None, *, key: str) -> float | None:
-    if isinstance(threshold, Quantile):
-        raise ConfigError(
-            f"objective.{key} is the quantile {threshold.quantile} of a corpus; resolve it from the corpus manifest, "
-            "or write a number"
-        )
-    return threshold
-
-
-__all__ = [
-    "Histogram",
-    "Objective",
-    "ObjectiveOutput",
-    "Rules",
-    "Statistics",
-    "all_reduce",
-    "build_objective",
-    "combine",
-    "unpacked",
-]
+def __getattr__(name: str) -> Any:
+    return load_export(__name__, _EXPORTS, name)

@@ -1,7 +1,7 @@
-"""What an objective measures beside its loss, in a form that adds up over micro-batches, ranks and steps.
+"""What an objective measures besides its loss, in a form that adds up over micro-batches, ranks and steps.
 
-A statistic's name begins with how two of it become one: `sum/`, `min/` or `max/`. Ratios are taken once, at the end,
-from the totals (`Objective.summarize`), so no figure depends on how a batch was split.
+The name of a statistic begins with how two of it become one: `sum/`, `min/` or `max/`. Ratios are taken once, at the
+end, from the totals (`Objective.summarize`), so no figure depends on how a batch was split.
 """
 
 import math
@@ -49,7 +49,7 @@ def unpacked(packed: Tensor, *, like: Mapping[str, Tensor]) -> Statistics:
     return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
-class Histogram(TypedDict):
+class BinCounts(TypedDict):
     edges: list[float]
     """One more than counts."""
     counts: list[float]

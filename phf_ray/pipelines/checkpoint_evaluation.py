@@ -20,34 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.config import Config, GenerationConfig, KLConfig
+from phf_ray.config import Config
+from phf_ray.config.cadence import evaluation_steps
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 _RETRIES = 2
 """Of a task whose process or node died."""
-
-
-def due_steps(cadence: GenerationConfig | KLConfig, *, num_steps: int) -> frozenset[int]:
-    """Steps after which weights are evaluated: 0 is before the first, `num_steps` after the last."""
-    every = cadence.every_n_steps
-    steps = set() if every is None else set(range(every, num_steps + 1, every))
-    steps |= {step for step in cadence.force_call_on if 0 <= step <= num_steps}
-    if cadence.run_on_train_start:
-        steps.add(0)
-    if cadence.run_on_train_end:
-        # DIFFERS: ours evaluates the weights of the last step; original ends without (D-7).
-        steps.add(num_steps)
-    return frozenset(steps)
-
-
-def evaluation_steps(config: Config, *, num_steps: int) -> tuple[frozenset[int], frozenset[int]]:
-    """Steps with samples, and steps with KL; empty where the configuration has no scenario, or no reference."""
-    samples = due_steps(config.generation, num_steps=num_steps) if config.generation.scenario_configs else frozenset()
-    kl = config.kl_gpt3_callback
-    return samples, due_steps(kl, num_steps=num_steps) if kl.reference is not None else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +50,12 @@ class EvaluationJob:
     def cache(self) -> str:
         """Where the reference's texts are kept."""
         return str(RunDirectory(self.run_path).evaluations / "reference")
+
+
+def evaluations_beside(config: Config, run: RunDirectory, *, num_steps: int) -> "CheckpointEvaluations | None":
+    """The evaluations of a run's weights beside its training; None if the configuration asks for none."""
+    job = plan_evaluations(config, run, num_steps=num_steps)
+    return None if job is None else CheckpointEvaluations(run, job)
 
 
 def plan_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> EvaluationJob | None:

@@ -21,8 +21,9 @@ from phf_ray.generation import Completion, Engine, EngineSettings, GenerationReq
 from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
 from phf_ray.pipelines.evaluate import Arm, Plan, Probe, check_arm, described, draw_unit, make_plan, request_body
 from phf_ray.pipelines.kl import has_control_per_line, measure_kl, reference_texts, with_prefix
-from phf_ray.pipelines.runs import STEP, RunDirectory
 from phf_ray.report import ArmInfo, Evaluation, Sample, build_report, write_samples
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.runs.rows import STEP
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 

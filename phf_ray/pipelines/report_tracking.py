@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.measures.ngrams import ngrams_of
-from phf_ray.pipelines.runs import track_finished, wants_wandb
 from phf_ray.report import Evaluation, Sample, build_report, read_samples
+from phf_ray.runs.tracking import track_finished, wants_wandb
 
 _SCORES = ("score", "score_max", "score_max@25", "num_hits")
 _TEXTS = ("length", "distinct-", "entropy-", "Self-BLEU-", "compilability", "repetition", "pass@")

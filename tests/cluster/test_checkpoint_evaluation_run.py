@@ -17,12 +17,14 @@ from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.generation import GenerationRequest, generate, load_engine
 from phf_ray.pipelines.checkpoint_evaluation import CheckpointEvaluations, EvaluationJob, plan_evaluations
-from phf_ray.pipelines.estimate import evaluations
 from phf_ray.pipelines.evaluate import Arm, Options, ScoresServer, evaluate, run_here
 from phf_ray.pipelines.in_process import evaluate_weights
 from phf_ray.pipelines.kl import measure_kl, reference_texts
-from phf_ray.pipelines.runs import EVALUATION, STEP, RunDirectory, all_sample_tables, sample_tables
 from phf_ray.report import read_samples, recompute
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.runs.rows import EVALUATION, STEP
+from phf_ray.runs.samples import all_sample_tables, sample_tables
+from phf_ray.training.estimate import describe_evaluations
 from serve.api import build_app
 from serve.backends import Backend
 from serve.local import LocalModel as ServedModel
@@ -192,8 +194,8 @@ def test_evaluations_leave_no_trace_in_what_is_learned(finished):
 
 def test_the_plan_says_how_much_is_evaluated_beside_the_loop(tmp_path):
     config = parse_config(sections(tmp_path))
-    assert evaluations(config, NUM_STEPS) == "beside the loop: 30 samples at each of 4 steps, KL at 2 steps"
-    assert evaluations(parse_config({}), NUM_STEPS) == "none beside the loop"
+    assert describe_evaluations(config, NUM_STEPS) == "beside the loop: 30 samples at each of 4 steps, KL at 2 steps"
+    assert describe_evaluations(parse_config({}), NUM_STEPS) == "none beside the loop"
 
 
 # --- Interruptions and failures ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(600)
 

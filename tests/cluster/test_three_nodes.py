@@ -22,7 +22,7 @@ from train_runs import losses, metrics, write_inputs
 
 from phf_ray.config import parse_config
 from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.request import ScoringRequest
 

@@ -13,7 +13,7 @@ import pytest
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
 from jobs.train_lm import main
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -20,8 +20,8 @@ from tiny_models import tiny_tokenizer
 from train_runs import losses, metrics, write_corpus
 
 from jobs.train_lm import main
-from phf_ray.blocks import read_manifest
-from phf_ray.pipelines.runs import is_complete
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.runs.directory import is_complete
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -180,9 +180,9 @@ def test_weights_that_hardly_differ_are_reported_and_standardised_rewards_make_t
     (blocks,) = [
         path.parent
         for path in (folder / "runs" / "blocks").rglob("_SUCCESS")
-        if read_manifest(str(path.parent)).fingerprint == plan["blocks_hash"]
+        if read_block_manifest(str(path.parent)).fingerprint == plan["blocks_hash"]
     ]
-    scores = read_manifest(str(blocks)).token_scores
+    scores = read_block_manifest(str(blocks)).token_scores
     assert (plan["reward_mean"], plan["reward_std"]) == (-scores.mean, scores.std)
     row = next(row for row in metrics(sharp) if "train/loss" in row)
     # Scores are 0 and 0.1 alone: the smallest and largest weights are exp((R - mean) / std) of the two.

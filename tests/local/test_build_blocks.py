@@ -13,15 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_blocks import main
-from phf_ray import blocks
-from phf_ray.blocks import BlockOrder, BlockReader, is_held_out, read_held_out, read_manifest
+from phf_ray.blocks import group as blocks_group
+from phf_ray.blocks import plan as blocks_plan
+from phf_ray.blocks.build import build_blocks, build_here, ensure_blocks
+from phf_ray.blocks.group import build_group
+from phf_ray.blocks.held_out import is_held_out, read_held_out
+from phf_ray.blocks.manifest import SourceCorpus, read_block_manifest
+from phf_ray.blocks.on_ray import build_groups
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.packing import pack
+from phf_ray.blocks.plan import plan_blocks
+from phf_ray.blocks.reader import BlockReader
+from phf_ray.blocks.scorer_check import warn_of_other_scorers
+from phf_ray.blocks.settings import PackingConfig
+from phf_ray.blocks.thresholds import resolve_thresholds
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import Config, parse_config
 from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest, read_part
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.packing import PackingConfig, load_tokenizer, pack
-from phf_ray.pipelines import blocks as pipeline
-from phf_ray.pipelines.blocks import build_blocks, ensure_blocks, plan_blocks, resolve_thresholds, warn_of_other_scorers
 from phf_ray.records import ScorerIdentity, TokenKind
 from phf_ray.scorers.build import build_scorer
 
@@ -68,17 +78,10 @@ def scored(tmp_path) -> str:
     return str(tmp_path / "scored")
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(request, monkeypatch):
-    """Without Ray, unless the test asks for it, also where an earlier test has started it."""
-    if "local_ray" not in request.fixturenames:
-        monkeypatch.setattr("ray.is_initialized", lambda: False)
-
-
 @pytest.fixture
 def small_groups(monkeypatch):
     """Every part is a group."""
-    monkeypatch.setattr(pipeline, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(blocks_plan, "_GROUP_BYTES", 1)
 
 
 def files(root: str) -> dict[str, bytes]:
@@ -99,7 +102,7 @@ def all_blocks(root: str):
 
 def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups):
     config = configured(dataset=CONDITIONAL)
-    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path / "blocks"))
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path / "blocks"), builder=build_here)
     tokenizer = load_tokenizer(config.tokenizer)
     packing = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root="x").packing
     assert packing.conditional is not None
@@ -117,8 +120,8 @@ def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups)
 
 def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
     config = configured(dataset=CONDITIONAL | {"filter_threshold": 0.004, "held_out_fraction": 0.2})
-    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
-    manifest = read_manifest(root)
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    manifest = read_block_manifest(root)
     _, scores, kinds = all_blocks(root)
     rows = rows_of(repeats=3)
     held_out = [row for row in rows if is_held_out(row["id"], 0.2)]
@@ -151,7 +154,7 @@ def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
 
 def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
     config = configured(dataset={"held_out_fraction": 0.3})
-    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here)
     held_out = list(read_held_out(root))
     expected = [document for document in read_corpus(scored) if is_held_out(document.id, 0.3)]
     assert [(one.id, one.texts, one.scores) for one in held_out] == [
@@ -172,7 +175,7 @@ def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, sma
     dataset = {"mle": {}, "filtering": {"filter_threshold": 0.0005}, "conditional": CONDITIONAL}[case]
     config = configured(dataset=dataset, compat="korbak2023")
     corpora = [str(tmp_path / "scored")]
-    root = ensure_blocks(config, corpora=corpora, tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    root = ensure_blocks(config, corpora=corpora, output_root=str(tmp_path), builder=build_here)
     ids, scores, _ = all_blocks(root)
     expected = GOLDEN["cases"][case]["blocks"]
     assert ids.tolist() == [block["input_ids"] for block in expected]
@@ -182,8 +185,8 @@ def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, sma
 def test_several_corpora_share_a_folder_and_can_be_weighed(scored, tmp_path):
     write_part(tmp_path / "other" / "part-0.parquet", rows_of(repeats=1)[:6])
     corpora = [scored, str(tmp_path / "other")]
-    root = ensure_blocks(configured(), corpora=corpora, tokenizer_dir_or_name=None, output_root=str(tmp_path))
-    manifest = read_manifest(root)
+    root = ensure_blocks(configured(), corpora=corpora, output_root=str(tmp_path), builder=build_here)
+    manifest = read_block_manifest(root)
     assert [one.name for one in manifest.corpora] == ["scored", "other"]
     assert {shard.corpus for shard in manifest.shards} == {0, 1}
     places = BlockOrder(manifest, seed=0, weights=(1, 3)).locate(0, 1024)
@@ -201,10 +204,7 @@ def test_ray_builds_the_same_bytes_as_one_process(scored, tmp_path, small_groups
     for name in ("by-ray", "alone"):
         plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / name))
         assert len(plan.groups) == 3
-        if name == "alone":
-            for group in plan.groups:
-                pipeline.build_group(plan, group, tokenizer=tokenizer)
-        roots.append(build_blocks(plan, tokenizer=tokenizer))
+        roots.append(build_blocks(plan, tokenizer=tokenizer, builder=build_groups if name == "by-ray" else build_here))
     by_ray, alone = (files(root) for root in roots)
     assert by_ray == alone
     assert len([name for name in by_ray if name.startswith("shard-")]) == 3
@@ -218,15 +218,15 @@ def test_an_error_in_a_task_reaches_the_caller_as_itself(scored, tmp_path, small
     plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path))
     shutil.copy(tmp_path / "bad.parquet", f"{scored}/part-00002.parquet")
     with pytest.raises(DataError, match="segments must be strings"):
-        build_blocks(plan, tokenizer=tokenizer)
+        build_blocks(plan, tokenizer=tokenizer, builder=build_groups)
     assert not list(Path(tmp_path).glob("blocks-*/_SUCCESS"))
 
 
 def test_finished_blocks_are_reused(scored, tmp_path, monkeypatch):
     config = configured()
-    arguments = {"corpora": [scored], "tokenizer_dir_or_name": None, "output_root": str(tmp_path)}
+    arguments = {"corpora": [scored], "builder": build_here, "output_root": str(tmp_path)}
     root = ensure_blocks(config, **arguments)
-    monkeypatch.setattr(pipeline, "build_group", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(blocks_group, "build_group", lambda *_, **__: pytest.fail("built again"))
     assert ensure_blocks(config, **arguments) == root
     # What the blocks do not depend on makes no new ones.
     other = configured(training={"seed": 7, "learning_rate": 1.0}, objective={"name": "RWR"})
@@ -266,9 +266,9 @@ def test_after_a_crash_only_what_is_missing_is_built(scored, tmp_path, small_gro
     config = configured()
     tokenizer = load_tokenizer(config.tokenizer)
     plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "one"))
-    expected = files(build_blocks(plan, tokenizer=tokenizer))
+    expected = files(build_blocks(plan, tokenizer=tokenizer, builder=build_here))
     built = []
-    build = pipeline.build_group
+    build = build_group
 
     def dying(plan, group, *, tokenizer):
         if len(built) == 2:
@@ -277,13 +277,13 @@ def test_after_a_crash_only_what_is_missing_is_built(scored, tmp_path, small_gro
         return build(plan, group, tokenizer=tokenizer)
 
     plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "two"))
-    monkeypatch.setattr(pipeline, "build_group", dying)
+    monkeypatch.setattr(blocks_group, "build_group", dying)
     with pytest.raises(KeyboardInterrupt):
-        build_blocks(plan, tokenizer=tokenizer)
+        build_blocks(plan, tokenizer=tokenizer, builder=build_here)
     with pytest.raises(DataError, match="_SUCCESS is missing"):
-        read_manifest(plan.root)
+        read_block_manifest(plan.root)
     built.clear()
-    assert files(build_blocks(plan, tokenizer=tokenizer)) == expected
+    assert files(build_blocks(plan, tokenizer=tokenizer, builder=build_here)) == expected
     assert built == [2]
 
 
@@ -303,12 +303,12 @@ def test_two_builders_at_once_make_one_sound_folder(scored, tmp_path, small_grou
     for thread in threads:
         thread.join()
     alone = plan_blocks(config, corpora=[scored], tokenizer=tokenizers[0], output_root=str(tmp_path / "alone"))
-    assert files(plans[0].root) == files(build_blocks(alone, tokenizer=tokenizers[0]))
+    assert files(plans[0].root) == files(build_blocks(alone, tokenizer=tokenizers[0], builder=build_here))
 
 
 def test_blocks_are_read_back_through_their_order(scored, tmp_path):
-    root = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
-    manifest = read_manifest(root)
+    root = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    manifest = read_block_manifest(root)
     reader = BlockReader(root, order=BlockOrder(manifest, seed=1))
     stored, _, _ = all_blocks(root)
     total = manifest.num_blocks
@@ -319,9 +319,9 @@ def test_blocks_are_read_back_through_their_order(scored, tmp_path):
 
 def test_blocks_can_be_built_and_read_by_url(scored, tmp_path):
     output = "memory://token-blocks-by-url"
-    root = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=output)
-    local = ensure_blocks(configured(), corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
-    read = [BlockReader(one, order=BlockOrder(read_manifest(one), seed=0)).read(0, 50) for one in (root, local)]
+    root = ensure_blocks(configured(), corpora=[scored], output_root=output, builder=build_here)
+    local = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    read = [BlockReader(one, order=BlockOrder(read_block_manifest(one), seed=0)).read(0, 50) for one in (root, local)]
     assert root.startswith(output)
     assert read[0].input_ids.tolist() == read[1].input_ids.tolist()
 
@@ -349,7 +349,7 @@ def test_quantiles_are_of_segments_and_for_filtering_of_documents(scored):
 
 def test_a_share_far_from_half_is_warned_of(scored, tmp_path, caplog):
     config = configured(dataset={"filter_threshold": 1.0})
-    ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+    ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["100.0% of the documents are kept by threshold 1"]
 
@@ -368,7 +368,7 @@ def scored_by(identity: ScorerIdentity, folder: Path) -> str:
 
 def warnings_about_scorers(config: Config, corpora: list[str], *, output: Path, caplog) -> list[str]:
     caplog.clear()
-    ensure_blocks(config, corpora=corpora, tokenizer_dir_or_name=None, output_root=str(output))
+    ensure_blocks(config, corpora=corpora, output_root=str(output), builder=build_here)
     return [record.getMessage() for record in caplog.records if "ANOTHER SCORER" in record.getMessage()]
 
 
@@ -400,7 +400,7 @@ def test_a_corpus_of_another_toxicity_model_is_warned_of_without_loading_any(tmp
 
     def warned(*, weights: str, **settings: Any) -> list[str]:
         caplog.clear()
-        one = blocks.Corpus(
+        one = SourceCorpus(
             name="old", fingerprint="", scorer={**identity, "weights_hash": weights}, segmenter="sentences"
         )
         scorer = {"class_name": "DetoxifyToxicityScorer", **settings}
@@ -422,22 +422,16 @@ def test_a_corpus_of_another_toxicity_model_is_warned_of_without_loading_any(tmp
 def test_a_corpus_of_which_nothing_is_left_is_refused_and_leaves_nothing_finished(scored, tmp_path):
     config = configured(dataset={"filter_threshold": -1.0})
     with pytest.raises(DataError, match=r'no document of scored is left.*"filtered": 36.*filter_threshold'):
-        ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=None, output_root=str(tmp_path / "out"))
+        ensure_blocks(config, corpora=[scored], output_root=str(tmp_path / "out"), builder=build_here)
     assert not list((tmp_path / "out").rglob("_SUCCESS"))
     assert not list((tmp_path / "out").rglob("manifest.json"))
 
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no scored corpus"):
-        ensure_blocks(configured(), corpora=[str(tmp_path)], tokenizer_dir_or_name=None, output_root=str(tmp_path))
+        ensure_blocks(configured(), corpora=[str(tmp_path)], output_root=str(tmp_path), builder=build_here)
     with pytest.raises(ConfigError, match="give --corpus"):
-        ensure_blocks(configured(), corpora=[], tokenizer_dir_or_name=None, output_root=str(tmp_path))
-
-
-def test_the_tokenizer_can_be_given_beside_the_configuration(scored, tmp_path):
-    config = configured(tokenizer="no/such-one")
-    root = ensure_blocks(config, corpora=[scored], tokenizer_dir_or_name=TOKENIZER, output_root=str(tmp_path))
-    assert read_manifest(root).num_blocks > 0
+        ensure_blocks(configured(), corpora=[], output_root=str(tmp_path), builder=build_here)
 
 
 # ----------------------------------------------------------------------------------------------------------------- job
@@ -454,7 +448,7 @@ def test_the_job_builds_prints_the_folder_and_resumes(scored, tmp_path, local_ra
     assert main(command) == 0
     root = capsys.readouterr().out.splitlines()[-1]
     assert root == planned[-1] == str(next((tmp_path / "blocks").iterdir()))
-    assert read_manifest(root).sequence_length == 64
+    assert read_block_manifest(root).sequence_length == 64
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == root
 

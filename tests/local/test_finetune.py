@@ -12,8 +12,10 @@ from train_runs import SEQ_LENGTH, arguments, losses, metrics, run_folder, write
 from transformers import AutoModelForCausalLM
 
 from jobs.train_lm import main
-from phf_ray.blocks import BlockOrder, BlockReader, read_manifest
-from phf_ray.models import VALUE_HEAD_FILE, VALUE_HEAD_KEY
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.reader import BlockReader
+from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -46,7 +48,7 @@ def expected_losses(checkpoint: Path, run: Path, *, steps: int) -> list[float]:
     """Likelihood losses of the weights of a checkpoint on the blocks after the first part."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     (blocks,) = (run.parent / "blocks").iterdir()
-    order = BlockOrder(read_manifest(str(blocks)), seed=42)
+    order = BlockOrder(read_block_manifest(str(blocks)), seed=42)
     reader = BlockReader(str(blocks), order=order)
     begin = order.position_after(FIRST_TOKENS)
     assert order.source_tokens_before(begin) == pytest.approx(FIRST_TOKENS, abs=SEQ_LENGTH)

@@ -13,13 +13,13 @@ from evaluation_server import Server, listening
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
 from jobs.evaluate_lm import _check_kl, _with_kl
+from phf_ray.blocks.segment_tokens import owners_of_tokens
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.generation import Engine, EngineSettings
 from phf_ray.http.client import Client, RefusedError
 from phf_ray.kl import encode, text_logprobs
-from phf_ray.packing import _owners
 from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
 from phf_ray.pipelines.evaluate import Arm
 from phf_ray.pipelines.in_process import evaluate_weights
@@ -32,7 +32,7 @@ from phf_ray.pipelines.kl import (
     measure_kl,
     reference_texts,
 )
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 from serve.api import build_app
 from serve.backends import Backend
 from serve.local import LocalModel
@@ -196,7 +196,7 @@ def test_lines_begin_where_packing_says():
         if not text:
             continue
         encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        owners = _owners(encoding, text.splitlines(keepends=True))
+        owners = owners_of_tokens(encoding, text.splitlines(keepends=True))
         expected = [0, *[i for i in range(1, len(owners)) if owners[i] != owners[i - 1]]]
         assert line_starts(text, [begin for begin, _ in encoding.offsets]) == expected, repr(text)
         compared += len(expected)

@@ -25,31 +25,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wandb_runs import end_tracker, logged_rows, records
 
 from jobs.train_lm import main
-from phf_ray.blocks import Mixture, read_manifest
+from phf_ray.blocks.build import build_blocks, build_here
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.blocks.mixture import Mixture
+from phf_ray.blocks.plan import plan_blocks
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import load_checkpoint
-from phf_ray.packing import load_tokenizer
-from phf_ray.pipelines import estimate
-from phf_ray.pipelines.blocks import build_blocks, plan_blocks
+from phf_ray.models.loading import load_checkpoint
 from phf_ray.pipelines.checkpoint_evaluation import CheckpointEvaluations, EvaluationJob
-from phf_ray.pipelines.runs import RunDirectory
-from phf_ray.pipelines.train import (
-    EffectiveSampleWarning,
-    Plan,
-    _hand_out,
-    _of_a_worker,
-    _Saver,
-    _warn_if_too_large,
-    _Worker,
-    choose_held_out,
-    encode_held_out,
-    initial_model,
-    make_plan,
-    trained_control,
-)
 from phf_ray.records import ScoredDocument
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.training import token_count
+from phf_ray.training.driver import EffectiveSampleWarning
+from phf_ray.training.held_out_documents import choose_held_out, encode_held_out
+from phf_ray.training.on_ray import _of_a_worker, _warn_if_too_large
+from phf_ray.training.plan import TrainingPlan, plan_training
+from phf_ray.training.saving import Saver
+from phf_ray.training.start import initial_model, trained_control
+from phf_ray.training.worker import TrainingWorker, _hand_out
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -164,7 +159,7 @@ def test_a_finished_run_is_pushed_once_where_that_is_asked_for(finished, monkeyp
         pushed.append((checkpoint, repository, private))
         return f"https://hub.example/{repository}"
 
-    monkeypatch.setattr("phf_ray.pipelines.hub.push_to_hub", push)
+    monkeypatch.setattr("phf_ray.training.hub.push_to_hub", push)
     overrides = ("training.push_to_hub=true", "training.hub_model_id=owner/model")
     for _ in range(2):
         assert main(arguments(finished, *overrides, name="pushed")) == 0
@@ -416,16 +411,16 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
 
     manifests = {}
 
-    def planned(*corpora: str, weights: list[int] | None = None) -> Plan:
+    def planned(*corpora: str, weights: list[int] | None = None) -> TrainingPlan:
         paths = [str(tmp_path / name) for name in corpora]
         config = load_config(task, overrides=[f"dataset.datasets={paths}", f"dataset.weights={weights or 'null'}"])
         tokenizer = load_tokenizer(config.tokenizer)
         blocks = plan_blocks(config, corpora=paths, tokenizer=tokenizer, output_root=str(tmp_path / "blocks"))
-        counted = estimate.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
-        manifest = read_manifest(build_blocks(blocks, tokenizer=tokenizer))
+        counted = token_count.count_tokens(blocks, tokenizer=tokenizer, weights=weights)
+        manifest = read_block_manifest(build_blocks(blocks, tokenizer=tokenizer, builder=build_here))
         assert counted.mixture == Mixture.of(manifest, weights), "counted ahead as they are built"
         manifests[corpora[0]] = manifest
-        return make_plan(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
+        return plan_training(config, manifest=manifest, objective_threshold=None, checkpoint_path=None)
 
     both = planned("scored", "short", weights=[0, 1])
     alone = planned("short")
@@ -441,9 +436,11 @@ def test_a_corpus_that_has_all_the_weight_is_planned_as_if_it_were_alone(tmp_pat
 def test_workers_that_would_compute_padding_are_told_of_when_a_run_is_planned(finished, caplog):
     (built,) = {path.parent for path in run_folder(finished, "blocks").rglob("_SUCCESS")}
 
-    def plan(*overrides: str) -> Plan:
+    def plan(*overrides: str) -> TrainingPlan:
         config = load_config(finished, overrides=list(overrides))
-        return make_plan(config, manifest=read_manifest(str(built)), objective_threshold=None, checkpoint_path=None)
+        return plan_training(
+            config, manifest=read_block_manifest(str(built)), objective_threshold=None, checkpoint_path=None
+        )
 
     plan("training.num_workers=4")
     assert not caplog.records
@@ -493,7 +490,7 @@ def test_a_checkpoint_is_written_beside_the_loop_and_the_next_one_waits_for_it()
         assert gate.wait(60)
         written.append("first")
 
-    saver = _Saver()
+    saver = Saver()
     saver.submit(blocked)
     assert not written, "submit returned while the first was under way"
     threading.Timer(0.2, gate.set).start()
@@ -507,7 +504,7 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_or_at_th
     def fails() -> None:
         raise OSError("no space left on device")
 
-    saver, written = _Saver(), []
+    saver, written = Saver(), []
     saver.submit(fails)
     with pytest.raises(OSError, match="no space left"):
         saver.submit(lambda: written.append("second"))
@@ -531,8 +528,8 @@ def test_an_error_of_one_saver_is_raised_after_the_other_has_written():
         assert gate.wait(60)
         written.append("checkpoint")
 
-    worker = object.__new__(_Worker)
-    worker._saver, worker._weights_saver = _Saver(), _Saver()
+    worker = object.__new__(TrainingWorker)
+    worker._saver, worker._weights_saver = Saver(), Saver()
     worker._saver.submit(blocked)
     worker._weights_saver.submit(fails)
     worker._train = lambda: threading.Timer(0.2, gate.set).start()

@@ -11,27 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf_ray.blocks import (
+from phf_ray.blocks import reader as blocks_reader
+from phf_ray.blocks.held_out import encode_documents, held_out_name, is_held_out, read_held_out
+from phf_ray.blocks.manifest import (
     FORMAT,
-    SHARD_BYTES,
-    BlockOrder,
-    BlockReader,
-    Corpus,
+    BlockManifest,
     CorpusTokens,
-    Manifest,
-    Mixture,
     Shard,
+    SourceCorpus,
     TokenScores,
-    blocks_per_shard,
-    decode_shard,
-    encode_documents,
-    encode_shard,
-    held_out_name,
-    is_held_out,
-    read_held_out,
-    read_manifest,
-    shard_name,
+    read_block_file,
+    read_block_manifest,
 )
+from phf_ray.blocks.mixture import Mixture
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.reader import BlockReader
+from phf_ray.blocks.shards import SHARD_BYTES, blocks_per_shard, decode_shard, encode_shard, shard_name
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import ScoredDocument, TokenBlock
 
@@ -54,10 +49,10 @@ def manifest_of(groups: list[list[int]], *, corpus_of_group: list[int] | None = 
         for index, count in enumerate(counts)
     )
     corpora = tuple(
-        Corpus(name=f"corpus-{number}", fingerprint=str(number), scorer={}, segmenter="lines")
+        SourceCorpus(name=f"corpus-{number}", fingerprint=str(number), scorer={}, segmenter="lines")
         for number in sorted(set(corpus_of_group))
     )
-    return Manifest(
+    return BlockManifest(
         format=FORMAT,
         fingerprint="0" * 32,
         sequence_length=LENGTH,
@@ -84,7 +79,7 @@ def block_of(number: int) -> TokenBlock:
     )
 
 
-def write(root: str, manifest: Manifest) -> None:
+def write(root: str, manifest: BlockManifest) -> None:
     """Blocks numbered through all shards."""
     filesystem, inner = fsspec.core.url_to_fs(root)
     filesystem.makedirs(inner, exist_ok=True)
@@ -270,7 +265,7 @@ def test_the_reader_gives_the_blocks_of_the_order_at_any_place(tmp_path, root, s
     root = root or str(tmp_path)
     manifest = manifest_of([[7, 5], [], [9]])
     write(root, manifest)
-    order = BlockOrder(read_manifest(root), seed=4)
+    order = BlockOrder(read_block_manifest(root), seed=4)
     reader = BlockReader(root, order=order)
     for begin, end in ((0, 21), (18, 30), (3, 4), (100, 142), (5, 5)):
         blocks = reader.read(begin, end)
@@ -284,13 +279,11 @@ def test_the_reader_gives_the_blocks_of_the_order_at_any_place(tmp_path, root, s
 
 
 def test_reading_in_order_opens_each_shard_once_an_epoch(tmp_path, monkeypatch):
-    import phf_ray.blocks
-
     manifest = manifest_of([[20]] * 5)
     write(str(tmp_path), manifest)
     opened = []
-    read = phf_ray.blocks._read
-    monkeypatch.setattr(phf_ray.blocks, "_read", lambda path: opened.append(path) or read(path))
+    read = read_block_file
+    monkeypatch.setattr(blocks_reader, "read_block_file", lambda path: opened.append(path) or read(path))
     reader = BlockReader(str(tmp_path), order=BlockOrder(manifest, seed=0))
     for begin in range(0, 100, 4):
         reader.read(begin, begin + 4)
@@ -302,7 +295,7 @@ def test_a_folder_without_success_is_not_read(tmp_path):
     write(str(tmp_path), manifest_of([[1]]))
     (tmp_path / "_SUCCESS").unlink()
     with pytest.raises(DataError, match=r"_SUCCESS is missing.*run jobs\.build_blocks again"):
-        read_manifest(str(tmp_path))
+        read_block_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", [{"format": FORMAT + 1}, {"shards": "none"}, {"unknown": 1}])
@@ -311,7 +304,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path, damage):
     values = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(values | damage))
     with pytest.raises(DataError, match="build them again"):
-        read_manifest(str(tmp_path))
+        read_block_manifest(str(tmp_path))
 
 
 def test_a_damaged_shard_is_named(tmp_path):

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 from tiny_models import write_checkpoint
 
+from phf_ray import generation
 from phf_ray.config import GenerationConfig, KLConfig, load_config, parse_config
+from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.errors import ConfigError
 from phf_ray.pipelines import in_process
 from phf_ray.pipelines.checkpoint_evaluation import (
     EvaluationJob,
     _check_prefix,
     _resolved_reference,
-    due_steps,
-    evaluation_steps,
     plan_evaluations,
 )
-from phf_ray.pipelines.runs import EVALUATION, STEP, Follower, RunDirectory
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.runs.following import Follower
+from phf_ray.runs.rows import EVALUATION, STEP
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -219,7 +221,7 @@ def test_an_evaluation_without_a_gpu_scores_on_a_cpu(run, monkeypatch, num_gpus,
     def load_on_a_cpu(directory, *, settings):
         return load_engine(directory)
 
-    load_engine = in_process.load_engine
+    load_engine = generation.load_engine
     monkeypatch.setattr(in_process, "load_engine", load_on_a_cpu)
     monkeypatch.setattr(in_process, "ScoringProcess", stop)
     run.hand_out_weights(7, write_checkpoint)

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from phf_ray.config import Config, Quantile, load_config
-from phf_ray.models import planned_shape
+from phf_ray.models.shape import planned_shape
 from phf_ray.pipelines import __file__ as anchor
-from phf_ray.pipelines.estimate import memory_per_device
+from phf_ray.training.memory import memory_per_device
 
 CONFIGS = Path(anchor).parents[2] / "configs"
 TASKS = ("toxicity", "pii", "pep8")

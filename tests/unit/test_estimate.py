@@ -6,12 +6,18 @@ from test_models import GPT2, LLAMA_LIKE, VALUE_HEAD, config_for, pretrained, sa
 from tiny_models import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phf_ray.blocks import CorpusTokens, Mixture
+from phf_ray.blocks.manifest import CorpusTokens
+from phf_ray.blocks.mixture import Mixture
+from phf_ray.blocks.plan import BlockPlan
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import LanguageModel, build_model, planned_shape, shape_of
-from phf_ray.pipelines.blocks import BlockPlan
-from phf_ray.pipelines.estimate import TokenCount, describe, measured_tokens_per_s, memory_per_device, tried_speed
+from phf_ray.models.build import build_model
+from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.shape import planned_shape, shape_of
+from phf_ray.training.estimate import describe_run
+from phf_ray.training.memory import memory_per_device
+from phf_ray.training.speed import measured_tokens_per_s, tried_speed
+from phf_ray.training.token_count import TokenCount
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def counted(num_blocks: int, num_content_tokens: int, num_tokens: int, *, is_exa
 
 
 def lines_of(config, *, tokens, speed=(100.0, "as given")):
-    lines = describe(config, plan=plan(), tokens=tokens, shape=shape(), speed=speed)
+    lines = describe_run(config, plan=plan(), tokens=tokens, shape=shape(), speed=speed)
     return {key: text.strip() for key, _, text in (line.partition(" ") for line in lines)}
 
 
@@ -164,13 +170,13 @@ def test_a_trial_that_runs_out_of_memory_leaves_the_time_unknown(monkeypatch):
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("phf_ray.pipelines.estimate.measured_tokens_per_s", fails)
+    monkeypatch.setattr("phf_ray.training.speed.measured_tokens_per_s", fails)
     assert tried_speed(settings(), shape=shape(), build=lambda: None) == "a trial on one GPU ran out of memory"
 
 
 def test_a_trial_trains_with_the_layers_of_the_run(monkeypatch):
     model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0)
-    monkeypatch.setattr("phf_ray.pipelines.estimate.PROBE_S", 0.0)
+    monkeypatch.setattr("phf_ray.training.speed.PROBE_S", 0.0)
     config = settings(document_mask=True, gradient_checkpointing=True, num_workers=2)
     speed, origin = tried_speed(config, shape=shape(), build=lambda: model)
     assert speed > 0
@@ -181,7 +187,7 @@ def test_a_trial_trains_with_the_layers_of_the_run(monkeypatch):
 
 def test_workers_that_compute_padding_are_told_and_do_not_count_as_speed(monkeypatch):
     """64 sequences in micro-batches of 16 are work for four of eight workers; of 8, for all."""
-    monkeypatch.setattr("phf_ray.pipelines.estimate.measured_tokens_per_s", lambda *_: 100.0)
+    monkeypatch.setattr("phf_ray.training.speed.measured_tokens_per_s", lambda *_: 100.0)
     tokens = counted(100, 600, 700, is_exact=True)
     sizes = {"num_tokens": 12000, "effective_batch_size": 64, "num_workers": 8}
     half = settings(**sizes, per_device_train_batch_size=16)

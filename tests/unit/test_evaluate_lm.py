@@ -11,7 +11,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.pipelines.evaluate import Options, read_prompts
-from phf_ray.pipelines.runs import RunDirectory
+from phf_ray.runs.directory import RunDirectory
 
 
 def write_model(directory, *, control=False):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phf_ray.errors import ConfigError, IncompleteError
-from phf_ray.pipelines.hub import push_to_hub
+from phf_ray.training.hub import push_to_hub
 
 
 class Hub(ThreadingHTTPServer):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tiny_models import GOOD, tiny_tokenizer
 
+from phf_ray.blocks.packing import pack
+from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.config import parse_config
-from phf_ray.packing import ConditionalTraining, PackingConfig, pack
-from phf_ray.pipelines.inspection import MAX_SPANS, SPAN_TOKENS, Inspector, cosine_and_norms, cut_spans, inspect
 from phf_ray.records import ScoredDocument, TokenKind
+from phf_ray.training.inspection import MAX_SPANS, SPAN_TOKENS, Inspector, cosine_and_norms, cut_spans, inspect
 
 METRICS = {"metrics_configs": [{"class_name": "Length"}, {"class_name": "NGramStats", "n": 1}]}
 TEXTS = ("x = 1\n", "y = 2;\n")
@@ -96,7 +97,7 @@ def test_a_scorer_that_can_not_be_built_is_reported_and_ends_nothing(tokenizer, 
 
 def test_the_inspector_leaves_the_gpu_to_the_loop(tokenizer, monkeypatch):
     built = []
-    monkeypatch.setattr("phf_ray.pipelines.inspection.ScoringProcess", built.append)
+    monkeypatch.setattr("phf_ray.training.inspection.ScoringProcess", built.append)
     config = parse_config({"scoring": {"scorers": [{"class_name": "DetoxifyToxicityScorer"}]}})
     inspector = Inspector(config, tokenizer)
     inspector.submit(spans_of([document()], tokenizer), counters={})

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from phf_ray.checkpoint import CheckpointInfo, Control, write_info
 from phf_ray.config import parse_config
-from phf_ray.pipelines.model_card import model_card
+from phf_ray.models.card import model_card
 
 INFO = CheckpointInfo(
     task="pep8",

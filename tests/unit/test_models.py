@@ -16,15 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import (
-    LanguageModel,
-    build_model,
-    document_positions,
-    load_checkpoint,
-    save_checkpoint,
-    transformer_blocks,
-)
-from phf_ray.objectives import build_objective
+from phf_ray.models.build import build_model
+from phf_ray.models.language_model import LanguageModel, document_positions, transformer_blocks
+from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.saving import save_checkpoint
+from phf_ray.objectives.build import build_objective
 from phf_ray.records import TokenKind
 
 LLAMA_LIKE = {

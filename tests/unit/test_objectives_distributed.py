@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.config import ModelConfig
-from phf_ray.models import build_model, transformer_blocks
-from phf_ray.objectives import build_objective
+from phf_ray.models.build import build_model
+from phf_ray.models.language_model import transformer_blocks
+from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.statistics import all_reduce, combine
 from phf_ray.records import TokenKind
 

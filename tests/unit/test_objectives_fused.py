@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from phf_ray.objectives import build_objective
+from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.fused import fused_linear_loss
 
 NUM_TOKENS, WIDTH, VOCABULARY = 23, 6, 13

@@ -10,7 +10,7 @@ import torch
 
 from phf_ray.config import Quantile, UnlikelihoodConfig
 from phf_ray.errors import ConfigError
-from phf_ray.objectives import build_objective
+from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.statistics import NUM_BINS, combine, counts_by_bin, weight_edges, weight_places
 from phf_ray.records import TokenKind
 

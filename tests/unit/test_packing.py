@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from phf_ray.blocks.packing import pack
+from phf_ray.blocks.segment_tokens import is_control_dropped
+from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
+from phf_ray.blocks.stats import QUANTILE_RELATIVE_ERROR, PackingStats
+from phf_ray.blocks.thresholds import resolve_threshold
+from phf_ray.blocks.tokenizer import load_tokenizer, tokenizer_hash
 from phf_ray.config import Quantile, TokenizerConfig
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.packing import (
-    QUANTILE_RELATIVE_ERROR,
-    ConditionalTraining,
-    PackingConfig,
-    PackingStats,
-    is_control_dropped,
-    load_tokenizer,
-    pack,
-    resolve_threshold,
-    tokenizer_hash,
-)
 from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,7 +9,6 @@ from wandb_runs import end_tracker, logged_rows, records
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
 from phf_ray.pipelines.report_tracking import arm_rows, track_report
-from phf_ray.pipelines.runs import _FINISHED_STEPS
 from phf_ray.report import (
     ArmInfo,
     Evaluation,
@@ -23,6 +22,7 @@ from phf_ray.report import (
     build_report,
     write_report,
 )
+from phf_ray.runs.tracking import _FINISHED_STEPS
 
 ATTACK = RedTeamInfo(
     attacker="red",

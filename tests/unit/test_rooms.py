@@ -37,19 +37,7 @@ EDGES = {
 }
 """Room -> rooms that it may import besides the ground. Direct, not inherited; `a.b`: only that part of a room."""
 EDGES["rollouts"] = {*EDGES} - {"serve"}
-LEGACY = {
-    "blocks",
-    "packing",
-    "models",
-    "training",
-    "generation",
-    "kl",
-    "attack",
-    "execution",
-    "execution_child",
-    "report",
-    "pipelines",
-}
+LEGACY = {"generation", "kl", "attack", "execution", "execution_child", "report", "pipelines"}
 """Modules that have not moved into their rooms yet."""
 
 # Library -> where it may be imported, as prefixes of module names. Lazily imported counts, too.

@@ -13,19 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.pipelines.runs import (
-    COMPLETE,
-    EVALUATION,
-    STEP,
-    Follower,
-    ProgressLines,
-    RunDirectory,
-    WandbTracker,
-    all_sample_tables,
-    is_complete,
-    start_tracker,
-    wants_wandb,
-)
+from phf_ray.runs.directory import COMPLETE, RunDirectory, is_complete
+from phf_ray.runs.following import Follower, ProgressLines
+from phf_ray.runs.rows import EVALUATION, STEP
+from phf_ray.runs.samples import all_sample_tables
+from phf_ray.runs.tracking import WandbTracker, start_tracker, wants_wandb
 
 CONFIG = {
     "dataset": {"datasets": ("scored",), "seq_length": 128},
@@ -237,7 +229,7 @@ def test_one_who_fails_is_left_out_and_the_others_get_every_row(run, caplog):
 
 
 def test_one_who_hangs_does_not_hold_the_run(run, monkeypatch, caplog):
-    monkeypatch.setattr("phf_ray.pipelines.runs._LAST_ROWS_S", 0.1)
+    monkeypatch.setattr("phf_ray.runs.following._LAST_ROWS_S", 0.1)
     released = threading.Event()
     with Follower(run, [lambda _row: released.wait()], poll_s=0.01):
         run.append_metrics({STEP: 1, "train/loss": 1.0})

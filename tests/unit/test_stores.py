@@ -8,8 +8,7 @@ from phf_ray.corpus.layout import is_scored_corpus
 from phf_ray.corpus.reader import list_parts, read_corpus_manifest
 from phf_ray.corpus.writer import PartWriter
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.report import write_file
-from phf_ray.storage.files import full_name, open_filesystem
+from phf_ray.storage.files import full_name, open_filesystem, write_file
 
 pytestmark = pytest.mark.skipif(
     fsspec.get_filesystem_class("s3").__module__ != "phf_ray.storage.object_stores", reason="s3fs is installed"

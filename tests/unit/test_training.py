@@ -12,44 +12,23 @@ import torch
 from ranks import run_on_ranks
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 
-from phf_ray import training
-from phf_ray.blocks import BlockArrays
+from phf_ray.blocks.shards import BlockArrays
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models import LanguageModel, ValueHead
-from phf_ray.objectives import build_objective
+from phf_ray.models.heads import ValueHead
+from phf_ray.models.language_model import LanguageModel
+from phf_ray.objectives.build import build_objective
 from phf_ray.records import TokenKind
-from phf_ray.training import (
-    CheckpointDue,
-    DataShare,
-    EncodedDocument,
-    InspectionDue,
-    LoopSettings,
-    MicroBatch,
-    NonFinite,
-    Row,
-    Schedule,
-    StepSettings,
-    TrainState,
-    WeightsDue,
-    build_optimizer,
-    fitting_micro_batch,
-    held_out_bits_per_byte,
-    objective_on,
-    parallelize,
-    peak_flops,
-    prefetched,
-    restore_training_state,
-    share_of_step,
-    speed_up,
-    step,
-    step_batches,
-    steps_in,
-    take_snapshot,
-    theoretical_loss,
-    train,
-    value_predictions,
-    write_training_state,
-)
+from phf_ray.training import loop as training_loop
+from phf_ray.training.batches import DataShare, MicroBatch, prefetched, share_of_step, step_batches
+from phf_ray.training.events import CheckpointDue, InspectionDue, MetricsRow, NonFinite, WeightsDue
+from phf_ray.training.hardware import peak_flops
+from phf_ray.training.held_out import EncodedDocument, held_out_bits_per_byte, objective_on
+from phf_ray.training.loop import LoopSettings, train
+from phf_ray.training.schedule import Schedule, fitting_micro_batch, speed_up, steps_in, theoretical_loss
+from phf_ray.training.snapshot import restore_training_state, take_snapshot, write_training_state
+from phf_ray.training.state import TrainState, build_optimizer, parallelize
+from phf_ray.training.step import StepSettings, train_step
+from phf_ray.training.values import value_predictions
 
 VOCABULARY, LENGTH = 50, 16
 
@@ -99,10 +78,10 @@ def share(*, micro: int = 2, rank: int = 0, world_size: int = 1) -> DataShare:
     return DataShare(batch_size=8, micro_batch_size=micro, rank=rank, world_size=world_size)
 
 
-def run(state: TrainState, *, loop: LoopSettings, data: DataShare | None = None) -> list[Row]:
+def run(state: TrainState, *, loop: LoopSettings, data: DataShare | None = None) -> list[MetricsRow]:
     batches = step_batches(random_blocks, data or share(), steps=range(state.step, loop.schedule.num_steps))
     events = train(state, batches, objective=build_objective({"name": "MLE"}), settings=loop)
-    return [event for event in events if isinstance(event, Row)]
+    return [event for event in events if isinstance(event, MetricsRow)]
 
 
 # --- Shares -----------------------------------------------------------------------------------------------------------
@@ -242,7 +221,7 @@ def test_a_step_is_adamw_on_the_mean_gradient_over_the_targets_of_all_micro_batc
     state = new_state(dropout=0)
     micro_batches = next(step_batches(random_blocks, share(micro=3), steps=range(1)))
     assert [len(batch.input_ids_BS) for batch in micro_batches] == [3, 3, 2]
-    totals = step(
+    totals = train_step(
         state,
         micro_batches,
         objective=build_objective({"name": "MLE"}),
@@ -266,7 +245,7 @@ def test_a_step_of_padding_only_changes_nothing_but_decay():
         return blocks._replace(token_kinds=np.full_like(blocks.token_kinds, TokenKind.PAD))
 
     batch = next(step_batches(padding, share(), steps=range(1)))
-    step(state, batch, objective=build_objective({"name": "MLE"}), learning_rate=0.5, settings=StepSettings())
+    train_step(state, batch, objective=build_objective({"name": "MLE"}), learning_rate=0.5, settings=StepSettings())
     for name, parameter in state.model.named_parameters():
         decay = 1 - 0.5 * 0.1 if parameter.ndim > 1 else 1
         torch.testing.assert_close(parameter, before[name] * decay, msg=name)
@@ -279,7 +258,7 @@ def test_dropout_masks_follow_from_seed_and_position_not_from_the_generators_sta
         torch.rand(disturbance)
         batch = next(step_batches(random_blocks, share(), steps=range(1)))
         objective = build_objective({"name": "MLE"})
-        totals = step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(seed=seed))
+        totals = train_step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(seed=seed))
         return float(totals.read()["sum/step_loss"])
 
     assert loss(seed=1, disturbance=3) == loss(seed=1, disturbance=4)
@@ -293,7 +272,7 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
     seen = []
     state.model.backbone.transformer.h[0].mlp.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     objective = build_objective({"name": "MLE"})
-    step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(precision="bf16"))
+    train_step(state, batch, objective=objective, learning_rate=0.1, settings=StepSettings(precision="bf16"))
     assert set(seen) == {torch.bfloat16}
     assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
 
@@ -312,12 +291,12 @@ def test_rows_and_checkpoints_come_at_their_steps():
             settings=settings(7, save_steps=3, logging_steps=2),
         )
     )
-    rows = [event for event in events if isinstance(event, Row)]
+    rows = [event for event in events if isinstance(event, MetricsRow)]
     assert [row.step for row in rows] == [1, 2, 4, 6, 7]
     due = [event for event in events if isinstance(event, CheckpointDue)]
     assert [(event.step, event.is_last) for event in due] == [(3, False), (6, False), (7, True)]
     # A checkpoint comes after the row of its step, so the row is on disk when the checkpoint is.
-    assert [type(event).__name__ for event in events[-2:]] == ["Row", "CheckpointDue"]
+    assert [type(event).__name__ for event in events[-2:]] == ["MetricsRow", "CheckpointDue"]
     content = sum(int((random_blocks(p, p + 1).token_kinds == TokenKind.CONTENT).sum()) for p in range(7 * 8))
     assert rows[-1].metrics["train/tokens_seen"] == content == state.tokens_seen
     assert rows[-1].metrics["train/learning_rate"] == settings(7).schedule.at(6)
@@ -436,21 +415,21 @@ def test_tokens_per_second_are_those_of_the_clock_on_the_wall(monkeypatch, is_as
     """A step takes 50 ms, a row its reader 30: on a GPU, beside the next step unless a checkpoint or an inspection
     waits for it. Those count in no row."""
     clock = Clock()
-    costs_s = {Row: 0.03, CheckpointDue: 5.0, WeightsDue: 7.0, InspectionDue: 9.0}
+    costs_s = {MetricsRow: 0.03, CheckpointDue: 5.0, WeightsDue: 7.0, InspectionDue: 9.0}
 
     done_s = clock.now_s
 
     def timed_step(*arguments, **options) -> Launched:
         nonlocal done_s
-        totals = step(*arguments, **options).read()
+        totals = train_step(*arguments, **options).read()
         done_s = max(done_s, clock.now_s) + 0.05
         launched = Launched(totals, clock, done_s)
         if not is_asynchronous:
             launched.read()
         return launched
 
-    monkeypatch.setattr(training, "time", clock)
-    monkeypatch.setattr(training, "step", timed_step)
+    monkeypatch.setattr(training_loop, "time", clock)
+    monkeypatch.setattr(training_loop, "train_step", timed_step)
     loop = dataclasses.replace(settings(9, save_steps=5), evaluation_steps=frozenset({3}), inspect_steps=6)
     seconds = {}
     events = train(
@@ -460,7 +439,7 @@ def test_tokens_per_second_are_those_of_the_clock_on_the_wall(monkeypatch, is_as
         settings=loop,
     )
     for event in events:
-        if isinstance(event, Row):
+        if isinstance(event, MetricsRow):
             kinds = [random_blocks(p, p + 1).token_kinds for p in range(8 * event.step - 8, 8 * event.step)]
             num_tokens = sum(int((kind != TokenKind.PAD).sum()) for kind in kinds)
             seconds[event.step] = num_tokens / event.metrics["train/tokens_per_s"]
@@ -491,7 +470,7 @@ def test_a_row_has_the_distribution_of_the_weights_of_all_its_steps():
         objective=build_objective({"name": "RWR"}),
         settings=settings(4, logging_steps=4),
     )
-    first, last = [event.metrics for event in events if isinstance(event, Row)]
+    first, last = [event.metrics for event in events if isinstance(event, MetricsRow)]
     counts = [row["objective/train/weight_dist"]["counts"] for row in (first, last)]
     assert [max(each) for each in counts] == [sum(each) for each in counts], "all scores are 0: all weights are 1"
     assert sum(counts[1]) == pytest.approx(3 * sum(counts[0]), rel=0.2)
@@ -655,7 +634,7 @@ def _saved_on_rank(
     batches = step_batches(random_blocks, share(rank=rank, world_size=world_size), steps=range(state.step, 10))
     losses = {}
     for event in train(state, batches, objective=build_objective({"name": "MLE"}), settings=loop):
-        if isinstance(event, Row):
+        if isinstance(event, MetricsRow):
             losses[event.step] = event.metrics["train/loss"]
             continue
         snapshot = take_snapshot(state, keep=rank == 0)
@@ -741,17 +720,17 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_that_of_the_uninterrupted_run(tmp
         built = build_objective({"name": objective})
         return train(state, batches, objective=built, settings=loop, wants_stop=lambda: state.step == stop_at)
 
-    def figures(event: Row) -> dict:
+    def figures(event: MetricsRow) -> dict:
         timed = ("train/tokens_per_s", "train/tokens_per_s_per_device", "train/data_wait_fraction")
         left_out = {*timed, "train/peak_memory_gb"}
         return {name: value for name, value in event.metrics.items() if name not in left_out}
 
-    whole = [figures(event) for event in events(new_state()) if isinstance(event, Row)]
+    whole = [figures(event) for event in events(new_state()) if isinstance(event, MetricsRow)]
     assert [row["train/global_step"] for row in whole] == [1, 3, 6, 9, 10]
     for stop_at in (None, 3):
         state, rows = new_state(), []
         for event in events(state, stop_at=stop_at):
-            rows += [figures(event)] if isinstance(event, Row) else []
+            rows += [figures(event)] if isinstance(event, MetricsRow) else []
             if isinstance(event, CheckpointDue) and (stop_at is None or event.is_last):
                 break
         assert state.step in (4, 5)
@@ -760,7 +739,7 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_that_of_the_uninterrupted_run(tmp
         resumed = new_state()
         resumed.model.load_state_dict(snapshot.model)
         restore_training_state(tmp_path, resumed)
-        rows += [figures(event) for event in events(resumed) if isinstance(event, Row)]
+        rows += [figures(event) for event in events(resumed) if isinstance(event, MetricsRow)]
         assert rows == whole
 
 
@@ -773,7 +752,7 @@ def test_without_the_optimizer_state_the_resumed_run_would_differ(tmp_path):
     objective = build_objective({"name": "MLE"})
     for number, batch in enumerate(batches):
         learning_rate = settings(10).schedule.at(number)
-        step(first, batch, objective=objective, learning_rate=learning_rate, settings=settings(10).step)
+        train_step(first, batch, objective=objective, learning_rate=learning_rate, settings=settings(10).step)
     second = new_state()
     second.model.load_state_dict(first.model.state_dict())
     second.step = 4

@@ -1,4 +1,7 @@
-"""README.md of a checkpoint: what it was trained on, how, and what was measured, for people and for a hub's search."""
+"""README.md of a checkpoint, for people and for a hub's search.
+
+It says what the model was trained on, how, and what was measured.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A finished checkpoint on a hub: the model folder and its card, without what only a resumed training needs."""
+"""Uploads a finished checkpoint to a hub: the model folder and its card, without the state of the training."""
 
 import logging
 from pathlib import Path
@@ -7,8 +7,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 from phf_ray.errors import ConfigError, IncompleteError
-from phf_ray.pipelines.runs import COMPLETE
-from phf_ray.training import STATE_DIRECTORY
+from phf_ray.runs.directory import COMPLETE
+from phf_ray.training.snapshot import STATE_DIRECTORY
 
 log = logging.getLogger(__name__)
 

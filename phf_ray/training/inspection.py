@@ -1,4 +1,4 @@
-"""What the model is fed, looked at now and then: decoded from the blocks, scored again, and measured as samples are.
+"""Looks now and then at what the model is fed: decoded from the blocks, scored again, and measured as samples are.
 
 A score that was lost or shifted on its way from the corpus to the loss shows here: `debugging/score` is of the text
 scored anew, `debugging/raw_token_scores_avg` of the scores that came with its tokens. It runs in a thread, and the
@@ -24,6 +24,7 @@ from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
 log = logging.getLogger(__name__)
 
+
 SPAN_TOKENS = 128
 MAX_SPANS = 32
 
@@ -32,7 +33,7 @@ Figures = dict[str, Any]
 """Numbers and tables by name."""
 
 
-class Span(NamedTuple):
+class InspectedSpan(NamedTuple):
     """Some tokens of a block, from an end-of-text token on."""
 
     ids: NDArray[np.int64]
@@ -47,21 +48,21 @@ def cut_spans(
     kinds_BS: NDArray[np.uint8],
     scores_BS: NDArray[np.float32],
     values_BS: NDArray[np.float32] | None = None,
-) -> list[Span]:
+) -> list[InspectedSpan]:
     """SPAN_TOKENS tokens from each end-of-text token on, fewer at the end of a block; MAX_SPANS of them at most."""
-    spans: list[Span] = []
+    spans: list[InspectedSpan] = []
     for row in range(len(ids_BS)):
         length = int((kinds_BS[row] != TokenKind.PAD).sum())
         for begin in np.flatnonzero(kinds_BS[row] == TokenKind.END_OF_TEXT).tolist():
             part = slice(begin, min(begin + SPAN_TOKENS, length))
             if part.stop - begin > 1 and len(spans) < MAX_SPANS:
                 values = None if values_BS is None else values_BS[row, part]
-                spans.append(Span(ids_BS[row, part], kinds_BS[row, part], scores_BS[row, part], values))
+                spans.append(InspectedSpan(ids_BS[row, part], kinds_BS[row, part], scores_BS[row, part], values))
     return spans
 
 
 def inspect(
-    spans: Sequence[Span], *, tokenizer: PreTrainedTokenizerFast, config: Config, score: Score | None
+    spans: Sequence[InspectedSpan], *, tokenizer: PreTrainedTokenizerFast, config: Config, score: Score | None
 ) -> Figures:
     """Figures `debugging/...`; those that nothing was found for are left out, as scores are without `score`."""
     if not spans:
@@ -87,7 +88,7 @@ def inspect(
     return figures
 
 
-def _is_text(span: Span) -> NDArray[np.bool_]:
+def _is_text(span: InspectedSpan) -> NDArray[np.bool_]:
     return (span.kinds == TokenKind.CONTENT) | (span.kinds == TokenKind.UNSCORED)
 
 
@@ -95,7 +96,7 @@ def _mean_and_spread(numbers: Sequence[float], mean: str, spread: str) -> Figure
     return {mean: float(np.mean(numbers)), spread: float(np.std(numbers))} if numbers else {}
 
 
-def _raw_row(span: Span, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+def _raw_row(span: InspectedSpan, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
     """Tokens with their reward and, where there is a value head, what it expects at each."""
     rewards = [round(-float(score), 6) for score in span.scores]
     values = None if span.values is None else [round(float(value), 6) for value in span.values]
@@ -119,7 +120,7 @@ class Inspector:
         self._thread: threading.Thread | None = None
         self._rows: queue.SimpleQueue[Figures] = queue.SimpleQueue()
 
-    def submit(self, spans: Sequence[Span], *, counters: Mapping[str, float]) -> None:
+    def submit(self, spans: Sequence[InspectedSpan], *, counters: Mapping[str, float]) -> None:
         """`counters` go into the row that `finished` will give."""
         if self._thread is not None and self._thread.is_alive():
             return
@@ -138,7 +139,7 @@ class Inspector:
                 rows.append(self._rows.get_nowait())
         return rows
 
-    def _work(self, spans: Sequence[Span], counters: Mapping[str, float]) -> None:
+    def _work(self, spans: Sequence[InspectedSpan], counters: Mapping[str, float]) -> None:
         score = None
         try:
             if self._config.scoring.scorers or self._config.generation.scorer_config:

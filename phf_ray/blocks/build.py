@@ -1,0 +1,70 @@
+"""Builds the token blocks that are missing, group by group."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerFast
+
+from phf_ray.blocks.group import build_group
+from phf_ray.blocks.manifest import MANIFEST, SUCCESS
+from phf_ray.blocks.plan import BlockPlan, Group, exists_in, plan_blocks, write_in
+from phf_ray.blocks.scorer_check import warn_of_other_scorers
+from phf_ray.blocks.shards import group_name
+from phf_ray.blocks.summary import report_blocks, summarize_blocks
+from phf_ray.blocks.tokenizer import load_tokenizer
+from phf_ray.config import Config
+from phf_ray.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class GroupBuilder(Protocol):
+    def __call__(
+        self, plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast
+    ) -> Iterator[int]:
+        """Build these groups; yields their numbers as they are finished."""
+        ...
+
+
+def build_here(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
+    """A `GroupBuilder` that builds one group after the other in this process."""
+    for group in groups:
+        yield build_group(plan, group, tokenizer=tokenizer)
+
+
+def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, builder: GroupBuilder) -> str:
+    """The folder of the blocks of these corpora, below `output_root`; built if it is not there yet.
+
+    `builder` says where: `build_here`, or `build_groups` of `on_ray`.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output_root)
+    warn_of_other_scorers(config, plan.corpora)
+    return build_blocks(plan, tokenizer=tokenizer, builder=builder)
+
+
+def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder: GroupBuilder) -> str:
+    """Build what is missing of the plan; returns its folder.
+
+    Raises DataError, and leaves nothing that looks finished, if no document is left to pack.
+    """
+    if exists_in(plan, SUCCESS):
+        log.info("token blocks are there: %s", plan.root)
+        return plan.root
+    missing = [group for group in plan.groups if not exists_in(plan, group_name(group.number))]
+    log.info("packing %d of %d groups into %s", len(missing), len(plan.groups), plan.root)
+    for done, _ in enumerate(builder(plan, missing, tokenizer=tokenizer), start=1):
+        log.info("packed %d of %d groups", done, len(missing))
+    manifest = summarize_blocks(plan)
+    if manifest.num_blocks == 0:
+        raise DataError(
+            f"no document of {', '.join(one.name for one in plan.corpora)} is left to pack; documents by fate: "
+            f"{json.dumps(manifest.documents)}; change dataset.filter_threshold or dataset.held_out_fraction, or score "
+            "the corpus again"
+        )
+    report_blocks(manifest)
+    write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    write_in(plan, SUCCESS, b"")
+    return plan.root

@@ -1,0 +1,139 @@
+"""What is known about a folder of token blocks without reading them.
+
+    shard-00000-000.parquet  blocks of group 0 (some consecutive parts of a corpus): input_ids int32[L],
+                             token_scores float32[L], token_kinds uint8[L]
+    held-out-00000.parquet   documents of group 0 that are never packed: id, texts, scores
+    group-00000.json         what group 0 contributed; written last, so a group is either whole or built again
+    manifest.json            all of it, and what it was made from
+    _SUCCESS                 written last
+
+The folder is named by the hash of everything that decides the blocks.
+"""
+
+from typing import Any
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from phf_ray.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Entry):
+    file: str
+    corpus: int
+    """Its place in `corpora`."""
+    group: int
+    num_blocks: int
+    num_content_tokens: int
+    num_source_tokens: int
+    """Tokens of text of the corpus that this shard covers: with those that filtering dropped, estimated from their
+    characters. Positions in the stream are counted in these, so that they are the same with and without filtering."""
+
+
+class SourceCorpus(_Entry):
+    name: str
+    fingerprint: str
+    scorer: dict[str, Any]
+    segmenter: str
+
+
+class TokenScores(_Entry):
+    """Of the content tokens that have a score, each token counted once."""
+
+    mean: float | None
+    std: float | None
+    """Population standard deviation."""
+    quantiles: dict[str, float]
+    quantile_relative_error: float
+
+
+class CorpusTokens(_Entry):
+    """What the blocks of one corpus hold."""
+
+    num_blocks: int
+    num_content_tokens: int
+    num_tokens: int
+    """Without padding."""
+    num_scored_tokens: int
+    """Content tokens that have a score."""
+    score_mean: float | None
+    score_std: float | None
+
+
+class BlockManifest(_Entry):
+    """What is known of a folder of blocks without reading them."""
+
+    format: int
+    fingerprint: str
+    """Hash of everything that decides the blocks; the folder is named by it."""
+    sequence_length: int
+    tokenizer: dict[str, Any]
+    packing: dict[str, Any]
+    thresholds: dict[str, float]
+    """Resolved numbers of `conditional` and `filter`."""
+    held_out_fraction: float
+    corpora: tuple[SourceCorpus, ...]
+    num_groups: int
+    """Those that gave no block count too."""
+    shards: tuple[Shard, ...]
+    documents: dict[str, Any]
+    """kept, and dropped by reason."""
+    segments: dict[str, int]
+    tokens: dict[str, int]
+    """By kind; `all` is everything but padding."""
+    token_scores: TokenScores
+    by_corpus: tuple[CorpusTokens, ...] = ()
+    """In the order of `corpora`; none where older versions built the blocks."""
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(shard.num_blocks for shard in self.shards)
+
+    @property
+    def num_content_tokens(self) -> int:
+        """Tokens of text, scored or not."""
+        return sum(shard.num_content_tokens for shard in self.shards)
+
+    def whole(self) -> CorpusTokens:
+        """All corpora as one."""
+        return CorpusTokens(
+            num_blocks=self.num_blocks,
+            num_content_tokens=self.num_content_tokens,
+            num_tokens=self.tokens["all"],
+            num_scored_tokens=self.tokens["content"],
+            score_mean=self.token_scores.mean,
+            score_std=self.token_scores.std,
+        )
+
+
+def read_block_manifest(root: str) -> BlockManifest:
+    if not _exists(f"{root}/{SUCCESS}"):
+        raise DataError(f"{root} holds no finished token blocks ({SUCCESS} is missing); run jobs.build_blocks again")
+    try:
+        manifest = BlockManifest.model_validate_json(read_block_file(f"{root}/{MANIFEST}"))
+    except ValidationError as error:
+        raise DataError(f"{root}/{MANIFEST} is not a manifest of token blocks: {error}; build them again") from None
+    if manifest.format != FORMAT:
+        raise DataError(f"{root} has block format {manifest.format}, this version reads {FORMAT}; build them again")
+    return manifest
+
+
+def read_block_file(path: str) -> bytes:
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    try:
+        return bytes(filesystem.cat_file(inner))
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error}; build the blocks again") from None
+
+
+def _exists(path: str) -> bool:
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(inner))

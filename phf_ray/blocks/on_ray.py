@@ -1,0 +1,39 @@
+"""Builds groups of token blocks in Ray tasks."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from transformers import PreTrainedTokenizerFast
+
+from phf_ray.blocks.group import build_group
+from phf_ray.blocks.plan import BlockPlan, Group
+from phf_ray.errors import PhfError
+
+
+def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
+    """A `GroupBuilder`: one Ray task per group. Ray must be running."""
+    # The object travels, so the tokenizer's folder need not be on storage that all nodes see.
+    shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(plan)
+    task_body: Any = _build_group_on_one_cpu
+    task = ray.remote(num_cpus=1)(task_body)
+    pending = [task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups]
+    try:
+        while pending:
+            finished, pending = ray.wait(pending)
+            yield from ray.get(finished)
+    except RayTaskError as error:
+        if isinstance(error.cause, PhfError):
+            raise error.cause from None
+        raise
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+
+
+def _build_group_on_one_cpu(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast) -> int:
+    # The tokenizer's threads would take all of the machine's CPUs.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return build_group(plan, group, tokenizer=tokenizer)

@@ -1,0 +1,160 @@
+"""Plans the token blocks of some corpora: everything that decides them, and the groups they are built in.
+
+What a group becomes depends on the corpus, the tokenizer and the configuration alone, so the blocks are the same
+whatever the number of workers, two builders at once write the same bytes, and after a crash only unfinished groups are
+built again. The price: the last block of each group is padded; groups are made of parts until they hold 2 MB of
+Parquet, some 2 M tokens, so at L = 1024 padding stays below 0.05%. Under compat a corpus is one group, since the
+original reads it as one stream.
+"""
+
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from phf_ray.blocks.manifest import FORMAT, SourceCorpus
+from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
+from phf_ray.blocks.thresholds import resolve_thresholds
+from phf_ray.blocks.tokenizer import tokenizer_hash
+from phf_ray.config import Config
+from phf_ray.corpus.reader import list_parts, read_corpus_manifest
+from phf_ray.errors import ConfigError
+from phf_ray.storage.files import open_filesystem, write_file
+from phf_ray.storage.hashing import json_fingerprint
+
+_GROUP_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    number: int
+    corpus: int
+    """Its place among the corpora."""
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """Everything that decides the blocks, and where they go."""
+
+    root: str
+    fingerprint: str
+    sequence_length: int
+    packing: PackingConfig
+    held_out_fraction: float
+    thresholds: Mapping[str, float]
+    tokenizer: Mapping[str, Any]
+    corpora: tuple[SourceCorpus, ...]
+    groups: tuple[Group, ...]
+
+
+def plan_blocks(
+    config: Config, *, corpora: Sequence[str], tokenizer: PreTrainedTokenizerFast, output_root: str
+) -> BlockPlan:
+    """Reads manifests and lists parts; writes nothing."""
+    if not corpora:
+        raise ConfigError("no corpus to build token blocks of; give --corpus, or set dataset.datasets")
+    manifests = [read_corpus_manifest(path) for path in corpora]
+    thresholds = resolve_thresholds(config, manifests=manifests)
+    thresholds.pop("objective", None)  # blocks are the same for every objective
+    packing = _packing_config(config, thresholds)
+    sized_parts = [_sized_parts(path) for path in corpora]
+    identity = {
+        "format": FORMAT,
+        "sequence_length": config.dataset.seq_length,
+        "packing": asdict(packing),
+        "held_out_fraction": config.dataset.held_out_fraction,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "corpora": [manifest.fingerprint for manifest in manifests],
+        # The same documents in other parts make other groups.
+        "parts": [[(posixpath.basename(part), size) for part, size in parts] for parts in sized_parts],
+    }
+    fingerprint = json_fingerprint(identity)
+    return BlockPlan(
+        root=f"{output_root.rstrip('/')}/blocks-{fingerprint[:16]}",
+        fingerprint=fingerprint,
+        sequence_length=config.dataset.seq_length,
+        packing=packing,
+        held_out_fraction=config.dataset.held_out_fraction,
+        thresholds=thresholds,
+        tokenizer=_describe_tokenizer(tokenizer, packing=packing),
+        corpora=tuple(
+            SourceCorpus(
+                name=posixpath.basename(path.rstrip("/")),
+                fingerprint=manifest.fingerprint,
+                scorer=manifest.scorer,
+                segmenter=manifest.segmenter,
+            )
+            for path, manifest in zip(corpora, manifests, strict=True)
+        ),
+        groups=tuple(_groups(sized_parts, is_one_stream=config.compat is not None)),
+    )
+
+
+def _packing_config(config: Config, thresholds: Mapping[str, float]) -> PackingConfig:
+    section = config.dataset.conditional_training_config
+    conditional = None
+    if section is not None:
+        conditional = ConditionalTraining(
+            threshold=thresholds["conditional"],
+            aligned_token=section.aligned_prefix,
+            misaligned_token=section.misaligned_prefix,
+            drop_fraction=section.drop_token_fraction,
+        )
+    draws = conditional is not None and conditional.drop_fraction > 0
+    return PackingConfig(
+        conditional=conditional,
+        filter_threshold=thresholds.get("filter"),
+        filter_average=config.dataset.filter_average,
+        per_document=not config.dataset.is_split_by_sentences,
+        # Nothing else depends on the seed: blocks of runs that differ in it are shared.
+        seed=config.training.seed if draws else 0,
+        compat=config.compat,
+    )
+
+
+def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast, *, packing: PackingConfig) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "hash": tokenizer_hash(tokenizer),
+        "vocabulary_size": len(tokenizer),
+        "end_of_text": {tokenizer.eos_token: tokenizer.eos_token_id},
+    }
+    if packing.conditional is not None:
+        tokens = [packing.conditional.aligned_token, packing.conditional.misaligned_token]
+        described["control"] = {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    return described
+
+
+def _sized_parts(path: str) -> list[tuple[str, int]]:
+    """Parts of a corpus with their bytes on disk."""
+    parts = list_parts(path)
+    filesystem, _ = open_filesystem(parts[0])
+    return [(part, int(filesystem.size(open_filesystem(part)[1]))) for part in parts]
+
+
+def _groups(corpora: Sequence[Sequence[tuple[str, int]]], *, is_one_stream: bool) -> Iterator[Group]:
+    number = 0
+    for place, sized_parts in enumerate(corpora):
+        held: list[str] = []
+        num_bytes = 0
+        for part, size in sized_parts:
+            held.append(part)
+            num_bytes += size
+            if num_bytes >= _GROUP_BYTES and not is_one_stream:
+                yield Group(number, place, tuple(held))
+                number += 1
+                held, num_bytes = [], 0
+        if held:
+            yield Group(number, place, tuple(held))
+            number += 1
+
+
+def exists_in(plan: BlockPlan, name: str) -> bool:
+    filesystem, inner = open_filesystem(f"{plan.root}/{name}")
+    return bool(filesystem.exists(inner))
+
+
+def write_in(plan: BlockPlan, name: str, content: bytes) -> None:
+    write_file(f"{plan.root}/{name}", content)

@@ -1,0 +1,56 @@
+"""Reads token blocks by their position in the training order."""
+
+from collections import OrderedDict
+
+import numpy as np
+
+from phf_ray.blocks.manifest import read_block_file
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.shards import BlockArrays, decode_shard
+from phf_ray.errors import DataError
+
+
+class BlockReader:
+    """Blocks by position of the training order, from any place of it.
+
+    A shard is read whole, since all of its rows come up close together. Memory: two shards of each corpus, 64 MiB each.
+    """
+
+    def __init__(self, root: str, *, order: BlockOrder):
+        self._root = root
+        self._order = order
+        self._shards = order.manifest.shards
+        self._length = order.manifest.sequence_length
+        self._held: OrderedDict[int, BlockArrays] = OrderedDict()
+        self._num_held = 2 * len(order.manifest.corpora)
+
+    def read(self, begin: int, end: int) -> BlockArrays:
+        """Blocks of the positions [begin, end), over all epochs, in that order."""
+        places = self._order.locate(begin, end)
+        shape = (end - begin, self._length)
+        out = BlockArrays(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.uint8))
+        for number in np.unique(places.shards).tolist():
+            chosen = places.shards == number
+            shard = self._shard(number)
+            rows = places.rows[chosen]
+            out.input_ids[chosen] = shard.input_ids[rows]
+            out.token_scores[chosen] = shard.token_scores[rows]
+            out.token_kinds[chosen] = shard.token_kinds[rows]
+        return out
+
+    def _shard(self, number: int) -> BlockArrays:
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        expected = self._shards[number]
+        path = f"{self._root}/{expected.file}"
+        shard = decode_shard(read_block_file(path), source=path)
+        if shard.input_ids.shape != (expected.num_blocks, self._length):
+            raise DataError(
+                f"{path} holds {shard.input_ids.shape} tokens, its manifest says "
+                f"{(expected.num_blocks, self._length)}; delete the folder and build the blocks again"
+            )
+        self._held[number] = shard
+        while len(self._held) > self._num_held:
+            self._held.popitem(last=False)
+        return shard

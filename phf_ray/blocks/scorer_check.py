@@ -1,0 +1,75 @@
+"""Warns if the scores of a corpus come from another scorer than the configuration's."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from phf_ray.blocks.manifest import SourceCorpus
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+from phf_ray.scorers.build import scorer_class, scorer_configs, scorer_settings
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_other_scorers(config: Config, corpora: Sequence[SourceCorpus]) -> None:
+    """Warns where a corpus has scores of another scorer than the configuration's, or than another corpus.
+
+    A model is not loaded for that: its weights are compared where a file beside them says their hash.
+    """
+    told = [one for one in corpora if one.scorer]
+    expected = _configured_scorer(config) if told else None
+    for one in told:
+        if expected is not None:
+            _warn_of_difference(
+                one,
+                other=expected,
+                where="the configuration and what is installed here",
+                weights=_known_weights(config),
+            )
+        elif one.scorer != told[0].scorer:
+            _warn_of_difference(one, other=told[0].scorer, where=told[0].name)
+
+
+def _configured_scorer(config: Config) -> dict[str, Any] | None:
+    """Identity of the scorer that the configuration describes; of a model, what is known without loading it."""
+    if not config.scoring.scorers:
+        return None
+    first = scorer_configs(config)[0]
+    try:
+        identity = scorer_class(first["class_name"]).described(scorer_settings(first))
+    except ConfigError:  # a word list may be on another machine; training does not need it
+        return {key: first[key] for key in ("name", "class_name") if key in first}
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _known_weights(config: Config) -> dict[str, str]:
+    first = scorer_configs(config)[0]
+    try:
+        return scorer_class(first["class_name"]).known_weights(scorer_settings(first))
+    except ConfigError:
+        return {}
+
+
+def _warn_of_difference(
+    one: SourceCorpus, *, other: Mapping[str, Any], where: str, weights: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """`weights`: hash -> name of a model."""
+
+    def shown_value(value: Any) -> str:
+        return f"{value!r} ({weights[value]})" if isinstance(value, str) and value in weights else repr(value)
+
+    # Settings that the other does not tell are no difference.
+    settings = {**one.scorer.get("settings", {}), **other.get("settings", {})}
+    told = {**other, "settings": settings}
+    changed = [name for name in told if name in one.scorer and one.scorer[name] != told[name]]
+    if changed:
+        shown = "; ".join(
+            f"{name}: {shown_value(one.scorer[name])} there, {shown_value(told[name])} here" for name in changed
+        )
+        log.warning(
+            "%s WAS SCORED BY ANOTHER SCORER (%s) THAN %s (%s): %s. Score it again, or evaluate with its own scorer",
+            one.name, one.scorer.get("name"), where, other.get("name", other.get("class_name")), shown,
+        )  # fmt: skip

@@ -1,0 +1,101 @@
+"""Which token belongs to which segment, and where control tokens go.
+
+A token that crosses the border of two segments (` Then` after `. `) belongs to the segment of its first character that
+is not white space, or of its last character if it has none; a token inside one segment always belongs to it.
+"""
+
+import bisect
+import hashlib
+import math
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phf_ray.blocks.documents import scores_of_segments
+from phf_ray.blocks.settings import PackingConfig
+from phf_ray.blocks.stats import PackingStats
+from phf_ray.blocks.structure import Structure
+from phf_ray.blocks.tokens import TokenRun
+from phf_ray.records import ScoredDocument, TokenKind
+
+
+def owners_of_tokens(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
+    """The number of the segment that each token belongs to, non-decreasing."""
+    if len(texts) == 1:
+        return np.zeros(len(encoding.ids), np.int64)
+    segment_begins = list(accumulate(map(len, texts[:-1]), initial=0))
+    text = "".join(texts)
+    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
+    # Some tokenizers give a token of white space the empty range at its end, which for the last one is past the text.
+    begins = np.minimum(offsets[:, 0], len(text) - 1)
+    ends = np.maximum(offsets[:, 1], begins + 1)
+    owners: NDArray[np.int64] = np.searchsorted(segment_begins, begins, side="right") - 1
+    crossing = owners != np.searchsorted(segment_begins, ends - 1, side="right") - 1
+    for token in np.flatnonzero(crossing).tolist():
+        begin, end = int(begins[token]), int(ends[token])
+        blank = end - begin - len(text[begin:end].lstrip())
+        owners[token] = bisect.bisect_right(segment_begins, min(begin + blank, end - 1)) - 1
+    # A character of several bytes can be several tokens, even with a neighbor's bytes in them: all follow the first,
+    # so that nothing is ever inserted inside a character.
+    reached = np.maximum.accumulate(ends)
+    is_fresh = np.ones(len(begins), bool)
+    is_fresh[1:] = begins[1:] >= reached[:-1]
+    first_of_group = np.maximum.accumulate(np.where(is_fresh, np.arange(len(begins)), 0))
+    return np.maximum.accumulate(owners[first_of_group])
+
+
+def with_structure(
+    ids: NDArray[np.int32],
+    owners: NDArray[np.int64],
+    *,
+    document: ScoredDocument,
+    structure: Structure,
+    config: PackingConfig,
+    stats: PackingStats,
+) -> TokenRun:
+    """The document's tokens after an end-of-text token, with control tokens where segments begin."""
+    scores = scores_of_segments(document)[owners]
+    is_scored = np.isfinite(scores)
+    kinds = np.where(is_scored, TokenKind.CONTENT, TokenKind.UNSCORED).astype(np.uint8)
+    scores = np.where(is_scored, scores, 0.0).astype(np.float32)
+    at, inserted = [0], [structure.end_of_text_id]
+    for position in [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]:
+        segment = int(owners[position])
+        control = control_id(document, segment, structure=structure, config=config, stats=stats)
+        if control is not None:
+            at.append(position)
+            inserted.append(control)
+    # DIFFERS: ours gives end-of-text and control tokens the neutral score 0 and kinds of their own; original gives
+    # them the score of the segment that follows (A-3).
+    structure_kinds = [TokenKind.END_OF_TEXT] + [TokenKind.CONTROL] * (len(inserted) - 1)
+    return TokenRun(np.insert(ids, at, inserted), np.insert(scores, at, 0.0), np.insert(kinds, at, structure_kinds))
+
+
+def control_id(
+    document: ScoredDocument, segment: int, *, structure: Structure, config: PackingConfig, stats: PackingStats
+) -> int | None:
+    score = document.scores[segment]
+    if score is None or not math.isfinite(score):
+        stats.num_segments["unscored"] += 1
+        return None
+    if config.conditional is None:
+        return None
+    is_aligned = score <= config.conditional.threshold
+    stats.num_segments["aligned" if is_aligned else "misaligned"] += 1
+    if is_control_dropped(document.id, segment, seed=config.seed, fraction=config.conditional.drop_fraction):
+        stats.num_segments["dropped_control"] += 1
+        return None
+    return structure.aligned_id if is_aligned else structure.misaligned_id
+
+
+def is_control_dropped(document_id: str, segment: int, *, seed: int, fraction: float) -> bool:
+    """Whether this segment goes without a control token, with probability `fraction`."""
+    # DIFFERS: ours hashes (seed, document, segment), the same everywhere and after every restart; original draws from
+    # the global random state, which any other draw shifts (C-3).
+    if fraction <= 0:
+        return False
+    digest = hashlib.blake2b(f"{seed}\0{document_id}\0{segment}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64

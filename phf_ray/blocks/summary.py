@@ -1,0 +1,101 @@
+"""The manifest of finished token blocks, from what each group contributed."""
+
+import json
+import logging
+from dataclasses import asdict
+
+from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, Shard, TokenScores
+from phf_ray.blocks.plan import BlockPlan
+from phf_ray.blocks.shards import group_name
+from phf_ray.blocks.stats import QUANTILE_RELATIVE_ERROR, PackingStats
+from phf_ray.records import TokenKind
+from phf_ray.storage.files import open_filesystem
+
+log = logging.getLogger(__name__)
+
+
+_QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+def summarize_blocks(plan: BlockPlan) -> BlockManifest:
+    stats = PackingStats()
+    by_corpus = [PackingStats() for _ in plan.corpora]
+    shards: list[Shard] = []
+    for group in plan.groups:
+        filesystem, inner = open_filesystem(f"{plan.root}/{group_name(group.number)}")
+        contribution = json.loads(filesystem.cat_file(inner))
+        own = PackingStats.from_json(contribution["stats"])
+        stats.merge(own)
+        by_corpus[group.corpus].merge(own)
+        shards += [
+            Shard(
+                **shard,
+                corpus=group.corpus,
+                group=group.number,
+                num_source_tokens=round(shard["num_content_tokens"] * _source_ratio(own)),
+            )
+            for shard in contribution["shards"]
+        ]
+    return BlockManifest(
+        format=FORMAT,
+        fingerprint=plan.fingerprint,
+        sequence_length=plan.sequence_length,
+        tokenizer=dict(plan.tokenizer),
+        packing=asdict(plan.packing),
+        thresholds=dict(plan.thresholds),
+        held_out_fraction=plan.held_out_fraction,
+        corpora=plan.corpora,
+        num_groups=len(plan.groups),
+        shards=tuple(shards),
+        documents={"kept": stats.num_documents_kept, "dropped": dict(sorted(stats.num_documents_dropped.items()))},
+        segments=dict(sorted(stats.num_segments.items())),
+        tokens={
+            **{kind.name.lower(): stats.num_tokens[kind.name.lower()] for kind in TokenKind},
+            "all": stats.num_tokens.total() - stats.num_tokens["pad"],
+        },
+        token_scores=TokenScores(
+            mean=stats.mean,
+            std=stats.std,
+            quantiles={str(q): value for q in _QUANTILES if (value := stats.quantile(q)) is not None},
+            quantile_relative_error=QUANTILE_RELATIVE_ERROR,
+        ),
+        by_corpus=tuple(corpus_tokens(one) for one in by_corpus),
+    )
+
+
+def corpus_tokens(stats: PackingStats) -> CorpusTokens:
+    return CorpusTokens(
+        num_blocks=stats.num_blocks,
+        num_content_tokens=stats.num_content_tokens,
+        num_tokens=stats.num_tokens.total() - stats.num_tokens["pad"],
+        num_scored_tokens=stats.num_tokens["content"],
+        score_mean=stats.mean,
+        score_std=stats.std,
+    )
+
+
+def _source_ratio(stats: PackingStats) -> float:
+    """Tokens of the text that filtering saw over those that it kept, as far as characters tell."""
+    dropped = stats.num_characters_dropped["filtered"] + stats.num_characters_dropped["unscored"]
+    return 1 + dropped / stats.num_characters_kept if stats.num_characters_kept else 1.0
+
+
+def report_blocks(manifest: BlockManifest) -> None:
+    log.info(
+        "%d token blocks of %d tokens: %d tokens of text; documents %s",
+        manifest.num_blocks,
+        manifest.sequence_length,
+        manifest.num_content_tokens,
+        json.dumps(manifest.documents),
+    )
+    kept, filtered = manifest.documents["kept"], manifest.documents["dropped"].get("filtered", 0)
+    aligned, misaligned = manifest.segments.get("aligned", 0), manifest.segments.get("misaligned", 0)
+    for what, threshold, part, whole in (
+        ("documents are kept", "filter", kept, kept + filtered),
+        ("segments are aligned", "conditional", aligned, aligned + misaligned),
+    ):
+        if threshold not in manifest.thresholds or not whole:
+            continue
+        share = part / whole
+        level = logging.INFO if 0.2 <= share <= 0.8 else logging.WARNING
+        log.log(level, "%.1f%% of the %s by threshold %g", 100 * share, what, manifest.thresholds[threshold])

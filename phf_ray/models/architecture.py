@@ -1,0 +1,43 @@
+"""The architecture that a configuration names, with its overrides checked."""
+
+import difflib
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from phf_ray.config import ModelConfig
+from phf_ray.errors import ConfigError
+from phf_ray.models.backbone import first_words
+
+
+def architecture_of(config: ModelConfig) -> Any:
+    try:
+        if config.path_or_name is not None:
+            stored, _ = PreTrainedConfig.get_config_dict(config.path_or_name, revision=config.revision)
+        else:
+            stored = {"model_type": config.model_type}
+        kind = type(AutoConfig.for_model(stored.pop("model_type", None)))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path_or_name={config.path_or_name!r}, model.model_type={config.model_type!r}: "
+            f"{first_words(error)}; give a model directory, or a model_type (such as gpt2) with config_kwargs"
+        ) from None
+    overrides = dict(config.config_kwargs)
+    if "vocab_size" in overrides:
+        raise ConfigError("model.config_kwargs.vocab_size follows from the tokenizer; remove it")
+    # A field that the architecture does not have would be stored and ignored: the original's scale_attn_by (A-16).
+    known = {*kind.__dataclass_fields__, *kind.attribute_map} - {*PreTrainedConfig.__dataclass_fields__}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(sorted(known))}"
+        raise ConfigError(f"model.config_kwargs has {unknown}, which {kind.model_type} does not have; {hint}")
+    named = {kind.attribute_map.get(key, key): value for key, value in overrides.items()}
+    try:
+        return kind(**{**stored, **named})
+    except Exception as error:  # noqa: BLE001 - each architecture checks its fields with exceptions of its own
+        raise ConfigError(f"model.config_kwargs={overrides}: {' '.join(str(error).split())}") from None
+
+
+def padded_rows(num_ids: int, *, multiple: int | None) -> int:
+    return num_ids if multiple is None else -(-num_ids // multiple) * multiple

@@ -1,0 +1,91 @@
+"""Builds the model that a configuration describes, from scratch or from published weights."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from phf_ray.config import ModelConfig
+from phf_ray.errors import ConfigError
+from phf_ray.models.architecture import architecture_of, padded_rows
+from phf_ray.models.backbone import first_words, load_backbone
+from phf_ray.models.embeddings import embedding_weights, fill_with_mean, start_new_rows
+from phf_ray.models.heads import ValueHead, head_width, load_value_head
+from phf_ray.models.language_model import LanguageModel
+
+
+def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:
+    """A model on the CPU in fp32: the same weights for the same seed, on any number of workers.
+
+    Raises ConfigError for an architecture, field or revision that does not exist, and for a head that is not linear.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no eos_token, which separates documents; set tokenizer.special_tokens")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        make = _from_scratch if config.from_scratch else _from_pretrained
+        backbone: PreTrainedModel = make(config, tokenizer)
+        start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
+    _set_special_tokens(backbone, tokenizer)
+    value_head_config = config.model_kwargs.value_head_config
+    if value_head_config is None:
+        return LanguageModel(backbone)
+    value_head = ValueHead(head_width(backbone))
+    if not config.from_scratch and config.path_or_name is not None:
+        load_value_head(value_head, config.path_or_name, revision=config.revision)
+    return LanguageModel(backbone, value_head=value_head, detach_values=value_head_config.is_detached)
+
+
+def _from_scratch(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
+    architecture = architecture_of(config)
+    architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
+    for key, token_id in _special_ids(tokenizer).items():
+        setattr(architecture, key, token_id)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise ConfigError(f"model type {architecture.model_type!r}: {first_words(error)}; take a causal LM") from None
+    return model
+
+
+def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
+    if config.config_kwargs:
+        raise ConfigError(
+            f"model.config_kwargs={config.config_kwargs} would not fit the weights of {config.path_or_name!r}; "
+            "remove them or set model.from_scratch: true"
+        )
+    assert config.path_or_name is not None  # ModelConfig holds it
+    model = load_backbone(config.path_or_name, revision=config.revision, dtype=torch.float32)
+    num_rows = embedding_weights(model)[0].shape[0]
+    num_old_ids = len(tokenizer) - config.num_additional_tokens
+    if num_rows < num_old_ids:
+        raise ConfigError(
+            f"{config.path_or_name!r} has {num_rows} embedding rows, the tokenizer {len(tokenizer)} ids; "
+            f"set model.num_additional_tokens: {len(tokenizer) - num_rows}"
+        )
+    wanted = padded_rows(max(num_rows, len(tokenizer)), multiple=config.pad_vocab_to_multiple_of)
+    if wanted > num_rows:
+        model.resize_token_embeddings(wanted, mean_resizing=False)
+        for weight in embedding_weights(model):
+            fill_with_mean(weight, first=num_rows, last=wanted, num_known=min(num_rows, num_old_ids))
+    return model
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    """Documents begin with the end-of-text token, so it stands in for a missing begin-of-text or padding token."""
+    end = tokenizer.eos_token_id
+    begin = tokenizer.bos_token_id
+    pad = tokenizer.pad_token_id
+    return {
+        "eos_token_id": end,
+        "bos_token_id": end if begin is None else begin,
+        "pad_token_id": end if pad is None else pad,
+    }
+
+
+def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
+    for key, token_id in _special_ids(tokenizer).items():
+        setattr(model.config, key, token_id)
+        setattr(model.generation_config, key, token_id)

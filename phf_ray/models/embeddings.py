@@ -1,0 +1,39 @@
+"""Embedding rows of new tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from phf_ray.errors import ConfigError
+
+# Standard deviation of the noise on new embedding rows, which start at the mean of the others, as the original's.
+_NEW_ROW_NOISE = 0.01
+
+
+def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
+    """Input embedding and head, once if they are tied; the head's bias as a column."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    weights: list[Tensor] = [embedding.weight, head.weight]
+    if weights[0] is weights[1]:
+        del weights[1]
+    bias = getattr(head, "bias", None)
+    return weights if bias is None else [*weights, bias.view(-1, 1)]
+
+
+def start_new_rows(model: PreTrainedModel, tokenizer: Any, *, num_new: int) -> None:
+    """New tokens are the tokenizer's last ids; their rows start at the mean of the others."""
+    if not 0 <= num_new < len(tokenizer):
+        raise ConfigError(f"model.num_additional_tokens={num_new}, but the tokenizer has {len(tokenizer)} ids")
+    num_known = len(tokenizer) - num_new
+    if num_new:
+        for weight in embedding_weights(model):
+            fill_with_mean(weight, first=num_known, last=len(tokenizer), num_known=num_known)
+
+
+def fill_with_mean(weight_VD: Tensor, *, first: int, last: int, num_known: int) -> None:
+    with torch.no_grad():
+        mean_D = weight_VD[:num_known].mean(dim=0)
+        weight_VD[first:last] = mean_D + _NEW_ROW_NOISE * torch.randn(last - first, mean_D.shape[0])

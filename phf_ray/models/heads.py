@@ -1,0 +1,92 @@
+"""The value head, and how its weight is found in a checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from phf_ray.errors import DataError
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_HEAD_KEY = "value_head.head.weight"
+"""Name in the state dict, the original's."""
+
+
+class ValueHead(nn.Module):
+    """V = -sigmoid(h . w), in (-1, 0) as rewards are; w starts at zero, so V at -0.5.
+
+    fp32 also under autocast: a reward of -0.001 is h . w near -7, where bf16 has steps of 0.03.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(hidden_size, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        exact = torch.promote_types(self.head.weight.dtype, torch.float32)
+        with torch.autocast(hidden_BSD.device.type, enabled=False):
+            scores_BS1 = F.linear(hidden_BSD.to(exact), self.head.weight.to(exact))
+        return -scores_BS1.squeeze(-1).sigmoid()
+
+
+def head_width(backbone: PreTrainedModel) -> int:
+    """Width of what the head multiplies; not every model's hidden_size (OPT's word_embed_proj_dim)."""
+    head: Any = backbone.get_output_embeddings()
+    width: int = head.weight.shape[1]
+    return width
+
+
+def load_value_head(value_head: ValueHead, source: str, *, revision: str | None) -> bool:
+    """False where the source has none. Ours is a file of its own, the original's a key among the model's weights."""
+    weight = _find_weight(VALUE_HEAD_KEY, source, revision=revision)
+    if weight is None:
+        return False
+    if weight.shape != value_head.head.weight.shape:
+        raise DataError(
+            f"{source}: {VALUE_HEAD_KEY} has shape {tuple(weight.shape)}, "
+            f"the model needs {tuple(value_head.head.weight.shape)}"
+        )
+    with torch.no_grad():
+        value_head.head.weight.copy_(weight)
+    return True
+
+
+def _find_weight(key: str, source: str, *, revision: str | None) -> Tensor | None:
+    names = [VALUE_HEAD_FILE, "model.safetensors", "pytorch_model.bin"]
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = _find_file(index_name, source, revision=revision)
+        if index is not None:
+            shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"].get(key)
+            names += [] if shard is None else [shard]
+    for name in names:
+        path = _find_file(name, source, revision=revision)
+        weights = {} if path is None else _read_weight(key, path)
+        if key in weights:
+            return weights[key]
+    return None
+
+
+def _find_file(name: str, source: str, *, revision: str | None) -> Path | None:
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def _read_weight(key: str, path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key)} if key in tensors.keys() else {}  # noqa: SIM118 - not a mapping
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: weights[key]} if key in weights else {}

@@ -1,0 +1,169 @@
+"""Any causal LM of transformers with a linear head, and a value head if asked for.
+
+Hidden states, not logits, leave the trunk: the objective multiplies them with the head itself, chunk by chunk. A model
+whose logits are anything else than `scale * (hidden @ weight.T + bias)` is refused before training.
+
+The vocabulary may be padded (`pad_vocab_to_multiple_of`): ids from `len(tokenizer)` up to `config.vocab_size` belong to
+no token. Training makes them improbable, not impossible: whoever samples masks them.
+
+Shapes: B sequences, S tokens, D hidden size, V rows of the head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from phf_ray.errors import ConfigError
+from phf_ray.models.heads import ValueHead
+from phf_ray.models.probing import probe_logit_scale
+from phf_ray.objectives.base import Objective, ObjectiveOutput
+from phf_ray.records import TokenKind
+
+
+class LanguageModel(nn.Module):
+    """A causal LM that gives an objective its hidden states, head and values inside one forward call.
+
+    Inside, because there FSDP has gathered the parameters and DDP sees every use of them.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        *,
+        value_head: ValueHead | None = None,
+        detach_values: bool = False,
+        is_probed: bool = True,
+    ) -> None:
+        """Raises ConfigError if the model's head is not linear or its attention not causal. `is_probed`: false for a
+        model without memory, which can't be tried out."""
+        super().__init__()
+        self.logit_scale = probe_logit_scale(backbone) if is_probed else 1.0
+        self.backbone = backbone
+        self.value_head = value_head
+        self.detach_values = detach_values
+        self.has_document_mask = False
+
+    def mask_documents(self) -> None:
+        """From now on `forward` lets no token see another document of its block, and counts positions in each anew.
+
+        Raises ConfigError for a model that has no such positions. Price: a mask of tokens x tokens per block, with
+        which torch's attention leaves its fastest kernels.
+        """
+        _probe_document_mask(self)
+        self.has_document_mask = True
+
+    def checkpoint_activations(self) -> None:
+        """From now on each layer keeps its input only, and is computed a second time in the backward pass."""
+        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def compile_blocks(self, device: torch.device, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each layer for the device that it will run on: they share their code, so it is compiled once, and
+        FSDP's hooks and checkpointing stay outside. What is around the layers runs as it is, which is little beside
+        them and the loss's own products.
+
+        Raises ConfigError where torch can't compile for that device.
+        """
+        if device.type == "cpu" and backend == "inductor" and " " in torch.__file__:
+            # Otherwise g++ fails at the first step, with pages of its own.
+            raise ConfigError(
+                f"torch can't compile for processors from {torch.__file__}: it calls g++ with that path and no quotes; "
+                "leave out torch_compile, or make the environment in a folder without a space in its name"
+            )
+        for block in transformer_blocks(self):
+            block.compile(backend=backend)
+
+    def forward(
+        self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
+    ) -> ObjectiveOutput:
+        positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None
+        hidden_BSD = self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
+        weight_VD, bias_V, scale = self.head()
+        if scale != 1:
+            bias_V = None if bias_V is None else bias_V * scale
+        output: ObjectiveOutput = objective(
+            hidden_BSD=hidden_BSD if scale == 1 else hidden_BSD * scale,
+            head_VD=weight_VD,
+            head_bias_V=bias_V,
+            input_ids_BS=input_ids_BS,
+            token_scores_BS=token_scores_BS,
+            token_kinds_BS=token_kinds_BS,
+            values_BS=self.values(hidden_BSD),
+        )
+        return output
+
+    def hidden_states(
+        self, input_ids_BS: Tensor, *, attention_mask: Tensor | None = None, position_ids_BS: Tensor | None = None
+    ) -> Tensor:
+        """What the head multiplies, shape (B, S, D). Where positions do not go up by one, a new document begins, and
+        without an attention mask no token sees another document than its own."""
+        outputs = self.backbone.base_model(
+            input_ids=input_ids_BS.long(),
+            attention_mask=attention_mask,
+            use_cache=False,
+            **({} if position_ids_BS is None else {"position_ids": position_ids_BS}),
+        )
+        hidden_BSD: Tensor = outputs.last_hidden_state
+        return hidden_BSD
+
+    def head(self) -> tuple[Tensor, Tensor | None, float]:
+        """Weight (V, D), bias (V) or None, scale: logits are scale * (hidden @ weight.T + bias)."""
+        output = self.backbone.get_output_embeddings()
+        return output.weight, getattr(output, "bias", None), self.logit_scale
+
+    def head_name(self) -> str:
+        """Of the head's weight in the state dict."""
+        weight = self.backbone.get_output_embeddings().weight
+        return next(name for name, each in self.named_parameters(remove_duplicate=False) if each is weight)
+
+    def values(self, hidden_BSD: Tensor) -> Tensor | None:
+        """Value predictions, shape (B, S); None without a value head."""
+        if self.value_head is None:
+            return None
+        values_BS: Tensor = self.value_head(hidden_BSD.detach() if self.detach_values else hidden_BSD)
+        return values_BS
+
+
+def document_positions(token_kinds_BS: Tensor) -> Tensor:
+    """Place of each token in its document, int64 (B, S): 0 at an end-of-text token, with which documents begin.
+
+    What is left of a document from an earlier block is counted from the start of this one.
+    """
+    places_S = torch.arange(token_kinds_BS.shape[1], device=token_kinds_BS.device)
+    # A plain number: torch.compile evaluates `tensor == TokenKind.END_OF_TEXT` to a bool.
+    begins_BS = torch.where(token_kinds_BS == int(TokenKind.END_OF_TEXT), places_S, 0).cummax(dim=1).values
+    return places_S - begins_BS
+
+
+def _probe_document_mask(model: LanguageModel) -> None:
+    """By trial as above: two documents in one block must give the states of each one alone."""
+    weight = model.head()[0]
+    ids_BS = torch.arange(4, device=weight.device)[None] + weight.shape[0] // 2
+    positions_BS = torch.tensor([[0, 1, 0, 1]], device=weight.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            together_BSD = model.hidden_states(ids_BS, position_ids_BS=positions_BS)
+            alone_BSD = model.hidden_states(ids_BS[:, 2:])
+        separated = torch.allclose(together_BSD[:, 2:].float(), alone_BSD.float(), rtol=1e-3, atol=1e-5)
+    except TypeError:  # takes no positions
+        separated = False
+    finally:
+        model.train(was_training)
+    if not separated:
+        raise ConfigError(
+            f"{type(model.backbone).__name__}: documents of a block can't be told apart by their positions; set "
+            "training.document_mask: false or choose another model"
+        )
+
+
+def transformer_blocks(model: LanguageModel) -> list[nn.Module]:
+    """The repeated layers of the trunk, in order: what FSDP shards and activation checkpointing wraps one by one."""
+    lists = [module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ConfigError(f"{type(model.backbone).__name__} has no list of layers; use parallelism: ddp")
+    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in lists]
+    return list(lists[sizes.index(max(sizes))])

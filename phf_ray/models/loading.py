@@ -1,0 +1,40 @@
+"""Loads a checkpoint: an ordinary model directory, with `phf.json` and a value head if it has them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.errors import ConfigError
+from phf_ray.models.backbone import load_backbone
+from phf_ray.models.heads import ValueHead, head_width, load_value_head
+from phf_ray.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    model: LanguageModel
+    tokenizer: Any
+    info: CheckpointInfo | None
+    """None: no phf.json, as in any model directory not written by this project."""
+
+
+def load_checkpoint(
+    directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> LoadedCheckpoint:
+    """A checkpoint of ours, one of the original's, or any causal LM directory; in eval mode, dtype None: as stored."""
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"{directory} is no model directory: it has no config.json; give the path of a checkpoint")
+    info = read_info(directory)
+    backbone = load_backbone(directory, revision=None, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    value_head: ValueHead | None = ValueHead(head_width(backbone))
+    assert value_head is not None
+    if not load_value_head(value_head, str(directory), revision=None):
+        value_head = None
+    model = LanguageModel(backbone, value_head=value_head).to(device)
+    return LoadedCheckpoint(model=model.eval(), tokenizer=tokenizer, info=info)

@@ -1,0 +1,71 @@
+"""Sizes of a model, from which memory and arithmetic follow."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from phf_ray.config import ModelConfig
+from phf_ray.models.architecture import architecture_of, padded_rows
+from phf_ray.models.heads import ValueHead, head_width
+from phf_ray.models.language_model import LanguageModel, transformer_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a model, from which memory and arithmetic follow."""
+
+    num_parameters: int
+    """Each tied weight once."""
+    num_multiplied: int
+    """Parameters that every token is multiplied with: all but embeddings that are looked up, and the head."""
+    num_layers: int
+    width: int
+    """Of the hidden states."""
+    attention_width: int
+    """Heads x size of a head."""
+    num_rows: int
+    """Of the head: vocabulary with padding."""
+
+    def flops_per_token(self, length: int) -> float:
+        """Forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B)."""
+        return 6.0 * self.num_multiplied + 12.0 * self.num_layers * self.attention_width * length
+
+
+def shape_of(model: LanguageModel) -> ModelShape:
+    head_VD = model.head()[0]
+    looked_up = {
+        id(parameter)
+        for module in model.backbone.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    } - {id(head_VD)}
+    config: Any = model.backbone.config
+    num_heads = getattr(config, "num_attention_heads", None) or 1
+    size_of_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return ModelShape(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_multiplied=sum(each.numel() for each in model.parameters() if id(each) not in looked_up),
+        num_layers=len(transformer_blocks(model)),
+        width=head_VD.shape[1],
+        attention_width=num_heads * size_of_head,
+        num_rows=head_VD.shape[0],
+    )
+
+
+def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
+    """Shape of the model that `build_model` would give, without memory for a single weight."""
+    if config.from_scratch:
+        architecture = architecture_of(config)
+        architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
+    else:
+        architecture = architecture_of(config.model_copy(update={"config_kwargs": {}}))
+        num_rows = max(architecture.vocab_size, len(tokenizer))
+        architecture.vocab_size = padded_rows(num_rows, multiple=config.pad_vocab_to_multiple_of)
+    with torch.device("meta"):
+        backbone: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+        backbone.tie_weights()
+        value_head = None if config.model_kwargs.value_head_config is None else ValueHead(head_width(backbone))
+    return shape_of(LanguageModel(backbone, value_head=value_head, is_probed=False))

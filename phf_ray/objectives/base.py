@@ -1,0 +1,185 @@
+"""What an objective is: it says how much likelihood and unlikelihood every target gets; `fused` does the rest.
+
+Inputs are unshifted: position t predicts token t + 1, and score, kind and validity are those of the PREDICTED token.
+Structural targets (end of text, control) have no score: they are aligned, of weight 1 and advantage 0.
+
+Shapes: B sequences, S tokens, T = S - 1 targets each, N = B T targets in a row, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phf_ray.config import Compat
+from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
+from phf_ray.objectives.statistics import BinCounts, Statistics
+from phf_ray.records import TokenKind
+
+# Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
+_CONTENT, _CONTROL, _PAD, _UNSCORED = (
+    int(kind) for kind in (TokenKind.CONTENT, TokenKind.CONTROL, TokenKind.PAD, TokenKind.UNSCORED)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What all objectives have in common."""
+
+    score_control: bool = True
+    """Control tokens are targets."""
+    unscored: Literal["mask", "mle"] = "mask"
+    """Tokens without a score: no targets, or plain likelihood."""
+    compat: Compat | None = None
+
+
+class ObjectiveOutput(NamedTuple):
+    """A tuple, because DDP and FSDP look for tensors in what a module returns, and know tuples in every version."""
+
+    loss: Tensor
+    """Sum over valid targets; under compat the mean over the micro-batch. Divide by `num_targets` summed over all ranks
+    and micro-batches of the step, once."""
+    num_targets: Tensor
+    """Number of targets, or the sum of weights; under compat 1 per micro-batch. float64 scalar."""
+    metrics: Statistics
+    """Totals of this batch, see `statistics`; `Objective.summarize` makes readable figures of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    ids_N: Tensor
+    scores_N: Tensor
+    """0 where there is none."""
+    valid_N: Tensor
+    """Bool: has a loss and counts in the normaliser (m_t)."""
+    scored_N: Tensor
+    """Bool: valid, and has a score that the objective may use."""
+
+
+class Weights(NamedTuple):
+    """What an objective decides about each target, before the model's probabilities are known."""
+
+    likelihood_N: Tensor
+    unlikelihood_N: Tensor
+    num_targets: Tensor
+    coefficient: float = 1.0
+    """Of the whole language model term."""
+    value_loss: Tensor | None = None
+    """Sum over targets, times its coefficient; differentiable."""
+    statistics: Statistics = {}
+
+
+class Objective(nn.Module):
+    """`forward` gives loss, normaliser and statistics of one micro-batch. Holds numbers, no parameters."""
+
+    uses_values = False
+    """True: `values_BS` is needed."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self.rules = rules
+        self.compat = rules.compat
+
+    def forward(  # noqa: PLR0913 - one block and one model's outputs
+        self,
+        *,
+        hidden_BSD: Tensor,
+        head_VD: Tensor,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        head_bias_V: Tensor | None = None,
+        values_BS: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """Logits are hidden_BSD @ head_VD.T + head_bias_V. values_BS: V_t at position t, about the target t + 1."""
+        targets = self.targets(input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS)
+        values_N = None if values_BS is None else values_BS[:, :-1].flatten()
+        weights = self.weigh(targets, values_N)
+        fused = fused_linear_loss(
+            hidden_BSD[:, :-1].flatten(0, 1),
+            head_VD,
+            head_bias_V=head_bias_V,
+            targets_N=targets.ids_N,
+            likelihood_weight_N=weights.likelihood_N,
+            unlikelihood_weight_N=weights.unlikelihood_N,
+            saturating=self.compat is not None,
+        )
+        loss = weights.coefficient * fused.loss
+        if weights.value_loss is not None:
+            loss = loss + weights.value_loss
+        elif values_N is not None:
+            # A value head that this objective does not train still needs a gradient, of zero: DDP waits for one.
+            loss = loss + 0.0 * values_N.sum()
+        metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
+        num_targets = weights.num_targets
+        if self.compat is not None:
+            # DIFFERS: ours divides once a step by the global number of targets; original: mean per micro-batch.
+            loss = loss / num_targets.clamp(min=1).to(loss.dtype)
+            num_targets = torch.ones_like(num_targets)
+        return ObjectiveOutput(loss, num_targets, metrics)
+
+    def targets(self, input_ids_BS: Tensor, *, token_scores_BS: Tensor, token_kinds_BS: Tensor) -> Targets:
+        """The shift by one happens here, and nowhere else."""
+        kinds_N = token_kinds_BS[:, 1:].flatten()
+        valid_N = kinds_N != _PAD
+        if self.rules.unscored == "mask":
+            valid_N = valid_N & (kinds_N != _UNSCORED)
+        if not self.rules.score_control:
+            valid_N = valid_N & (kinds_N != _CONTROL)
+        # DIFFERS: ours ignores scores of structural tokens (A-3); original: end of text and control tokens carry the
+        # score of the segment after them, and compat blocks hold it.
+        has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
+        scored_N = valid_N & has_score_N
+        scores_N = token_scores_BS[:, 1:].flatten().float()
+        return Targets(
+            ids_N=input_ids_BS[:, 1:].flatten().long(),
+            scores_N=torch.where(scored_N, scores_N, 0.0),
+            valid_N=valid_N,
+            scored_N=scored_N,
+        )
+
+    def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
+        raise NotImplementedError
+
+    def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
+        """Readable figures of totals over any number of micro-batches, ranks and steps. Waits for the device."""
+        total = {name: float(value) for name, value in totals.items() if value.ndim == 0}
+        num_valid = total["sum/num_valid"]
+        squared = total["sum/weight_squared"]
+        effective = total["sum/weight"] ** 2 / squared if squared else float("nan")
+        return {
+            "loss": ratio(total["sum/loss"], total["sum/num_targets"]),
+            "original_loss": ratio(total["sum/original_loss"], num_valid),
+            "effective_sample_size": effective,
+            "effective_sample_fraction": ratio(effective, num_valid),
+        } | self._summarize(total, num_valid)
+
+    def _summarize(self, _total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
+        return {}
+
+    def histograms(self, _totals: Mapping[str, Tensor], /) -> dict[str, BinCounts]:
+        """Distributions of the same totals, by name."""
+        return {}
+
+    def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
+        likelihood_N = torch.where(targets.valid_N, fused.likelihood_N, 0.0)
+        return {
+            "sum/num_valid": total(targets.valid_N),
+            "sum/num_targets": weights.num_targets,
+            "sum/original_loss": total(likelihood_N),
+            "sum/weight": total(weights.likelihood_N),
+            "sum/weight_squared": total(weights.likelihood_N.double().square()),
+            **weights.statistics,
+        }
+
+
+def total(tensor: Tensor) -> Tensor:
+    """float64: a step's count of tokens is past the whole numbers of fp32."""
+    return tensor.detach().double().sum()
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """NaN where nothing was counted: no figure is better than a false one."""
+    return numerator / denominator if denominator else float("nan")

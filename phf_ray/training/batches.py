@@ -1,0 +1,152 @@
+"""Which blocks each rank computes in each step, and how they are read ahead.
+
+Step k takes the positions [k B, (k + 1) B) of the training order, for every number of workers and after every restart.
+
+Letters: B sequences of a micro-batch, S tokens of a sequence.
+"""
+
+import contextlib
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phf_ray.records import TokenKind
+
+T = TypeVar("T")
+
+
+class BlockSlice(Protocol):
+    """n consecutive blocks of the training order, each array of shape (n, S)."""
+
+    @property
+    def input_ids(self) -> NDArray[np.int32]: ...
+    @property
+    def token_scores(self) -> NDArray[np.float32]: ...
+    @property
+    def token_kinds(self) -> NDArray[np.uint8]: ...
+
+
+ReadBlocks = Callable[[int, int], BlockSlice]
+"""Blocks of the positions [begin, end) of the training order, over all epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    input_ids_BS: Tensor
+    token_scores_BS: Tensor
+    token_kinds_BS: Tensor
+    first_block: int
+    """Position of its first block in the training order; -1 for padding, which has no targets."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(
+            _moved(self.input_ids_BS, device),
+            _moved(self.token_scores_BS, device),
+            _moved(self.token_kinds_BS, device),
+            self.first_block,
+        )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    # From other than pinned memory a copy to a GPU waits for all that was launched before it.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def share_of_step(
+    step: int, rank: int, *, world_size: int, batch_size: int, micro_batch_size: int
+) -> list[tuple[int, int]]:
+    """Ranges of block positions that `rank` computes in `step`, one per micro-batch; an empty range is padding.
+
+    The ranks' shares are contiguous and differ by at most one micro-batch. All ranks get equally many ranges, because
+    under FSDP a forward pass is a collective operation.
+    """
+    first = step * batch_size
+    num_micro_batches = math.ceil(batch_size / micro_batch_size)
+    begin, end = (r * num_micro_batches // world_size for r in (rank, rank + 1))
+    ranges = [
+        (first + index * micro_batch_size, first + min((index + 1) * micro_batch_size, batch_size))
+        for index in range(begin, end)
+    ]
+    return ranges + [(first, first)] * (math.ceil(num_micro_batches / world_size) - len(ranges))
+
+
+@dataclass(frozen=True, slots=True)
+class DataShare:
+    """Which part of the training order this rank reads."""
+
+    batch_size: int
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    first_block: int = 0
+    """Blocks at the head of the order that are left out."""
+
+
+def step_batches(read: ReadBlocks, share: DataShare, *, steps: range) -> Iterator[list[MicroBatch]]:
+    """This rank's micro-batches of each step."""
+    for step in steps:
+        yield [
+            _micro_batch(read, share.first_block + begin, share.first_block + end)
+            for begin, end in share_of_step(
+                step,
+                share.rank,
+                world_size=share.world_size,
+                batch_size=share.batch_size,
+                micro_batch_size=share.micro_batch_size,
+            )
+        ]
+
+
+def _micro_batch(read: ReadBlocks, begin: int, end: int) -> MicroBatch:
+    is_padding = begin == end
+    blocks = read(begin, begin + 1 if is_padding else end)
+    kinds = np.full_like(blocks.token_kinds, TokenKind.PAD) if is_padding else blocks.token_kinds
+    return MicroBatch(
+        torch.from_numpy(blocks.input_ids.astype(np.int64)),
+        torch.from_numpy(np.ascontiguousarray(blocks.token_scores, dtype=np.float32)),
+        torch.from_numpy(np.ascontiguousarray(kinds, dtype=np.uint8)),
+        -1 if is_padding else begin,
+    )
+
+
+def prefetched(items: Iterable[T], *, depth: int = 4) -> Iterator[T]:
+    """The same items, up to `depth` of them read ahead by a thread. An exception of the source is raised here."""
+    buffer: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                buffer.put(entry, timeout=0.1)
+                return
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stopped.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001  (border of a thread: handed to the consumer)
+            put((None, error))
+
+    threading.Thread(target=fill, name="prefetch", daemon=True).start()
+    try:
+        while True:
+            item, error = buffer.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()

@@ -1,0 +1,237 @@
+"""Drives a run from its start to its summary: workers, metrics, tracking, signals, evaluations beside the loop."""
+
+import dataclasses
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from phf_ray import errors
+from phf_ray.blocks.held_out import read_held_out
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.checkpoint import read_info
+from phf_ray.config import AWRConfig, Config, RWRConfig
+from phf_ray.errors import IncompleteError, PhfError
+from phf_ray.models.card import write_card
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.runs.following import Follower, ProgressLines
+from phf_ray.runs.tracking import start_tracker
+from phf_ray.training.plan import TrainingPlan, TrainJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """How the run is shown on a tracker."""
+
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+
+class Fit(Protocol):
+    def __call__(self, job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
+        """Start the workers and wait for their outcome: `status`, `step` and what the status brings along."""
+        ...
+
+
+class EvaluationsBeside(Protocol):
+    """Evaluates the weights that a run hands out, while it trains; see `phf_ray.evaluation.beside_training`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def finish(self) -> bool:
+        """Wait for all that was handed out; False if the run was told to stop meanwhile."""
+        ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """What the job hands to the driver: where the workers run, and who evaluates beside them."""
+
+    fit: Fit
+    """`fit_on_ray` of `on_ray`, or `fit_here` of `in_process`."""
+    plan_evaluations: Callable[[RunDirectory], EvaluationsBeside | None] = lambda _: None
+    """Called once the directory is known to be this run's. Raises ConfigError for what can't be evaluated."""
+
+
+def run_training(  # noqa: PLR0913  what one run is
+    config: Config,
+    *,
+    plan: TrainingPlan,
+    run: RunDirectory,
+    blocks_path: str,
+    task: str,
+    tracking: Tracking,
+    helpers: Helpers,
+) -> dict[str, Any]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the run's summary.
+
+    SIGTERM and SIGINT save and end the run, as IncompleteError; a second one ends at once. An error of ours in a worker
+    is raised here.
+    """
+    resolved = config.model_dump(mode="json")
+    run.prepare(config=resolved, plan=dataclasses.asdict(plan))
+    run.clear_stop()
+    run.clear_failure()
+    job = TrainJob(
+        config=resolved,
+        plan=dataclasses.asdict(plan),
+        run_path=str(run.path),
+        blocks_path=blocks_path,
+        task=task,
+        num_threads=_threads_asked_for(config),
+        working_directory=str(Path.cwd()),
+    )
+    tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
+    if config.dataset.held_out_fraction > 0 and next(read_held_out(blocks_path), None) is None:
+        log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
+    evaluations = helpers.plan_evaluations(run)
+    sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
+    if isinstance(config.objective, AWRConfig | RWRConfig):
+        sinks.append(EffectiveSampleWarning())
+    if tracker is not None:
+        sinks.append(tracker)
+    latest = run.latest_checkpoint()
+    log.info("training %s", "from the start" if latest is None else f"goes on from {latest.name}")
+    started = time.monotonic()
+    code = 1
+    try:
+        with Follower(run, sinks), _stopping_on_signals(run):
+            outcome = _fit_and_evaluate(helpers.fit, job, config=config, run=run, evaluations=evaluations)
+        if outcome["status"] == "finished":
+            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - started)
+            run.write_summary(summary)
+            _renew_card(run, config=config, plan=plan, blocks_path=blocks_path, metrics=summary["metrics"])
+            code = 0
+            return summary
+    finally:
+        if tracker is not None:
+            tracker.close(exit_code=code)
+    raise _error_of(outcome)
+
+
+class EffectiveSampleWarning:
+    """Says once if the weights of AWR or RWR hardly differ (A-7)."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        fraction = row.get("objective/train/effective_sample_fraction")
+        if fraction is not None and fraction > 0.99 and not self._is_said:
+            self._is_said = True
+            log.warning(
+                "the effective sample size of the weights is %.4f of the tokens: this objective is numerically "
+                "MLE; lower objective.beta or set objective.reward_norm: zscore",
+                fraction,
+            )
+
+
+def _threads_asked_for(config: Config) -> int | None:
+    cpus = config.training.resources_per_worker.get("CPU")
+    if cpus is not None:
+        return max(1, int(cpus))
+    # Ray sets this variable to 1 in its workers whatever the user said; what the driver was told counts.
+    asked = os.environ.get("OMP_NUM_THREADS")
+    return int(asked) if asked and asked.isdigit() else None
+
+
+def _fit_and_evaluate(
+    fit: Fit, job: TrainJob, *, config: Config, run: RunDirectory, evaluations: EvaluationsBeside | None
+) -> dict[str, Any]:
+    """The outcome of the training, with the summary of the evaluations beside it if there are any."""
+    if evaluations is None:
+        return fit(job, config=config, run=run)
+    with evaluations:
+        outcome = fit(job, config=config, run=run)
+        if outcome["status"] != "finished":
+            return outcome
+        if not evaluations.finish():
+            return {"status": "stopped", "step": outcome["step"]}
+        run.merge_evaluations()
+        return outcome | {"evaluations": evaluations.summary()}
+
+
+@contextmanager
+def _stopping_on_signals(run: RunDirectory) -> Iterator[None]:
+    """The first SIGTERM or SIGINT asks the workers to save and end; the second ends this process as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _frame: object) -> None:
+        log.warning("%s: saving a checkpoint and ending; once more to end at once", signal.Signals(number).name)
+        run.request_stop()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error_of(outcome: dict[str, Any]) -> PhfError:
+    if outcome["status"] == "failed":
+        kind = getattr(errors, outcome["kind"], PhfError)
+        return kind(outcome["message"])
+    reason = "another start of it took over" if outcome["status"] == "superseded" else "it was told to stop"
+    return IncompleteError(f"the run ended at step {outcome['step']}, because {reason}")
+
+
+def describe_wall_cost(cost: Mapping[str, float]) -> str:
+    loop_s = cost["loop_s"]
+    parts = {
+        "samples and KL beside it": cost["evaluation_s"],
+        "held-out text": cost["held_out_s"],
+        "checkpoints": cost["checkpoint_s"],
+    }
+    shown = ", ".join(f"{seconds:.2f} s ({seconds / loop_s:.2%}) for {name}" for name, seconds in parts.items())
+    return f"wall cost: of {loop_s:.1f} s the loop stood still for {shown}"
+
+
+def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: TrainingPlan, wall_s: float) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for row in run.read_metrics():
+        # Histograms and tables stay where they are.
+        last |= {name: value for name, value in row.items() if not isinstance(value, dict)}
+    checkpoint = run.latest_checkpoint()
+    log.info("%s", describe_wall_cost(outcome["wall_cost"]))
+    return {
+        "status": "finished",
+        "step": plan.num_steps,
+        "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(run.path)),
+        "metrics": last,
+        "thresholds": plan.thresholds,
+        "wall_s_of_last_start": round(wall_s, 1),
+        "wall_cost": outcome["wall_cost"],
+        **({"evaluations": outcome["evaluations"]} if "evaluations" in outcome else {}),
+    }
+
+
+def _renew_card(
+    run: RunDirectory, *, config: Config, plan: TrainingPlan, blocks_path: str, metrics: dict[str, Any]
+) -> None:
+    """With all that was measured; the worker wrote it with what was known then."""
+    checkpoint = run.latest_checkpoint()
+    info = None if checkpoint is None else read_info(checkpoint)
+    if checkpoint is not None and info is not None:
+        corpora = [corpus.name for corpus in read_block_manifest(blocks_path).corpora]
+        write_card(
+            checkpoint, info, config=config, corpora=corpora, metrics=metrics, checkpoint_path=plan.checkpoint_path
+        )

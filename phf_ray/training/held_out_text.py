@@ -1,0 +1,88 @@
+"""What is measured on the held-out text of a run, at every checkpoint."""
+
+import dataclasses
+import itertools
+import time
+from typing import Any
+
+from phf_ray.blocks.held_out import read_held_out
+from phf_ray.blocks.manifest import BlockManifest
+from phf_ray.blocks.packing import pack
+from phf_ray.config import Config
+from phf_ray.objectives.base import Objective
+from phf_ray.records import ScoredDocument
+from phf_ray.training.batches import MicroBatch
+from phf_ray.training.held_out import EncodedDocument, held_out_bits_per_byte, objective_on
+from phf_ray.training.held_out_documents import (
+    HELD_OUT_BLOCKS,
+    choose_held_out,
+    encode_held_out,
+    micro_batch_of,
+    stored_packing_config,
+)
+from phf_ray.training.state import TrainState
+
+# Control token before every segment -> name of the metric.
+BITS_PER_BYTE = {
+    "none": "eval/bits_per_byte",
+    "good": "eval/bits_per_byte_good",
+    "bad": "eval/bits_per_byte_bad",
+}
+
+
+class HeldOutText:
+    """The held-out documents of a run, as the model reads them and as the objective is trained on them."""
+
+    def __init__(self, config: Config, tokenizer: Any, *, manifest: BlockManifest, blocks_path: str):
+        self._config = config
+        self._tokenizer = tokenizer
+        self._manifest = manifest
+        documents = choose_held_out(read_held_out(blocks_path)) if config.dataset.held_out_fraction else []
+        self._encoded = self._encode(documents) if documents else {}
+        self._batches = self._pack(documents) if documents else []
+
+    def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
+        """Rows of metrics `eval/...` and `objective/eval/...`; empty if no text is held out. All ranks call it."""
+        since = time.perf_counter()
+        training = self._config.training
+        measured: dict[str, Any] = {
+            BITS_PER_BYTE[name]: held_out_bits_per_byte(
+                state.model,
+                documents,
+                window=self._manifest.sequence_length,
+                batch_size=training.per_device_train_batch_size,
+                precision=training.precision,
+            )
+            for name, documents in self._encoded.items()
+        }
+        if not measured:
+            return {}
+        if self._batches:
+            figures = objective_on(state.model, self._batches, objective=objective, precision=training.precision)
+            measured |= {f"objective/eval/{name}": value for name, value in figures.items()}
+            measured["objective/eval/tokens_seen_during_eval"] = state.tokens_seen
+        return measured | {"eval/wall_s": time.perf_counter() - since}
+
+    def _encode(self, documents: list[ScoredDocument]) -> dict[str, list[EncodedDocument]]:
+        """The documents without control tokens, with the good one, and with the bad one."""
+        tokens: dict[str, str | None] = {"none": None}
+        conditional = self._config.dataset.conditional_training_config
+        if conditional is not None:
+            tokens |= {"good": conditional.aligned_prefix, "bad": conditional.misaligned_prefix}
+        per_document = not self._config.dataset.is_split_by_sentences
+        return {
+            name: encode_held_out(documents, self._tokenizer, control=token, per_document=per_document)
+            for name, token in tokens.items()
+        }
+
+    def _pack(self, documents: list[ScoredDocument]) -> list[MicroBatch]:
+        """Blocks with scores and control tokens as in training, but no document filtered out."""
+        packed = pack(
+            documents,
+            self._tokenizer,
+            sequence_length=self._manifest.sequence_length,
+            config=dataclasses.replace(stored_packing_config(self._manifest.packing), filter_threshold=None),
+        )
+        blocks = list(itertools.islice(packed, HELD_OUT_BLOCKS))
+        size = self._config.training.per_device_train_batch_size
+        return [micro_batch_of(blocks[begin : begin + size]) for begin in range(0, len(blocks), size)]

@@ -1,0 +1,38 @@
+"""Training by a single worker in this process, without Ray."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from phf_ray.config import Config
+from phf_ray.errors import PhfError
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.training.plan import TrainJob
+from phf_ray.training.ranks import OneRank, Ranks
+from phf_ray.training.worker import TrainingWorker
+
+
+def fit_here(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
+    """Train to the end in this process; `training.num_workers` is not looked at."""
+    del config
+    return work(job, run, OneRank())
+
+
+def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
+    """What every worker does; returns the outcome for the driver. An error of ours is kept for the next start."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # A worker of Ray Train is in a folder of its own. A submitted job's directory has the same path on every node.
+    if Path(job.working_directory).is_dir():
+        os.chdir(job.working_directory)
+    failure = run.read_failure()
+    if failure:
+        # The workers were started again after an error that would only come again.
+        return failure
+    try:
+        return TrainingWorker(job, run, ranks).train()
+    except PhfError as error:
+        run.write_failure({"status": "failed", "kind": type(error).__name__, "message": str(error)})
+        raise

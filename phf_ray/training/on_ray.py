@@ -1,0 +1,151 @@
+"""Training workers under Ray Train.
+
+Ray Train starts the workers, connects them, and starts them again when one dies. Checkpoints are ours (`runs`):
+whatever starts, a fresh command or a restarted group of any size, continues from the newest complete one.
+"""
+
+import dataclasses
+import gc
+import logging
+import shutil
+import threading
+import uuid
+from typing import Any, TypeVar
+
+import torch
+
+from phf_ray.config import Config
+from phf_ray.errors import IncompleteError
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.training.in_process import work
+from phf_ray.training.plan import TrainJob
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
+    """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    resources = dict(config.training.resources_per_worker)
+    available = ray.cluster_resources()
+    use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
+    _warn_if_too_large(config.training.num_workers, _of_a_worker(resources, use_gpu=use_gpu), available=available)
+    trainer = _trainer_class()(
+        _train_worker,
+        train_loop_config=dataclasses.asdict(job),
+        scaling_config=ScalingConfig(
+            num_workers=config.training.num_workers, use_gpu=use_gpu, resources_per_worker=resources or None
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the older one
+            # Ray's own files are of no use to a later start: a name that is never met again.
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(run.path / "ray"),
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    result: list[Any] = []
+
+    def fit() -> None:
+        try:
+            result.append(trainer.fit().return_value)
+        except BaseException as error:  # noqa: BLE001  (border of a thread: raised by the main one)
+            result.append(error)
+
+    claim = run.current_claim()
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        if run.is_stop_requested() and run.current_claim() == claim:
+            # Ray waits for workers that may never come; it frees what they asked for when this process ends.
+            return {"status": "stopped", "step": run.latest_step()}
+    shutil.rmtree(run.path / "ray", ignore_errors=True)
+    outcome = result[0]
+    if isinstance(outcome, BaseException):
+        failure = run.read_failure()
+        if failure:
+            return failure
+        log.error("%s", outcome)
+        if isinstance(outcome, TrainingFailedError):
+            raise IncompleteError(
+                f"workers died more often than training.max_failures={config.training.max_failures} allows; the last "
+                "error is above"
+            )
+        if isinstance(outcome, RayError):
+            raise IncompleteError("Ray lost the process that looks after the workers; the error is above")
+        raise outcome
+    return dict(outcome)
+
+
+def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:
+    """What Ray Train asks for: with `use_gpu` a GPU also where the resources do not name one."""
+    return {"GPU": 1.0} | resources if use_gpu else resources or {"CPU": 1.0}
+
+
+def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, available: dict[str, float]) -> None:
+    """Ray waits without a word for resources that never come."""
+    for name, amount in resources.items():
+        if num_workers * amount > available.get(name, 0):
+            log.warning(
+                "%d worker(s) need %g %s, the cluster has %g: waiting for it to grow; otherwise lower "
+                "training.num_workers or training.resources_per_worker",
+                num_workers,
+                num_workers * amount,
+                name,
+                available.get(name, 0),
+            )
+
+
+def _trainer_class() -> Any:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        """Without the actor that frees the workers' resources if the controller dies: this process ends then, and Ray
+        frees them with it. Where no dashboard runs, that actor warns every second that it can't see the controller.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the older trainer
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return Trainer
+
+
+def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train calls on every worker; the driver gets what rank 0 returns."""
+    job = TrainJob(**values)
+    try:
+        return work(job, RunDirectory(job.run_path), RayRanks())
+    finally:
+        # DDP must not outlive Ray's hold on the process group: its destructor would wait, with the interpreter's lock,
+        # for a thread that waits for that lock.
+        gc.collect()
+
+
+class RayRanks:
+    """The ranks that Ray Train started."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray import train as ray_train
+        from ray.train.torch import get_device
+
+        context = ray_train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.local_world_size: int = context.get_local_world_size()
+        self.device: torch.device = get_device()
+        self.node = str(ray.get_runtime_context().get_node_id())
+
+    def broadcast(self, value: T) -> T:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        return broadcast_from_rank_zero(value)

@@ -1,0 +1,102 @@
+"""What follows from the configuration and the blocks; the same for every start of a run."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from phf_ray.blocks.manifest import BlockManifest
+from phf_ray.blocks.mixture import Mixture
+from phf_ray.blocks.order import BlockOrder
+from phf_ray.config import Config, TrainingConfig
+from phf_ray.training.schedule import fitting_micro_batch, speed_up, steps_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What follows from the configuration and the blocks; the same for every start of a run."""
+
+    num_steps: int
+    first_block: int
+    """Blocks before this position are left out (`dataset.skip_tokens`)."""
+    tokens_per_block: float
+    """Counted as `training.count_tokens` says; a mean."""
+    blocks_hash: str
+    checkpoint_path: str | None
+    """Weights to start from."""
+    thresholds: dict[str, float]
+    """Resolved numbers: `conditional`, `filter`, `objective`."""
+    reward_mean: float | None
+    reward_std: float | None
+
+
+def plan_training(
+    config: Config, *, manifest: BlockManifest, objective_threshold: float | None, checkpoint_path: str | None
+) -> TrainingPlan:
+    """Raises ConfigError if the budget does not pay for a step, or skipping leaves nothing."""
+    training = config.training
+    idle = idle_workers(training)
+    if idle is not None:
+        log.warning("%s", idle)
+    mixture = Mixture.of(manifest, config.dataset.weights)
+    tokens_per_block = mixture.tokens_per_block(training.count_tokens)
+    order = BlockOrder(manifest, seed=training.seed, weights=config.dataset.weights)
+    score_mean, score_std = mixture.score_mean_and_std()
+    return TrainingPlan(
+        num_steps=steps_in(
+            training.num_tokens - training.tokens_already_seen,
+            tokens_per_block=tokens_per_block,
+            batch_size=training.effective_batch_size,
+        ),
+        first_block=order.position_after(config.dataset.skip_tokens) if config.dataset.skip_tokens else 0,
+        tokens_per_block=tokens_per_block,
+        blocks_hash=manifest.fingerprint,
+        checkpoint_path=checkpoint_path,
+        thresholds=dict(manifest.thresholds)
+        | ({} if objective_threshold is None else {"objective": objective_threshold}),
+        # The reward is minus the score.
+        reward_mean=None if score_mean is None else -score_mean,
+        reward_std=score_std,
+    )
+
+
+def idle_workers(training: TrainingConfig) -> str | None:
+    """What to do about workers that compute padding; None if all have equally many micro-batches."""
+    size, num_workers = training.per_device_train_batch_size, training.num_workers
+    batch_size = training.effective_batch_size
+    busy = speed_up(batch_size=batch_size, micro_batch_size=size, num_workers=num_workers)
+    if busy == num_workers:
+        return None
+    num_micro_batches = math.ceil(batch_size / size)
+    num_rounds = math.ceil(num_micro_batches / num_workers)
+    fewer = math.ceil(num_micro_batches / num_rounds)
+    fitting = fitting_micro_batch(batch_size=batch_size, micro_batch_size=size, num_workers=num_workers)
+    gained = speed_up(batch_size=batch_size, micro_batch_size=fitting, num_workers=num_workers)
+    remedies = []
+    if gained > busy:
+        remedies.append(f"training.per_device_train_batch_size: {fitting} keeps {gained:.3g} busy, in a new run")
+    if fewer < num_workers:
+        remedies.append(f"training.num_workers: {fewer} is as fast")
+    if not remedies:
+        remedies.append(f"training.effective_batch_size: {size * num_rounds * num_workers} costs no more time")
+    return (
+        f"{num_workers} workers do the work of {busy:.3g}, because a step of {batch_size} sequences is "
+        f"{num_micro_batches} micro-batch(es) of {size}, and who has none computes padding; {'; '.join(remedies)}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """All that a worker is told; plain values."""
+
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    run_path: str
+    blocks_path: str
+    task: str
+    num_threads: int | None
+    """Of torch on each worker; None: the node's cores, divided by its workers."""
+    working_directory: str
+    """Where relative paths of the config begin."""

@@ -1,0 +1,65 @@
+"""The model that a run starts from."""
+
+from typing import Any
+
+import torch
+
+from phf_ray.blocks.tokenizer import load_tokenizer
+from phf_ray.checkpoint import Control
+from phf_ray.config import Config, ModelConfig, TokenizerConfig, TrainingConfig
+from phf_ray.errors import ConfigError
+from phf_ray.models.build import build_model
+from phf_ray.models.language_model import LanguageModel
+
+
+def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> ModelConfig:
+    """What the run starts from; with `checkpoint_path` that checkpoint, whatever `model` says of weights.
+
+    Rows are added for those tokens only that the checkpoint's tokenizer does not have.
+    """
+    if checkpoint_path is None:
+        return config.model
+    num_known = len(load_tokenizer(TokenizerConfig(path_or_name=checkpoint_path)))
+    return config.model.model_copy(
+        update={
+            "path_or_name": checkpoint_path,
+            "revision": None,
+            "from_scratch": False,
+            "model_type": None,
+            "config_kwargs": {},
+            "num_additional_tokens": max(0, len(tokenizer) - num_known),
+        }
+    )
+
+
+def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """The model before the first step; see `starting_model`."""
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
+    limit = getattr(built.backbone.config, "max_position_embeddings", None)
+    if limit is not None and config.dataset.seq_length > limit:
+        raise ConfigError(
+            f"dataset.seq_length={config.dataset.seq_length} is longer than the model's {limit} positions; lower it or "
+            "raise the model's limit in model.config_kwargs"
+        )
+    return built
+
+
+def set_up_layers(model: LanguageModel, training: TrainingConfig, *, device: torch.device, compiles: bool) -> None:
+    if training.document_mask:
+        model.mask_documents()
+    if training.gradient_checkpointing:
+        model.checkpoint_activations()
+    if compiles:
+        model.compile_blocks(device)
+
+
+def trained_control(config: Config) -> Control | None:
+    """Control tokens of the model that is trained. Only what the loss was taken on may be sampled: one per segment."""
+    conditional = config.dataset.conditional_training_config
+    if conditional is None:
+        return None
+    may_sample = config.dataset.is_split_by_sentences and config.objective.score_control
+    return Control(
+        good=conditional.aligned_prefix, bad=conditional.misaligned_prefix, policy="retag" if may_sample else "ban"
+    )

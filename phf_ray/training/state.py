@@ -1,0 +1,70 @@
+"""What a training step changes: model, optimizer and counters."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from phf_ray.models.language_model import LanguageModel, transformer_blocks
+from phf_ray.objectives.statistics import Statistics
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What a step changes."""
+
+    model: nn.Module
+    """The `LanguageModel`, or DDP around it."""
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Finished optimizer steps."""
+    tokens_seen: int = 0
+    """Tokens trained on, counted as training.count_tokens says, over all workers.
+
+    DIFFERS: ours counts the tokens of all workers; original counted those of one (C-5).
+    """
+    documents_seen: int = 0
+    """Documents begun, over all workers."""
+    row: Statistics = field(default_factory=dict)
+    """Totals of the steps since the last row of metrics, over all workers."""
+
+
+def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: torch.device) -> nn.Module:
+    """The model on `device`, its gradients averaged over the ranks of the default process group, if there is one."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model.to(device)
+    if kind == "ddp":
+        return DistributedDataParallel(
+            model.to(device), device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in transformer_blocks(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def build_optimizer(
+    model: nn.Module, *, weight_decay: float, betas: tuple[float, float], epsilon: float
+) -> torch.optim.Optimizer:
+    """AdamW; matrices and embeddings decay, biases and norms do not, as in the original."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # The fused kernel is the fastest on CPU as well as on GPU. The learning rate is set before each step.
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=epsilon, fused=True)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

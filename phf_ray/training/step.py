@@ -1,0 +1,137 @@
+"""One optimizer step.
+
+Losses are sums over targets; gradients are divided once a step by the number of targets of all ranks and micro-batches.
+Dropout masks are drawn per micro-batch, from its place in the training order.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from phf_ray.objectives.base import Objective, ObjectiveOutput
+from phf_ray.objectives.statistics import Statistics, all_reduce, combine, unpacked
+from phf_ray.records import TokenKind
+from phf_ray.training.batches import MicroBatch
+from phf_ray.training.state import TrainState, world_size
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "fp32"
+    max_grad_norm: float | None = 1.0
+
+
+class StepTotals:
+    """Statistics of one step over all ranks, on their way from the device.
+
+    The copy to the host starts when the step has been launched and is waited for when it is read, a step later, so that
+    reading does not stall the device.
+    """
+
+    def __init__(self, totals: Statistics):
+        self._totals = totals
+        packed = torch.cat([value.to(torch.float64).reshape(-1) for value in totals.values()])
+        self._event: torch.cuda.Event | None = None
+        if packed.is_cuda:
+            self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            self._host.copy_(packed, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = packed
+
+    def read(self) -> Statistics:
+        if self._event is not None:
+            self._event.synchronize()
+        return unpacked(self._host, like=self._totals)
+
+
+def train_step(
+    state: TrainState,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    objective: Objective,
+    learning_rate: float,
+    settings: StepSettings,
+    stop: bool = False,
+) -> StepTotals:
+    """One optimizer step on this rank's micro-batches; every rank calls it with equally many.
+
+    The gradient is that of (sum of losses) / (number of targets), both over all ranks and micro-batches. `stop` asks
+    all ranks to stop after this step: the totals carry it.
+    """
+    device = next(state.model.parameters()).device
+    # Filled by the device: a number copied there would wait for the step before.
+    totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
+    for index, host_batch in enumerate(micro_batches):
+        batch = host_batch.to(device)
+        # Not the generator's state but the position decides on the dropout masks: nothing to save, and any number of
+        # workers draws the same ones.
+        torch.manual_seed(_dropout_seed(settings.seed, batch.first_block))
+        with _gradient_sync(state.model, enabled=index == len(micro_batches) - 1):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+                out = state.model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+            out.loss.backward()
+        totals = combine(totals, _statistics(out, batch))
+    totals = all_reduce(totals)
+    totals["sum/grad_norm"] = _scale_and_clip_gradients(
+        state.model, totals["sum/step_targets"], max_norm=settings.max_grad_norm
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return StepTotals(totals)
+
+
+def _dropout_seed(seed: int, first_block: int) -> int:
+    # A seed sequence takes no negative number.
+    return int(np.random.SeedSequence([seed % 2**64, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    """Gradients are exchanged in the last micro-batch of a step only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(enabled)
+    elif isinstance(model, DistributedDataParallel) and not enabled:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _statistics(out: ObjectiveOutput, batch: MicroBatch) -> Statistics:
+    kinds_BS = batch.token_kinds_BS
+    is_content_BS = (kinds_BS == TokenKind.CONTENT) | (kinds_BS == TokenKind.UNSCORED)
+    return {
+        "sum/step_loss": out.loss.detach().double(),
+        # Under compat every micro-batch counts 1; one of padding is none.
+        "sum/step_targets": out.num_targets if batch.first_block >= 0 else torch.zeros_like(out.num_targets),
+        "sum/content_tokens": is_content_BS.sum().double(),
+        "sum/all_tokens": (kinds_BS != TokenKind.PAD).sum().double(),
+        "sum/documents": (kinds_BS == TokenKind.END_OF_TEXT).sum().double(),
+        **out.metrics,
+    }
+
+
+def _scale_and_clip_gradients(model: nn.Module, num_targets: Tensor, *, max_norm: float | None) -> Tensor:
+    """Divide the summed gradients by the number of targets, clip, and return their norm before clipping."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # DDP and FSDP average over ranks; the sum is wanted. A step of nothing but masked tokens leaves gradients of zero.
+    scale = (world_size() / torch.where(num_targets > 0, num_targets, 1.0)).to(norm.dtype)
+    norm = norm * scale
+    if max_norm is not None:
+        scale = scale * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(local, scale)
+    return norm
