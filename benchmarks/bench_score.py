@@ -168,7 +168,8 @@ def detections(scrubber: Any, texts: list[str]) -> list[Any]:
 
 def compare_pii(data: Path, count: int) -> int:
     from phf_ray.scorers.pii_detectors import fast_scrubber
-    from phf_ray.scorers.pii_reference import reference_scrubber, texts_with_personal_data
+    from phf_ray.scorers.pii_reference import reference_scrubber
+    from tests.support.pii_texts import texts_with_personal_data
 
     fast = fast_scrubber(locale="en_US", reference_date=REFERENCE_DATE)
     slow = reference_scrubber(locale="en_US", reference_date=REFERENCE_DATE)

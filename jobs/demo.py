@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
         problems = judge(report)
 
-    from phf_ray.report import format_table
+    from phf_ray.evaluation.report.table import format_table
 
     say(f"{format_table(report)}\n\nreport: {Path(arguments.output) / 'report' / 'report.html'}")
     for problem in problems:
@@ -233,7 +233,7 @@ def run_job(job: Any, arguments: list[str]) -> None:
 
 def judge(report: dict[str, Any]) -> list[str]:
     """Why the report does not show what the demo is for; empty if it does."""
-    from phf_ray.report import check_not_degenerate
+    from phf_ray.evaluation.report.degenerate import check_not_degenerate
 
     rows = {row["arm"]: row for row in report["table"]}
     problems = list(check_not_degenerate(report, arm=GOOD, baseline=MLE))

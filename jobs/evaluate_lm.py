@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
-from phf_ray.checkpoint import CheckpointInfo, fingerprint, read_info
+from phf_ray.checkpoint import CheckpointInfo, ControlChoice, fingerprint, read_info
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
-from phf_ray.pipelines.capabilities import read_lm_eval
-from phf_ray.pipelines.evaluate import Arm, Control, Options, ScoresServer, check_arm, described, evaluate
-from phf_ray.pipelines.kl import check_kl, has_control_per_line, kl_of_arms, with_prefix
-from phf_ray.pipelines.report_tracking import track_report
-from phf_ray.report import RedTeamInfo, TaskResult, format_table, read_samples
+from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
+from phf_ray.evaluation.kl.arms import check_kl, has_control_per_line, kl_of_arms, with_prefix
+from phf_ray.evaluation.lm_eval import read_lm_eval
+from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
+from phf_ray.evaluation.report.samples import read_samples
+from phf_ray.evaluation.report.table import format_table
+from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
+from phf_ray.evaluation.tracking import track_report
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import SHORT_NAMES
 
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse_arms(arguments.arm, models)
     reference = _reference(arguments.reference or config.kl_gpt3_callback.reference, models)
     served = models if reference is None else {**models, reference.name: reference}
-    options = Options(
+    options = EvaluationOptions(
         seeds=_seeds(arguments.seeds),
         num_samples=at_least_one(arguments.num_samples, flag="--num-samples"),
         max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
         arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
-        report = evaluate(config, arms=arms, scores=scores, output=output, options=options)
+        report = evaluate_arms(config, arms=arms, scores=scores, output=output, runner=run_on_ray, options=options)
     track_report(output)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
@@ -234,21 +238,21 @@ def _checkpoint_in(path: Path) -> Path:
     return path
 
 
-def parse_arms(texts: Sequence[str], models: Mapping[str, Model]) -> list[tuple[str, Control | None]]:
+def parse_arms(texts: Sequence[str], models: Mapping[str, Model]) -> list[tuple[str, ControlChoice | None]]:
     """(model, control) in the order in which they are shown."""
-    arms: list[tuple[str, Control | None]] = []
+    arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
         name, _, control = text.partition(":")
         if name not in models:
             raise ConfigError(f"--arm {text}: no model is called {name}; --model names {', '.join(models)}")
         info = models[name].info
-        if control and control not in get_args(Control):
+        if control and control not in get_args(ControlChoice):
             raise ConfigError(f"--arm {text}: write {name}:good, {name}:bad or {name}:none")
         if control in ("good", "bad") and models[name].directory is not None and (info is None or info.control is None):
             raise ConfigError(f"--arm {text}: {models[name].source} has no control tokens; write {name}")
         if not control and info is not None and info.control is not None:
             control = "good"
-        arm: tuple[str, Control | None] = (name, control or None)  # type: ignore[assignment]  # checked above
+        arm: tuple[str, ControlChoice | None] = (name, control or None)  # type: ignore[assignment]  # checked above
         if arm in arms:
             raise ConfigError(f"--arm {text}: named twice; name each arm once")
         arms.append(arm)
@@ -297,7 +301,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _print_plan(
-    config: Config, arms: Sequence[tuple[str, str | None]], options: Options, *, scores_url: str | None
+    config: Config, arms: Sequence[tuple[str, str | None]], options: EvaluationOptions, *, scores_url: str | None
 ) -> None:
     for name, control in arms:
         print(f"arm {_arm_name(name, control)}")
@@ -354,7 +358,7 @@ def _arm_name(name: str, control: str | None) -> str:
     return name if control is None else f"{name}:{control}"
 
 
-def arm_of(model: Model, control: Control | None, *, base_url: str) -> Arm:
+def arm_of(model: Model, control: ControlChoice | None, *, base_url: str) -> Arm:
     if model.directory is None:
         return Arm(
             name=_arm_name(model.name, control),

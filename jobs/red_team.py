@@ -27,9 +27,11 @@ from jobs.evaluate_lm import (
 )
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
-from phf_ray.pipelines.red_team import Api, Attacker, Options, red_team
-from phf_ray.pipelines.report_tracking import track_report
-from phf_ray.report import format_red_team
+from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
+from phf_ray.evaluation.attack.run import AttackOptions, run_attack
+from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.report.table import format_red_team
+from phf_ray.evaluation.tracking import track_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = parse_models(arguments.model)
     wanted = parse_arms(arguments.arm, models)
     attacker = _attacker(arguments.attacker, models)
-    api: Api = arguments.attacker_api or ("chat" if attacker.directory is None else "completions")
+    api: AttackerApi = arguments.attacker_api or ("chat" if attacker.directory is None else "completions")
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
     max_clients = at_least_one(arguments.max_clients, flag="--max-clients")
     assert max_clients is not None
-    options = Options(
+    options = AttackOptions(
         seed=arguments.seed,
         max_clients=max_clients,
         restart=arguments.restart,
@@ -63,12 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         key = os.environ.get("PHF_ATTACKER_API_KEY")
         if attacker.directory is None and key is not None:
             red_lm = replace(red_lm, key=key)
-        report = red_team(
+        report = run_attack(
             config,
             arms=[arm_of(models[name], control, base_url=base_url) for name, control in wanted],
             attacker=Attacker(red_lm, api),
             scores=scores,
             output=output,
+            runner=run_on_ray,
             options=options,
         )
     track_report(output)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.blocks.on_ray import build_groups
     from phf_ray.blocks.thresholds import resolve_thresholds
     from phf_ray.corpus.reader import read_corpus_manifest
-    from phf_ray.pipelines.checkpoint_evaluation import evaluations_beside
+    from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.driver import Helpers, Tracking, run_training
     from phf_ray.training.on_ray import fit_on_ray
     from phf_ray.training.plan import plan_training

@@ -14,6 +14,11 @@ from phf_ray.errors import DataError
 
 FILE_NAME = "phf.json"
 
+ControlChoice = Literal["good", "bad", "none"]
+"""The control token that a request asks for."""
+ControlPolicy = Literal["ban", "retag"]
+"""See `Control.policy`."""
+
 
 class Control(BaseModel):
     """Control tokens of a conditionally trained model."""
@@ -22,7 +27,7 @@ class Control(BaseModel):
 
     good: str
     bad: str
-    policy: Literal["ban", "retag"]
+    policy: ControlPolicy
     """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each
     by the one that the request chose, the good one where it chose none, and strip it from the text (`retag`, for models
     trained to predict one token per segment)."""

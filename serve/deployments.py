@@ -16,8 +16,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from phf_ray.records import Span
-from serve.api import build_app
+from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
+from serve.engines.local import LocalModel
+from serve.engines.upstream import UpstreamModel
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
 from serve.keys import KeyRing, load_keys
@@ -25,8 +27,8 @@ from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, S
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
 if TYPE_CHECKING:
-    from serve.local import LocalModel
-    from serve.upstream import UpstreamModel
+    from serve.engines.local import LocalModel
+    from serve.engines.upstream import UpstreamModel
 
 log = logging.getLogger("ray.serve.phf")
 
@@ -45,8 +47,8 @@ class ModelReplica:
     def __init__(self, settings: dict[str, Any]):
         model = ServedModel.model_validate(settings)
         prepare_process(model.num_cpus)
-        from serve.local import LocalModel
-        from serve.upstream import UpstreamModel
+        from serve.engines.local import LocalModel
+        from serve.engines.upstream import UpstreamModel
 
         self._model = LocalModel.load(model) if model.upstream is None else UpstreamModel.load(model)
         self._metrics = ModelMetrics()
@@ -92,7 +94,7 @@ class ScorerReplica:
         scorer = ServedScorer.model_validate(settings)
         # A scorer that needs torch imports it; the others do without its memory.
         limit_threads(scorer.num_cpus)
-        from serve.scoring import LocalScorer
+        from serve.engines.scorer import LocalScorer
 
         self._scorer = LocalScorer(scorer)
         self._request_timeout_s = request_timeout_s

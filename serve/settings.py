@@ -4,15 +4,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from phf_ray.checkpoint import Control
+from phf_ray.checkpoint import Control, ControlChoice
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.build import SHORT_NAMES
 
-CONTROL_CHOICES = ("good", "bad", "none")
+CONTROL_CHOICES = get_args(ControlChoice)
 # What Detoxify's models were trained on, where that is not English alone.
 LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
 

@@ -20,7 +20,7 @@ from phf_ray.blocks.manifest import BlockManifest, Shard
 from phf_ray.errors import ConfigError, DataError
 
 
-class Places(NamedTuple):
+class BlockPlaces(NamedTuple):
     """Where blocks are: place in `manifest.shards` and row in the shard, int64 (n,) each."""
 
     shards: NDArray[np.int64]
@@ -53,7 +53,7 @@ class _Epochs:
             source.append(source[-1] + self._shards[place].num_source_tokens)
         return order, blocks, source
 
-    def locate(self, positions: NDArray[np.int64]) -> Places:
+    def locate(self, positions: NDArray[np.int64]) -> BlockPlaces:
         shards, rows = np.empty_like(positions), np.empty_like(positions)
         epochs, offsets = np.divmod(positions, self.num_blocks)
         for epoch in np.unique(epochs).tolist():
@@ -65,7 +65,7 @@ class _Epochs:
                 chosen = in_epoch & (turns == turn)
                 shards[chosen] = place
                 rows[chosen] = self._rows(epoch, place)[offsets[chosen] - blocks_before[turn]]
-        return Places(shards, rows)
+        return BlockPlaces(shards, rows)
 
     def _rows(self, epoch: int, place: int) -> NDArray[np.int64]:
         return _permutation(self._seed, epoch, place, self._shards[place].num_blocks)
@@ -123,7 +123,7 @@ class BlockOrder:
                 raise DataError(f"corpus {manifest.corpora[corpus].name} has weight {weights[corpus]} but no blocks")
             self._streams.append(stream)
 
-    def locate(self, begin: int, end: int) -> Places:
+    def locate(self, begin: int, end: int) -> BlockPlaces:
         """Places of the positions [begin, end)."""
         if not 0 <= begin <= end:
             raise ConfigError(f"block positions [{begin}, {end}) are no range of the order")
@@ -135,7 +135,7 @@ class BlockOrder:
         for number in np.unique(owners).tolist():
             chosen = owners == number
             shards[chosen], rows[chosen] = self._streams[number].locate(own_positions[chosen])
-        return Places(shards, rows)
+        return BlockPlaces(shards, rows)
 
     def _divide(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The stream of each position, and its position in that stream."""

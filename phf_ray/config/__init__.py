@@ -7,6 +7,7 @@ meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
 from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Threshold
+from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
 from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
@@ -51,6 +52,8 @@ __all__ = [
     "TrainingConfig",
     "UnlikelihoodConfig",
     "ValueHeadConfig",
+    "due_steps",
+    "evaluation_steps",
     "load_config",
     "merge",
     "parse_config",

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -81,18 +81,6 @@ def is_on_this_machine(url: str) -> bool:
     """Whether the address is one that no other machine can reach."""
     host = urlsplit(url).hostname or ""
     return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def label_selector(urls: Iterable[str]) -> dict[str, str]:
-    """Labels of the nodes on which Ray may run what asks these servers.
-
-    Empty: any node. This node alone, if no other can reach one of the servers.
-    """
-    import ray
-
-    if any(is_on_this_machine(url) for url in urls):
-        return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return {}
 
 
 def _backoff(attempt: int) -> float:

@@ -44,7 +44,7 @@ def default_options() -> optparse.Values:
     return options
 
 
-class Places(pycodestyle.BaseReport):
+class ViolationPlaces(pycodestyle.BaseReport):
     """Collects line and column of each violation, and prints nothing."""
 
     def init_file(self, filename: str, lines: list[str], expected: object, line_offset: int) -> None:
@@ -63,7 +63,7 @@ def report(lines: list[str], *, checker: type[pycodestyle.Checker] | None = None
 
     `checker`: the fast one by default; `pycodestyle.Checker` for comparison.
     """
-    places = Places(OPTIONS)
+    places = ViolationPlaces(OPTIONS)
     # The checker strips a byte order mark from the first line of the list it is given.
     (checker or FastChecker)(lines=list(lines), options=OPTIONS, report=places).check_all()
     return places.places

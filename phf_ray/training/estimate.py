@@ -5,8 +5,7 @@ What can be counted is counted, the rest estimated, and each line says which.
 
 from phf_ray.blocks.plan import BlockPlan
 from phf_ray.blocks.shards import BYTES_PER_TOKEN
-from phf_ray.config import Config
-from phf_ray.config.cadence import evaluation_steps
+from phf_ray.config import Config, evaluation_steps
 from phf_ray.errors import DataError
 from phf_ray.models.shape import ModelShape
 from phf_ray.training.memory import GB, memory_per_device

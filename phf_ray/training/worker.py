@@ -19,8 +19,7 @@ from phf_ray.blocks.order import BlockOrder
 from phf_ray.blocks.reader import BlockReader
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import CheckpointInfo
-from phf_ray.config import parse_config
-from phf_ray.config.cadence import evaluation_steps
+from phf_ray.config import evaluation_steps, parse_config
 from phf_ray.models.card import write_card
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.loading import load_checkpoint

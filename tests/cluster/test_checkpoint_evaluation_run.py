@@ -15,21 +15,28 @@ from jobs.train_lm import main
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, IncompleteError
-from phf_ray.generation import GenerationRequest, generate, load_engine
-from phf_ray.pipelines.checkpoint_evaluation import CheckpointEvaluations, EvaluationJob, plan_evaluations
-from phf_ray.pipelines.evaluate import Arm, Options, ScoresServer, evaluate, run_here
-from phf_ray.pipelines.in_process import evaluate_weights
-from phf_ray.pipelines.kl import measure_kl, reference_texts
-from phf_ray.report import read_samples, recompute
+from phf_ray.evaluation.arms import Arm, ScoresServer
+from phf_ray.evaluation.asking import run_here
+from phf_ray.evaluation.beside_training import CheckpointEvaluations, EvaluationJob, plan_evaluations
+from phf_ray.evaluation.kl.measure import measure_kl
+from phf_ray.evaluation.kl.texts import reference_texts
+from phf_ray.evaluation.on_ray import EvaluationTask
+from phf_ray.evaluation.report.figures import recompute
+from phf_ray.evaluation.report.samples import read_samples
+from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
+from phf_ray.evaluation.weights import evaluate_weights
+from phf_ray.generation.engine import generate
+from phf_ray.generation.load import load_engine
+from phf_ray.generation.requests import GenerationRequest
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import EVALUATION, STEP
 from phf_ray.runs.samples import all_sample_tables, sample_tables
 from phf_ray.training.estimate import describe_evaluations
-from serve.api import build_app
+from serve.api.application import build_app
 from serve.backends import Backend
-from serve.local import LocalModel as ServedModel
+from serve.engines.local import LocalModel as ServedModel
+from serve.engines.scorer import LocalScorer
 from serve.schemas import HealthResponse
-from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
 
 pytestmark = pytest.mark.timeout(400)
@@ -129,7 +136,7 @@ def test_a_checkpoint_evaluated_by_itself_gives_the_same_figures(finished, rows,
     assert checkpoint_names(run) == [f"step-{NUM_STEPS:08d}"]
     again = RunDirectory(tmp_path)
     shutil.copytree(run / "checkpoints" / f"step-{NUM_STEPS:08d}", again.evaluation_folder(NUM_STEPS) / "weights")
-    job = plan_evaluations(load_config(finished), again, num_steps=NUM_STEPS)
+    job = plan_evaluations(load_config(finished), again, num_steps=NUM_STEPS, resources={"CPU": 1.0})
     found = evaluate_weights(job, NUM_STEPS)
     timed = {EVALUATION, f"{SCENARIO}/samples_per_second", "generation/prompted/samples_per_second"}
     theirs = {key: value for key, value in rows[NUM_STEPS].items() if key not in timed}
@@ -277,12 +284,12 @@ def test_samples_scores_and_kl_are_those_of_the_path_over_http(handed_out, tmp_p
     with listening(build_app(Backend(models, scorers, health), access_log=False)) as url:
         info = read_info(weights)
         arm = Arm("model", url, "model", control="good" if info.control else None, checkpoint=info)
-        evaluate(
+        evaluate_arms(
             config,
             arms=[arm],
             scores=ScoresServer(url, "pep8"),
             output=str(tmp_path),
-            options=Options(seeds=(0,)),
+            options=EvaluationOptions(seeds=(0,)),
             runner=run_here,
         )
         texts = reference_texts(Arm("ref", url, "ref"), num_samples=12, max_tokens=12, cache=str(tmp_path / "cache"))
@@ -326,15 +333,17 @@ def test_prompts_are_read_before_the_training_and_kept_with_the_run(local_ray, t
     write_reference(tmp_path / "reference")
     values = sections(tmp_path) | {"scoring": {"scorers": [{"class_name": "PEP8Scorer"}]}}
     run = RunDirectory(tmp_path / "run")
-    job = plan_evaluations(parse_config(values), run, num_steps=NUM_STEPS)
+    job = plan_evaluations(parse_config(values), run, num_steps=NUM_STEPS, resources={"CPU": 1.0})
     kept = Path(job.config["generation"]["scenario_configs"][1]["prompts_path"])
     assert kept.is_relative_to(run.path)
     assert [json.loads(line)["text"] for line in kept.read_text().splitlines()] == [f"value = {n}" for n in range(3)]
     (tmp_path / "prompts.jsonl").unlink()
     with pytest.raises(ConfigError, match="prompts_path"):
-        plan_evaluations(parse_config(values), run, num_steps=NUM_STEPS)
+        plan_evaluations(parse_config(values), run, num_steps=NUM_STEPS, resources={"CPU": 1.0})
     with pytest.raises(ConfigError, match=r"scoring\.scorers is empty"):
-        plan_evaluations(parse_config({"generation": values["generation"]}), run, num_steps=NUM_STEPS)
+        plan_evaluations(
+            parse_config({"generation": values["generation"]}), run, num_steps=NUM_STEPS, resources={"CPU": 1.0}
+        )
 
 
 def test_resources_that_never_come_are_given_up_when_the_training_is_over(local_ray, tmp_path):
@@ -347,7 +356,7 @@ def test_resources_that_never_come_are_given_up_when_the_training_is_over(local_
         generation_steps=frozenset({3}),
         kl_steps=frozenset(),
     )
-    with CheckpointEvaluations(run, job, poll_s=0.05) as evaluations:
+    with CheckpointEvaluations(run, job, start=EvaluationTask, poll_s=0.05) as evaluations:
         assert evaluations.finish()
     assert evaluations.summary()["missing"] == {
         "3": "the cluster has not 1 quantum; lower training.resources_per_evaluation"
@@ -374,7 +383,7 @@ def test_a_stop_ends_the_wait_and_leaves_the_weights_to_the_next_start(local_ray
         kl_steps=frozenset(),
     )
     run.request_stop()
-    with CheckpointEvaluations(run, job, poll_s=0.05) as evaluations:
+    with CheckpointEvaluations(run, job, start=EvaluationTask, poll_s=0.05) as evaluations:
         assert not evaluations.finish()
     assert run.steps_to_evaluate() == [3]
     ray.kill(holder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phf_ray.report import recompute
+from phf_ray.evaluation.report.figures import recompute
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

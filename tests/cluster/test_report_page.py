@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phf_ray.report import (
+from phf_ray.evaluation.report.records import (
     ArmInfo,
     Evaluation,
     KLInfo,
@@ -19,8 +19,8 @@ from phf_ray.report import (
     Sample,
     ScenarioInfo,
     TaskResult,
-    write_report,
 )
+from phf_ray.evaluation.report.write import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

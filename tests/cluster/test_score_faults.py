@@ -29,6 +29,7 @@ from phf_ray.config import parse_config
 from phf_ray.corpus.reader import read_corpus_manifest
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
 from phf_ray.scoring.request import ScoringRequest
 
 pytest_plugins = ("score_runs",)
@@ -59,7 +60,7 @@ def drive_ray(folder: str, gate: str, output: str, address: str, delay_s: float)
     import ray
 
     ray.init(address=address, log_to_driver=False)
-    run_scoring(request(folder, gate=gate, delay_s=delay_s), output)
+    run_scoring(request(folder, gate=gate, delay_s=delay_s), output, executor=RayScoring())
 
 
 def drive_call(sources: Path, gate: Path, output: Path, *, address: str | None = None, delay_s: float = 0.0) -> str:
@@ -80,7 +81,7 @@ def test_a_killed_driver_is_started_again(local_ray, whole, sources, gate, tmp_p
     assert 0 < len(before) < NUM_FILES
     assert not (output / "_SUCCESS").exists()
     gate.touch()
-    run_scoring(request(sources, gate=gate), str(output))
+    run_scoring(request(sources, gate=gate), str(output), executor=RayScoring())
     assert_is_the_uninterrupted_run(output, whole)
     assert before.items() <= committed(output).items()
 
@@ -103,7 +104,7 @@ def test_one_job_whose_driver_is_killed_at_five_random_moments(local_ray, source
             assert process.poll() is None, f"it was to be killed while it works (seed {seed})"
             process.send_signal(signal.SIGKILL)
         assert before.items() <= committed(output).items(), f"a part was lost or written again (seed {seed})"
-    run_scoring(request(sources, gate=gate, delay_s=DELAY_S), str(output))
+    run_scoring(request(sources, gate=gate, delay_s=DELAY_S), str(output), executor=RayScoring())
     assert_is_the_uninterrupted_run(output, files_of(whole))
 
 
@@ -125,7 +126,7 @@ def test_a_killed_actor_is_replaced(local_ray, whole, sources, gate, tmp_path):
 
     killer = threading.Thread(target=kill_an_actor)
     killer.start()
-    run_scoring(request(sources, gate=gate), str(output))
+    run_scoring(request(sources, gate=gate), str(output), executor=RayScoring())
     killer.join()
     assert len(victims) == 1
     assert_is_the_uninterrupted_run(output, whole)
@@ -198,7 +199,11 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
     }
     scoring = {"scorers": scorers, "segmenter": "lines", "pools": pools, "text_timeout_s": 10 * PATIENCE_S}
     config = parse_config({"scoring": scoring})
-    run_scoring(ScoringRequest(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"), output)
+    run_scoring(
+        ScoringRequest(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"),
+        output,
+        executor=RayScoring(),
+    )
     watcher.join()
     Path(samples).write_text(json.dumps({"actors": seen, "free_gpus": free_gpus}))
 

@@ -24,6 +24,7 @@ from phf_ray.config import parse_config
 from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
 from phf_ray.scoring.request import ScoringRequest
 
 pytestmark = pytest.mark.timeout(1500)
@@ -232,7 +233,7 @@ def drive_scoring(folder: str) -> None:
     pools = {"cpu": {"min": 2, "max": 2}}
     config = parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", "pools": pools}})
     request = ScoringRequest(config, inputs=[f"{folder}/source"], shard_bytes=1, scorer_factory="fakes:build_scorer")
-    run_scoring(request, f"{folder}/scored")
+    run_scoring(request, f"{folder}/scored", executor=RayScoring())
 
 
 def score_and_lose_a_node(machines: Machines, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_blocks import main
-from phf_ray.blocks import group as blocks_group
+from phf_ray.blocks import build as blocks_build
 from phf_ray.blocks import plan as blocks_plan
 from phf_ray.blocks.build import build_blocks, build_here, ensure_blocks
 from phf_ray.blocks.group import build_group
@@ -226,7 +226,7 @@ def test_finished_blocks_are_reused(scored, tmp_path, monkeypatch):
     config = configured()
     arguments = {"corpora": [scored], "builder": build_here, "output_root": str(tmp_path)}
     root = ensure_blocks(config, **arguments)
-    monkeypatch.setattr(blocks_group, "build_group", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(blocks_build, "build_group", lambda *_, **__: pytest.fail("built again"))
     assert ensure_blocks(config, **arguments) == root
     # What the blocks do not depend on makes no new ones.
     other = configured(training={"seed": 7, "learning_rate": 1.0}, objective={"name": "RWR"})
@@ -277,7 +277,7 @@ def test_after_a_crash_only_what_is_missing_is_built(scored, tmp_path, small_gro
         return build(plan, group, tokenizer=tokenizer)
 
     plan = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root=str(tmp_path / "two"))
-    monkeypatch.setattr(blocks_group, "build_group", dying)
+    monkeypatch.setattr(blocks_build, "build_group", dying)
     with pytest.raises(KeyboardInterrupt):
         build_blocks(plan, tokenizer=tokenizer, builder=build_here)
     with pytest.raises(DataError, match="_SUCCESS is missing"):
@@ -295,7 +295,7 @@ def test_two_builders_at_once_make_one_sound_folder(scored, tmp_path, small_grou
         for tokenizer in tokenizers
     ]
     threads = [
-        threading.Thread(target=build_blocks, args=(plan,), kwargs={"tokenizer": tokenizer})
+        threading.Thread(target=build_blocks, args=(plan,), kwargs={"tokenizer": tokenizer, "builder": build_here})
         for plan, tokenizer in zip(plans, tokenizers, strict=True)
     ]
     for thread in threads:

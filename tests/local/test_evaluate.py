@@ -20,34 +20,25 @@ from jobs.evaluate_lm import arm_of, parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info, write_info
 from phf_ray.config import Scenario, parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
-from phf_ray.generation import Engine, EngineSettings
-from phf_ray.http.client import Client, RefusedError, label_selector
-from phf_ray.pipelines.evaluate import (
-    Arm,
-    Options,
-    Probe,
-    ScoresServer,
-    Unit,
-    check_arm,
-    check_scorer,
-    described,
-    draw_unit,
-    evaluate,
-    prompt_order,
-    read_prompts,
-    request_body,
-    run_here,
-    run_on_ray,
-    samples_per_prompt,
-)
-from phf_ray.pipelines.kl import has_control_per_line
-from phf_ray.report import recompute
+from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
+from phf_ray.evaluation.asking import run_here
+from phf_ray.evaluation.kl.arms import has_control_per_line
+from phf_ray.evaluation.on_ray import label_selector, run_on_ray
+from phf_ray.evaluation.probe import Probe
+from phf_ray.evaluation.prompts import prompt_order, read_prompts, samples_per_prompt
+from phf_ray.evaluation.report.figures import recompute
+from phf_ray.evaluation.requests import SampleRequest, draw_unit, request_body
+from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
+from phf_ray.evaluation.scorer_check import check_scorer
+from phf_ray.generation.engine import Engine
+from phf_ray.generation.requests import EngineSettings
+from phf_ray.http.client import Client, RefusedError
 from phf_ray.scorers.build import build_scorer
-from serve.api import build_app
+from serve.api.application import build_app
 from serve.backends import Backend
-from serve.local import LocalModel
+from serve.engines.local import LocalModel
+from serve.engines.scorer import LocalScorer
 from serve.schemas import HealthResponse
-from serve.scoring import LocalScorer
 from serve.settings import ServedModel, ServedScorer
 
 
@@ -108,12 +99,12 @@ def make_arms(url, **changes):
 
 
 def run(server, output, config=None, *, arms=None, runner=run_here, **options):
-    return evaluate(
+    return evaluate_arms(
         config or make_config(),
         arms=arms or make_arms(server.url),
         scores=ScoresServer(server.url, "pep8"),
         output=str(output),
-        options=Options(**{"seeds": (0, 1), "patience_s": 5.0} | options),
+        options=EvaluationOptions(**{"seeds": (0, 1), "patience_s": 5.0} | options),
         runner=runner,
     )
 
@@ -368,7 +359,7 @@ def test_an_evaluation_that_was_killed_while_tidying_up_is_over(server, tmp_path
 
     arms = make_arms(server.url)[:1]
     with monkeypatch.context() as patched:
-        patched.setattr("phf_ray.pipelines.evaluate.Store.tidy", killed)
+        patched.setattr("phf_ray.evaluation.store.SampleStore.tidy", killed)
         with pytest.raises(KeyboardInterrupt):
             run(server, tmp_path / "out", arms=arms)
     names = ("samples.parquet", "report.json", "report.html")
@@ -419,12 +410,12 @@ def test_models_and_scorers_of_our_own_give_the_same_report_however_the_requests
             Arm(name="conditional:bad", url=url, model="conditional", control="bad", checkpoint=infos["conditional"]),
         ]
         reports = [
-            evaluate(
+            evaluate_arms(
                 one,
                 arms=arms,
                 scores=ScoresServer(url, "pep8"),
                 output=str(tmp_path / name),
-                options=Options(seeds=(0, 1)),
+                options=EvaluationOptions(seeds=(0, 1)),
                 runner=run_here,
             )
             for name, one in (("first", config), ("second", grouped))
@@ -469,7 +460,7 @@ def test_what_such_a_server_can_not_be_asked_for_is_named_before_the_first_sampl
 
 
 def test_a_server_that_is_down_is_named_before_the_first_sample(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("phf_ray.pipelines.evaluate.CHECK_PATIENCE_S", 0.5)
+    monkeypatch.setattr("phf_ray.evaluation.arms.CHECK_PATIENCE_S", 0.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -485,7 +476,7 @@ def test_wrong_key_unknown_model_and_unknown_scorer_are_named_before_the_first_s
     with pytest.raises(ConfigError, match="serves no model 'gpt'; it serves conditional, mle"):
         run(server, tmp_path / "out", arms=[Arm(name="a", url=server.url, model="gpt")])
     with pytest.raises(RefusedError, match="no such scorer: try pep8"):
-        evaluate(
+        evaluate_arms(
             make_config(),
             arms=make_arms(server.url),
             scores=ScoresServer(server.url, "toxic"),
@@ -669,7 +660,7 @@ def unit(**changes):
         "arm": "a", "scenario": "s", "seed": 0, "start": 0, "count": 4, "prompt_index": None, "prompt": "", "sent": "",
         "control": None, "max_tokens": 5,
     }  # fmt: skip
-    return Unit(**values | changes)
+    return SampleRequest(**values | changes)
 
 
 def test_requests_are_openais(prompts):

@@ -9,7 +9,7 @@ from tiny_models import write_checkpoint
 
 from jobs import evaluate_lm
 from phf_ray.errors import ConfigError
-from phf_ray.report import recompute
+from phf_ray.evaluation.report.figures import recompute
 
 TASK = """
 scoring: {segmenter: lines, scorers: [{class_name: PEP8Scorer}]}

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 import torch
 from evaluation_server import Server, listening
+from text_logprobs import text_logprobs
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
 from jobs.evaluate_lm import _check_kl, _with_kl
@@ -17,25 +18,21 @@ from phf_ray.blocks.segment_tokens import owners_of_tokens
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
-from phf_ray.generation import Engine, EngineSettings
+from phf_ray.evaluation.arms import Arm
+from phf_ray.evaluation.beside_training import EvaluationJob
+from phf_ray.evaluation.kl.arms import has_control_per_line, kl_of_arms
+from phf_ray.evaluation.kl.encoding import encode
+from phf_ray.evaluation.kl.measure import measure_kl
+from phf_ray.evaluation.kl.sequence_scorer import SequenceScorer, line_starts
+from phf_ray.evaluation.kl.texts import ReferenceText, reference_texts
+from phf_ray.evaluation.weights import evaluate_weights
+from phf_ray.generation.engine import Engine
+from phf_ray.generation.requests import EngineSettings
 from phf_ray.http.client import Client, RefusedError
-from phf_ray.kl import encode, text_logprobs
-from phf_ray.pipelines.checkpoint_evaluation import EvaluationJob
-from phf_ray.pipelines.evaluate import Arm
-from phf_ray.pipelines.in_process import evaluate_weights
-from phf_ray.pipelines.kl import (
-    ReferenceText,
-    SequenceScorer,
-    has_control_per_line,
-    kl_of_arms,
-    line_starts,
-    measure_kl,
-    reference_texts,
-)
 from phf_ray.runs.directory import RunDirectory
-from serve.api import build_app
+from serve.api.application import build_app
 from serve.backends import Backend
-from serve.local import LocalModel
+from serve.engines.local import LocalModel
 from serve.schemas import HealthResponse
 
 CONTROL = Control(good=GOOD, bad=BAD, policy="retag")
@@ -107,7 +104,7 @@ def in_process(engine, texts, *, control=None, per_line=False):
                 ends_with=tokenizer.eos_token_id if text.ended else None,
             )
         )
-    return text_logprobs(engine.model, encoded, vocabulary_size=len(tokenizer)).tolist()
+    return text_logprobs(engine.model, encoded).tolist()
 
 
 def test_kl_of_a_model_with_itself_is_zero_and_with_another_is_not(arms, engines, tmp_path):

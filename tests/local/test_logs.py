@@ -10,13 +10,14 @@ JOB = """
 import logging
 
 from jobs import cli
-from phf_ray.pipelines.scoring_process import ScoringProcess, Setup, Task
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
 
 def work():
     logging.getLogger("phf_ray").warning("of a worker")
-    process = ScoringProcess(Setup(({"class_name": "WordScorer"},), "lines", 60.0, "fakes:build_scorer"))
-    process.submit([Task(texts=("RAISE", "fine"))])
+    process = ScoringProcess(ScoringSetup(({"class_name": "WordScorer"},), "lines", 60.0, "fakes:build_scorer"))
+    process.submit([ScoringTask(texts=("RAISE", "fine"))])
     process.collect()
     process.close()
 

@@ -14,15 +14,19 @@ from jobs import red_team as job
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, IncompleteError, ServiceError
-from phf_ray.generation import Engine, EngineSettings
-from phf_ray.pipelines.evaluate import Arm, ScoresServer
-from phf_ray.pipelines.red_team import Attacker, Options, red_team, run_here, run_on_ray
-from phf_ray.report import recompute
-from serve.api import build_app
+from phf_ray.evaluation.arms import Arm, ScoresServer
+from phf_ray.evaluation.asking import run_here
+from phf_ray.evaluation.attack.red_lm import Attacker
+from phf_ray.evaluation.attack.run import AttackOptions, run_attack
+from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.report.figures import recompute
+from phf_ray.generation.engine import Engine
+from phf_ray.generation.requests import EngineSettings
+from serve.api.application import build_app
 from serve.backends import Backend
-from serve.local import LocalModel
+from serve.engines.local import LocalModel
+from serve.engines.scorer import LocalScorer
 from serve.schemas import HealthResponse
-from serve.scoring import LocalScorer
 from serve.settings import ServedScorer
 
 RED_TEAM = {
@@ -68,13 +72,14 @@ def attacker(url, *, api="chat", model="red"):
 
 
 def run(server, output, config, *, arms=("mle",), runner=run_here, red_lm=None, **options):
-    return red_team(
+    return run_attack(
         config,
         arms=[Arm(name=name, url=server.url, model=name) for name in arms],
         attacker=red_lm or attacker(server.url),
         scores=ScoresServer(server.url, "pep8"),
         output=str(output),
-        options=Options(**{"patience_s": 5.0, "runner": runner} | options),
+        runner=runner,
+        options=AttackOptions(**{"patience_s": 5.0} | options),
     )
 
 
@@ -233,7 +238,7 @@ def test_prompts_that_leave_no_room_are_counted_and_not_tried(server, prompts, t
 
 
 def test_what_is_wrong_is_named_before_the_first_question(server, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("phf_ray.pipelines.evaluate.CHECK_PATIENCE_S", 0.3)
+    monkeypatch.setattr("phf_ray.evaluation.arms.CHECK_PATIENCE_S", 0.3)
     config = make_config(prompts)
     with pytest.raises(ConfigError, match="serves no model 'gpt-9'; it serves conditional, mle, red"):
         run(server, tmp_path / "out", config, red_lm=attacker(server.url, model="gpt-9"))
@@ -283,13 +288,13 @@ def test_one_of_our_own_models_attacks_another_by_completions(prompts, tmp_path)
     with listening(build_app(backend, access_log=False)) as url:
         checkpoint = CheckpointInfo(control=control)
         reports = [
-            red_team(
+            run_attack(
                 config,
                 arms=[Arm("cond:bad", url, "cond", control="bad", checkpoint=checkpoint)],
                 attacker=Attacker(Arm("red", url, "red"), "completions"),
                 scores=ScoresServer(url, "pep8"),
                 output=str(tmp_path / name),
-                options=Options(runner=run_here),
+                runner=run_here,
             )
             for name in ("first", "second")
         ]

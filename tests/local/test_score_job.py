@@ -43,7 +43,7 @@ def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
     asked = request(folder, max_failed_fraction=0.5, pools=pools)
     alone = run_scoring(asked, str(tmp_path / "alone"), executor=InProcessScoring())
     seen = []
-    on_ray = run_scoring(asked, str(tmp_path / "ray"), progress=seen.append)
+    on_ray = run_scoring(asked, str(tmp_path / "ray"), progress=seen.append, executor=RayScoring())
     assert on_ray == alone
     assert on_ray.documents == 22
     parts = {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("part-*")}
@@ -56,7 +56,7 @@ def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
 def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
     with pytest.raises(IncompleteError, match=r"stopped after \d+ of 12 shards"):
-        run_scoring(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"))
+        run_scoring(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"), executor=RayScoring())
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     moved = request(folder, shard_bytes=1 << 20)
 
@@ -71,7 +71,7 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
 def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "x\n"})
     with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
-        run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"))
+        run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"), executor=RayScoring())
 
 
 def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):

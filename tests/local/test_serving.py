@@ -23,7 +23,9 @@ from tiny_models import BAD, GOOD, write_checkpoint
 from jobs.serve import free_port, running, serving
 from phf_ray.checkpoint import Control
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.generation import GenerationRequest, generate, load_engine
+from phf_ray.generation.engine import generate
+from phf_ray.generation.load import load_engine
+from phf_ray.generation.requests import GenerationRequest
 from phf_ray.scorers.build import build_scorer
 from serve.app import build
 from serve.settings import parse_args

@@ -33,8 +33,8 @@ from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.evaluation.beside_training import CheckpointEvaluations, EvaluationHere, EvaluationJob
 from phf_ray.models.loading import load_checkpoint
-from phf_ray.pipelines.checkpoint_evaluation import CheckpointEvaluations, EvaluationJob
 from phf_ray.records import ScoredDocument
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import token_count
@@ -551,7 +551,9 @@ def test_weights_for_evaluation_that_can_not_be_written_are_told_of_and_named_in
     job = EvaluationJob(
         config={}, run_path=str(tmp_path), resources={}, generation_steps=frozenset({5}), kl_steps=frozenset()
     )
-    assert CheckpointEvaluations(run, job).summary()["missing"] == {"5": "its weights were not written"}
+    assert CheckpointEvaluations(run, job, start=EvaluationHere).summary()["missing"] == {
+        "5": "its weights were not written"
+    }
     assert list(run.evaluation_folder(5).iterdir()) == [], "room for the next checkpoint"
 
 

@@ -4,31 +4,28 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from phf_ray.attack import (
-    INSTRUCTIONS,
+from phf_ray.config import RedTeamConfig, parse_config
+from phf_ray.errors import ConfigError
+from phf_ray.evaluation.attack.algorithm import (
     AskAttacker,
-    Instruction,
-    Reply,
-    Tried,
+    RedReply,
+    TriedPrompt,
     TryPrompts,
     attack,
     best_k,
     choose_examples,
-    instruction_for,
-    is_refusal,
     read_replies,
     standardized,
-    worst,
+    worst_prompts,
 )
-from phf_ray.config import RedTeamConfig, parse_config
-from phf_ray.errors import ConfigError
+from phf_ray.evaluation.attack.instructions import INSTRUCTIONS, Instruction, instruction_for, is_refusal
 
 NUMBERED = Instruction("List of {total} sentences.", "numbered")
 FENCED = Instruction("{total} snippets.", "fenced")
 
 
 def tried(prompt, *scores, round=0):
-    return Tried(prompt, round, scores)
+    return TriedPrompt(prompt, round, scores)
 
 
 def pool_of(*means):
@@ -102,7 +99,7 @@ def test_a_refusal_is_told_from_an_answer(answer, refused):
 
 
 def test_replies_are_counted_by_what_became_of_them_and_order_is_kept():
-    replies = [Reply(" b"), Reply(""), Reply("x", refused=True), Reply("a"), Reply("b"), Reply("old")]
+    replies = [RedReply(" b"), RedReply(""), RedReply("x", refused=True), RedReply("a"), RedReply("b"), RedReply("old")]
     candidates, outcomes = read_replies(replies, instruction=NUMBERED, known={"old"})
     assert candidates == ["b", "a"]
     assert outcomes == {"new": 2, "empty": 1, "refused": 1, "known": 2}
@@ -166,7 +163,7 @@ def test_a_prompt_without_a_score_is_neutral_and_in_no_mean():
     pool = pool_of(0.0001, None, 0.0003, None)
     assert standardized(pool)[1] == standardized(pool)[3] == 0.0
     assert best_k(pool, 10) == pytest.approx(0.0002)
-    assert [entry.prompt for entry in worst(pool, num=10)] == ["p2", "p0"]
+    assert [entry.prompt for entry in worst_prompts(pool, num=10)] == ["p2", "p0"]
     assert standardized(pool_of(None, None)).tolist() == [0, 0]
     assert standardized(pool_of(0.3, 0.3)).tolist() == [0, 0]
     assert best_k(pool_of(None), 1) is None
@@ -200,8 +197,8 @@ SEEDS = [tried("a", 0.1), tried("aa", 0.2), tried("aaa", 0.3)]
 def answer(request):
     """A red LM that makes the last example longer by 1 to 4 letters, and a model that does worse on longer prompts."""
     if isinstance(request, AskAttacker):
-        replies = [Reply(f" {request.examples[-1]}{'b' * number}") for number in range(1, 4)]
-        return [*replies, Reply("I can't.", refused=True)]
+        replies = [RedReply(f" {request.examples[-1]}{'b' * number}") for number in range(1, 4)]
+        return [*replies, RedReply("I can't.", refused=True)]
     assert isinstance(request, TryPrompts)
     return [
         "no room" if prompt.endswith("bbb") else tried(prompt, len(prompt) / 10, round=request.round)
@@ -244,7 +241,7 @@ def test_an_attack_follows_from_its_seed_and_trial():
 
 def test_a_round_in_which_everything_is_refused_leaves_the_pool_as_it_was():
     def declines(request):
-        return [Reply("No.", refused=True)] * 4 if isinstance(request, AskAttacker) else []
+        return [RedReply("No.", refused=True)] * 4 if isinstance(request, AskAttacker) else []
 
     requests, rounds, pool = drive(answers=declines)
     assert pool == SEEDS

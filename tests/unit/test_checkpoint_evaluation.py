@@ -6,17 +6,12 @@ from pathlib import Path
 import pytest
 from tiny_models import write_checkpoint
 
-from phf_ray import generation
-from phf_ray.config import GenerationConfig, KLConfig, load_config, parse_config
-from phf_ray.config.cadence import due_steps, evaluation_steps
+from phf_ray.config import GenerationConfig, KLConfig, due_steps, evaluation_steps, load_config, parse_config
 from phf_ray.errors import ConfigError
-from phf_ray.pipelines import in_process
-from phf_ray.pipelines.checkpoint_evaluation import (
-    EvaluationJob,
-    _check_prefix,
-    _resolved_reference,
-    plan_evaluations,
-)
+from phf_ray.evaluation import weights
+from phf_ray.evaluation.beside_training import EvaluationJob, _check_prefix, _resolved_reference, plan_evaluations
+from phf_ray.evaluation.weights import evaluate_weights
+from phf_ray.generation.load import load_engine
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.following import Follower
 from phf_ray.runs.rows import EVALUATION, STEP
@@ -100,10 +95,10 @@ def test_a_prefix_that_is_no_control_token_of_the_training_is_refused_before_it(
     values["kl_gpt3_callback"]["prefix"] = "# good"
     values["generation"]["scenario_configs"] = []
     with pytest.raises(ConfigError, match=r"prefix: '# good' .* which has <\|aligned\|> and <\|misaligned\|>; set one"):
-        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10)
+        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10, resources={"CPU": 1.0})
     del values["dataset"]["conditional_training_config"]
     with pytest.raises(ConfigError, match=r"prefix: '# good' .* which has none"):
-        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10)
+        plan_evaluations(parse_config(values), RunDirectory(tmp_path), num_steps=10, resources={"CPU": 1.0})
 
 
 # --- Weights on the disk ----------------------------------------------------------------------------------------------
@@ -221,9 +216,8 @@ def test_an_evaluation_without_a_gpu_scores_on_a_cpu(run, monkeypatch, num_gpus,
     def load_on_a_cpu(directory, *, settings):
         return load_engine(directory)
 
-    load_engine = generation.load_engine
-    monkeypatch.setattr(in_process, "load_engine", load_on_a_cpu)
-    monkeypatch.setattr(in_process, "ScoringProcess", stop)
+    monkeypatch.setattr(weights, "load_engine", load_on_a_cpu)
+    monkeypatch.setattr("phf_ray.evaluation.in_process.ScoringProcess", stop)
     run.hand_out_weights(7, write_checkpoint)
     job = EvaluationJob(
         config={"scoring": {"scorers": [scorer]}},
@@ -233,5 +227,5 @@ def test_an_evaluation_without_a_gpu_scores_on_a_cpu(run, monkeypatch, num_gpus,
         kl_steps=frozenset(),
     )
     with pytest.raises(Built):
-        in_process.evaluate_weights(job, 7)
+        evaluate_weights(job, 7)
     assert [setup.scorers for setup in built] == [({**scorer, "device": device},)]

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from serve.compat import PERSPECTIVE_CLASSES, PERSPECTIVE_MAX_BYTES, PERSPECTIVE_UNJUDGED, PRESIDIO_ENTITIES
-from serve.google_batch import MAX_REQUESTS
+from serve.compat.google_batch import MAX_REQUESTS
+from serve.compat.perspective import PERSPECTIVE_CLASSES, PERSPECTIVE_MAX_BYTES, PERSPECTIVE_UNJUDGED
+from serve.compat.presidio import PRESIDIO_ENTITIES
 from serve.settings import LANGUAGES
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,9 @@ import yaml
 
 from phf_ray.config import Config, Quantile, load_config
 from phf_ray.models.shape import planned_shape
-from phf_ray.pipelines import __file__ as anchor
 from phf_ray.training.memory import memory_per_device
 
-CONFIGS = Path(anchor).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = ("toxicity", "pii", "pep8")
 METHODS = ("mle", "conditional", "filtering", "ul", "awr", "rwr")
 # As the original's files state them, and the paper's appendix A: learning rate, sequences per step, the rest by name.

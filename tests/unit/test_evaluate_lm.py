@@ -10,7 +10,8 @@ from jobs.evaluate_lm import parse_arms, parse_models, scorer_name
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.pipelines.evaluate import Options, read_prompts
+from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.evaluation.run import EvaluationOptions
 from phf_ray.runs.directory import RunDirectory
 
 
@@ -131,7 +132,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
 
 def test_processes_that_ask_are_as_many_as_the_cluster_has_room_for_unless_told():
     command = ["--task", "task.yml", "--model", "m", "--output", "out"]
-    assert evaluate_lm.parser().parse_args(command).max_clients is Options().max_clients is None
+    assert evaluate_lm.parser().parse_args(command).max_clients is EvaluationOptions().max_clients is None
     assert evaluate_lm.parser().parse_args([*command, "--max-clients", "3"]).max_clients == 3
 
 

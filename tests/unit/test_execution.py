@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from phf_ray.errors import ConfigError
-from phf_ray.execution import Limits, first_function, program_of, run_program
+from phf_ray.evaluation.execution import ProgramLimits, first_function, program_of, run_program
 from phf_ray.records import PASSED
 
 pytestmark = pytest.mark.skipif(
@@ -35,7 +35,7 @@ if words:
 assert False
 """
 """Looks for the word that makes a verdict in the frames that lead to it."""
-FAST = Limits(wall_s=20.0, cpu_s=1, memory_bytes=1 << 28)
+FAST = ProgramLimits(wall_s=20.0, cpu_s=1, memory_bytes=1 << 28)
 
 
 def test_a_program_that_ends_has_passed_and_others_say_how_they_failed():
@@ -69,7 +69,7 @@ def test_a_program_that_misbehaves_fails(program, outcome):
 
 
 def test_a_program_that_only_waits_is_killed():
-    assert run_program("import time\ntime.sleep(60)", limits=Limits(wall_s=1.0)) == "timed out"
+    assert run_program("import time\ntime.sleep(60)", limits=ProgramLimits(wall_s=1.0)) == "timed out"
 
 
 @pytest.mark.parametrize(

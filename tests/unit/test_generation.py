@@ -9,21 +9,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import BAD, END_OF_TEXT, GOOD, TEXTS, tiny_gpt2, tiny_llama, tiny_tokenizer, write_checkpoint
 
-from phf_ray import generation
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.generation import (
-    Completion,
-    Engine,
-    EngineSettings,
-    GenerationRequest,
-    RequestError,
-    TextStream,
-    generate,
-    load_engine,
-    load_strings,
-    sample_tokens,
-)
+from phf_ray.generation import engine as generation_engine
+from phf_ray.generation.engine import Engine, generate
+from phf_ray.generation.load import load_engine, load_strings
+from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest, RequestError
+from phf_ray.generation.sampling import sample_tokens
+from phf_ray.generation.tokens import TextStream
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -213,7 +206,7 @@ def test_prompt_logprobs_of_one_request_bound_the_logits_of_all(plain, tokenizer
         return output
 
     ids = sorted(plain.strings.valid_ids - {tokenizer.eos_token_id})
-    monkeypatch.setattr(generation, "PREFILL_LOGITS", limit := 100 * plain.model.config.vocab_size)
+    monkeypatch.setattr(generation_engine, "PREFILL_LOGITS", limit := 100 * plain.model.config.vocab_size)
     monkeypatch.setattr(plain.model, "forward", noting)
     scored = GenerationRequest(prompt=tuple(ids[5:9]), max_tokens=1, echo=True, logprobs=1)
     generate(plain, [scored, *[GenerationRequest(prompt=tuple(ids[i : i + 40]), max_tokens=1) for i in range(1, 9)]])

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_gpt2, tiny_tokenizer
+from text_logprobs import text_logprobs
 
 from phf_ray.errors import DataError
-from phf_ray.kl import EncodedText, encode, forward_kl, pad, sequence_logprobs, text_logprobs
+from phf_ray.evaluation.kl.encoding import EncodedText, encode
+from phf_ray.evaluation.kl.estimate import forward_kl
 
 EOS, A, B = 0, 1, 2
 CONTROL = 3
@@ -36,18 +37,11 @@ def draw(model, *, num, length, seed):
     return [encode(row[1:].tolist(), first_id=EOS) for row in ids]
 
 
-def test_sequence_logprobs_by_hand():
-    ids = torch.tensor([[EOS, A, B], [EOS, B, B]])
-    counted = torch.ones(2, 2, dtype=torch.bool)
-    expected = [np.log(0.5) + np.log(0.6), np.log(0.3) + np.log(0.5)]
-    assert sequence_logprobs(REFERENCE, ids, counted).tolist() == pytest.approx(expected, abs=1e-12)
-
-
 def test_the_estimator_agrees_with_exact_enumeration_of_all_texts():
     length = 4
     every = [encode(ids, first_id=EOS) for ids in itertools.product(range(3), repeat=length)]
-    log_p = text_logprobs(REFERENCE, every, vocabulary_size=3)
-    log_q = text_logprobs(MODEL, every, vocabulary_size=3)
+    log_p = text_logprobs(REFERENCE, every)
+    log_q = text_logprobs(MODEL, every)
     assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-12)
     exact = float((np.exp(log_p) * (log_p - log_q)).sum())
     # The chain rule gives the same without a single text: sum over steps of E[KL of the next token].
@@ -61,8 +55,8 @@ def test_the_estimator_agrees_with_exact_enumeration_of_all_texts():
 
     texts = draw(REFERENCE, num=4000, length=length, seed=0)
     kl = forward_kl(
-        text_logprobs(REFERENCE, texts, vocabulary_size=3),
-        text_logprobs(MODEL, texts, vocabulary_size=3),
+        text_logprobs(REFERENCE, texts),
+        text_logprobs(MODEL, texts),
         num_tokens=[length] * 4000,
         num_bytes=[2 * length] * 4000,
     )
@@ -70,33 +64,6 @@ def test_the_estimator_agrees_with_exact_enumeration_of_all_texts():
     assert kl.per_token.mean == pytest.approx(kl.per_sequence.mean / 4)
     assert kl.per_byte.mean == pytest.approx(kl.per_sequence.mean / 8)
     assert kl.per_byte.standard_error == pytest.approx(kl.per_sequence.standard_error / 8)
-
-
-def test_kl_of_a_model_with_itself_is_zero_for_any_batching(monkeypatch):
-    tokenizer = tiny_tokenizer()
-    model = tiny_gpt2(tokenizer, seed=3)
-    rng = np.random.default_rng(0)
-    texts = [encode(rng.integers(300, size=length).tolist(), first_id=0) for length in rng.integers(1, 40, size=30)]
-    size = model.config.vocab_size
-    whole = text_logprobs(model, texts, vocabulary_size=size)
-    monkeypatch.setattr("phf_ray.kl._LOGITS_AT_ONCE", 100 * size)
-    parts = text_logprobs(model, texts, vocabulary_size=size)
-    np.testing.assert_allclose(whole, parts, atol=1e-4)
-    kl = forward_kl(whole, parts, num_tokens=[1] * 30, num_bytes=[1] * 30)
-    assert abs(kl.per_sequence.mean) < 1e-5
-    # With the original's mask it is not: a row's padding depends on its batch (D-1).
-    shifted = text_logprobs(model, texts, vocabulary_size=size, compat="korbak2023")
-    assert np.abs(shifted - whole).max() > 1
-
-
-def test_padding_counts_nothing_except_in_the_original():
-    short, long = encode([A], first_id=EOS), encode([A, B, B], first_id=EOS)
-    alone = text_logprobs(REFERENCE, [short], vocabulary_size=3)
-    together = text_logprobs(REFERENCE, [short, long], vocabulary_size=3)
-    assert together[0] == alone[0] == pytest.approx(np.log(0.5))
-    # D-1: log p(end of text | A) = log 0.1 is added for the first padding token of the shorter row.
-    theirs = text_logprobs(REFERENCE, [short, long], vocabulary_size=3, pad_id=EOS, compat="korbak2023")
-    assert theirs.tolist() == pytest.approx([np.log(0.5) + np.log(0.1), together[1]])
 
 
 def test_control_tokens_are_seen_but_not_counted():
@@ -107,16 +74,13 @@ def test_control_tokens_are_seen_but_not_counted():
     marked = encode([A, B], first_id=EOS, control_id=CONTROL, starts=[0, 1])
     assert marked.ids == (EOS, CONTROL, A, CONTROL, B)
     assert marked.counted == (False, False, True, False, True)
-    logprobs = text_logprobs(model, [plain, marked], vocabulary_size=4)
+    logprobs = text_logprobs(model, [plain, marked])
     assert logprobs.tolist() == pytest.approx([2 * np.log(0.25), np.log(0.7) + np.log(0.1)])
-    # D-2: the original makes the model pay for each control token.
-    theirs = text_logprobs(model, [marked], vocabulary_size=4, compat="korbak2023")
-    assert theirs[0] == pytest.approx(logprobs[1] + 2 * np.log(0.25))
 
 
 def test_the_end_of_a_text_that_ended_by_itself_counts():
     text = encode([A], first_id=EOS, ends_with=EOS)
-    assert text_logprobs(REFERENCE, [text], vocabulary_size=3)[0] == pytest.approx(np.log(0.5) + np.log(0.1))
+    assert text_logprobs(REFERENCE, [text])[0] == pytest.approx(np.log(0.5) + np.log(0.1))
 
 
 def test_an_empty_text_has_a_place_for_its_control_token():
@@ -166,9 +130,6 @@ def test_what_cannot_be_estimated_is_an_error(reference, model, message):
 
 
 def test_marks_must_fit_the_tokens():
-    ids, counted = pad([encode([A, B], first_id=EOS)], pad_id=0)
-    with pytest.raises(DataError, match="one mark less than there are tokens"):
-        sequence_logprobs(REFERENCE, ids, torch.cat([counted, counted], dim=1))
     with pytest.raises(DataError, match="the first token is given"):
         EncodedText((1, 2), (True, True))
     with pytest.raises(DataError, match="give positions in it"):

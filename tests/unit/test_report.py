@@ -11,8 +11,9 @@ import pytest
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
 from phf_ray.errors import DataError
-from phf_ray.measures.maxima import max_at_k
-from phf_ray.report import (
+from phf_ray.evaluation.report.degenerate import check_not_degenerate
+from phf_ray.evaluation.report.figures import build_report, recompute
+from phf_ray.evaluation.report.records import (
     ArmInfo,
     Evaluation,
     KLInfo,
@@ -22,15 +23,11 @@ from phf_ray.report import (
     Sample,
     ScenarioInfo,
     TaskResult,
-    build_report,
-    check_not_degenerate,
-    format_cell,
-    format_red_team,
-    format_table,
-    read_samples,
-    recompute,
-    write_report,
 )
+from phf_ray.evaluation.report.samples import read_samples
+from phf_ray.evaluation.report.table import format_cell, format_red_team, format_table
+from phf_ray.evaluation.report.write import write_report
+from phf_ray.measures.maxima import max_at_k
 
 HOSTILE = "</pre><script>document.title='taken'</script><img src=x onerror=alert(1)>&amp;\x00\x1b[31m\u202e\x85"
 
@@ -518,5 +515,7 @@ def test_what_is_no_samples_file_says_what_to_do(tmp_path):
 
 
 def test_report_does_not_import_pyplot_whose_state_is_global():
-    code = "import sys, phf_ray.report; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    code = (
+        "import sys, phf_ray.evaluation.report.write; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]

@@ -8,8 +8,8 @@ from wandb_runs import end_tracker, logged_rows, records
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
-from phf_ray.pipelines.report_tracking import arm_rows, track_report
-from phf_ray.report import (
+from phf_ray.evaluation.report.figures import build_report
+from phf_ray.evaluation.report.records import (
     ArmInfo,
     Evaluation,
     KLInfo,
@@ -19,9 +19,9 @@ from phf_ray.report import (
     Sample,
     ScenarioInfo,
     TaskResult,
-    build_report,
-    write_report,
 )
+from phf_ray.evaluation.report.write import write_report
+from phf_ray.evaluation.tracking import arm_rows, track_report
 from phf_ray.runs.tracking import _FINISHED_STEPS
 
 ATTACK = RedTeamInfo(

@@ -37,8 +37,6 @@ EDGES = {
 }
 """Room -> rooms that it may import besides the ground. Direct, not inherited; `a.b`: only that part of a room."""
 EDGES["rollouts"] = {*EDGES} - {"serve"}
-LEGACY = {"generation", "kl", "attack", "execution", "execution_child", "report", "pipelines"}
-"""Modules that have not moved into their rooms yet."""
 
 # Library -> where it may be imported, as prefixes of module names. Lazily imported counts, too.
 RESERVED = {
@@ -116,7 +114,7 @@ def allowed(module: Module, other: Module) -> bool:
     room, target = module.room, other.room
     if "jobs" in (room, target):
         return room == "jobs" or room == target
-    if room in LEGACY or target in LEGACY or room == target or target in GROUND:
+    if room == target or target in GROUND:
         return True
     edges = EDGES.get(room, set())
     return any(is_below(other.name.removeprefix("phf_ray."), (edge,)) for edge in edges)
@@ -131,7 +129,7 @@ def test_a_room_imports_only_the_rooms_that_it_may(name):
 
 
 def test_every_room_is_in_the_table_and_the_table_has_no_circle():
-    rooms = {module.room for module in modules().values()} - {"jobs"} - LEGACY
+    rooms = {module.room for module in modules().values()} - {"jobs"}
     assert rooms <= {*GROUND, *EDGES}
     graph = {room: {edge.partition(".")[0] for edge in edges} - {room} for room, edges in EDGES.items()}
     # That part of a room which others may import alone.
@@ -166,8 +164,6 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_libraries_stay_where_they_belong(name):
     module = modules()[name]
     roots = {other.partition(".")[0] for other in module.imports()}
-    if module.room in LEGACY:
-        return
     for library, places in RESERVED.items():
         assert library not in roots or is_below(name, places), f"{name} imports {library}"
     assert "ray" not in roots or module.is_on_ray or is_below(name, RAY), f"{name} imports ray"
@@ -179,7 +175,7 @@ def test_libraries_stay_where_they_belong(name):
 def test_only_jobs_and_other_runners_import_a_runner_on_ray(name):
     module = modules()[name]
     runners = [other for other in module.imports() if other in modules() and modules()[other].is_on_ray]
-    assert not runners or module.is_on_ray or module.room in LEGACY, f"{name} imports {runners}"
+    assert not runners or module.is_on_ray, f"{name} imports {runners}"
 
 
 @pytest.mark.parametrize("module", list(LIGHT))
@@ -195,15 +191,13 @@ def test_a_public_class_name_means_one_thing():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(module.name)
     twice = {name: found for name, found in places.items() if len(found) > 1}
-    if not LEGACY:
-        assert not twice
+    assert not twice
 
 
 def test_no_file_is_longer_than_a_reader_takes_in():
     sizes = {module.path: len(module.path.read_text(encoding="utf-8").splitlines()) for module in modules().values()}
     grown = {path: size for path, size in sizes.items() if size > MAX_LINES}
-    if not LEGACY:
-        assert not grown
+    assert not grown
 
 
 def test_sizes_are_known(capsys):

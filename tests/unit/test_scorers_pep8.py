@@ -18,7 +18,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.records import Scored
 from phf_ray.scorers import pep8_checker
 from phf_ray.scorers.build import build_scorer
-from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, Places, report
+from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, ViolationPlaces, report
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
@@ -171,7 +171,7 @@ def test_the_fast_checker_reports_what_pycodestyle_does_at_the_same_places():
 
 
 def test_every_check_has_its_condition():
-    checker = FastChecker(lines=["x = 1\n"], options=OPTIONS, report=Places(OPTIONS))
+    checker = FastChecker(lines=["x = 1\n"], options=OPTIONS, report=ViolationPlaces(OPTIONS))
     checker.check_all()
     tokens = list(tokenize.generate_tokens(iter(["x = 1\n"]).__next__))[:4]
     assert set(checker._logical_conditions("x = 1", tokens)) == {name for name, _, _ in OPTIONS.logical_checks}

@@ -16,11 +16,13 @@ from scrubadub.detectors import SkypeDetector
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, Span
-from phf_ray.scorers import pii_detectors
 from phf_ray.scorers.base import FindsSpans
 from phf_ray.scorers.build import build_scorer
-from phf_ray.scorers.pii_detectors import Address, Skype, fast_scrubber, is_likely_word
-from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber, texts_with_personal_data
+from phf_ray.scorers.pii_addresses import _ADDRESS, Address
+from phf_ray.scorers.pii_detectors import Skype, fast_scrubber
+from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber
+from phf_ray.scorers.pii_words import is_likely_word
+from tests.support.pii_texts import texts_with_personal_data
 
 SCORER = build_scorer({"class_name": "PIIScorer"})
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pii.json").read_text(encoding="utf-8"))
@@ -408,7 +410,7 @@ ADDRESS_WORDS = [
 
 def test_the_faster_grammar_of_addresses_finds_the_same_parts():
     slow = re.compile(pyap.source_US.data.full_address, re.VERBOSE)
-    fast = pii_detectors._ADDRESS
+    fast = _ADDRESS
     assert fast.groupindex == slow.groupindex
     rng = random.Random(0)
     num_found = 0

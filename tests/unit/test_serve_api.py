@@ -13,17 +13,19 @@ import pytest
 from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control
-from phf_ray.generation import Engine, EngineSettings, GenerationRequest, generate
+from phf_ray.generation.engine import Engine, generate
+from phf_ray.generation.requests import EngineSettings, GenerationRequest
 from phf_ray.records import Scored
-from serve import api, errors
-from serve.api import build_app
+from serve import errors
+from serve.api import models as api_models
+from serve.api.application import ERRORS, build_app
 from serve.backends import Backend, Completed, ScoredJson
 from serve.deployments import ScorerReplica
+from serve.engines.local import LocalModel
+from serve.engines.scorer import LocalScorer
 from serve.errors import ApiError
 from serve.keys import KeyRing
-from serve.local import LocalModel
 from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, Usage
-from serve.scoring import LocalScorer
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
 COMPLETIONS_SCOPE = {
@@ -342,7 +344,7 @@ def test_a_model_that_does_not_answer_does_not_hold_up_the_list(models, scorers,
         async def describe(self):
             raise ApiError(503, "the replica was lost")
 
-    monkeypatch.setattr(api, "LISTING_S", 0.05)
+    monkeypatch.setattr(api_models, "LISTING_S", 0.05)
     call = caller({**models, "loading": Loading(), "lost": Lost()}, scorers)
     cards = {card["id"]: card for card in call("/v1/models").json()["data"]}
     assert {name: card["max_model_len"] for name, card in cards.items()} == {
@@ -958,7 +960,7 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
 
 
 def test_every_status_is_described_as_it_is_returned():
-    statuses = {*api.ERRORS, 405}
+    statuses = {*ERRORS, 405}
     described = dict(re.findall(r"^(\d{3}) +(\w+)", errors.__doc__, re.MULTILINE))
     assert described == {str(status): errors.TYPES.get(status, "server_error") for status in statuses}
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")

@@ -9,8 +9,9 @@ from test_serve_api import caller, refused
 from jobs.fetch_models import URLS
 from phf_ray.records import Span
 from phf_ray.scorers.toxicity import DESCRIPTION_FILE
-from serve.compat import PERSPECTIVE_MAX_BYTES, PRESIDIO_ENTITIES
-from serve.scoring import LocalScorer
+from serve.compat.perspective import PERSPECTIVE_MAX_BYTES
+from serve.compat.presidio import PRESIDIO_ENTITIES
+from serve.engines.scorer import LocalScorer
 from serve.settings import ServedScorer
 
 MILD = dict.fromkeys(

@@ -12,8 +12,8 @@ from tiny_models import write_checkpoint
 from jobs import serve as job
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.build import build_scorer
-from serve import scoring
 from serve.app import build
+from serve.engines.scorer import LocalScorer
 from serve.keys import KeyRing, is_loopback, load_keys
 from serve.settings import Keys, ServeArgs, ServedModel, ServedScorer, parse_args, split_model_id
 
@@ -218,8 +218,9 @@ def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
 def test_a_scorer_that_is_lent_no_gpu_takes_none(monkeypatch, num_gpus, device):
     given = []
     monkeypatch.setattr(
-        scoring, "build_scorer", lambda config: given.append(config) or build_scorer({"class_name": "PEP8Scorer"})
+        "serve.engines.scorer.build_scorer",
+        lambda config: given.append(config) or build_scorer({"class_name": "PEP8Scorer"}),
     )
     config = {"class_name": "SequenceClassifierScorer", "path": "m", "device": "auto"}
-    scoring.LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
+    LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
     assert given == [{**config, "device": device}]

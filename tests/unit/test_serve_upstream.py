@@ -10,11 +10,11 @@ import pytest
 from tiny_models import BAD, GOOD, write_checkpoint
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.generation import load_strings
+from phf_ray.generation.load import load_strings
+from serve.engines.upstream import UpstreamModel, seed_of
 from serve.errors import ApiError
 from serve.schemas import CompletionRequest
 from serve.settings import ServedModel, Upstream, parse_args
-from serve.upstream import UpstreamModel, seed_of
 
 
 class Script:

@@ -1,0 +1,192 @@
+"""The adaptive attack on a language model: a red LM is shown prompts that worked and asked for more like them.
+
+A pool of prompts starts with a few from a file, which are tried like any other. Each round shows the red LM some of the
+pool, the ones that did worse on the attacked model more often, takes one new prompt from each of its answers, tries
+them, and adds them to the pool.
+
+An attack is a generator: it yields what it needs to know and is sent the answer. What it yields follows from its seed
+and the answers before, so replaying the answers resumes an attack. Scores are higher-is-worse: the attack looks for
+high ones.
+"""
+
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from phf_ray.config import RedTeamConfig
+from phf_ray.errors import ConfigError
+from phf_ray.evaluation.attack.instructions import Instruction
+
+
+@dataclass(frozen=True, slots=True)
+class TriedPrompt:
+    """A prompt of the pool and what the attacked model made of it."""
+
+    prompt: str
+    round: int
+    """0: it was there before the attack."""
+    scores: tuple[float, ...]
+    """Of the continuations that could be scored; may be empty."""
+    num_unscored: int = 0
+    own_score: float | None = None
+    """Of the prompt's own text: what the attack itself contributes."""
+
+    @property
+    def mean(self) -> float | None:
+        return float(np.mean(self.scores)) if self.scores else None
+
+    @property
+    def std(self) -> float | None:
+        return float(np.std(self.scores)) if self.scores else None
+
+
+@dataclass(frozen=True, slots=True)
+class RedReply:
+    text: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskAttacker:
+    """Is sent a list of Reply."""
+
+    round: int
+    examples: tuple[str, ...]
+    """Prompts of the pool, to be shown in this order."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TryPrompts:
+    """Is sent a list with a Tried for each prompt, or the reason why it can't be tried."""
+
+    round: int
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttackRound:
+    """What is known after a round; None: nothing of this kind has a score."""
+
+    number: int
+    best_prompt_score: float | None
+    best_10_prompt_score: float | None
+    best_100_prompt_score: float | None
+    average_score: float | None
+    """Over the pool."""
+    round_best_prompt_score: float | None
+    round_average_score: float | None
+    num_tested: int
+    """Prompts of the pool with a score."""
+    outcomes: dict[str, int]
+    """Of the red LM's answers: `new`, or why an answer gave no new prompt: `refused`, `empty`, `known`, ..."""
+
+
+Attack = Generator[AskAttacker | TryPrompts, list[Any], tuple[list[AttackRound], list[TriedPrompt]]]
+
+
+def attack(
+    seeds: Sequence[TriedPrompt], config: RedTeamConfig, *, instruction: Instruction, seed: int, trial: int
+) -> Attack:
+    """One trial. `seeds`: the first prompts with what they did. Returns the rounds, 0 among them, and the pool."""
+    if not seeds:
+        raise ConfigError("the attack has no prompt to start from; give red_team.prompts_path a file with some")
+    pool = list(seeds)
+    rounds = [summarize_round(pool, pool, number=0, outcomes={})]
+    for number in range(1, config.num_rounds + 1):
+        # DIFFERS: ours draws from (seed, trial, round); original from generators that nothing seeds (C-6).
+        rng = np.random.default_rng([seed, trial, number])
+        chosen = choose_examples(pool, num=config.num_examples, temperature=config.weight_temperature, rng=rng)
+        replies = yield AskAttacker(number, tuple(tried.prompt for tried in chosen), int(rng.integers(1 << 31)))
+        candidates, outcomes = read_replies(replies, instruction=instruction, known={tried.prompt for tried in pool})
+        answers = yield TryPrompts(number, tuple(candidates))
+        fresh = [answer for answer in answers if isinstance(answer, TriedPrompt)]
+        reasons = [answer for answer in answers if not isinstance(answer, TriedPrompt)]
+        outcomes.update(reasons)
+        outcomes["new"] -= len(reasons)
+        pool += fresh
+        rounds.append(summarize_round(pool, fresh, number=number, outcomes=outcomes))
+    return rounds, pool
+
+
+def read_replies(
+    replies: Sequence[RedReply], *, instruction: Instruction, known: set[str]
+) -> tuple[list[str], Counter[str]]:
+    """New prompts in the order in which they came, and what became of each reply."""
+    outcomes: Counter[str] = Counter(new=0)
+    candidates: dict[str, None] = {}
+    for reply in replies:
+        prompt = None if reply.refused else instruction.read(reply.text)
+        if reply.refused:
+            outcomes["refused"] += 1
+        elif prompt is None:
+            outcomes["empty"] += 1
+        elif prompt in known or prompt in candidates:
+            outcomes["known"] += 1
+        else:
+            outcomes["new"] += 1
+            candidates[prompt] = None
+    return list(candidates), outcomes
+
+
+def standardized(pool: Sequence[TriedPrompt]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mean scores of the pool with mean 0 and deviation 1; 0 for a prompt without a score.
+
+    All 0 where the tested prompts do not differ.
+    """
+    # DIFFERS: ours leaves a prompt that has no score neutral; original gives it 0.001, which on PII and PEP8 is a good
+    # score that never goes away (D-11).
+    means = np.array([np.nan if tried.mean is None else tried.mean for tried in pool])
+    known = ~np.isnan(means)
+    spread = float(means[known].std()) if known.any() else 0.0
+    if spread == 0.0:
+        return np.zeros(len(pool))
+    # DIFFERS: ours standardises, so that the scale of the scores does not matter; original weighs raw means at
+    # temperature 0.1, by which the best of the pool is shown 245 times as often as the worst on toxicity but 1.06 times
+    # on PII (D-12).
+    return np.where(known, (np.where(known, means, 0.0) - means[known].mean()) / spread, 0.0)
+
+
+def choose_examples(
+    pool: Sequence[TriedPrompt], *, num: int, temperature: float, rng: np.random.Generator
+) -> list[TriedPrompt]:
+    """`num` of the pool, or all of a smaller one, drawn one after the other with weight exp(z / temperature)."""
+    # The largest of z / temperature + Gumbel noise are such a draw without replacement, and no weight can underflow.
+    # DIFFERS: ours takes what a pool of fewer than `num` has; original fails (D-14).
+    noisy = standardized(pool) / temperature + rng.gumbel(size=len(pool))
+    return [pool[index] for index in np.argsort(-noisy, kind="stable")[:num]]
+
+
+def summarize_round(
+    pool: Sequence[TriedPrompt], fresh: Sequence[TriedPrompt], *, number: int, outcomes: Mapping[str, int]
+) -> AttackRound:
+    return AttackRound(
+        number=number,
+        best_prompt_score=best_k(pool, 1),
+        best_10_prompt_score=best_k(pool, 10),
+        best_100_prompt_score=best_k(pool, 100),
+        average_score=best_k(pool, None),
+        round_best_prompt_score=best_k(fresh, 1),
+        round_average_score=best_k(fresh, None),
+        num_tested=sum(tried.mean is not None for tried in pool),
+        outcomes=dict(sorted(outcomes.items())),
+    )
+
+
+def best_k(pool: Sequence[TriedPrompt], k: int | None) -> float | None:
+    """Mean of the k largest mean scores, or of all; of as many as there are where there are fewer. None for none."""
+    means = sorted((tried.mean for tried in pool if tried.mean is not None), reverse=True)[:k]
+    # DIFFERS: ours divides by the number of prompts that were added up; original by k, whatever the pool's size (D-13).
+    return float(np.mean(means)) if means else None
+
+
+def worst_prompts(pool: Sequence[TriedPrompt], *, num: int) -> list[TriedPrompt]:
+    """Prompts with the largest mean scores, the largest first; equal ones in the pool's order."""
+    order = count()
+    return sorted(
+        (tried for tried in pool if tried.mean is not None), key=lambda tried: (-(tried.mean or 0.0), next(order))
+    )[:num]

@@ -1,0 +1,123 @@
+"""A model and a scorer in this process that answer as servers do.
+
+What asks servers asks for paths; the same paths are answered here. So the requests, their seeds, the scores and the
+figures are those of `jobs.evaluate_lm` for the same checkpoint.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phf_ray.config import Config
+from phf_ray.generation.engine import Engine, generate
+from phf_ray.generation.requests import Completion, GenerationRequest
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
+
+
+class InProcessModel:
+    """A model that is asked as a server is. Several threads may ask; the engine answers one call at a time."""
+
+    def __init__(self, name: str, engine: Engine):
+        self._name = name
+        self._engine = engine
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> dict[str, Any]:
+        if path == "/v1/models":
+            return {"data": [{"id": self._name, "owned_by": "phf-ray", "max_model_len": self._engine.context}]}
+        assert path.startswith("/tokenizer_info"), path
+        tokenizer = self._engine.strings.tokenizer
+        return {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if path == "/tokenize":
+            return {"tokens": self._tokenize(body["prompt"], add_special_tokens=body["add_special_tokens"])}
+        assert path == "/v1/completions", path
+        [choices] = self.complete([body])
+        return {"choices": choices}
+
+    def complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The choices of each completion request; all of them share the engine's batch."""
+        requests = [_requests(body) for body in bodies]
+        with self._lock:
+            completions = iter(generate(self._engine, [request for group in requests for request in group]))
+        return [[self._choice(index, next(completions)) for index in range(len(group))] for group in requests]
+
+    def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        strings = self._engine.strings
+        if add_special_tokens:
+            return strings.encode(text)[0]
+        return list(strings.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        strings = self._engine.strings
+        if completion.logprobs is None:
+            logprobs: dict[str, Any] = {"tokens": [strings.text_of(token_id) for token_id in completion.token_ids]}
+        else:
+            logprobs = {
+                "tokens": [record.token for record in completion.logprobs],
+                "token_logprobs": [record.logprob for record in completion.logprobs],
+                "text_offset": [record.text_offset for record in completion.logprobs],
+            }
+        return {
+            "index": index,
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "logprobs": logprobs,
+            "token_ids": list(completion.token_ids),
+        }
+
+
+def _requests(body: Mapping[str, Any]) -> list[GenerationRequest]:
+    """One per choice, as the server makes them of the fields that the pipelines send."""
+    prompts = body["prompt"]
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    echo = bool(body.get("echo", False))
+    num_choices = int(body.get("n", 1))
+    return [
+        GenerationRequest(
+            prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+            max_tokens=body["max_tokens"],
+            min_tokens=body.get("min_tokens", 0),
+            temperature=body.get("temperature", 1.0),
+            top_p=body.get("top_p", 1.0),
+            top_k=body.get("top_k", 0),
+            seed=body.get("seed", 0),
+            choice=index * num_choices + number,
+            # Log-probabilities of samples are asked for only to learn how many tokens they have: that is known here.
+            logprobs=body.get("logprobs") if echo else None,
+            echo=echo,
+            control=body.get("control"),
+        )
+        for index, prompt in enumerate(prompts)
+        for number in range(num_choices)
+    ]
+
+
+class InProcessScores:
+    """A scorer that is asked as a server is. It runs in a process of its own: a text on which it hangs has no score,
+    and a reason."""
+
+    def __init__(self, config: Config, *, has_gpu: bool):
+        """`has_gpu`: one was lent to this process."""
+        setup = ScoringSetup(
+            (dict(config.evaluation_scorer),), segmenter="document", text_timeout_s=config.scoring.text_timeout_s
+        )
+        self._process = ScoringProcess(setup if has_gpu else without_gpus(setup))
+        [identity] = self._process.identities
+        self.identity = identity.to_json()
+        self.name = identity.name
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        assert path == "/v1/scores", path
+        self._process.submit([ScoringTask(texts=(text,)) for text in body["input"]])
+        scored = [outcome.scores[self.name] for outcome in self._process.collect().outcomes]
+        data = [
+            {"index": index, "score": scores[0], "error": errors[0]} for index, (scores, errors) in enumerate(scored)
+        ]
+        return {"scorer": self.identity, "data": data}
+
+    def close(self) -> None:
+        self._process.close()

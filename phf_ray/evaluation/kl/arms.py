@@ -1,0 +1,91 @@
+"""KL of every arm from the reference, kept so that it is not measured twice."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+from phf_ray.evaluation.arms import Arm, check_arm, described
+from phf_ray.evaluation.kl.measure import measure_kl
+from phf_ray.evaluation.kl.sequence_scorer import SequenceScorer
+from phf_ray.evaluation.kl.texts import facts_of, read_kept, reference_texts
+from phf_ray.evaluation.report.records import KLInfo
+from phf_ray.storage.files import write_file
+from phf_ray.storage.hashing import digest
+
+log = logging.getLogger(__name__)
+
+
+def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
+    """Whether a model was trained with a control token before every line, where its texts get one then."""
+    if info is None or info.control is None:
+        return False
+    per_line = info.has_control_per_segment and config.scoring.segmenter == "lines"
+    return per_line or config.kl_gpt3_callback.should_insert_prefix
+
+
+def with_prefix(arm: Arm, prefix: str | None) -> Arm:
+    """The arm, asked with the control token whose text is `kl_gpt3_callback.prefix`; as it is where that is None."""
+    if prefix is None:
+        return arm
+    own = None if arm.checkpoint is None else arm.checkpoint.control
+    if own is None or prefix not in (own.good, own.bad):
+        tokens = "no control tokens" if own is None else f"the control tokens {own.good} and {own.bad}"
+        raise ConfigError(
+            f"kl_gpt3_callback.prefix: {prefix!r}, but {arm.name} has {tokens}; give a control token that every model "
+            "has, or null to ask each as it is asked for samples"
+        )
+    return replace(arm, control="good" if prefix == own.good else "bad")
+
+
+def check_kl(reference: Arm, arms: Sequence[Arm]) -> None:
+    """Raises ConfigError where one of them can't be asked for log-probabilities."""
+    for arm in (reference, *arms):
+        SequenceScorer(arm).check()
+
+
+def kl_of_arms(
+    reference: Arm, arms: Sequence[Arm], *, num_samples: int, max_tokens: int, cache: str, per_line: Sequence[str] = ()
+) -> dict[str, KLInfo]:
+    """KL(reference || arm) by arm, on the same texts; kept in `cache`, so that what was measured is not asked again.
+
+    `per_line`: names of arms, the reference among them, that were trained with a control token before every line.
+    """
+    reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
+    check_kl(reference, arms)
+    texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
+    found = {}
+    for arm in arms:
+        facts = {
+            "texts": [asdict(text) for text in texts],
+            "reference": facts_of(reference),
+            "arm": facts_of(arm),
+            "per_line": [reference.name in per_line, arm.name in per_line],
+        }
+        path = f"{cache}/kl-{digest(facts, size=16)}.json"
+        content = read_kept(path)
+        if content is None:
+            kl = measure_kl(
+                reference,
+                arm,
+                texts,
+                control_per_line=arm.name in per_line,
+                reference_per_line=reference.name in per_line,
+                cache=cache,
+            )
+            info = KLInfo(
+                reference=reference.name,
+                num_samples=kl.num_samples,
+                num_impossible=kl.num_impossible,
+                per_sequence=(kl.per_sequence.mean, kl.per_sequence.standard_error),
+                per_token=(kl.per_token.mean, kl.per_token.standard_error),
+                per_byte=(kl.per_byte.mean, kl.per_byte.standard_error),
+            )
+            write_file(path, (info.model_dump_json() + "\n").encode())
+        else:
+            info = KLInfo.model_validate_json(content)
+        log.info("KL(%s || %s): %.4f +- %.4f nats per byte", reference.name, arm.name, *info.per_byte)
+        found[arm.name] = info
+    return found

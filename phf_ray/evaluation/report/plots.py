@@ -1,0 +1,285 @@
+"""The plots of a report. Only this file imports matplotlib."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from phf_ray.evaluation.report.records import Evaluation, Sample
+from phf_ray.measures.pareto import pareto_front
+
+# Read well on white and on near-black.
+_PALETTE = ("#4c8fd0", "#e07b39", "#3fa06a", "#cf5b7c", "#9676c9", "#9a8f3c", "#3aa6b0", "#a06a4c")
+# As they are in the pictures; on the page each stands for a color that the theme decides.
+_INK, _FAINT, _SOFT = "#1c2431", "#d5dbe4", "#5b6676"
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    scenario: str | None
+    """None: of the training run."""
+    name: str
+    caption: str
+    figure: Figure
+    group: str = ""
+    """Of plots that belong to no scenario."""
+
+
+def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Evaluation) -> list[Plot]:
+    unit = str(report["scorer"].get("unit", "score"))
+    colors = {arm.name: _PALETTE[number % len(_PALETTE)] for number, arm in enumerate(evaluation.arms)}
+    plots = []
+    for scenario in evaluation.scenarios:
+        rows = [row for row in report["table"] if row["scenario"] == scenario.name and row["score"] is not None]
+        if not rows:
+            continue
+        curves = [point for point in report["curves"] if point["scenario"] == scenario.name]
+        scores = {
+            arm.name: [
+                s.score for s in samples if (s.scenario, s.arm) == (scenario.name, arm.name) and s.score is not None
+            ]
+            for arm in evaluation.arms
+        }
+        plots += [
+            Plot(
+                scenario.name,
+                f"{scenario.name}-mean",
+                f"Mean score with its {evaluation.level:.0%} interval. Left is better.",
+                _plot_means(rows, colors, unit=unit),
+            ),
+            Plot(
+                scenario.name,
+                f"{scenario.name}-distribution",
+                "Share of samples that score above a value. Lower is better.",
+                _plot_distribution(scores, colors, unit=unit),
+            ),
+            Plot(
+                scenario.name,
+                f"{scenario.name}-max-at-k",
+                "Expected largest score of k samples, with its interval. Lower is better.",
+                _plot_max_at_k(curves, colors, unit=unit),
+            ),
+        ]
+        if any(row["kl_per_byte"] is not None for row in rows):
+            plots.append(
+                Plot(
+                    scenario.name,
+                    f"{scenario.name}-pareto",
+                    "Mean score against the distance from the reference model, with intervals and standard errors. "
+                    "Lower left is better; no arm beats those on the dotted line in both.",
+                    _plot_pareto(rows, colors, unit=unit),
+                )
+            )
+    if any(arm.loss for arm in evaluation.arms):
+        # One curve a model, whatever control tokens it is asked with.
+        losses = {
+            arm.name.partition(":")[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
+        }
+        plots.append(Plot(None, "training-loss", "Training loss by tokens seen.", _plot_losses(losses)))
+    if report["red_team"]:
+        for key, what in (
+            ("best_prompt_score", "of the worst prompt so far"),
+            ("best_10_prompt_score", "of the 10 worst prompts so far"),
+            ("round_average_score", "of the prompts of the round"),
+        ):
+            plots.append(
+                Plot(
+                    None,
+                    f"red-team-{key.removesuffix('_score').replace('_', '-')}",
+                    f"Under attack: mean score {what}, over trials, with its {evaluation.level:.0%} interval. Lower is "
+                    "better.",
+                    _plot_red_team(report["red_team"], colors, key=key, unit=unit),
+                    group="red team",
+                )
+            )
+    return plots
+
+
+def _plot_red_team(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, key: str, unit: str) -> Figure:
+    figure, axes = _axes()
+    for arm, color in colors.items():
+        mine = [row for row in rows if row["arm"] == arm and row[key] is not None]
+        if not mine:
+            continue
+        axes.plot(
+            [row["round"] for row in mine], [row[key] for row in mine], color=color, label=arm, marker="o",
+            markersize=4, linewidth=1.8, gid=f"mark-{key}-{arm}",
+        )  # fmt: skip
+        banded = [row for row in mine if row[f"{key}_ci"] is not None]
+        axes.fill_between(
+            [row["round"] for row in banded], [row[f"{key}_ci"][0] for row in banded],
+            [row[f"{key}_ci"][1] for row in banded], color=color, alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round of the attack")
+    axes.set_ylabel(unit)
+    _legend(axes)
+    return figure
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_INK, which="both", labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.grid(visible=True, color=_FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+_MOST_INSIDE = 3
+"""Entries of a legend for which the axes have room."""
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > _MOST_INSIDE:
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=_INK, fontsize=9)
+    elif labels:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+
+def _plot_means(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    figure, axes = _axes()
+    for position, row in enumerate(rows):
+        mean, ci = row["score"], row["score_ci"]
+        error = None if ci is None else [[max(0.0, mean - ci[0])], [max(0.0, ci[1] - mean)]]
+        container = axes.errorbar(
+            [mean], [position], xerr=error, fmt="o", color=colors[row["arm"]], capsize=4, markersize=7, linewidth=2
+        )
+        container.lines[0].set_gid(f"mark-mean-{row['scenario']}-{row['arm']}")
+        axes.annotate(
+            f"{mean:.3g}",
+            (mean, position),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            color=_INK,
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.7)
+    axes.set_xlim(left=min(0.0, *(row["score"] for row in rows)))
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"mean {unit}")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _plot_distribution(scores: Mapping[str, Sequence[float]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    figure, axes = _axes()
+    positive = [score for values in scores.values() for score in values if score > 0]
+    for arm, values in scores.items():
+        ordered = sorted(values)
+        shares = [1 - (rank + 1) / len(ordered) for rank in range(len(ordered))]
+        axes.step([ordered[0], *ordered] if ordered else [], [1.0, *shares] if ordered else [], where="post",
+                  color=colors[arm], label=arm, linewidth=1.8)  # fmt: skip
+    if positive and max(positive) > 20 * min(positive):
+        # Zero has no logarithm: below the first power of ten the axis is linear.
+        last = math.floor(math.log10(max(positive)))
+        first = max(math.ceil(math.log10(min(positive))), last - 4)
+        axes.set_xscale("symlog", linthresh=10.0**first, linscale=0.7)
+        axes.set_xticks([0.0, *(10.0**power for power in range(first, last + 1))])
+        axes.minorticks_off()
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(unit)
+    axes.set_ylabel("share of samples above")
+    _legend(axes)
+    return figure
+
+
+def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    figure, axes = _axes()
+    for arm, color in colors.items():
+        mine = [point for point in points if point["arm"] == arm and point["score_max"] is not None]
+        axes.plot(
+            [p["k"] for p in mine], [p["score_max"] for p in mine], color=color, label=arm, marker="o", markersize=4,
+            linewidth=1.8, gid=f"mark-max-{arm}",
+        )  # fmt: skip
+        banded = [point for point in mine if point["ci"] is not None]
+        axes.fill_between(
+            [p["k"] for p in banded], [p["ci"][0] for p in banded], [p["ci"][1] for p in banded], color=color,
+            alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ks = sorted({point["k"] for point in points})
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.minorticks_off()
+    axes.set_xlabel("k")
+    axes.set_ylabel(unit)
+    _legend(axes)
+    return figure
+
+
+def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
+    """A point for each arm with a KL, and a line through those that no other one beats in both."""
+    figure, axes = _axes()
+    rows = [row for row in rows if row["kl_per_byte"] is not None]
+    front = set(pareto_front([(row["arm"], row["score"], row["kl_per_byte"]) for row in rows]))
+    best = sorted((row["kl_per_byte"], row["score"]) for row in rows if row["arm"] in front)
+    axes.step(*zip(*best, strict=True), where="post", color=_SOFT, linestyle=":", linewidth=1.2)
+    for row in rows:
+        mean, ci, kl = row["score"], row["score_ci"], row["kl_per_byte"]
+        container = axes.errorbar(
+            [kl],
+            [mean],
+            xerr=[row["kl_per_byte_error"]],
+            yerr=None if ci is None else [[max(0.0, mean - ci[0])], [max(0.0, ci[1] - mean)]],
+            fmt="o",
+            color=colors[row["arm"]],
+            label=row["arm"],
+            capsize=3,
+            markersize=6,
+        )
+        container.lines[0].set_gid(f"mark-pareto-{row['scenario']}-{row['arm']}")
+    axes.margins(0.15)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("KL from the reference (nats per byte)")
+    axes.set_ylabel(unit)
+    _legend(axes)
+    return figure
+
+
+def _plot_losses(losses: Mapping[str, tuple[Sequence[tuple[int, float]], str]]) -> Figure:
+    figure, axes = _axes()
+    for model, (points, color) in sorted(losses.items()):
+        axes.plot(
+            [tokens for tokens, _ in points], [loss for _, loss in points], color=color, label=model, linewidth=1.5
+        )
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("loss (nats per token)")
+    _legend(axes)
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return sink.getvalue()
+
+
+def svg_of(plot: Plot) -> str:
+    import matplotlib
+
+    sink = io.StringIO()
+    # Text stays text, and ids are the same every time.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.family": "sans-serif"}):
+        plot.figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = sink.getvalue()
+    return (
+        drawn[drawn.index("<svg") :]
+        .replace(_INK, "currentColor")
+        .replace(_FAINT, "var(--faint)")
+        .replace(_SOFT, "var(--soft)")
+    )

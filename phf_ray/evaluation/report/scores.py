@@ -1,0 +1,151 @@
+"""Figures of scores: means, maxima, hits, differences, and their intervals."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from phf_ray.config import Compat
+from phf_ray.evaluation.report.records import Evaluation, Sample, ScenarioInfo
+from phf_ray.measures.intervals import Interval, bootstrap_difference, bootstrap_max_at_k, bootstrap_mean
+from phf_ray.measures.maxima import grouped_max_at_k, max_at_k
+from phf_ray.records import PASSED
+
+_KS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
+
+
+def summarize_scores(
+    groups: Sequence[Sequence[float]], *, per_prompt: int | None, num_hits_threshold: float, evaluation: Evaluation
+) -> dict[str, Any]:
+    """The original's figures of scores, and what RealToxicityPrompts reports.
+
+    A group holds the scores of a prompt, or without prompts of one sample. `per_prompt`: samples that every prompt was
+    to have; None without prompts.
+
+    `num_hits` is a share, as in the original; `hit_probability@25` the probability of a hit among 25 samples.
+    """
+    scores = [score for group in groups for score in group]
+    hits = [[float(score > num_hits_threshold) for score in group] for group in groups]
+    ci = bootstrap_mean(
+        groups, seed=evaluation.bootstrap_seed, num_resamples=evaluation.num_resamples, level=evaluation.level
+    )
+    return {
+        "score": mean_or_none(scores),
+        "score_ci": interval_pair(ci),
+        "score_max": max(scores, default=None),
+        "score_max@25": _max_at(groups, 25, per_prompt=per_prompt, compat=evaluation.compat),
+        "num_hits": mean_or_none([hit for group in hits for hit in group]),
+        "hit_probability@25": _max_at(hits, 25, per_prompt=per_prompt, compat=evaluation.compat),
+    }
+
+
+def execution_figures(samples: Sequence[Sample], *, per_prompt: int | None) -> dict[str, Any]:
+    """pass@k of the samples that were run: the probability that at least one of k samples of a problem passes.
+
+    The unbiased 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, equation 1, is the expected maximum of k outcomes.
+    """
+    run = [sample for sample in samples if sample.outcome is not None]
+    groups: dict[Hashable, list[float]] = defaultdict(list)
+    for sample in run:
+        groups[sample.prompt_index].append(float(sample.outcome == PASSED))
+    return {
+        "num_executed": len(run),
+        "outcomes": dict(sorted(Counter(str(sample.outcome) for sample in run).items())),
+        **{f"pass@{k}": _max_at(list(groups.values()), k, per_prompt=per_prompt, compat=None) for k in (1, 10, 100)},
+    }
+
+
+def _max_at(groups: Sequence[Sequence[float]], k: int, *, per_prompt: int | None, compat: Compat) -> float | None:
+    """None for more samples than every prompt was to have: a mean over the others would be of other prompts."""
+    if per_prompt is None or compat is not None:
+        return max_at_k([value for group in groups for value in group], k, compat=compat)
+    return grouped_max_at_k(groups, k) if k <= per_prompt else None
+
+
+def samples_per_prompt_of(scenario: ScenarioInfo, evaluation: Evaluation) -> int | None:
+    """Samples that every prompt was to have; some may have more. None without prompts."""
+    if scenario.num_prompts is None:
+        return None
+    return scenario.num_samples // scenario.num_prompts * len(evaluation.seeds)
+
+
+def max_at_k_curve(
+    scenario: ScenarioInfo, arm: str, samples: Sequence[Sample], *, evaluation: Evaluation
+) -> list[dict[str, Any]]:
+    """Expected maximum of k samples by k, with its interval; within prompts where there are prompts."""
+    groups = list(score_groups(scenario, [sample for sample in samples if sample.score is not None]).values())
+    per_prompt = samples_per_prompt_of(scenario, evaluation)
+    if per_prompt is None:
+        scores = [score for group in groups for score in group]
+        ks = [k for k in _KS if k <= len(scores)]
+        if len(scores) < 2:
+            return []
+        intervals: list[Interval | None] = [
+            *bootstrap_max_at_k(scores, ks, seed=evaluation.bootstrap_seed, level=evaluation.level)
+        ]
+        values = [max_at_k(scores, k) for k in ks]
+    else:
+        ks = [k for k in _KS if k <= min(per_prompt, max(map(len, groups), default=0))]
+        values = [grouped_max_at_k(groups, k) for k in ks]
+        intervals = [
+            bootstrap_mean(
+                [[value] for value in (max_at_k(group, k) for group in groups) if value is not None],
+                seed=evaluation.bootstrap_seed,
+                level=evaluation.level,
+            )
+            for k in ks
+        ]
+    return [
+        {"scenario": scenario.name, "arm": arm, "k": k, "score_max": value, "ci": interval_pair(interval)}
+        for k, value, interval in zip(ks, values, intervals, strict=True)
+    ]
+
+
+def score_differences(
+    scenario: ScenarioInfo, by_arm: Mapping[str, Sequence[Sample]], *, evaluation: Evaluation
+) -> list[dict[str, Any]]:
+    """Mean score of each arm minus that of each later one. On prompts the arms are compared prompt by prompt."""
+    scored = {
+        arm: score_groups(scenario, [sample for sample in samples if sample.score is not None])
+        for arm, samples in by_arm.items()
+    }
+    found = []
+    names = list(scored)
+    for position, first in enumerate(names):
+        for second in names[position + 1 :]:
+            outcome = bootstrap_difference(
+                scored[first],
+                scored[second],
+                paired=scenario.num_prompts is not None,
+                seed=evaluation.bootstrap_seed,
+                num_resamples=evaluation.num_resamples,
+                level=evaluation.level,
+            )
+            found.append(
+                {
+                    "scenario": scenario.name,
+                    "first": first,
+                    "second": second,
+                    "difference": None if outcome is None else outcome[0],
+                    "ci": None if outcome is None else interval_pair(outcome[1]),
+                }
+            )
+    return found
+
+
+def score_groups(scenario: ScenarioInfo, scored: Sequence[Sample]) -> dict[Hashable, list[float]]:
+    """Scores by what was drawn independently: the prompt, or without prompts the sample."""
+    groups: dict[Hashable, list[float]] = defaultdict(list)
+    for sample in scored:
+        assert sample.score is not None
+        key = (sample.seed, sample.index) if scenario.num_prompts is None else sample.prompt_index
+        groups[key].append(sample.score)
+    return groups
+
+
+def mean_or_none(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def interval_pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]

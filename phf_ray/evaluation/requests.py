@@ -1,0 +1,136 @@
+"""One request for samples: what is sent, and what becomes of the answer.
+
+A request's seed depends on (sampling seed, scenario, first sample), not on the arm: all arms get the same prompts and
+the same random numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from phf_ray.checkpoint import ControlChoice
+from phf_ray.config import Scenario
+from phf_ray.evaluation.arms import Arm
+from phf_ray.evaluation.report.records import Sample
+from phf_ray.http.client import RefusedError
+from phf_ray.storage.hashing import digest
+
+Post = Callable[[str, Mapping[str, Any]], dict[str, Any]]
+
+SAMPLES_PER_REQUEST = 16
+"""Samples of one prompt in one request; also what is lost when a request fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One request: `count` samples of one prompt, with indices from `start`."""
+
+    arm: str
+    scenario: str
+    seed: int
+    start: int
+    count: int
+    prompt_index: int | None
+    prompt: str
+    sent: str
+    """The prompt as it is sent, with a prefix that is text; for some models not empty where there is no prompt."""
+    control: ControlChoice | None
+    """As it is sent; None: not sent."""
+    max_tokens: int
+
+    @property
+    def key(self) -> str:
+        return digest([self.arm, self.scenario, self.seed, self.start])
+
+    @property
+    def request_seed(self) -> int:
+        """The same for every arm; below 2**31, which all servers take."""
+        return int(digest([self.scenario, self.seed, self.start]), 16) % (1 << 31)
+
+
+def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: int = 0) -> dict[str, Any]:
+    """OpenAI's completion request, with vLLM's `min_tokens` and `top_k` and our `control` where they are needed.
+
+    `start`: samples of the unit that an earlier request brought.
+    """
+    kwargs = scenario.generate_kwargs
+    body: dict[str, Any] = {
+        "model": arm.model,
+        "prompt": unit.sent,
+        "n": unit.count - start,
+        "max_tokens": unit.max_tokens,
+        "temperature": kwargs.temperature if kwargs.do_sample else 0.0,
+        "top_p": kwargs.top_p,
+        "seed": unit.request_seed + start,
+        # Only for the number of tokens of each text, which `usage` gives for all of them together.
+        "logprobs": 0,
+    }
+    if kwargs.min_length and arm.knows_vllms_fields:
+        # DIFFERS: ours at least min_length new tokens; original counts tokens of the prompt (D-10).
+        body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
+    if kwargs.top_k or arm.knows_vllms_fields:
+        body["top_k"] = kwargs.top_k
+    if unit.control is not None:
+        body["control"] = unit.control
+    return body
+
+
+def draw_unit(
+    unit: SampleRequest, *, scenario: Scenario, arm: Arm, ask: Post, score: Post, scorer: str
+) -> list[Sample]:
+    """The samples of one request, scored. Raises ServiceError, RefusedError."""
+    choices: list[Mapping[str, Any]] = []
+    while len(choices) < unit.count:
+        # A server that knows no `n` brings one text at a time.
+        got = ask("/v1/completions", request_body(unit, scenario, arm, start=len(choices))).get("choices")
+        if not isinstance(got, list) or not got:
+            raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
+        choices += sorted(got, key=lambda choice: choice.get("index", 0))[: unit.count - len(choices)]
+    texts = [storable(text_of(choice, arm)) for choice in choices]
+    scored = score(
+        "/v1/scores",
+        {
+            "scorer": scorer,
+            "input": [unit.prompt + text if scenario.use_prompt_for_scoring else text for text in texts],
+            "segments": False,
+        },
+    )
+    by_index = {entry["index"]: entry for entry in scored["data"]}
+    return [
+        Sample(
+            arm=unit.arm,
+            scenario=unit.scenario,
+            seed=unit.seed,
+            index=unit.start + number,
+            prompt_index=unit.prompt_index,
+            prompt=unit.prompt,
+            text=text,
+            finish_reason=choice.get("finish_reason"),
+            num_tokens=_num_tokens(choice),
+            score=by_index[number]["score"],
+            error=by_index[number].get("error"),
+        )
+        for number, (text, choice) in enumerate(zip(texts, choices, strict=True))
+    ]
+
+
+def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
+    """Raises RefusedError where a completion is no text, as a chat's is none."""
+    text = choice.get("text")
+    if not isinstance(text, str):
+        raise RefusedError(
+            f"{arm.url} answered a completion request with a choice without a text ({', '.join(choice)}); is "
+            f"{arm.model} served for chats only? Give a model with /v1/completions"
+        )
+    return text
+
+
+def storable(text: str) -> str:
+    """Lone surrogates, which JSON can carry but neither Arrow nor UTF-8 can, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _num_tokens(choice: Mapping[str, Any]) -> int | None:
+    logprobs = choice.get("logprobs")
+    tokens = logprobs.get("tokens") if isinstance(logprobs, Mapping) else None
+    return len(tokens) if isinstance(tokens, list) else None

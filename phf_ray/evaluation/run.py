@@ -1,0 +1,226 @@
+"""Evaluates served models: draws samples, has them scored, and writes the report.
+
+Samples are asked for in requests of a few samples that differ only in their seed. The samples of each request are
+stored as they come, so the same command asks only for what is missing; the price of an interruption is the requests
+under way.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from phf_ray.config import Config, Scenario
+from phf_ray.errors import ConfigError, IncompleteError, ServiceError
+from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, check_min_length, described
+from phf_ray.evaluation.asking import AskRunner
+from phf_ray.evaluation.draw import Draw
+from phf_ray.evaluation.execution import check_supported
+from phf_ray.evaluation.plan import plan_evaluation
+from phf_ray.evaluation.probe import Probe
+from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
+from phf_ray.evaluation.report.records import ArmInfo, Evaluation
+from phf_ray.evaluation.report.write import write_report
+from phf_ray.evaluation.requests import SampleRequest
+from phf_ray.evaluation.scorer_check import check_scorer
+from phf_ray.evaluation.store import SampleStore
+from phf_ray.storage.files import write_file
+
+log = logging.getLogger(__name__)
+
+
+_THREADS = 64
+"""Requests that one actor has under way, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
+    seeds: tuple[int, ...] = (0,)
+    num_samples: int | None = None
+    """Per arm, scenario and seed, in place of each scenario's own."""
+    max_clients: int | None = None
+    """Processes that ask, at most; None: one for every 4 CPUs of the cluster, since each can ask much of a server."""
+    restart: bool = False
+    """Throw away what an earlier, different evaluation left in the output directory."""
+    allow_other_scorer: bool = False
+    allow_code_execution: bool = False
+    """Run samples of scenarios that say `execute`."""
+    patience_s: float = 60.0
+    """How long a request is asked again while the server is busy or away."""
+    check: Callable[[Sequence[Arm]], None] | None = None
+    """Raises where `measure` could not measure the arms, before anything in the output directory is changed."""
+    measure: Callable[[Sequence[Arm]], Sequence[Arm]] | None = None
+    """Adds what else the report is to say of the arms, such as their KL, after all that can be wrong was checked."""
+
+
+def evaluate_arms(
+    config: Config,
+    *,
+    arms: Sequence[Arm],
+    scores: ScoresServer,
+    output: str,
+    runner: AskRunner,
+    options: EvaluationOptions | None = None,
+) -> dict[str, Any]:
+    """Draw what is missing in `output`, write the report there and return it.
+
+    `runner` says who asks: `run_here` of `asking`, or `run_on_ray` of `on_ray`. Raises before the first sample if a
+    server, a key, a model or a scorer is wrong; ServiceError if more than `scoring.max_failed_fraction` of the samples
+    can't be drawn; IncompleteError, with the report written, if fewer can't.
+    """
+    options = options or EvaluationOptions()
+    scenarios = _scenarios(config, options)
+    problems = _problems(scenarios, allowed=options.allow_code_execution)
+    cards = [check_arm(arm) for arm in arms]
+    arms = [described(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    check_min_length(scenarios, arms)
+    identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
+    plan = plan_evaluation(scenarios, probes, seeds=options.seeds)
+    started = time.monotonic()
+    store = SampleStore(output)
+    check = None if options.check is None else partial(options.check, arms)
+    store.claim(plan, arms, scorer=identity, restart=options.restart, check=check)
+    if options.measure is not None:
+        arms = options.measure(arms)
+    evaluation = Evaluation(
+        arms=tuple(
+            ArmInfo(
+                name=arm.name,
+                model=arm.source or arm.model,
+                control=arm.control,
+                checkpoint=arm.checkpoint,
+                loss=arm.loss,
+                kl=arm.kl,
+                capabilities=arm.capabilities,
+                red_team=arm.red_team,
+            )
+            for arm in arms
+        ),
+        scenarios=plan.scenarios,
+        seeds=options.seeds,
+        scorer=identity,
+        metrics=config.generation.metrics_configs,
+        compat=config.compat,
+    )
+    todo = store.missing(plan.units)
+    log.info("%d of %d samples to draw", sum(unit.count for unit in todo), sum(unit.count for unit in plan.units))
+    failures: Counter[str] = Counter()
+    if todo:
+        draw = Draw(
+            {arm.name: arm for arm in arms}, plan.scenario_configs, scores, output, options.patience_s, problems
+        )
+        blocks = _blocks(_interleaved(todo), size=config.generation.batch_size)
+        outcomes = runner(draw, blocks, max_clients=options.max_clients)
+        num_planned = sum(unit.count for unit in plan.units)
+        failures = _follow(
+            outcomes,
+            num_to_draw=sum(unit.count for unit in todo),
+            num_planned=num_planned,
+            max_failed=int(config.scoring.max_failed_fraction * num_planned),
+        )
+    samples = store.samples(plan.units)
+    report = write_report(output, samples, evaluation)
+    num_missing = sum(row["num_missing"] for row in report["table"])
+    summary = {
+        "complete": num_missing == 0,
+        "num_samples": len(samples),
+        "num_missing": num_missing,
+        "num_unscored": sum(row["num_unscored"] for row in report["table"]),
+        "num_drawn_now": sum(unit.count for unit in todo) - sum(failures.values()),
+        "failures": dict(failures),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_file(f"{output}/summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    if num_missing:
+        raise IncompleteError(
+            f"{num_missing} samples could not be drawn: {dict(failures)}; the report in {output} lacks them"
+        )
+    store.tidy()
+    return report
+
+
+def _scenarios(config: Config, options: EvaluationOptions) -> list[Scenario]:
+    scenarios = config.generation.scenario_configs
+    if not scenarios:
+        raise ConfigError(
+            "generation.scenario_configs is empty; add for example `- {name: unconditional, num_samples: 512}`"
+        )
+    if options.num_samples is None:
+        return list(scenarios)
+    return [scenario.model_copy(update={"num_samples": options.num_samples}) for scenario in scenarios]
+
+
+def _problems(scenarios: Sequence[Scenario], *, allowed: bool) -> dict[str, Sequence[Problem]]:
+    found: dict[str, Sequence[Problem]] = {}
+    for scenario in scenarios:
+        if scenario.execute and scenario.prompts_path is not None:
+            if not allowed:
+                raise ConfigError(
+                    f"scenario {scenario.name} runs code that a model writes, in a process with limits; give "
+                    "--allow-code-execution if that is wanted"
+                )
+            check_supported()
+            read_prompts(scenario.prompts_path)
+            found[scenario.name] = read_problems(scenario.prompts_path)
+    return found
+
+
+def _interleaved(units: Sequence[SampleRequest]) -> list[SampleRequest]:
+    """Arms in turn, so that their servers work at the same time and an early look at the samples compares equals."""
+    by_arm = [list(group) for _, group in groupby(sorted(units, key=lambda u: u.arm), key=lambda u: u.arm)]
+    longest = max(map(len, by_arm))
+    return [group[number] for number in range(longest) for group in by_arm if number < len(group)]
+
+
+def _blocks(units: Sequence[SampleRequest], *, size: int) -> list[list[SampleRequest]]:
+    """Requests that one actor has under way at once: up to `size` samples, at least one request."""
+    blocks: list[list[SampleRequest]] = []
+    room = 0
+    for unit in units:
+        if unit.count > room or len(blocks[-1]) == _THREADS:
+            blocks.append([])
+            room = max(size, unit.count)
+        blocks[-1].append(unit)
+        room -= unit.count
+    return blocks
+
+
+def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
+    """Log progress until all outcomes are there; samples that failed, by reason.
+
+    A prompt that is refused counts as failed where others were answered, now or by an earlier call. The first may come
+    before any answer; a second one then, or the end, shows that the server refuses whatever it is asked.
+    """
+    failures: Counter[str] = Counter()
+    num_drawn = 0
+    refusals: dict[str, str] = {}
+    started = said = time.monotonic()
+    for outcome in outcomes:
+        num_drawn += int(outcome["num_samples"])
+        if outcome["refused"] == "prompt":
+            refusals[str(outcome["prompt"])] = str(outcome["error"])
+        is_answered = num_planned - num_to_draw + num_drawn > 0
+        if outcome["refused"] == "all" or (len(refusals) > 1 and not is_answered):
+            raise ServiceError(str(outcome["error"]))
+        if outcome["num_failed"]:
+            failures[str(outcome["error"])] += int(outcome["num_failed"])
+            log.warning("%d samples failed: %s", outcome["num_failed"], outcome["error"])
+            if failures.total() > max_failed:
+                raise ServiceError(
+                    f"{failures.total()} of {num_to_draw} samples could not be drawn, more than "
+                    f"scoring.max_failed_fraction allows ({outcome['error']}); what was drawn is kept and the same "
+                    "command resumes"
+                )
+        now = time.monotonic()
+        if now - said > 5 or num_drawn == num_to_draw:
+            log.info("drawn %d of %d samples (%.1f/s)", num_drawn, num_to_draw, num_drawn / (now - started))
+            said = now
+    if refusals and num_planned - num_to_draw + num_drawn == 0:
+        raise ServiceError(next(iter(refusals.values())))
+    return failures

@@ -1,0 +1,204 @@
+"""A request on its way: what the model has seen, and what the client will see."""
+
+import numpy as np
+
+from phf_ray.errors import DataError
+from phf_ray.generation.requests import Completion, FinishReason, GenerationRequest, RequestError, TokenLogprob
+from phf_ray.generation.tokens import TextStream, TokenStrings
+
+
+class ActiveRequest:
+    """A request on its way: what the model has seen, and what the client will see."""
+
+    def __init__(self, request: GenerationRequest, strings: TokenStrings, *, context: int):
+        self.request = request
+        self.strings = strings
+        self.cancelled = False
+        self.error: str | None = None
+        self.finish_reason: FinishReason | None = None
+        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
+        self._refuse_unusable(context)
+        has_control = bool(strings.control_ids)
+        control = request.control or ("good" if has_control and not request.echo else "none")
+        if control != "none" and not has_control:
+            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
+        # A sampled control token is replaced by the one that was asked for: always the good one would turn
+        # `control: bad` into good after the first segment.
+        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
+        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
+        self.retags = policy == "retag"
+        self.inserted_at: int | None = None
+        self.model_ids = list(self.prompt_ids)
+        if control != "none":
+            self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
+            self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        self._room = context + 1 - len(self.model_ids)
+        # Each visible token can be preceded by one control token.
+        max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
+        self.num_positions = len(self.model_ids) + max_sampled
+        """Of keys and values, that the request may come to need."""
+        key = np.array([request.seed % 2**64, request.choice], dtype=np.uint64)
+        self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max_sampled)
+        self.num_sampled = 0
+        self.cached = 0
+        self.visible_ids: list[int] = []
+        self.records: list[tuple[int, float, list[tuple[int, float]]]] = []
+        self.prompt_records: list[tuple[int, float, list[tuple[int, float]]]] = []
+        self._stream = TextStream(strings, self.prompt_ids[-4:])
+        self._text = self.prompt_text if request.echo else ""
+        self._num_read = 0
+        self._searched = 0
+        self._num_held = max(map(len, request.stop), default=1) - 1
+        self._sent = 0
+        self._described: list[TokenLogprob] = []
+        self._record_stream = TextStream(strings, self.prompt_ids[-4:])
+
+    def _read_prompt(self) -> tuple[list[int], list[int], str]:
+        prompt, strings = self.request.prompt, self.strings
+        if isinstance(prompt, str):
+            ids, offsets = strings.encode(prompt)
+            return ids, offsets, prompt
+        ids = list(prompt)
+        wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
+        if wrong:
+            raise RequestError(f"the prompt holds the token id {wrong[0]}, which the model does not have", "prompt")
+        if not self.request.echo:
+            return ids, [0] * len(ids), ""
+        stream = TextStream(strings)
+        return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
+
+    def _refuse_unusable(self, context: int) -> None:
+        request, num_prompt = self.request, len(self.prompt_ids)
+        if num_prompt == 0:
+            raise RequestError("the prompt is an empty list; give at least one token id, or the text ''", "prompt")
+        if num_prompt + request.max_tokens > context:
+            raise RequestError(
+                f"the model's context is {context} tokens, but the prompt has {num_prompt} and max_tokens is "
+                f"{request.max_tokens}; shorten one of them",
+                "prompt" if num_prompt >= context else "max_tokens",
+            )
+        wrong = [id_ for id_ in request.logit_bias if id_ not in self.strings.valid_ids]
+        if wrong:
+            raise RequestError(f"logit_bias names the token id {wrong[0]}, which the model does not have", "logit_bias")
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.request.echo and self.request.logprobs is not None
+
+    @property
+    def uniform(self) -> float:
+        return float(self._uniforms[self.num_sampled])
+
+    def banned_ids(self) -> list[int]:
+        """Tokens that must not be sampled next."""
+        banned: list[int] = []
+        # Two control tokens in a row would mean an empty segment, and a model could emit them for ever.
+        if not self.retags or self.model_ids[-1] in self.strings.control_ids.values():
+            banned.extend(self.strings.control_ids.values())
+        if len(self.visible_ids) < self.request.min_tokens and self.strings.eos_id is not None:
+            banned.append(self.strings.eos_id)
+        return banned
+
+    def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:
+        """Take the sampled token; `record` is its (id, log-probability, alternatives) where they are wanted."""
+        self.num_sampled += 1
+        if token_id in self.strings.control_ids.values():
+            assert self._retag_id is not None
+            self.model_ids.append(self._retag_id)
+        else:
+            self.model_ids.append(token_id)
+            self.visible_ids.append(token_id)
+            if record is not None:
+                self.records.append(record)
+            self._finish_if_due(token_id)
+        if not self.is_finished and self.num_sampled >= self._room:
+            self.finish("length")
+
+    def _finish_if_due(self, token_id: int) -> None:
+        request = self.request
+        if token_id == self.strings.eos_id and not request.ignore_eos:
+            self.finish("stop")
+            return
+        # Decoding costs as much as a layer of a small model: token by token only where the text decides.
+        if request.stop and self._read_tokens() and self._stops():
+            return
+        if len(self.visible_ids) >= request.max_tokens:
+            self.finish("length")
+
+    def _read_tokens(self) -> int:
+        """Decode the tokens that were not decoded yet; number of characters that they added."""
+        new = self._stream.push(*self.visible_ids[self._num_read :])
+        self._num_read = len(self.visible_ids)
+        self._text += new
+        return len(new)
+
+    def _stops(self) -> bool:
+        """Cut the text at the first stop string, if one is there."""
+        # The prompt is not searched, nor text that was searched before, except where a stop string spans the border.
+        begin = max(len(self.prompt_text) if self.request.echo else 0, self._searched - self._num_held)
+        self._searched = len(self._text)
+        if len(self.visible_ids) < self.request.min_tokens:
+            return False
+        found = [at for stop in self.request.stop if (at := self._text.find(stop, begin)) >= 0]
+        if not found:
+            return False
+        self._text = self._text[: min(found)]
+        self.finish_reason = "stop"
+        return True
+
+    def finish(self, reason: FinishReason) -> None:
+        if reason == "stop":
+            # The end of text itself is no part of the text, whatever the tokenizer calls it.
+            self._text += self._stream.push(*self.visible_ids[self._num_read : -1])
+            self._num_read = len(self.visible_ids)
+        self._read_tokens()
+        self._text += self._stream.flush()
+        self.finish_reason = reason
+        if self.request.stop:
+            self._stops()
+
+    def take_text(self) -> str:
+        """Characters that are certain and were not taken before; an unfinished stop string is held back."""
+        if not self.is_finished:
+            self._read_tokens()
+        end = len(self._text) if self.is_finished else max(self._sent, len(self._text) - self._num_held)
+        new, self._sent = self._text[self._sent : end], end
+        return new
+
+    def logprobs(self) -> list[TokenLogprob]:
+        """Log-probabilities of all tokens so far, the prompt's first if it is echoed."""
+        if self.request.echo and not self._described:
+            first = self.strings.text_of(self.prompt_ids[0])
+            self._described.append(TokenLogprob(first, None, None, self.prompt_offsets[0]))
+            self._described.extend(map(self._describe, self.prompt_records, self.prompt_offsets[1:]))
+        num_prompt, num_prompt_chars = (len(self.prompt_ids), len(self.prompt_text)) if self.request.echo else (0, 0)
+        for record in self.records[len(self._described) - num_prompt :]:
+            offset = num_prompt_chars + self._record_stream.place(record[0])
+            self._described.append(self._describe(record, offset))
+        return self._described
+
+    def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:
+        token_id, logprob, best = record
+        top: dict[str, float] = {}
+        # Several ids may share a text (parts of a character): the most probable one keeps it.
+        for id_, value in (*best, (token_id, logprob)):
+            text = self.strings.text_of(id_)
+            top[text] = max(value, top.get(text, value))
+        return TokenLogprob(self.strings.text_of(token_id), logprob, top, offset)
+
+    def completion(self) -> Completion:
+        """Raises DataError if the request failed."""
+        if self.error is not None:
+            raise DataError(self.error)
+        assert self.finish_reason is not None
+        return Completion(
+            text=self._text,
+            finish_reason=self.finish_reason,
+            token_ids=tuple(self.visible_ids),
+            num_prompt_tokens=len(self.prompt_ids),
+            logprobs=tuple(self.logprobs()) if self.request.logprobs is not None else None,
+        )

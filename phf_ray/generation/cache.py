@@ -1,0 +1,114 @@
+"""Keys and values of all requests in the batch.
+
+They live in slots, one row per request, each stored from position 0; rows in use are the first ones, so a step reads
+them without a copy. The price: a row costs as many positions as the longest row in use has.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class KeyValueSlots(Cache):
+    """Keys and values of the requests in the batch: row i is request i, stored from position 0 on.
+
+    `aim` says what the next forward pass writes and how far it reads.
+    """
+
+    def __init__(self, prefilled: DynamicCache):
+        self._layers = [_SlotLayer(layer) for layer in _layers(prefilled)]
+        super().__init__(layers=list(self._layers))
+
+    @property
+    def bytes_per_position(self) -> int:
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in self._parts())
+
+    def _parts(self) -> Iterable[Tensor]:
+        for layer in self._layers:
+            yield layer.keys
+            yield layer.values
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and positions that there is memory for."""
+        keys = self._layers[0].keys
+        return keys.shape[0], keys.shape[2]
+
+    def reserve(self, rows: int, length: int, *, limit: int, budget: float) -> None:
+        """Hold the first `rows` rows with `length` positions each, of at most `limit`.
+
+        Grows by doubling. Where that is more than `budget` positions in all, rows that are not needed are given up and
+        rows are as long as the budget allows; only one row alone may be longer.
+        """
+        old_rows, old_length = self.shape
+        fits = old_rows * old_length <= budget or rows == 1
+        if rows <= old_rows and length <= old_length and fits:
+            return
+        new_rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
+        new_length = old_length if length <= old_length else min(max(length, 2 * old_length, 64), limit)
+        if new_rows * new_length > budget:
+            new_rows = rows
+            new_length = new_length if rows == 1 else int(max(length, min(new_length, budget // rows)))
+        for layer in self._layers:
+            layer.resize(new_rows, new_length)
+
+    def adopt(self, prefilled: DynamicCache, source_rows: Tensor, *, first_row: int) -> None:
+        """Copy rows `source_rows` of a finished prefill to consecutive rows from `first_row` on."""
+        for mine, theirs in zip(self._layers, _layers(prefilled), strict=True):
+            last_row, length = first_row + len(source_rows), theirs.keys.shape[2]
+            mine.keys[first_row:last_row, :, :length] = theirs.keys[source_rows]
+            mine.values[first_row:last_row, :, :length] = theirs.values[source_rows]
+
+    def move(self, source_row: int, target_row: int, *, length: int) -> None:
+        for part in self._parts():
+            part[target_row, :, :length] = part[source_row, :, :length]
+
+    def aim(self, positions: list[int], *, device: str) -> None:
+        """The next pass adds one position to each of the first rows: row i at positions[i]."""
+        shared = positions[0] if len(set(positions)) == 1 else None
+        index = (torch.arange(len(positions), device=device), torch.tensor(positions, device=device))
+        for layer in self._layers:
+            layer.rows, layer.length, layer.shared, layer.index = len(positions), max(positions) + 1, shared, index
+
+
+def _layers(prefilled: DynamicCache) -> list[Any]:
+    """Layers of keys and values (B, heads, L, size); a model with other state fails on use, which the engine checks."""
+    return list(prefilled.layers)
+
+
+class _SlotLayer(DynamicLayer):
+    keys: Tensor
+    values: Tensor
+    rows: int
+    length: int
+    shared: int | None
+    index: tuple[Tensor, Tensor]
+
+    def __init__(self, like: Any):
+        super().__init__()
+        self.keys, self.values = (
+            part.new_zeros(0, part.shape[1], 0, part.shape[3]) for part in (like.keys, like.values)
+        )
+        self.is_initialized = True
+
+    def resize(self, rows: int, length: int) -> None:
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
+            kept = old[:rows, :, :length]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
+            setattr(self, name, new)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.shared is not None:
+            self.keys[: self.rows, :, self.shared] = key_states[:, :, 0]
+            self.values[: self.rows, :, self.shared] = value_states[:, :, 0]
+        else:
+            rows, positions = self.index
+            self.keys[rows, :, positions] = key_states[:, :, 0]
+            self.values[rows, :, positions] = value_states[:, :, 0]
+        return self.keys[: self.rows, :, : self.length], self.values[: self.rows, :, : self.length]

@@ -1,0 +1,399 @@
+"""Samples from a causal language model, many requests at once.
+
+Requests join and leave the batch at every step (continuous batching). The policy, and its price:
+
+- Keys and values live in slots, see `cache`.
+- The random number of a token depends on (seed, choice, position) alone, and tokens are drawn by inverting the
+  cumulative distribution in vocabulary order. So a request has one text, whatever else is in the batch, except if float
+  noise moves a boundary across the random number.
+- Reported log-probabilities are the model's own: of the raw logits, before temperature, bans and biases.
+- Control tokens that the engine inserts or replaces are part of what the model sees and of nothing else.
+
+Shapes: B requests in the step, L positions, P positions of the longest new prompt, R distinct new prompts, V
+vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.errors import ConfigError
+from phf_ray.generation.active import ActiveRequest
+from phf_ray.generation.cache import KeyValueSlots
+from phf_ray.generation.logprobs import logprob_records
+from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest
+from phf_ray.generation.sampling import sample_tokens
+from phf_ray.generation.tokens import TokenStrings, context_of
+
+# Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
+PREFILL_TOKENS = 4096
+PREFILL_LOGITS = 2**26
+# Prompts up to here share a pass, where padding costs little; a longer one is at most twice the shortest of its pass.
+SHORT_PROMPT = 32
+
+
+class Engine:
+    """A model and the batch of requests that it works on. Not thread-safe: `add` and `step` belong to one thread.
+
+    `prepare` and `cancel` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        info: CheckpointInfo | None = None,
+        control: Control | None = None,
+        settings: EngineSettings | None = None,
+    ):
+        """`control` stands in for that of `info`, for checkpoints that have control tokens but no phf.json.
+
+        Raises ConfigError for an architecture that gives other results in a batch of ragged rows than by itself.
+        """
+        self.settings = settings or EngineSettings()
+        self.model = model.eval()
+        self.info = info
+        self._config = model.config.get_text_config()
+        control = control or (info.control if info is not None else None)
+        self.strings = TokenStrings(
+            tokenizer,
+            num_logits=self._config.vocab_size,
+            control=control,
+            starts_with_eos=info is not None or control is not None,
+        )
+        self._waiting: deque[ActiveRequest] = deque()
+        self._joining: list[ActiveRequest] = []
+        self._active: list[ActiveRequest] = []
+        self._slots: KeyValueSlots | None = None
+        self._bytes_per_position: int | None = None
+        self._parameters: tuple[Tensor, Tensor, Tensor] | None = None
+        self._check_architecture()
+
+    @cached_property
+    def context(self) -> int:
+        """Positions that a request may use."""
+        return context_of(self._config, limit=self.settings.max_context)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._active)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @cached_property
+    def _invalid(self) -> Tensor:
+        invalid_V = torch.ones(self._config.vocab_size, dtype=torch.bool, device=self.model.device)
+        invalid_V[torch.tensor(sorted(self.strings.valid_ids), device=self.model.device)] = False
+        return invalid_V
+
+    def prepare(self, request: GenerationRequest) -> ActiveRequest:
+        """Raises RequestError for what this model can't serve."""
+        return ActiveRequest(request, self.strings, context=self.context)
+
+    def add(self, active: ActiveRequest) -> None:
+        self._waiting.append(active)
+
+    def cancel(self, active: ActiveRequest) -> None:
+        """The request leaves the batch at the next step."""
+        active.cancelled = True
+
+    @torch.inference_mode()
+    def step(self) -> list[ActiveRequest]:
+        """Of new prompts, in passes by length, if there is room for any, else of the next token of all in the batch.
+
+        Returns the requests that it advanced; those that finished have left the batch.
+        """
+        self._retire()
+        self._joining = joining = self._next_joining()
+        if joining:
+            groups = _by_length(joining)
+            advanced = [active for group in groups for active in group]
+            logits_BV = torch.cat([self._prefill(group) for group in groups])
+        elif self._active:
+            advanced, logits_BV = list(self._active), self._decode()
+        else:
+            return []
+        self._advance(advanced, logits_BV)
+        self._retire()
+        return advanced
+
+    def fail_all(self, reason: str) -> list[ActiveRequest]:
+        """Give up on every request; after an error of the model the slots can't be trusted."""
+        # Those that were to join may be neither waiting nor active.
+        failed = list(dict.fromkeys([*self._active, *self._joining, *self._waiting]))
+        for active in failed:
+            active.error = reason
+        self._active, self._joining, self._slots, self._parameters = [], [], None, None
+        self._waiting.clear()
+        return failed
+
+    def _next_joining(self) -> list[ActiveRequest]:
+        joining: list[ActiveRequest] = []
+        prompts: set[tuple[int, ...]] = set()
+        longest = max((active.num_positions for active in self._active), default=0)
+        longest_prompt, wants_all = 0, False
+        while self._waiting and len(self._active) + len(joining) < self.settings.max_batch:
+            candidate = self._waiting[0]
+            if candidate.cancelled:
+                self._waiting.popleft()
+                continue
+            longest = max(longest, candidate.num_positions)
+            longest_prompt = max(longest_prompt, len(candidate.model_ids))
+            prompts.add(tuple(candidate.model_ids))
+            num_tokens = len(prompts) * longest_prompt
+            # Once one of them wants the logits of its whole prompt, there are those of all the others too.
+            wants_all = wants_all or candidate.wants_prompt_logprobs
+            num_logits = num_tokens * self._config.vocab_size if wants_all else 0
+            too_many = num_tokens > PREFILL_TOKENS or num_logits > PREFILL_LOGITS
+            num_rows = len(self._active) + len(joining) + 1
+            if (joining and too_many) or (num_rows > 1 and num_rows * longest > self._max_positions):
+                break
+            joining.append(self._waiting.popleft())
+        return joining
+
+    @property
+    def _max_positions(self) -> float:
+        """What `cache_gb` holds, known from the first prefill on."""
+        if self._bytes_per_position is None:
+            return float("inf")
+        return self.settings.cache_gb * 2**30 / self._bytes_per_position
+
+    def _prefill(self, joining: list[ActiveRequest]) -> Tensor:
+        """Run the prompts, each distinct one once, and give the requests slots. Logits of the next tokens, (B, V)."""
+        device = self.model.device
+        distinct: dict[tuple[int, ...], int] = {}
+        row_of = [distinct.setdefault(tuple(active.model_ids), len(distinct)) for active in joining]
+        lengths = [len(ids) for ids in distinct]
+        # Padding is on the right, where causal attention hides it from the prompt, and is never read from a slot.
+        ids_RP = torch.tensor([[*ids, *[ids[-1]] * (max(lengths) - len(ids))] for ids in distinct], device=device)
+        positions_RP = torch.arange(max(lengths), device=device).expand(len(lengths), -1)
+        wants_all = any(active.wants_prompt_logprobs for active in joining)
+        kept = list(range(max(lengths))) if wants_all else sorted({length - 1 for length in lengths})
+        prefilled = DynamicCache()
+        logits_RKV = self.model(
+            input_ids=ids_RP,
+            # Nothing is masked; without a mask transformers warns of prompts that start with end of text.
+            attention_mask=torch.ones_like(ids_RP),
+            position_ids=positions_RP,
+            past_key_values=prefilled,
+            use_cache=True,
+            logits_to_keep=torch.tensor(kept, device=device),
+        ).logits
+        rows = torch.tensor(row_of, device=device)
+        self._occupy(joining, prefilled, rows)
+        for active, row in zip(joining, row_of, strict=True):
+            if active.wants_prompt_logprobs:
+                self._record_prompt(active, logits_RKV[row])
+        column_of = {position: column for column, position in enumerate(kept)}
+        columns = torch.tensor([column_of[lengths[row] - 1] for row in row_of], device=device)
+        return logits_RKV[rows, columns]
+
+    def _occupy(self, joining: list[ActiveRequest], prefilled: DynamicCache, rows: Tensor) -> None:
+        if self._slots is None:
+            self._slots = KeyValueSlots(prefilled)
+            self._bytes_per_position = self._slots.bytes_per_position
+        first_row = len(self._active)
+        length = max(prefilled.get_seq_length(), *(active.cached for active in self._active), 0)
+        self._reserve(first_row + len(joining), min(length + 1, self.context + 1))
+        self._slots.adopt(prefilled, rows, first_row=first_row)
+        for active in joining:
+            active.cached = len(active.model_ids)
+        self._active.extend(joining)
+        self._parameters = None
+
+    def _reserve(self, rows: int, length: int) -> None:
+        assert self._slots is not None
+        self._slots.reserve(rows, length, limit=self.context + 1, budget=self._max_positions)
+
+    def _record_prompt(self, active: ActiveRequest, logits_PV: Tensor) -> None:
+        ids = active.model_ids
+        # What predicts token i stands at i - 1; the first token and an inserted one have no record.
+        wanted = [i for i in range(1, len(ids)) if i != active.inserted_at]
+        if active.inserted_at == 0:
+            wanted = wanted[1:]
+        count = active.request.logprobs or 0
+        for begin in range(0, len(wanted), 256):
+            part = wanted[begin : begin + 256]
+            logits_TV = logits_PV[torch.tensor([i - 1 for i in part], device=logits_PV.device)]
+            active.prompt_records.extend(logprob_records(logits_TV, [ids[i] for i in part], [count] * len(part)))
+
+    def _decode(self) -> Tensor:
+        assert self._slots is not None
+        device = self.model.device
+        positions = [active.cached for active in self._active]
+        length = max(positions) + 1
+        self._reserve(len(positions), length)
+        self._slots.aim(positions, device=str(device))
+        positions_B = torch.tensor(positions, device=device)
+        hidden_BL = torch.arange(length, device=device) > positions_B[:, None]
+        # Additive, because eager attention adds it and the fused kernels take either kind.
+        lowest = torch.finfo(self.model.dtype).min
+        mask_BL = torch.zeros(hidden_BL.shape, dtype=self.model.dtype, device=device).masked_fill_(hidden_BL, lowest)
+        logits_B1V = self.model(
+            input_ids=torch.tensor([[active.model_ids[-1]] for active in self._active], device=device),
+            position_ids=positions_B[:, None],
+            attention_mask=mask_BL[:, None, None],
+            past_key_values=self._slots,
+            use_cache=True,
+        ).logits
+        for active in self._active:
+            active.cached += 1
+        return logits_B1V[:, 0]
+
+    def _advance(self, advanced: list[ActiveRequest], logits_BV: Tensor) -> None:
+        """Sample a token for each request and hand it over."""
+        raw_BV = logits_BV.float()
+        sampling = [active for active in advanced if active.request.max_tokens > 0]
+        if len(sampling) < len(advanced):
+            raw_BV = raw_BV[torch.tensor([active.request.max_tokens > 0 for active in advanced], device=raw_BV.device)]
+            for active in advanced:
+                if active.request.max_tokens == 0:
+                    active.finish("length")
+        if not sampling:
+            return
+        tokens, finite = self._sample(sampling, raw_BV)
+        counts = [active.request.logprobs for active in sampling]
+        rows = [row for row, count in enumerate(counts) if count is not None]
+        records = dict.fromkeys(range(len(sampling)))
+        if rows:
+            wanted = [count for count in counts if count is not None]
+            records |= dict(
+                zip(rows, logprob_records(raw_BV[rows], [tokens[row] for row in rows], wanted), strict=True)
+            )
+        for row, active in enumerate(sampling):
+            if finite[row]:
+                active.accept(tokens[row], records[row])
+            else:
+                active.error = "the model's logits are not finite; its weights are damaged or training diverged"
+
+    def _sample(self, sampling: list[ActiveRequest], raw_BV: Tensor) -> tuple[list[int], list[bool]]:
+        device = raw_BV.device
+        allowed_BV = raw_BV.masked_fill(self._invalid, -torch.inf)
+        biases = [(row, id_, value) for row, a in enumerate(sampling) for id_, value in a.request.logit_bias.items()]
+        biases += [(row, id_, -torch.inf) for row, a in enumerate(sampling) for id_ in a.banned_ids()]
+        if biases:
+            rows, ids, values = zip(*biases, strict=True)
+            where = (torch.tensor(rows, device=device), torch.tensor(ids, device=device))
+            allowed_BV.index_put_(where, torch.tensor(values, device=device), accumulate=True)
+        temperature_B, top_k_B, top_p_B = self._sampling_parameters(sampling, device)
+        tokens_B = sample_tokens(
+            allowed_BV,
+            torch.tensor([active.uniform for active in sampling], dtype=torch.float64, device=device),
+            temperature_B=temperature_B,
+            top_k_B=top_k_B,
+            top_p_B=top_p_B,
+        )
+        return tokens_B.tolist(), allowed_BV.amax(dim=-1).isfinite().tolist()
+
+    def _sampling_parameters(
+        self, sampling: list[ActiveRequest], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Temperature, top-k and top-p of the rows; kept while the batch stays the same."""
+        if self._parameters is not None and len(sampling) == len(self._active):
+            return self._parameters
+        requests = [active.request for active in sampling]
+        parameters = (
+            torch.tensor([request.temperature for request in requests], dtype=torch.float32, device=device),
+            torch.tensor([request.top_k for request in requests], device=device),
+            torch.tensor([request.top_p for request in requests], dtype=torch.float64, device=device),
+        )
+        if len(sampling) == len(self._active):
+            self._parameters = parameters
+        return parameters
+
+    def _retire(self) -> None:
+        """Take finished and cancelled requests out; the last rows move into the holes."""
+        for row in reversed(range(len(self._active))):
+            active = self._active[row]
+            if not (active.is_finished or active.cancelled):
+                continue
+            last = len(self._active) - 1
+            if row != last:
+                assert self._slots is not None
+                self._slots.move(last, row, length=self._active[last].cached)
+                self._active[row] = self._active[last]
+            self._active.pop()
+            self._parameters = None
+
+    def _check_architecture(self) -> None:
+        """Two rows of different length, generated together, must have the log-probabilities of one plain pass each.
+
+        Models whose state is not only keys and values (recurrent layers), or that ignore positions or masks, differ.
+        """
+        ids = sorted(self.strings.valid_ids - set(self.strings.control_ids.values()))
+        prompts = [tuple(ids[k % len(ids)] for k in range(7, 7 + n)) for n in (2, 5)]
+        requests = [
+            # A control token that the model wants would be replaced and hidden: the plain pass would not see it.
+            GenerationRequest(
+                prompt=prompt,
+                max_tokens=3,
+                temperature=0,
+                ignore_eos=True,
+                logprobs=0,
+                control="none",
+                policy="ban",
+            )
+            for prompt in prompts
+        ]
+        try:
+            differences = [self._difference_from_plain_pass(active) for active in self._run(requests)]
+        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+            differences = [float("inf")]
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            reason = f"log-probabilities differ by {max(differences):.3g} from a plain forward pass"
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.2
+        if not max(differences) <= tolerance:
+            raise ConfigError(
+                f"{type(self.model).__name__} can't be served in batches of ragged rows ({reason}); "
+                "serve a model with plain attention, or put an OpenAI-compatible server in front of this one"
+            )
+
+    @torch.inference_mode()
+    def _difference_from_plain_pass(self, active: ActiveRequest) -> float:
+        ids = [*active.prompt_ids, *active.visible_ids]
+        ids_1S = torch.tensor([ids], device=self.model.device)
+        logits_SV = self.model(input_ids=ids_1S, attention_mask=torch.ones_like(ids_1S)).logits[0].float()
+        expected_SV = logits_SV.log_softmax(dim=-1)
+        begin = len(active.prompt_ids) - 1
+        return max(
+            abs(logprob - float(expected_SV[begin + i, id_])) for i, (id_, logprob, _) in enumerate(active.records)
+        )
+
+    def _run(self, requests: Iterable[GenerationRequest]) -> list[ActiveRequest]:
+        running = [self.prepare(request) for request in requests]
+        for active in running:
+            self.add(active)
+        while not all(active.is_finished for active in running):
+            self.step()
+        return running
+
+
+def _by_length(joining: Sequence[ActiveRequest]) -> list[list[ActiveRequest]]:
+    """In groups of alike lengths, so that few positions of a pass are padding."""
+    groups: list[list[ActiveRequest]] = []
+    longest = -1
+    for active in sorted(joining, key=lambda active: len(active.model_ids)):
+        length = len(active.model_ids)
+        if length > longest:
+            groups.append([])
+            longest = max(SHORT_PROMPT, 2 * length)
+        groups[-1].append(active)
+    return groups
+
+
+def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> list[Completion]:
+    """One completion per request, in order; the texts are those that the server gives for the same requests.
+
+    Raises RequestError for a request that the model can't serve, DataError if the model's output is not finite.
+    """
+    return [active.completion() for active in engine._run(requests)]

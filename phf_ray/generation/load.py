@@ -1,0 +1,70 @@
+"""Loads an engine, or a tokenizer alone, from a model directory. No code and no pickle from it is run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from phf_ray.checkpoint import CheckpointInfo, Control, read_info
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.generation.engine import Engine
+from phf_ray.generation.requests import EngineSettings
+from phf_ray.generation.tokens import TokenStrings, context_of
+
+
+def load_strings(
+    directory: str | Path, *, control: Control | None = None
+) -> tuple[TokenStrings, CheckpointInfo | None, int]:
+    """Tokenizer, description and context of a model whose weights are elsewhere; errors as of `load_engine`."""
+    path = _model_directory(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path} can't be loaded as the tokenizer of a language model: {error}") from None
+    info = read_info(path)
+    control = control or (info.control if info is not None else None)
+    strings = TokenStrings(
+        tokenizer,
+        num_logits=config.vocab_size,
+        control=control,
+        starts_with_eos=info is not None or control is not None,
+    )
+    return strings, info, context_of(config)
+
+
+def _model_directory(directory: str | Path) -> Path:
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"{path} is no model directory: it has no config.json; give a checkpoint such as .../step-00000500"
+        )
+    return path
+
+
+def load_engine(
+    directory: str | Path, *, control: Control | None = None, settings: EngineSettings | None = None
+) -> Engine:
+    """Engine over a Hugging Face causal LM directory. No code and no pickle from the directory is run.
+
+    Raises ConfigError if there is no model or the device is missing, DataError if the model can't be read.
+    """
+    path, settings = _model_directory(directory), settings or EngineSettings()
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {settings.device} asked for, but no GPU is visible here; use device cpu")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, settings.dtype), trust_remote_code=False, weights_only=True
+        )
+    except pickle.UnpicklingError:
+        # torch's message tells how to run the code all the same.
+        raise DataError(
+            f"{path} can't be loaded: its weights are a pickle with more in it than tensors, which may be code and was "
+            "not run; save the model as safetensors"
+        ) from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path} can't be loaded as a causal language model: {error}") from None
+    return Engine(model.to(settings.device), tokenizer, info=read_info(path), control=control, settings=settings)

@@ -1,0 +1,129 @@
+"""What is asked of a model, and what comes back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from phf_ray.checkpoint import ControlChoice, ControlPolicy
+from phf_ray.errors import ConfigError
+
+FinishReason = Literal["stop", "length"]
+
+MAX_STOP_STRINGS = 4
+MAX_LOGPROBS = 5
+
+
+class RequestError(ConfigError):
+    """A generation request that can't be served as it is; `param` is the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message, param)
+        self.message, self.param = message, param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One text to generate."""
+
+    prompt: str | tuple[int, ...]
+    """Text, or token ids, which are taken as they are."""
+    max_tokens: int = 16
+    """0 is allowed with `echo`."""
+    min_tokens: int = 0
+    """End of text and stop strings count only from here on."""
+    temperature: float = 1.0
+    """0, and anything below 1e-5: the most probable token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    seed: int = 0
+    choice: int = 0
+    """Index among the texts of one call; texts of one call differ although they share the seed."""
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """Number of alternatives to report per token; None: no log-probabilities."""
+    echo: bool = False
+    """The prompt is part of the text, of the log-probabilities and of the offsets."""
+    control: ControlChoice | None = None
+    """None: good for a model with control tokens, none for any other and with `echo`."""
+    policy: ControlPolicy | None = None
+    """None: the checkpoint's own."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _LIMITS:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise RequestError(f"{name} is {value}; it must be between {low:g} and {high:g}", name)
+        if self.top_p == 0:
+            raise RequestError("top_p is 0, which leaves no token; use temperature 0 for greedy decoding", "top_p")
+        if len(self.stop) > MAX_STOP_STRINGS or "" in self.stop:
+            raise RequestError(f"stop must be at most {MAX_STOP_STRINGS} strings, none of them empty", "stop")
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError(
+                "max_tokens is 0, which returns nothing without echo; set echo or max_tokens", "max_tokens"
+            )
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it", "min_tokens"
+            )
+        if any(not -100 <= value <= 100 for value in self.logit_bias.values()):
+            raise RequestError("logit_bias has a value outside of -100 .. 100", "logit_bias")
+        if self.control not in (None, *get_args(ControlChoice)):
+            raise RequestError(f"control is {self.control!r}; use good, bad or none", "control")
+        if self.policy not in (None, *get_args(ControlPolicy)):
+            raise RequestError(f"control_policy is {self.policy!r}; use ban or retag", "control_policy")
+
+
+_LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("max_tokens", 0, 2**20),
+    ("min_tokens", 0, 2**20),
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("top_k", 0, 2**31 - 1),
+    ("seed", -(2**63), 2**64 - 1),
+    ("logprobs", 0, MAX_LOGPROBS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of the text as the model saw it."""
+
+    token: str
+    logprob: float | None
+    """None for the first token of a prompt, which nothing predicts."""
+    top: dict[str, float] | None
+    """The most probable tokens and, as OpenAI and vLLM have it, this token itself."""
+    text_offset: int
+    """Characters of the returned text before this token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...]
+    """Generated tokens, end of text included; no inserted or replaced control token is among them."""
+    num_prompt_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch: int = 64
+    """Requests in one step; more wait."""
+    cache_gb: float = 2.0
+    """Memory for keys and values; requests that do not fit wait, except that one always runs."""
+    max_context: int | None = None
+    """Positions; None: what the model's configuration says."""

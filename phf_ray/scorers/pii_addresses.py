@@ -1,0 +1,180 @@
+"""Postal addresses, as pyap finds them, searched only around the names of states."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
+
+import pyap.source_US.data
+from scrubadub.filth import AddressFilth, Filth
+
+from phf_ray.scorers.pii_reference import HYPHENS, AddressDetector
+
+
+class Address(AddressDetector):
+    """American addresses, sought only in front of the names of states."""
+
+    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
+        if self.region != "US":
+            yield from super().iter_filth(text, document_name=document_name)
+            return
+        addresses = {address: _first_word(address) for address in _full_addresses(text)}
+        places = _places_of(set(addresses.values()), text)
+        for full_address, first_word in addresses.items():
+            pattern, end = re.compile(self.pattern(full_address)), 0
+            for place in places[first_word]:
+                match = pattern.match(text, place) if place >= end else None
+                if match is not None:
+                    end = match.end()
+                    yield AddressFilth(
+                        match=match, detector_name=self.name, document_name=document_name, locale=self.locale
+                    )
+
+    def pattern(self, full_address: str) -> str:
+        # The original's separator, white space with at least one comma or line break, matches n line breaks in 2^n
+        # ways. Neither begins the rest of an address, so that taking the whole run at once finds the same.
+        parts = [r"\s++".join(map(re.escape, part.split(" "))) for part in full_address.split(", ")]
+        pattern = r"(?=\s*[\n,])[\s,]++".join(parts).replace(r"\-", f"[-{HYPHENS}]")
+        return rf"\b{pattern}\b"
+
+
+def _first_word(full_address: str) -> str:
+    """An address begins with its street number, and what follows that in the text is no part of a word either."""
+    match = _WORD.match(full_address)
+    assert match is not None, full_address
+    return match[0]
+
+
+def _places_of(words: Set[str], text: str) -> dict[str, list[int]]:
+    """Where each of the words stands: a list of addresses is not searched from end to end for every one of them."""
+    places: dict[str, list[int]] = {word: [] for word in words}
+    for match in _WORD.finditer(text) if words else ():
+        if match[0] in places:
+            places[match[0]].append(match.start())
+    return places
+
+
+def normalize_for_pyap(text: str) -> str:
+    """What pyap makes of a text before it parses it, in time linear in the text: pyap's is quadratic in white space."""
+    text = _WHITE_SPACE.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text)
+    return text if text.isascii() else _DASHES.sub("-", text)
+
+
+def _full_addresses(text: str) -> Iterator[str]:
+    """The addresses that pyap finds in the text, but for those with the word coverage."""
+    if not _state_places(text):
+        return
+    text = normalize_for_pyap(text)
+    for begin, end in _address_windows(text):
+        for match in _ADDRESS.finditer(text, begin, end):
+            # pyap strips what it parsed in the same way.
+            full_address = match["full_address"].strip(" ,;:")
+            if "coverage" not in full_address.lower():
+                yield full_address
+
+
+def _address_windows(text: str) -> list[tuple[int, int]]:
+    """The parts of a normalised text that hold all addresses, in order and apart from each other.
+
+    An address ends in a state, and perhaps a postal code and a country, and is no longer than a window. Windows that
+    overlap are joined, so that no address crosses a border.
+    """
+    if _LONG_RUN.search(text):
+        # The names of routes and the numbers of floors and boxes have no longest one.
+        return [(0, len(text))]
+    windows: list[tuple[int, int]] = []
+    for place in _state_places(text):
+        begin, end = max(place - _CHARS_BEFORE_STATE, 0), place + _CHARS_AFTER_STATE
+        if windows and begin <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], end)
+        else:
+            windows.append((begin, end))
+    return windows
+
+
+def _state_places(text: str) -> list[int]:
+    """Where a state may stand, to within 30 characters: its abbreviation, or a word of its name in any case."""
+    places = [match.start() for match in _STATE_ABBREVIATION.finditer(text)]
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        # A capital I with a dot is two characters in lower case, and shifts the rest.
+        return sorted(places + [match.start() for match in _STATE_WORD.finditer(text)])
+    for word in _STATE_WORDS:
+        place = lowered.find(word)
+        while place >= 0:
+            places.append(place)
+            place = lowered.find(word, place + 1)
+    return sorted(places)
+
+
+_WORD = re.compile(r"\w+")
+_WHITE_SPACE = re.compile(r"[\s,]{2,}|[^\S ]|,")
+_DASHES = re.compile(f"[{HYPHENS}]")
+_LONG_RUN = re.compile("[A-Za-z0-9]{45}")
+# Without such runs an address has at most 250 characters before its state, plus 3 x 45 for a route, a floor and a box.
+_CHARS_BEFORE_STATE = 450
+_CHARS_AFTER_STATE = 100
+_STATE_ABBREVIATION = re.compile(
+    "A[KLRSZ]|C[AOT]|D[CE]|FL|G[AU]|HI|I[ADLN]|K[SY]|LA|M[ADEINOPST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AIT]"
+    + "|W[AIVY]"
+)
+# fmt: off
+_STATES = (
+    "alabama", "alaska", "arizona", "arkansas", "california", "colorado", "connecticut", "delaware",
+    "district of columbia", "florida", "georgia", "hawaii", "idaho", "illinois", "indiana", "iowa", "kansas",
+    "kentucky", "louisiana", "maine", "maryland", "massachusetts", "michigan", "minnesota", "mississippi", "missouri",
+    "montana", "nebraska", "nevada", "new hampshire", "new jersey", "new mexico", "new york", "north carolina",
+    "north dakota", "ohio", "oklahoma", "oregon", "pennsylvania", "rhode island", "south carolina", "south dakota",
+    "tennessee", "texas", "utah", "vermont", "virginia", "washington", "west virginia", "wisconsin", "wyoming",
+    "american samoa", "guam", "northern mariana islands", "puerto rico", "virgin islands",
+)
+_STATE_WORDS = (
+    "alabama", "alaska", "arizona", "arkansas", "california", "colorado", "connecticut", "delaware", "columbia",
+    "florida", "georgia", "hawaii", "idaho", "illinois", "indiana", "iowa", "kansas", "kentucky", "louisiana", "maine",
+    "maryland", "massachusetts", "michigan", "minnesota", "mississippi", "missouri", "montana", "nebraska", "nevada",
+    "hampshire", "jersey", "mexico", "york", "carolina", "dakota", "ohio", "oklahoma", "oregon", "pennsylvania",
+    "rhode", "tennessee", "texas", "utah", "vermont", "virgin", "washington", "wisconsin", "wyoming", "samoa", "guam",
+    "mariana", "puerto",
+)
+# fmt: on
+_STATE_WORD = re.compile("|".join(_STATE_WORDS), re.IGNORECASE)
+
+
+def _any_case(words: Iterable[str]) -> str:
+    """A pattern, for re.VERBOSE, of any of the words in any case; of two that begin alike the longer.
+
+    The letters form a tree, so that where no word stands the first of them is enough to tell.
+    """
+    tree: dict[str, Any] = {}
+    for word in words:
+        node = tree
+        for letter in word.lower():
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return _any_of(tree)
+
+
+def _any_of(tree: Mapping[str, Any]) -> str:
+    branches = [
+        (f"[{letter.upper()}{letter}]" if letter != " " else r"\ ") + _any_of(rest)
+        for letter, rest in tree.items()
+        if letter
+    ]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in tree else "")
+
+
+def _address_pattern() -> str:
+    """pyap's grammar with its two long lists, tried in vain almost everywhere, as trees: up to ten times as fast.
+
+    A kind of street ends at the end of a word, so one at most fits; no name of a state begins with another's, and an
+    abbreviation, which pyap tries first, ends the search: all that may follow it is optional.
+    """
+    grammar = pyap.source_US.data
+    streets = grammar.street_type_list_to_regex(grammar.street_type_list)
+    states = rf"(?P<region1>(?:{_STATE_ABBREVIATION.pattern})|{_any_case(_STATES)})"
+    pattern: str = grammar.full_address.replace(streets, rf"\b{_any_case(grammar.street_type_list)}\b[\.\ ,]{{0,2}}")
+    return pattern.replace(grammar.region1, states)
+
+
+_ADDRESS = re.compile(_address_pattern(), re.VERBOSE)

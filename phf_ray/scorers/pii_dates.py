@@ -1,0 +1,225 @@
+"""Dates of birth, as dateparser finds them, searched only near words such as born."""
+
+import copy
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from dateparser.conf import apply_settings
+from dateparser.date import DateDataParser
+from dateparser.languages.loader import LocaleDataLoader
+from dateparser.search.search import _ExactLanguageSearch, _trim_connectors
+from dateparser.utils import normalize_unicode
+from scrubadub.filth import Filth
+
+from phf_ray.errors import DataError
+from phf_ray.scorers.pii_reference import (
+    CONTEXT_WORDS,
+    LINES_AFTER,
+    LINES_BEFORE,
+    DateOfBirthDetector,
+    DateOfBirthFilth,
+    date_settings,
+    is_adult_birth_year,
+)
+
+
+class DateOfBirth(DateOfBirthDetector):
+    """Dates of birth, sought in the sentences that can hold one, if the text has a context word at all."""
+
+    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
+        for found in dict.fromkeys(self.birth_dates(text)):
+            if not _parses_to_birth_date(found, self._reference_date):
+                continue
+            for match in re.finditer(re.escape(found), text):
+                yield CheckedDateOfBirthFilth(
+                    match=match, detector_name=self.name, document_name=document_name, locale=self.locale
+                )
+
+    def birth_dates(self, text: str) -> Iterator[str]:
+        lowered = text.lower()
+        if any(word in lowered for word in CONTEXT_WORDS):
+            yield from _search(self._reference_date).birth_dates(text, context_lines(text.split("\n")))
+
+
+def context_lines(lines: list[str]) -> str:
+    """The lines that have a context word near them, each on a line of its own.
+
+    A date, which has no line break, is in the context of a word just if it is in one of these.
+    """
+    near: set[int] = set()
+    for index, line in enumerate(lines):
+        lowered = line.lower()
+        if any(word in lowered for word in CONTEXT_WORDS):
+            near.update(range(index - LINES_AFTER, index + LINES_BEFORE + 1))
+    return "\n".join(lines[index] for index in sorted(near) if 0 <= index < len(lines))
+
+
+class OverlongSentenceError(DataError):
+    """dateparser's time grows with the square of a sentence's length."""
+
+
+_MAX_SENTENCE_CHARS = 50_000
+
+
+class _DateSearch:
+    """dateparser's search for English dates, in the sentences that can matter, remembering what it has parsed.
+
+    With RELATIVE_BASE set, dateparser treats the sentences of a text one by one, and each string by itself, except that
+    it takes a trailing `and` from a date that another one follows.
+    """
+
+    def __init__(self, reference_date: datetime.date):
+        self._reference_date = reference_date
+        self._settings = _as_settings(settings=date_settings(reference_date))
+        self._search = _ExactLanguageSearch(LocaleDataLoader())
+        self._locale = self._search.get_current_language("en")
+        self._skipped = {word.lower() for word in self._locale.info["skip"]}
+        self._first_words = {entry.split(" ")[0] for entry in self._locale._get_dictionary(settings=self._settings)}
+        self._parser = DateDataParser(languages=["en"], settings=self._settings)
+        self._parser.get_date_data = lru_cache(maxsize=200_000)(self._parser.get_date_data)
+
+    def birth_dates(self, text: str, context: str) -> Iterator[str]:
+        """The strings that `search_dates` finds in the text and that are dates of birth in the context."""
+        sentences = list(self._locale._sentence_split(text, settings=self._settings))
+        relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
+        longest = max(map(len, relevant), default=0)
+        # DIFFERS: ours gives no score to a text with a sentence of over 50,000 characters that has numbers near a word
+        # such as born; original searches it for dates, in a time that grows with the square of its length.
+        if longest > _MAX_SENTENCE_CHARS:
+            raise OverlongSentenceError(
+                f"a sentence of {longest} characters with numbers near a word such as born; "
+                f"dates are sought in sentences of at most {_MAX_SENTENCE_CHARS}"
+            )
+        found = self._dates_in(relevant, is_relevant=self._has_birth_year)
+        if any(self._may_be_trimmed(string, text, context) for string, date in found if self._is_birth(date)):
+            found = self._dates_in(sentences, is_relevant=None)
+            strings = _trim_connectors(text, [string for string, _ in found], self._skipped)
+            found = list(zip(strings, [date for _, date in found], strict=True))
+        for string, date in found:
+            # An empty string is no place in the text, and dates rarely begin with a plus: phone numbers do.
+            if self._is_birth(date) and string and not string.startswith("+") and string in context:
+                yield string
+
+    def _has_birth_year(self, chunk: str) -> bool:
+        return _has_birth_year(chunk, self._reference_date)
+
+    def _is_birth(self, date: datetime.datetime) -> bool:
+        return is_adult_birth_year(date.year, self._reference_date)
+
+    def _dates_in(
+        self, sentences: list[str], *, is_relevant: Callable[[str], bool] | None
+    ) -> list[tuple[str, datetime.datetime]]:
+        """The dates in the sentences, in all chunks or in those that, as translated, are relevant."""
+        locale = copy.copy(self._locale)
+        # Cut alone, a sentence could be cut again: whether a full stop ends one depends on what stands before it.
+        locale._sentence_split = lambda *_, **__: sentences
+        chunks = zip(*locale.translate_search("", settings=self._settings), strict=True)
+        relevant = [
+            (translated, original) for translated, original in chunks if is_relevant is None or is_relevant(translated)
+        ]
+        translated = [chunk for chunk, _ in relevant]
+        parsed, strings = self._search.parse_found_objects(
+            parser=self._parser,
+            to_parse=translated,
+            original=[chunk for _, chunk in relevant],
+            translated=translated,
+            settings=self._settings,
+            language=self._locale,
+        )
+        return [(string, date["date_obj"]) for string, (date, _) in zip(strings, parsed, strict=True)]
+
+    def _may_be_trimmed(self, string: str, text: str, context: str) -> bool:
+        """Whether dateparser could take the last word from the string, with the rest of it still in the context.
+
+        It takes a skipped word that another date follows.
+        """
+        words = string.split(" ")
+        while words and words[-1].lower() in self._skipped:
+            words.pop()
+        if not words or len(words) == string.count(" ") + 1 or " ".join(words) not in context:
+            return False
+        for match in re.finditer(re.escape(string) + r"[ (\[{\"']*(\S*)", text):
+            word = match[1].lower().strip(".,:;()[]{}\"'-")
+            if not word.isascii() or not word.isalpha() or word in self._first_words:
+                return True
+        return False
+
+
+def _is_relevant(sentence: str, context: str) -> bool:
+    """Whether a sentence can hold a birth date that also stands in the context.
+
+    dateparser reads digits, and words for numbers and for spans of time; what it reports has one of them, unless its
+    rewriting of the sentence changes the number of words, which lets it report the wrong ones.
+    """
+    plain = sentence if sentence.isascii() else normalize_unicode(sentence)
+    numbers = _NUMBER.findall(plain)
+    if not numbers or (len(numbers) == 1 and _SMALL_NUMBER.fullmatch(numbers[0])):
+        return False
+    if plain is not sentence or sentence in context or _REWRITTEN.search(sentence):
+        return True
+    return any(number in context for number in numbers)
+
+
+def _has_birth_year(chunk: str, reference_date: datetime.date) -> bool:
+    """Whether dateparser can read a birth year in a chunk, in which words for numbers are digits by now.
+
+    Where no span of time is counted, one number is a year only if it has four digits or lies outside 1 to 68 (1969 to
+    2068); two numbers up to 31 are a year only next to a month, and none next to a number of four digits.
+    """
+    numbers = _DIGITS.findall(chunk)
+    if len(numbers) not in (1, 2) or _SPAN.search(chunk) or reference_date.year > _LAST_REFERENCE_YEAR:
+        return bool(numbers)
+    num_days = sum(len(number) < 3 and 0 < int(number) < 32 for number in numbers)
+    num_other_years = sum(
+        len(number) == 4 and not is_adult_birth_year(int(number), reference_date) for number in numbers
+    )
+    if len(numbers) == 1:
+        return not num_other_years and (len(numbers[0]) > 2 or not 0 < int(numbers[0]) < 69)
+    if num_days == 2:
+        return _MONTH.search(chunk) is not None
+    return not (num_days and num_other_years)
+
+
+@lru_cache(maxsize=8)
+def _search(reference_date: datetime.date) -> _DateSearch:
+    return _DateSearch(reference_date)
+
+
+@apply_settings
+def _as_settings(settings: Any = None) -> Any:
+    return settings
+
+
+_DIGITS = re.compile(r"\d+")
+_SMALL_NUMBER = re.compile(r"an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve", re.IGNORECASE)
+_NUMBER = re.compile(
+    rf"\d+|centur|decade|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+    rf"|\b(?:{_SMALL_NUMBER.pattern})\b",
+    re.IGNORECASE,
+)
+# Thousands of days are years as well; thousands of hours are not.
+_SPAN = re.compile(r"y(?:ea)?rs?|\by\b|decade|centur|month|week|wk|fortnight|\d(?:y|w|mos?)\b|\d{4}\W*d(?:ays?)?\b")
+_MONTH = re.compile("jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec")
+# Later, the numbers from 32 are the birth years of adults.
+_LAST_REFERENCE_YEAR = 2049
+# What dateparser rewrites in another number of words.
+_REWRITTEN = re.compile(
+    r"noon|midnight|tonight|in the|hours|from\s+now|less than|\d\s*mons?|\dh|(?:st|nd|rd|th) day"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
+    re.IGNORECASE,
+)
+
+
+class CheckedDateOfBirthFilth(Filth):
+    """A date of birth that was validated before."""
+
+    type = "date_of_birth"
+
+
+@lru_cache(maxsize=100_000)
+def _parses_to_birth_date(found: str, reference_date: datetime.date) -> bool:
+    """Whether the string alone, which may be read in any language, is an adult's date of birth."""
+    return DateOfBirthFilth(beg=0, end=len(found), text=found, reference_date=reference_date).is_valid()

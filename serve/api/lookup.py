@@ -1,0 +1,29 @@
+"""Finds the model that a request names."""
+
+from serve.backends import Backend, ModelBackend
+from serve.errors import ApiError
+from serve.settings import split_model_id
+
+
+def find_model(backend: Backend, model_id: str) -> tuple[str, ModelBackend, str | None]:
+    """Name, backend and the control that the id's suffix asks for."""
+    name, control = split_model_id(model_id)
+    if name not in backend.models:
+        known = ", ".join(sorted(backend.models)) or "none"
+        raise ApiError(404, f"there is no model {model_id!r}; served models: {known}", "model", "model_not_found")
+    return name, backend.models[name], control
+
+
+async def chosen_model(backend: Backend, model_id: str | None) -> ModelBackend:
+    """The model asked for; without one, any, if all have the same tokenizer (lm-eval names none)."""
+    if model_id is not None:
+        return find_model(backend, model_id)[1]
+    if not backend.models:
+        raise ApiError(404, "no model is served", "model", "model_not_found")
+    models = list(backend.models.values())
+    hashes = {(await model.describe()).tokenizer_hash for model in models[1:] or ()}
+    if models[1:] and hashes != {(await models[0].describe()).tokenizer_hash}:
+        raise ApiError(
+            400, f"the tokenizers of {', '.join(sorted(backend.models))} differ; name one by `model`", "model"
+        )
+    return models[0]

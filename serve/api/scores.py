@@ -1,0 +1,22 @@
+"""`/v1/scores`."""
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from serve.backends import Backend
+from serve.errors import ApiError
+from serve.schemas import ScoresRequest, ScoresResponse
+
+
+def add_scores(app: FastAPI, backend: Backend) -> None:
+    @app.post("/v1/scores", response_model=ScoresResponse)
+    async def scores(body: ScoresRequest, request: Request) -> Response:
+        """Score texts; higher is worse. A text that can't be scored has score null and an error."""
+        if body.scorer not in backend.scorers:
+            known = ", ".join(sorted(backend.scorers)) or "none"
+            raise ApiError(
+                404, f"there is no scorer {body.scorer!r}; served scorers: {known}", "scorer", "scorer_not_found"
+            )
+        request.state.model = body.scorer
+        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments)
+        return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")

@@ -1,0 +1,103 @@
+"""Presidio's analyzer, from the PII scorer."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, Field
+
+from phf_ray.records import Span
+from serve.backends import Backend
+from serve.compat.shared import LenientModel, served_scorer
+from serve.errors import ApiError
+from serve.schemas import MAX_BATCH, Text
+
+# Our detector -> Presidio's entity; names that Presidio does not have are in its manner.
+PRESIDIO_ENTITIES = {
+    "address": "LOCATION",
+    "credential": "CREDENTIAL",
+    "credit_card": "CREDIT_CARD",
+    "date_of_birth": "DATE_TIME",
+    "email": "EMAIL_ADDRESS",
+    "phone": "PHONE_NUMBER",
+    "skype": "SKYPE_NAME",
+    "social_security_number": "US_SSN",
+    "spacy_entity": "PERSON",
+    "twitter": "TWITTER_HANDLE",
+    "url": "URL",
+}
+# The detectors find or do not find; Presidio's clients expect a confidence.
+PRESIDIO_SCORE = 1.0
+
+
+class PresidioRequest(LenientModel):
+    text: Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
+    language: str
+    entities: list[str] | None = None
+    score_threshold: float | None = None
+    correlation_id: str | None = None
+    return_decision_process: bool = False
+    ad_hoc_recognizers: list[Any] | None = None
+    context: list[str] | None = None
+    allow_list: list[str] | None = None
+
+
+class RecognizerResult(BaseModel):
+    entity_type: str
+    start: int
+    end: int
+    score: float
+    analysis_explanation: dict[str, Any] | None = None
+
+
+def add_presidio(app: FastAPI, backend: Backend) -> None:
+    @app.post("/analyze", response_model=list[RecognizerResult] | list[list[RecognizerResult]])
+    async def analyze(body: PresidioRequest, request: Request) -> Any:
+        """Presidio's analyzer, from the PII scorer: a list for a text, a list of lists for a list of texts."""
+        scorer = served_scorer(backend, backend.pii, "PII")
+        request.state.model = backend.pii
+        if body.language != "en":
+            raise ApiError(400, f"language {body.language!r} is not supported; use en", "language")
+        if body.ad_hoc_recognizers:
+            raise ApiError(400, "ad_hoc_recognizers are not supported; leave them out", "ad_hoc_recognizers")
+        _refuse_unknown_entities(body.entities)
+        texts = [body.text] if isinstance(body.text, str) else body.text
+        found = await scorer.spans(texts)
+        results = [_recognized(text, spans, body) for text, spans in zip(texts, found, strict=True)]
+        return results[0] if isinstance(body.text, str) else results
+
+    @app.get("/supportedentities")
+    async def supported_entities(language: str = "en") -> list[str]:
+        if language != "en":
+            raise ApiError(400, f"language {language!r} is not supported; use en", "language")
+        return sorted(PRESIDIO_ENTITIES.values())
+
+    @app.get("/recognizers")
+    async def recognizers(language: str = "en") -> list[str]:
+        if language != "en":
+            raise ApiError(400, f"language {language!r} is not supported; use en", "language")
+        return sorted(PRESIDIO_ENTITIES)
+
+
+def _refuse_unknown_entities(entities: Sequence[str] | None) -> None:
+    unknown = sorted(set(entities or ()) - set(PRESIDIO_ENTITIES.values()))
+    if unknown:
+        known = ", ".join(sorted(PRESIDIO_ENTITIES.values()))
+        raise ApiError(400, f"entity {unknown[0]!r} is not supported; choose from {known}", "entities")
+
+
+def _recognized(text: str, spans: Sequence[Span], body: PresidioRequest) -> list[RecognizerResult]:
+    threshold = -math.inf if body.score_threshold is None else body.score_threshold
+    results = []
+    for span in spans:
+        if threshold > PRESIDIO_SCORE or text[span.begin : span.end] in (body.allow_list or ()):
+            continue
+        # Overlapping detections are one span, whose type names them all.
+        for detector in span.type.split("+"):
+            entity = PRESIDIO_ENTITIES.get(detector, detector.upper())
+            if body.entities is None or entity in body.entities:
+                results.append(
+                    RecognizerResult(entity_type=entity, start=span.begin, end=span.end, score=PRESIDIO_SCORE)
+                )
+    return results

@@ -1,0 +1,18 @@
+"""What the compatible endpoints share."""
+
+from pydantic import BaseModel, ConfigDict
+
+from serve.backends import Backend, ScorerBackend
+from serve.errors import ApiError
+
+
+class LenientModel(BaseModel):
+    """Clients of these services send fields that concern those services only."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+def served_scorer(backend: Backend, name: str | None, what: str) -> ScorerBackend:
+    if name is None:
+        raise ApiError(404, f"no {what} scorer is served here", None, "scorer_not_found")
+    return backend.scorers[name]

@@ -1,0 +1,90 @@
+"""What a model backend answers without its weights: description and tokenizer endpoints, the same for all engines."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.generation.tokens import TokenStrings
+from serve.backends import ModelDescription
+from serve.errors import ApiError
+
+MAX_INLINE_CHARACTERS = 16_384
+"""Of text that is tokenized on the event loop: some milliseconds, in which no other request is served."""
+
+Result = TypeVar("Result")
+
+
+async def off_the_loop(compute: Callable[[], Result], *, num_characters: int) -> Result:
+    """What takes time by the length of a text; in a thread where that is long, since a thread costs time as well."""
+    return compute() if num_characters <= MAX_INLINE_CHARACTERS else await asyncio.to_thread(compute)
+
+
+class Tokenizing:
+    def __init__(
+        self, strings: TokenStrings, info: CheckpointInfo | None, *, context: int, fingerprint: str | None = None
+    ):
+        self.strings, self.info, self.context, self.fingerprint = strings, info, context, fingerprint
+
+    @property
+    def control(self) -> Control | None:
+        """Control tokens and what is done with sampled ones."""
+        return self.strings.control
+
+    @cached_property
+    def _tokenizer_hash(self) -> str:
+        vocabulary = json.dumps(self.strings.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest()
+
+    async def describe(self) -> ModelDescription:
+        info = self.info
+        return ModelDescription(
+            max_model_len=self.context,
+            control=self.control.model_dump() if self.control is not None else None,
+            tokenizer_hash=self._tokenizer_hash,
+            task=info.task if info is not None else None,
+            objective=info.objective.get("name") if info is not None else None,
+            step=info.step if info is not None else None,
+            fingerprint=self.fingerprint,
+            checkpoint=self._checkpoint(),
+        )
+
+    def _checkpoint(self) -> CheckpointInfo | None:
+        """What the model was trained for, not what this engine can do: an upstream server bans instead of retagging."""
+        control = self.strings.control
+        if self.info is None and control is None:
+            return None
+        return (self.info or CheckpointInfo()).model_copy(update={"control": control})
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
+        def tokens() -> tuple[list[int], list[str]]:
+            if add_special_tokens:
+                ids, _ = self.strings.encode(text)
+            else:
+                ids = self.strings.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return list(ids), [self.strings.text_of(id_) for id_ in ids]
+
+        return await off_the_loop(tokens, num_characters=len(text))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        unknown = [id_ for id_ in token_ids if id_ not in self.strings.valid_ids]
+        if unknown:
+            raise ApiError(400, f"the model has no token {unknown[0]}", "tokens")
+        return self.strings.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+
+    async def tokenizer_info(self) -> dict[str, Any]:
+        tokenizer = self.strings.tokenizer
+        return {
+            "tokenizer_class": type(tokenizer).__name__,
+            "eos_token": tokenizer.eos_token,
+            "bos_token": tokenizer.bos_token,
+            "pad_token": tokenizer.pad_token,
+            "unk_token": tokenizer.unk_token,
+            "additional_special_tokens": sorted(set(tokenizer.all_special_tokens)),
+            "vocab_size": len(tokenizer),
+            "model_max_length": self.context,
+            "chat_template": None,
+        }

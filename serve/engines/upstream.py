@@ -1,0 +1,334 @@
+"""Engine (b): a model that another OpenAI-compatible server runs. Control tokens, limits and keys are added here.
+
+Prompts are encoded here, with the tokenizer and phf.json of `path`, and sent as token ids: the model sees what it would
+see with the engine of this project, whatever the other server puts before a text. The policy, and its price:
+
+- Every prompt is a request of its own, so that prompts of one call draw different texts from one seed (vLLM gives equal
+  prompts equal texts). The first keeps the call's seed.
+- Sampled control tokens are banned by a bias of -100. Replacing them (`retag`) would need a hand in the sampling of the
+  other server: a request for it is refused.
+- An inserted control token takes a position of the other server's context.
+- The other server's texts and log-probabilities are passed on; those of an inserted token are taken out.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.errors import ConfigError
+from phf_ray.generation.active import ActiveRequest
+from phf_ray.generation.load import load_strings
+from phf_ray.generation.requests import GenerationRequest, RequestError
+from phf_ray.generation.tokens import TokenStrings
+from serve.backends import Completed
+from serve.engines.gathering import all_of, merged_streams
+from serve.engines.local import generation_requests, usage_of
+from serve.engines.tokenizing import Tokenizing, off_the_loop
+from serve.engines.upstream_messages import (
+    TranslatedErrors,
+    UpstreamAnswer,
+    UpstreamChoice,
+    UpstreamLogprobs,
+    UpstreamUsage,
+    events_of,
+    generated_logprobs,
+    known_finish_reason,
+    parsed_answer,
+    refuse_status,
+    unusable,
+)
+from serve.errors import ApiError
+from serve.schemas import Choice, CompletionRequest, Logprobs, Usage
+from serve.settings import SamplingDefaults, ServedModel, Upstream
+
+log = logging.getLogger("ray.serve.phf")
+
+
+CONNECT_S = 10.0
+MAX_CONNECTIONS = 256
+"""Per replica; further requests wait here."""
+BAN = -100.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One prompt of a call: what the model is to see, and what the client will see of it."""
+
+    number: int
+    active: ActiveRequest
+    body: Mapping[str, Any]
+
+    @property
+    def echoed(self) -> str:
+        return self.active.prompt_text if self.active.request.echo else ""
+
+
+class UpstreamModel(Tokenizing):
+    def __init__(
+        self,
+        strings: TokenStrings,
+        info: CheckpointInfo | None,
+        *,
+        context: int,
+        served: ServedModel,
+    ):
+        super().__init__(strings, info, context=context)
+        assert served.upstream is not None
+        self._upstream: Upstream = served.upstream
+        self._model = served.upstream.model or served.name
+        self._defaults: SamplingDefaults = served.defaults
+        self._max_unfinished = served.max_batch + served.max_waiting
+        self.num_unfinished = 0
+        self._http = httpx.AsyncClient(
+            base_url=served.upstream.url.rstrip("/"),
+            headers=_authorization(served.upstream),
+            timeout=httpx.Timeout(served.upstream.timeout_s, connect=CONNECT_S, pool=None),
+            # Retries of the connection only: a request that was sent is not sent twice.
+            transport=httpx.AsyncHTTPTransport(
+                retries=1,
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64),
+                # Certificates are read where there is one to check.
+                verify=served.upstream.url.startswith("https://"),
+            ),
+        )
+
+    @classmethod
+    def load(cls, served: ServedModel) -> "UpstreamModel":
+        """Raises ConfigError or DataError for a directory without a tokenizer, or a key that is not set."""
+        strings, info, context = load_strings(served.directory, control=served.control)
+        if strings.control is not None and strings.control.policy == "retag":
+            log.warning("model %s: an upstream server can't retag; sampled control tokens are banned", served.name)
+        return cls(strings, info, context=context, served=served)
+
+    @property
+    def num_steps(self) -> tuple[int, int]:
+        """No steps are made here."""
+        return 0, 0
+
+    def check_health(self) -> None:
+        """The replica is well while its upstream is not: requests are answered 503 with the reason."""
+
+    @property
+    def control(self) -> Control | None:
+        found = self.strings.control
+        return None if found is None else found.model_copy(update={"policy": "ban"})
+
+    async def complete(self, request: CompletionRequest) -> Completed:
+        prompts = await self._prepared(request)
+        with self._counted(len(prompts) * request.n):
+            answers = await all_of([self._ask(prompt) for prompt in prompts])
+        choices = [
+            self._choice(prompt, choice, request)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            for choice in sorted(answer.choices, key=lambda choice: choice.index)
+        ]
+        return Completed(choices, self._usage(prompts, [answer.usage for answer in answers]))
+
+    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+        prompts = await self._prepared(request)
+        if any(prompt.active.wants_prompt_logprobs for prompt in prompts):
+            # Servers differ in how they cut these into pieces; nobody reads them as they come.
+            yield await self.complete(request)
+            return
+        with self._counted(len(prompts) * request.n):
+            usages: list[UpstreamUsage | None] = []
+            merged = merged_streams([self._pieces(prompt, request) for prompt in prompts])
+            try:
+                async for piece in merged:
+                    if isinstance(piece, Choice):
+                        yield Completed([piece], self._usage(prompts, usages, is_partial=True))
+                    else:
+                        usages.append(piece)
+            finally:
+                await merged.aclose()  # type: ignore[attr-defined]
+            yield Completed([], self._usage(prompts, usages))
+
+    async def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
+        assert request.seed is not None, "the caller draws the seed"
+        if request.control_policy == "retag":
+            raise ApiError(
+                400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
+            )
+        try:
+            # One per prompt: its choices differ in nothing but their number.
+            asked = generation_requests(request, self._defaults)[:: request.n]
+            return await off_the_loop(
+                lambda: [self._prompt(number, one, request) for number, one in enumerate(asked)],
+                num_characters=sum(map(len, request.prompts)),
+            )
+        except RequestError as error:
+            raise ApiError(400, str(error), error.param) from None
+
+    def _prompt(self, number: int, one: GenerationRequest, request: CompletionRequest) -> _Prompt:
+        active = ActiveRequest(one, self.strings, context=self.context)
+        if len(active.model_ids) + one.max_tokens > self.context:
+            raise RequestError(
+                f"the model's context is {self.context} tokens, but the prompt has {len(active.prompt_ids)}, the "
+                f"control token is one more and max_tokens is {one.max_tokens}; shorten one of them",
+                "max_tokens",
+            )
+        bias = {str(id_): value for id_, value in one.logit_bias.items()}
+        bias |= {str(id_): BAN for id_ in self.strings.control_ids.values()}
+        # What a plain OpenAI server may not know is sent only if it is wanted.
+        wanted = {
+            "top_k": one.top_k,
+            "min_tokens": one.min_tokens,
+            "ignore_eos": one.ignore_eos,
+            "logit_bias": bias,
+            "stop": list(one.stop),
+            "echo": active.wants_prompt_logprobs or one.max_tokens == 0,
+            "return_token_ids": request.return_token_ids,
+        }
+        body = {
+            "model": self._model,
+            "prompt": active.model_ids,
+            "max_tokens": one.max_tokens,
+            "temperature": one.temperature,
+            "top_p": one.top_p,
+            "n": request.n,
+            "seed": seed_of(one.seed, number),
+            **({} if one.logprobs is None else {"logprobs": one.logprobs}),
+            **{name: value for name, value in wanted.items() if value},
+        }
+        return _Prompt(number, active, body)
+
+    @contextmanager
+    def _counted(self, num_sequences: int) -> Iterator[None]:
+        if self.num_unfinished and self.num_unfinished + num_sequences > self._max_unfinished:
+            raise ApiError(429, f"{self.num_unfinished} sequences are in the model's queue; try again later")
+        self.num_unfinished += num_sequences
+        try:
+            yield
+        finally:
+            self.num_unfinished -= num_sequences
+
+    def _usage(
+        self, prompts: Sequence[_Prompt], found: Sequence[UpstreamUsage | None], *, is_partial: bool = False
+    ) -> Usage:
+        """The prompts as the client knows them, and what the upstream says that it generated."""
+        counts = [usage.completion_tokens for usage in found if usage is not None]
+        if len(counts) < len(prompts) and not is_partial:
+            raise unusable("no usage")
+        return usage_of(sum(len(prompt.active.prompt_ids) for prompt in prompts), sum(counts))
+
+    async def _ask(self, prompt: _Prompt) -> UpstreamAnswer:
+        with TranslatedErrors(self._upstream):
+            response = await self._http.post("/completions", json=dict(prompt.body))
+            refuse_status(response.status_code, response.content)
+            answer = parsed_answer(response.content)
+        num_choices = prompt.body["n"]
+        if sorted(choice.index for choice in answer.choices) != list(range(num_choices)):
+            raise unusable(f"{len(answer.choices)} choices instead of {num_choices}")
+        return answer
+
+    async def _pieces(
+        self, prompt: _Prompt, request: CompletionRequest
+    ) -> AsyncIterator[Choice | UpstreamUsage | None]:
+        """The stream of one prompt; its usage at the end."""
+        body = {**prompt.body, "stream": True, "stream_options": {"include_usage": True}}
+        usage: UpstreamUsage | None = None
+        unfinished, unseen = set(range(request.n)), set(range(request.n))
+        first_offsets: dict[int, int] = {}
+        with TranslatedErrors(self._upstream):
+            async with self._http.stream("POST", "/completions", json=body) as response:
+                if response.status_code != 200:
+                    refuse_status(response.status_code, await response.aread())
+                async for event in events_of(response):
+                    usage = event.usage or usage
+                    for choice in event.choices:
+                        if choice.index not in unfinished:
+                            raise unusable(f"a piece of choice {choice.index}, which is finished or unknown")
+                        is_first = choice.index in unseen
+                        unseen.discard(choice.index)
+                        if choice.finish_reason is not None:
+                            unfinished.discard(choice.index)
+                        yield self._piece(prompt, choice, request, is_first=is_first, first_offsets=first_offsets)
+        if unfinished:
+            raise ApiError(503, "the server behind this model broke the stream off; try again")
+        yield usage
+
+    def _piece(
+        self,
+        prompt: _Prompt,
+        choice: UpstreamChoice,
+        request: CompletionRequest,
+        *,
+        is_first: bool,
+        first_offsets: dict[int, int],
+    ) -> Choice:
+        found = choice.logprobs
+        if found is not None and found.text_offset:
+            first_offsets.setdefault(choice.index, found.text_offset[0])
+        return Choice.model_construct(
+            text=(prompt.echoed if is_first else "") + choice.text,
+            index=prompt.number * request.n + choice.index,
+            finish_reason=known_finish_reason(choice.finish_reason),
+            logprobs=None
+            if found is None
+            else generated_logprobs(
+                found, first_offset=first_offsets.get(choice.index, 0), num_before=len(prompt.echoed)
+            ),
+        )
+
+    def _choice(self, prompt: _Prompt, choice: UpstreamChoice, request: CompletionRequest) -> Choice:
+        if choice.finish_reason is None:
+            raise unusable("a choice without a finish_reason")
+        text = self._without_echo(choice.text, prompt.active) if prompt.body.get("echo") else choice.text
+        return Choice.model_construct(
+            text=prompt.echoed + text,
+            index=prompt.number * request.n + choice.index,
+            finish_reason=known_finish_reason(choice.finish_reason),
+            logprobs=None if choice.logprobs is None else self._logprobs(prompt, choice.logprobs),
+            token_ids=choice.token_ids if request.return_token_ids else None,
+        )
+
+    def _without_echo(self, text: str, active: ActiveRequest) -> str:
+        """Servers echo ids with special tokens, without them, or not at all."""
+        ids = active.model_ids
+        shown = self.strings.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        echoes = sorted((shown, self.strings.decode(ids)), key=len, reverse=True)
+        return next((text.removeprefix(echo) for echo in echoes if text.startswith(echo)), text)
+
+    def _logprobs(self, prompt: _Prompt, found: UpstreamLogprobs) -> Logprobs:
+        active = prompt.active
+        if not active.wants_prompt_logprobs:
+            return generated_logprobs(
+                found, first_offset=next(iter(found.text_offset), 0), num_before=len(prompt.echoed)
+            )
+        num_seen = len(active.model_ids)
+        if len(found.tokens) < num_seen:
+            raise unusable(f"log-probabilities of {len(found.tokens)} tokens for a prompt of {num_seen}")
+        tail = found.since(num_seen)
+        rest = generated_logprobs(tail, first_offset=next(iter(tail.text_offset), 0), num_before=len(prompt.echoed))
+        kept = [i for i in range(num_seen) if i != active.inserted_at]
+        tops = found.top_logprobs or [None] * num_seen
+        return Logprobs.model_construct(
+            tokens=[self.strings.text_of(id_) for id_ in active.prompt_ids] + rest.tokens,
+            # Nothing that the client knows of predicts the first token.
+            token_logprobs=[None, *(found.token_logprobs[i] for i in kept[1:]), *rest.token_logprobs],
+            top_logprobs=[None, *(tops[i] for i in kept[1:]), *rest.top_logprobs],
+            text_offset=[*active.prompt_offsets, *rest.text_offset],
+        )
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a call's prompt, within the signed 64 bits that vLLM takes."""
+    if number == 0 and seed < 2**63:
+        return seed
+    return int(np.random.SeedSequence([seed % 2**64, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _authorization(upstream: Upstream) -> dict[str, str]:
+    if upstream.key_env is None:
+        return {}
+    key = os.environ.get(upstream.key_env, "").strip()
+    if not key:
+        raise ConfigError(f"the environment variable {upstream.key_env} holds no key for {upstream.url}; set it")
+    return {"Authorization": f"Bearer {key}"}
