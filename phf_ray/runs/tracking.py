@@ -1,0 +1,167 @@
+"""Weights & Biases; nothing else imports it.
+
+The driver tells it what metrics.jsonl says, so no key travels to the workers, and a tracker that hangs does not stop
+the training.
+"""
+
+import hashlib
+import html
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.runs.rows import EVALUATION, STEP
+from phf_ray.runs.samples import all_sample_tables, sample_tables
+from phf_ray.storage.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+_EVAL_STEP = "objective/eval/tokens_seen_during_eval"
+
+
+class WandbTracker:
+    """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
+
+    def __init__(self, run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = run
+        id_path = run.path / "wandb_id"
+        if not id_path.exists():
+            write_text(id_path, uuid.uuid4().hex[:12])
+        self._wandb_run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
+            id=id_path.read_text(encoding="utf-8"),
+            resume="allow",
+            name=run.path.name,
+            group=group,
+            tags=list(tags),
+            config=dict(config),
+            dir=str(run.path),
+        )
+        self._wandb_run.define_metric("train/tokens_seen")
+        self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
+        self._defined: set[str] = set()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        if EVALUATION in row:
+            row = {**row, **sample_tables(self._run, int(row[STEP]))}
+        for name in row:
+            # By their whole names, which count before any pattern.
+            if name.startswith("objective/eval/") and name not in (*self._defined, _EVAL_STEP):
+                self._defined.add(name)
+                self._wandb_run.define_metric(name, step_metric=_EVAL_STEP)
+        self._wandb_run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
+
+    def close(self, *, exit_code: int) -> None:
+        try:
+            self._show_all_samples()
+        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
+            log.warning("wandb is not shown all samples in one table: %s; they are in %s", error, self._run.evaluations)
+        try:
+            self._wandb_run.finish(exit_code=exit_code)
+        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
+            log.warning("wandb could not end its run: %s; metrics.jsonl has everything", error)
+
+    def _show_all_samples(self) -> None:
+        import wandb
+
+        # wandb would cut a longer table at its end, where the samples of the final weights are.
+        tables = all_sample_tables(self._run, max_rows=wandb.Table.MAX_ARTIFACT_ROWS)
+        if tables:
+            last = self._run.read_evaluation(self._run.evaluated_steps()[-1])
+            self({"train/tokens_seen": last["train/tokens_seen"], **tables})
+
+
+def _as_wandb(value: Any) -> Any:
+    import wandb
+
+    if not isinstance(value, Mapping):
+        return value
+    if "pre" in value:
+        # As they are written, and no markup.
+        shown = "".join(f"<pre>{html.escape(text)}</pre>\n" for text in value["pre"])
+        return wandb.Html(shown, inject=False)
+    if "counts" in value:
+        return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
+    return wandb.Table(columns=list(value["columns"]), data=[list(row) for row in value["rows"]])
+
+
+def wants_wandb() -> bool:
+    mode = os.environ.get("WANDB_MODE")
+    return mode != "disabled" and (mode is not None or "WANDB_API_KEY" in os.environ)
+
+
+def start_tracker(
+    run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
+) -> WandbTracker | None:
+    """None where wandb is not asked for, or does not answer: metrics.jsonl has everything."""
+    if not wants_wandb():
+        return None
+    import wandb
+
+    try:
+        return WandbTracker(run, group=group, tags=tags, config=config)
+    except wandb.errors.Error as error:
+        log.warning("wandb is not available (%s); the run goes on, metrics.jsonl has everything", error)
+        return None
+
+
+_FINISHED_STEPS = {
+    "generation/*": "train/tokens_seen",
+    "KL/*": "train/tokens_seen",
+    "capabilities/*": "train/tokens_seen",
+    # An attack's, by the names of the original.
+    "best_*": "red_team/round",
+    "average_score": "red_team/round",
+    "round_*": "red_team/round",
+    "target_lm_responses": "red_team/round",
+}
+"""By pattern of metrics, what they are drawn over."""
+
+
+def track_finished(
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    identity: str,
+    group: str,
+    config: Mapping[str, Any],
+) -> bool:
+    """Log what is already over, such as an evaluation, as a wandb run; False where wandb is not asked for or answers
+    not.
+
+    `identity`: two calls with the same one continue one wandb run. A value may be a table, `{columns, rows}`, a
+    histogram, `{counts, edges}`, or texts to be shown as they are written, `{pre}`.
+    """
+    if not wants_wandb():
+        return False
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
+            id=hashlib.blake2b(identity.encode(), digest_size=6).hexdigest(),
+            resume="allow",
+            name=name,
+            group=group,
+            config=dict(config),
+            dir=str(directory),
+            reinit="finish_previous",
+        )
+    except wandb.errors.Error as error:
+        log.warning("wandb is not available (%s); report.json has everything", error)
+        return False
+    for pattern, step in _FINISHED_STEPS.items():
+        run.define_metric(step)
+        run.define_metric(pattern, step_metric=step)
+    for row in rows:
+        run.log({key: _as_wandb(value) for key, value in row.items() if value is not None})
+    run.finish()
+    return True
