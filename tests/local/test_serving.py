@@ -433,7 +433,7 @@ def test_server_listens_on_loopback_only(server):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--model", "mle=nowhere"], "has no config.json"),
+        (["--model", "mle=nowhere"], "no such directory"),
         (["--model", "nowhere"], "write NAME=DIR"),
         (["--scorers", "pep9"], "choose from pep8"),
         ([], "nothing to serve"),

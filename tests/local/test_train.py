@@ -316,7 +316,7 @@ def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--checkpoint-path", "missing"], "has no config.json; give a folder such as"),
+        (["--checkpoint-path", "missing"], "no such directory; give a checkpoint such as"),
         (["--override", "dataset.datasets=[]"], r"add --override dataset\.datasets"),
         (["--run-name", "a/b"], "no name of a new folder"),
         (["--storage-path", "s3://bucket/runs"], "/mnt/shared/runs"),

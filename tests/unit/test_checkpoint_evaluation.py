@@ -80,7 +80,7 @@ def test_a_reference_is_called_after_its_run_unless_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("missing", "missing is no model directory.*null for no KL"), ("http://host:8000", "NAME=http://host:8000")],
+    [("missing", "missing: no such directory.*null for no KL"), ("http://host:8000", "NAME=http://host:8000")],
 )
 def test_a_reference_that_can_not_be_asked_is_refused_before_the_training(text, message):
     with pytest.raises(ConfigError, match=message):

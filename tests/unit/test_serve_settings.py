@@ -11,6 +11,7 @@ from tiny_models import write_checkpoint
 
 from jobs import serve as job
 from phf_ray.errors import ConfigError
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import build_scorer
 from serve.app import build
 from serve.engines.scorer import LocalScorer
@@ -18,6 +19,10 @@ from serve.keys import KeyRing, is_loopback, load_keys
 from serve.settings import Keys, ServeArgs, ServedModel, ServedScorer, parse_args, split_model_id
 
 ROOT = Path(__file__).parents[2]
+
+
+def commit_checkpoint(run: Path, step: int) -> Path:
+    return RunDirectory(run).commit_checkpoint(step, write_checkpoint, keep=None)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +58,8 @@ def test_model_ids_may_end_in_a_control_choice():
 def test_a_run_is_served_by_its_last_checkpoint(tmp_path):
     run = tmp_path / "run"
     for step in (500, 1500):
-        write_checkpoint(run / "checkpoints" / f"step-{step:08}")
-    (run / "checkpoints" / "step-00002000").mkdir()
+        commit_checkpoint(run, step)
+    write_checkpoint(run / "checkpoints" / "step-00002000")  # not committed: files may be missing
     (run / "config.json").write_text("{}")
     (model,) = parse_args({"models": [{"name": "a", "path": str(run)}]}).models
     assert model.directory.name == "step-00001500"
@@ -68,9 +73,9 @@ def test_all_replicas_of_a_run_serve_the_checkpoint_that_was_last_when_it_was_ap
         (replica,) = application._bound_deployment.init_args[1].values()
         return replica._bound_deployment.init_args[0]
 
-    first = write_checkpoint(tmp_path / "checkpoints" / "step-00000500")
+    first = commit_checkpoint(tmp_path, 500)
     before = bound()
-    second = write_checkpoint(tmp_path / "checkpoints" / "step-00001000")
+    second = commit_checkpoint(tmp_path, 1000)
     assert ServedModel.model_validate(before).directory == first
     assert ServedModel.model_validate(bound()).directory == second
 
