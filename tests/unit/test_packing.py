@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from phf_ray.blocks.packing import pack
 from phf_ray.blocks.segment_tokens import is_control_dropped
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
-from phf_ray.blocks.stats import QUANTILE_RELATIVE_ERROR, PackingStats
+from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.thresholds import resolve_threshold
 from phf_ray.blocks.tokenizer import load_tokenizer, tokenizer_hash
 from phf_ray.config import Quantile, TokenizerConfig
@@ -516,7 +516,7 @@ def test_a_document_of_a_megabyte_is_packed_whole():
     assert stats.num_tokens["content"] == len(plain_tokenizer()(one.text).input_ids)
     assert stats.num_tokens["control"] == 40_000
     assert stats.num_blocks == len(blocks)
-    assert stats.mean == pytest.approx(1 / 3, rel=0.01)
+    assert stats.scores.mean == pytest.approx(1 / 3, rel=0.01)
 
 
 def test_packing_streams():
@@ -546,12 +546,11 @@ def test_statistics_are_those_of_the_content_tokens():
     stream = tokens(documents, conditional(), stats=stats)
     content = np.array([score for _, score, kind in stream if kind == CONTENT])
     assert len(content) == stats.num_tokens["content"] > 400
-    assert stats.mean == pytest.approx(content.mean())
-    assert stats.std == pytest.approx(content.std())
+    assert stats.scores.mean == pytest.approx(content.mean())
+    assert stats.scores.std == pytest.approx(content.std())
     for q in (0.0, 0.1, 0.25, 0.5, 0.9, 0.99, 1.0):
         exact = np.quantile(content, q, method="inverted_cdf")
-        assert stats.quantile(q) == pytest.approx(exact, rel=1.01 * QUANTILE_RELATIVE_ERROR, abs=0), q
-    assert QUANTILE_RELATIVE_ERROR < 0.011
+        assert stats.scores.quantile(q) == pytest.approx(exact, rel=0.0101, abs=0), q
 
 
 def test_statistics_of_two_parts_add_up_also_through_json():
@@ -562,18 +561,27 @@ def test_statistics_of_two_parts_add_up_also_through_json():
     tokens(documents[5:], conditional(), length=1024, stats=second)
     merged = PackingStats.from_json(json.loads(json.dumps(first.to_json())))
     merged.merge(second)
-    for name in ("num_documents_kept", "num_characters_kept", "num_segments", "score_min", "score_max", "score_bins"):
+    for name in ("num_documents_kept", "num_characters_kept", "num_segments"):
         assert getattr(merged, name) == getattr(whole, name)
+    assert (merged.scores.min, merged.scores.max) == (whole.scores.min, whole.scores.max)
+    assert [merged.scores.quantile(q) for q in (0.1, 0.5, 0.9)] == [whole.scores.quantile(q) for q in (0.1, 0.5, 0.9)]
     assert merged.num_content_tokens == whole.num_content_tokens
-    assert merged.mean == pytest.approx(whole.mean)
+    assert merged.scores.mean == pytest.approx(whole.scores.mean)
     assert PackingStats.from_json(json.loads(json.dumps(PackingStats().to_json()))) == PackingStats()
 
 
 def test_statistics_without_a_scored_token_are_absent():
     stats = PackingStats()
     tokens([document(("x", None))], stats=stats)
-    assert (stats.mean, stats.std, stats.quantile(0.5)) == (None, None, None)
+    assert (stats.scores.mean, stats.scores.std, stats.scores.count) == (None, None, 0)
     assert stats.num_content_tokens == 1
+
+
+def test_statistics_of_an_older_version_are_refused_with_what_to_do():
+    values = {"score_bins": {}, **PackingStats().to_json()}
+    del values["scores"]
+    with pytest.raises(DataError, match="delete the folder"):
+        PackingStats.from_json(values)
 
 
 # ----------------------------------------------------------------------------------------------- tokenizer, thresholds
