@@ -481,6 +481,7 @@ def test_wrong_key_unknown_model_and_unknown_scorer_are_named_before_the_first_s
             arms=make_arms(server.url),
             scores=ScoresServer(server.url, "toxic"),
             output=str(tmp_path / "out"),
+            runner=run_here,
         )
     assert server.completions == []
 
