@@ -46,15 +46,22 @@ RESERVED = {
 }
 RAY = ("serve.app", "serve.deployments", "jobs.")
 """Besides every `on_ray`."""
+HEAVY = ("torch", "ray", "transformers", "pyarrow", "scipy", "sklearn", "matplotlib", "jinja2", "datasets")
 LIGHT = {
-    "phf_ray.config": ("torch", "ray", "transformers", "pyarrow", "numpy"),
-    "phf_ray.records": ("torch", "ray", "transformers", "pyarrow"),
-    "phf_ray.checkpoint": ("torch", "ray", "transformers", "pyarrow"),
-    "phf_ray.scorers": ("torch", "ray", "transformers", "pyarrow"),
-    "phf_ray.objectives": ("torch", "ray", "transformers", "pyarrow"),
-    "phf_ray.measures": ("torch", "ray", "transformers", "pyarrow", "scipy", "sklearn"),
-    "serve.schemas": ("torch", "ray", "transformers", "pyarrow"),
-    "jobs.cli": ("torch", "ray", "transformers", "pyarrow"),
+    "phf_ray.config": (*HEAVY, "numpy"),
+    "phf_ray.records": HEAVY,
+    "phf_ray.checkpoint": HEAVY,
+    "phf_ray.scorers": HEAVY,
+    "phf_ray.blocks": HEAVY,
+    "phf_ray.objectives": HEAVY,
+    "phf_ray.models": HEAVY,
+    "phf_ray.measures": HEAVY,
+    "phf_ray.runs.directory": HEAVY,
+    "phf_ray.generation.requests": HEAVY,
+    "phf_ray.evaluation.report.records": HEAVY,
+    "serve.schemas": HEAVY,
+    "serve.settings": HEAVY,
+    "jobs.cli": HEAVY,
 }
 """Module -> what it must not load."""
 
