@@ -38,7 +38,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     > requirements.txt \
     && pip install -c constraints-cpu.txt -r requirements.txt
 
-COPY README.md LICENSE ./
+COPY setup.py README.md LICENSE ./
 COPY configs configs
 COPY phf_ray phf_ray
 COPY serve serve

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
 
 
@@ -42,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.build_blocks", description=__doc__.split("\n")[0])
+    parser = job_parser(
+        "build_blocks",
+        __doc__.split("\n")[0],
+        examples=(
+            "--task pep8 --method conditional --corpus scored/",
+            "--task pep8 --method conditional --corpus scored/ --output blocks/ --dry-run",
+        ),
+    )
     add_config_arguments(parser, method=True)
     parser.add_argument(
         "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"

@@ -1,12 +1,7 @@
 """Carry a threshold, or whole scores, over from an old scorer (such as Perspective) to a new one.
 
-    python -m jobs.calibrate --input pairs.jsonl --old-column perspective --new-column score --output mapping.json
-    python -m jobs.calibrate --input texts.jsonl --old-column perspective --text-column text \\
-        --scores-url http://127.0.0.1:8000 --scorer toxicity --output mapping.json
-    python -m jobs.calibrate --input scored.jsonl --new-column score --apply mapping.json --output calibrated.jsonl
-
-The first two fit a mapping on texts that both have scored; the third adds a column `calibrated`, on the old scale.
-Files are JSON lines, also .gz or .zst, or Parquet.
+Fits a mapping on texts that both have scored, or are to score; with --apply, adds a column `calibrated`, on the old
+scale. Files are JSON lines, also .gz or .zst, or Parquet.
 """
 
 import argparse
@@ -21,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import cli
+from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.http.client import Client
 from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
@@ -43,8 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = job_parser(
+        "calibrate",
+        __doc__,
+        examples=(
+            "--input pairs.jsonl --old-column perspective --new-column score --output mapping.json",
+            "--input texts.jsonl --old-column perspective --scores-url http://127.0.0.1:8000 --output mapping.json",
+            "--input scored.jsonl --new-column score --apply mapping.json --output calibrated.jsonl",
+        ),
     )
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines or Parquet, one row per text")
     parser.add_argument("--output", required=True, metavar="FILE", help="the mapping; with --apply, the rows")

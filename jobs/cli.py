@@ -1,49 +1,96 @@
-"""What all jobs share: arguments, the start of Ray, and how an error ends the program."""
+"""The program `phf`, and what all jobs share: arguments, the start of Ray, and how an error ends the program.
+
+Loads what it needs late: `phf --help` answers at once.
+"""
 
 import argparse
+import importlib
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from phf_ray import logs
-from phf_ray.config import Config, load_config
-from phf_ray.errors import ConfigError, IncompleteError, PhfError
+from jobs import commands
+
+if TYPE_CHECKING:
+    from phf_ray.config import Config
 
 log = logging.getLogger("phf_ray")
 
 
+def main() -> NoReturn:
+    """`phf COMMAND ...` does what `python -m jobs.COMMAND ...` does. Exit codes as of `run`; 2: no such command."""
+    command, *arguments = sys.argv[1:] or [""]
+    if command in commands.COMMANDS:
+        module = commands.module_of(command)
+        run(importlib.import_module(module).main, argv=[module.removeprefix("jobs."), *arguments])
+    if command == "":
+        print(commands.help_text(), file=sys.stderr)
+        sys.exit(2)
+    if command in ("-h", "--help", "help"):
+        print(commands.help_text())
+    elif command == "--version":
+        from phf_ray import __version__
+
+        print(f"phf-ray {__version__}")
+    elif command == "--configs":
+        from phf_ray.config import shipped_folder
+
+        print(shipped_folder())
+    else:
+        print(f"error: {commands.unknown(command)}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, method: bool) -> None:
-    parser.add_argument("--task", required=True, metavar="YAML", help="task file, such as configs/pep8/pretrain.yml")
+    parser.add_argument(
+        "--task",
+        required=True,
+        metavar="NAME|FILE",
+        help="name of a task that comes along, such as pep8 (configs/pep8/pretrain.yml) or pep8/finetune, or the path "
+        "of a file; a path ends in .yml or .yaml, begins with /, ./ or ../, or is a file that exists",
+    )
     if method:
-        parser.add_argument("--method", metavar="YAML", help="method file, merged over the task file")
+        parser.add_argument(
+            "--method",
+            metavar="NAME|FILE",
+            help="merged over the task: a file beside the task's, such as conditional, or a path as for --task",
+        )
     parser.add_argument(
         "--override", nargs="+", action="extend", default=[], metavar="A.B=C", help="values merged over both files"
     )
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan and stop")
 
 
-def config_from(arguments: argparse.Namespace) -> Config:
+def config_from(arguments: argparse.Namespace) -> "Config":
+    from phf_ray.config import load_config
+
     return load_config(arguments.task, getattr(arguments, "method", None), arguments.override)
 
 
-def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a job's `main` as the program: one line per error that is the user's to mend, a traceback for the rest.
 
+    `argv`: the job's file or name, and its arguments; by default `sys.argv`.
     Exit codes: 0 all done; 2 what the user wrote; 3 what a file holds; 4 a server; 5 part of the work missing;
     130 interrupted; 1 anything else.
     """
-    handler = log_handler(sys.argv)
+    from phf_ray import logs
+    from phf_ray.errors import IncompleteError, PhfError
+
+    argv = sys.argv if argv is None else argv
+    handler = log_handler(argv)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     if isinstance(handler.formatter, logs.JsonLines):
         logs.name_lines(handler.formatter)
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        code = main(None)
+        code = main(argv[1:])
     except PhfError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
@@ -57,6 +104,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
 def log_handler(argv: Sequence[str]) -> logging.Handler:
     """Lines for people, or with PHF_LOG_FORMAT=json one JSON object per line with the stage (the job) and the run."""
+    from phf_ray import logs
+
     wanted = os.environ.get("PHF_LOG_FORMAT", "text")
     if wanted not in ("text", "json"):
         sys.exit(f"error: PHF_LOG_FORMAT={wanted}: give text or json")
@@ -75,6 +124,15 @@ def run_name(arguments: Sequence[str]) -> str | None:
     return known.run_name or (known.output and known.output.rstrip("/").rpartition("/")[2]) or None
 
 
+def command_of(command: str, arguments: Sequence[str]) -> list[str]:
+    """A command line that starts another command of `phf` with this process's code, wherever that was found.
+
+    `python -m` would look into the current directory first, where a user may have a folder `jobs`.
+    """
+    code = f"import sys; sys.path[:] = {sys.path!r}; from jobs.cli import main; main()"
+    return [sys.executable, "-c", code, command, *arguments]
+
+
 def start_ray(*, num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
 
@@ -91,7 +149,10 @@ def start_ray(*, num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
-    runtime_env = {**(runtime_env_for(sys.executable) or {}), **logs.runtime_env()} or None
+    from jobs import workers
+    from phf_ray import logs
+
+    runtime_env = {**(runtime_env_for(sys.executable) or {}), **logs.runtime_env(), **workers.runtime_env()} or None
     # Of no use on one machine: that the cluster has a token, and that progress bars are off because we print our own.
     for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -115,6 +176,8 @@ def start_local(**options: Any) -> None:
     # Serve 2.60 gives its proxy 5 s to get ready and then kills it, which ends whoever waits for it.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
+
+    from phf_ray.errors import IncompleteError
 
     for tries_left in (2, 1, 0):
         try:
@@ -146,6 +209,8 @@ def require_shared(path: str, *, flag: str) -> str:
     Inside a submitted job the working directory is a temporary copy, and on several nodes each has its own disk.
     """
     import ray
+
+    from phf_ray.errors import ConfigError
 
     if is_url(path):
         return path

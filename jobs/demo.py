@@ -16,17 +16,18 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
+from jobs.commands import job_parser, program
 from phf_ray.config import Config, load_config
 from phf_ray.errors import ConfigError, IncompleteError
 
-TASK = "configs/demo/pretrain.yml"
-METHODS = {"mle": "configs/demo/mle.yml", "conditional": "configs/demo/conditional.yml"}
+TASK = "demo"
+METHODS = ("mle", "conditional")
 MLE, GOOD, BAD = "mle", "conditional:good", "conditional:bad"
 VOCABULARY = 1022
 """Tokens without the two control tokens: 1,024 with them."""
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__.split("\n\n")[0])
+    parser = job_parser("demo", __doc__.split("\n\n")[0], examples=("", "--output out/demo --restart"))
     parser.add_argument("--output", default="out/demo", help="folder of all that the demo makes (default: out/demo)")
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     parser.add_argument("--restart", action="store_true", help="make everything anew")
@@ -159,9 +160,9 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 # -- Training, evaluation ---------------------------------------------------------------------------------------------
 
 
-def train(methods: Mapping[str, str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
-    """Train by each method's file, in a run of its name, all at the same time with an equal share of the cores: two
-    small models on one core each train faster than one after the other on two."""
+def train(methods: Sequence[str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
+    """Train by each method, in a run of its name, all at the same time with an equal share of the cores: two small
+    models on one core each train faster than one after the other on two."""
     import ray
 
     # Paths go into YAML values, where a path may look like anything: quote them.
@@ -173,9 +174,9 @@ def train(methods: Mapping[str, str], corpus: Path, tokenizer: Path, *, output: 
         "OMP_NUM_THREADS": str(threads),
     }
     children = {}
-    for name, method in methods.items():
-        command = ["--task", TASK, "--method", method, "--run-name", name, "--storage-path", str(output / "runs")]
-        command = [sys.executable, "-m", "jobs.train_lm", *command, *as_override([*paths, *overrides])]
+    for name in methods:
+        command = ["--task", TASK, "--method", name, "--run-name", name, "--storage-path", str(output / "runs")]
+        command = cli.command_of("train-lm", [*command, *as_override([*paths, *overrides])])
         children[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -222,7 +223,7 @@ def as_override(overrides: Sequence[str]) -> list[str]:
 
 def run_job(job: Any, arguments: list[str]) -> None:
     """A job in this process, on the Ray that is already there; its command is printed as a user would type it."""
-    say(f"$ python -m {job.__name__} {subprocess.list2cmdline(arguments)}")
+    say(f"$ {program(job.__name__.rpartition('.')[2])} {subprocess.list2cmdline(arguments)}")
     code = job.main(arguments)
     if code:
         raise IncompleteError(f"{job.__name__} ended with exit code {code}; see above")

@@ -1,8 +1,5 @@
 """Draw samples from models over HTTP, score them over HTTP, and write a report that compares them.
 
-    python -m jobs.evaluate_lm --task configs/pep8/pretrain.yml --output out/report --seeds 0,1,2 \\
-        --model mle=out/runs/mle conditional=out/runs/conditional --arm mle conditional:good conditional:bad
-
 A directory is served for the duration of the job; a URL is any OpenAI-compatible server. The same command started again
 draws only what is missing.
 """
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
+from jobs.commands import job_parser
 from phf_ray.checkpoint import ControlChoice, fingerprint
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
@@ -100,8 +98,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = job_parser(
+        "evaluate_lm",
+        __doc__,
+        examples=(
+            "--task pep8 --output report --model mle=runs/mle good=runs/conditional --seeds 0,1,2",
+            "--task pep8 --output report --model good=runs/conditional --arm good:good good:bad --num-samples 64",
+            "--task toxicity --output report --model gpt-x=https://api.example.com",
+        ),
     )
     cli.add_config_arguments(parser, method=False)
     add_model_arguments(parser)
@@ -137,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ARM=PATH",
         help="results of lm-eval for an arm, to be shown in the report: a results file, or lm-eval's --output_path",
     )
-    parser.add_argument("--red-team", metavar="DIR", help="output of jobs.red_team on these arms, for the report")
+    parser.add_argument("--red-team", metavar="DIR", help="output of red-team on these arms, for the report")
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
@@ -231,7 +235,7 @@ def read_attacks(directory: str, arms: Sequence[str]) -> dict[str, RedTeamInfo]:
     if not set(attacked) & set(arms):
         raise ConfigError(
             f"--red-team {directory}: holds attacks on {', '.join(attacked) or 'nothing'}, but the arms are "
-            f"{', '.join(arms)}; give jobs.red_team's --output for the same arms"
+            f"{', '.join(arms)}; give red-team's --output for the same arms"
         )
     return attacked
 

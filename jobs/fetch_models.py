@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import is_url, require_shared, run
+from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError, ServiceError
 
 log = logging.getLogger("phf_ray.fetch_models")
@@ -143,7 +144,15 @@ def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.fetch_models", description=(__doc__ or "").splitlines()[0])
+    parser = job_parser(
+        "fetch_models",
+        (__doc__ or "").splitlines()[0],
+        examples=(
+            "--output /mnt/shared/models",
+            "--output models --models unbiased-small",
+            "--output models --models --hub gpt2",
+        ),
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder on shared storage; each model gets a subfolder"
     )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs import cli
+from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
 
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo"}
@@ -37,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.make_prompts", description=(__doc__ or "").splitlines()[0])
+    parser = job_parser(
+        "make_prompts",
+        (__doc__ or "").splitlines()[0],
+        examples=("--output functions.jsonl", "--output functions.jsonl --num 100 --library src/"),
+    )
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
     parser.add_argument("--library", metavar="DIR", help="other source files; by default the running Python's library")

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import cli, demo
+from jobs.commands import job_parser
 from phf_ray.config import load_config
 from phf_ray.measures.pareto import pareto_front
 
-METHODS = {name: f"configs/demo/{name}.yml" for name in ("mle", "conditional", "filtering", "ul", "rwr", "awr")}
+METHODS = ("mle", "conditional", "filtering", "ul", "rwr", "awr")
 REFERENCE = "mle"
 KL = ("kl_gpt3_callback.num_samples=512", "kl_gpt3_callback.max_tokens=64")
 SMALL = (
@@ -59,21 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("pareto", __doc__, examples=("", "--small --output out/small"))
     parser.add_argument("--output", default="out/demo", help="folder of all that is made (default: out/demo)")
     parser.add_argument("--small", action="store_true", help="a hundredth of everything, to see that it runs")
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     return parser
 
 
-def _waves(num_cores: int) -> list[dict[str, str]]:
+def _waves(num_cores: int) -> list[Sequence[str]]:
     """Methods that train at the same time: one for each core."""
-    names = list(METHODS)
-    return [
-        {name: METHODS[name] for name in names[first : first + num_cores]} for first in range(0, len(names), num_cores)
-    ]
+    return [METHODS[first : first + num_cores] for first in range(0, len(METHODS), num_cores)]
 
 
 def _evaluate(output: Path, *, overrides: Sequence[str]) -> dict[str, list[dict[str, float | str | None]]]:

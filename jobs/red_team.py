@@ -1,11 +1,8 @@
 """Attack language models with prompts that a red LM writes, round after round, and report what they were made to say.
 
-    python -m jobs.red_team --task configs/toxicity/pretrain.yml --output out/attack \\
-        --model mle=out/runs/mle conditional=out/runs/conditional --attacker gpt-x=https://api.example.com
-
 The red LM is any OpenAI-compatible server, spoken to as a chat or by completions, or a directory, which is served like
 the models. The same command started again asks only for what the transcript lacks; with more trials or rounds it goes
-on from there. `jobs.evaluate_lm --red-team DIR` takes the curves into its report.
+on from there. evaluate-lm --red-team DIR takes the curves into its report.
 """
 
 import argparse
@@ -14,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs import cli
+from jobs.commands import job_parser
 from jobs.evaluate_lm import (
     add_model_arguments,
     arm_of,
@@ -79,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.red_team", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = job_parser(
+        "red_team",
+        __doc__,
+        examples=(
+            "--task toxicity --output attack --model mle=runs/mle --attacker gpt-x=https://api.example.com",
+            "--task toxicity --output attack --model mle=runs/mle --attacker mle --max-clients 8",
+        ),
     )
     cli.add_config_arguments(parser, method=False)
     add_model_arguments(parser)

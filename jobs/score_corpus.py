@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
+from jobs.commands import job_parser
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError, PhfError
@@ -59,7 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.score_corpus", description=__doc__)
+    parser = job_parser(
+        "score_corpus",
+        __doc__,
+        examples=(
+            "--task pep8 --input src/ 'more/**/*.py' --output scored/ --estimate",
+            "--task pep8 --input src/ 'more/**/*.py' --output scored/",
+            "--task toxicity --input comments.jsonl.gz --text-column body --output s3://bucket/scored",
+        ),
+    )
     cli.add_config_arguments(parser, method=False)
     parser.add_argument(
         "--input",

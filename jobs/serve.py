@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import run, start_ray
+from jobs.commands import job_parser
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES
@@ -79,7 +80,15 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=(__doc__ or "").splitlines()[0])
+    parser = job_parser(
+        "serve",
+        (__doc__ or "").splitlines()[0],
+        examples=(
+            "--scorers pep8,pii",
+            "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
+            "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
+        ),
+    )
     parser.add_argument(
         "--model",
         action="append",
@@ -97,7 +106,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scorers", default="", metavar="NAME,NAME", help=f"any of {', '.join(SHORT_NAMES)}, or class names"
     )
-    parser.add_argument("--task", metavar="YAML", help="task file whose scoring.scorers say how the scorers are set up")
+    parser.add_argument(
+        "--task",
+        metavar="NAME|FILE",
+        help="task whose scoring.scorers say how the scorers are set up: a name such as pep8, or a file",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces, which needs API keys")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument(

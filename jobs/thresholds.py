@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs import cli
+from jobs.commands import job_parser
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.reader import read_corpus_manifest
 from phf_ray.measures.histogram import Histogram
@@ -24,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.thresholds", description=__doc__)
-    parser.add_argument("--corpus", required=True, metavar="DIR", help="output of jobs.score_corpus")
+    parser = job_parser(
+        "thresholds", __doc__, examples=("--corpus scored/", "--corpus scored/ --quantile 0.5 0.9 --scorer pep8")
+    )
+    parser.add_argument("--corpus", required=True, metavar="DIR", help="output of score-corpus")
     parser.add_argument(
         "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="between 0 and 1 (default 0.5)"
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
-from phf_ray.config import Config
+from jobs.commands import job_parser
+from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
 
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan=plan,
         run=directory,
         blocks_path=blocks_path,
-        task=Path(arguments.task).resolve().parent.name,
+        task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
         helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
     )
@@ -114,7 +115,14 @@ def _missing_evaluations(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train_lm", description=__doc__.split("\n")[0])
+    parser = job_parser(
+        "train_lm",
+        __doc__.split("\n")[0],
+        examples=(
+            "--task pep8 --method conditional --run-name a --storage-path runs --override dataset.datasets=[scored]",
+            "--task toxicity/finetune --method ul_finetune --run-name b --storage-path runs --dry-run",
+        ),
+    )
     add_config_arguments(parser, method=True)
     parser.add_argument("--run-name", required=True, help="folder of the run below the storage path")
     parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")

@@ -15,6 +15,7 @@ from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig, RWRC
 from phf_ray.config.parsing import load_config, merge, parse_config
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
+from phf_ray.config.shipped import shipped_folder, task_path
 from phf_ray.config.training import TrainingConfig
 from phf_ray.config.whole import Config
 
@@ -57,4 +58,6 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "shipped_folder",
+    "task_path",
 ]

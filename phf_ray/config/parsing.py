@@ -1,7 +1,7 @@
 """From files and overrides to a `Config`.
 
-Precedence: defaults < task file (which may start with `extends: other.yml`) < method file < `a.b=c` overrides. All
-problems of a configuration are reported at once.
+Precedence: defaults < task file (which may start with `extends: other.yml`, or `extends: pep8`) < method file <
+`a.b=c` overrides. All problems of a configuration are reported at once.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from phf_ray.config.replaced import REPLACED
+from phf_ray.config.shipped import SUFFIXES, method_path, task_path
 from phf_ray.config.whole import Config
 from phf_ray.errors import ConfigError
 
@@ -20,11 +21,13 @@ from phf_ray.errors import ConfigError
 def load_config(task: str | Path, method: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The task file with the method file merged over it and the overrides (`a.b=c`) over both.
 
-    Raises ConfigError with every problem found, not only the first.
+    Both are paths, or as text also names of shipped configurations: see `phf_ray.config.shipped`. Raises ConfigError
+    with every problem found, not only the first.
     """
-    merged = read_yaml(Path(task))
+    task_file = task_path(task)
+    merged = read_yaml(task_file)
     if method is not None:
-        merged = merge(merged, read_yaml(Path(method)))
+        merged = merge(merged, read_yaml(method_path(method, task=task_file)))
     for override in overrides:
         merged = merge(merged, _parse_override(override))
     return parse_config(merged, source=" + ".join(str(part) for part in (task, method) if part is not None))
@@ -58,7 +61,9 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a configuration file") from None
+        raise ConfigError(
+            f"{path}: {error.strerror}; give the path of a configuration file, or a name such as pep8"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if values is None:
@@ -70,7 +75,13 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if path.resolve() in seen:
         raise ConfigError(f"{path} extends itself by way of {parent}; remove one `extends:`")
-    return merge(read_yaml(path.parent / str(parent), (*seen, path.resolve())), values)
+    return merge(read_yaml(_parent_of(path, str(parent)), (*seen, path.resolve())), values)
+
+
+def _parent_of(path: Path, extends: str) -> Path:
+    """The file beside `path`, or the shipped one of that name."""
+    beside = path.parent / extends
+    return beside if beside.suffix in SUFFIXES or beside.is_file() else task_path(extends)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import fsspec
 import numpy as np
 
+from phf_ray.config.shipped import shipped_or_own
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.storage.hashing import digest
 
 
 def read_prompts(path: str) -> list[str]:
-    """The `text` of each line of a JSON-lines file, local or a URL."""
+    """The `text` of each line of a JSON-lines file, local, a URL, or shipped (`configs/prompts/...`)."""
     prompts = []
     try:
-        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as lines:
+        with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     prompts.append(_prompt_of(line, where=f"{path}:{number}"))
@@ -53,7 +54,7 @@ class Problem:
 
 def read_problems(path: str) -> list[Problem]:
     """In the order of `read_prompts`. Raises DataError with the number of the record that is no problem."""
-    with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as lines:
+    with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
         records = [json.loads(line) for line in lines if line.strip()]
     problems = []
     for number, record in enumerate(records, start=1):

@@ -9,6 +9,7 @@ from typing import Any
 
 from places import ROOT
 
+from jobs.commands import module_of
 from jobs.evaluate_lm import parse_arms, parse_models
 from jobs.serve import _models, _scorers
 from phf_ray.config import load_config
@@ -19,7 +20,7 @@ APP = "/app/"
 
 
 def job_words(command: str) -> tuple[dict[str, str], list[str]] | None:
-    """Variables set in front, and the words after `python -m`; None: the command starts no job of ours."""
+    """Variables set in front, and the words after `python -m`, to which `phf` is translated; None: no job of ours."""
     words = shlex.split(command)
     if words[:1] == ["env"]:
         words = words[1:]
@@ -27,6 +28,8 @@ def job_words(command: str) -> tuple[dict[str, str], list[str]] | None:
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, value = words.pop(0).partition("=")
         environment[name] = value
+    if words[:1] == ["phf"] and not words[1].startswith("--"):
+        return environment, [module_of(words[1]), *words[2:]]
     if len(words) < 3 or not re.fullmatch(r"(\S+/)?python3?", words[0]) or words[1] != "-m":
         return None
     return environment, words[2:]
@@ -53,9 +56,8 @@ def _check_values(module: str, parsed: Any) -> None:
     """What argparse can't judge. Raises PhfError."""
     task = getattr(parsed, "task", None)
     if task is not None:
-        # Relative to the repository, where the commands are given.
-        method = getattr(parsed, "method", None)
-        load_config(ROOT / task, None if method is None else ROOT / method, getattr(parsed, "override", []))
+        with contextlib.chdir(ROOT):
+            load_config(task, getattr(parsed, "method", None), getattr(parsed, "override", []))
     if module == "jobs.serve":
         _models(parsed)
         _scorers(parsed.scorers, task=None)

@@ -17,6 +17,7 @@ from manifests import render, versions
 from places import ROOT
 from pydantic import BaseModel
 
+from jobs.commands import COMMANDS, help_text, module_of
 from phf_ray.config import Config, Quantile, parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
@@ -24,7 +25,7 @@ from serve.settings import parse_args
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DELETE = "kubectl delete raycluster -l ray.io/originated-from-crd=RayService,"
-OTHER_PROGRAMS = {"source", "export", "curl", "for", "kind", "$EDITOR"}
+OTHER_PROGRAMS = {"pip", "source", "export", "curl", "for", "kind", "$EDITOR"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -134,7 +135,12 @@ def _names_of(kind: str) -> list[str]:
     ]
 
 
-CHECKS = {"kubectl": _kubectl_problem, "kustomize": _images_problem, "serve": _serve_problem}
+def _phf_problem(words: list[str]) -> str | None:
+    """Of `phf --help` and the like; its commands are checked as jobs."""
+    return None if " ".join(words) in help_text() else f"unknown: {words}"
+
+
+CHECKS = {"kubectl": _kubectl_problem, "kustomize": _images_problem, "phf": _phf_problem, "serve": _serve_problem}
 
 
 @pytest.mark.parametrize(("page", "command"), all_commands())
@@ -164,6 +170,10 @@ def test_a_command_is_one_that_works(page, command):
         "serve run configs/serve/typo.yaml",
         "serve start configs/serve/demo.yaml",
         "pythn -m jobs.demo",
+        "phf --confgs",
+        "phf score-corpsu --task pep8 --input a --output b",
+        "phf score-corpus --task pep9 --input a --output b",
+        "phf train-lm --task pep8 --method conditionl --run-name a --storage-path b",
     ],
 )
 def test_a_mistyped_command_is_found(command):
@@ -182,8 +192,9 @@ def test_a_mistyped_file_of_what_is_served_is_found(old, new, tmp_path):
 
 
 def test_every_job_is_documented():
-    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "cli", "make_prompts", "demo"}
-    assert {job for job in jobs if not any(f"jobs.{job} " in command for _, command in all_commands())} == set()
+    modules = {module_of(command) for command in COMMANDS} - {"jobs.make_prompts", "jobs.demo"}
+    shown = {started[1][0] for _, command in all_commands() if (started := job_words(command.rpartition(" -- ")[2]))}
+    assert modules - shown == set()
 
 
 def test_the_image_is_the_one_of_the_manifests():

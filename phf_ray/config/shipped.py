@@ -1,0 +1,96 @@
+"""The configurations that come with the package, found by name: `pep8` is `configs/pep8/pretrain.yml`.
+
+A clone has them in `configs/` at its top; a wheel has the same folder inside of `phf_ray`.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from phf_ray.errors import ConfigError
+
+SUFFIXES = (".yml", ".yaml")
+_PACKAGE = Path(__file__).parents[1]
+_MAIN = ("pretrain", "task")
+"""Files that the name of their folder stands for."""
+_TASKS = (*_MAIN, "finetune")
+"""Files of a task's folder that are tasks; the others are methods."""
+
+
+def shipped_folder() -> Path:
+    installed = _PACKAGE / "shipped_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def is_path(text: str) -> bool:
+    """Whether `text` is a path and no name: it ends in .yml or .yaml, begins with /, ./ or ../, or is a file."""
+    path = Path(text)
+    return path.suffix in SUFFIXES or path.is_absolute() or text.startswith(("./", "../")) or path.is_file()
+
+
+def task_path(task: str | Path) -> Path:
+    """`pep8`, `pep8/finetune`, or a path, which is returned as it is, whether the file exists or not.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(task, Path) or is_path(task):
+        return Path(task)
+    folder = shipped_folder()
+    found = _first_file([*(folder / task / name for name in _MAIN), folder / task])
+    if found is None:
+        raise ConfigError(_unknown("task", task, task_names()))
+    return found
+
+
+def method_path(method: str | Path, *, task: Path) -> Path:
+    """`conditional`, of the folder of the task file; `pep8/conditional`; or a path. Raises ConfigError as for tasks."""
+    if isinstance(method, Path) or is_path(method):
+        return Path(method)
+    found = _first_file([(shipped_folder() if "/" in method else task.parent) / method])
+    if found is None:
+        raise ConfigError(_unknown("method", method, method_names(task), beside=f" of {task}"))
+    return found
+
+
+def task_names() -> list[str]:
+    return sorted(name for folder in shipped_folder().glob("*/") for name in _tasks_in(folder))
+
+
+def method_names(task: Path) -> list[str]:
+    """Names that go with a task file: the other files of its folder, but no tasks."""
+    return sorted({path.stem for path in task.parent.glob("*") if path.suffix in SUFFIXES} - {*_TASKS, task.stem})
+
+
+def shipped_or_own(path: str) -> str:
+    """`path` as it is, unless it begins with `configs/` and no such file is here: then the shipped one.
+
+    The shipped configurations name files of prompts that way, wherever a job is started.
+    """
+    head, _, rest = path.partition("/")
+    if head != "configs" or Path(path).exists():
+        return path
+    shipped = shipped_folder() / rest
+    return str(shipped) if shipped.is_file() else path
+
+
+def _tasks_in(folder: Path) -> Iterator[str]:
+    stems = {path.stem for path in folder.glob("*.yml")}
+    if not stems.intersection(_MAIN):
+        yield from (f"{folder.name}/{stem}" for stem in stems)
+        return
+    yield folder.name
+    yield from (f"{folder.name}/{stem}" for stem in stems.intersection(_TASKS).difference(_MAIN))
+
+
+def _first_file(stems: Iterable[Path]) -> Path | None:
+    candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _unknown(kind: str, name: str, names: list[str], *, beside: str = "") -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"there is no {kind} {name!r}{guess}; the {kind}s{beside} are {', '.join(names) or 'none'}; "
+        f"a path works too, such as ./{name}.yml"
+    )

@@ -1,0 +1,17 @@
+"""The packages of the wheel; all else is in pyproject.toml, which can't put one package more beside those it finds.
+
+`configs/` stays at the top of the repository, and goes into a wheel as `phf_ray/shipped_configs`.
+"""
+
+from setuptools import find_packages, setup
+
+SHIPPED = "phf_ray.shipped_configs"
+
+setup(
+    packages=[*find_packages(include=["phf_ray*", "serve*", "jobs*"]), SHIPPED],
+    package_dir={SHIPPED: "configs"},
+    package_data={
+        SHIPPED: ["**/*.yml", "**/*.yaml", "**/*.jsonl", "**/*.md", "**/*.py"],
+        "phf_ray.evaluation.report": ["*.jinja"],
+    },
+)

@@ -1,0 +1,106 @@
+"""Configurations by name, from whatever folder a job is started in."""
+
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from phf_ray.config import load_config, shipped_folder, task_path
+from phf_ray.config.shipped import method_names, method_path, shipped_or_own, task_names
+from phf_ray.errors import ConfigError
+from phf_ray.evaluation.prompts import read_prompts
+
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_clone_has_them_at_its_top():
+    assert shipped_folder() == CONFIGS
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("pep8", "pep8/pretrain.yml"),
+        ("pep8/finetune", "pep8/finetune.yml"),
+        ("examples/llama_1b_8gpu", "examples/llama_1b_8gpu.yml"),
+    ],
+)
+def test_a_task_is_found_by_name(name, file):
+    assert task_path(name) == CONFIGS / file
+    assert load_config(name) == load_config(CONFIGS / file)
+
+
+@pytest.mark.parametrize("name", ["conditional", "conditional_finetune", "pep8/conditional"])
+def test_a_method_is_found_beside_its_task_or_by_both_names(name):
+    file = CONFIGS / "pep8" / f"{name.removeprefix('pep8/')}.yml"
+    assert method_path(name, task=task_path("pep8/finetune")) == file
+    assert load_config("pep8/finetune", name) == load_config(CONFIGS / "pep8" / "finetune.yml", file)
+
+
+def test_all_names_that_are_listed_are_found():
+    assert {"pep8", "pep8/finetune", "toxicity", "pii", "demo"} <= set(task_names())
+    for task in task_names():
+        load_config(task)
+    for method in method_names(task_path("pep8")):
+        load_config("pep8", method)
+
+
+@pytest.mark.parametrize("text", ["mine.yml", "./mine.yml", "folder/mine.yaml", "pep8", "folder/pep8"])
+def test_a_path_is_a_path(text, elsewhere):
+    file = elsewhere / text
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("training: {seed: 7}\n")
+    assert load_config(text).training.seed == 7
+    assert load_config(str(file)).training.seed == 7
+
+
+def test_a_folder_of_the_users_hides_no_name(elsewhere):
+    (elsewhere / "pep8").mkdir()
+    assert task_path("pep8") == CONFIGS / "pep8" / "pretrain.yml"
+
+
+def test_methods_beside_a_task_of_the_users_have_names_too(elsewhere):
+    (elsewhere / "task.yml").write_text("extends: pep8\ntraining: {seed: 7}\n")
+    (elsewhere / "slow.yaml").write_text("training: {learning_rate: 1.0e-6}\n")
+    config = load_config("./task.yml", "slow")
+    assert (config.training.seed, config.training.learning_rate) == (7, 1e-6)
+    assert config.scorer["class_name"] == "PEP8Scorer"
+    with pytest.raises(ConfigError, match=r"no method 'fast'.*the methods of task\.yml are slow; a path works too"):
+        load_config("./task.yml", "fast")
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "said"),
+    [
+        ("pep9", None, r"no task 'pep9' \(did you mean pep8\?\).*pep8/finetune, pii, .*a path works too.*\./pep9\.yml"),
+        ("pep8/finetun", None, r"no task 'pep8/finetun' \(did you mean pep8/finetune\?\)"),
+        ("pep8", "condtional", r"no method 'condtional' \(did you mean conditional\?\).*awr, .*a path works too"),
+        ("pep8", "toxicity/mel", r"no method 'toxicity/mel'"),
+        ("nowhere.yml", None, r"nowhere\.yml: No such file.*or a name such as pep8"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_those_that_exist(task, method, said):
+    with pytest.raises(ConfigError, match=said) as raised:
+        load_config(task, method)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("task", ["pep8", "pii", "toxicity"])
+def test_prompts_of_shipped_tasks_are_read_from_any_folder(task, elsewhere):
+    path = load_config(task).red_team.prompts_path
+    assert path is not None
+    assert len(read_prompts(path)) > 10
+    (elsewhere / path).parent.mkdir(parents=True)
+    (elsewhere / path).write_text('{"text": "own"}\n')
+    assert read_prompts(path) == ["own"]
+
+
+def test_other_paths_are_left_alone():
+    for path in ("prompts/pii.jsonl", "/configs/prompts/pii.jsonl", "configs/prompts/none.jsonl", "s3://configs/a"):
+        assert shipped_or_own(path) == path
