@@ -112,6 +112,8 @@ def start_local(**options: Any) -> None:
 
     Ray 2.60 gives its own processes 30 s, which a busy machine does not always keep: two more tries.
     """
+    # Serve 2.60 gives its proxy 5 s to get ready and then kills it, which ends whoever waits for it.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
 
     for tries_left in (2, 1, 0):

@@ -10,20 +10,20 @@ draws only what is missing.
 import argparse
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from jobs import cli
-from phf_ray.checkpoint import CheckpointInfo, ControlChoice, fingerprint, read_info
+from phf_ray.checkpoint import ControlChoice, fingerprint
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
 from phf_ray.evaluation.kl.arms import check_kl, has_control_per_line, kl_of_arms, with_prefix
 from phf_ray.evaluation.lm_eval import read_lm_eval
+from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
 from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
 from phf_ray.evaluation.report.samples import read_samples
@@ -32,18 +32,6 @@ from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import SHORT_NAMES
-
-NAME = r"[A-Za-z0-9_.-]+"
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    name: str
-    source: str
-    """As the user wrote it."""
-    directory: Path | None
-    """None: a URL."""
-    info: CheckpointInfo | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,36 +154,20 @@ def parser() -> argparse.ArgumentParser:
 # -- Arguments --------------------------------------------------------------------------------------------------------
 
 
-def parse_models(texts: Sequence[str]) -> dict[str, Model]:
-    models: dict[str, Model] = {}
+def parse_models(texts: Sequence[str]) -> dict[str, NamedModel]:
+    models: dict[str, NamedModel] = {}
     for text in texts:
-        model = parse_model(text)
+        model = parse_model(text, option="--model")
         if model.name in models:
             raise ConfigError(f"--model: two models are called {model.name}; name them, such as other={model.source}")
         models[model.name] = model
     return models
 
 
-def parse_model(text: str) -> Model:
-    matched = re.fullmatch(rf"({NAME})=(.+)", text)
-    name, source = matched.groups() if matched else (None, text)
-    if cli.is_url(source):
-        if not source.startswith(("http://", "https://")):
-            raise ConfigError(f"--model {text}: write http://host:port for a server, or the path of a directory")
-        if name is None:
-            raise ConfigError(f"--model {text}: say what the server calls the model, NAME={text}")
-        return Model(name, source, None)
-    path = Path(source)
-    directory = _checkpoint_in(path)
-    run = directory.parent.parent if directory.parent.name == "checkpoints" else directory
-    name = name or re.sub(rf"(?!{NAME}).", "-", run.resolve().name)
-    return Model(name, source, directory, read_info(directory))
-
-
-def _reference(text: str | None, models: Mapping[str, Model]) -> Model | None:
+def _reference(text: str | None, models: Mapping[str, NamedModel]) -> NamedModel | None:
     if text is None or text in models:
         return None if text is None else models[text]
-    model = parse_model(text)
+    model = parse_model(text, option="--reference")
     if model.name in models and models[model.name] != model:
         raise ConfigError(f"--reference {text}: --model calls another one {model.name}; write reference={model.source}")
     return model
@@ -222,23 +194,7 @@ def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str)
     return [replace(arm, kl=found[arm.name]) for arm in arms]
 
 
-def _checkpoint_in(path: Path) -> Path:
-    """The directory itself, or the newest checkpoint of a run."""
-    if not path.is_dir():
-        raise ConfigError(
-            f"--model {path}: no such directory; give a checkpoint such as out/mle/checkpoints/step-00000500"
-        )
-    if (path / "checkpoints").is_dir():
-        newest = RunDirectory(path).latest_checkpoint()
-        if newest is None:
-            raise ConfigError(f"--model {path}: the run has no complete checkpoint yet; train it first")
-        return newest
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"--model {path}: holds no config.json, so it is no checkpoint; give one, or a run directory")
-    return path
-
-
-def parse_arms(texts: Sequence[str], models: Mapping[str, Model]) -> list[tuple[str, ControlChoice | None]]:
+def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[tuple[str, ControlChoice | None]]:
     """(model, control) in the order in which they are shown."""
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
@@ -320,7 +276,7 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config, models: Mapping[str, Model], *, scores_url: str | None, port: int
+    config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int
 ) -> Iterator[tuple[str, ScoresServer]]:
     """Serve what has no URL; yields the URL of that server, empty if there is none, and where the scores come from."""
     directories = {name: str(model.directory) for name, model in models.items() if model.directory is not None}
@@ -358,7 +314,7 @@ def _arm_name(name: str, control: str | None) -> str:
     return name if control is None else f"{name}:{control}"
 
 
-def arm_of(model: Model, control: ControlChoice | None, *, base_url: str) -> Arm:
+def arm_of(model: NamedModel, control: ControlChoice | None, *, base_url: str) -> Arm:
     if model.directory is None:
         return Arm(
             name=_arm_name(model.name, control),

@@ -15,12 +15,10 @@ from dataclasses import replace
 
 from jobs import cli
 from jobs.evaluate_lm import (
-    Model,
     add_model_arguments,
     arm_of,
     at_least_one,
     parse_arms,
-    parse_model,
     parse_models,
     scorer_name,
     servers,
@@ -29,6 +27,7 @@ from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
 from phf_ray.evaluation.attack.run import AttackOptions, run_attack
+from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
@@ -109,16 +108,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _attacker(text: str, models: dict[str, Model]) -> Model:
+def _attacker(text: str, models: dict[str, NamedModel]) -> NamedModel:
     if text in models:
         return models[text]
-    model = parse_model(text)
+    model = parse_model(text, option="--attacker")
     if model.name in models:
         raise ConfigError(f"--attacker {text}: --model calls another one {model.name}; write attacker={model.source}")
     return model
 
 
-def _print_plan(config: Config, *, num_arms: int, attacker: Model, api: str) -> None:
+def _print_plan(config: Config, *, num_arms: int, attacker: NamedModel, api: str) -> None:
     settings = config.red_team
     num_prompts = settings.num_seed_prompts + settings.num_trials * settings.num_rounds * settings.num_candidates
     print(f"red LM {attacker.name} ({attacker.source}), spoken to by {api}")

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
+    from phf_ray.runs.checkpoints import find_checkpoint
     from phf_ray.runs.directory import RunDirectory
 
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("%s is finished; nothing to do", directory.path)
         _push(config, directory)
         return 0
-    checkpoint_path = None if arguments.checkpoint_path is None else str(Path(arguments.checkpoint_path).resolve())
+    checkpoint_path = None
+    if arguments.checkpoint_path is not None:
+        checkpoint_path = str(find_checkpoint(arguments.checkpoint_path, option="--checkpoint-path").resolve())
     if arguments.dry_run:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
@@ -115,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
     add_config_arguments(parser, method=True)
     parser.add_argument("--run-name", required=True, help="folder of the run below the storage path")
     parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
-    parser.add_argument("--checkpoint-path", metavar="DIR", help="checkpoint whose weights to start from")
+    parser.add_argument(
+        "--checkpoint-path", metavar="DIR", help="checkpoint whose weights to start from, or a run: its newest"
+    )
     parser.add_argument("--group-name", help="group of the run on Weights & Biases")
     parser.add_argument(
         "--tokens-per-s", type=float, metavar="N", help="with --dry-run: speed of all workers, instead of a short trial"
@@ -134,12 +139,6 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             f"--storage-path {arguments.storage_path}: runs are written to a mounted file system; give a path such as "
             f"/mnt/shared/{arguments.storage_path.rstrip('/').rpartition('/')[2]}"
-        )
-    checkpoint = arguments.checkpoint_path
-    if checkpoint is not None and not (Path(checkpoint) / "config.json").is_file():
-        raise ConfigError(
-            f"--checkpoint-path {checkpoint} is no checkpoint: it has no config.json; give a folder such as "
-            "runs/NAME/checkpoints/step-00000500"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from phf_ray.errors import DataError
+from phf_ray.errors import ConfigError, DataError
 
 CHECKPOINT_FILE = "phf.json"
 
@@ -90,3 +90,15 @@ def fingerprint(directory: Path) -> str:
 def write_info(directory: str | Path, info: CheckpointInfo) -> None:
     text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (Path(directory) / CHECKPOINT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def require_model(directory: str | Path, *, option: str | None = None) -> Path:
+    """The path of a model directory. Raises ConfigError, which begins with `option`, if it holds no config.json."""
+    path = Path(directory)
+    if (path / "config.json").is_file():
+        return path
+    shown = str(path) if option is None else f"{option} {path}"
+    raise ConfigError(
+        f"{shown} is no model directory: it has no config.json; give a checkpoint such as "
+        "out/mle/checkpoints/step-00000500"
+    )

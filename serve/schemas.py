@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.generation.bodies import prompts_of
 
 MAX_BATCH = 2048
 """Texts, prompts or choices of one request."""
@@ -74,13 +75,9 @@ class CompletionRequest(_Request):
     frequency_penalty: float | None = None
 
     @property
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self) -> list[str | tuple[int, ...]]:
         """One entry per prompt, whatever form the request has."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # a flat list of token ids is one prompt
-        return list(self.prompt)  # type: ignore[arg-type]
+        return prompts_of(vars(self))
 
 
 class Logprobs(BaseModel):

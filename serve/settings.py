@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from phf_ray.checkpoint import Control, ControlChoice
 from phf_ray.errors import ConfigError
+from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import SHORT_NAMES
 
 CONTROL_CHOICES = get_args(ControlChoice)
@@ -95,16 +96,7 @@ class ServedModel(_Deployed):
     @property
     def directory(self) -> Path:
         """The model itself. Raises ConfigError if there is none."""
-        path = Path(self.path)
-        if (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
-            return path
-        steps = sorted(path.glob("checkpoints/step-*/config.json"))
-        if not steps:
-            raise ConfigError(
-                f"model {self.name!r}: {path} is no checkpoint directory, it has no config.json; "
-                "give one such as out/mle/checkpoints/step-00000500, or the folder of a training run"
-            )
-        return steps[-1].parent
+        return find_checkpoint(self.path, option=f"model {self.name!r}:")
 
 
 class ServedScorer(_Deployed):

@@ -4,11 +4,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import fsspec
 import pytest
 from fake_s3 import serving
+from places import SUPPORT
 
 from jobs.cli import runtime_env_for, start_local
 
@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Its fixtures are a plugin of two modules of tests, which import it first.
 pytest.register_assert_rewrite("score_runs")
 # Ray's workers import the fakes too.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, Shard, TokenScores
 from phf_ray.blocks.plan import BlockPlan
 from phf_ray.blocks.shards import group_name
-from phf_ray.blocks.stats import QUANTILE_RELATIVE_ERROR, PackingStats
+from phf_ray.blocks.stats import PackingStats
+from phf_ray.measures.histogram import Histogram
 from phf_ray.records import TokenKind
 from phf_ray.storage.files import open_filesystem
 
@@ -54,10 +55,10 @@ def summarize_blocks(plan: BlockPlan) -> BlockManifest:
             "all": stats.num_tokens.total() - stats.num_tokens["pad"],
         },
         token_scores=TokenScores(
-            mean=stats.mean,
-            std=stats.std,
-            quantiles={str(q): value for q in _QUANTILES if (value := stats.quantile(q)) is not None},
-            quantile_relative_error=QUANTILE_RELATIVE_ERROR,
+            mean=stats.scores.mean,
+            std=stats.scores.std,
+            quantiles={str(q): stats.scores.quantile(q) for q in _QUANTILES} if stats.scores.count else {},
+            quantile_relative_error=round(Histogram.RATIO - 1, 6),
         ),
         by_corpus=tuple(corpus_tokens(one) for one in by_corpus),
     )
@@ -69,8 +70,8 @@ def corpus_tokens(stats: PackingStats) -> CorpusTokens:
         num_content_tokens=stats.num_content_tokens,
         num_tokens=stats.num_tokens.total() - stats.num_tokens["pad"],
         num_scored_tokens=stats.num_tokens["content"],
-        score_mean=stats.mean,
-        score_std=stats.std,
+        score_mean=stats.scores.mean,
+        score_std=stats.scores.std,
     )
 
 

@@ -11,17 +11,16 @@ twice. A failure never ends the training: it is logged, named in the summary, an
 
 import json
 import logging
-import re
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from phf_ray.config import Config, evaluation_steps
 from phf_ray.errors import ConfigError, PhfError
+from phf_ray.evaluation.models import parse_model
 from phf_ray.evaluation.prompts import read_prompts
 from phf_ray.runs.directory import RunDirectory
 
@@ -101,23 +100,12 @@ def _check_prefix(config: Config) -> None:
 
 
 def _resolved_reference(text: str) -> str:
-    """`NAME=URL`, or `NAME=DIR` of a checkpoint, which is called after its run where none is given."""
-    matched = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", text)
-    name, source = (matched[1], matched[2]) if matched else (None, text)
-    if source.startswith(("http://", "https://")):
-        if name is None:
-            raise ConfigError(f"kl_gpt3_callback.reference: {text}: say what the server calls the model, NAME={text}")
-        return text
-    directory = Path(source).resolve()
-    if (directory / "checkpoints").is_dir():
-        directory = RunDirectory(directory).latest_checkpoint() or directory
-    if not (directory / "config.json").is_file():
-        raise ConfigError(
-            f"kl_gpt3_callback.reference: {source} is no model directory: it has no config.json; give a checkpoint, "
-            "NAME=URL of a server, or null for no KL"
-        )
-    named_after = directory.parent.parent if directory.parent.name == "checkpoints" else directory
-    return f"{name or re.sub(r'[^A-Za-z0-9_.-]', '-', named_after.name)}={directory}"
+    """`NAME=URL`, or `NAME=DIR` of a checkpoint, for every node."""
+    try:
+        model = parse_model(text, option="kl_gpt3_callback.reference")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or null for no KL") from None
+    return f"{model.name}={model.source if model.directory is None else model.directory.resolve()}"
 
 
 class RunningEvaluation(Protocol):

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phf_ray.config import Config
+from phf_ray.generation.bodies import requests_from_body
 from phf_ray.generation.engine import Engine, generate
-from phf_ray.generation.requests import Completion, GenerationRequest
+from phf_ray.generation.requests import Completion
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
@@ -39,7 +40,7 @@ class InProcessModel:
 
     def complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
         """The choices of each completion request; all of them share the engine's batch."""
-        requests = [_requests(body) for body in bodies]
+        requests = [requests_from_body(_without_logprobs_of_samples(body)) for body in bodies]
         with self._lock:
             completions = iter(generate(self._engine, [request for group in requests for request in group]))
         return [[self._choice(index, next(completions)) for index in range(len(group))] for group in requests]
@@ -69,31 +70,9 @@ class InProcessModel:
         }
 
 
-def _requests(body: Mapping[str, Any]) -> list[GenerationRequest]:
-    """One per choice, as the server makes them of the fields that the pipelines send."""
-    prompts = body["prompt"]
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    echo = bool(body.get("echo", False))
-    num_choices = int(body.get("n", 1))
-    return [
-        GenerationRequest(
-            prompt=prompt if isinstance(prompt, str) else tuple(prompt),
-            max_tokens=body["max_tokens"],
-            min_tokens=body.get("min_tokens", 0),
-            temperature=body.get("temperature", 1.0),
-            top_p=body.get("top_p", 1.0),
-            top_k=body.get("top_k", 0),
-            seed=body.get("seed", 0),
-            choice=index * num_choices + number,
-            # Log-probabilities of samples are asked for only to learn how many tokens they have: that is known here.
-            logprobs=body.get("logprobs") if echo else None,
-            echo=echo,
-            control=body.get("control"),
-        )
-        for index, prompt in enumerate(prompts)
-        for number in range(num_choices)
-    ]
+def _without_logprobs_of_samples(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Log-probabilities of samples are asked for only to learn how many tokens they have: that is known here."""
+    return body if body.get("echo") else {**body, "logprobs": None}
 
 
 class InProcessScores:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from phf_ray.checkpoint import CheckpointInfo, Control, read_info
+from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.requests import EngineSettings
@@ -18,7 +18,7 @@ def load_strings(
     directory: str | Path, *, control: Control | None = None
 ) -> tuple[TokenStrings, CheckpointInfo | None, int]:
     """Tokenizer, description and context of a model whose weights are elsewhere; errors as of `load_engine`."""
-    path = _model_directory(directory)
+    path = require_model(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
@@ -35,15 +35,6 @@ def load_strings(
     return strings, info, context_of(config)
 
 
-def _model_directory(directory: str | Path) -> Path:
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{path} is no model directory: it has no config.json; give a checkpoint such as .../step-00000500"
-        )
-    return path
-
-
 def load_engine(
     directory: str | Path, *, control: Control | None = None, settings: EngineSettings | None = None
 ) -> Engine:
@@ -51,7 +42,7 @@ def load_engine(
 
     Raises ConfigError if there is no model or the device is missing, DataError if the model can't be read.
     """
-    path, settings = _model_directory(directory), settings or EngineSettings()
+    path, settings = require_model(directory), settings or EngineSettings()
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {settings.device} asked for, but no GPU is visible here; use device cpu")
     try:

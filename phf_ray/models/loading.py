@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from phf_ray.checkpoint import CheckpointInfo, read_info
-from phf_ray.errors import ConfigError
+from phf_ray.checkpoint import CheckpointInfo, read_info, require_model
 from phf_ray.models.backbone import load_backbone
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
@@ -26,9 +25,7 @@ def load_checkpoint(
     directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> LoadedCheckpoint:
     """A checkpoint of ours, one of the original's, or any causal LM directory; in eval mode, dtype None: as stored."""
-    directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"{directory} is no model directory: it has no config.json; give the path of a checkpoint")
+    directory = require_model(directory)
     info = read_info(directory)
     backbone = load_backbone(directory, revision=None, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

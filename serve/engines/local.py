@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from phf_ray.checkpoint import fingerprint
 from phf_ray.errors import DataError
+from phf_ray.generation.bodies import requests_from_body
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest, RequestError, TokenLogprob
@@ -107,31 +108,7 @@ class LocalModel(Tokenizing):
 def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) -> list[GenerationRequest]:
     """One per choice, prompt by prompt. Raises RequestError, or ApiError for what this server does not do."""
     _refuse_unsupported(request)
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    max_tokens = defaults.max_tokens if request.max_tokens is None else request.max_tokens
-    top_k = defaults.top_k if request.top_k is None else max(0, request.top_k)
-    prompts = [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in request.prompts]
-    return [
-        GenerationRequest(
-            prompt=prompt,
-            max_tokens=max_tokens,
-            min_tokens=request.min_tokens,
-            temperature=defaults.temperature if request.temperature is None else request.temperature,
-            top_p=defaults.top_p if request.top_p is None else request.top_p,
-            top_k=top_k,
-            seed=request.seed or 0,
-            choice=index * request.n + k,
-            stop=stop,
-            logit_bias=request.logit_bias or {},
-            ignore_eos=request.ignore_eos,
-            logprobs=request.logprobs,
-            echo=request.echo,
-            control=request.control,
-            policy=request.control_policy,
-        )
-        for index, prompt in enumerate(prompts)
-        for k in range(request.n)
-    ]
+    return requests_from_body(vars(request), defaults=vars(defaults))
 
 
 def _refuse_unsupported(request: CompletionRequest) -> None:

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from phf_ray.evaluation.report.figures import recompute
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "training.num_tokens=40000",
     "training.learning_rate=1e-3",

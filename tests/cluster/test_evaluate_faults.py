@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from evaluation_server import Server
 from fastapi.responses import JSONResponse
+from places import ROOT
 
-ROOT = Path(__file__).parents[2]
 TASK = """
 scoring: {scorers: [{class_name: PEP8Scorer}]}
 generation:

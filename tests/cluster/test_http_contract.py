@@ -12,16 +12,14 @@ import httpx
 import openai
 import pytest
 import torch
+from places import ROOT, TESTS
+from server_process import Server
 from tiny_models import write_checkpoint, write_detoxify
 
 from phf_ray.corpus.segments import build_segmenter
 from phf_ray.scorers.build import SHORT_NAMES, build_scorer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-from test_serving import Server
-
-ROOT = Path(__file__).parents[2]
-FOLDER = Path(__file__).parent
+FOLDER = TESTS / "cluster"
 CLIENTS = Path(sys.prefix) / "clients"
 
 pytestmark = pytest.mark.timeout(600)

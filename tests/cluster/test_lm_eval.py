@@ -8,15 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from lm_eval_tasks import load_tasks
+from places import ROOT
+from server_process import Server
 from tiny_models import write_checkpoint, write_detoxify
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-from test_serving import Server
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from test_lm_eval_tasks import load_tasks
-
-ROOT = Path(__file__).parents[2]
 CLIENTS = Path(sys.prefix) / "clients"
 CONTEXT = 96
 KEY = "a-secret"

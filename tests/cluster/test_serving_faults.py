@@ -15,15 +15,14 @@ import httpx
 import openai
 import pytest
 import yaml
+from places import ROOT
+from server_process import Server, is_healthy
 from tiny_models import write_checkpoint
 
 from jobs.serve import free_port
 from phf_ray.generation.engine import generate
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import GenerationRequest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-from test_serving import ROOT, Server, is_healthy
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
 from phf_ray.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 180
 PORTS = (
     "port",

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from places import ROOT, TESTS
 from train_runs import losses, metrics, write_inputs
 
 from phf_ray.config import parse_config
@@ -29,7 +30,6 @@ from phf_ray.scoring.request import ScoringRequest
 
 pytestmark = pytest.mark.timeout(1500)
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 420
 NUM_FILES = 10
 NUM_SAMPLES = 1600
@@ -73,7 +73,7 @@ class Machines:
 
     @staticmethod
     def python(call: str) -> list[str]:
-        return [sys.executable, "-c", DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), call=call)]
+        return [sys.executable, "-c", DRIVER.format(root=str(ROOT), tests=str(TESTS), call=call)]
 
     def actors(self, name: str) -> dict[int, str]:
         """Process -> node id of the living actors whose class name has `name` in it."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
 from jobs.train_lm import main
@@ -17,7 +18,6 @@ from phf_ray.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[2]
 SAVE_STEPS = 20
 
 

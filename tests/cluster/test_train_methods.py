@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from places import ROOT
 from tiny_models import tiny_tokenizer
 from train_runs import losses, metrics, write_corpus
 
@@ -25,7 +26,6 @@ from phf_ray.runs.directory import is_complete
 
 pytestmark = pytest.mark.timeout(400)
 
-ROOT = Path(__file__).parents[2]
 PEP8 = ROOT / "configs" / "pep8"
 METHODS = ("mle", "conditional", "filtering", "ul", "awr", "rwr")
 LENGTH = 32

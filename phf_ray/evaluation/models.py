@@ -1,0 +1,39 @@
+"""The models that an evaluation asks, as users name them: a directory, a training run, or a server."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.errors import ConfigError
+from phf_ray.runs.checkpoints import find_checkpoint, name_after_run
+
+NAME = r"[A-Za-z0-9_.-]+"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    name: str
+    source: str
+    """A path or a URL, as the user wrote it."""
+    directory: Path | None
+    """The checkpoint; None: a server has the model."""
+    info: CheckpointInfo | None = None
+
+
+def parse_model(text: str, *, option: str) -> NamedModel:
+    """`[NAME=]DIR` or `NAME=URL`. A directory without a name is called after its run.
+
+    `option`: what the user wrote it for, such as `--model`; errors begin with it.
+    Raises ConfigError for a URL without a name or of a file store, and as `find_checkpoint` does.
+    """
+    matched = re.fullmatch(rf"({NAME})=(.+)", text)
+    name, source = matched.groups() if matched else (None, text)
+    if "://" in source:
+        if not source.startswith(("http://", "https://")):
+            raise ConfigError(f"{option} {text}: write http://host:port for a server, or the path of a directory")
+        if name is None:
+            raise ConfigError(f"{option} {text}: say what the server calls the model, NAME={text}")
+        return NamedModel(name, source, None)
+    directory = find_checkpoint(source, option=option)
+    return NamedModel(name or name_after_run(directory), source, directory, read_info(directory))

@@ -1,0 +1,52 @@
+"""Translates the body of a completion request, as OpenAI's API has it, into generation requests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from phf_ray.generation.requests import GenerationRequest
+
+# Fields that a generation request calls by the same name.
+_SAME_NAME = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "logit_bias",
+    "ignore_eos",
+    "logprobs",
+    "echo",
+    "control",
+)
+_NONE: Mapping[str, Any] = {}
+
+
+def prompts_of(body: Mapping[str, Any]) -> list[str | tuple[int, ...]]:
+    """One entry per prompt: a text, or token ids. A flat list of token ids is one prompt."""
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [tuple(prompt)]
+    return [one if isinstance(one, str) else tuple(one) for one in prompt]
+
+
+def requests_from_body(body: Mapping[str, Any], *, defaults: Mapping[str, Any] = _NONE) -> list[GenerationRequest]:
+    """One request per choice, prompt by prompt: `n` choices of the first prompt, then those of the second.
+
+    `defaults`: values for the fields that the body leaves out or sets to null; without one, that of `GenerationRequest`
+    holds. Raises RequestError for a value that can't be served.
+    """
+    given = {**defaults, **{name: value for name, value in body.items() if value is not None}}
+    fields: dict[str, Any] = {name: given[name] for name in _SAME_NAME if name in given}
+    fields["top_k"] = max(0, given.get("top_k", 0))  # clients write -1 for no limit
+    stop = given.get("stop", ())
+    fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    num_choices = given.get("n", 1)
+    return [
+        GenerationRequest(
+            prompt=prompt, choice=index * num_choices + number, policy=given.get("control_policy"), **fields
+        )
+        for index, prompt in enumerate(prompts_of(body))
+        for number in range(num_choices)
+    ]

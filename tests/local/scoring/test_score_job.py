@@ -1,0 +1,96 @@
+"""The scoring job on one local Ray: the same as without it."""
+
+import json
+
+import pytest
+from places import ROOT
+
+from jobs import score_corpus as job
+from jobs import thresholds
+from phf_ray.config import parse_config
+from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.errors import ConfigError, IncompleteError, PhfError
+from phf_ray.scoring.executor import InProcessScoring
+from phf_ray.scoring.job import run_scoring
+from phf_ray.scoring.on_ray import RayScoring
+from phf_ray.scoring.request import ScoringRequest
+
+
+def request(folder, *, shard_bytes=100, **scoring):
+    scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer"}]
+    return ScoringRequest(
+        parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", **scoring}}),
+        inputs=[str(folder)],
+        shard_bytes=shard_bytes,
+        scorer_factory="fakes:build_scorer",
+    )
+
+
+def write_files(folder, texts):
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_two_pools_of_actors_give_what_one_process_gives(local_ray, tmp_path):
+    texts = {f"{index}.py": f"line {index}\n" * (index + 1) for index in range(20)}
+    folder = write_files(tmp_path / "in", {**texts, "empty.py": "", "fail.py": "FAIL\n", "long.py": "LONG\n"})
+    # A GPU pool that asks for no GPU: two stages, on any machine.
+    pools = {"cpu": {"num_cpus": 0.5, "max": 2}, "gpu": {"num_cpus": 0.5, "num_gpus": 0, "max": 1}}
+    asked = request(folder, max_failed_fraction=0.5, pools=pools)
+    alone = run_scoring(asked, str(tmp_path / "alone"), executor=InProcessScoring())
+    seen = []
+    on_ray = run_scoring(asked, str(tmp_path / "ray"), progress=seen.append, executor=RayScoring())
+    assert on_ray == alone
+    assert on_ray.documents == 22
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("part-*")}
+    assert parts == {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("part-*")}
+    assert len(parts) > 5
+    assert [progress.shards_done for progress in seen] == list(range(len(parts) + 1))
+    assert seen[-1].eta_s == 0
+
+
+def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
+    folder = write_files(tmp_path / "in", {f"{index}.py": "FAIL\n" * 400 for index in range(12)})
+    with pytest.raises(IncompleteError, match=r"stopped after \d+ of 12 shards"):
+        run_scoring(request(folder, pools={"cpu": {"max": 1}}), str(tmp_path / "out"), executor=RayScoring())
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    moved = request(folder, shard_bytes=1 << 20)
+
+    class Vanishing(RayScoring):
+        def start(self):
+            (folder / "3.py").unlink()
+
+    with pytest.raises(PhfError, match=r"3\.py is gone since the job began"):
+        run_scoring(moved, str(tmp_path / "out2"), executor=Vanishing())
+
+
+def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
+    folder = write_files(tmp_path / "in", {"a.py": "x\n"})
+    with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
+        run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"), executor=RayScoring())
+
+
+def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):
+    sources = write_files(tmp_path / "in", {f"{index}.py": f"x = {index}\n" * (index + 1) for index in range(20)})
+    task = str(ROOT / "configs" / "pep8" / "pretrain.yml")
+    (sources / "bad.py").write_text("x=1\n")
+    (sources / "empty.py").write_text("")
+    out = tmp_path / "out"
+    assert job.main(["--task", task, "--input", str(sources), "--output", str(out)]) == 0
+    assert "1 records rejected: empty" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert not (out / "_tmp").exists()
+    assert (summary["status"], summary["documents"], summary["rejected"]) == ("complete", 21, {"empty": 1})
+    assert thresholds.main(["--corpus", str(out), "--quantile", "0.5", "1"]) == 0
+    printed = capsys.readouterr().out
+    stats = read_corpus_manifest(str(out)).scorer_stats()
+    assert f"segments quantile 0.5: threshold {stats.segment_histogram.quantile(0.5):.6g};" in printed
+    assert (
+        f"documents quantile 1: threshold {stats.document_histogram.quantile(1.0):.6g}; 100.0% at or below" in printed
+    )
+    (sources / "0.py").unlink()
+    with pytest.raises(ConfigError, match="missing"):
+        job.main(["--task", task, "--input", str(sources), "--output", str(out)])
+    assert json.loads((out / "summary.json").read_text())["status"] == "failed"

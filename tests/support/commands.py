@@ -1,0 +1,64 @@
+"""Command lines that documents and manifests show, checked against the jobs they start, without running them."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from typing import Any
+
+from places import ROOT
+
+from jobs.evaluate_lm import parse_arms, parse_models
+from jobs.serve import _models, _scorers
+from phf_ray.config import load_config
+from phf_ray.errors import PhfError
+
+APP = "/app/"
+"""Where the image holds the repository."""
+
+
+def job_words(command: str) -> tuple[dict[str, str], list[str]] | None:
+    """Variables set in front, and the words after `python -m`; None: the command starts no job of ours."""
+    words = shlex.split(command)
+    if words[:1] == ["env"]:
+        words = words[1:]
+    environment = {}
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    if len(words) < 3 or not re.fullmatch(r"(\S+/)?python3?", words[0]) or words[1] != "-m":
+        return None
+    return environment, words[2:]
+
+
+def problem_of(module: str, arguments: list[str]) -> str | None:
+    """Why the job would refuse these arguments, as far as they and the files of the repository tell."""
+    if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
+        return f"there is no job {module}"
+    arguments = [word.replace(APP, f"{ROOT}/", 1) if word.startswith(APP) else word for word in arguments]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parsed = importlib.import_module(module).parser().parse_args(arguments)
+        _check_values(module, parsed)
+    except SystemExit as end:
+        return None if end.code == 0 else said.getvalue().strip().splitlines()[-1]
+    except PhfError as error:
+        return str(error)
+    return None
+
+
+def _check_values(module: str, parsed: Any) -> None:
+    """What argparse can't judge. Raises PhfError."""
+    task = getattr(parsed, "task", None)
+    if task is not None:
+        # Relative to the repository, where the commands are given.
+        method = getattr(parsed, "method", None)
+        load_config(ROOT / task, None if method is None else ROOT / method, getattr(parsed, "override", []))
+    if module == "jobs.serve":
+        _models(parsed)
+        _scorers(parsed.scorers, task=None)
+    models = getattr(parsed, "model", None)
+    if module in ("jobs.evaluate_lm", "jobs.red_team") and all("://" in model for model in models):
+        parse_arms(parsed.arm, parse_models(models))

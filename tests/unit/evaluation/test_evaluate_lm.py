@@ -1,0 +1,238 @@
+"""Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate_lm, make_prompts
+from jobs.evaluate_lm import parse_arms, parse_models, scorer_name
+from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
+from phf_ray.config import load_config, parse_config
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.evaluation.run import EvaluationOptions
+from phf_ray.runs.directory import RunDirectory
+
+
+def write_model(directory, *, control=False):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    tokens = Control(good="<|good|>", bad="<|bad|>", policy="ban") if control else None
+    write_info(directory, CheckpointInfo(control=tokens, bits_per_byte={"none": 1.25}))
+    return directory
+
+
+@pytest.fixture
+def models(tmp_path):
+    write_model(tmp_path / "mle")
+    write_model(tmp_path / "cond", control=True)
+    return parse_models([str(tmp_path / "mle"), f"conditional={tmp_path / 'cond'}", "far=http://host:8000"])
+
+
+def test_a_model_is_called_by_its_directory_unless_named(models, tmp_path):
+    assert list(models) == ["mle", "conditional", "far"]
+    assert models["conditional"].directory == tmp_path / "cond"
+    assert models["mle"].info.bits_per_byte == {"none": 1.25}
+    assert models["far"].directory is None
+
+
+def test_of_a_run_the_newest_complete_checkpoint_is_taken_and_its_losses_shown(tmp_path):
+    run = RunDirectory(tmp_path / "a run" / "with spaces")
+    for step in (10, 20):
+        run.commit_checkpoint(step, write_model, keep=None)
+    write_model(run.checkpoints / "step-00000030")  # without the marker of a complete one
+    run.append_metrics({"train/global_step": 1, "train/tokens_seen": 64, "train/loss": 5.5})
+    run.append_metrics({"train/global_step": 2, "train/tokens_seen": 128, "train/loss": float("nan")})
+    [model] = parse_models([str(run.path)]).values()
+    assert model.directory.name == "step-00000020"
+    assert model.name == "with-spaces"
+    assert evaluate_lm.arm_of(model, None, base_url="http://x").loss == ((64, 5.5),)
+    [model] = parse_models([str(run.checkpoints / "step-00000010")]).values()
+    assert model.name == "with-spaces"
+
+
+def test_changed_weights_are_another_model(tmp_path):
+    directory = write_model(tmp_path / "m")
+    before = fingerprint(directory)
+    assert fingerprint(directory) == before
+    (directory / "model.safetensors").write_bytes(b"1")
+    assert fingerprint(directory) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("missing", "no such directory; give a checkpoint"),
+        ("empty", r"empty is no model directory: it has no config\.json"),
+        ("s3://bucket/model", "write http://host:port for a server"),
+        ("http://host:8000", "say what the server calls the model, NAME=http://host:8000"),
+        ("fresh", "no complete checkpoint yet"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_named_with_what_to_do(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "fresh" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=message):
+        parse_models([text])
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    write_model(tmp_path / "m")
+    with pytest.raises(ConfigError, match="two models are called m; name them"):
+        parse_models([str(tmp_path / "m"), str(tmp_path / "m")])
+
+
+def test_arms_are_models_with_a_control_token(models):
+    assert parse_arms([], models) == [("mle", None), ("conditional", "good"), ("far", None)]
+    assert parse_arms(["conditional:bad", "conditional:none", "mle", "far:good"], models) == [
+        ("conditional", "bad"),
+        ("conditional", "none"),
+        ("mle", None),
+        ("far", "good"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (["gpt"], "no model is called gpt; --model names mle, conditional, far"),
+        (["mle:good"], "has no control tokens; write mle"),
+        (["conditional:great"], "write conditional:good, conditional:bad or conditional:none"),
+        (["conditional", "conditional:good"], "named twice"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused(models, arms, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_arms(arms, models)
+
+
+@pytest.mark.parametrize("text", ["a", "1,1", "-1", ""])
+def test_seeds_are_different_whole_numbers(text):
+    with pytest.raises(ConfigError, match="--seeds"):
+        evaluate_lm._seeds(text)
+    assert evaluate_lm._seeds("0,7") == (0, 7)
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
+    write_model(tmp_path / "cond", control=True)
+    task = tmp_path / "task.yml"
+    task.write_text(
+        "scoring: {scorers: [{class_name: PEP8Scorer}]}\n"
+        "generation: {scenario_configs: [{name: unconditional, num_samples: 340}]}\n"
+    )
+    arguments = ["--task", str(task), "--model", str(tmp_path / "cond"), "--arm", "cond:good", "cond:bad"]
+    assert evaluate_lm.main([*arguments, "--seeds", "0,1,2", "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "arm cond:good\narm cond:bad\n" in printed
+    assert "scenario unconditional: 340 samples x 3 seeds x 2 arms" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_ask_are_as_many_as_the_cluster_has_room_for_unless_told():
+    command = ["--task", "task.yml", "--model", "m", "--output", "out"]
+    assert evaluate_lm.parser().parse_args(command).max_clients is EvaluationOptions().max_clients is None
+    assert evaluate_lm.parser().parse_args([*command, "--max-clients", "3"]).max_clients == 3
+
+
+def test_a_scorer_is_asked_for_by_its_name_on_the_server():
+    def name(scorer):
+        return scorer_name(parse_config({"scoring": {"scorers": [scorer]}}))
+
+    assert name({"class_name": "PEP8Scorer"}) == "pep8"
+    assert name({"class_name": "PEP8Scorer", "name": "style"}) == "style"
+    assert name({"class_name": "DetoxifyToxicityScorer"}) == "toxicity"
+
+
+# -- What others measured ---------------------------------------------------------------------------------------------
+
+RESULTS = "tests/golden/lm_eval_results.json"
+
+
+def test_results_of_lm_eval_are_read_by_arm():
+    found = evaluate_lm.parse_lm_eval([f"mle={RESULTS}"], ["mle", "conditional:good"])
+    figures = {(result.task, result.metric): result for result in found["mle"]}
+    choice = figures["tiny_choice", "acc"]
+    assert (choice.value, choice.num_samples, choice.num_shots, choice.higher_is_better) == (
+        pytest.approx(7 / 12),
+        12,
+        0,
+        True,
+    )
+    assert choice.standard_error == pytest.approx((7 / 12 * 5 / 12 / 11) ** 0.5)
+    assert figures["tiny_answer", "exact_match (strict)"].value == 1.0
+    ppl = figures["tiny_perplexity", "bits_per_byte"]
+    assert (ppl.standard_error, ppl.higher_is_better) == (None, False)
+    assert ("tiny_group", "acc") in figures
+    assert len(figures) == len(found["mle"]) == 5
+
+
+def test_of_a_folder_of_lm_eval_the_newest_results_are_taken(tmp_path):
+    content = json.loads(Path(RESULTS).read_text())
+    for model, day, value in (("z", "2026-01-01", 0.25), ("a", "2026-01-02", 0.5)):
+        content["results"] = {"task": {"alias": "task", "acc,none": value}}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / f"results_{day}T00-00-00.json").write_text(json.dumps(content))
+    [result] = evaluate_lm.parse_lm_eval([f"mle={tmp_path}"], ["mle"])["mle"]
+    assert (result.value, result.num_shots, result.higher_is_better) == (0.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("gpt=x", ConfigError, "write ARM=PATH; the arms are mle, conditional:good"),
+        ("mle", ConfigError, "write ARM=PATH"),
+        ("mle=missing.json", ConfigError, "no such file; give lm-eval's --output_path"),
+        ("mle=empty", ConfigError, r"holds no results_\*\.json"),
+        ("mle=wrong.json", DataError, r"wrong\.json is no results file of lm-eval"),
+        ("mle=nan.json", DataError, "t, acc,none is nan"),
+    ],
+)
+def test_what_is_no_result_of_lm_eval_is_named(tmp_path, monkeypatch, text, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.json").write_text("[]")
+    (tmp_path / "nan.json").write_text('{"results": {"t": {"acc,none": NaN}}}')
+    with pytest.raises(error, match=message):
+        evaluate_lm.parse_lm_eval([text], ["mle", "conditional:good"])
+
+
+# -- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_headers_are_taken_as_written_from_def_to_colon():
+    source = (
+        "@cache\ndef first(a,\n          b=1):\n    '''Doc.'''\n    return a\n"
+        "def _private(): pass\n"
+        "def on_one_line(): return 1\n"
+        "def with_comment(a):  # why\n    pass\n"
+        "class C:\n    def method(self):\n        pass\n"
+    )
+    assert list(make_prompts.headers_of(source)) == ["def first(a,\n          b=1):"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("functions", 500), ("toxicity", 40), ("pii", 40)])
+def test_shipped_prompts_can_be_read_and_differ(name, count):
+    prompts = read_prompts(f"configs/prompts/{name}.jsonl")
+    assert len(set(prompts)) == len(prompts) == count
+    assert all(prompt == prompt.rstrip() and prompt for prompt in prompts)
+
+
+def test_the_papers_pep8_task_finds_its_prompts():
+    [_, functions] = load_config("configs/pep8/pretrain.yml").generation.scenario_configs
+    assert all(prompt.startswith("def ") for prompt in read_prompts(functions.prompts_path))
+
+
+def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_there_are(tmp_path):
+    library = tmp_path / "library"
+    for path in ("a.py", "package/b.py", "test/c.py"):
+        (library / path).parent.mkdir(parents=True, exist_ok=True)
+        (library / path).write_text(f"def {path[-4]}1(x):\n    pass\n\n\ndef {path[-4]}2(x):\n    pass\n")
+    output = tmp_path / "prompts.jsonl"
+    command = ["--library", str(library), "--output", str(output)]
+    assert make_prompts.main([*command, "--num", "4"]) == 0
+    made = sorted(json.loads(line)["text"] for line in output.read_text().splitlines())
+    assert made == ["def a1(x):", "def a2(x):", "def b1(x):", "def b2(x):"]
+    with pytest.raises(ConfigError, match="has 4 headers; ask for at most as many"):
+        make_prompts.main([*command, "--num", "5"])

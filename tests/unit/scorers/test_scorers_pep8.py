@@ -1,0 +1,331 @@
+import contextlib
+import io
+import os
+import pickle
+import random
+import sys
+import time
+import tokenize
+from pathlib import Path
+
+import pycodestyle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import ROOT
+
+from phf_ray.corpus.segments import build_segmenter, split_lines
+from phf_ray.errors import ConfigError
+from phf_ray.records import Scored
+from phf_ray.scorers import pep8_checker
+from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, ViolationPlaces, report
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
+
+SCORER = build_scorer({"class_name": "PEP8Scorer"})
+LIBRARY = Path(os.__file__).parent
+
+AWKWARD = [
+    "a",
+    "a=1\n",
+    "import os, sys\nx=1\n",
+    "\n",
+    " ",
+    "\t",
+    "\r",
+    "\x0c\n",
+    "\x00",
+    "a\x00b\n",
+    "'''\n\x00",
+    "'\ud800'",
+    "\ud800",
+    "\ufeff",
+    "\ufeffimport os\n",
+    "\xef\xbb\xbfimport os\n",
+    "a = 1\r\nb=2\r\n",
+    "a\u2028b\n",
+    "x = 1\x0c\ny=2\n\x0c\n\x0cz=3\n",
+    "\u540d\u524d=1\n",
+    "'\U0001f600'\n",
+    "(",
+    "x = (a +\n",
+    "def f(:\n",
+    "'''",
+    "'open\n",
+    "\\",
+    "a\\",
+    "a\\\n",
+    "if x:\n",
+    "  x\n y\n",
+    "if x:\n\ty\n        z\n",
+    "x = " + "(" * 400 + ")" * 400 + "\n",
+    "x = " + "[" * 3000,
+    "if a:\n" + "".join(" " * 4 * depth + "if a:\n" for depth in range(1, 120)),
+    "x = '''a\n  b \n\tc\n'''  # noqa\ny=1\n",
+    "x=1  # noqa\n",
+    "try:\n    l = 1\nexcept:\n    pass\n",
+    "@ a\ndef f():pass\n\n\n\n\nclass  A: x=lambda:0\n",
+    "x = 1;\ny = 2 ;z=3\n" + "\n" * 3,
+    "x" * 5000 + "\n",
+    "$?`!\n",
+]
+
+
+def reference(text):
+    """Line of every violation that pycodestyle prints by itself for the text."""
+    checker = pycodestyle.Checker(lines=split_lines(text))
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), errors="surrogatepass")):
+        total = checker.check_all()
+    lines = [row[0] for row in checker.report._deferred_print]
+    assert len(lines) == total
+    return lines
+
+
+def assert_equals_reference(text):
+    numbers = reference(text)
+    lines = split_lines(text)
+    counts = [0] * len(lines)
+    for number in numbers:
+        counts[min(number, len(lines)) - 1] += 1
+    assert SCORER.score_all([text]) == [Scored(len(numbers) / len(text))]
+    expected = [Scored(count / len(line)) for count, line in zip(counts, lines, strict=True)]
+    assert SCORER.score_segments(lines) == expected
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_scores_as_pycodestyle_reports(text):
+    assert_equals_reference(text)
+
+
+@pytest.mark.parametrize("name", ["keyword.py", "this.py", "textwrap.py", "sre_compile.py", "lib2to3/pygram.py"])
+def test_a_file_scores_as_pycodestyle_reports(name):
+    assert_equals_reference((LIBRARY / name).read_text(encoding="utf-8"))
+
+
+def test_broken_files_score_as_pycodestyle_reports():
+    rng = random.Random(0)
+    num_bad = 0
+    for name in ["keyword.py", "bisect.py", "struct.py", "sched.py", "colorsys.py", "stat.py"]:
+        text = (LIBRARY / name).read_text(encoding="utf-8")
+        for _ in range(4):
+            begin = rng.randrange(len(text))
+            cut = text[:begin] + rng.choice(["(", "]", "'", '"""', "\t", "  ", "\\", "\x0c", "\n\n\n", ""])
+            assert_equals_reference(cut)
+            num_bad += bool(reference(cut))
+    assert num_bad > 12
+
+
+fragments = st.sampled_from(
+    ["a", "l", "=", "==", " ", "  ", "\t", "\n", "\r\n", "\x0c", "(", ")", "[", "]", "{", "}", ":", ",", ";", "'", "\\",
+     '"""', "#", "# noqa", "def f", "class A", "if ", "else", "lambda", "not ", " in ", "is ", "None", "import os", "@",
+     "*", "->", ".", "1", "type(a)", "\x00", "\u2028", "\u540d", "\U0001f600", "\ud800", "except:", "async "]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.lists(fragments, min_size=1, max_size=25).map("".join))
+def test_any_text_scores_as_pycodestyle_reports_or_says_why_not(text):
+    reason = None
+    try:
+        reference(text)
+    except Exception as error:  # noqa: BLE001  whatever the reference raises must be the reason
+        reason = type(error).__name__
+    if reason is None:
+        assert_equals_reference(text)
+    else:
+        [scored] = SCORER.score_all([text])
+        assert scored.score is None
+        assert scored.error.startswith(reason)
+
+
+MUTATIONS = [
+    "(", ")", "]", "'", '"""', "\t", "  ", " ", "\\", "\\\n", "\x0c", "\n\n\n", ";", ":", ",", "=", "==", "!=None", "#",
+    "# noqa", "l", " l = ", "not ", " in ", "type(a) == type(b)", "\r\n", "\xa0", "\u3000", "lambda x:", "@ ", "$", "%",
+    "\nimport os, re\n", "except:",
+    "\nclass I:\n", "\n\ndef f(a = 1):pass\n", "return(", " .", "'\\d'", "*", "->", "0x1l",
+]  # fmt: skip
+
+
+def mutated(text, rng):
+    """The text with a few of its characters replaced by something that checks look for."""
+    for _ in range(rng.randrange(1, 5)):
+        place = rng.randrange(len(text))
+        text = text[:place] + rng.choice(MUTATIONS) + text[place + rng.randrange(3) :]
+    return text
+
+
+def test_the_fast_checker_reports_what_pycodestyle_does_at_the_same_places():
+    rng = random.Random(0)
+    num_compared = num_violations = 0
+    for path in sorted(LIBRARY.glob("*.py"))[::10]:
+        whole = path.read_text(encoding="utf-8")
+        for _ in range(8):
+            begin = rng.randrange(len(whole))
+            lines = split_lines(mutated(whole[begin : begin + 1500] + "\n", rng))
+            found = report(lines)
+            assert found == report(lines, checker=pycodestyle.Checker)
+            num_compared += 1
+            num_violations += len(found)
+    assert num_compared > 100
+    assert num_violations > 1000
+
+
+def test_every_check_has_its_condition():
+    checker = FastChecker(lines=["x = 1\n"], options=OPTIONS, report=ViolationPlaces(OPTIONS))
+    checker.check_all()
+    tokens = list(tokenize.generate_tokens(iter(["x = 1\n"]).__next__))[:4]
+    assert set(checker._logical_conditions("x = 1", tokens)) == {name for name, _, _ in OPTIONS.logical_checks}
+    assert set(checker._physical_conditions("x = 1\n")) == {name for name, _, _ in OPTIONS.physical_checks}
+
+
+def test_without_conditions_all_checks_run(monkeypatch):
+    monkeypatch.setattr(pep8_checker, "CONDITIONS_HOLD", False)
+    for text in AWKWARD:
+        assert_equals_reference(text)
+
+
+def test_a_bracket_that_is_not_closed_does_not_clean_the_file():
+    lines = ["a=1\n", "b = 2\n", "z = (a +\n"]
+    scores = SCORER.score_segments(lines)
+    assert scores[0] == Scored(1 / 4)
+    assert scores[1] == Scored(0.0)
+    assert scores[2].score > 0
+
+
+def test_a_line_is_judged_in_its_file():
+    # Two blank lines are due before a function that follows code, none at the head of a file.
+    assert SCORER.score_segments(["x = 1\n", "def f():\n", "    pass\n"])[1] == Scored(1 / 9)
+    assert SCORER.score_all(["def f():\n    pass\n"]) == [Scored(0.0)]
+
+
+def test_violations_go_to_the_segment_that_holds_them():
+    text = "a = 1\nb=2\nc = 3\n"
+    assert SCORER.score_segments([text]) == [Scored(1 / len(text))]
+    assert SCORER.score_segments(["a = 1\nb", "=2\nc = 3\n"]) == [Scored(0.0), Scored(1 / 9)]
+    assert SCORER.score_segments(["a = 1\n", "", "b=2\n"]) == [
+        Scored(0.0),
+        Scored(None, "empty: the text has no characters"),
+        Scored(1 / 4),
+    ]
+
+
+def test_an_empty_text_has_no_score():
+    assert SCORER.score_all(["", "a = 1\n"]) == [Scored(None, "empty: the text has no characters"), Scored(0.0)]
+    assert SCORER.score_texts([""]) == [None]
+    assert SCORER.score_segments([]) == []
+
+
+def test_order_and_company_do_not_change_a_score():
+    alone = [SCORER.score_all([text])[0] for text in AWKWARD]
+    assert SCORER.score_all(AWKWARD) == alone
+    assert SCORER.score_all(AWKWARD[::-1]) == alone[::-1]
+
+
+def test_a_failing_checker_gives_a_reason_for_every_segment(monkeypatch):
+    monkeypatch.setattr(sys.modules["phf_ray.scorers.pep8"], "split_lines", lambda text: [].pop())
+    scores = SCORER.score_segments(["a=1\n", "b=2\n"])
+    assert scores == [Scored(None, "IndexError: pop from empty list")] * 2
+
+
+def test_settings_in_the_working_directory_are_not_read(tmp_path, monkeypatch):
+    (tmp_path / "setup.cfg").write_text("[pycodestyle]\nignore = E225\nmax-line-length = 200\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "pycodestyle").write_text("[pycodestyle]\nignore = E225\n")
+    code = (
+        "from phf_ray.scorers import build_scorer; "
+        "print(build_scorer({'class_name': 'PEP8Scorer'}).score_texts(['a=1\\n']))"
+    )
+    import subprocess
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "[0.25]"
+
+
+def test_a_megabyte_in_one_line_is_scored_in_bounded_time():
+    text = "x = [" + "'a', " * 200_000 + "]\n"
+    started = time.monotonic()
+    [scored] = SCORER.score_all([text])
+    # The line is too long, and a space stands before the closing bracket... which follows a comma, where it may.
+    assert scored == Scored(1 / len(text))
+    # pycodestyle copies the rest of the line at every token, which takes minutes.
+    assert time.monotonic() - started < 60
+
+
+LONG_LINES = {
+    "spaces": lambda size: "x =" + " " * size + "1\n",
+    "tabs": lambda size: "x = (" + "\t" * size + "1)\n",
+    "spaces near a comparison": lambda size: "x == None" + " " * size + "and y == 1\n",
+    "colons": lambda size: "x:" * (size // 2) + "\n",
+    "colons and lambdas": lambda size: "f = [lambda: 0, " + "x:" * (size // 2) + "]; g = lambda:lambdax\n",
+    "calls of type": lambda size: "type(" * (size // 5) + "\n",
+    "spaces in type": lambda size: "x = type(" + " " * size + "a\n",
+}
+
+
+@pytest.mark.parametrize("make", LONG_LINES.values(), ids=LONG_LINES)
+def test_a_long_line_has_the_violations_that_pycodestyle_finds(make):
+    for size in (3, 40, 500):
+        lines = split_lines(make(size))
+        assert report(lines) == report(lines, checker=pycodestyle.Checker)
+
+
+@pytest.mark.timeout(300)
+def test_no_such_line_is_cut_off_however_long_and_a_hopeless_one_is():
+    """pycodestyle takes half an hour for some of them; where ours does too, the job goes on without a score."""
+    texts = [make(300_000) for make in LONG_LINES.values()]
+    hopeless = "not\t" * 100_000 + "\n"
+    process = ScoringProcess(ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=60))
+    try:
+        process.submit([ScoringTask(text=text) for text in texts])
+        scored = [outcome.scores["pep8"] for outcome in process.collect().outcomes]
+    finally:
+        process.close()
+    assert [errors for _, errors in scored] == [[None]] * len(texts)
+    process = ScoringProcess(ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="document", text_timeout_s=3))
+    try:
+        process.submit([ScoringTask(text=hopeless), ScoringTask(text="a=1\n")])
+        outcomes = process.collect().outcomes
+    finally:
+        process.close()
+    assert [outcome.scores["pep8"] for outcome in outcomes] == [
+        ([None], ["timeout: nothing after 3 s"]),
+        ([0.25], [None]),
+    ]
+
+
+words = st.sampled_from(
+    ["a", "==", "!=", " ", "   ", "\t", "None", "True", " not ", " in ", "lambda", "lambdax", ":", "=", "type(a)", "(",
+     ")", "is", " and", "or  ", "\x0c", "if ", "[", "]"]
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(words, min_size=2, max_size=30).map("".join))
+def test_searches_in_linear_time_find_the_same(text):
+    lines = split_lines(text + "\n")
+    assert report(lines) == report(lines, checker=pycodestyle.Checker)
+
+
+def test_the_identity_names_what_can_change_a_score():
+    identity = build_scorer({"class_name": "PEP8Scorer", "name": "style"}).identity()
+    assert (identity.name, identity.class_name, identity.unit) == ("style", "PEP8Scorer", "violations per character")
+    assert set(identity.versions) == {"pycodestyle", "python"}
+    assert pickle.loads(pickle.dumps(identity)) == identity
+
+
+def test_unknown_scorers_and_keys_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"choose one of .*PEP8Scorer"):
+        build_scorer({"class_name": "Pep8"})
+    with pytest.raises(ConfigError, match="did you mean 'name'"):
+        build_scorer({"class_name": "PEP8Scorer", "nam": "x"})
+    with pytest.raises(ConfigError, match="name: input should be a valid string, got 3"):
+        build_scorer({"class_name": "PEP8Scorer", "name": 3})
+    with pytest.raises(ConfigError, match="class_name None"):
+        build_scorer({})
+
+
+def test_lines_of_the_segmenter_are_the_lines_of_the_score():
+    text = "a=1\n\x0cb=2\u2028\nc = 3"
+    assert len(SCORER.score_segments(build_segmenter("lines")(text))) == 3

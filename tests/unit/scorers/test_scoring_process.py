@@ -1,0 +1,171 @@
+"""Scorers in a child process: equal to calling them, and cut off when they hang or crash."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from places import ROOT
+
+from phf_ray.corpus.segments import build_segmenter
+from phf_ray.errors import ConfigError, PhfError
+from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
+
+LENGTH = {"class_name": "LengthScorer"}
+WORDS = {"class_name": "WordScorer"}
+
+
+def setup(*scorers, segmenter="lines", timeout=30.0):
+    return ScoringSetup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout, factory="fakes:build_scorer")
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*scorers, **options):
+        started.append(ScoringProcess(setup(*scorers, **options)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def ask(process, *texts):
+    process.submit([ScoringTask(text=text) for text in texts])
+    return process.collect()
+
+
+def test_scores_are_those_of_the_scorer_called_directly(start):
+    text = "import os\nx=1\n\n\n\ndef f( ):\n  return 1"
+    process = start({"class_name": "PEP8Scorer"})
+    (outcome,) = ask(process, text).outcomes
+    segments = build_segmenter("lines")(text)
+    scored = build_scorer({"class_name": "PEP8Scorer"}).score_segments(segments)
+    assert list(outcome.texts) == segments
+    assert outcome.scores == {"pep8": ([one.score for one in scored], [None] * len(segments))}
+    assert sum(one.score > 0 for one in scored) > 1
+    assert process.identities[0].name == "pep8"
+
+
+def test_segments_and_scores_that_are_given_are_kept(start):
+    process = start(LENGTH, WORDS)
+    known = {"length": ([7.0, None], [None, "x: y"])}
+    process.submit([ScoringTask(texts=("a b", "c"), scores=known)])
+    (outcome,) = process.collect().outcomes
+    assert outcome.scores == {**known, "words": ([2.0, 1.0], [None, None])}
+
+
+@pytest.mark.parametrize(
+    ("word", "error"), [("HANG", "timeout: nothing after 1 s"), ("CRASH", "crash: the process ended")]
+)
+def test_only_the_text_that_hangs_or_crashes_is_quarantined(start, word, error):
+    process = start(LENGTH, WORDS, timeout=1.0)
+    texts = ["before", f"one\n{word}\nthree", "after"]
+    begin = time.monotonic()
+    first, second, third = ask(process, *texts).outcomes
+    assert time.monotonic() - begin < 20
+    assert (first.scores["length"], third.scores["length"]) == (([6.0], [None]), ([5.0], [None]))
+    scores, errors = second.scores["length"]
+    assert scores == [None, None, None]
+    assert all(entry.startswith(error) for entry in errors)
+    # And the process goes on.
+    assert ask(process, "more").outcomes[0].scores["length"] == ([4.0], [None])
+
+
+def test_a_batched_scorer_that_hangs_or_raises_costs_one_segment_only(start):
+    process = start(WORDS, timeout=1.0)
+    first, second, third = ask(process, "a b", "c\nHANG\nd e\nHANG", "d").outcomes
+    assert (first.scores["words"], third.scores["words"]) == (([2.0], [None]), ([1.0], [None]))
+    hung = "timeout: nothing after 1 s"
+    assert second.scores["words"] == ([1.0, None, 2.0, None], [None, hung, None, hung])
+    first, second = ask(process, "a b", "RAISE\nc d LONG").outcomes
+    assert first.scores["words"] == ([2.0], [None])
+    assert second.scores["words"] == ([None, 3.0], ["RuntimeError: the scorer has a bug", None])
+
+
+def test_texts_that_take_long_together_are_not_taken_for_one_that_hangs(start):
+    process = start({"class_name": "WordScorer", "delay_s": 0.08}, timeout=1.0)
+    for _ in range(2):
+        first, second = ask(process, "x\n" * 20, "y\n" * 2).outcomes
+        assert first.scores["words"] == ([1.0] * 20, [None] * 20)
+        assert second.scores["words"] == ([1.0] * 2, [None] * 2)
+    # By now fewer are scored together, and no further child has to be killed.
+    child = process._process.pid
+    ask(process, "x\n" * 40)
+    assert process._process.pid == child
+
+
+def test_a_text_that_is_cut_counts_once_however_often_its_batch_was_tried(start):
+    process = start(WORDS, timeout=1.0)
+    assert ask(process, "LONG\na", "RAISE\nLONG").truncated == {"words": 2}
+    assert ask(process, "LONG\na", "HANG\nLONG").truncated == {"words": 2}
+
+
+def test_batching_over_documents_keeps_segments_apart(start):
+    answer = ask(start(WORDS, segmenter="lines"), "a b\nc\n", "d e f", "LONG")
+    assert [outcome.scores["words"][0] for outcome in answer.outcomes] == [[2.0, 1.0], [3.0], [1.0]]
+    assert answer.truncated == {"words": 1}
+
+
+def test_a_scorer_computes_with_as_many_threads_as_it_was_given(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    process = ScoringProcess(replace(setup({"class_name": "ThreadScorer"}), num_threads=1))
+    (outcome,) = ask(process, "a").outcomes
+    process.close()
+    assert outcome.scores["threads"] == ([1.0], [None])
+
+
+def test_a_scorer_that_can_not_be_built_is_reported_at_once():
+    with pytest.raises(ConfigError, match="unknown scorer class_name 'Nonsense'"):
+        ScoringProcess(setup({"class_name": "Nonsense"}))
+    with pytest.raises(PhfError, match="no_such_module"):
+        ScoringProcess(
+            ScoringSetup(scorers=(LENGTH,), segmenter="lines", text_timeout_s=1.0, factory="no_such_module:f")
+        )
+
+
+def test_the_child_ends_with_its_parent():
+    process = ScoringProcess(setup(LENGTH))
+    child = process._process
+    process._connection.close()
+    assert child.wait(timeout=10) == 0
+    process.close()
+
+
+IDLE = """
+import mmap, sys, time
+from phf_ray.scorers.process_child import _Worker
+from phf_ray.scorers.tasks import PLACE_STRUCT, ScoringSetup, ScoringTask
+setup = ScoringSetup(({"class_name": "PEP8Scorer"},), segmenter="lines", text_timeout_s=60)
+worker = _Worker(setup, mmap.mmap(-1, PLACE_STRUCT.size))
+worker._watch_s = 0.5
+worker.answer([ScoringTask(text="x=1")], 512)
+time.sleep(1.5)
+"""
+
+
+def test_a_child_may_wait_for_its_next_batch_longer_than_a_text_may_take():
+    subprocess.run([sys.executable, "-c", IDLE], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_child_that_died_between_batches_is_replaced(start):
+    process = start(LENGTH)
+    assert ask(process, "one").outcomes[0].scores["length"] == ([3.0], [None])
+    process._process.kill()
+    process._process.wait()
+    assert ask(process, "three").outcomes[0].scores["length"] == ([5.0], [None])
+
+
+def test_close_ends_a_child_that_hangs():
+    process = ScoringProcess(setup(LENGTH))
+    process.submit([ScoringTask(text="HANG")])
+    child = process._process.pid
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
