@@ -21,7 +21,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.http.client import Client
 from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
 
-TEXTS_PER_REQUEST = 256
+SCORED_AT_ONCE = 256
 FEW_PAIRS = 1000
 CALIBRATED = "calibrated"
 
@@ -79,7 +79,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    rows = read_rows(arguments.input)
+    rows = read_input(arguments.input)
     old = numbers(rows, arguments.old_column)
     num_old = sum(value is not None for value in old)
     print(f"{len(rows):,} rows, {num_old:,} with an old score in {arguments.old_column!r}")
@@ -103,7 +103,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         with fsspec.open(arguments.output, "wt", encoding="utf-8") as file:
             file.write(mapping.model_dump_json(indent=2) + "\n")
-    print(describe(mapping))
+    print(describe_mapping(mapping))
 
 
 def _apply(arguments: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def _apply(arguments: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--apply {arguments.apply} can't be read: {error}") from None
     mapping = parse_calibration(text, source=arguments.apply)
-    rows = read_rows(arguments.input)
+    rows = read_input(arguments.input)
     scores = numbers(rows, arguments.new_column)
     for row, score in zip(rows, scores, strict=True):
         row[CALIBRATED] = None if score is None else float(mapping(score))
@@ -122,7 +122,7 @@ def _apply(arguments: argparse.Namespace) -> None:
     print(f"{len(rows):,} rows, {sum(score is not None for score in scores):,} with a calibrated score")
 
 
-def describe(mapping: Calibration) -> str:
+def describe_mapping(mapping: Calibration) -> str:
     quality, threshold = mapping.quality, mapping.threshold
     lines = [
         f"{mapping.num_pairs:,} pairs; rank correlation {_shown(quality.spearman)}, "
@@ -150,8 +150,8 @@ def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[li
     client = Client(url, key=os.environ.get("OPENAI_API_KEY"))
     scores: list[float | None] = []
     identity: dict[str, Any] = {}
-    for begin in range(0, len(texts), TEXTS_PER_REQUEST):
-        answer = client.post("/v1/scores", {"scorer": scorer, "input": texts[begin : begin + TEXTS_PER_REQUEST]})
+    for begin in range(0, len(texts), SCORED_AT_ONCE):
+        answer = client.post("/v1/scores", {"scorer": scorer, "input": texts[begin : begin + SCORED_AT_ONCE]})
         scores += [entry["score"] for entry in answer["data"]]
         identity = answer["scorer"]
     return scores, identity
@@ -160,7 +160,7 @@ def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[li
 # -- Rows -------------------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: str) -> list[Row]:
+def read_input(path: str) -> list[Row]:
     """Raises ConfigError if there is no such file, DataError for what it holds."""
     try:
         if path.endswith(".parquet"):

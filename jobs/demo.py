@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stage("2/5 tokenizer", started):
         tokenizer = make_tokenizer(corpus, output / "tokenizer", task=task)
     with stage("3/5 train", started):
-        train(METHODS, corpus, tokenizer, output=output, overrides=arguments.override)
+        train_models(METHODS, corpus, tokenizer, output=output, overrides=arguments.override)
     with stage("4/5 serve and evaluate", started):
         _evaluate(output, overrides=arguments.override)
     with stage("5/5 judge", started):
@@ -160,7 +160,9 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 # -- Training, evaluation ---------------------------------------------------------------------------------------------
 
 
-def train(methods: Sequence[str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]) -> None:
+def train_models(
+    methods: Sequence[str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]
+) -> None:
     """Train by each method, in a run of its name, all at the same time with an equal share of the cores: two small
     models on one core each train faster than one after the other on two."""
     import ray

@@ -128,10 +128,10 @@ def _download(source: str, destination: Path) -> str:
 
 def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about: dict[str, Any]) -> None:
     from phf_ray.scorers.classifier import weights_hash
-    from phf_ray.scorers.toxicity import DESCRIPTION_FILE, load_checkpoint
+    from phf_ray.scorers.toxicity import DESCRIPTION_FILE, load_published
 
     try:
-        loaded = load_checkpoint(checkpoint, config_source)
+        loaded = load_published(checkpoint, config_source)
     except OSError as error:
         raise ServiceError(
             f"the config and tokenizer of the model can't be had from {config_source or 'the Hugging Face hub'} "

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tokenizer = demo.make_tokenizer(corpus, output / "tokenizer", task=task)
     with demo.stage("3/4 train", started):
         for methods in _waves(os.cpu_count() or 1):
-            demo.train(methods, corpus, tokenizer, output=output, overrides=overrides)
+            demo.train_models(methods, corpus, tokenizer, output=output, overrides=overrides)
     with demo.stage("4/4 serve and evaluate", started):
         report = _evaluate(output, overrides=overrides)
     demo.say(f"\n{format_front(report)}\n\nreport: {Path(arguments.output) / 'pareto' / 'report.html'}")

@@ -152,10 +152,10 @@ class _Shown:
     def __call__(self, progress: ScoreProgress) -> None:
         self._last = progress
         if self._live:
-            print(f"\r\x1b[K{describe(progress)}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{describe_progress(progress)}", end="", file=sys.stderr, flush=True)
         elif progress.elapsed_s - self._logged >= _LOG_EVERY_S or progress.shards_done == progress.shards:
             self._logged = progress.elapsed_s
-            log.info("%s", describe(progress))
+            log.info("%s", describe_progress(progress))
 
     def close(self) -> None:
         if self._live and self._last is not None:
@@ -167,7 +167,7 @@ class _Shown:
         return {"shards_done": self._last.shards_done, "shards": self._last.shards}
 
 
-def describe(progress: ScoreProgress) -> str:
+def describe_progress(progress: ScoreProgress) -> str:
     stats = progress.stats
     eta = "-" if progress.eta_s is None else str(datetime.timedelta(seconds=round(progress.eta_s)))
     return (

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stats = manifest.scorer_stats(arguments.scorer)
     for name, histogram in (("segments", stats.segment_histogram), ("documents", stats.document_histogram)):
         for quantile in arguments.quantile:
-            print(describe(histogram, name=name, quantile=quantile))
+            print(describe_threshold(histogram, name=name, quantile=quantile))
     error = Histogram.RATIO - 1
     print(f"a threshold is at most {error:.0%} above the exact quantile, and never below it")
     return 0
@@ -41,7 +41,7 @@ def _unit(manifest: CorpusManifest, scorer: str | None) -> str:
     return f"{found[0]['name']}, {found[0]['unit']}" if found else "scorer unknown"
 
 
-def describe(histogram: Histogram, *, name: str, quantile: float) -> str:
+def describe_threshold(histogram: Histogram, *, name: str, quantile: float) -> str:
     """One line: the threshold, and share and mean score of what lies on each side of it."""
     threshold = histogram.quantile(quantile)
     below, above = histogram.split(threshold)

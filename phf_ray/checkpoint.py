@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.errors import ConfigError, DataError
 
-FILE_NAME = "phf.json"
+CHECKPOINT_FILE = "phf.json"
 
 ControlChoice = Literal["good", "bad", "none"]
 """The control token that a request asks for."""
@@ -66,7 +66,7 @@ class CheckpointInfo(BaseModel):
 
 def read_info(directory: str | Path) -> CheckpointInfo | None:
     """None for a directory without phf.json: any Hugging Face model, the original's released ones among them."""
-    path = Path(directory) / FILE_NAME
+    path = Path(directory) / CHECKPOINT_FILE
     if not path.exists():
         return None
     try:
@@ -89,7 +89,7 @@ def fingerprint(directory: Path) -> str:
 
 def write_info(directory: str | Path, info: CheckpointInfo) -> None:
     text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    (Path(directory) / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    (Path(directory) / CHECKPOINT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def require_model(directory: str | Path, *, option: str | None = None) -> Path:

@@ -53,14 +53,6 @@ class CorpusManifest:
             raise ConfigError(f"no scorer {name!r} in this corpus; it has {', '.join(self.stats.scorers) or 'none'}")
         return self.stats.scorers[name]
 
-    def segment_quantile(self, fraction: float, *, scorer: str | None = None) -> float:
-        """The score that this fraction of the segments does not exceed; at most 1% above the exact one."""
-        return self.scorer_stats(scorer).segment_histogram.quantile(fraction)
-
-    def document_quantile(self, fraction: float, *, scorer: str | None = None) -> float:
-        """As `segment_quantile`, of the documents' average scores."""
-        return self.scorer_stats(scorer).document_histogram.quantile(fraction)
-
     def to_json(self) -> dict[str, Any]:
         stats = self.stats.to_json()
         identities = {identity["name"]: identity for identity in self.scorers}

@@ -169,7 +169,6 @@ class CheckpointEvaluations:
         self._start = start
         self._poll_s = poll_s
         self._missing: dict[int, str] = {}
-        self._num_evaluated = 0
         self._waited_s = 0.0
         self._closed = threading.Event()
         self._is_training_over = threading.Event()

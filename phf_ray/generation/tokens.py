@@ -21,7 +21,6 @@ class TokenStrings:
         self.starts_with_eos = starts_with_eos and self.eos_id is not None
         # The embedding matrix may have more rows than the tokenizer has tokens (padding of the vocabulary).
         self.valid_ids = frozenset(id_ for id_ in tokenizer.get_vocab().values() if 0 <= id_ < num_logits)
-        self.special_ids = frozenset(tokenizer.all_special_ids)
         self.control = control
         self.control_ids: dict[str, int] = {}
         if control is not None:

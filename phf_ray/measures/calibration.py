@@ -7,14 +7,13 @@ Higher is worse for both scorers, so the mapping never falls. It keeps the order
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from sklearn.isotonic import IsotonicRegression
 
 from phf_ray.errors import DataError
 from phf_ray.measures.agreement import auc, spearman
-
-Floats = NDArray[np.float64]
-
+from phf_ray.measures.numbers import Floats
 
 NUM_FOLDS = 5
 
@@ -117,24 +116,11 @@ def calibrate(
 def isotonic(new_N: Floats, old_N: Floats) -> tuple[Floats, Floats]:
     """Knots of the never falling function of `new` with the least squared distance from `old`.
 
-    Pools adjacent violators: texts of one new score are one point of their mean old score; while a point is below the
-    one before it, the two become one block of their mean. A block's knots are its first and its last new score.
+    Texts of one new score are one point of their mean old score. Where the function is level, only the first and the
+    last new score are knots.
     """
-    values, index_N, counts = np.unique(new_N, return_inverse=True, return_counts=True)
-    sums = np.bincount(index_N, weights=old_N)
-    blocks: list[tuple[float, int, int]] = []  # sum, count, number of distinct new scores
-    for total, count in zip(sums.tolist(), counts.tolist(), strict=True):
-        block = (total, count, 1)
-        while blocks and blocks[-1][0] * block[1] >= block[0] * blocks[-1][1]:
-            before = blocks.pop()
-            block = (before[0] + block[0], before[1] + block[1], before[2] + block[2])
-        blocks.append(block)
-    # A quotient may be rounded below the one before it.
-    means = np.maximum.accumulate([total / count for total, count, _ in blocks])
-    ends = np.cumsum([size for _, _, size in blocks]) - 1
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    places = np.unique(np.concatenate([begins, ends]))
-    return values[places], means[np.searchsorted(ends, places)]
+    fitted = IsotonicRegression().fit(new_N, old_N)
+    return fitted.X_thresholds_, fitted.y_thresholds_
 
 
 def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phf_ray.measures.maxima import order_statistic_weights
-
-Floats = NDArray[np.float64]
+from phf_ray.measures.numbers import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +17,6 @@ class Interval:
 
     low: float
     high: float
-
-    def overlaps(self, other: "Interval") -> bool:
-        return self.low <= other.high and other.low <= self.high
 
 
 _RESAMPLED_AT_ONCE = 1 << 22

@@ -7,12 +7,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phf_ray.config import Compat
 from phf_ray.errors import DataError
-
-Floats = NDArray[np.float64]
+from phf_ray.measures.numbers import Floats
 
 
 def order_statistic_weights(num_samples: int, k: int) -> Floats:

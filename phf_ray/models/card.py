@@ -13,7 +13,7 @@ import yaml
 from phf_ray.checkpoint import CheckpointInfo, read_info
 from phf_ray.config import Config
 
-FILE_NAME = "README.md"
+CARD_FILE = "README.md"
 
 # Metrics of the run -> what a reader calls them. Samples have a name of their own for each scenario.
 _RESULTS = {
@@ -76,7 +76,7 @@ def write_card(
     checkpoint_path: str | None = None,
 ) -> None:
     text = model_card(info, config=config, corpora=corpora, metrics=metrics, checkpoint_path=checkpoint_path)
-    (directory / FILE_NAME).write_text(text, encoding="utf-8")
+    (directory / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def _method(config: Config, objective: str) -> str:

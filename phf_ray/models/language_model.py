@@ -78,8 +78,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
     ) -> ObjectiveOutput:
-        positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None
-        hidden_BSD = self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
+        hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
         weight_VD, bias_V, scale = self.head()
         if scale != 1:
             bias_V = None if bias_V is None else bias_V * scale
@@ -93,6 +92,14 @@ class LanguageModel(nn.Module):
             values_BS=self.values(hidden_BSD),
         )
         return output
+
+    def predict_values(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor | None:
+        """What the value head says of each token, as `forward` hands it to an objective: (B, S); None without one."""
+        return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
+
+    def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
+        positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None
+        return self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
 
     def hidden_states(
         self, input_ids_BS: Tensor, *, attention_mask: Tensor | None = None, position_ids_BS: Tensor | None = None

@@ -42,7 +42,6 @@ class AWR(Objective):
         self.fixed_value = fixed_value if self.compat is None else (fixed_value or None)
         self.use_value_head = use_value_head
         self.normalize_advantage = normalize_advantage
-        self.uses_values = self.fixed_value is None and use_value_head
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         rewards_N = -targets.scores_N

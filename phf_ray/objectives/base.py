@@ -74,9 +74,6 @@ class Weights(NamedTuple):
 class Objective(nn.Module):
     """`forward` gives loss, normaliser and statistics of one micro-batch. Holds numbers, no parameters."""
 
-    uses_values = False
-    """True: `values_BS` is needed."""
-
     def __init__(self, rules: Rules) -> None:
         super().__init__()
         self.rules = rules

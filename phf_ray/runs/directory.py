@@ -64,9 +64,6 @@ class RunDirectory:
                 + "\nchoose another --run-name, or undo these changes to resume"
             )
 
-    def read_config(self) -> dict[str, Any]:
-        return self._read_json("config.json")
-
     # --- Who writes ---
 
     def claim(self, workers: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -85,14 +85,14 @@ class ScoringProcess:
                 return replace(answer, outcomes=outcomes)
             self._stop()
             place = self._place()
-            if place[0] < 0 or place[3] > 1:
+            if not place.is_in_one_document or place.num_texts > 1:
                 if size == 1:
                     raise PhfError(f"the scoring process fails between texts ({answer}); see its output above")
-                is_slow = answer == "timeout" and place[3] > 1
+                is_slow = answer == "timeout" and place.num_texts > 1
             elif self._is_final(answer, place):
                 self._quarantine(place, answer, problems)
                 is_slow = False
-            if place[3] != IN_CONTEXT or place[0] < 0:
+            if place.num_texts != IN_CONTEXT or not place.is_in_one_document:
                 size = 1
             self._start()
             self._connection.send((self._batch, size))
@@ -157,8 +157,7 @@ class ScoringProcess:
         return answer
 
     def _place(self) -> Place:
-        place: Place = PLACE_STRUCT.unpack_from(self._state)
-        return place
+        return Place(*PLACE_STRUCT.unpack_from(self._state))
 
     def _is_final(self, cause: str, place: Place) -> bool:
         """A process that died may be the victim of its neighbours on the machine: each text gets a second try."""

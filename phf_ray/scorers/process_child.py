@@ -88,7 +88,7 @@ class _Worker:
         if task.texts is not None:
             return ScoringOutcome(texts=task.texts, scores=dict(task.scores))
         assert task.text is not None
-        self._at((index, SEGMENTING, 0, IN_CONTEXT))
+        self._at(Place(index, SEGMENTING, first_text=0, num_texts=IN_CONTEXT))
         try:
             texts = self._segment(task.text)
         except Exception as error:  # noqa: BLE001  quarantined with its reason; the batch goes on
@@ -112,7 +112,7 @@ class _Worker:
         if None in failures:
             return [Scored(None, failures[None])] * len(texts)
         if needs_context(scorer):
-            self._at((*at, 0, IN_CONTEXT))
+            self._at(Place(*at, first_text=0, num_texts=IN_CONTEXT))
             return _guarded(scorer.score_segments, texts)
         return self._score_slices(at, scorer=scorer, texts=texts, size=size, failures=failures)
 
@@ -128,7 +128,7 @@ class _Worker:
         """What fails together is tried one text at a time."""
         scored: list[Scored] = []
         for begin, end in _slices(texts, size):
-            self._at((*at, begin, end - begin))
+            self._at(Place(*at, first_text=begin, num_texts=end - begin))
             if begin in failures:
                 scored.append(Scored(None, failures[begin]))
                 continue
@@ -140,7 +140,7 @@ class _Worker:
                     continue
                 log.warning("%s: %r on %d texts at once; each is tried alone", scorer.name, error, end - begin)
                 for index in range(begin, end):
-                    self._at((*at, index, 1))
+                    self._at(Place(*at, first_text=index, num_texts=1))
                     scored += _guarded(scorer.score_all, texts[index : index + 1])
         return scored
 

@@ -3,21 +3,35 @@
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from phf_ray.records import Scores
 from phf_ray.scorers.build import on_cpu
 
-Place = tuple[int, int, int, int]
-"""Document of the batch, step, first text, and number of texts, where each of them can be tried alone."""
+
+class Place(NamedTuple):
+    """What the child is at. Its parent reads it in shared memory."""
+
+    document: int
+    """Of the batch; WHOLE_BATCH if the texts may be of several documents, NO_DOCUMENT if the child waits."""
+    step: int
+    """SEGMENTING, or 1 + number of the scorer."""
+    first_text: int
+    num_texts: int
+    """Each of them can be tried alone; IN_CONTEXT if a scorer takes all texts of a document at once."""
+
+    @property
+    def is_in_one_document(self) -> bool:
+        return self.document >= 0
+
+
 PLACE_STRUCT = struct.Struct("qqqq")
-"""A _Place."""
+"""A Place."""
 SEGMENTING = 0
-"""Step of the segmenter; scorer k has step k + 1."""
 WHOLE_BATCH = -1
-IDLE = (-2, -2, 0, 0)
+NO_DOCUMENT = -2
 IN_CONTEXT = 0
-"""Number of texts where a scorer takes all of a document at once."""
+IDLE = Place(document=NO_DOCUMENT, step=SEGMENTING, first_text=0, num_texts=0)
 SLICE_TEXTS = 512
 """Texts in one call of a scorer: they fill a GPU, and take a core some seconds, less than one text may take."""
 

@@ -100,10 +100,10 @@ def load_detoxify(path: Path, config_path: str | None) -> DetoxifyModel:
             f"{path} is a checkpoint without tokenizer; set config_path to a folder with the config and tokenizer of "
             f"the model it was trained from, or convert it: python -m jobs.fetch_models --output DIR --from {path}"
         )
-    return load_checkpoint(path, config_path)
+    return load_published(path, config_path)
 
 
-def load_checkpoint(path: Path, config_path: str | None) -> DetoxifyModel:
+def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
     """The model of a checkpoint file as Detoxify publishes them, read without unrestricted pickle.
 
     `config_path`: folder or hub id with config and tokenizer; None: the hub id that the checkpoint names.

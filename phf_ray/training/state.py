@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.models.language_model import LanguageModel, transformer_blocks
@@ -46,6 +46,8 @@ def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: 
     for layer in transformer_blocks(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # FSDP gathers parameters for `forward` alone, unless it is told of other methods.
+    register_fsdp_forward_method(model, "predict_values")
     return model
 
 

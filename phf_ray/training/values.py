@@ -1,26 +1,13 @@
 """What the value head says about the tokens of a batch."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from phf_ray.models.language_model import LanguageModel
-from phf_ray.objectives.base import Objective, ObjectiveOutput, Rules
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.state import unwrapped
-
-
-class _ReadValues(Objective):
-    """In the place of an objective, hands out what the value head says. Inside the forward pass, because there FSDP has
-    gathered the parameters."""
-
-    def __init__(self) -> None:
-        super().__init__(Rules())
-
-    def forward(self, *, values_BS: Tensor | None = None, **_: Any) -> ObjectiveOutput:
-        assert values_BS is not None
-        return ObjectiveOutput(values_BS, torch.zeros((), dtype=torch.float64), {})
 
 
 def value_predictions(
@@ -38,7 +25,6 @@ def value_predictions(
     was_training = module.training
     module.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        out = module(local.input_ids_BS, local.token_scores_BS, local.token_kinds_BS, _ReadValues())
+        values_BS = module.predict_values(local.input_ids_BS, local.token_kinds_BS)
     module.train(was_training)
-    values: Tensor = out.loss.float().cpu()
-    return values
+    return None if values_BS is None else values_BS.float().cpu()

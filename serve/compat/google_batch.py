@@ -23,7 +23,7 @@ MAX_REQUESTS = 1000
 CONCURRENT = 8
 """More of one batch would crowd out other clients."""
 
-Answer = Callable[[str, bytes], Awaitable[dict[str, Any]]]
+AnswerOne = Callable[[str, bytes], Awaitable[dict[str, Any]]]
 """From path and body to the body of the answer; raises ApiError for any other."""
 
 
@@ -38,7 +38,7 @@ class _Asked:
     body: bytes
 
 
-async def answer_batch(content_type: str, body: bytes, *, answer: Answer) -> Response:
+async def answer_batch(content_type: str, body: bytes, *, answer: AnswerOne) -> Response:
     """Raises ApiError if the body is no batch; what is wrong with one of its requests is the answer to that one."""
     asked = _parse(content_type, body)
     slots = asyncio.Semaphore(CONCURRENT)

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phf_ray.errors import DataError
-
-Floats = NDArray[np.float64]
+from phf_ray.measures.numbers import Floats
 
 
 @dataclass(frozen=True, slots=True)

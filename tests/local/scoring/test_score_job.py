@@ -85,9 +85,11 @@ def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, c
     assert (summary["status"], summary["documents"], summary["rejected"]) == ("complete", 21, {"empty": 1})
     assert thresholds.main(["--corpus", str(out), "--quantile", "0.5", "1"]) == 0
     printed = capsys.readouterr().out
-    manifest = read_corpus_manifest(str(out))
-    assert f"segments quantile 0.5: threshold {manifest.segment_quantile(0.5):.6g};" in printed
-    assert f"documents quantile 1: threshold {manifest.document_quantile(1.0):.6g}; 100.0% at or below" in printed
+    stats = read_corpus_manifest(str(out)).scorer_stats()
+    assert f"segments quantile 0.5: threshold {stats.segment_histogram.quantile(0.5):.6g};" in printed
+    assert (
+        f"documents quantile 1: threshold {stats.document_histogram.quantile(1.0):.6g}; 100.0% at or below" in printed
+    )
     (sources / "0.py").unlink()
     with pytest.raises(ConfigError, match="missing"):
         job.main(["--task", task, "--input", str(sources), "--output", str(out)])

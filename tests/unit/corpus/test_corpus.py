@@ -106,14 +106,14 @@ def test_the_manifest_adds_up_the_parts(tmp_path):
     assert manifest.scorer_stats().failed == {"timeout": 1}
     assert manifest.scorer == PEP8.to_json()
     assert [scorer["name"] for scorer in manifest.scorers] == ["pep8", "pii"]
-    assert manifest.segment_quantile(0.5) == 0.0
-    assert manifest.segment_quantile(0.5, scorer="pii") == 1.0
+    assert manifest.scorer_stats().segment_histogram.quantile(0.5) == 0.0
+    assert manifest.scorer_stats("pii").segment_histogram.quantile(0.5) == 1.0
     assert manifest.scorer_stats("pii").segment_histogram.count == 3
     assert pq.read_table(tmp_path / "rejected" / "part-00000.parquet").to_pylist() == [
         {"source": "b.py", "record": 0, "reason": "not_utf8", "detail": "byte 3"}
     ]
     with pytest.raises(ConfigError, match="it has pep8, pii"):
-        manifest.segment_quantile(0.5, scorer="toxicity")
+        manifest.scorer_stats("toxicity")
 
 
 def test_the_fingerprint_is_of_content(tmp_path):
@@ -224,7 +224,7 @@ def test_a_published_data_set_is_read_as_it_is(tmp_path):
     assert first.id != second.id
     manifest = read_corpus_manifest(str(tmp_path))
     assert (manifest.documents, manifest.segments, manifest.scorer) == (2, 3, {})
-    assert manifest.document_quantile(1.0) == 0.75
+    assert manifest.scorer_stats().document_histogram.quantile(1.0) == 0.75
 
 
 def test_a_published_data_set_with_lines_has_no_meta(tmp_path):
@@ -295,7 +295,7 @@ def test_zero_is_not_rounded_and_sides_have_exact_means():
 def test_a_corpus_without_scores_has_no_quantile(tmp_path):
     write_part(tmp_path, 0, [("a", ["x"], [None])])
     with pytest.raises(DataError, match=r"manifest\.json"):
-        finish(tmp_path).segment_quantile(0.5)
+        finish(tmp_path).scorer_stats().segment_histogram.quantile(0.5)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         Histogram().quantile(50)
 

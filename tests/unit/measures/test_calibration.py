@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from jobs import calibrate as job
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.measures.agreement import auc, ranks, spearman
+from phf_ray.measures.agreement import auc, spearman
 from phf_ray.measures.calibration import calibrate, first_at, isotonic, parse_calibration
 
 
@@ -48,8 +48,9 @@ def test_isotonic_regression_is_that_of_scikit_learn(seed):
     assert auc(new, old > 0.5) == pytest.approx(roc_auc_score(old > 0.5, new))
 
 
-def test_ranks_and_areas_by_hand():
-    assert ranks(np.array([10.0, 5.0, 10.0, 20.0])).tolist() == [2.5, 1, 2.5, 4]
+def test_rank_correlation_and_areas_by_hand():
+    # Ranks 2.5, 1, 2.5, 4 and 1, 2, 3, 4.
+    assert spearman(np.array([10.0, 5, 10, 20]), np.array([1.0, 2, 3, 4])) == pytest.approx(3 / (4.5 * 5) ** 0.5)
     assert spearman(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == 0.5
     assert spearman(np.array([1.0, 2, 3]), np.array([7.0, 7, 7])) is None
     # 2 beats 1 and loses to 3, 4 beats both: three of four pairs; a tie is half a pair.
@@ -144,7 +145,7 @@ def test_job_fits_columns_and_applies_the_mapping(tmp_path, capsys):
     for name in ("calibrated.jsonl.gz", "calibrated.parquet"):
         calibrated = str(tmp_path / name)
         assert job.main(["--input", pairs, "--new-column", "score", "--apply", mapping, "--output", calibrated]) == 0
-        found = job.read_rows(calibrated)
+        found = job.read_input(calibrated)
         assert [row["calibrated"] for row in found[:40]] == pytest.approx([i / 40 for i in range(40)])
         assert found[40]["calibrated"] == pytest.approx(0.15)
         assert found[41]["calibrated"] is None

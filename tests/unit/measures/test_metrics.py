@@ -130,12 +130,6 @@ def test_the_front_is_what_nothing_beats():
     assert pareto_front(points) == ["a", "d", "e"]
 
 
-def test_intervals_overlap_when_they_share_a_point():
-    assert Interval(0, 1).overlaps(Interval(1, 2))
-    assert Interval(0, 3).overlaps(Interval(1, 2))
-    assert not Interval(0, 1).overlaps(Interval(1.1, 2))
-
-
 # -- Texts ------------------------------------------------------------------------------------------------------------
 
 

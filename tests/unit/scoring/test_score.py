@@ -94,7 +94,7 @@ def test_a_folder_of_python_gets_the_scores_of_the_scorer(tmp_path):
     assert manifest == read_corpus_manifest(str(tmp_path / "out"))
     assert (manifest.documents, manifest.segments, dict(manifest.rejected)) == (3, 5, {"empty": 1, "not_utf8": 1})
     assert manifest.scorer == build_scorer(PEP8).identity().to_json()
-    assert manifest.segment_quantile(1.0) > 0
+    assert manifest.scorer_stats().segment_histogram.quantile(1.0) > 0
     rejected = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
     assert {(row["source"], row["reason"]) for row in rejected} == {("d.py", "empty"), ("e.py", "not_utf8")}
     assert (seen[-1].shards_done, seen[-1].shards, seen[-1].stats.documents) == (1, 1, 3)

@@ -491,9 +491,14 @@ def test_the_objective_on_held_out_blocks_is_its_mean_over_all_of_them_in_eval_m
     assert figures["loss"] == pytest.approx((out.loss / out.num_targets).item(), rel=1e-5)
 
 
-def test_what_the_value_head_says_is_read_in_eval_mode():
+def model_with_values() -> LanguageModel:
     model = LanguageModel(tiny_model().backbone, value_head=ValueHead(16))
-    torch.nn.init.normal_(model.value_head.head.weight)
+    torch.nn.init.normal_(model.value_head.head.weight, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def test_what_the_value_head_says_is_read_in_eval_mode():
+    model = model_with_values()
     model.train()
     (batch, *_), *_ = step_batches(random_blocks, share(), steps=range(1))
     values = value_predictions(model, batch)
@@ -536,9 +541,12 @@ def _losses_of_rank(rank: int, *, world_size: int, kind: str, directory: Path, m
     snapshot = take_snapshot(state, keep=rank == 0)
     bits = held_out_bits_per_byte(state.model, documents(), window=LENGTH, batch_size=2)
     figures = objective_on(state.model, held_out_batches(), objective=build_objective({"name": "MLE"}))
+    valued = parallelize(model_with_values(), kind, device=torch.device("cpu"))
+    values = value_predictions(valued, held_out_batches()[0])
     if rank == 0:
         result = {
             "figures": figures,
+            "values": values,
             "losses": [row.metrics["train/loss"] for row in rows],
             "tokens": state.tokens_seen,
             "model": snapshot.model,
@@ -576,6 +584,7 @@ def test_loss_curve_and_weights_do_not_depend_on_the_number_of_workers(tmp_path,
     )
     alone_figures = objective_on(state.model, held_out_batches(), objective=build_objective({"name": "MLE"}))
     assert together["figures"] == pytest.approx(alone_figures, abs=1e-4)
+    torch.testing.assert_close(together["values"], value_predictions(model_with_values(), held_out_batches()[0]))
     for name, tensor in alone.model.items():
         torch.testing.assert_close(together["model"][name], tensor, rtol=0, atol=1e-3, msg=name)
     assert together["optimizer"].keys() == alone.optimizer.keys()
