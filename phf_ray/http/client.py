@@ -1,12 +1,10 @@
 """JSON over HTTP to served models and scorers, with patience."""
 
-import random
-import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
+import tenacity
 
 from phf_ray.errors import ConfigError, ServiceError
 
@@ -19,12 +17,26 @@ class RefusedError(ServiceError):
         self.status = status
 
 
+class _UnansweredError(Exception):
+    """No answer yet: the same request may be answered later."""
+
+    def __init__(self, problem: str, *, retry_after_s: float | None = None):
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
+
+
 class Client:
     """JSON over HTTP, with patience: an answer that may change (408, 429, 5xx, no connection) is asked for again."""
 
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
         self.url = url.rstrip("/").removesuffix("/v1")
         self._patience_s = patience_s
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_UnansweredError),
+            wait=_wait_s,
+            stop=tenacity.stop_before_delay(patience_s),
+            reraise=True,
+        )
         self._http = httpx.Client(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_s, connect=5.0),
@@ -40,30 +52,28 @@ class Client:
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        deadline = time.monotonic() + self._patience_s
-        for attempt in range(1_000_000):
-            try:
-                response = self._http.request(method, self.url + path, json=body)
-            except httpx.InvalidURL as error:
-                raise ConfigError(f"{self.url} is not a URL ({error}); write http://host:port") from None
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                wait_s = _backoff(attempt)
-            else:
-                if response.is_success:
-                    return self._json(response)
-                problem = f"status {response.status_code}: {_message(response)}"
-                if response.status_code not in (408, 429) and response.status_code < 500:
-                    raise RefusedError(
-                        f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}", response.status_code
-                    )
-                wait_s = _retry_after(response) or _backoff(attempt)
-            if time.monotonic() + wait_s > deadline:
-                raise ServiceError(
-                    f"{self.url}{path} did not answer within {self._patience_s:g} s ({problem}); is the server running?"
-                )
-            time.sleep(wait_s)
-        raise AssertionError("patience ended long ago")
+        try:
+            return self._retrying(self._ask_once, method, path, body)
+        except _UnansweredError as error:
+            raise ServiceError(
+                f"{self.url}{path} did not answer within {self._patience_s:g} s ({error}); is the server running?"
+            ) from None
+
+    def _ask_once(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, self.url + path, json=body)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{self.url} is not a URL ({error}); write http://host:port") from None
+        except httpx.TransportError as error:
+            raise _UnansweredError(f"{type(error).__name__}: {error}") from None
+        if response.is_success:
+            return self._json(response)
+        problem = f"status {response.status_code}: {_message(response)}"
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            raise _UnansweredError(problem, retry_after_s=_retry_after(response))
+        raise RefusedError(
+            f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}", response.status_code
+        )
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         try:
@@ -79,13 +89,22 @@ class Client:
 
 def is_on_this_machine(url: str) -> bool:
     """Whether the address is one that no other machine can reach."""
-    host = urlsplit(url).hostname or ""
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL:  # named at the first request
+        return False
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-def _backoff(attempt: int) -> float:
-    # Up to 8 s, spread so that clients that were turned away together don't come back together.
-    return random.uniform(0.5, 1.0) * min(8.0, 0.25 * 2**attempt)
+# Up to 8 s, spread so that clients that were turned away together don't come back together.
+_SPREAD = tenacity.wait_random_exponential(multiplier=0.25, max=8, min=0.1)
+
+
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    """What the server asked for, or longer after each try."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked_for = error.retry_after_s if isinstance(error, _UnansweredError) else None
+    return _SPREAD(state) if asked_for is None else asked_for
 
 
 def _retry_after(response: httpx.Response) -> float | None:
