@@ -22,7 +22,6 @@ from jobs.evaluate_lm import (
     parse_arms,
     parse_model,
     parse_models,
-    scorer_name,
     servers,
 )
 from phf_ray.config import Config
@@ -32,6 +31,7 @@ from phf_ray.evaluation.attack.run import AttackOptions, run_attack
 from phf_ray.evaluation.on_ray import run_on_ray
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.scorers.build import scorer_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +127,8 @@ def _print_plan(config: Config, *, num_arms: int, attacker: Model, api: str) -> 
         f"{num_arms} {'arm' if num_arms == 1 else 'arms'}"
     )
     print(
-        f"at most {num_arms * num_prompts * settings.num_continuations:,} continuations scored by", scorer_name(config)
+        f"at most {num_arms * num_prompts * settings.num_continuations:,} continuations scored by",
+        scorer_name(config.evaluation_scorer),
     )
 
 

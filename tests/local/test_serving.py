@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from guide import write_scorer_of_the_guide
 from tiny_models import BAD, GOOD, write_checkpoint
 
 from jobs.serve import free_port, running, serving
@@ -90,10 +91,13 @@ def released(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, released) -> Iterator[Server]:
+def server(checkpoints, released, tmp_path_factory) -> Iterator[Server]:
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
     models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban"]
-    server = Server(*models, "--scorers", "pep8", "--port", "0")
+    folder = tmp_path_factory.mktemp("scorers")
+    scorers = f"pep8,{write_scorer_of_the_guide(folder)}"
+    path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    server = Server(*models, "--scorers", scorers, "--port", "0", PYTHONPATH=path)
     yield server
     assert server.stop() == 0, "".join(server.output)
     assert "stopped\n" in server.output
@@ -247,6 +251,13 @@ def test_scores_over_http_are_those_of_the_scorer_bit_for_bit(server):
     expected = scorer.score_all(sources)
     assert [(item["score"], item["error"]) for item in answer["data"]] == [(s.score, s.error) for s in expected]
     assert answer["scorer"] == json.loads(json.dumps(scorer.identity().to_json()))
+
+
+def test_a_scorer_from_outside_the_package_is_served_under_its_own_name(server):
+    answer = httpx.post(f"{server.url}/v1/scores", json={"scorer": "shouting", "input": ["LOUD", "Loud"]}, timeout=60)
+    assert [item["score"] for item in answer.json()["data"]] == [1.0, 0.25]
+    assert answer.json()["scorer"]["class_name"] == "my_scorers:ShoutingScorer"
+    assert answer.json()["scorer"]["versions"]["my_scorers"].startswith("sha256:")
 
 
 def test_health_models_metrics_and_docs_answer(server):
@@ -436,6 +447,7 @@ def test_server_listens_on_loopback_only(server):
         (["--model", "mle=nowhere"], "has no config.json"),
         (["--model", "nowhere"], "write NAME=DIR"),
         (["--scorers", "pep9"], "choose from pep8"),
+        (["--scorers", "no_such_module:X"], "must be importable on every node"),
         ([], "nothing to serve"),
         (["--scorers", "pep8", "--keys-file", "nowhere"], "can't be read"),
     ],
