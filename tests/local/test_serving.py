@@ -263,7 +263,8 @@ def test_a_scorer_from_outside_the_package_is_served_under_its_own_name(server):
 def test_health_models_metrics_and_docs_answer(server):
     health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok"
-    assert set(health["deployments"]) == {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8"}
+    names = {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8", "scorer-shouting"}
+    assert set(health["deployments"]) == names
     assert httpx.get(f"{server.url}/v1/models/cond").json()["control"]["policy"] == "retag"
     assert "phf_http_requests_total" in httpx.get(f"{server.url}/metrics").text
     assert httpx.get(f"{server.url}/docs").status_code == 200
