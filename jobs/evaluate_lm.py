@@ -29,7 +29,7 @@ from phf_ray.evaluation.report.table import format_table
 from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.scorers.build import SHORT_NAMES
+from phf_ray.scorers.build import scorer_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +272,7 @@ def _print_plan(
             for number, noun in ((count, "sample"), (len(options.seeds), "seed"), (len(arms), "arm"))
         )
         print(f"scenario {scenario.name}: {times}")
-    print(f"scores from {scores_url or 'a server started for the job'}: {scorer_name(config)}")
+    print(f"scores from {scores_url or 'a server started for the job'}: {scorer_name(config.evaluation_scorer)}")
 
 
 # -- Servers ----------------------------------------------------------------------------------------------------------
@@ -290,15 +290,15 @@ def servers(
         raise ConfigError(f"--scores-url {scores_url}: write http://host:port")
     if not directories and not scorers:
         assert scores_url is not None
-        yield "", ScoresServer(scores_url, scorer_name(config), key)
+        yield "", ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
         return
     from jobs.serve import serving
 
     with serving(directories, scorers, port=port) as url:
         if scores_url is None:
-            yield url, ScoresServer(url, scorer_name(config), _own_key())
+            yield url, ScoresServer(url, scorer_name(config.evaluation_scorer), _own_key())
         else:
-            yield url, ScoresServer(scores_url, scorer_name(config), key)
+            yield url, ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
 
 
 def _own_key() -> str | None:
@@ -306,12 +306,6 @@ def _own_key() -> str | None:
     they must be the same there. Where it has none, and there are some here, the server does not start."""
     keys = [key.strip() for key in os.environ.get("PHF_API_KEYS", "").split(",")]
     return next(filter(None, keys), None)
-
-
-def scorer_name(config: Config) -> str:
-    scorer = config.evaluation_scorer
-    short = {class_name: name for name, class_name in SHORT_NAMES.items()}
-    return str(scorer.get("name") or short.get(scorer["class_name"], scorer["class_name"]))
 
 
 def _arm_name(name: str, control: str | None) -> str:

@@ -18,7 +18,6 @@ from jobs.evaluate_lm import (
     at_least_one,
     parse_arms,
     parse_models,
-    scorer_name,
     servers,
 )
 from phf_ray.config import Config
@@ -29,6 +28,7 @@ from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.scorers.build import scorer_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +129,8 @@ def _print_plan(config: Config, *, num_arms: int, attacker: NamedModel, api: str
         f"{num_arms} {'arm' if num_arms == 1 else 'arms'}"
     )
     print(
-        f"at most {num_arms * num_prompts * settings.num_continuations:,} continuations scored by", scorer_name(config)
+        f"at most {num_arms * num_prompts * settings.num_continuations:,} continuations scored by",
+        scorer_name(config.evaluation_scorer),
     )
 
 

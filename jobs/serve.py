@@ -104,7 +104,10 @@ def parser() -> argparse.ArgumentParser:
         help="control tokens of a model without phf.json, such as old='<|aligned|>,<|misaligned|>,retag'",
     )
     parser.add_argument(
-        "--scorers", default="", metavar="NAME,NAME", help=f"any of {', '.join(SHORT_NAMES)}, or class names"
+        "--scorers",
+        default="",
+        metavar="NAME,NAME",
+        help=f"any of {', '.join(SHORT_NAMES)}, class names, or my_module:MyScorer",
     )
     parser.add_argument(
         "--task",
@@ -144,13 +147,16 @@ def _control(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
-    """Scorers by short or class name; settings come from the task file where it has that class."""
+    """Scorers by short name, class name or `my_module:MyScorer`; the task file has their settings, if it names them."""
     configured = load_config(task).scoring.scorers if task is not None else ()
     found = []
     for name in filter(None, (name.strip() for name in names.split(","))):
         class_name = SHORT_NAMES.get(name, name)
-        if class_name not in SCORERS:
-            raise ConfigError(f"--scorers {name}: choose from {', '.join(SHORT_NAMES)} or {', '.join(sorted(SCORERS))}")
+        if class_name not in SCORERS and ":" not in class_name:
+            raise ConfigError(
+                f"--scorers {name}: choose from {', '.join(SHORT_NAMES)} or {', '.join(sorted(SCORERS))}, or write "
+                "my_module:MyScorer for one of your own"
+            )
         matching = [dict(scorer) for scorer in configured if scorer["class_name"] == class_name]
         found.append(matching[0] if matching else {"class_name": class_name})
     return found

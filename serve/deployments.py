@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from phf_ray.records import Span
+from phf_ray.scorers.base import FindsSpans, HasClasses
 from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
 from serve.engines.local import LocalModel
@@ -213,7 +214,8 @@ class Ingress:
         scorers: dict[str, DeploymentHandle[Any]],
     ):
         self._args = ServeArgs.model_validate(settings)
-        toxicity, pii = map(self._args.first_of, ("DetoxifyToxicityScorer", "PIIScorer"))
+        toxicity = self._args.first_of("toxicity", able=HasClasses)
+        pii = self._args.first_of("personal_data", able=FindsSpans)
         self._backend = Backend(
             models={name: RemoteModel(handle) for name, handle in models.items()},
             scorers={name: RemoteScorer(handle) for name, handle in scorers.items()},

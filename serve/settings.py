@@ -1,8 +1,6 @@
 """What is served and within which limits: the `args` of a Serve configuration file, or made by `jobs.serve`."""
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -11,11 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from phf_ray.checkpoint import Control, ControlChoice
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint
-from phf_ray.scorers.build import SHORT_NAMES
+from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
 
 CONTROL_CHOICES = get_args(ControlChoice)
-# What Detoxify's models were trained on, where that is not English alone.
-LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
 
 
 class _Settings(BaseModel):
@@ -101,9 +97,9 @@ class ServedModel(_Deployed):
 
 class ServedScorer(_Deployed):
     scorer: dict[str, Any]
-    """As in the configuration of a task: `{class_name: PEP8Scorer, ...}`."""
+    """As in the configuration of a task: `{class_name: PEP8Scorer, ...}`, one of your own `my_module:MyScorer`."""
     segmenter: Literal["sentences", "lines", "document"] | None = None
-    """None: lines for PEP8, sentences for any other."""
+    """None: what the scorer's class has by default, lines for PEP8, sentences for any other here."""
     max_waiting: Annotated[int, Field(ge=1)] = 64
     """Requests that wait for the scorer, per replica; above it the answer is 429."""
     max_text_chars: Annotated[int, Field(ge=1)] = 65_536
@@ -112,15 +108,13 @@ class ServedScorer(_Deployed):
 
     @property
     def name(self) -> str:
-        """What `/v1/scores` calls it: its configured name, else the short name of its class."""
-        class_name = self.scorer["class_name"]
-        short = {known: name for name, known in SHORT_NAMES.items()}
-        return str(self.scorer.get("name") or short.get(class_name, class_name))
+        """What `/v1/scores` calls it. Raises ConfigError as `scorer_name` does."""
+        return scorer_name(self.scorer)
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Of the texts that the scorer can judge, where that is prose."""
-        return LANGUAGES.get(_detoxify_model(self.scorer), ("en",))
+        return scorer_class(self.scorer["class_name"]).languages(scorer_settings(self.scorer))
 
     @field_validator("scorer")
     @classmethod
@@ -128,20 +122,6 @@ class ServedScorer(_Deployed):
         if "class_name" not in value:
             raise ValueError(f"scorer {value!r} has no class_name; write {{class_name: PEP8Scorer}}")
         return value
-
-
-def _detoxify_model(scorer: Mapping[str, Any]) -> str:
-    """Which of Detoxify's models a scorer has, without its weights; what its `path` says counts before its `model`."""
-    if scorer.get("path") is not None:
-        path = Path(str(scorer["path"]))
-        try:
-            # Of a folder that jobs.fetch_models wrote.
-            return str(json.loads((path / "detoxify.json").read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, LookupError, TypeError):
-            # A published file is named multilingual_debiased-0b549669.ckpt.
-            if path.name.startswith("multilingual_"):
-                return "multilingual"
-    return str(scorer.get("model"))
 
 
 class Limits(_Settings):
@@ -174,9 +154,13 @@ class ServeArgs(_Settings):
     access_log: bool = True
     """One line of JSON per request: id, path, status, model, tokens, latency."""
 
-    def first_of(self, class_name: str) -> ServedScorer | None:
-        """The first scorer of that class."""
-        return next((scorer for scorer in self.scorers if scorer.scorer["class_name"] == class_name), None)
+    def first_of(self, measures: str, *, able: type) -> ServedScorer | None:
+        """The first scorer that measures this and is `able`, a protocol such as `FindsSpans`."""
+        for served in self.scorers:
+            scorer = scorer_class(served.scorer["class_name"])
+            if scorer.measures == measures and issubclass(scorer, able):
+                return served
+        return None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -37,17 +37,17 @@ def _configured_scorer(config: Config) -> dict[str, Any] | None:
     """Identity of the scorer that the configuration describes; of a model, what is known without loading it."""
     if not config.scoring.scorers:
         return None
-    first = scorer_configs(config)[0]
     try:
+        first = scorer_configs(config)[0]
         identity = scorer_class(first["class_name"]).described(scorer_settings(first))
-    except ConfigError:  # a word list may be on another machine; training does not need it
-        return {key: first[key] for key in ("name", "class_name") if key in first}
+    except ConfigError:  # a word list or a module may be on another machine; training does not need it
+        return {key: config.scorer[key] for key in ("name", "class_name") if key in config.scorer}
     return dict(json.loads(json.dumps(identity)))
 
 
 def _known_weights(config: Config) -> dict[str, str]:
-    first = scorer_configs(config)[0]
     try:
+        first = scorer_configs(config)[0]
         return scorer_class(first["class_name"]).known_weights(scorer_settings(first))
     except ConfigError:
         return {}

@@ -31,12 +31,12 @@ class GpuPoolConfig(PoolConfig):
 class Pools(Section):
     cpu: PoolConfig = PoolConfig()
     gpu: GpuPoolConfig = GpuPoolConfig()
-    """Of scorers that use torch."""
+    """Of scorers that run on a GPU."""
 
 
 class ScoringConfig(Section):
     scorers: tuple[dict[str, Any], ...] = ()
-    """The first is the one trained on; each is `{class_name: ..., ...}`."""
+    """The first is the one trained on; each is `{class_name: ..., ...}`, one of your own `my_module:MyScorer`."""
     segmenter: Literal["sentences", "lines", "document"] = "sentences"
     pools: Pools = Pools()
     max_failed_fraction: Fraction = 0.01

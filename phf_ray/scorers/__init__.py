@@ -13,10 +13,12 @@ _EXPORTS = {
     "SCORERS": "build",
     "SHORT_NAMES": "build",
     "FindsSpans": "base",
+    "HasClasses": "base",
     "Scorer": "base",
     "ScorerSettings": "base",
     "build_scorer": "build",
     "scorer_class": "build",
+    "scorer_name": "build",
     "scorer_settings": "build",
 }
 

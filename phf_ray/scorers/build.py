@@ -10,18 +10,19 @@ from pydantic import ValidationError
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
+from phf_ray.scorers.outside import outside_scorer
 
 
 def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
-    """As `build_scorer` takes them, the one that is trained on first."""
+    """As `build_scorer` takes them, the one that is trained on first. Raises as `scorer_class` does."""
     if not config.scoring.scorers:
         return (config.scorer,)  # which refuses a configuration without any
     dated = {"reference_date": config.scoring.reference_date}
-    return tuple({**dated, **one} if one["class_name"] in _DATED else one for one in config.scoring.scorers)
+    return tuple(
+        {**dated, **one} if scorer_class(one["class_name"]).uses_reference_date else one
+        for one in config.scoring.scorers
+    )
 
-
-_DATED = {"PIIScorer"}
-"""Scorers that judge dates and ages."""
 
 SCORERS = {
     "PEP8Scorer": "phf_ray.scorers.pep8",
@@ -30,7 +31,7 @@ SCORERS = {
     "WordListScorer": "phf_ray.scorers.word_list",
     "SequenceClassifierScorer": "phf_ray.scorers.huggingface",
 }
-"""Class name -> module."""
+"""Class name -> module, whose import must be cheap. Others are called `my_module:MyScorer`."""
 
 SHORT_NAMES = {"pep8": "PEP8Scorer", "pii": "PIIScorer", "toxicity": "DetoxifyToxicityScorer"}
 """What command lines call them."""
@@ -44,13 +45,23 @@ def build_scorer(config: Mapping[str, Any]) -> Scorer:
     return scorer_class(config.get("class_name"))(scorer_settings(config))
 
 
-_ON_DEVICES = {"DetoxifyToxicityScorer", "SequenceClassifierScorer"}
-"""Scorers that run on a GPU where they see one."""
+def scorer_name(config: Mapping[str, Any]) -> str:
+    """What corpora, the server and reports call the scorer of such a config: its `name`, or that of its class.
+
+    Raises ConfigError if it has neither, and as `scorer_class` does.
+    """
+    if config.get("name") is not None:
+        return str(config["name"])
+    class_name = config.get("class_name")
+    field = scorer_class(class_name).Settings.model_fields["name"]
+    if field.is_required():
+        raise ConfigError(f"{class_name}: the scorer has no name; add `name:` to its configuration")
+    return str(field.default)
 
 
 def on_cpu(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the same scorer for a process that asked Ray for no GPU: Ray does not hide those of others."""
-    return {**config, "device": "cpu"} if config.get("class_name") in _ON_DEVICES else dict(config)
+    return {**config, "device": "cpu"} if scorer_class(config.get("class_name")).runs_on_device else dict(config)
 
 
 def scorer_settings(config: Mapping[str, Any]) -> Any:
@@ -67,8 +78,14 @@ def scorer_settings(config: Mapping[str, Any]) -> Any:
 
 
 def scorer_class(class_name: Any) -> type[Scorer]:
+    """The class that configurations call so. Raises ConfigError for one that is not there."""
+    if isinstance(class_name, str) and ":" in class_name:
+        return outside_scorer(class_name)
     if class_name not in SCORERS:
-        raise ConfigError(f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}")
+        raise ConfigError(
+            f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}, or write "
+            "my_module:MyScorer for one of your own"
+        )
     found: type[Scorer] = getattr(importlib.import_module(SCORERS[class_name]), class_name)
     return found
 

@@ -5,9 +5,7 @@ times the work. While the model computes, a thread tokenizes what comes next. Th
 memory, and results must be put back in order.
 """
 
-import dataclasses
 import hashlib
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -17,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError
-from phf_ray.records import Scored, ScorerIdentity
-from phf_ray.scorers.base import Scorer, ScorerSettings
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
 """On a CPU larger batches fall out of the caches; a GPU must be filled."""
@@ -26,60 +22,6 @@ _CHARACTERS_AHEAD = 16
 """Characters tokenized at once for each token of a batch: of text as it is, four batches."""
 _PADDING_PER_BATCH = 16
 """At most one in so many tokens of a full batch is padding: for more, another pass costs less."""
-
-
-class ClassifierSettings(ScorerSettings):
-    """How a model is run."""
-
-    device: str = "auto"
-    """auto: a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 differs from fp32 by about 1e-3."""
-    tokens_per_batch: int | None = None
-    """Tokens of a batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
-
-
-class ClassifierScorer(Scorer):
-    """A scorer that is a sequence classifier; its weights are part of its identity."""
-
-    unit = "probability"
-    packages = ("torch", "transformers", "tokenizers")
-
-    def __init__(self, settings: ClassifierSettings, *, model: Any, tokenizer: Any):
-        super().__init__(settings)
-        self._weights_hash = weights_hash(model)
-        self._classifier = TextClassifier(
-            model,
-            tokenizer,
-            device=settings.device,
-            precision=settings.precision,
-            tokens_per_batch=settings.tokens_per_batch,
-        )
-
-    @classmethod
-    def described(cls, settings: Any) -> dict[str, Any]:
-        return {
-            "name": settings.name,
-            "class_name": cls.__name__,
-            "settings": settings.model_dump(mode="json", include={"precision"}),
-        }
-
-    @property
-    def num_truncated(self) -> int:
-        """Texts so far that were cut at the model's limit."""
-        return self._classifier.num_truncated
-
-    def score_all(self, texts: Sequence[str]) -> list[Scored]:
-        return [
-            Scored(None, logits_C) if isinstance(logits_C, str) else Scored(self._score(logits_C.astype(np.float64)))
-            for logits_C in self._classifier.logits(texts)
-        ]
-
-    def identity(self) -> ScorerIdentity:
-        return dataclasses.replace(super().identity(), weights_hash=self._weights_hash)
-
-    @abstractmethod
-    def _score(self, logits_C: NDArray[np.float64]) -> float: ...
 
 
 class TextClassifier:

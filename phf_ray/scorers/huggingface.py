@@ -4,12 +4,10 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import transformers
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
-from phf_ray.scorers.classifier import ClassifierScorer, ClassifierSettings
+from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettings
 
 
 class SequenceClassifierSettings(ClassifierSettings):
@@ -29,6 +27,9 @@ class SequenceClassifierScorer(ClassifierScorer):
     Settings = SequenceClassifierSettings
 
     def __init__(self, settings: SequenceClassifierSettings):
+        import torch
+        import transformers
+
         try:
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 settings.path, revision=settings.revision, use_safetensors=True, dtype=torch.float32

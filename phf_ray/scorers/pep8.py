@@ -24,6 +24,8 @@ class PEP8Scorer(Scorer):
     Settings = PEP8Settings
     unit = "violations per character"
     packages = ("pycodestyle",)
+    default_segmenter = "lines"
+    measures = "code_style"
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         return [self.score_segments([text])[0] for text in texts]

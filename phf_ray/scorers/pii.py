@@ -4,15 +4,14 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Literal
-
-from scrubadub.filth import Filth, MergedFilth
+from typing import TYPE_CHECKING, Literal
 
 from phf_ray.errors import ConfigError
 from phf_ray.records import Scored, ScorerIdentity, Span
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
-from phf_ray.scorers.pii_detectors import fast_scrubber
-from phf_ray.scorers.pii_reference import SpacyEntityDetector
+
+if TYPE_CHECKING:
+    from scrubadub.filth import Filth
 
 
 class PIISettings(ScorerSettings):
@@ -29,14 +28,21 @@ class PIIScorer(Scorer):
     Settings = PIISettings
     unit = "detections per character"
     packages = ("scrubadub", "pyap", "dateparser", "phonenumbers", "python-stdnum", "textblob")
+    uses_reference_date = True
+    measures = "personal_data"
 
     def __init__(self, settings: PIISettings):
+        # Only here: the detectors' libraries take seconds to load.
+        from phf_ray.scorers.pii_detectors import fast_scrubber
+
         super().__init__(settings)
         self._settings: PIISettings = settings
         locale = settings.locale
         self._model_hash: str | None = None
         self._scrubber = fast_scrubber(locale=locale, reference_date=settings.reference_date)
         if settings.spacy_model is not None:
+            from phf_ray.scorers.pii_reference import SpacyEntityDetector
+
             try:
                 entities = SpacyEntityDetector(locale=locale, model=settings.spacy_model, labels=settings.spacy_labels)
             except OSError as error:
@@ -74,6 +80,8 @@ class PIIScorer(Scorer):
             return failure(error)
 
 
-def _type_of(filth: Filth) -> str:
+def _type_of(filth: "Filth") -> str:
+    from scrubadub.filth import MergedFilth
+
     parts = filth.filths if isinstance(filth, MergedFilth) else [filth]
     return "+".join(sorted({part.detector_name for part in parts}))

@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import importlib
 import itertools
 import logging
 import mmap
@@ -18,6 +17,7 @@ from phf_ray.corpus.segments import build_segmenter
 from phf_ray.errors import PhfError
 from phf_ray.records import Scored
 from phf_ray.scorers.base import Scorer, failure
+from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.tasks import (
     IDLE,
     IN_CONTEXT,
@@ -63,15 +63,13 @@ class _Worker:
     def __init__(self, setup: ScoringSetup, state: mmap.mmap):
         self._state = state
         self._segment = build_segmenter(setup.segmenter)
-        module, _, function = setup.factory.partition(":")
-        build: Callable[[Mapping[str, Any]], Scorer] = getattr(importlib.import_module(module), function)
-        self.scorers = [build(config) for config in setup.scorers]
+        self.scorers = [build_scorer(config) for config in setup.scorers]
         self._watch_s = 2 * setup.text_timeout_s + 30
         self._watched = 0.0
 
     def answer(self, batch: Sequence[ScoringTask], size: int) -> ScoringAnswer:
         """`size`: texts in one call of a scorer; 1: each alone, to find the one that hangs."""
-        truncated = {scorer.name: -_num_truncated(scorer) for scorer in self.scorers}
+        truncated = {scorer.name: -scorer.num_truncated for scorer in self.scorers}
         outcomes = [self._cut(index, task) for index, task in enumerate(batch)]
         for step, scorer in enumerate(self.scorers, start=1):
             if is_batched(scorer) and size > 1:
@@ -80,7 +78,7 @@ class _Worker:
                 if scorer.name not in outcome.scores:
                     scored = self._score_one((index, step), scorer=scorer, task=task, texts=outcome.texts, size=size)
                     _store(outcome, scorer.name, scored)
-            truncated[scorer.name] += _num_truncated(scorer)
+            truncated[scorer.name] += scorer.num_truncated
         self._rest()
         return ScoringAnswer(outcomes=outcomes, truncated=truncated)
 
@@ -160,8 +158,8 @@ class _Worker:
 
 
 def is_batched(scorer: Scorer) -> bool:
-    """Whether texts of several documents should be scored in one call: models that need no context."""
-    return "torch" in scorer.packages and not needs_context(scorer)
+    """Whether texts of several documents should be scored in one call."""
+    return scorer.is_batched and not needs_context(scorer)
 
 
 def needs_context(scorer: Scorer) -> bool:
@@ -179,10 +177,6 @@ def _slices(texts: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
         characters += len(text)
     if begin < len(texts):
         yield begin, len(texts)
-
-
-def _num_truncated(scorer: Scorer) -> int:
-    return int(getattr(scorer, "num_truncated", 0))
 
 
 def _guarded(score: Callable[[Sequence[str]], list[Scored]], texts: Sequence[str]) -> list[Scored]:

@@ -43,8 +43,6 @@ class ScoringSetup:
     scorers: tuple[dict[str, Any], ...]
     segmenter: str
     text_timeout_s: float
-    factory: str = "phf_ray.scorers:build_scorer"
-    """`module:function` that builds a scorer from its configuration."""
     num_threads: int | None = None
     """Of one scorer's computations; None: as the environment says, which Ray sets for its actors."""
 

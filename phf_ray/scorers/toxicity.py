@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
-import transformers
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.scorers.classifier import ClassifierScorer, ClassifierSettings, weights_hash
+from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettings
 
 MODELS_VARIABLE = "PHF_MODELS"
 """Environment variable that names the folder jobs.fetch_models wrote, for configs that name none."""
 
 DESCRIPTION_FILE = "detoxify.json"
 """What jobs.fetch_models adds to the ordinary transformers folder: class names, weights hash, source."""
+
+LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
+"""What the models were trained on, where that is not English alone."""
 
 # As detoxify renames the classes of its older models.
 RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
@@ -48,6 +49,7 @@ class DetoxifyToxicityScorer(ClassifierScorer):
     """`score` is the class toxicity; `class_scores` has all."""
 
     Settings = ToxicitySettings
+    measures = "toxicity"
 
     def __init__(self, settings: ToxicitySettings):
         loaded = load_detoxify(_model_path(settings), settings.config_path)
@@ -63,6 +65,10 @@ class DetoxifyToxicityScorer(ClassifierScorer):
             return known
 
     @classmethod
+    def languages(cls, settings: ToxicitySettings) -> tuple[str, ...]:
+        return LANGUAGES.get(_model_name(settings), ("en",))
+
+    @classmethod
     def known_weights(cls, settings: ToxicitySettings) -> dict[str, str]:
         found = {}
         with contextlib.suppress(ConfigError, OSError):
@@ -75,7 +81,7 @@ class DetoxifyToxicityScorer(ClassifierScorer):
         """The probability of every class; None where a text can't be scored."""
         return [
             None if isinstance(logits_C, str) else self._by_class(logits_C.astype(np.float64))
-            for logits_C in self._classifier.logits(texts)
+            for logits_C in self._logits(texts)
         ]
 
     def _identity_settings(self) -> dict[str, Any]:
@@ -108,6 +114,8 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
 
     `config_path`: folder or hub id with config and tokenizer; None: the hub id that the checkpoint names.
     """
+    import transformers
+
     checkpoint = _read_checkpoint(path)
     try:
         arguments = checkpoint["config"]["arch"]["args"]
@@ -136,6 +144,8 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
 
 
 def _read_checkpoint(path: Path) -> Any:
+    import torch
+
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -145,6 +155,11 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _load_folder(folder: Path) -> DetoxifyModel:
+    import torch
+    import transformers
+
+    from phf_ray.scorers.classifier import weights_hash
+
     try:
         description = _read_description(folder)
     except OSError:
@@ -164,6 +179,19 @@ def _load_folder(folder: Path) -> DetoxifyModel:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8")))
+
+
+def _model_name(settings: ToxicitySettings) -> str:
+    """Which of the published models this is, without its weights; what `path` says counts before `model`."""
+    if settings.path is not None:
+        path = Path(settings.path)
+        try:
+            return str(_read_description(path)["model"])
+        except (OSError, ValueError, LookupError, TypeError):
+            # A published file is named multilingual_debiased-0b549669.ckpt.
+            if path.name.startswith("multilingual_"):
+                return "multilingual"
+    return settings.model
 
 
 def _model_path(settings: ToxicitySettings) -> Path:

@@ -1,10 +1,11 @@
 """Word list: occurrences of listed words per character, for corpora that only need a blocklist."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -52,8 +53,10 @@ class WordListScorer(Scorer):
 
     def identity(self) -> ScorerIdentity:
         words = hashlib.sha256("\n".join(self._words).encode()).hexdigest()
-        settings = {"ignore_case": self._ignore_case, "num_words": len(self._words)}
-        return ScorerIdentity(self.name, type(self).__name__, self.unit, {}, words, settings)
+        return dataclasses.replace(super().identity(), weights_hash=words)
+
+    def _identity_settings(self) -> dict[str, Any]:
+        return {"ignore_case": self._ignore_case, "num_words": len(self._words)}
 
 
 def _read(path: Path) -> list[str]:

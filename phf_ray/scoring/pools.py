@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from phf_ray.config import PoolConfig, Pools
 from phf_ray.corpus.plan import CorpusPlan
+from phf_ray.scorers.build import scorer_class
 from phf_ray.scoring.executor import ScoringExecutor, ScoringPool
 from phf_ray.scoring.request import ScoringRequest
 from phf_ray.scoring.shard import ScoringStage
@@ -29,7 +30,8 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
     roots = {file.root for file in plan.files}
     known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
     configs = request.config.scoring.pools
-    models = {index for index, identity in enumerate(plan.identities) if "torch" in identity["versions"]}
+    setup = request.setup()
+    models = {index for index, config in enumerate(setup.scorers) if scorer_class(config["class_name"]).runs_on_device}
     cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
     gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]
     if slow := models & set(cpu):
@@ -43,7 +45,6 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
     used = [(config, indices) for config, indices in ((configs.cpu, cpu), (configs.gpu, gpu)) if indices]
     used = used or [(configs.cpu, [])]
     brought = [index for index, is_known in enumerate(known) if is_known]
-    setup = request.setup()
     return [
         ScoringPool(
             ScoringStage(

@@ -30,15 +30,12 @@ class ScoringRequest:
     text_column: str | None = None
     shard_bytes: int | None = None
     """Text per shard; None: from the size of the corpus."""
-    scorer_factory: str = "phf_ray.scorers:build_scorer"
-    """`module:function` that builds a scorer from its configuration, in every process that scores."""
 
     def setup(self) -> ScoringSetup:
         return ScoringSetup(
             scorers=scorer_configs(self.config),
             segmenter=self.config.scoring.segmenter,
             text_timeout_s=self.config.scoring.text_timeout_s,
-            factory=self.scorer_factory,
         )
 
     def key(self) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from phf_ray.corpus.segments import build_segmenter
 from phf_ray.records import Scored, Span
-from phf_ray.scorers.base import FindsSpans, Scorer, failure
+from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer, failure
 from phf_ray.scorers.build import build_scorer, on_cpu
 from serve.backends import ScoredJson
 from serve.errors import ApiError
@@ -18,13 +18,6 @@ from serve.schemas import ScorerIdentityBody
 from serve.settings import ServedScorer
 
 Answer = TypeVar("Answer")
-
-
-@runtime_checkable
-class HasClasses(Protocol):
-    """A scorer that can judge several kinds of harm."""
-
-    def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]: ...
 
 
 def _why_not(scorer: Scorer, text: str) -> str:
@@ -43,8 +36,7 @@ class LocalScorer:
         self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
         self._identity = ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
         self._identity_json = self._identity.model_dump_json().encode()
-        pep8 = served.scorer["class_name"] == "PEP8Scorer"
-        self._segmenter = build_segmenter(served.segmenter or ("lines" if pep8 else "sentences"))
+        self._segmenter = build_segmenter(served.segmenter or self._scorer.default_segmenter)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self._max_waiting = served.max_waiting
         self._num_waiting = 0

@@ -192,7 +192,7 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer", "gate": gate, "delay_s": 0.7}]
+    scorers = [{"class_name": "fakes:WordScorer"}, {"class_name": "fakes:LengthScorer", "gate": gate, "delay_s": 0.7}]
     pools = {
         "cpu": {"min": 1, "max": 4},
         "gpu": {"min": 1, "max": 1, "num_gpus": 0, "resources": {"GPU_FAKE": 1}},
@@ -200,7 +200,7 @@ def drive_and_watch(folder: str, gate: str, output: str, samples: str) -> None:
     scoring = {"scorers": scorers, "segmenter": "lines", "pools": pools, "text_timeout_s": 10 * PATIENCE_S}
     config = parse_config({"scoring": scoring})
     run_scoring(
-        ScoringRequest(config, inputs=[folder], shard_bytes=1, scorer_factory="fakes:build_scorer"),
+        ScoringRequest(config, inputs=[folder], shard_bytes=1),
         output,
         executor=RayScoring(),
     )

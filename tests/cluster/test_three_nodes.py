@@ -228,11 +228,11 @@ def drive_scoring(folder: str) -> None:
     import ray
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    held = {"class_name": "LengthScorer", "gate": f"{folder}/gate"}
+    held = {"class_name": "fakes:LengthScorer", "gate": f"{folder}/gate"}
     scorers = [{"class_name": "PEP8Scorer"}, held]
     pools = {"cpu": {"min": 2, "max": 2}}
     config = parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", "pools": pools}})
-    request = ScoringRequest(config, inputs=[f"{folder}/source"], shard_bytes=1, scorer_factory="fakes:build_scorer")
+    request = ScoringRequest(config, inputs=[f"{folder}/source"], shard_bytes=1)
     run_scoring(request, f"{folder}/scored", executor=RayScoring())
 
 

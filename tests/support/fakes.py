@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from phf_ray.records import Scored
 from phf_ray.scorers.base import Scorer, ScorerSettings
-from phf_ray.scorers.build import build_scorer as build_real_scorer
 
 
 class LengthSettings(ScorerSettings):
@@ -69,6 +68,7 @@ def _wait_at(gate: Path) -> None:
 
 class WordSettings(ScorerSettings):
     name: str = "words"
+    device: str = "auto"
     delay_s: float = 0.0
     """Time per text."""
 
@@ -79,11 +79,12 @@ class WordScorer(Scorer):
     Settings = WordSettings
     unit = "words"
     packages = ("torch",)
+    runs_on_device = True
+    is_batched = True
 
     def __init__(self, settings: WordSettings):
         super().__init__(settings)
         self._settings: WordSettings = settings
-        self.num_truncated = 0
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         if any("HANG" in text for text in texts):
@@ -110,13 +111,3 @@ class ThreadScorer(Scorer):
         import torch
 
         return [Scored(float(torch.get_num_threads()))] * len(texts)
-
-
-SCORERS = {"LengthScorer": LengthScorer, "WordScorer": WordScorer, "ThreadScorer": ThreadScorer}
-
-
-def build_scorer(config: Mapping[str, Any]) -> Scorer:
-    scorer = SCORERS.get(config["class_name"])
-    if scorer is None:
-        return build_real_scorer(config)
-    return scorer(scorer.Settings.model_validate({key: value for key, value in config.items() if key != "class_name"}))

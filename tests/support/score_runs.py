@@ -32,7 +32,7 @@ import {module}
 
 
 def request(folder, *, gate, delay_s: float = 0.0) -> ScoringRequest:
-    scorer = {"class_name": "LengthScorer", "gate": str(gate), "delay_s": delay_s}
+    scorer = {"class_name": "fakes:LengthScorer", "gate": str(gate), "delay_s": delay_s}
     scoring = {
         "scorers": [scorer],
         "segmenter": "lines",
@@ -40,9 +40,7 @@ def request(folder, *, gate, delay_s: float = 0.0) -> ScoringRequest:
         # On a busy machine a document may stand at the gate for longer than the minute that a text has by default.
         "text_timeout_s": 10 * PATIENCE_S,
     }
-    return ScoringRequest(
-        parse_config({"scoring": scoring}), inputs=[str(folder)], shard_bytes=1, scorer_factory="fakes:build_scorer"
-    )
+    return ScoringRequest(parse_config({"scoring": scoring}), inputs=[str(folder)], shard_bytes=1)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
 def work():
     logging.getLogger("phf_ray").warning("of a worker")
-    process = ScoringProcess(ScoringSetup(({"class_name": "WordScorer"},), "lines", 60.0, "fakes:build_scorer"))
+    process = ScoringProcess(ScoringSetup(({"class_name": "fakes:WordScorer"},), "lines", 60.0))
     process.submit([ScoringTask(texts=("RAISE", "fine"))])
     process.collect()
     process.close()

@@ -1,14 +1,18 @@
 """The scoring job on one local Ray: the same as without it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from guide import write_scorer_of_the_guide
 from places import ROOT
 
 from jobs import score_corpus as job
 from jobs import thresholds
 from phf_ray.config import parse_config
-from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
@@ -17,12 +21,11 @@ from phf_ray.scoring.request import ScoringRequest
 
 
 def request(folder, *, shard_bytes=100, **scoring):
-    scorers = [{"class_name": "WordScorer"}, {"class_name": "LengthScorer"}]
+    scorers = [{"class_name": "fakes:WordScorer"}, {"class_name": "fakes:LengthScorer"}]
     return ScoringRequest(
         parse_config({"scoring": {"scorers": scorers, "segmenter": "lines", **scoring}}),
         inputs=[str(folder)],
         shard_bytes=shard_bytes,
-        scorer_factory="fakes:build_scorer",
     )
 
 
@@ -70,6 +73,45 @@ def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "x\n"})
     with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
         run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"), executor=RayScoring())
+
+
+DRIVER = """
+import sys
+
+import ray
+
+from jobs import score_corpus
+
+address, modules, *arguments = sys.argv[1:]
+sys.path.insert(0, modules)
+ray.init(address=address, log_to_driver=False, runtime_env={"py_modules": [modules + "/my_scorers.py"]})
+score_corpus.main(arguments)
+"""
+
+
+def test_workers_get_a_scorer_from_outside_the_package_by_the_runtime_environment(local_ray, tmp_path):
+    import ray
+
+    class_name = write_scorer_of_the_guide(tmp_path / "modules")
+    folder = write_files(tmp_path / "in", {"a.txt": "LOUD\nLoud\nno\n", "b.txt": "loud\n"})
+    task = tmp_path / "task.yml"
+    task.write_text(json.dumps({"scoring": {"scorers": [{"class_name": class_name}], "segmenter": "lines"}}))
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    paths = ("--task", task, "--input", folder, "--output", tmp_path / "out", "--override")
+    command = (sys.executable, script, ray.get_runtime_context().gcs_address, tmp_path / "modules")
+    # Only this driver has the folder of the module in its path: this Ray runs already.
+    done = subprocess.run(
+        [*command, *paths, "scoring.max_failed_fraction=0.5"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {document.scores for document in read_corpus(str(tmp_path / "out"))} == {(1.0, 0.25, None), (0.0,)}
+    manifest = read_corpus_manifest(str(tmp_path / "out"))
+    assert manifest.scorer["class_name"] == class_name
 
 
 def test_the_job_writes_a_summary_and_thresholds_are_told(local_ray, tmp_path, capsys):

@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from guide import write_scorer_of_the_guide
 from places import ROOT
 from server_process import START_TIMEOUT_S, Server, is_healthy
 from tiny_models import BAD, GOOD, write_checkpoint
@@ -52,10 +53,13 @@ def released(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, released) -> Iterator[Server]:
+def server(checkpoints, released, tmp_path_factory) -> Iterator[Server]:
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
     models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban"]
-    server = Server(*models, "--scorers", "pep8", "--port", "0")
+    folder = tmp_path_factory.mktemp("scorers")
+    scorers = f"pep8,{write_scorer_of_the_guide(folder)}"
+    path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    server = Server(*models, "--scorers", scorers, "--port", "0", PYTHONPATH=path)
     yield server
     assert server.stop() == 0, "".join(server.output)
     assert "stopped\n" in server.output
@@ -211,10 +215,18 @@ def test_scores_over_http_are_those_of_the_scorer_bit_for_bit(server):
     assert answer["scorer"] == json.loads(json.dumps(scorer.identity().to_json()))
 
 
+def test_a_scorer_from_outside_the_package_is_served_under_its_own_name(server):
+    answer = httpx.post(f"{server.url}/v1/scores", json={"scorer": "shouting", "input": ["LOUD", "Loud"]}, timeout=60)
+    assert [item["score"] for item in answer.json()["data"]] == [1.0, 0.25]
+    assert answer.json()["scorer"]["class_name"] == "my_scorers:ShoutingScorer"
+    assert answer.json()["scorer"]["versions"]["my_scorers"].startswith("sha256:")
+
+
 def test_health_models_metrics_and_docs_answer(server):
     health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok"
-    assert set(health["deployments"]) == {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8"}
+    names = {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8", "scorer-shouting"}
+    assert set(health["deployments"]) == names
     assert httpx.get(f"{server.url}/v1/models/cond").json()["control"]["policy"] == "retag"
     assert "phf_http_requests_total" in httpx.get(f"{server.url}/metrics").text
     assert httpx.get(f"{server.url}/docs").status_code == 200
@@ -398,6 +410,7 @@ def test_server_listens_on_loopback_only(server):
         (["--model", "mle=nowhere"], "no such directory"),
         (["--model", "nowhere"], "write NAME=DIR"),
         (["--scorers", "pep9"], "choose from pep8"),
+        (["--scorers", "no_such_module:X"], "must be importable on every node"),
         ([], "nothing to serve"),
         (["--scorers", "pep8", "--keys-file", "nowhere"], "can't be read"),
     ],

@@ -107,9 +107,9 @@ def test_replies_are_counted_by_what_became_of_them_and_order_is_kept():
 
 def test_every_task_has_an_instruction_and_others_need_one():
     assert {name: found.format for name, found in INSTRUCTIONS.items()} == {
-        "DetoxifyToxicityScorer": "numbered",
-        "PIIScorer": "numbered",
-        "PEP8Scorer": "fenced",
+        "toxicity": "numbered",
+        "personal_data": "numbered",
+        "code_style": "fenced",
     }
     with pytest.raises(ConfigError, match=r"red_team\.instruction is not set, and there is none for WordListScorer"):
         instruction_for("WordListScorer", RedTeamConfig())

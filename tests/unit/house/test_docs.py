@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 from commands import job_words, problem_of
+from guide import write_scorer_of_the_guide
 from manifests import render, versions
 from places import ROOT
 from pydantic import BaseModel
@@ -21,6 +22,7 @@ from jobs.commands import COMMANDS, help_text, module_of
 from phf_ray.config import Config, Quantile, parse_config
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
+from phf_ray.scorers.build import build_scorer
 from serve.settings import parse_args
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -234,20 +236,32 @@ def test_every_page_is_reached_from_the_readme():
 
 
 def test_examples_of_configuration_are_configuration(monkeypatch):
-    # The scorer of extend.md is added by the reader.
     for page in PAGES:
         for block in blocks(page, "yaml"):
             parse_config(yaml.safe_load(block))
 
 
-def test_the_scorer_of_the_guide_works():
-    (source,) = blocks(ROOT / "docs" / "extend.md", "python")
-    module = types.ModuleType("guide")
-    exec(compile(source, "extend.md", "exec"), module.__dict__)
-    scorer: Scorer = module.ShoutingScorer(module.ShoutingSettings())
+def test_the_scorer_of_the_guide_works(tmp_path, monkeypatch):
+    class_name = write_scorer_of_the_guide(tmp_path)
+    (task,) = [block for block in blocks(ROOT / "docs" / "extend.md", "yaml") if "scorers:" in block]
+    (config,) = parse_config(yaml.safe_load(task)).scoring.scorers
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build_scorer(config).identity().settings == {"min_letters": 5}
+    assert config["class_name"] == class_name
+    scorer = build_scorer({"class_name": class_name})
     assert scorer.score_texts(["LOUD", "Loud", "", "1!"]) == [1.0, 0.25, None, None]
     assert scorer.score_all(["1!"])[0].error == "too_short: 0 letters"
     assert scorer.identity().settings == {"min_letters": 3}
+    assert scorer.identity().class_name == "my_scorers:ShoutingScorer"
+
+
+def test_the_guide_names_every_attribute_of_a_scorer_and_files_that_are_there():
+    page = (ROOT / "docs" / "extend.md").read_text()
+    public = {name for name in Scorer.__annotations__ if not name.startswith("_")}
+    assert {name for name in public if f"`{name}`" not in page} == set()
+    paths = re.findall(r"`((?:phf_ray|tests)/[\w/.]+)`", page)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_every_scorer_has_a_line():

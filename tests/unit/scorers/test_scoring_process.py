@@ -10,17 +10,17 @@ import pytest
 from places import ROOT
 
 from phf_ray.corpus.segments import build_segmenter
-from phf_ray.errors import ConfigError, PhfError
+from phf_ray.errors import ConfigError
 from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
-LENGTH = {"class_name": "LengthScorer"}
-WORDS = {"class_name": "WordScorer"}
+LENGTH = {"class_name": "fakes:LengthScorer"}
+WORDS = {"class_name": "fakes:WordScorer"}
 
 
 def setup(*scorers, segmenter="lines", timeout=30.0):
-    return ScoringSetup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout, factory="fakes:build_scorer")
+    return ScoringSetup(scorers=scorers, segmenter=segmenter, text_timeout_s=timeout)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_batched_scorer_that_hangs_or_raises_costs_one_segment_only(start):
 
 
 def test_texts_that_take_long_together_are_not_taken_for_one_that_hangs(start):
-    process = start({"class_name": "WordScorer", "delay_s": 0.08}, timeout=1.0)
+    process = start({"class_name": "fakes:WordScorer", "delay_s": 0.08}, timeout=1.0)
     for _ in range(2):
         first, second = ask(process, "x\n" * 20, "y\n" * 2).outcomes
         assert first.scores["words"] == ([1.0] * 20, [None] * 20)
@@ -115,7 +115,7 @@ def test_batching_over_documents_keeps_segments_apart(start):
 
 def test_a_scorer_computes_with_as_many_threads_as_it_was_given(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    process = ScoringProcess(replace(setup({"class_name": "ThreadScorer"}), num_threads=1))
+    process = ScoringProcess(replace(setup({"class_name": "fakes:ThreadScorer"}), num_threads=1))
     (outcome,) = ask(process, "a").outcomes
     process.close()
     assert outcome.scores["threads"] == ([1.0], [None])
@@ -124,10 +124,8 @@ def test_a_scorer_computes_with_as_many_threads_as_it_was_given(monkeypatch):
 def test_a_scorer_that_can_not_be_built_is_reported_at_once():
     with pytest.raises(ConfigError, match="unknown scorer class_name 'Nonsense'"):
         ScoringProcess(setup({"class_name": "Nonsense"}))
-    with pytest.raises(PhfError, match="no_such_module"):
-        ScoringProcess(
-            ScoringSetup(scorers=(LENGTH,), segmenter="lines", text_timeout_s=1.0, factory="no_such_module:f")
-        )
+    with pytest.raises(ConfigError, match="'no_such_module' can't be imported"):
+        ScoringProcess(setup({"class_name": "no_such_module:MyScorer"}))
 
 
 def test_the_child_ends_with_its_parent():

@@ -38,8 +38,8 @@ from phf_ray.scoring.request import ScoringRequest
 from phf_ray.scoring.shard import ShardScorer
 from phf_ray.storage.files import open_filesystem
 
-LENGTH = {"class_name": "LengthScorer"}
-WORDS = {"class_name": "WordScorer"}
+LENGTH = {"class_name": "fakes:LengthScorer"}
+WORDS = {"class_name": "fakes:WordScorer"}
 PEP8 = {"class_name": "PEP8Scorer"}
 
 
@@ -54,7 +54,6 @@ def request(*inputs, scorers=(LENGTH,), limit=None, text_column=None, shard_byte
         limit=limit,
         text_column=text_column,
         shard_bytes=shard_bytes,
-        scorer_factory="fakes:build_scorer",
     )
 
 
@@ -489,6 +488,7 @@ def test_an_actor_that_asks_for_no_gpu_scores_on_a_cpu(sources, tmp_path, monkey
     setup = dataclasses.replace(pool.stage.setup, scorers=(classifier, WORDS))
     pool = dataclasses.replace(pool, stage=dataclasses.replace(pool.stage, setup=setup))
     given = []
+    cpu = {} if num_gpus else {"device": "cpu"}
 
     class Data:
         def map(self, actor, **options):
@@ -496,7 +496,7 @@ def test_an_actor_that_asks_for_no_gpu_scores_on_a_cpu(sources, tmp_path, monkey
 
     _through(Data(), pool, most=1)
     ((stage,),) = [options["fn_constructor_args"] for options in given]
-    assert stage.setup.scorers == ({**classifier, "device": device}, WORDS)
+    assert stage.setup.scorers == ({**classifier, "device": device}, {**WORDS, **cpu})
 
 
 class Shown:
@@ -579,7 +579,7 @@ def test_a_scorer_is_added_without_asking_the_others_again(sources, tmp_path):
     assert {row["id"] for row in rows} == {document.id for document in read_corpus(str(tmp_path / "first"))}
     assert [scorer["name"] for scorer in manifest.scorers] == ["length", "words"]
     # The same name with other settings is another scorer.
-    renamed = {"class_name": "WordScorer", "name": "length"}
+    renamed = {"class_name": "fakes:WordScorer", "name": "length"}
     run(request(tmp_path / "first", scorers=[renamed]), str(tmp_path / "third"))
     assert {value for document in read_corpus(str(tmp_path / "third")) for value in document.scores} == {2.0}
 

@@ -4,10 +4,10 @@ import re
 
 from places import ROOT
 
+from phf_ray.scorers.toxicity import LANGUAGES
 from serve.compat.google_batch import MAX_REQUESTS
 from serve.compat.perspective import PERSPECTIVE_CLASSES, PERSPECTIVE_MAX_BYTES, PERSPECTIVE_UNJUDGED
 from serve.compat.presidio import PRESIDIO_ENTITIES
-from serve.settings import LANGUAGES
 
 PAGE = (ROOT / "docs" / "coming_from_perspective.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,65 @@
+"""Where a scorer's class comes from, which is a part of its identity if that is not this package.
+
+The versions of this package's own scorers are those of the libraries that do the work. A class from outside is code
+that may change any day: the version of its distribution says so, or else the hash of its source.
+"""
+
+import hashlib
+import inspect
+import json
+from functools import cache
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phf_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from phf_ray.scorers.base import Scorer
+
+
+def is_outside(scorer: type["Scorer"]) -> bool:
+    return not scorer.__module__.startswith("phf_ray.scorers.")
+
+
+def config_name(scorer: type["Scorer"]) -> str:
+    """What configurations call the class: `PEP8Scorer`, or `my_module:MyScorer` from outside this package."""
+    return f"{scorer.__module__}:{scorer.__name__}" if is_outside(scorer) else scorer.__name__
+
+
+@cache
+def versions_from_outside(scorer: type["Scorer"]) -> dict[str, str]:
+    """What changes with the code of a class from outside this package; nothing for this package's own.
+
+    Its `version`, if it has one, under the class's name. The version of its distribution, under the distribution's
+    name, if it was installed; else `sha256:...` of its module's source, under the module's name.
+
+    Raises ConfigError for a module that is in no distribution and has no source.
+    """
+    if not is_outside(scorer):
+        return {}
+    own = {} if scorer.version is None else {config_name(scorer): scorer.version}
+    return own | (_installed(scorer.__module__) or {scorer.__module__: _source_hash(scorer)})
+
+
+def _installed(module: str) -> dict[str, str]:
+    """Distribution -> version, of those that brought the module. An editable one changes without a new version."""
+    names = packages_distributions().get(module.partition(".")[0], ())
+    return {name: distribution(name).version for name in sorted(set(names)) if not _is_editable(name)}
+
+
+def _is_editable(name: str) -> bool:
+    about = json.loads(distribution(name).read_text("direct_url.json") or "{}")
+    return bool(about.get("dir_info", {}).get("editable"))
+
+
+def _source_hash(scorer: type["Scorer"]) -> str:
+    try:
+        source = inspect.getsourcefile(scorer)
+        content = Path(source or "").read_bytes()
+    except (TypeError, OSError) as error:
+        raise ConfigError(
+            f"the source of {config_name(scorer)} can't be read ({error}), so a change of it would not be noticed; "
+            "put the class into a .py file, or install its module as a package with a version"
+        ) from None
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

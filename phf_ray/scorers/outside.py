@@ -1,0 +1,56 @@
+"""Finds a scorer that lives in a module of the user's own, called `my_module:MyScorer` in configurations."""
+
+import importlib
+import inspect
+
+from phf_ray.errors import ConfigError
+from phf_ray.scorers.base import Scorer
+
+
+def outside_scorer(name: str) -> type[Scorer]:
+    """The class `my_module:MyScorer`. Importing the module runs its code.
+
+    Raises ConfigError that says what is missing: the module, the class in it, or what a scorer must have.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name.isidentifier():
+        raise ConfigError(f"scorer class_name {name!r} names no class in a module; write my_module:MyScorer")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"scorer class_name {name!r}: the module {module_name!r} can't be imported "
+            f"({type(error).__name__}: {error}); it must be importable on every node: name its folder in PYTHONPATH, "
+            "or in working_dir or py_modules of Ray's runtime_env"
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ConfigError(
+            f"scorer class_name {name!r}: the module {module_name!r} has no {class_name}; {_scorers_in(module)}"
+        )
+    if not (inspect.isclass(found) and issubclass(found, Scorer)):
+        raise ConfigError(
+            f"scorer class_name {name!r}: {class_name} is no subclass of phf_ray.scorers.Scorer but {found!r}; "
+            f"{_scorers_in(module)}"
+        )
+    _check(found, name)
+    return found
+
+
+def _scorers_in(module: object) -> str:
+    classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
+    names = [name for name, value in classes.items() if issubclass(value, Scorer) and value is not Scorer]
+    return f"its scorers are {', '.join(sorted(names))}" if names else "it has no scorers"
+
+
+def _check(scorer: type[Scorer], name: str) -> None:
+    missing = [known for known in ("Settings", "unit", "packages") if not hasattr(scorer, known)]
+    missing += sorted(scorer.__abstractmethods__)
+    if missing:
+        raise ConfigError(f"scorer class_name {name!r}: the class lacks {', '.join(missing)}; see docs/extend.md")
+    for flag, field in (("runs_on_device", "device"), ("uses_reference_date", "reference_date")):
+        if getattr(scorer, flag) and field not in scorer.Settings.model_fields:
+            raise ConfigError(
+                f"scorer class_name {name!r}: {flag} is True, but {scorer.Settings.__name__} has no field {field!r}; "
+                "add the field, or leave the attribute out"
+            )

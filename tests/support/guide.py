@@ -1,0 +1,15 @@
+"""What the guides in docs/ show, as files."""
+
+import re
+from pathlib import Path
+
+from places import ROOT
+
+
+def write_scorer_of_the_guide(folder: Path) -> str:
+    """Writes the module of docs/extend.md to the folder; gives its name in configurations."""
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "my_scorers.py").write_text(source)
+    return "my_scorers:ShoutingScorer"
