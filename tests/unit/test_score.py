@@ -784,7 +784,7 @@ def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkey
 
 
 def test_an_output_on_a_store_that_refuses_is_an_error_of_ours(sources, s3_that_refuses):
-    with pytest.raises(DataError, match=r"--output s3://bucket/out can't be looked at: .*ACCESS_DENIED.*credentials"):
+    with pytest.raises(DataError, match=r"--output s3://bucket/out can't be accessed: .*ACCESS_DENIED.*credentials"):
         run(request(sources), "s3://bucket/out")
 
 
