@@ -4,5 +4,5 @@ from phf_ray.storage.object_stores import register
 
 __version__ = "0.1.0"
 
-# Wherever this is imported: in jobs, in Ray's workers, in replicas.
+# At import, so that it holds in every process: jobs, Ray's workers, replicas.
 register()

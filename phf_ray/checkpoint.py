@@ -1,6 +1,6 @@
-"""`phf.json`: what a checkpoint says of itself, beside the ordinary model files.
+"""`phf.json`: a checkpoint's description of itself, next to the ordinary model files.
 
-No torch here: jobs and the server's ingress read it without loading a model.
+This module imports no torch: jobs and the server's ingress read `phf.json` without loading a model.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ class Control(BaseModel):
     good: str
     bad: str
     policy: ControlPolicy
-    """What the server does with control tokens that the model would sample: never sample them (`ban`), or replace each
-    by the one that the request chose, the good one where it chose none, and strip it from the text (`retag`, for models
-    trained to predict one token per segment)."""
+    """How the server treats control tokens that the model would sample. `ban` never samples them. `retag`, for models
+    trained to predict one control token per segment, replaces each with the token that the request chose (the good one
+    if it chose none) and strips it from the text."""
 
 
 class CheckpointInfo(BaseModel):
@@ -39,21 +39,21 @@ class CheckpointInfo(BaseModel):
     task: str | None = None
     objective: dict[str, Any] = {}
     control: Control | None = None
-    """None: the model was trained without control tokens."""
+    """None if the model was trained without control tokens."""
     is_control_per_segment: bool | None = None
-    """Whether each segment had a control token before it, and not the document alone; None in older checkpoints."""
+    """Whether a control token came before each segment, not just before each document. None in older checkpoints."""
     thresholds: dict[str, float] = {}
-    """Resolved numbers: `conditional`, `filter`, `objective`."""
+    """Thresholds as numbers: `conditional`, `filter`, `objective`."""
     scorer: dict[str, Any] | None = None
-    """`ScorerIdentity.to_json()` of the scorer whose scores were trained on."""
+    """`ScorerIdentity.to_json()` of the scorer that scored the training data."""
     corpus_hash: str | None = None
     blocks_hash: str | None = None
     step: int = 0
     tokens_seen: int = 0
     seq_length: int | None = None
     bits_per_byte: dict[str, float] = {}
-    """Held-out bits per byte at this checkpoint, if it was measured: `none` without control tokens and, for a model
-    that has them, `good` and `bad` with that one before every segment, which is given and costs nothing."""
+    """Held-out bits per byte at this checkpoint, if measured. `none` is without control tokens. A model with control
+    tokens also has `good` and `bad`: that token comes before every segment, is given, and costs no bits."""
     compat: str | None = None
     versions: dict[str, str] = {}
 
@@ -65,7 +65,7 @@ class CheckpointInfo(BaseModel):
 
 
 def read_info(directory: str | Path) -> CheckpointInfo | None:
-    """None for a directory without phf.json: any Hugging Face model, the original's released ones among them."""
+    """Return None if the directory has no phf.json, like any other Hugging Face model and the original's releases."""
     path = Path(directory) / CHECKPOINT_FILE
     if not path.exists():
         return None
@@ -76,7 +76,7 @@ def read_info(directory: str | Path) -> CheckpointInfo | None:
 
 
 def fingerprint(directory: Path) -> str:
-    """Hash of the files that decide what the model in a directory says: about a second for a GB."""
+    """Hash the files that decide a model's output. Takes about a second per GB."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(directory.iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
@@ -93,12 +93,12 @@ def write_info(directory: str | Path, info: CheckpointInfo) -> None:
 
 
 def require_model(directory: str | Path, *, option: str | None = None) -> Path:
-    """The path of a model directory. Raises ConfigError, which begins with `option`, if it holds no config.json."""
+    """Return the path of a model directory. Raises ConfigError, beginning with `option`, if it has no config.json."""
     path = Path(directory)
     if (path / "config.json").is_file():
         return path
     shown = str(path) if option is None else f"{option} {path}"
     raise ConfigError(
-        f"{shown} is no model directory: it has no config.json; give a checkpoint such as "
+        f"{shown} is not a model directory: it has no config.json; give a checkpoint such as "
         "out/mle/checkpoints/step-00000500"
     )

@@ -1,13 +1,13 @@
 """Exceptions of the project.
 
     PhfError
-    |- ConfigError       what the user wrote: a config file, an override, an argument
-    |- DataError         what a file contained
-    |- ServiceError      what a server answered, or that it did not
+    |- ConfigError       the user's input is wrong: a config file, an override, an argument
+    |- DataError         a file's content is wrong
+    |- ServiceError      a server refused, failed or did not answer
     |- IncompleteError   a job stopped with part of its work done; the same command resumes it
 
-Every argument goes to `super().__init__`: exceptions cross process borders by pickle, and one that can't be rebuilt
-hides the real error from the driver.
+Pass every argument to `super().__init__`: exceptions cross process boundaries by pickle, and an exception that can't be
+rebuilt hides the real error from the driver.
 """
 
 
@@ -18,7 +18,7 @@ class PhfError(Exception):
 
 
 class ConfigError(PhfError):
-    """What the user wrote can't be used; the message says what to write instead."""
+    """The user's input can't be used; the message says what to write instead."""
 
     exit_code = 2
 
@@ -36,6 +36,6 @@ class ServiceError(PhfError):
 
 
 class IncompleteError(PhfError):
-    """A job ended with part of its work missing; what is there is sound."""
+    """A job ended with part of its work missing; the finished part is sound."""
 
     exit_code = 5

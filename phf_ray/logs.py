@@ -1,6 +1,6 @@
-"""Structured lines: one JSON object per line, with the stage (the job) and the run, in all of a job's processes.
+"""Structured logs: one JSON object per line, with the stage (the job) and the run, in all of a job's processes.
 
-The job tells them its names by the environment: those that Ray starts for it, and those that these start.
+The job passes both names in environment variables, to the processes that Ray starts for it and to their children.
 """
 
 import datetime
@@ -27,18 +27,18 @@ class JsonLines(logging.Formatter):
 
 
 def name_lines(formatter: JsonLines) -> None:
-    """For processes that this one starts, by itself or through Ray."""
+    """Set the names in the environment, for processes that this one starts directly or through Ray."""
     os.environ.update({STAGE: str(formatter.names["stage"]), RUN: formatter.names["run"] or ""})
 
 
 def runtime_env() -> dict[str, object]:
-    """What Ray needs to set up the workers of this process as `set_up_worker` says; empty without structured lines."""
+    """Return the Ray runtime environment that calls `set_up_worker` in workers; empty without structured logs."""
     names = {name: os.environ[name] for name in (STAGE, RUN) if name in os.environ}
     return {"worker_process_setup_hook": f"{__name__}.set_up_worker", "env_vars": names} if names else {}
 
 
 def set_up_worker() -> None:
-    """Warnings and errors of this process, which logging writes without any name, get the names of its job."""
+    """Add the job's names to the warnings and errors of this process, which logging would write without names."""
     if STAGE in os.environ:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines(stage=os.environ[STAGE], run=os.environ.get(RUN) or None))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from phf_ray.errors import DataError
 
 Scores = tuple[Sequence[float | None], Sequence[str | None]]
-"""Scores and errors of one document, one of each per segment; exactly one of the two is None."""
+"""Scores and errors of one document. Each segment has one of each, and exactly one of the two is None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Scored:
             raise DataError(f"a score of {self.score!r} with error {self.error!r}; exactly one of the two must be None")
         if self.score is not None and not math.isfinite(self.score):
             raise DataError(
-                f"score {self.score!r} is not finite; a text that can't be scored has score None and a reason"
+                f"score {self.score!r} is not finite; give a text that can't be scored the score None and a reason"
             )
 
 
@@ -46,15 +46,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ScorerIdentity:
-    """What made a score: two equal identities give equal scores. Stored with every corpus, checkpoint and report."""
+    """What decides a score: equal identities give equal scores. Stored with every corpus, checkpoint and report."""
 
     name: str
-    """Short name: pep8, pii, toxicity, or the one from the config."""
+    """Short name: pep8, pii, toxicity, or the name from the config."""
     class_name: str
     unit: str
-    """What one unit of score is, such as `violations per character`."""
+    """Unit of the score, such as `violations per character`."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Package name -> version, of every package that can change a score."""
+    """Package name -> version, for every package that can change a score."""
     weights_hash: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,15 +85,15 @@ class ScoredDocument:
     id: str
     texts: tuple[str, ...]
     scores: tuple[float | None, ...]
-    """One per segment, higher is worse; None: could not be scored, see `errors`."""
+    """One per segment; higher is worse. None if the segment could not be scored; `errors` says why."""
     errors: tuple[str | None, ...]
     meta: str = "{}"
 
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.scores) == len(self.errors):
             raise DataError(
-                f"document {self.id}: {len(self.texts)} segments, {len(self.scores)} scores, {len(self.errors)} errors "
-                "must be equal in number; re-run jobs.score_corpus"
+                f"document {self.id} has {len(self.texts)} segments, {len(self.scores)} scores, {len(self.errors)} "
+                "errors; the three numbers must be equal; re-run jobs.score_corpus"
             )
 
     @property
@@ -102,7 +102,7 @@ class ScoredDocument:
 
     @property
     def avg_score(self) -> float | None:
-        """Unweighted mean of the scores that are there; None if there are none."""
+        """Unweighted mean of the scores that are not None; None if there are none."""
         known = [score for score in self.scores if score is not None]
         return math.fsum(known) / len(known) if known else None
 
@@ -119,7 +119,7 @@ class Rejected:
 
 
 class TokenKind(IntEnum):
-    """What a token of a block is; the objectives decide by it what is learned."""
+    """Kind of a token in a block. Objectives use it to decide which tokens to learn."""
 
     CONTENT = 0
     END_OF_TEXT = 1
@@ -131,7 +131,7 @@ class TokenKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenBlock:
-    """One training sequence of L tokens. Structural tokens (kinds 1, 2, 3) and unscored ones have token score 0."""
+    """One training sequence of L tokens. Structural tokens (kinds 1, 2, 3) and unscored tokens have score 0."""
 
     input_ids: NDArray[np.int32]
     token_scores: NDArray[np.float32]
@@ -139,4 +139,4 @@ class TokenBlock:
 
 
 PASSED = "passed"
-"""Outcome of a program that a model wrote, where its tests have nothing to say against it."""
+"""Outcome of a model-written program that passes its tests."""

@@ -1,8 +1,8 @@
 """Token blocks: scored documents become training sequences of fixed length, on disk, in an order fixed by the seed.
 
 In: scored corpora, a tokenizer, the configuration. Out: a folder of shards with a manifest, read by position.
-`packing.py` turns documents into blocks, `build.py` does it for whole corpora (`on_ray.py` on a cluster), `order.py`
-and `reader.py` give training its blocks. Open `packing.py` first.
+`packing.py` turns documents into blocks. `build.py` does that for whole corpora, and `on_ray.py` on a cluster.
+`order.py` and `reader.py` give training its blocks. Open `packing.py` first.
 """
 
 from typing import Any

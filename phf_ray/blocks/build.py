@@ -1,4 +1,4 @@
-"""Builds the token blocks that are missing, group by group."""
+"""Builds missing token blocks, group by group."""
 
 import json
 import logging
@@ -24,20 +24,20 @@ class GroupBuilder(Protocol):
     def __call__(
         self, plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast
     ) -> Iterator[int]:
-        """Build these groups; yields their numbers as they are finished."""
+        """Build these groups, and yield the number of each when it is finished."""
         ...
 
 
 def build_here(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
-    """A `GroupBuilder` that builds one group after the other in this process."""
+    """Build one group after the other in this process. This function is a `GroupBuilder`."""
     for group in groups:
         yield build_group(plan, group, tokenizer=tokenizer)
 
 
 def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, builder: GroupBuilder) -> str:
-    """The folder of the blocks of these corpora, below `output_root`; built if it is not there yet.
+    """Return the folder below `output_root` with the blocks of these corpora. Builds missing blocks.
 
-    `builder` says where: `build_here`, or `build_groups` of `on_ray`.
+    `builder` decides where they are built: `build_here`, or `build_groups` of `on_ray`.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output_root)
@@ -46,12 +46,12 @@ def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, b
 
 
 def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder: GroupBuilder) -> str:
-    """Build what is missing of the plan; returns its folder.
+    """Build the missing groups of the plan, and return its folder.
 
-    Raises DataError, and leaves nothing that looks finished, if no document is left to pack.
+    If no document is left to pack, raises DataError and leaves nothing that looks finished.
     """
     if exists_in(plan, SUCCESS):
-        log.info("token blocks are there: %s", plan.root)
+        log.info("token blocks already exist: %s", plan.root)
         return plan.root
     missing = [group for group in plan.groups if not exists_in(plan, group_name(group.number))]
     log.info("packing %d of %d groups into %s", len(missing), len(plan.groups), plan.root)
@@ -60,9 +60,9 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
     manifest = summarize_blocks(plan)
     if manifest.num_blocks == 0:
         raise DataError(
-            f"no document of {', '.join(one.name for one in plan.corpora)} is left to pack; documents by fate: "
-            f"{json.dumps(manifest.documents)}; change dataset.filter_threshold or dataset.held_out_fraction, or score "
-            "the corpus again"
+            f"no document of {', '.join(one.name for one in plan.corpora)} is left to pack (documents: "
+            f"{json.dumps(manifest.documents)}); change dataset.filter_threshold or dataset.held_out_fraction, or "
+            "score the corpus again"
         )
     report_blocks(manifest)
     write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Which documents are packed, and why the others are not."""
+"""Decides which documents are packed, and counts why the others are not."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def _reason_to_drop(document: ScoredDocument, config: PackingConfig) -> str | No
     if any(_LONE_SURROGATE.search(text) for text in document.texts):
         return "lone_surrogate"
     # DIFFERS: ours decides document by document; original lets documents through until a token counter has passed
-    # skip_tokens, and some more after it (A-18).
+    # skip_tokens, and then some more (A-18).
     if config.filter_average == "segments":
         return reason_to_filter(document.avg_score, config)
     return None
@@ -46,15 +46,15 @@ def reason_to_filter(average: float | None, config: PackingConfig) -> str | None
 
 
 def _as_one_segment(document: ScoredDocument) -> ScoredDocument:
-    # DIFFERS: ours gives a document that is not split one control token, by its average score; original gives it
-    # none (A-17).
+    # DIFFERS: ours gives a document that is not split one control token, chosen by its average score; original gives
+    # it none (A-17).
     average = document.avg_score
     error = None if average is not None else "no segment of the document has a score"
     return ScoredDocument(document.id, (document.text,), (average,), (error,), document.meta)
 
 
 def average_of_tokens(document: ScoredDocument, owners: NDArray[np.int64]) -> float | None:
-    """Mean over the tokens that have a score; None without any."""
+    """Return the mean score of the tokens that have one; None if no token has one."""
     scores = scores_of_segments(document)[owners]
     scores = scores[np.isfinite(scores)]
     return float(scores.mean()) if len(scores) else None

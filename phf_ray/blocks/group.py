@@ -15,7 +15,7 @@ from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 
 
 def build_group(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Writes the shards of a group, its held-out documents and, last, its description; gives its number.
+    """Write the shards of a group, its held-out documents and, last, its description. Return its number.
 
     Memory: one shard, the held-out documents of the group, and a million characters of text.
     """

@@ -1,4 +1,4 @@
-"""Documents that are kept from training and stored beside the blocks."""
+"""Documents that are held out of training and stored next to the blocks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from phf_ray.records import ScoredDocument
 
 
 def is_held_out(document_id: str, fraction: float) -> bool:
-    """Whether the document is kept from training. A larger fraction holds out a superset."""
+    """Whether the document is held out of training. A larger fraction holds out a superset."""
     digest = hashlib.blake2b(document_id.encode(), digest_size=8, person=b"phf-held-out").digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def read_held_out(root: str) -> Iterator[ScoredDocument]:
-    """The held-out documents, in the order of the corpora."""
+    """Yield the held-out documents, in the order of the corpora."""
     manifest = read_block_manifest(root)
     if manifest.held_out_fraction == 0:
         return

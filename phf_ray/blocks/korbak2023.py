@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-# The original's buffer: num_of_sequences = 1024 sequences of chars_per_token = 3.6 characters a token.
+# The original's buffer: num_of_sequences = 1024 sequences of chars_per_token = 3.6 characters per token.
 _KORBAK2023_BUFFER_CHARS_PER_POSITION = 3.6 * 1024
 
 
@@ -29,7 +29,7 @@ def korbak2023_buffers(
     config: PackingConfig,
     stats: PackingStats,
 ) -> Iterator[list[tuple[str, float | None]]]:
-    """Segments with the strings of their structural tokens before them, and their scores, by the original's buffers."""
+    """Yield the original's buffers: segments, each after the strings of its structural tokens, with their scores."""
     buffer: list[tuple[str, float | None]] = []
     num_chars = 0
     for document in kept_documents(documents, config=config, stats=stats):
@@ -47,7 +47,7 @@ def korbak2023_buffers(
 
 
 def _korbak2023_prefix(document: ScoredDocument, segment: int, *, config: PackingConfig, stats: PackingStats) -> str:
-    # Ids are of no use here: the strings are tokenized together with the text.
+    # These ids only tell the tokens apart: their strings are tokenized together with the text.
     numbered = Structure(end_of_text_id=-1, pad_id=-1, aligned_id=1, misaligned_id=0)
     control = control_id(document, segment, structure=numbered, config=config, stats=stats)
     if control is None or config.conditional is None:
@@ -58,7 +58,7 @@ def _korbak2023_prefix(document: ScoredDocument, segment: int, *, config: Packin
 def korbak2023_tokens(
     buffer: Sequence[tuple[str, float | None]], tokenizer: "PreTrainedTokenizerFast", *, structure: Structure
 ) -> list[TokenRun]:
-    """As the original: each segment tokenized on its own, its score on all of its tokens, structural ones too (A-3)."""
+    """Tokenize each segment on its own, and give its score to all of its tokens, structural ones too (A-3)."""
     encoded = tokenizer([text for text, _ in buffer], truncation=False, verbose=False)["input_ids"]
     parts = []
     for row, (_, score) in zip(encoded, buffer, strict=True):

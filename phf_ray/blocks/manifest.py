@@ -1,13 +1,13 @@
-"""What is known about a folder of token blocks without reading them.
+"""The manifest, which describes a folder of token blocks without reading them.
 
     shard-00000-000.parquet  blocks of group 0 (some consecutive parts of a corpus): input_ids int32[L],
                              token_scores float32[L], token_kinds uint8[L]
     held-out-00000.parquet   documents of group 0 that are never packed: id, texts, scores
-    group-00000.json         what group 0 contributed; written last, so a group is either whole or built again
-    manifest.json            all of it, and what it was made from
+    group-00000.json         shards and counts of group 0; written last, so a group is either complete or built again
+    manifest.json            shards and counts of all groups, and what they were made from
     _SUCCESS                 written last
 
-The folder is named by the hash of everything that decides the blocks.
+The folder is named after the hash of everything that decides the blocks.
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ class _Entry(BaseModel):
 class Shard(_Entry):
     file: str
     corpus: int
-    """Its place in `corpora`."""
+    """Index in `corpora`."""
     group: int
     num_blocks: int
     num_content_tokens: int
     num_source_tokens: int
-    """Tokens of text of the corpus that this shard covers: with those that filtering dropped, estimated from their
-    characters. Positions in the stream are counted in these, so that they are the same with and without filtering."""
+    """Tokens of corpus text that this shard covers, including those that filtering dropped, estimated from their
+    characters. Source tokens measure positions in the stream, so that positions do not depend on filtering."""
 
 
 class SourceCorpus(_Entry):
@@ -46,7 +46,7 @@ class SourceCorpus(_Entry):
 
 
 class TokenScores(_Entry):
-    """Of the content tokens that have a score, each token counted once."""
+    """Scores of the content tokens that have one, each token counted once."""
 
     mean: float | None
     std: float | None
@@ -56,7 +56,7 @@ class TokenScores(_Entry):
 
 
 class CorpusTokens(_Entry):
-    """What the blocks of one corpus hold."""
+    """Counts and scores of the blocks of one corpus."""
 
     num_blocks: int
     num_content_tokens: int
@@ -69,29 +69,29 @@ class CorpusTokens(_Entry):
 
 
 class BlockManifest(_Entry):
-    """What is known of a folder of blocks without reading them."""
+    """Description of a folder of blocks, available without reading the blocks."""
 
     format: int
     fingerprint: str
-    """Hash of everything that decides the blocks; the folder is named by it."""
+    """Hash of everything that decides the blocks; the folder is named after it."""
     sequence_length: int
     tokenizer: dict[str, Any]
     packing: dict[str, Any]
     thresholds: dict[str, float]
-    """Resolved numbers of `conditional` and `filter`."""
+    """`conditional` and `filter` as numbers."""
     held_out_fraction: float
     corpora: tuple[SourceCorpus, ...]
     num_groups: int
-    """Those that gave no block count too."""
+    """Includes groups without blocks."""
     shards: tuple[Shard, ...]
     documents: dict[str, Any]
-    """kept, and dropped by reason."""
+    """`kept`: a number; `dropped`: numbers by reason."""
     segments: dict[str, int]
     tokens: dict[str, int]
     """By kind; `all` is everything but padding."""
     token_scores: TokenScores
     by_corpus: tuple[CorpusTokens, ...] = ()
-    """In the order of `corpora`; none where older versions built the blocks."""
+    """In the order of `corpora`; empty if an older version built the blocks."""
 
     @property
     def num_blocks(self) -> int:
@@ -103,7 +103,7 @@ class BlockManifest(_Entry):
         return sum(shard.num_content_tokens for shard in self.shards)
 
     def whole(self) -> CorpusTokens:
-        """All corpora as one."""
+        """Return the counts and scores of all corpora together."""
         return CorpusTokens(
             num_blocks=self.num_blocks,
             num_content_tokens=self.num_content_tokens,
@@ -122,7 +122,7 @@ def read_block_manifest(root: str) -> BlockManifest:
     except ValidationError as error:
         raise DataError(f"{root}/{MANIFEST} is not a manifest of token blocks: {error}; build them again") from None
     if manifest.format != FORMAT:
-        raise DataError(f"{root} has block format {manifest.format}, this version reads {FORMAT}; build them again")
+        raise DataError(f"{root} has block format {manifest.format}, but this version reads {FORMAT}; build them again")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What a training is fed: one stream of all corpora or, with weights, one stream for each."""
+"""The data that training draws from: one stream of all corpora or, with weights, one stream per corpus."""
 
 import math
 from collections.abc import Sequence
@@ -12,31 +12,31 @@ from phf_ray.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What a training is fed: the corpora as one or, with weights, each with its share of the blocks."""
+    """The corpora that training draws from, as one or, with weights, each with its share of the blocks."""
 
     corpora: Sequence[CorpusTokens]
     shares: Sequence[float]
 
     @classmethod
     def of(cls, manifest: BlockManifest, weights: Sequence[float] | None) -> "Mixture":
-        """Raises DataError for weights where the blocks don't say what each corpus holds."""
+        """Build a mixture. Raises DataError if there are weights but the manifest has no counts per corpus."""
         if weights is not None and not manifest.by_corpus:
             raise DataError(
-                "dataset.weights need the counts of each corpus, which these token blocks of an older version lack; "
-                "delete their folder and build them again"
+                "dataset.weights needs the counts of each corpus, and an older version built these token blocks "
+                "without them; delete their folder and build them again"
             )
         return cls.from_counts([manifest.whole()] if weights is None else manifest.by_corpus, weights)
 
     @classmethod
     def from_counts(cls, corpora: Sequence[CorpusTokens], weights: Sequence[float] | None) -> "Mixture":
-        """`corpora`: of all as one where there are no weights."""
+        """`corpora`: if there are no weights, one entry for all corpora together."""
         shares = (
             [1.0] if weights is None else (rounded_shares(weights, num_corpora=len(corpora)) / ROUND_POSITIONS).tolist()
         )
         return cls(tuple(corpora), shares)
 
     def _parts(self) -> list[tuple[float, CorpusTokens]]:
-        """What is drawn from, with its share."""
+        """Return the corpora that training draws from, with their shares."""
         return [
             (share, corpus)
             for share, corpus in zip(self.shares, self.corpora, strict=True)
@@ -44,18 +44,18 @@ class Mixture:
         ]
 
     def tokens_per_block(self, kind: Literal["content", "all"]) -> float:
-        """A mean."""
+        """Return the mean number of tokens per block."""
         return sum(
             share * (corpus.num_tokens if kind == "all" else corpus.num_content_tokens) / corpus.num_blocks
             for share, corpus in self._parts()
         )
 
     def epochs_in(self, num_blocks: float) -> float:
-        """Passes through the data; with weights the mean over the blocks, each of which counts its own corpus."""
+        """Return the passes through the data. With weights: a mean over blocks, each counting its own corpus."""
         return sum(share * share * num_blocks / corpus.num_blocks for share, corpus in self._parts())
 
     def score_mean_and_std(self) -> tuple[float | None, float | None]:
-        """Over the content tokens that have a score, as often as they are drawn."""
+        """Return mean and standard deviation over content tokens with a score, each counted as often as it is drawn."""
         scored = [
             (share * corpus.num_scored_tokens / corpus.num_blocks, corpus.score_mean, corpus.score_std)
             for share, corpus in self._parts()

@@ -14,8 +14,8 @@ from phf_ray.errors import PhfError
 
 
 def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
-    """A `GroupBuilder`: one Ray task per group. Ray must be running."""
-    # The object travels, so the tokenizer's folder need not be on storage that all nodes see.
+    """Build each group in a Ray task. This function is a `GroupBuilder`. Ray must be running."""
+    # Ray ships the tokenizer object, so the tokenizer's folder need not be on storage that all nodes see.
     shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(plan)
     task_body: Any = _build_group_on_one_cpu
     task = ray.remote(num_cpus=1)(task_body)
@@ -34,6 +34,6 @@ def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrai
 
 
 def _build_group_on_one_cpu(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast) -> int:
-    # The tokenizer's threads would take all of the machine's CPUs.
+    # Otherwise the tokenizer's threads would take all of the machine's CPUs.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return build_group(plan, group, tokenizer=tokenizer)

@@ -1,11 +1,11 @@
-"""The order in which training takes token blocks.
+"""The order in which training reads token blocks.
 
-An order visits groups, the shards of a group, and the rows of a shard, each shuffled by (seed, epoch) alone: not by the
-number of workers, nor by restarts. The price: blocks that are neighbors in the order come from one shard, which is no
-larger than its group: the blocks of some 2 MB of the corpus on disk, about 2 M tokens or 2,000 blocks of 1,024. If a
-group is larger, as under compat, a shard ends at 64 MiB, 7,281 such blocks. Groups depend on the corpus only, so the
-head of an order holds the same documents whatever the packing: a run that finetunes on the rest of the stream does not
-see the documents of the first part again, except those of one group at the border.
+An order shuffles the groups, the shards of each group, and the rows of each shard. The shuffle depends only on (seed,
+epoch), not on the number of workers or on restarts. The price: neighboring blocks in the order come from the same
+shard, which is no larger than its group: the blocks of some 2 MB of the corpus on disk, about 2 M tokens or 2,000
+blocks of 1,024. If a group is larger, as under compat, a shard ends at 64 MiB, 7,281 such blocks. Groups depend only on
+the corpus, so the beginning of an order holds the same documents whatever the packing. A run that finetunes on the rest
+of the stream sees none of the documents of the first part again, except those of one group at the border.
 """
 
 import bisect
@@ -21,17 +21,17 @@ from phf_ray.errors import ConfigError, DataError
 
 
 class BlockPlaces(NamedTuple):
-    """Where blocks are: place in `manifest.shards` and row in the shard, int64 (n,) each."""
+    """Places of n blocks: index in `manifest.shards` and row in the shard, int64 (n,) each."""
 
     shards: NDArray[np.int64]
     rows: NDArray[np.int64]
 
 
 class _Epochs:
-    """Endless passes over some shards, each pass in an order of its own."""
+    """Endless passes over some shards, each pass in its own order."""
 
     def __init__(self, shards: Mapping[int, Shard], *, num_groups: int, seed: int):
-        """`shards`: by place in the manifest."""
+        """`shards`: index in the manifest -> shard."""
         self._shards = shards
         self._num_groups = num_groups
         self._seed = seed
@@ -43,7 +43,7 @@ class _Epochs:
         self._epoch = lru_cache(maxsize=4)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> tuple[list[int], list[int], list[int]]:
-        """Shards in order; blocks before each; source tokens before each."""
+        """Return the shards in order, the blocks before each, and the source tokens before each."""
         order: list[int] = []
         for group in _generator(self._seed, epoch).permutation(self._num_groups).tolist():
             order += _generator(self._seed, epoch, group).permutation(self._groups.get(group, [])).tolist()
@@ -71,7 +71,7 @@ class _Epochs:
         return _permutation(self._seed, epoch, place, self._shards[place].num_blocks)
 
     def source_tokens_before(self, position: int) -> float:
-        """Exact between shards; inside one as if its blocks held equally many."""
+        """Return the source tokens before `position`: exact between shards, interpolated inside a shard."""
         epoch, offset = divmod(position, self.num_blocks)
         order, blocks_before, source_before = self._epoch(epoch)
         turn = bisect.bisect_right(blocks_before, offset) - 1
@@ -82,31 +82,29 @@ class _Epochs:
 
 @lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, place: int, length: int) -> NDArray[np.int64]:
-    # 1 keeps it apart from the order of a group's shards.
+    # The 1 separates these random numbers from those that order a group's shards.
     return _generator(seed, epoch, place, 1).permutation(length)
 
 
 def _generator(*words: int) -> np.random.Generator:
-    # A seed sequence takes no negative number.
+    # A seed sequence rejects negative numbers.
     return np.random.default_rng([word % 2**64 for word in words])
 
 
-# Positions in which the shares of a mixture come out even, to 0.1%.
+# Length of a round: in each round of positions, every corpus of a mixture gets its share, to 0.1%.
 ROUND_POSITIONS = 1024
 
 
 class BlockOrder:
-    """An endless sequence of blocks: position -> place, for every position at once, without any state."""
+    """An endless sequence of blocks: position -> place, for any positions, without any state."""
 
     def __init__(self, manifest: BlockManifest, *, seed: int, weights: Sequence[float] | None = None):
-        """`weights`: share of each corpus among the blocks, to 0.1%; each corpus is then gone through at its own pace.
+        """`weights`: each corpus's share of the blocks, to 0.1%. Each corpus then has its own epochs.
 
-        Without weights every block of every corpus comes once an epoch.
+        Without weights, every block of every corpus comes once per epoch.
         """
         if manifest.num_blocks == 0:
-            raise DataError(
-                "there are no token blocks; see the documents that were dropped, by reason, in the manifest"
-            )
+            raise DataError("there are no token blocks; the manifest counts the dropped documents by reason")
         self.manifest = manifest
         self._seed = seed
         shards = {place: shard for place, shard in enumerate(manifest.shards) if shard.num_blocks > 0}
@@ -124,9 +122,9 @@ class BlockOrder:
             self._streams.append(stream)
 
     def locate(self, begin: int, end: int) -> BlockPlaces:
-        """Places of the positions [begin, end)."""
+        """Return the places of the blocks at positions [begin, end)."""
         if not 0 <= begin <= end:
-            raise ConfigError(f"block positions [{begin}, {end}) are no range of the order")
+            raise ConfigError(f"block positions [{begin}, {end}) are not a range; use 0 <= begin <= end")
         positions = np.arange(begin, end, dtype=np.int64)
         if len(self._streams) == 1:
             return self._streams[0].locate(positions)
@@ -138,7 +136,7 @@ class BlockOrder:
         return BlockPlaces(shards, rows)
 
     def _divide(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The stream of each position, and its position in that stream."""
+        """Return the stream of each position, and the position in that stream."""
         rounds, offsets = np.divmod(positions, ROUND_POSITIONS)
         owners, own_positions = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(rounds).tolist():
@@ -149,7 +147,7 @@ class BlockOrder:
         return owners, own_positions
 
     def source_tokens_before(self, position: int) -> float:
-        """Source tokens of the blocks before `position`: exact at the borders of shards, interpolated inside."""
+        """Return the source tokens of the blocks before `position`: exact at shard borders, interpolated inside."""
         if len(self._streams) == 1:
             return self._streams[0].source_tokens_before(position)
         shares = zip(self._streams, self._shares.tolist(), strict=True)
@@ -158,7 +156,7 @@ class BlockOrder:
         )
 
     def position_after(self, num_source_tokens: int) -> int:
-        """The first position with at least this many source tokens before it (`dataset.skip_tokens`)."""
+        """Return the first position with at least this many source tokens before it (`dataset.skip_tokens`)."""
         upper = 1
         while self.source_tokens_before(upper) < num_source_tokens:
             upper *= 2
@@ -166,10 +164,10 @@ class BlockOrder:
 
 
 def rounded_shares(weights: Sequence[float], *, num_corpora: int) -> NDArray[np.int64]:
-    """Positions of a round for each corpus: the largest remainders are rounded up."""
+    """Return the positions that each corpus gets in a round. The largest remainders are rounded up."""
     if len(weights) != num_corpora or min(weights) < 0 or sum(weights) <= 0:
         raise ConfigError(
-            f"weights {list(weights)} for {num_corpora} corpora; give each one a number, not all of them 0"
+            f"weights {list(weights)} for {num_corpora} corpora; give each corpus a number of 0 or more, not all 0"
         )
     exact = np.array(weights, np.float64) / sum(weights) * ROUND_POSITIONS
     shares = np.floor(exact).astype(np.int64)
@@ -180,7 +178,7 @@ def rounded_shares(weights: Sequence[float], *, num_corpora: int) -> NDArray[np.
 
 @lru_cache(maxsize=4)
 def _round_pattern(seed: int, number: int, shares: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Stream of each position of a round, and how many positions before it in the round have the same stream."""
+    """Return the stream of each position in a round, and how many earlier positions of the round have that stream."""
     pattern = _generator(seed, number, 2).permutation(np.repeat(np.arange(len(shares)), shares))
     counts = np.empty_like(pattern)
     for stream, share in enumerate(shares):

@@ -1,10 +1,10 @@
 """Packs scored documents into token blocks of fixed length: tokenize, place control tokens, concatenate and cut.
 
-Each document is tokenized once, whole, exactly as its plain text would be; scores reach tokens by character offsets. An
+Each document is tokenized once, whole, exactly as its plain text would be; character offsets map scores to tokens. An
 end-of-text token goes before each document. A document is cut at the end of a block and continues in the next one; only
 the last block of a stream is padded. The price: at most L - 1 padded positions per stream.
 
-Special tokens spelled out in a text are text: `<|endoftext|>` in a document becomes ordinary tokens, never a separator.
+Special tokens spelled out in a text stay text: `<|endoftext|>` in a document becomes ordinary tokens, not a separator.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,9 +40,9 @@ def pack(
     config: PackingConfig | None = None,
     stats: PackingStats | None = None,
 ) -> Iterator[TokenBlock]:
-    """Blocks of `sequence_length` tokens, in the order of the documents; memory does not grow with their number.
+    """Return blocks of `sequence_length` tokens, in document order. Memory does not grow with the number of documents.
 
-    `stats`, where given, is added to as blocks are yielded. The tokenizer is left as it is.
+    If `stats` is given, it is updated as blocks are yielded. The tokenizer is not changed.
 
     Raises ConfigError at once if the tokenizer lacks the tokens that the config names.
     """
@@ -55,7 +55,7 @@ def pack(
         buffers = korbak2023_buffers(documents, tokenizer, length=sequence_length, config=config, stats=stats)
         streams = (korbak2023_tokens(buffer, tokenizer, structure=structure) for buffer in buffers)
         # DIFFERS: ours pads the last block of a stream; original drops the tail of each buffer of 3.6 x 1024 x L
-        # characters, about 0.05% of all tokens, and cuts a document in two there (A-19).
+        # characters, about 0.05% of all tokens, and so cuts a document in two (A-19).
         blocks: Iterable[TokenBlock] = chain.from_iterable(
             cut_blocks(stream, length=sequence_length, pad_id=None) for stream in streams
         )
@@ -89,7 +89,7 @@ def _document_tokens(
             if not len(ids):
                 stats.drop(document, reason="empty")
             elif np.isin(ids, structure.ids()).any():
-                # A tokenizer whose ordinary vocabulary spells out a special token: nothing tells it from a real one.
+                # The tokenizer's ordinary vocabulary spells out a special token, and nothing tells it from a real one.
                 stats.drop(document, reason="special_token_in_text")
             else:
                 owners = owners_of_tokens(encoding, document.texts)

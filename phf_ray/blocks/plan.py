@@ -1,10 +1,10 @@
-"""Plans the token blocks of some corpora: everything that decides them, and the groups they are built in.
+"""Plans the token blocks of some corpora: everything that decides the blocks, and the groups in which they are built.
 
-What a group becomes depends on the corpus, the tokenizer and the configuration alone, so the blocks are the same
-whatever the number of workers, two builders at once write the same bytes, and after a crash only unfinished groups are
-built again. The price: the last block of each group is padded; groups are made of parts until they hold 2 MB of
-Parquet, some 2 M tokens, so at L = 1024 padding stays below 0.05%. Under compat a corpus is one group, since the
-original reads it as one stream.
+The blocks of a group depend only on the corpus, the tokenizer and the configuration. So they are the same for any
+number of workers, two builders that run at once write the same bytes, and after a crash only unfinished groups are
+built again. The price: the last block of each group is padded. A group takes parts until it holds 2 MB of Parquet, some
+2 M tokens, so at L = 1024 padding stays below 0.05%. Under compat a corpus is one group, because the original reads it
+as one stream.
 """
 
 import posixpath
@@ -31,7 +31,7 @@ _GROUP_BYTES = 2 << 20
 class Group:
     number: int
     corpus: int
-    """Its place among the corpora."""
+    """Index in `BlockPlan.corpora`."""
     parts: tuple[str, ...]
 
 
@@ -53,9 +53,9 @@ class BlockPlan:
 def plan_blocks(
     config: Config, *, corpora: Sequence[str], tokenizer: PreTrainedTokenizerFast, output_root: str
 ) -> BlockPlan:
-    """Reads manifests and lists parts; writes nothing."""
+    """Plan from the corpora's manifests and lists of parts. Writes nothing."""
     if not corpora:
-        raise ConfigError("no corpus to build token blocks of; give --corpus, or set dataset.datasets")
+        raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
     manifests = [read_corpus_manifest(path) for path in corpora]
     thresholds = resolve_thresholds(config, manifests=manifests)
     thresholds.pop("objective", None)  # blocks are the same for every objective
@@ -68,7 +68,7 @@ def plan_blocks(
         "held_out_fraction": config.dataset.held_out_fraction,
         "tokenizer": tokenizer_hash(tokenizer),
         "corpora": [manifest.fingerprint for manifest in manifests],
-        # The same documents in other parts make other groups.
+        # The same documents, divided into other parts, make other groups.
         "parts": [[(posixpath.basename(part), size) for part, size in parts] for parts in sized_parts],
     }
     fingerprint = json_fingerprint(identity)
@@ -109,7 +109,7 @@ def _packing_config(config: Config, thresholds: Mapping[str, float]) -> PackingC
         filter_threshold=thresholds.get("filter"),
         filter_average=config.dataset.filter_average,
         per_document=not config.dataset.is_split_by_sentences,
-        # Nothing else depends on the seed: blocks of runs that differ in it are shared.
+        # Nothing else depends on the seed, so runs with different seeds share blocks.
         seed=config.training.seed if draws else 0,
         compat=config.compat,
     )
@@ -128,7 +128,7 @@ def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast, *, packing: PackingC
 
 
 def _sized_parts(path: str) -> list[tuple[str, int]]:
-    """Parts of a corpus with their bytes on disk."""
+    """Return the parts of a corpus with their bytes on disk."""
     parts = list_parts(path)
     filesystem, _ = open_filesystem(parts[0])
     return [(part, int(filesystem.size(open_filesystem(part)[1]))) for part in parts]

@@ -11,9 +11,9 @@ from phf_ray.errors import DataError
 
 
 class BlockReader:
-    """Blocks by position of the training order, from any place of it.
+    """Reads blocks by their position in the training order, from any position.
 
-    A shard is read whole, since all of its rows come up close together. Memory: two shards of each corpus, 64 MiB each.
+    A shard is read whole, because all its rows are needed close together. Memory: two shards per corpus, 64 MiB each.
     """
 
     def __init__(self, root: str, *, order: BlockOrder):
@@ -25,7 +25,7 @@ class BlockReader:
         self._num_held = 2 * len(order.manifest.corpora)
 
     def read(self, begin: int, end: int) -> BlockArrays:
-        """Blocks of the positions [begin, end), over all epochs, in that order."""
+        """Return the blocks at positions [begin, end), in order. Positions count on across epochs."""
         places = self._order.locate(begin, end)
         shape = (end - begin, self._length)
         out = BlockArrays(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.uint8))
@@ -47,7 +47,7 @@ class BlockReader:
         shard = decode_shard(read_block_file(path), source=path)
         if shard.input_ids.shape != (expected.num_blocks, self._length):
             raise DataError(
-                f"{path} holds {shard.input_ids.shape} tokens, its manifest says "
+                f"{path} holds {shard.input_ids.shape} tokens, but its manifest says "
                 f"{(expected.num_blocks, self._length)}; delete the folder and build the blocks again"
             )
         self._held[number] = shard

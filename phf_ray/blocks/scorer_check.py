@@ -1,4 +1,4 @@
-"""Warns if the scores of a corpus come from another scorer than the configuration's."""
+"""Warns if a corpus was not scored by the scorer of the configuration."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_other_scorers(config: Config, corpora: Sequence[SourceCorpus]) -> None:
-    """Warns where a corpus has scores of another scorer than the configuration's, or than another corpus.
+    """Warn if a corpus was not scored by the configured scorer or, without one, by the scorer of the first corpus.
 
-    A model is not loaded for that: its weights are compared where a file beside them says their hash.
+    This loads no model: weights are compared only if a file next to them gives their hash.
     """
     told = [one for one in corpora if one.scorer]
     expected = _configured_scorer(config) if told else None
@@ -26,7 +26,7 @@ def warn_of_other_scorers(config: Config, corpora: Sequence[SourceCorpus]) -> No
             _warn_of_difference(
                 one,
                 other=expected,
-                where="the configuration and what is installed here",
+                where="the one configured and installed here",
                 weights=_known_weights(config),
             )
         elif one.scorer != told[0].scorer:
@@ -34,7 +34,7 @@ def warn_of_other_scorers(config: Config, corpora: Sequence[SourceCorpus]) -> No
 
 
 def _configured_scorer(config: Config) -> dict[str, Any] | None:
-    """Identity of the scorer that the configuration describes; of a model, what is known without loading it."""
+    """Return the identity of the configured scorer; for a model, the part that is known without loading it."""
     if not config.scoring.scorers:
         return None
     try:
@@ -56,12 +56,12 @@ def _known_weights(config: Config) -> dict[str, str]:
 def _warn_of_difference(
     one: SourceCorpus, *, other: Mapping[str, Any], where: str, weights: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """`weights`: hash -> name of a model."""
+    """`weights`: hash of weights -> name of the model."""
 
     def shown_value(value: Any) -> str:
         return f"{value!r} ({weights[value]})" if isinstance(value, str) and value in weights else repr(value)
 
-    # Settings that the other does not tell are no difference.
+    # A setting that the other scorer does not give is not a difference.
     settings = {**one.scorer.get("settings", {}), **other.get("settings", {})}
     told = {**other, "settings": settings}
     changed = [name for name in told if name in one.scorer and one.scorer[name] != told[name]]
@@ -70,6 +70,6 @@ def _warn_of_difference(
             f"{name}: {shown_value(one.scorer[name])} there, {shown_value(told[name])} here" for name in changed
         )
         log.warning(
-            "%s WAS SCORED BY ANOTHER SCORER (%s) THAN %s (%s): %s. Score it again, or evaluate with its own scorer",
+            "%s WAS SCORED BY A DIFFERENT SCORER (%s) THAN %s (%s): %s. Score it again, or evaluate with its scorer",
             one.name, one.scorer.get("name"), where, other.get("name", other.get("class_name")), shown,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Which token belongs to which segment, and where control tokens go.
+"""Assigns tokens to segments, and places control tokens.
 
 A token that crosses the border of two segments (` Then` after `. `) belongs to the segment of its first character that
-is not white space, or of its last character if it has none; a token inside one segment always belongs to it.
+is not white space, or of its last character if all are. A token inside one segment always belongs to that segment.
 """
 
 import bisect
@@ -23,13 +23,13 @@ from phf_ray.records import ScoredDocument, TokenKind
 
 
 def owners_of_tokens(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
-    """The number of the segment that each token belongs to, non-decreasing."""
+    """Return the number of the segment that each token belongs to, non-decreasing."""
     if len(texts) == 1:
         return np.zeros(len(encoding.ids), np.int64)
     segment_begins = list(accumulate(map(len, texts[:-1]), initial=0))
     text = "".join(texts)
     offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids)).reshape(-1, 2)
-    # Some tokenizers give a token of white space the empty range at its end, which for the last one is past the text.
+    # Some tokenizers give a white-space token the empty range at its end. For the last token, that is past the text.
     begins = np.minimum(offsets[:, 0], len(text) - 1)
     ends = np.maximum(offsets[:, 1], begins + 1)
     owners: NDArray[np.int64] = np.searchsorted(segment_begins, begins, side="right") - 1
@@ -38,8 +38,8 @@ def owners_of_tokens(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
         begin, end = int(begins[token]), int(ends[token])
         blank = end - begin - len(text[begin:end].lstrip())
         owners[token] = bisect.bisect_right(segment_begins, min(begin + blank, end - 1)) - 1
-    # A character of several bytes can be several tokens, even with a neighbor's bytes in them: all follow the first,
-    # so that nothing is ever inserted inside a character.
+    # A character of several bytes can become several tokens, which may also hold bytes of its neighbors. All of them
+    # get the owner of the first, so that nothing is ever inserted inside a character.
     reached = np.maximum.accumulate(ends)
     is_fresh = np.ones(len(begins), bool)
     is_fresh[1:] = begins[1:] >= reached[:-1]
@@ -56,7 +56,7 @@ def with_structure(
     config: PackingConfig,
     stats: PackingStats,
 ) -> TokenRun:
-    """The document's tokens after an end-of-text token, with control tokens where segments begin."""
+    """Return an end-of-text token and the document's tokens, with control tokens where segments begin."""
     scores = scores_of_segments(document)[owners]
     is_scored = np.isfinite(scores)
     kinds = np.where(is_scored, TokenKind.CONTENT, TokenKind.UNSCORED).astype(np.uint8)
@@ -92,7 +92,7 @@ def control_id(
 
 
 def is_control_dropped(document_id: str, segment: int, *, seed: int, fraction: float) -> bool:
-    """Whether this segment goes without a control token, with probability `fraction`."""
+    """Whether this segment gets no control token, which has probability `fraction`."""
     # DIFFERS: ours hashes (seed, document, segment), the same everywhere and after every restart; original draws from
     # the global random state, which any other draw shifts (C-3).
     if fraction <= 0:

@@ -1,4 +1,4 @@
-"""What a token block depends on besides its documents, the tokenizer and the length."""
+"""The settings that decide a token block, apart from its documents, the tokenizer and the length."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,27 +8,27 @@ from phf_ray.config import Compat
 
 @dataclass(frozen=True, slots=True)
 class ConditionalTraining:
-    """A control token before each segment, by its score (Eq. 5)."""
+    """A control token before each segment, chosen by the segment's score (Eq. 5)."""
 
     threshold: float
-    """Segments scoring at most this are aligned."""
+    """Segments with a score of at most this are aligned."""
     aligned_token: str = "<|aligned|>"
     misaligned_token: str = "<|misaligned|>"
     drop_fraction: float = 0.0
-    """Probability, per segment, of no control token."""
+    """Probability that a segment gets no control token."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackingConfig:
-    """What a block depends on beside its documents, the tokenizer and the length."""
+    """The settings that decide a block, apart from its documents, the tokenizer and the length."""
 
     conditional: ConditionalTraining | None = None
     filter_threshold: float | None = None
-    """Documents whose average score is above this, or that have none, are dropped (Eq. 4)."""
+    """Documents with an average score above this, or without one, are dropped (Eq. 4)."""
     filter_average: Literal["segments", "tokens"] = "segments"
-    """What counts alike in the average of a document."""
+    """The units that have equal weight in a document's average."""
     per_document: bool = False
-    """Each document is one segment that scores its average: one control token per document."""
+    """Make each document one segment with the document's average score, so that it gets one control token."""
     seed: int = 42
-    """Of the segments that get no control token."""
+    """Chooses the segments that get no control token."""
     compat: Compat = None

@@ -13,7 +13,7 @@ from phf_ray.errors import DataError
 from phf_ray.records import TokenBlock
 
 BYTES_PER_TOKEN = 9
-"""Of a block in memory: int32 id, float32 score, uint8 kind."""
+"""Size in memory: int32 id, float32 score, uint8 kind."""
 SHARD_BYTES = 64 << 20
 
 
@@ -38,14 +38,14 @@ def blocks_per_shard(sequence_length: int) -> int:
 
 
 def encode_shard(blocks: Sequence[TokenBlock]) -> bytes:
-    """A Parquet file; the same bytes for the same blocks. `blocks` may not be empty."""
+    """Return a Parquet file, with the same bytes for the same blocks. `blocks` must not be empty."""
     columns = {
         name: pa.FixedSizeListArray.from_arrays(
             np.concatenate([getattr(block, name) for block in blocks]), len(blocks[0].input_ids)
         )
         for name in BlockArrays._fields
     }
-    # Ids hardly repeat within a page: a dictionary only costs time. Scores and kinds come in runs, which zstd finds.
+    # Ids rarely repeat within a page, so a dictionary only costs time. Scores and kinds come in runs, which zstd finds.
     return parquet_bytes(pa.table(columns), use_dictionary=False)
 
 

@@ -1,4 +1,4 @@
-"""Counts of what was packed."""
+"""Counts of packed documents, segments and tokens."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 
 @dataclass(slots=True)
 class PackingStats:
-    """Counts of what was packed; those of two parts merge into those of both."""
+    """Counts of packed documents, segments and tokens. Merging the counts of two parts gives the counts of both."""
 
     num_blocks: int = 0
     num_documents_kept: int = 0
@@ -22,10 +22,10 @@ class PackingStats:
     """By reason: empty, lone_surrogate, filtered, unscored, special_token_in_text, held_out."""
     num_characters_kept: int = 0
     num_characters_dropped: Counter[str] = field(default_factory=Counter)
-    """By reason, as the documents."""
+    """By the same reasons."""
     num_segments: Counter[str] = field(default_factory=Counter)
-    """aligned and misaligned by the conditional threshold, dropped_control among them, unscored. Segments that own no
-    token are not counted."""
+    """aligned and misaligned by the conditional threshold; dropped_control, which those two include; unscored.
+    Segments that own no token are not counted."""
     num_tokens: Counter[str] = field(default_factory=Counter)
     """By lower-case name of TokenKind."""
     scores: Histogram = field(default_factory=Histogram)
@@ -65,7 +65,7 @@ class PackingStats:
         self.scores.merge(other.scores)
 
     def to_json(self) -> dict[str, Any]:
-        """All counts, from which `from_json` makes an equal object."""
+        """Return all counts. `from_json` turns them into an equal object."""
         return {
             "num_blocks": self.num_blocks,
             "num_documents_kept": self.num_documents_kept,
@@ -79,9 +79,9 @@ class PackingStats:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PackingStats":
-        """Raises DataError for the counts of another version."""
+        """Restore counts. Raises DataError if an older version stored them."""
         if "scores" not in values:
-            raise DataError("a group of token blocks was built by an older version; delete the folder to build it anew")
+            raise DataError("an older version built a group of token blocks; delete the folder to build it again")
         return cls(
             num_blocks=values["num_blocks"],
             num_documents_kept=values["num_documents_kept"],

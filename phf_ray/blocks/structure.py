@@ -43,6 +43,6 @@ def _token_id(tokenizer: "PreTrainedTokenizerFast", token: str) -> int:
     number = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(number, int) or (number == tokenizer.unk_token_id and token != tokenizer.unk_token):
         raise ConfigError(
-            f"the tokenizer has no token {token!r} of conditional training; add it to tokenizer.special_tokens"
+            f"the tokenizer has no token {token!r} for conditional training; add it to tokenizer.special_tokens"
         )
     return number

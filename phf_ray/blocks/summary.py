@@ -1,4 +1,4 @@
-"""The manifest of finished token blocks, from what each group contributed."""
+"""Builds the manifest of finished token blocks from the shards and counts of each group."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def corpus_tokens(stats: PackingStats) -> CorpusTokens:
 
 
 def _source_ratio(stats: PackingStats) -> float:
-    """Tokens of the text that filtering saw over those that it kept, as far as characters tell."""
+    """Estimate, from characters, the ratio of the tokens before filtering to the tokens after it."""
     dropped = stats.num_characters_dropped["filtered"] + stats.num_characters_dropped["unscored"]
     return 1 + dropped / stats.num_characters_kept if stats.num_characters_kept else 1.0
 

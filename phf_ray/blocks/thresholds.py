@@ -1,4 +1,4 @@
-"""Thresholds as numbers: quantiles are read from the corpus."""
+"""Resolves thresholds to numbers. Quantiles are read from the corpus."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,17 +12,17 @@ from phf_ray.measures.histogram import Histogram
 def resolve_threshold(
     threshold: Threshold | None, *, quantile_of: Callable[[float], float | None], compat: Compat
 ) -> float | None:
-    """The threshold as a number; None stays None. `quantile_of` reads the corpus manifest.
+    """Return the threshold as a number; None stays None. `quantile_of` reads the corpus manifest.
 
-    Under `compat: korbak2023` a quantile gives the paper's number, which belongs to the paper's corpora.
+    Under `compat: korbak2023`, a quantile gives the paper's number, which belongs to the paper's corpora.
     """
     if not isinstance(threshold, Quantile):
         return threshold
     if compat == "korbak2023":
         if threshold.korbak2023 is None:
             raise ConfigError(
-                f"threshold {{quantile: {threshold.quantile}}} has no number of the paper, which compat: korbak2023 "
-                "asks for; write the threshold as a number"
+                f"threshold {{quantile: {threshold.quantile}}} has no number from the paper, which compat: korbak2023 "
+                "needs; write the threshold as a number"
             )
         return threshold.korbak2023
     resolved = quantile_of(threshold.quantile)
@@ -35,9 +35,9 @@ def resolve_threshold(
 
 
 def resolve_thresholds(config: Config, *, manifests: Sequence[CorpusManifest]) -> dict[str, float]:
-    """The thresholds that the configuration has, as numbers: `conditional`, `filter`, `objective`.
+    """Return the configured thresholds as numbers: `conditional`, `filter`, `objective`.
 
-    Quantiles are of segments, that of `filter` is of documents; of several corpora, of all of them together.
+    Quantiles are over segments, except for `filter`, where they are over documents. Several corpora count as one.
     """
     conditional = config.dataset.conditional_training_config
     merged = ScorerStats()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
-    """The tokenizer with `special_tokens` added to it: those that are new get ids from the end of the vocabulary."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imports torch where it is installed
+    """Load the tokenizer and add `special_tokens`. New tokens get ids at the end of the vocabulary."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imports torch if it is installed
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path_or_name, revision=config.revision)
@@ -43,17 +43,17 @@ def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Equal for tokenizers that make the same tokens of every text, with the same structural tokens."""
+    """Hash a tokenizer. Equal hashes mean the same tokens for every text, and the same structural tokens."""
     structure = [tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id]
     text = json.dumps([text_only_backend(tokenizer).to_str(), structure])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def text_only_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer":
-    """A copy of the tokenizer's engine that takes special tokens in a text as text and adds nothing, nor truncates."""
+    """Copy the tokenizer's engine. The copy reads special tokens in a text as text, adds none, and never truncates."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.encode_special_tokens = True
-    # It adds special tokens, and some trim the spaces off the offsets, which makes them useless for tokens of spaces.
+    # A post-processor adds special tokens, and some trim spaces off the offsets, which are then useless for spaces.
     backend.post_processor = None
     backend.no_padding()
     backend.no_truncation()

@@ -1,4 +1,4 @@
-"""Runs of tokens of any length, and how they are cut into blocks."""
+"""Cuts runs of tokens of any length into blocks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from phf_ray.records import TokenBlock, TokenKind
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """Arrays as in TokenBlock, of any length."""
+    """Arrays like those of TokenBlock, of any length."""
 
     ids: NDArray[np.int32]
     scores: NDArray[np.float32]
@@ -19,7 +19,7 @@ class TokenRun:
 
 
 def cut_blocks(parts: Iterable[TokenRun], *, length: int, pad_id: int | None) -> Iterator[TokenBlock]:
-    """Blocks of the concatenated parts; the incomplete last one is padded, or dropped if there is no `pad_id`."""
+    """Yield blocks of the concatenated parts. The incomplete last one is padded, or dropped if `pad_id` is None."""
     held: list[TokenRun] = []
     size = 0
     for part in parts:
@@ -32,7 +32,7 @@ def cut_blocks(parts: Iterable[TokenRun], *, length: int, pad_id: int | None) ->
         for begin in range(0, whole, length):
             span = slice(begin, begin + length)
             yield TokenBlock(joined.ids[span].copy(), joined.scores[span].copy(), joined.kinds[span].copy())
-        # A copy, so that a long document is not kept alive by its last few tokens.
+        # Copy the rest, so that the last few tokens do not keep a long document in memory.
         held = [TokenRun(joined.ids[whole:].copy(), joined.scores[whole:].copy(), joined.kinds[whole:].copy())]
         size -= whole
     if size and pad_id is not None:

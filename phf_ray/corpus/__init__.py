@@ -1,8 +1,8 @@
-"""Corpora: finding, cutting and reading input; segments; and the folder that a scored corpus is stored in.
+"""Corpora: find, cut and read input, split it into segments, and store a scored corpus in a folder.
 
 In: folders, files, URLs, hub ids. Out: documents, one by one; shards of work; committed parts with a manifest.
-`find.py`, `cut.py` and `read.py` are the way in; `plan.py`, `output.py` and `writer.py` the way out; `reader.py` reads
-what was written. No scorer is known here. Open `layout.py` first: it names every file of a scored corpus.
+`find.py`, `cut.py` and `read.py` read input; `plan.py`, `output.py` and `writer.py` write a corpus; `reader.py` reads a
+written one. This room knows no scorer. Open `layout.py` first: it names every file of a scored corpus.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which column of an input file holds the text."""
+"""Finds the column of an input file that holds the text."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ META_COLUMNS = ("id", "meta", "metadata")
 
 
 def check_columns(files: Sequence[InputFile], *, text_column: str | None) -> None:
-    """Look into the first file of each kind: better an error now than a corpus of rejected records.
+    """Check the first file of each kind: an error now is better than a corpus of rejected records.
 
-    Raises ConfigError that names the columns there are.
+    Raises ConfigError that lists the columns of the file.
     """
     for kind in ("lines", "table"):
         first = next((file for file in files if file.kind == kind), None)
@@ -30,12 +30,12 @@ def check_columns(files: Sequence[InputFile], *, text_column: str | None) -> Non
         if columns and not set(wanted) & set(columns):
             raise ConfigError(
                 f"{first.name} has no column {' or '.join(map(repr, wanted))}; "
-                f"give --text-column with one of {', '.join(map(repr, columns))}"
+                f"set --text-column to one of {', '.join(map(repr, columns))}"
             )
 
 
 def _columns_of_file(file: InputFile) -> list[str]:
-    """Empty where that can't be told; reading the file will say why."""
+    """Return the columns; empty if the file can't be read, which is reported when its records are read."""
     try:
         if file.kind == "lines":
             with open_lines(file.name) as stream:

@@ -15,17 +15,19 @@ from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_
 from phf_ray.storage.files import open_filesystem
 
 _COMPRESSED_PIECES = 32
-"""About so many pieces of a compressed file: each is reached by reading the file from its begin, 16 times in all."""
+"""Approximate number of pieces of a compressed file. Reaching a piece means reading the file from the beginning, so all
+pieces together read the file 16 times."""
 
 _CUT_AT_ONCE = 16
-"""Files: where records begin is known only when a file was read, which on an object store is waiting."""
+"""Number of files cut at the same time. To find where records begin, a file must be read, and reading from an object
+store is mostly waiting."""
 
 _TO_THE_END = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Records [begin, end) of a file; end None: to its end."""
+    """Records [begin, end) of a file. If `end` is None, the piece extends to the end of the file."""
 
     file: int
     """Index in the list of files."""
@@ -45,10 +47,10 @@ class Piece:
 
 
 def shard_bytes(total: int) -> int:
-    """Text per shard, from the size of the corpus alone, so that a plan does not depend on the cluster.
+    """Return the bytes of text per shard. They depend only on the size of the corpus, so a plan fits any cluster.
 
-    About 32 shards of a small corpus keep a few actors busy to the end; 16 MB are some seconds of work to lose; and
-    more than 16,384 shards would burden the driver.
+    About 32 shards of a small corpus keep a few actors busy to the end. A lost shard of 16 MB costs some seconds of
+    work. More than 16,384 shards would burden the driver.
     """
     return max(512 << 10, min(16 << 20, total // 32), min(64 << 20, total // 16384))
 
@@ -56,9 +58,9 @@ def shard_bytes(total: int) -> int:
 def plan_shards(
     files: Sequence[InputFile], *, shard_bytes: int, limit: int | None = None, first_file: int = 0
 ) -> Iterator[list[Piece]]:
-    """Files in order, grouped where they are small and cut between records where they are large.
+    """Yield the pieces of each shard, in file order. Small files are grouped; large ones are cut between records.
 
-    `limit`: records in all. `first_file`: index of files[0] in the plan.
+    `limit`: total number of records. `first_file`: index of files[0] in the plan.
     """
     shard: list[Piece] = []
     size = 0
@@ -95,7 +97,7 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
 
     large = [(index, file) for index, file in enumerate(files) if is_cut(file)]
     with ThreadPoolExecutor(_CUT_AT_ONCE) as threads:
-        # A limit is reached in the first files: others are not read.
+        # The first files reach the limit, so the others are not read.
         cuts = (
             (_cut(file, target, index) for index, file in large)
             if exact
@@ -117,12 +119,12 @@ def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
             yield last
     except UNREADABLE as error:
         raise_if_passing(file, error)
-        # Reading will come to the same place and reject what follows with the reason.
+        # The reader will stop at the same place and reject the rest of the file with the reason.
         yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
 
 def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
-    """Consecutive pieces of about `target` bytes. Reads the file once."""
+    """Yield consecutive pieces of about `target` bytes. Reads the file once."""
     begin = line = start = position = 0
     with open_lines(file.name) as stream:
         while chunk := stream.read(streams.CHUNK_BYTES):

@@ -1,6 +1,6 @@
 """Finds the input files of a job: folders, globs, files, URLs, hub ids, scored corpora.
 
-A file is known by its size and its time stamp (or ETag), so a changed input is noticed without reading it.
+Size and time stamp (or ETag) identify a file, so a changed input is noticed without reading it.
 """
 
 import posixpath
@@ -27,9 +27,9 @@ _SUFFIXES: dict[str, FileKind] = {
     **dict.fromkeys((".parquet", ".arrow"), "table"),
 }
 _DANGLING = "dangling links"
-"""Beside suffixes, among what was not taken."""
+"""Key in `Found.ignored`, next to the suffixes."""
 
-# Text compresses about fourfold; only used to decide what is large.
+# Text compresses about fourfold. Only used to decide which files are large.
 _EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
 
 
@@ -41,7 +41,7 @@ class InputFile:
     kind: FileKind
     size: int
     stamp: str
-    """Changes whenever the file does: ETag, hash of a file of the hub, or time of modification."""
+    """Changes whenever the file does: ETag, hash of a file on the hub, or modification time."""
 
     @property
     def name(self) -> str:
@@ -49,28 +49,28 @@ class InputFile:
 
     @property
     def source(self) -> str:
-        """`path` as it can be stored: a name on disk need not be UTF-8."""
+        """`path` in a form that can be stored: a name on disk need not be UTF-8."""
         return self.path.encode(errors="backslashreplace").decode()
 
     @property
     def text_bytes(self) -> int:
-        """Estimate of the text in it."""
+        """Estimated bytes of uncompressed text in the file."""
         return self.size * _EXPANSION.get(posixpath.splitext(self.path)[1], 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All input files, by root in the order given and then by path, each once."""
+    """All input files, each once, ordered by root as the user gave them, then by path."""
 
     files: tuple[InputFile, ...]
     ignored: Counter[str]
-    """Suffix, or `_DANGLING` -> files that were not taken."""
+    """Suffix, or `_DANGLING` -> number of skipped files."""
 
 
 def find_files(inputs: Sequence[str]) -> Found:
-    """Files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
+    """Find the files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
 
-    Raises ConfigError for an input that does not exist or holds nothing to read.
+    Raises ConfigError if an input does not exist or holds nothing to read.
     """
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def find_files(inputs: Sequence[str]) -> Found:
 
 
 def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
-    """Whether files by these names in `folder`, a full name, would be input."""
+    """Whether the input `source` would include files with these names in `folder`, which is a full name."""
     if hub_url(source) is not None:
         return False
     filesystem, path = open_filesystem(source)
@@ -102,7 +102,9 @@ def _nothing(ignored: Counter[str]) -> str:
     known = ", ".join(sorted(_SUFFIXES))
     others = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(5))
     seen = f"only files of other kinds ({others})" if others else "no files"
-    return f"{seen}; give a folder with files of {known}, or a quoted glob such as 'folder/**/*.c' to read any as text"
+    return (
+        f"{seen}; give a folder with {known} files, or a quoted glob such as 'folder/**/*.c' to read any file as text"
+    )
 
 
 def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
@@ -154,7 +156,7 @@ def _find_in_folder(
 
 
 def _is_aside(name: str) -> bool:
-    """Of a file or folder that is not taken when the folder above it is given."""
+    """Whether to skip a file or folder of this name if the input is its parent folder."""
     return name.startswith(".") or name == "__pycache__"
 
 
@@ -175,7 +177,7 @@ def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[
     return InputFile(
         root=full_name(filesystem, root),
         path=posixpath.relpath(name, root),
-        # What a glob or a path names is read, whatever its suffix.
+        # A file that the user named by path or glob is read, whatever its suffix.
         kind=_kind(name) or "text",
         size=int(info["size"] or 0),
         stamp=str(stamp),

@@ -17,7 +17,7 @@ FOOTER_KEY = b"phf_ray"
 
 
 def read_footer(path: str) -> dict[str, Any] | None:
-    """What the writer of a part noted in it; None for a file that is not one of our parts, or is torn."""
+    """Return the footer of a part. None if the file is torn or is not a part of a phf-ray corpus."""
     filesystem, inner = open_filesystem(path)
     with filesystem.open(inner, "rb") as file:
         try:
@@ -28,6 +28,6 @@ def read_footer(path: str) -> dict[str, Any] | None:
 
 
 def read_footers(paths: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Footers in the order of the paths, 16 at a time: on an object store each takes a round trip."""
+    """Yield the footers in the order of the paths. Reads 16 at a time: on an object store each takes a round trip."""
     with ThreadPoolExecutor(16) as pool:
         yield from pool.map(read_footer, paths)

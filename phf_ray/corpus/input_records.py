@@ -1,4 +1,4 @@
-"""From one record of an input file to a Document, a Segmented document, or Rejected with a reason."""
+"""Turns a record of an input file into a Document, a Segmented document, or Rejected with a reason."""
 
 import json
 from collections.abc import Mapping
@@ -14,20 +14,22 @@ from phf_ray.records import Document, Rejected, Scores
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """A document that is cut into segments already, with scores that need not be computed again."""
+    """A document that is already cut into segments, with scores that need not be computed again."""
 
     id: str
     texts: tuple[str, ...]
     meta: str
     scores: Mapping[str, Scores] = field(default_factory=dict)
-    """Scorer name -> scores and errors, of the scorers whose scores are reused."""
+    """Scorer name -> scores and errors, for scorers whose scores are reused."""
 
 
 Record = Document | Segmented | Rejected
 
 
 def too_large(source: str, record: int) -> Rejected:
-    return Rejected(source, record, "too_large", f"more than {streams.MAX_DOCUMENT_BYTES} bytes; cut it into documents")
+    return Rejected(
+        source, record, "too_large", f"more than {streams.MAX_DOCUMENT_BYTES} bytes; split it into documents"
+    )
 
 
 def document_of(text: str, *, source: str, record: int, meta: Mapping[str, Any]) -> Document | Rejected:
@@ -38,7 +40,7 @@ def document_of(text: str, *, source: str, record: int, meta: Mapping[str, Any])
 
 
 def _problem_of(text: str) -> tuple[str, str] | None:
-    """Reason and detail, where the text can't be stored."""
+    """Return reason and detail if the text can't be stored, otherwise None."""
     if not text:
         return "empty", "the document has no characters"
     try:
@@ -46,7 +48,7 @@ def _problem_of(text: str) -> tuple[str, str] | None:
     except UnicodeEncodeError as error:
         return "lone_surrogate", f"character {error.start} is half of a surrogate pair"
     if size > streams.MAX_DOCUMENT_BYTES:
-        return "too_large", f"{size} bytes, more than {streams.MAX_DOCUMENT_BYTES}; cut it into documents"
+        return "too_large", f"{size} bytes, more than {streams.MAX_DOCUMENT_BYTES}; split it into documents"
     return None
 
 
@@ -61,7 +63,7 @@ def record_of(
     name = text_column or next((name for name in TEXT_COLUMNS if name in record), None)
     content = None if name is None else record.get(name)
     if content is None:
-        return Rejected(source, index, "no_text", f"no value in column {name!r}" if name else "no column of text")
+        return Rejected(source, index, "no_text", f"no value in column {name!r}" if name else "no text column")
     if isinstance(content, str):
         origin = {"source": source, "record": index}
         kept = {key: record[key] for key in META_COLUMNS if record.get(key) is not None}

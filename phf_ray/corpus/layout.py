@@ -1,9 +1,9 @@
-"""Names in the folder of a scored corpus, and how to recognise one.
+"""Names of the files in a scored corpus, and checks that recognise such a folder.
 
     part-00000.parquet ...  id, texts, scores, avg_score, num_sents, errors, meta; scores__<name>, ... of other scorers
     rejected/part-*.parquet source, record, reason, detail of records that could not be read or stored
     plan.json               input, configuration and shards; shard i becomes part i
-    manifest.json           who scored, how much, how the scores are distributed
+    manifest.json           scorers, counts, distributions of scores
     README.md               data card that `datasets.load_dataset` reads
     _SUCCESS                written last
 
@@ -29,11 +29,11 @@ CARD = "README.md"
 REJECTED = "rejected"
 TEMPORARY = "_tmp"
 FILES = (SUCCESS, MANIFEST, CARD, "summary.json", PLAN)
-"""What stands beside the parts, in the order in which it is removed."""
+"""Files next to the parts, in the order in which they are removed."""
 
 
 def scratch_for(path: str) -> Path:
-    """A new name in `_tmp` of the corpus, which is on the same disk, as renaming requires."""
+    """Return a new name in the corpus's `_tmp`. That folder is on the same disk, as renaming requires."""
     folder = Path(path).parent
     root = folder.parent if folder.name in (REJECTED, TEMPORARY) else folder
     (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def scratch_for(path: str) -> Path:
 
 
 def write_corpus_file(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """`write_file` with the temporary name in `_tmp`: what a killed job leaves there is known to be of no worth."""
+    """Call `write_file` with a temporary name in `_tmp`, where files that a killed job leaves can safely be deleted."""
     write_file(full_name(filesystem, path), content, scratch=scratch_for(path) if is_local(filesystem) else None)
 
 
 def document_id(source: str, record: int, text: str) -> str:
-    """blake2b-128 of the source path relative to its input root, the record's index in it, and the content."""
+    """Return the blake2b-128 of the source path relative to its input root, the record's index there, and the text."""
     digest = hashlib.blake2b(f"{source}\0{record}\0".encode(), digest_size=16)
     digest.update(text.encode())
     return digest.hexdigest()
@@ -61,13 +61,13 @@ def is_part(name: str) -> bool:
 
 
 def columns_of(name: str, *, is_first: bool) -> tuple[str, str, str]:
-    """Names of the columns that hold a scorer's scores, errors and averages."""
+    """Return the names of the columns that hold a scorer's scores, errors and averages."""
     suffix = "" if is_first else f"__{name}"
     return f"scores{suffix}", f"errors{suffix}", f"avg_score{suffix}"
 
 
 def part_schema(scorers: Sequence[str]) -> pa.Schema:
-    """Columns of a part; the first scorer is the one that is trained on."""
+    """Return the columns of a part. Training uses the scores of the first scorer."""
     fields = [pa.field("id", pa.string()), pa.field("texts", pa.list_(pa.string()))]
     for index, name in enumerate(scorers):
         scores, errors, average = columns_of(name, is_first=index == 0)
@@ -79,20 +79,21 @@ def part_schema(scorers: Sequence[str]) -> pa.Schema:
 
 
 OWN_KEYS = {MANIFEST: {"scorers", "segmenter"}, PLAN: {"identities", "shards"}}
-"""Some that only ours have."""
+"""Keys found only in files that phf-ray wrote."""
 
 
 def is_scored_corpus(path: str) -> bool:
-    """Whether this folder was written by jobs.score_corpus, finished or not."""
+    """Whether jobs.score_corpus wrote this folder, finished or not."""
     filesystem, root = open_filesystem(path)
     with store_errors(path):
         return any(has_ours(filesystem, root, name) for name in OWN_KEYS)
 
 
 def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
-    """Whether the manifest or plan in this folder is there and ours: others use such names too.
+    """Whether this folder has a manifest or plan that phf-ray wrote; other programs use these names too.
 
-    One that is empty, no JSON or not to be read may be ours and damaged: parts beside it tell.
+    A file that is empty, unreadable or not JSON may be a damaged file of phf-ray. It counts as one if the folder has
+    parts.
     """
     file = posixpath.join(root, name)
     if not filesystem.exists(file):
@@ -107,7 +108,7 @@ def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> boo
 
 
 def parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
-    """Committed parts. By number, not by name: part-100000 comes after part-99999."""
+    """List committed parts by number, not by name: part-100000 comes after part-99999."""
     if not filesystem.exists(root):
         return []
     names = [posixpath.basename(str(name)) for name in filesystem.ls(root, detail=False)]

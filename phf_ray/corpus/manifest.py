@@ -1,4 +1,4 @@
-"""What is known about a scored corpus without reading it, and the data card written from that."""
+"""The manifest, which describes a scored corpus without reading it, and the data card written from the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,23 +11,23 @@ from phf_ray.measures.histogram import Histogram
 
 @dataclass(frozen=True, slots=True)
 class CorpusManifest:
-    """What is known of a whole corpus without reading it."""
+    """Description of a whole corpus, available without reading its parts."""
 
     scorers: tuple[dict[str, Any], ...]
-    """`ScorerIdentity.to_json()` of each, the one that is trained on first."""
+    """`ScorerIdentity.to_json()` of each scorer. Training uses the first."""
     segmenter: str
     stats: CorpusStats
     fingerprint: str
-    """Hash of ids, segments and scores of all documents, in order: two equal ones are the same corpus."""
+    """Hash of ids, segments and scores of all documents, in order: equal hashes mean the same corpus."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What decided the scores, and what was read."""
+    """Settings that decided the scores and the records that were read."""
     config_fingerprint: str = ""
     input_fingerprint: str = ""
     num_parts: int = 0
 
     @property
     def scorer(self) -> dict[str, Any]:
-        """Identity of the scorer in column `scores`; empty for a data set that does not say."""
+        """Identity of the scorer of column `scores`; empty if the data set does not name it."""
         return self.scorers[0] if self.scorers else {}
 
     @property
@@ -47,7 +47,7 @@ class CorpusManifest:
         return self.stats.rejected
 
     def scorer_stats(self, scorer: str | None = None) -> ScorerStats:
-        """Of the scorer by this name, by default of the one that is trained on."""
+        """Return the statistics of the scorer with this name, by default of the one that training uses."""
         name = scorer or next(iter(self.stats.scorers), "")
         if name not in self.stats.scorers:
             raise ConfigError(f"no scorer {name!r} in this corpus; it has {', '.join(self.stats.scorers) or 'none'}")
@@ -87,7 +87,7 @@ class CorpusManifest:
 
 
 def _quantile_table(stats: ScorerStats) -> dict[str, dict[str, float]]:
-    """For people; thresholds are taken from the histograms."""
+    """Tabulate quantiles for human readers. Thresholds come from the histograms."""
     tables = {"segments": stats.segment_histogram, "documents": stats.document_histogram}
     fractions = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
     return {
@@ -98,7 +98,7 @@ def _quantile_table(stats: ScorerStats) -> dict[str, dict[str, float]]:
 
 
 def data_card(manifest: CorpusManifest) -> str:
-    """README.md of a corpus; its front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
+    """Return README.md of a corpus. The front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
     stats = manifest.stats
     lines = [
         "---",
@@ -133,12 +133,12 @@ def data_card(manifest: CorpusManifest) -> str:
         "| column | content |",
         "|---|---|",
         "| id | hash of source path, record and content |",
-        "| texts | segments; joined they are the document |",
-        "| scores, errors | one of each per segment, of the first scorer |",
+        "| texts | segments; joined, they give the document |",
+        "| scores, errors | one of each per segment, from the first scorer |",
         "| avg_score | mean of the scores that are not null |",
         "| num_sents | number of segments |",
         "| meta | JSON: where the document came from |",
-        "| scores__NAME, errors__NAME, avg_score__NAME | the same of further scorers |",
+        "| scores__NAME, errors__NAME, avg_score__NAME | the same for the other scorers |",
         "",
         f"Fingerprint `{manifest.fingerprint}`. Versions, settings and distributions: manifest.json.",
     ]

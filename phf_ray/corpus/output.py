@@ -1,4 +1,4 @@
-"""The folder that a job writes: its plan, its committed parts, and what must not be touched."""
+"""The folder that a job writes: its plan, its committed parts, and checks that protect files of others."""
 
 import contextlib
 import json
@@ -52,14 +52,14 @@ class CorpusFolder:
         return {names[name] for name in self._names() if name in names}
 
     def _names(self, folder: str = "") -> list[str]:
-        """What is in the output, or in a folder of it. By listing: a glob would read signs in the path as its own."""
+        """List the names in the output or a folder in it. A glob would misread wildcard characters in the path."""
         path = posixpath.join(self._root, folder).rstrip("/")
         if not self._filesystem.exists(path):
             return []
         return [posixpath.basename(str(name)) for name in self._filesystem.ls(path, detail=False, refresh=True)]
 
     def stats_of(self, shard: int, *, digest: str) -> CorpusStats | None:
-        """Of a committed part, if it is of the shard with this digest."""
+        """Return the statistics of a committed part. None if it is missing or its shard has another digest."""
         if not self.has(part_name(shard)):
             return None
         footer = read_footer(self.part(shard))
@@ -71,7 +71,7 @@ class CorpusFolder:
         try:
             return CorpusPlan.from_json(json.loads(self._filesystem.cat_file(posixpath.join(self._root, PLAN))))
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{self.name(PLAN)} can't be read: {error!r}; start anew with --restart") from None
+            raise DataError(f"{self.name(PLAN)} can't be read: {error!r}; start over with --restart") from None
 
     def write_plan(self, plan: CorpusPlan) -> None:
         self._filesystem.makedirs(self._root, exist_ok=True)
@@ -79,21 +79,23 @@ class CorpusFolder:
         write_corpus_file(self._filesystem, posixpath.join(self._root, PLAN), content.encode())
 
     def is_ours(self) -> bool:
-        """Whether a job like this one has begun here: a plan of somebody else gives no right to clear the folder."""
+        """Whether a phf-ray job started here. A plan.json of another program must not get the folder cleared."""
         with store_errors(f"--output {self.path}"):
             return has_ours(self._filesystem, self._root, PLAN)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """At the very end of a job: in a finished corpus nothing temporary is left behind."""
+        """Write the summary, as the last step of a job. If the corpus is finished, remove the temporary folder."""
         content = json.dumps(values, indent=2) + "\n"
         write_corpus_file(self._filesystem, posixpath.join(self._root, "summary.json"), content.encode())
         if self.has(SUCCESS):
             self.remove(TEMPORARY)
 
     def refuse_strangers(self) -> None:
-        """A folder with files that are not ours is not written into. Ours before there is a plan is only `_tmp`."""
+        """Refuse a non-empty folder. Before a plan exists, only `_tmp` can be ours."""
         if set(self._names()) - {TEMPORARY}:
-            raise ConfigError(f"--output {self.path} is not empty and not of this job; give a new or an empty folder")
+            raise ConfigError(
+                f"--output {self.path} is not empty and has no plan of this job; give a new or empty folder"
+            )
 
     def remove(self, name: str) -> None:
         path = posixpath.join(self._root, name)
@@ -104,16 +106,16 @@ class CorpusFolder:
                 self._filesystem.rm_file(path)
 
     def remove_strangers(self, num_shards: int) -> None:
-        """Parts that belong to no shard would count as data."""
+        """Remove parts that belong to no shard; they would count as data."""
         ours = {part_name(shard) for shard in range(num_shards)}
         for folder in ("", REJECTED):
             for name in self._names(folder):
                 if is_part(name) and name not in ours:
-                    log.warning("%s is of none of the %d shards; it is removed", self.name(folder, name), num_shards)
+                    log.warning("%s belongs to none of the %d shards; removing it", self.name(folder, name), num_shards)
                     self.remove(posixpath.join(folder, name))
 
     def clear(self) -> None:
-        """Remove everything that this job writes: the mark of success first, the plan, which says so, last."""
+        """Remove everything that this job writes: `_SUCCESS` first, and last the plan, which makes it ours."""
         *others, plan = FILES
         parts = [name for name in self._names() if is_part(name)]
         for name in (*others, REJECTED, TEMPORARY, *parts, plan):

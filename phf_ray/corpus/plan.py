@@ -13,15 +13,15 @@ from phf_ray.storage.hashing import json_fingerprint
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """What is scored, with what, in which shards."""
+    """The input files, the scorers that score them, and the shards."""
 
     key: Mapping[str, Any]
-    """Everything of the configuration that can change a row of the output."""
+    """Every setting that can change a row of the output."""
     identities: tuple[dict[str, Any], ...]
     files: tuple[InputFile, ...]
     shards: tuple[tuple[Piece, ...], ...]
     reuse: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
-    """Input root -> scorer -> columns of scores and errors that hold what this scorer would compute."""
+    """Input root -> scorer -> columns that already hold the scores and errors that this scorer would compute."""
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
@@ -36,7 +36,7 @@ class CorpusPlan:
         }
 
     def row(self, shard: int) -> dict[str, Any]:
-        """What a worker needs to score a shard."""
+        """Return everything that a worker needs to score a shard."""
         entries = [
             {
                 "file": astuple(self.files[piece.file]),
@@ -54,7 +54,7 @@ class CorpusPlan:
         }
 
     def digest(self, shard: int) -> str:
-        """Of all that decides the content of a part, so that another's part is not taken for ours."""
+        """Hash everything that decides the content of a part, so that another job's part is not mistaken for ours."""
         pieces = [(astuple(self.files[piece.file])[1:], piece.to_json()[2:]) for piece in self.shards[shard]]
         return json_fingerprint([self.key, self.identities, pieces])
 
@@ -70,7 +70,7 @@ class CorpusPlan:
 
 
 def as_stored_json(values: Any) -> Any:
-    """What comes back when it was written as JSON."""
+    """Return the values as they would be read back from a JSON file."""
     return json.loads(json.dumps(values))
 
 
@@ -79,7 +79,7 @@ def input_fingerprint(plan: CorpusPlan) -> str:
 
 
 def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool) -> tuple[InputFile, ...]:
-    """Raises ConfigError where planned files changed or are gone, or new ones came without `append`."""
+    """Return the new files. Raises ConfigError if planned files changed or are missing, or new ones lack `append`."""
     now = {file.name: file for file in found}
     known = {file.name for file in stored.files}
     roots = {file.root for file in found}
@@ -94,11 +94,11 @@ def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool)
         if paths
     ]
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; restore them, or --restart to score all of the input anew")
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to score all of the input again")
     if added and not append:
         paths = [file.path for file in added]
         raise ConfigError(
-            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); --append scores them too"
+            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to score them"
         )
     return tuple(added)
 

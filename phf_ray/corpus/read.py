@@ -1,8 +1,8 @@
 """Reads the records of a piece of input.
 
-Every record becomes a Document, a Segmented document (if its text is cut already) or Rejected with a reason; nothing is
-dropped silently. Reading streams: memory is bounded by the largest document, and documents above `MAX_DOCUMENT_BYTES`
-are rejected.
+Every record becomes a Document, a Segmented document (if its text is already cut) or Rejected with a reason; nothing is
+dropped silently. Files are read as streams: the largest document bounds memory, and documents above
+`MAX_DOCUMENT_BYTES` are rejected.
 """
 
 import itertools
@@ -29,10 +29,10 @@ from phf_ray.storage.files import open_filesystem
 def read_piece(
     file: InputFile, piece: Piece, *, text_column: str | None = None, reuse: Mapping[str, tuple[str, str]] | None = None
 ) -> Iterator[Record]:
-    """Records of a piece, in order. `reuse`: scorer name -> columns of scores and errors that are taken over.
+    """Yield the records of a piece, in order. `reuse`: scorer name -> columns of scores and errors to reuse.
 
-    A file that can't be read, or can't be read to its end, is Rejected at the record where it ended. On a remote store
-    only what a second try would not mend is rejected; other failures are raised, and the job can be run again.
+    If a file can't be read to its end, the record where reading stopped is Rejected. On a remote store, only damage
+    that a retry would not fix is rejected; other failures are raised, and the job can be run again.
     """
     index = piece.begin
     try:
@@ -112,7 +112,7 @@ def _read_table(
 
 
 def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
-    """None for a row whose text is too large: as strings of Python it would take its size several times over."""
+    """Yield rows, with None for a row whose text is too large: its Python strings would take several times its size."""
     begin = 0
     sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
     for row in () if sizes is None else np.flatnonzero(sizes > streams.MAX_DOCUMENT_BYTES).tolist():
@@ -123,7 +123,7 @@ def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[
 
 
 def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
-    """Bytes of each row's string or strings; None where the column is of another type."""
+    """Return the bytes of each row's string or strings. None if the column has another type."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         sizes = _text_sizes(column.dictionary)
@@ -144,12 +144,12 @@ def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
 
 
 def _numbers(column: pa.Array) -> NDArray[np.int64]:
-    """0 for null."""
+    """Convert to int64, with 0 for null."""
     return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """One cell that is not UTF-8 must not take its neighbours with it."""
+    """Yield each row, or its error, so that a cell that is not UTF-8 does not cost its neighbours."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Reads scored corpora: those of phf-ray, and the data sets published with the original code, as they are."""
+"""Reads scored corpora: phf-ray's own, and the unmodified data sets published with the original code."""
 
 import hashlib
 import json
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def list_parts(path: str) -> list[str]:
-    """Files of a scored corpus in their order, each to be read with `read_part`.
+    """List the files of a scored corpus in order, to be read with `read_part`.
 
-    `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with the
+    `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with
     columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
     """
     with store_errors(path):
@@ -46,25 +46,25 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
         parts = sorted(match_files(filesystem, root))
     if not parts:
         raise DataError(
-            f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of a "
+            f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of "
             "jobs.score_corpus, or a data set with columns texts and scores"
         )
     return parts
 
 
 def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Sequence[str]) -> None:
-    """Parts that were added or taken away by hand: statistics and thresholds of the manifest would be of other data."""
+    """Refuse a corpus if parts were added or removed by hand: its statistics and thresholds would fit other data."""
     file = posixpath.join(root, MANIFEST)
     if not filesystem.exists(posixpath.join(root, SUCCESS)) or not filesystem.exists(file):
         return
     try:
         expected = json.loads(filesystem.cat_file(file))["num_parts"]
     except (ValueError, KeyError, TypeError):
-        return  # `read_manifest` says what is wrong with it.
+        return  # `read_corpus_manifest` says what is wrong with the manifest.
     if expected != len(parts):
         raise DataError(
-            f"{root} has {len(parts)} parts, its {MANIFEST} says {expected}; remove {SUCCESS} and run its "
-            "jobs.score_corpus command again: it removes parts that are not its own and writes those that are missing"
+            f"{root} has {len(parts)} parts, but its {MANIFEST} says {expected}; remove {SUCCESS} and run its "
+            "jobs.score_corpus command again, which removes foreign parts and writes missing ones"
         )
 
 
@@ -75,7 +75,7 @@ def data_files(files: Iterable[str], root: str) -> list[str]:
         if file.endswith((".parquet", ".arrow"))
         and all(_may_hold_data(part) for part in posixpath.relpath(file, root).split("/"))
     ]
-    # Of a data set in splits, the one to train on.
+    # If the data set has splits, use the one to train on.
     return [file for file in visible if "train" in posixpath.relpath(file, root)] or visible
 
 
@@ -85,19 +85,19 @@ def _may_hold_data(path: str) -> bool:
 
 
 def read_corpus(path: str) -> Iterator[ScoredDocument]:
-    """All documents of a corpus, by part and then by row. Memory: a few hundred documents."""
+    """Yield all documents of a corpus, by part and then by row. Memory: a few hundred documents."""
     for part in list_parts(path):
         yield from read_part(part)
 
 
 def read_part(path: str) -> Iterator[ScoredDocument]:
-    """Documents of one file of `list_parts`, in order."""
+    """Yield the documents of one file from `list_parts`, in order."""
     for row, record in enumerate(read_rows(path)):
         yield scored_document(record, source=posixpath.basename(path), row=row)
 
 
 def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> ScoredDocument:
-    """A row of ours or of the original's data sets (`meta` a struct or absent, no id, no errors)."""
+    """Convert a row of a phf-ray corpus or of the original's data (`meta` a struct or absent, no id, no errors)."""
     texts = record.get("texts")
     scores = record.get("scores")
     if texts is None or scores is None:
@@ -121,7 +121,7 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
 
 
 def id_of(record: Mapping[str, Any]) -> str:
-    """Empty where it has none."""
+    """Return the id of a record; empty if it has none."""
     identifier = record.get("id")
     return "" if identifier is None else str(identifier)
 
@@ -132,7 +132,7 @@ def meta_text(record: Mapping[str, Any]) -> str:
 
 
 def read_corpus_manifest(path: str) -> CorpusManifest:
-    """What is known of a corpus. A data set without a manifest is read through once for its statistics."""
+    """Return the manifest of a corpus. A data set without one is read through once for its statistics."""
     filesystem, root = open_source(path)
     file = posixpath.join(root, MANIFEST)
     with store_errors(path):

@@ -9,7 +9,7 @@ from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing
 
 _SAMPLED_PLACES = 32
-"""In one file, at least a chunk apart: on an object store each is a round trip or two."""
+"""Maximum per file, at least a chunk apart: on an object store each place costs a round trip or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class SampledPiece:
 
 
 def plan_sample(files: Sequence[InputFile], *, num_records: int) -> Iterator[SampledPiece]:
-    """About so many records, spread evenly over the bytes of the files, without reading them through.
+    """Yield pieces with about `num_records` records, spread evenly over the bytes of the files.
 
-    Compressed files are read at their begin only, larger ones of uncompressed lines or Parquet at several places. The
-    numbers of records in a line file are not told right.
+    Compressed files are read only at the beginning. Larger files of uncompressed lines or Parquet are read at several
+    places. Record numbers in a line file are wrong, because its earlier records are not counted.
     """
     step = max(1, len(files) // num_records)
     total = sum(file.text_bytes for file in files[::step])
@@ -43,7 +43,7 @@ def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]
             offsets = {_line_at(file, file.size * place // places) for place in range(places)}
         except UNREADABLE as error:
             raise_if_passing(file, error)
-            offsets = {0}  # reading will say why
+            offsets = {0}  # reading the file will say why
         for offset in sorted(offsets):
             yield replace(whole, offset=offset)
     elif file.path.endswith(".parquet"):
@@ -51,7 +51,7 @@ def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]
             rows = parquet_metadata(file.name).num_rows
         except UNREADABLE as error:
             raise_if_passing(file, error)
-            rows = 0  # reading will say why
+            rows = 0  # reading the file will say why
         for begin in sorted({rows * place // places for place in range(places)}):
             yield replace(whole, begin=begin)
     else:
@@ -59,7 +59,7 @@ def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]
 
 
 def _line_at(file: InputFile, position: int) -> int:
-    """Where the first line begins after this position; at 0 and in the last line: the begin of the file."""
+    """Return the byte where the first line after `position` begins; 0 if `position` is 0 or in the last line."""
     if position == 0:
         return 0
     with open_lines(file.name) as stream:

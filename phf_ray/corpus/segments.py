@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 from phf_ray.errors import ConfigError
 
-# spaCy strips prefixes and suffixes from a chunk without white space one by one and copies the rest each time: 20,000
-# opening brackets take 30 s, ten times as many an hour. Chunks are cut here at 1000 characters, which no word reaches.
+# From a chunk without white space, spaCy strips prefixes and suffixes one by one and copies the rest each time: 20,000
+# opening brackets take 30 s, ten times as many take an hour. We cut chunks at 1000 characters, which no word reaches.
 MAX_CHUNK_CHARS = 1000
 _CUT_IN_CHUNK = re.compile(rf"\S{{{MAX_CHUNK_CHARS}}}(?=\S)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def build_segmenter(name: str) -> Callable[[str], list[str]]:
-    """The segmenter `sentences`, `lines` or `document`. An empty text has no segments."""
+    """Return the segmenter `sentences`, `lines` or `document`. An empty text has no segments."""
     if name not in SEGMENTERS:
         raise ConfigError(f"unknown segmenter {name!r}; choose one of {', '.join(sorted(SEGMENTERS))}")
     return SEGMENTERS[name]()
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines with their ends. Only `\\n` ends a line: `str.splitlines` also cuts at form feeds and U+2028."""
+    """Split into lines with ends. Only `\\n` ends a line: `str.splitlines` also cuts at form feeds and U+2028."""
     return io.StringIO(text).readlines()
 
 
@@ -30,9 +30,9 @@ def whole_document(text: str) -> list[str]:
 
 
 class SentenceSplitter:
-    """Sentences by spaCy's blank English tokenizer and sentencizer; white space stays with the sentence before it.
+    """Cuts sentences with spaCy's blank English tokenizer and sentencizer. White space goes to the sentence before.
 
-    Texts of any length are cut; a lone surrogate, which spaCy can't store, counts as any other unknown character.
+    Texts can have any length. A lone surrogate, which spaCy can't store, counts as an unknown character.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class SentenceSplitter:
     def __call__(self, text: str) -> list[str]:
         if not text:
             return []
-        # Without the zone spaCy keeps every word that it ever saw.
+        # Without a memory zone, spaCy keeps every word that it has ever seen.
         with self._nlp.memory_zone():
             starts = self._sentence_starts(_SURROGATE.sub("\ufffd", text))
         return [text[begin:end] for begin, end in zip(starts, [*starts[1:], len(text)], strict=True)]
@@ -55,8 +55,8 @@ class SentenceSplitter:
         if cuts:
             from spacy.tokens import Doc
 
-            # DIFFERS: ours tokenizes chunks without white space of over 1000 characters in pieces, so that the time is
-            # linear; original takes hours where such a chunk is 1 MB of brackets.
+            # DIFFERS: ours tokenizes chunks of over 1000 characters without white space in pieces, in linear time;
+            # original takes hours if such a chunk is 1 MB of brackets.
             pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
             tokens = [token for piece in pieces for token in self._nlp.make_doc(piece)]
             words, spaces = [token.text for token in tokens], [bool(token.whitespace_) for token in tokens]

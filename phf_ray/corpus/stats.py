@@ -1,4 +1,4 @@
-"""Counts and score distributions of a corpus. Those of the parts add up to those of the whole."""
+"""Counts and score distributions of a corpus. The parts' statistics add up to those of the whole corpus."""
 
 import math
 from collections import Counter
@@ -14,18 +14,18 @@ from phf_ray.records import Scores
 
 @dataclass(slots=True)
 class ScorerStats:
-    """What one scorer found."""
+    """Score distributions and failures of one scorer."""
 
     segment_histogram: Histogram = field(default_factory=Histogram)
     document_histogram: Histogram = field(default_factory=Histogram)
-    """Of each document's unweighted mean over its scored segments."""
+    """Distribution of the documents' unweighted means over their scored segments."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Segments without a score, by reason: what stands before the colon of their error."""
+    """Segments without a score, by reason: the part of their error before the colon."""
     truncated: int = 0
     """Segments of which the scorer read only the beginning."""
 
     def add(self, documents: Sequence[Scores]) -> list[float | None]:
-        """Count some documents; the average score of each, None where no segment has one."""
+        """Count documents. Return the average score of each, None if no segment has a score."""
         averages: list[float | None] = []
         segments: list[float] = []
         for scores, errors in documents:
@@ -67,7 +67,7 @@ def reason_of(error: str) -> str:
 
 @dataclass(slots=True)
 class CorpusStats:
-    """Counts of a part, or of all of them."""
+    """Counts of one part, or of all parts."""
 
     scorers: dict[str, ScorerStats] = field(default_factory=dict)
     documents: int = 0
@@ -86,7 +86,7 @@ class CorpusStats:
 
     @property
     def num_failed(self) -> int:
-        """Missing scores of segments, over all scorers."""
+        """Number of missing segment scores, over all scorers."""
         return sum(stats.failed.total() for stats in self.scorers.values())
 
     def to_json(self) -> dict[str, Any]:

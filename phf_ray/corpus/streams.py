@@ -1,4 +1,4 @@
-"""Opens input files, compressed or not, and tells a damaged file from a store that failed for a moment."""
+"""Opens input files, compressed or not, and tells a damaged file from a store that failed temporarily."""
 
 import gzip
 import io
@@ -12,34 +12,37 @@ from phf_ray.errors import DataError
 from phf_ray.storage.files import is_local, open_filesystem
 
 MAX_DOCUMENT_BYTES = 64 << 20
-"""A longer document is rejected as `too_large`: checkers need many times its size in memory."""
+"""Longer documents are rejected as `too_large`: checkers need many times their size in memory."""
 
 COMPRESSED = (".gz", ".zst")
 
 CHUNK_BYTES = 1 << 20
 
-# Of a damaged archive at most so much is lost before the damage.
+# At most this much of a damaged archive is lost before the damage.
 _BUFFER = 16 << 10
 
 UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, pa.ArrowException)
 
 
 def raise_if_passing(file: InputFile, error: Exception) -> None:
-    """Raises DataError where a second try may read the file; returns where the file itself is damaged."""
+    """Raise DataError if a second try may read the file. Return if the file itself is damaged."""
     if isinstance(error, FileNotFoundError):
-        # It was there when the input was found: on this machine something is missing, not in the corpus.
-        raise DataError(f"{file.name} is gone since the job began, or this machine does not see it") from error
+        # The file was there when the input was found, so this machine lacks something, not the corpus.
+        raise DataError(
+            f"{file.name} was removed after the job began, or this machine can't see it; restore it, or share its "
+            "folder with all machines"
+        ) from error
     lasting = not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile | PermissionError)
     if not lasting and not is_local(open_filesystem(file.name)[0]):
-        # Arrow's errors do not tell a store that fails from a damaged page.
+        # Arrow raises the same errors for a failing store and for a damaged page.
         raise DataError(
-            f"{file.name}: {type(error).__name__}: {error}; run the same command again, and if it ends in the same, "
-            "leave the file out: it is damaged"
+            f"{file.name}: {type(error).__name__}: {error}; run the same command again; if the error comes back, the "
+            "file is damaged: leave it out"
         ) from error
 
 
 def open_lines(name: str) -> io.BufferedReader:
-    """Uncompressed bytes of the file."""
+    """Open a file as a stream of uncompressed bytes."""
     filesystem, path = open_filesystem(name)
     raw = filesystem.open(path, "rb")
     if name.endswith(".gz"):

@@ -15,7 +15,7 @@ _READ_ROWS = 256
 def read_rows(
     path: str, *, columns: Sequence[str] | None = None, begin: int = 0, end: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows [begin, end) of a Parquet or Arrow file. Row groups outside are not read."""
+    """Yield rows [begin, end) of a Parquet or Arrow file. Row groups outside this range are not read."""
     for batch in read_batches(path, columns=columns, begin=begin, end=end):
         yield from batch.to_pylist()
 
@@ -49,7 +49,7 @@ def read_batches(path: str, *, columns: Sequence[str] | None, begin: int, end: i
 
 
 def _groups_from(metadata: pq.FileMetaData, begin: int) -> tuple[list[int], int]:
-    """Row groups from the one that holds row `begin`, and how many of its rows come before that row."""
+    """Return the row groups from the one that holds row `begin`, and how many of its rows come before that row."""
     first = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
@@ -60,7 +60,7 @@ def _groups_from(metadata: pq.FileMetaData, begin: int) -> tuple[list[int], int]
 
 
 def rows_per_batch(metadata: pq.FileMetaData) -> int:
-    """About 4 MB of rows, so that long documents do not pile up."""
+    """Return the number of rows in about 4 MB, so that long documents do not pile up in memory."""
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     per_row = size / max(1, metadata.num_rows)
     return int(min(_READ_ROWS, max(1, FLUSH_CHARACTERS // max(1.0, per_row))))

@@ -39,15 +39,15 @@ _FLUSH_DOCUMENTS = 4096
 
 
 class PartWriter:
-    """Writes one part under a temporary name; only `commit` makes it part of the corpus.
+    """Writes one part under a temporary name; only `commit` adds it to the corpus.
 
     Memory: 4 M characters of text, whatever the part's size.
     """
 
     def __init__(self, path: str, *, rejects: str | None, scorers: Sequence[str], footer: Mapping[str, Any]):
-        """Where the part and its rejected records will be; `rejects` None: they are written already.
+        """`path`, `rejects`: files for the part and its rejected records. `rejects` is None if those exist already.
 
-        `footer`: JSON that `read_footer` gives back, beside the statistics.
+        `footer`: JSON that `read_footer` returns together with the statistics.
         """
         self._filesystem, self._path = open_filesystem(path)
         self._rejects = None if rejects is None else open_filesystem(rejects)[1]
@@ -69,14 +69,14 @@ class PartWriter:
         self._writer = pq.ParquetWriter(self._scratch, self._schema, compression="zstd")
 
     def add(self, document_id: str, texts: Sequence[str], *, scores: Mapping[str, Scores], meta: str) -> None:
-        """One document; `scores` has an entry for each scorer."""
+        """Add one document. `scores` has an entry for each scorer."""
         characters = sum(map(len, texts))
         self.stats.documents += 1
         self.stats.segments += len(texts)
         self.stats.characters += characters
         self._rows.append((document_id, texts, scores, meta))
         self._buffered += characters
-        # Short documents: statistics of few documents at a time would cost more than scoring them.
+        # Short documents are buffered: updating the statistics for a few at a time would cost more than scoring them.
         if self._buffered >= FLUSH_CHARACTERS or len(self._rows) >= _FLUSH_DOCUMENTS:
             self._flush()
 
@@ -85,7 +85,7 @@ class PartWriter:
         self._rejected.append(rejected)
 
     def commit(self) -> CorpusStats:
-        """Publish the part. Done twice, or by a worker whose driver is gone, it leaves the same part."""
+        """Publish the part. A second commit, or one by a worker whose driver is gone, leaves the same part."""
         self._flush()
         footer = {**self._footer, "digest": self._digest.hexdigest(), "stats": self.stats.to_json()}
         self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(footer, separators=(",", ":")).encode()})
@@ -99,7 +99,7 @@ class PartWriter:
         return self.stats
 
     def abandon(self) -> None:
-        """Forget the part; harmless after `commit`."""
+        """Discard the part. Harmless after `commit`."""
         self._writer.close()
         self._scratch.unlink(missing_ok=True)
 
@@ -122,12 +122,12 @@ class PartWriter:
         self._rows, self._buffered = [], 0
 
     def _commit_rejected(self) -> None:
-        """Before the part itself: where there is a part, its rejects are complete."""
+        """Write the rejected records before the part itself, so that a committed part has all of its rejects."""
         if self._rejects is None:
             assert not self._rejected, self._path
             return
         if not self._rejected:
-            # What a try before this one could not read, and this one could.
+            # An earlier try rejected records that this one could read.
             with contextlib.suppress(FileNotFoundError):
                 self._filesystem.rm_file(self._rejects)
             return
@@ -155,7 +155,8 @@ def finish_corpus(
 ) -> CorpusManifest:
     """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
 
-    `shards`: what the footer of each part says in `shard`. Raises IncompleteError where a part is another's or torn.
+    `shards`: the digest that each part's footer must have in `shard`. Raises IncompleteError if a part belongs to
+    another job or is torn.
     """
     filesystem, root = open_filesystem(directory)
     parts = [posixpath.join(root, part_name(shard)) for shard in range(len(shards))]
@@ -164,7 +165,7 @@ def finish_corpus(
     footers = read_footers([full_name(filesystem, part) for part in parts])
     for path, shard, footer in zip(parts, shards, footers, strict=True):
         if footer is None or footer["shard"] != shard:
-            raise IncompleteError(f"{path} is of another job or damaged; run the same command again to write it anew")
+            raise IncompleteError(f"{path} is damaged or from another job; run the same command again to rewrite it")
         stats.merge(CorpusStats.from_json(footer["stats"]))
         digest.update(footer["digest"].encode())
     manifest = CorpusManifest(

@@ -1,5 +1,5 @@
-"""HTTP: one JSON client, with patience, for servers of phf-ray and OpenAI-compatible ones.
+"""HTTP: one JSON client with retries, for phf-ray's own servers and OpenAI-compatible ones.
 
-In: a URL, a key, a JSON body. Out: a JSON object; ServiceError if none came in time, RefusedError if the server
-refuses. Open `client.py`.
+In: a URL, a key, a JSON body. Out: a JSON object; ServiceError if no answer came in time, RefusedError if the server
+refused. Open `client.py`.
 """

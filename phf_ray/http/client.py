@@ -1,4 +1,4 @@
-"""JSON over HTTP to served models and scorers, with patience."""
+"""JSON over HTTP to served models and scorers, with retries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from phf_ray.errors import ConfigError, ServiceError
 
 
 class RefusedError(ServiceError):
-    """The server will not answer this request however often it is asked."""
+    """The server refused this request, and would refuse it again."""
 
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
@@ -26,7 +26,7 @@ class _UnansweredError(Exception):
 
 
 class Client:
-    """JSON over HTTP, with patience: an answer that may change (408, 429, 5xx, no connection) is asked for again."""
+    """JSON over HTTP. Retries temporary failures (408, 429, 5xx, no connection) for `patience_s` seconds."""
 
     def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -48,7 +48,7 @@ class Client:
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer; ServiceError where none came in time, RefusedError where the server says no."""
+        """Return the answer. Raises ServiceError if none came in time, RefusedError if the server refuses."""
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,13 +82,13 @@ class Client:
             answer = None
         if not isinstance(answer, dict):
             raise RefusedError(
-                f"{response.url} answered with something that is no JSON object; is this the right server?"
+                f"{response.url} answered with something other than a JSON object; is this the right server?"
             )
         return answer
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Whether the address is one that no other machine can reach."""
+    """Whether only this machine can reach the address."""
     try:
         host = httpx.URL(url).host
     except httpx.InvalidURL:  # named at the first request
@@ -96,12 +96,12 @@ def is_on_this_machine(url: str) -> bool:
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
-# Up to 8 s, spread so that clients that were turned away together don't come back together.
+# Up to 8 s, at random, so that clients that were rejected together don't all retry at once.
 _SPREAD = tenacity.wait_random_exponential(multiplier=0.25, max=8, min=0.1)
 
 
 def _wait_s(state: tenacity.RetryCallState) -> float:
-    """What the server asked for, or longer after each try."""
+    """The wait that the server asked for, or else one that doubles with each try."""
     error = state.outcome.exception() if state.outcome is not None else None
     asked_for = error.retry_after_s if isinstance(error, _UnansweredError) else None
     return _SPREAD(state) if asked_for is None else asked_for

@@ -1,7 +1,7 @@
-"""Runs: the directory of a training run, who follows it, and the tracker that is told.
+"""Runs: the directory of a training run, the follower of its metrics, and the tracker.
 
-In: metrics, checkpoints and evaluations of a run. Out: files that are there whole or not at all, and rows for sinks.
-`directory.py` names and guards everything on disk, `following.py` hands rows on, `tracking.py` alone knows
+In: metrics, checkpoints and evaluations of a run. Out: files that are either complete or absent, and rows for sinks.
+`directory.py` names and guards everything on disk, `following.py` passes rows on, and only `tracking.py` knows
 Weights & Biases. Open `directory.py` first.
 """
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# What may differ between two starts of one run: nothing that is learned depends on it, beyond the order of fp32 sums
-# and, for torch_compile, which masks a seed of dropout stands for. The micro-batch is not among them: dropout is drawn
-# once for each, and under compat the loss is a mean over each.
+# These settings may differ between two starts of one run. They do not change what is learned, except for the order of
+# fp32 sums and, with torch_compile, the masks that a dropout seed gives. The micro-batch size is not one of them:
+# dropout is drawn once per micro-batch, and under compat the loss is a mean over each micro-batch.
 _MAY_CHANGE = {
     "training.num_workers",
     "training.resources_per_worker",
@@ -38,7 +38,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, secti
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    # By way of JSON, in which the stored one is: tuples become lists.
+    # Through JSON, like the stored configuration: tuples become lists.
     for key, value in json.loads(json.dumps(values)).items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a path means: a model directory, or the newest checkpoint of a training run."""
+"""Finds the checkpoint that a path refers to: a model directory, or the newest checkpoint of a training run."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ from phf_ray.runs.directory import RunDirectory
 
 
 def find_checkpoint(path: str | Path, *, option: str) -> Path:
-    """The model directory itself, or the newest complete checkpoint of a run.
+    """Return `path` if it is a model directory, or the newest complete checkpoint if it is a run.
 
-    `option`: what the user wrote the path for, such as `--model`; errors begin with it.
-    Raises ConfigError if there is no such directory, the run has no complete checkpoint, or the directory no model.
+    `option`: the option that the user gave the path to, such as `--model`; errors begin with it.
+    Raises ConfigError if `path` does not exist, holds no model, or is a run without a complete checkpoint.
     """
     path = Path(path)
     if not path.is_dir():
@@ -29,6 +29,6 @@ def find_checkpoint(path: str | Path, *, option: str) -> Path:
 
 
 def name_after_run(checkpoint: Path) -> str:
-    """A name for a model: that of the run whose checkpoint it is, or else of its own folder."""
+    """Return a name for a model: the name of the checkpoint's run or, without a run, of its own folder."""
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     return re.sub(r"[^A-Za-z0-9_.-]", "-", folder.resolve().name)

@@ -1,13 +1,13 @@
 """A training run on disk.
 
     config.json      the configuration with method and overrides merged in
-    plan.json        what follows from it and the blocks: number of steps, thresholds as numbers, hash of the blocks
+    plan.json        values derived from it and the blocks: number of steps, thresholds as numbers, hash of the blocks
     metrics.jsonl    one row per logged step, each step once
-    checkpoints/     step-00000500/ ..., each complete or not there
+    checkpoints/     step-00000500/ ..., each complete or absent
     evaluations/     step-00000500/ ..., `weights` until they are evaluated, then `metrics.json` and `samples.parquet`
-    summary.json     how the run ended; `finished` is never trained again
+    summary.json     how the run ended; a `finished` run is never trained again
 
-One process writes at a time: whoever starts last claims the directory, and an orphan of an earlier start sees that.
+One process writes at a time: the last one to start claims the directory, and an orphan of an earlier start notices.
 """
 
 import json
@@ -39,18 +39,18 @@ class RunDirectory:
     # --- What the run is ---
 
     def prepare(self, *, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Create the directory, or check that the run in it is this one.
+        """Create the directory, or check that it holds this run.
 
-        Raises ConfigError with the keys that differ.
+        Raises ConfigError that lists the keys that differ.
         """
         self.check(config=config, plan=plan)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        # The plan first: the directory holds a run from the moment that config.json is there.
+        # Write the plan first: the directory holds a run as soon as config.json exists.
         self._write_json("plan.json", plan)
         self._write_json("config.json", config)
 
     def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
-        """Raises ConfigError if the directory holds a run with another configuration or, where it is given, plan."""
+        """Raise ConfigError if the directory holds a run with another configuration or another `plan`, if given."""
         before = self._read_json("config.json")
         if not before:
             return
@@ -67,9 +67,9 @@ class RunDirectory:
     # --- Who writes ---
 
     def claim(self, workers: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Become the one that writes; returns the claim. Leftovers of whoever was killed while writing are removed.
+        """Become the writer, and return the claim. Removes the leftovers of a writer that was killed.
 
-        `workers`: where each rank runs, for whoever looks for its process.
+        `workers`: where each rank runs, so that its process can be found.
         """
         claim = uuid.uuid4().hex
         owner = {
@@ -91,7 +91,7 @@ class RunDirectory:
         return self._read_json("owner.json").get("claim")
 
     def request_stop(self) -> None:
-        """Ask the running training to save and end."""
+        """Ask the running training to save and stop."""
         write_text(self.path / "stop", "")
 
     def clear_stop(self) -> None:
@@ -107,9 +107,9 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Figures, histograms ({"edges", "counts"}) and tables ({"columns", "rows"}) by name.
+        """Append a row of numbers, histograms ({"edges", "counts"}) and tables ({"columns", "rows"}), by name.
 
-        A figure that is no number becomes null: JSON has no NaN.
+        NaN and infinity become null, because JSON has neither.
         """
         values = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
@@ -118,38 +118,39 @@ class RunDirectory:
             file.write(json.dumps(values) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows by step, those of evaluations among them. A line cut short by a crash is left out."""
+        """Return all rows by step, including those of evaluations. Skips a line that a crash cut short."""
         rows = [row for row in self._read_rows() if EVALUATION not in row]
         rows += [self.read_evaluation(step) for step in self.evaluated_steps()]
         return sorted(rows, key=lambda row: int(row[STEP]))
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget the rows of steps that will be trained again."""
+        """Remove the rows of steps that will be trained again."""
         self._write_rows([row for row in self._read_rows() if row[STEP] <= step])
 
     def merge_evaluations(self) -> None:
-        """Write the figures of evaluations into metrics.jsonl, to which nobody writes any more."""
+        """Write the evaluations' results into metrics.jsonl. Nobody else may write to it."""
         self._write_rows(self.read_metrics())
 
     def _read_rows(self) -> list[dict[str, Any]]:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
-        # An orphan of an earlier start may have written a row again before it saw that it is one.
+        # An orphan of an earlier start may have repeated a row before it noticed the new claim.
         return list({row_key(row): row for line in lines if (row := parse_row(line))}.values())
 
     def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
-    # --- Evaluations beside the loop ---
+    # --- Evaluations outside the training loop ---
 
     def evaluation_folder(self, step: int) -> Path:
         return self.evaluations / f"step-{step:08d}"
 
     def hand_out_weights(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a directory of weights to evaluate, unless those of this step are there or were evaluated.
+        """Let `write` fill a directory of weights to evaluate, unless this step has weights or was evaluated.
 
-        As a checkpoint, it appears when everything is on the disk. Of one that fails the step's folder stays.
+        Like a checkpoint, the directory appears when everything is on the disk. If `write` fails, the step's folder
+        stays.
         """
         folder = self.evaluation_folder(step)
         if self.is_handed_out(step):
@@ -163,7 +164,7 @@ class RunDirectory:
                     sync(path)
             scratch.rename(folder / "weights")
         finally:
-            # On a full disk half of the weights would take the room of the next checkpoint.
+            # On a full disk, half-written weights would take the space of the next checkpoint.
             shutil.rmtree(scratch, ignore_errors=True)
         sync(folder)
 
@@ -172,20 +173,20 @@ class RunDirectory:
         return (folder / "weights").exists() or (folder / "metrics.json").exists()
 
     def handed_out(self) -> list[int]:
-        """Steps that were to be evaluated, in their order; also those whose weights could not be written."""
+        """Return the steps that were to be evaluated, in order, including those whose weights could not be written."""
         return sorted(_step_of(path) for path in self.evaluations.glob("step-*"))
 
     def steps_to_evaluate(self) -> list[int]:
-        """In their order."""
+        """Return the steps whose weights are not yet evaluated, in order."""
         found = [path.parent for path in self.evaluations.glob("step-*/weights")]
         return sorted(_step_of(folder) for folder in found if not (folder / "metrics.json").exists())
 
     def evaluated_steps(self) -> list[int]:
-        """In their order."""
+        """Return the evaluated steps, in order."""
         return sorted(_step_of(path.parent) for path in self.evaluations.glob("step-*/metrics.json"))
 
     def write_evaluation(self, step: int, row: Mapping[str, float]) -> None:
-        """Keep the figures of a step; its weights are not needed any more."""
+        """Store the results of a step, and remove its weights."""
         values = {key: value if math.isfinite(value) else None for key, value in row.items()}
         write_text(self.evaluation_folder(step) / "metrics.json", json.dumps(values, indent=2) + "\n")
         self.remove_evaluated_weights()
@@ -200,9 +201,9 @@ class RunDirectory:
     # --- Checkpoints ---
 
     def commit_checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int | None) -> Path:
-        """Let `write` fill a directory and make it the checkpoint of `step`; then drop all but the newest `keep`.
+        """Let `write` fill a directory, make it the checkpoint of `step`, and delete all but the newest `keep`.
 
-        The name appears when everything is on the disk: by rename, with a marker that lists the files and their sizes.
+        A rename gives the directory its name when everything is on the disk. A marker lists the files and their sizes.
         """
         final = self.checkpoints / f"step-{step:08d}"
         scratch = self.checkpoints / f".writing-{final.name}-{uuid.uuid4().hex[:8]}"
@@ -211,10 +212,10 @@ class RunDirectory:
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         for path in files:
             sync(path)
-        # The model card is renewed when more is known of the model; all else never changes.
+        # The model card is rewritten when more is known about the model; the other files never change.
         sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files if path.name != "README.md"}
         write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
-        if final.exists():  # an incomplete one, or the same one of an orphan
+        if final.exists():  # an incomplete checkpoint, or the same one written by an orphan
             self._remove(final)
         scratch.rename(final)
         sync(self.checkpoints)
@@ -224,19 +225,19 @@ class RunDirectory:
         return final
 
     def complete_checkpoints(self) -> list[Path]:
-        """By step, oldest first."""
+        """Return the complete checkpoints by step, oldest first."""
         return [path for path in sorted(self.checkpoints.glob("step-*")) if is_complete(path)]
 
     def latest_checkpoint(self) -> Path | None:
         return max(self.complete_checkpoints(), default=None)
 
     def latest_step(self) -> int:
-        """Of the newest complete checkpoint; 0 without one."""
+        """Return the step of the newest complete checkpoint, or 0 if there is none."""
         latest = self.latest_checkpoint()
         return 0 if latest is None else _step_of(latest)
 
     def _remove(self, checkpoint: Path) -> None:
-        # Under another name first: a checkpoint that is half deleted must not look like one.
+        # Rename first: a half-deleted checkpoint must not look like a checkpoint.
         doomed = checkpoint.with_name(f".deleting-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
         checkpoint.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -244,7 +245,7 @@ class RunDirectory:
     # --- End ---
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """An error that would come again if the workers were started again."""
+        """Store an error that would come back if the workers were restarted."""
         self._write_json("failure.json", failure)
 
     def read_failure(self) -> dict[str, Any]:
@@ -257,7 +258,7 @@ class RunDirectory:
         self._write_json("summary.json", summary)
 
     def read_summary(self) -> dict[str, Any]:
-        """Empty while the run is not over."""
+        """Return the summary, which is empty until the run ends."""
         return self._read_json("summary.json")
 
     def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
@@ -279,7 +280,7 @@ def _step_of(folder: Path) -> int:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether all files that were written are there, with the sizes they had."""
+    """Whether every file that the marker lists is there with its size."""
     try:
         sizes = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())

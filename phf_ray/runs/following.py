@@ -1,4 +1,4 @@
-"""Follows a run while it is trained: hands new rows of metrics on, and shows the progress."""
+"""Follows a run during training: passes new metrics rows on, and logs progress."""
 
 import logging
 import math
@@ -18,9 +18,9 @@ _LAST_ROWS_S = 60.0
 
 
 class Follower:
-    """Hands new rows of metrics.jsonl to functions, from a thread of its own, until it is closed.
+    """Passes new rows of metrics.jsonl to functions, from its own thread, until it is closed.
 
-    After a restart of the workers, of which it warns, steps are trained again; each row is handed on once.
+    It warns when the workers restart. They then train some steps again, but each row is passed on once.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Follower:
         self._state: tuple[int, int] | None = None
         self._offset = 0
         last_step = run.latest_step()
-        # Rows of later steps are about to be dropped; those that take their place are new.
+        # Rows of later steps are about to be dropped, and the rows that replace them are new.
         rows = [row for row in self._new_rows() if row[STEP] <= last_step]
         self._seen.update(row_key(row) for row in [*rows, *self._new_evaluations()])
         self._claim = run.current_claim()
@@ -46,11 +46,11 @@ class Follower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Hand on what is left, then end; what hangs is left behind."""
+        """Pass on the remaining rows, then end. A sink that hangs is abandoned."""
         self._closed.set()
         self._thread.join(_LAST_ROWS_S)
         if self._thread.is_alive():
-            log.warning("the last rows could not be handed on in %g s; metrics.jsonl has them all", _LAST_ROWS_S)
+            log.warning("the last rows could not be passed on within %g s; metrics.jsonl has all rows", _LAST_ROWS_S)
 
     def _follow(self) -> None:
         while not self._closed.wait(self._poll_s):
@@ -69,10 +69,10 @@ class Follower:
     def _give(self, row: dict[str, Any], sink: Callable[[dict[str, Any]], None]) -> None:
         try:
             sink(row)
-        except Exception as error:  # noqa: BLE001  (border of a thread: what watches must not harm what is watched)
+        except Exception as error:  # noqa: BLE001  (end of a thread: an observer must not harm the training)
             self._sinks.remove(sink)
             log.warning(
-                "%s is not told of any more rows, because of %s: %s; metrics.jsonl has them all",
+                "%s gets no more rows, because it raised %s: %s; metrics.jsonl has all rows",
                 type(sink).__name__,
                 type(error).__name__,
                 error,
@@ -87,13 +87,13 @@ class Follower:
         if self._num_starts > 1:
             latest = self._run.latest_checkpoint()
             origin = "the start" if latest is None else latest.name
-            log.warning("the workers died and were started again; they go on from %s", origin)
+            log.warning("the workers died and were restarted; they continue from %s", origin)
 
     def _new_rows(self) -> list[dict[str, Any]]:
         try:
             with self._run.metrics_path.open(encoding="utf-8") as file:
                 status = os.fstat(file.fileno())
-                # Rows were dropped: the file was written anew.
+                # The file was rewritten, because rows were dropped.
                 if self._state != (status.st_dev, status.st_ino):
                     self._state, self._offset = (status.st_dev, status.st_ino), 0
                 file.seek(self._offset)
@@ -110,7 +110,7 @@ class Follower:
 
 
 class ProgressLines:
-    """One log line per logged row, at most one in `every_s` seconds, with the time that is left."""
+    """Logs one line per row, at most one every `every_s` seconds, with the time left."""
 
     def __init__(self, num_steps: int, *, every_s: float = 2.0) -> None:
         self._num_steps = num_steps

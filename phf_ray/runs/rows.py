@@ -1,4 +1,4 @@
-"""Rows of metrics: their step, their kind, and how a line of metrics.jsonl is read."""
+"""Metrics rows: how to parse a line of metrics.jsonl, and the step and kind of a row."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 STEP = "train/global_step"
 EVALUATION = "evaluation/wall_s"
-"""In the rows of samples and KL, and in no other."""
+"""Only rows of samples and KL have this key."""
 
 
 def parse_row(line: str) -> dict[str, Any] | None:
@@ -18,6 +18,6 @@ def parse_row(line: str) -> dict[str, Any] | None:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[int, str]:
-    """Step and kind."""
+    """Return the step and the kind of a row."""
     kind = next((name for name in ("train/loss", EVALUATION, "debugging/num_segments") if name in row), "eval")
     return int(row[STEP]), kind

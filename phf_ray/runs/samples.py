@@ -1,4 +1,4 @@
-"""Samples of evaluated weights as tables, under the names of the original code."""
+"""Samples of evaluated weights as tables, named as in the original code."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
-    """Samples that were drawn from the weights of `step`: a table for each scenario, by the original's name."""
+    """Return the samples drawn from the weights of `step`: one table per scenario, named as in the original code."""
     import pyarrow.parquet as pq
 
     path = run.evaluation_folder(step) / "samples.parquet"
@@ -26,9 +26,9 @@ def sample_tables(run: RunDirectory, step: int) -> dict[str, dict[str, Any]]:
 
 
 def all_sample_tables(run: RunDirectory, *, max_rows: int) -> dict[str, dict[str, Any]]:
-    """Samples of all evaluated weights: a table for each scenario, with the step first.
+    """Return the samples of all evaluated weights: one table per scenario, with the step as first column.
 
-    Where they might be more than `max_rows`, the first of each step, equally many.
+    If a table could exceed `max_rows`, it holds only the first samples of each step, equally many per step.
     """
     tables: dict[str, dict[str, Any]] = {}
     steps = run.evaluated_steps()

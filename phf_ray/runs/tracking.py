@@ -1,6 +1,6 @@
-"""Weights & Biases; nothing else imports it.
+"""Weights & Biases. No other module imports wandb.
 
-The driver tells it what metrics.jsonl says, so no key travels to the workers, and a tracker that hangs does not stop
+The driver sends it the rows of metrics.jsonl, so no key travels to the workers, and a tracker that hangs does not stop
 the training.
 """
 
@@ -25,7 +25,7 @@ _EVAL_STEP = "objective/eval/tokens_seen_during_eval"
 
 
 class WandbTracker:
-    """The run's rows on Weights & Biases; a resumed run continues its wandb run."""
+    """Sends a run's rows to Weights & Biases. A resumed run continues its wandb run."""
 
     def __init__(self, run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]) -> None:
         import wandb
@@ -52,7 +52,7 @@ class WandbTracker:
         if EVALUATION in row:
             row = {**row, **sample_tables(self._run, int(row[STEP]))}
         for name in row:
-            # By their whole names, which count before any pattern.
+            # Define full names, which take precedence over patterns.
             if name.startswith("objective/eval/") and name not in (*self._defined, _EVAL_STEP):
                 self._defined.add(name)
                 self._wandb_run.define_metric(name, step_metric=_EVAL_STEP)
@@ -61,12 +61,12 @@ class WandbTracker:
     def close(self, *, exit_code: int) -> None:
         try:
             self._show_all_samples()
-        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
-            log.warning("wandb is not shown all samples in one table: %s; they are in %s", error, self._run.evaluations)
+        except Exception as error:  # noqa: BLE001  (code of a library: the run is over, whatever it raises)
+            log.warning("wandb did not get the table of all samples: %s; they are in %s", error, self._run.evaluations)
         try:
             self._wandb_run.finish(exit_code=exit_code)
-        except Exception as error:  # noqa: BLE001  (border of a library: the run is over, whatever it meets)
-            log.warning("wandb could not end its run: %s; metrics.jsonl has everything", error)
+        except Exception as error:  # noqa: BLE001  (code of a library: the run is over, whatever it raises)
+            log.warning("wandb could not finish its run: %s; metrics.jsonl has everything", error)
 
     def _show_all_samples(self) -> None:
         import wandb
@@ -84,7 +84,7 @@ def _as_wandb(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "pre" in value:
-        # As they are written, and no markup.
+        # Show texts verbatim, not as markup.
         shown = "".join(f"<pre>{html.escape(text)}</pre>\n" for text in value["pre"])
         return wandb.Html(shown, inject=False)
     if "counts" in value:
@@ -100,7 +100,7 @@ def wants_wandb() -> bool:
 def start_tracker(
     run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]
 ) -> WandbTracker | None:
-    """None where wandb is not asked for, or does not answer: metrics.jsonl has everything."""
+    """Return None if wandb is not requested or does not answer; metrics.jsonl has everything."""
     if not wants_wandb():
         return None
     import wandb
@@ -108,7 +108,7 @@ def start_tracker(
     try:
         return WandbTracker(run, group=group, tags=tags, config=config)
     except wandb.errors.Error as error:
-        log.warning("wandb is not available (%s); the run goes on, metrics.jsonl has everything", error)
+        log.warning("wandb is not available (%s); the run continues, and metrics.jsonl has everything", error)
         return None
 
 
@@ -116,13 +116,13 @@ _FINISHED_STEPS = {
     "generation/*": "train/tokens_seen",
     "KL/*": "train/tokens_seen",
     "capabilities/*": "train/tokens_seen",
-    # An attack's, by the names of the original.
+    # Metrics of an attack, named as in the original code.
     "best_*": "red_team/round",
     "average_score": "red_team/round",
     "round_*": "red_team/round",
     "target_lm_responses": "red_team/round",
 }
-"""By pattern of metrics, what they are drawn over."""
+"""Pattern of metrics -> the metric on their x-axis."""
 
 
 def track_finished(
@@ -134,11 +134,10 @@ def track_finished(
     group: str,
     config: Mapping[str, Any],
 ) -> bool:
-    """Log what is already over, such as an evaluation, as a wandb run; False where wandb is not asked for or answers
-    not.
+    """Log finished work, such as an evaluation, as a wandb run. Return False if wandb is not requested or unavailable.
 
-    `identity`: two calls with the same one continue one wandb run. A value may be a table, `{columns, rows}`, a
-    histogram, `{counts, edges}`, or texts to be shown as they are written, `{pre}`.
+    `identity`: two calls with the same identity continue one wandb run. A value may be a table, `{columns, rows}`, a
+    histogram, `{counts, edges}`, or texts to show verbatim, `{pre}`.
     """
     if not wants_wandb():
         return False

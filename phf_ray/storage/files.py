@@ -1,4 +1,4 @@
-"""Files on a local disk or an object store, by path or URL; the one writer that leaves a whole file or none."""
+"""Files on a local disk or an object store, by path or URL. `write_file` leaves a complete file or none."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from phf_ray.errors import ConfigError, DataError
 
 
 def open_filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or URL, and the path in it."""
+    """Return the file system of a local path or URL, and the path inside that file system."""
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
@@ -25,27 +25,27 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
 
 
 def full_name(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
-    """What `open_filesystem` turns back into the same place."""
+    """Return the path or URL that `open_filesystem` resolves to this place."""
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
 @contextlib.contextmanager
 def store_errors(path: str) -> Iterator[None]:
-    """Raises DataError with the words of a store or disk that says neither what is there nor that nothing is."""
+    """Raise a DataError with the disk's or store's own words if it can't say what is at `path`."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{path} can't be looked at: {type(error).__name__}: {error}; check that you may read it, and for an "
-            "object store its credentials, its endpoint and the network"
+            f"{path} can't be accessed: {type(error).__name__}: {error}; check its permissions and, for an object "
+            "store, its credentials, its endpoint and the network"
         ) from error
 
 
 def write_file(path: str | Path, content: bytes, *, scratch: Path | None = None) -> None:
-    """Write all of a file, given by path or URL, or nothing of it; folders that are missing are made.
+    """Write a complete file, or nothing. Creates missing folders.
 
-    An object store gets one PUT. On a disk the file is written under the name `scratch`, by default a hidden one beside
-    it, and then renamed.
+    An object store gets one PUT. On a disk, the content is written to `scratch`, by default a hidden file in the same
+    folder, and then renamed.
     """
     filesystem, inner = open_filesystem(str(path))
     if not is_local(filesystem):
@@ -59,7 +59,7 @@ def write_file(path: str | Path, content: bytes, *, scratch: Path | None = None)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`write_file` for text in UTF-8."""
+    """Write text with `write_file`, encoded as UTF-8."""
     write_file(path, text.encode("utf-8"))
 
 
@@ -79,7 +79,7 @@ def publish(scratch: Path, final: Path) -> None:
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk.
 
-    Without it, a machine that loses power can be left with the new name and no content.
+    Without this wait, a power failure can leave the new name without its content.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

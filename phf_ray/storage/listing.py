@@ -1,4 +1,4 @@
-"""Listing folders, matching globs, and finding data sets on the hub, without losing a folder that can't be read."""
+"""Lists folders, matches globs and finds data sets on the hub. An unreadable folder is an error, never skipped."""
 
 import errno
 import posixpath
@@ -17,10 +17,9 @@ from phf_ray.storage.files import full_name, open_filesystem
 def list_files(
     filesystem: fsspec.AbstractFileSystem, root: str, *, enters: Callable[[str], bool] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Entries of all files below a folder, by their paths. `enters`: whether to look into a folder below it;
-    None: into all.
+    """Return the entries of all files below a folder, by path. `enters` decides which subfolders to search; None: all.
 
-    Raises DataError for a folder that can't be listed.
+    Raises DataError if a folder can't be listed.
     """
     if not _is_walked(filesystem):
         return dict(filesystem.find(root, detail=True))
@@ -38,7 +37,7 @@ def list_files(
 
 
 def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
-    """As `list_files`, of the files that match a glob. Folders that can hold none of them are not looked into."""
+    """Like `list_files`, for the files that match a glob. Skips folders that can't contain a match."""
     if not _is_walked(filesystem):
         found = filesystem.glob(pattern, detail=True)
         return {name: entry for name, entry in found.items() if entry["type"] != "directory"}
@@ -59,7 +58,7 @@ def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str
 
 
 def glob_root(pattern: str) -> str:
-    """The folder before the first sign of a glob; of a path that is none, the folder it lies in."""
+    """Return the folder before the first wildcard. For a path without wildcards, return its parent folder."""
     return posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
 
 
@@ -68,9 +67,9 @@ def is_glob(path: str) -> bool:
 
 
 def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry itself, or of a link that of what it leads to, under the link's name; None: it leads nowhere.
+    """Return the entry or, for a link, the entry of its target under the link's name. None if the link is broken.
 
-    A listing of a local folder tells the time of the link, which stays the same when its target changes.
+    A local listing gives the time of the link itself, which stays the same when the target changes.
     """
     if not entry.get("islink") and entry["type"] in ("file", "directory"):
         return entry
@@ -83,9 +82,9 @@ def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict
 
 
 def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether `find` is fsspec's own, which leaves a folder that it can't list out without a word.
+    """Whether `find` is fsspec's own, which silently skips a folder that it can't list.
 
-    Its `on_error` is of no use: `walk` does not hand it on to the folders below the first.
+    Its `on_error` does not help: `walk` does not pass it on to subfolders.
     """
     return getattr(filesystem.find, "__func__", None) is fsspec.AbstractFileSystem.find
 
@@ -94,16 +93,16 @@ def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[st
     try:
         return list(filesystem.ls(folder, detail=True))
     except FileNotFoundError:
-        return []  # removed since it was seen
+        return []  # removed after its parent was listed
     except OSError as error:
         raise DataError(
             f"{full_name(filesystem, folder)} can't be listed: {type(error).__name__}: {error}; make it readable, or "
-            "give the folders beside it, or a glob that leaves it out"
+            "give the other folders next to it, or a glob that excludes it"
         ) from error
 
 
 def hub_url(path: str) -> str | None:
-    """`hf://datasets/<id>` where `path` is the id of a data set on the Hugging Face hub, not a local path."""
+    """Return `hf://datasets/<id>` if `path` is the id of a data set on the Hugging Face hub, otherwise None."""
     parts = path.split("/")
     if "://" in path or is_glob(path) or len(parts) != 2 or not all(parts) or "." in parts[0] or Path(path).exists():
         return None
@@ -111,7 +110,7 @@ def hub_url(path: str) -> str | None:
 
 
 def open_source(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """As `open_filesystem`, also for the id of a data set on the hub."""
+    """Like `open_filesystem`, but also takes the id of a data set on the hub."""
     hub = hub_url(path)
     if hub is None:
         return open_filesystem(path)
@@ -120,7 +119,7 @@ def open_source(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem.isdir(inner)
     except Exception as error:  # noqa: BLE001  whatever the network library raises
         raise ConfigError(
-            f"{path} does not exist here, and the hub could not be asked for a data set of that name "
+            f"{path} does not exist here, and the hub can't be searched for a data set of that name "
             f"({type(error).__name__}: {error}); give a folder, a file, a quoted glob, a URL or a hub id"
         ) from None
     return filesystem, inner

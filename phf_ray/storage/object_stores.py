@@ -1,6 +1,6 @@
 """Object stores through Arrow's drivers: `s3://`, `gs://` and `gcs://` work without s3fs and gcsfs.
 
-`register` tells fsspec to use these classes for such URLs, unless s3fs or gcsfs is installed. Each bucket has one
+`register` tells fsspec to use these classes for these URLs, unless s3fs or gcsfs is installed. Each bucket has one
 client per thread.
 """
 
@@ -33,7 +33,7 @@ class _Store(ArrowFSWrapper):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        """`s3://bucket/a b?` -> `bucket/a b?`. Arrow's wrapper would lose the bucket, and read the rest as a URL."""
+        """`s3://bucket/a b?` -> `bucket/a b?`. Arrow's wrapper would drop the bucket and parse the rest as a URL."""
         return (path.partition("://")[2] if "://" in path else path).rstrip("/")
 
     def isfile(self, path: str) -> bool:
@@ -43,7 +43,10 @@ class _Store(ArrowFSWrapper):
         return self._kind(path) == "directory"
 
     def _kind(self, path: str) -> str | None:
-        """None where there is nothing. Raises OSError where the store does not say; fsspec's own would say no."""
+        """Return the type, or None if nothing is there.
+
+        Raises OSError if the store can't tell; fsspec's own `isfile` and `isdir` would return False.
+        """
         try:
             return str(self.info(path)["type"])
         except FileNotFoundError:
@@ -53,8 +56,8 @@ class _Store(ArrowFSWrapper):
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         if re.search(r"\?\w+=", path):
             raise ConfigError(
-                f"{path}: options are not taken from a URL; set AWS_ENDPOINT_URL for another endpoint than Amazon's, "
-                "AWS_REGION for the region, and give the URL without them"
+                f"{path}: a URL can't hold options; remove them, and set AWS_ENDPOINT_URL for an endpoint other than "
+                "Amazon's and AWS_REGION for the region"
             )
         return {"bucket": path.partition("://")[2].partition("/")[0]}
 
@@ -68,13 +71,13 @@ class S3(_Store):
 
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint:
-            # Arrow 26 does not read these variables, which Amazon's own clients do.
+            # Amazon's own clients read these variables; Arrow 26 does not.
             scheme, _, host = endpoint.rstrip("/").rpartition("://")
             return S3FileSystem(endpoint_override=host, scheme=scheme or "https")
         if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
             return S3FileSystem()
         try:
-            # This one asks Amazon for the bucket's region, whatever the environment says.
+            # `from_uri` asks Amazon for the bucket's region, whatever the environment says.
             return FileSystem.from_uri(f"s3://{bucket}")[0]
         except OSError as error:
             raise ConfigError(

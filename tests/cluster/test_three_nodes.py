@@ -276,7 +276,7 @@ def train_and_lose_a_node(machines: Machines, folder: Path, *, scored: Path) -> 
         writer = json.loads((run / "owner.json").read_text())["pid"]
         machines.kill(workers[writer])
         training.finish()
-        assert "the workers died and were started again; they go on from step-" in training.output
+        assert "the workers died and were restarted; they continue from step-" in training.output
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     steps = [row["train/global_step"] for row in metrics(run) if "train/loss" in row]
     assert steps == list(range(1, max(losses(run)) + 1)), "a step is missing or was written twice"

@@ -92,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_newest_checkpoint(refe
     os.kill(owner["pid"], signal.SIGKILL)
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
-    assert "the workers died and were started again; they go on from step-" in output
+    assert "the workers died and were restarted; they continue from step-" in output
     assert json.loads((run / "owner.json").read_text())["pid"] != owner["pid"]
     assert_equal_to_reference(reference, "worker-killed")
 

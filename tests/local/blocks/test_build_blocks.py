@@ -370,7 +370,7 @@ def scored_by(identity: ScorerIdentity, folder: Path) -> str:
 def warnings_about_scorers(config: Config, corpora: list[str], *, output: Path, caplog) -> list[str]:
     caplog.clear()
     ensure_blocks(config, corpora=corpora, output_root=str(output), builder=build_here)
-    return [record.getMessage() for record in caplog.records if "ANOTHER SCORER" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "DIFFERENT SCORER" in record.getMessage()]
 
 
 def test_a_corpus_that_another_scorer_scored_is_warned_of_and_both_are_named(tmp_path, caplog):
@@ -380,12 +380,14 @@ def test_a_corpus_that_another_scorer_scored_is_warned_of_and_both_are_named(tmp
     config = configured(scoring={"scorers": [{"class_name": "PEP8Scorer"}]})
     assert warnings_about_scorers(config, [same], output=tmp_path, caplog=caplog) == []
     (warning,) = warnings_about_scorers(config, [same, older], output=tmp_path, caplog=caplog)
-    assert warning.startswith("older WAS SCORED BY ANOTHER SCORER (pep8) THAN the configuration")
+    assert warning.startswith(
+        "older WAS SCORED BY A DIFFERENT SCORER (pep8) THAN the one configured and installed here"
+    )
     assert "'pycodestyle': '2.0'" in warning
     assert pep8.versions["pycodestyle"] in warning
     # Where the configuration names none, the corpora must agree.
     (warning,) = warnings_about_scorers(configured(), [same, older], output=tmp_path, caplog=caplog)
-    assert warning.startswith("older WAS SCORED BY ANOTHER SCORER (pep8) THAN same (pep8): versions")
+    assert warning.startswith("older WAS SCORED BY A DIFFERENT SCORER (pep8) THAN same (pep8): versions")
     # The weights of a model are not loaded for that, but its class is compared.
     toxic = configured(scoring={"scorers": [{"class_name": "DetoxifyToxicityScorer"}]})
     (warning,) = warnings_about_scorers(toxic, [same], output=tmp_path, caplog=caplog)
@@ -410,7 +412,9 @@ def test_a_corpus_of_another_toxicity_model_is_warned_of_without_loading_any(tmp
 
     assert warned(weights="a1") == warned(weights="b2", model="original") == []
     (warning,) = warned(weights="b2")
-    assert warning.startswith("old WAS SCORED BY ANOTHER SCORER (toxicity) THAN the configuration")
+    assert warning.startswith(
+        "old WAS SCORED BY A DIFFERENT SCORER (toxicity) THAN the one configured and installed here"
+    )
     assert "weights_hash: 'b2' (original) there, 'a1' (unbiased) here" in warning
     (warning,) = warned(weights="a1", precision="bf16")
     assert "settings: {'precision': 'fp32'} there, {'precision': 'bf16'} here" in warning

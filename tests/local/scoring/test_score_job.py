@@ -65,7 +65,7 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
         def start(self):
             (folder / "3.py").unlink()
 
-    with pytest.raises(PhfError, match=r"3\.py is gone since the job began"):
+    with pytest.raises(PhfError, match=r"3\.py was removed after the job began"):
         run_scoring(moved, str(tmp_path / "out2"), executor=Vanishing())
 
 

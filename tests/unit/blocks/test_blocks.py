@@ -248,12 +248,12 @@ def test_position_after_counts_both_corpora_of_a_mixture():
 @pytest.mark.parametrize("weights", [(1,), (-1, 2), (0, 0)])
 def test_weights_that_make_no_mixture_are_refused(weights):
     manifest = manifest_of([[1], [1]], corpus_of_group=[0, 1])
-    with pytest.raises(ConfigError, match="give each one a number"):
+    with pytest.raises(ConfigError, match="give each corpus a number"):
         BlockOrder(manifest, seed=0, weights=weights)
 
 
 def test_an_order_of_nothing_is_refused():
-    with pytest.raises(DataError, match="by reason, in the manifest"):
+    with pytest.raises(DataError, match="the manifest counts the dropped documents by reason"):
         BlockOrder(manifest_of([[], []]), seed=0)
 
 

@@ -178,7 +178,7 @@ def test_a_part_that_is_another_s_or_torn_is_not_merged(tmp_path):
     path = Path(write_part(tmp_path, 1, [("a", ["x"], [0.5])]))
     for content in (path.read_bytes(), path.read_bytes()[:-9]):
         (tmp_path / "part-00000.parquet").write_bytes(content)
-        with pytest.raises(IncompleteError, match=r"part-00000\.parquet is of another job or damaged"):
+        with pytest.raises(IncompleteError, match=r"part-00000\.parquet is damaged or from another job"):
             finish(tmp_path)
         assert not (tmp_path / "_SUCCESS").exists()
 
@@ -187,11 +187,11 @@ def test_a_finished_corpus_with_a_part_too_many_or_too_few_is_refused(tmp_path):
     path = Path(write_part(tmp_path, 0, [("a", ["x"], [0.5])]))
     finish(tmp_path)
     (tmp_path / "part-00099.parquet").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match=r"has 2 parts, its manifest\.json says 1"):
+    with pytest.raises(DataError, match=r"has 2 parts, but its manifest\.json says 1"):
         list(read_corpus(str(tmp_path)))
     for part in tmp_path.glob("part-*"):
         part.unlink()
-    with pytest.raises(DataError, match=r"has 0 parts, its manifest\.json says 1"):
+    with pytest.raises(DataError, match=r"has 0 parts, but its manifest\.json says 1"):
         list_parts(str(tmp_path))
 
 

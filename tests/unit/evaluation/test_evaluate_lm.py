@@ -64,7 +64,7 @@ def test_changed_weights_are_another_model(tmp_path):
     ("text", "message"),
     [
         ("missing", "no such directory; give a checkpoint"),
-        ("empty", r"empty is no model directory: it has no config\.json"),
+        ("empty", r"empty is not a model directory: it has no config\.json"),
         ("s3://bucket/model", "write http://host:port for a server"),
         ("http://host:8000", "say what the server calls the model, NAME=http://host:8000"),
         ("fresh", "no complete checkpoint yet"),

@@ -600,7 +600,7 @@ def test_control_tokens_can_be_named_for_a_checkpoint_without_description(tmp_pa
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere is no model directory.*give a checkpoint"):
+    with pytest.raises(ConfigError, match=r"nowhere is not a model directory.*give a checkpoint"):
         load_engine(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="can't be loaded"):

@@ -224,7 +224,7 @@ def test_one_who_fails_is_left_out_and_the_others_get_every_row(run, caplog):
     assert [row[STEP] for row in seen] == [1, 2]
     (record,) = caplog.records
     assert record.getMessage() == (
-        "Broken is not told of any more rows, because of TypeError: no loss of 1; metrics.jsonl has them all"
+        "Broken gets no more rows, because it raised TypeError: no loss of 1; metrics.jsonl has all rows"
     )
 
 
@@ -234,7 +234,7 @@ def test_one_who_hangs_does_not_hold_the_run(run, monkeypatch, caplog):
     with Follower(run, [lambda _row: released.wait()], poll_s=0.01):
         run.append_metrics({STEP: 1, "train/loss": 1.0})
     released.set()
-    assert "could not be handed on in 0.1 s" in caplog.text
+    assert "could not be passed on within 0.1 s" in caplog.text
 
 
 def test_a_follower_hands_on_each_row_once_also_after_a_restart_of_the_workers(run):
@@ -262,7 +262,7 @@ def test_a_follower_warns_of_workers_that_were_started_again(run, caplog):
         run.commit_checkpoint(20, write_two_files, keep=None)
         run.claim()
     assert [record.getMessage() for record in caplog.records] == [
-        "the workers died and were started again; they go on from step-00000020"
+        "the workers died and were restarted; they continue from step-00000020"
     ]
 
 
@@ -401,7 +401,7 @@ def test_samples_that_can_not_be_shown_keep_no_run_open(run, caplog):
     tracker._run, tracker._wandb_run = run, Open()
     tracker.close(exit_code=1)
     assert codes == [1]
-    assert "wandb is not shown all samples in one table: " in caplog.text
+    assert "wandb did not get the table of all samples: " in caplog.text
 
 
 def test_at_the_end_all_samples_are_shown_in_one_table(run, monkeypatch):
@@ -425,4 +425,4 @@ def test_a_tracker_that_can_t_end_its_run_is_reported(run, monkeypatch, caplog):
     monkeypatch.setattr(tracker, "_run", run, raising=False)
     monkeypatch.setattr(tracker, "_wandb_run", Unreachable(), raising=False)
     tracker.close(exit_code=0)
-    assert "wandb could not end its run: no route to host" in caplog.text
+    assert "wandb could not finish its run: no route to host" in caplog.text

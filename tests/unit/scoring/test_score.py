@@ -138,14 +138,14 @@ def test_parts_of_no_shard_are_removed_and_not_counted(sources, tmp_path, caplog
     (out / "rejected" / "part-00099.parquet").write_bytes(rejected.read_bytes())
     assert run(request(sources), str(out)) == first
     assert list(out.rglob("part-00099*")) == []
-    assert "part-00099.parquet is of none of the" in caplog.text
+    assert "part-00099.parquet belongs to none of the" in caplog.text
 
 
 def test_changed_missing_and_added_input_is_named(sources, tmp_path):
     out = str(tmp_path / "out")
     run(request(sources), out)
     (sources / "new.py").write_text("new")
-    with pytest.raises(ConfigError, match=r"1 input file\(s\) were added .*\(new\.py\); --append"):
+    with pytest.raises(ConfigError, match=r"1 input file\(s\) were added .*\(new\.py\); add --append"):
         run(request(sources), out)
     (sources / "3.py").unlink()
     (sources / "5.py").write_text("other")
@@ -233,7 +233,7 @@ def test_a_scorer_of_another_version_is_refused(sources, tmp_path):
 def test_a_folder_with_other_things_is_not_written_into(sources, tmp_path):
     out = write_files(tmp_path / "out", {"precious.txt": "x"})
     for restart in (False, True):
-        with pytest.raises(ConfigError, match="is not empty and not of this job"):
+        with pytest.raises(ConfigError, match="is not empty and has no plan of this job"):
             run(request(sources), str(out), restart=restart)
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
@@ -242,7 +242,7 @@ def test_a_folder_with_the_plan_of_somebody_else_is_neither_written_into_nor_cle
     texts = {"plan.json": '{"tasks": []}', "README.md": "precious", "summary.json": "{}", "part-1.parquet": "x"}
     out = write_files(tmp_path / "out", texts)
     for restart in (False, True):
-        with pytest.raises(ConfigError, match="is not empty and not of this job"):
+        with pytest.raises(ConfigError, match="is not empty and has no plan of this job"):
             run(request(sources), str(out), restart=restart)
     assert {path.name: path.read_text() for path in out.iterdir()} == texts
 
@@ -251,7 +251,7 @@ def test_a_plan_that_is_torn_is_ours_where_there_are_parts(sources, tmp_path):
     out = tmp_path / "out"
     first = run(request(sources), str(out))
     (out / "plan.json").write_text((out / "plan.json").read_text()[:100])
-    with pytest.raises(DataError, match=r"plan\.json can't be read: .*; start anew with --restart"):
+    with pytest.raises(DataError, match=r"plan\.json can't be read: .*; start over with --restart"):
         run(request(sources), str(out))
     assert run(request(sources), str(out), restart=True) == first
 
@@ -784,7 +784,7 @@ def test_a_store_that_fails_for_a_moment_leaves_no_plan_of_half_the_input(monkey
 
 
 def test_an_output_on_a_store_that_refuses_is_an_error_of_ours(sources, s3_that_refuses):
-    with pytest.raises(DataError, match=r"--output s3://bucket/out can't be looked at: .*ACCESS_DENIED.*credentials"):
+    with pytest.raises(DataError, match=r"--output s3://bucket/out can't be accessed: .*ACCESS_DENIED.*credentials"):
         run(request(sources), "s3://bucket/out")
 
 

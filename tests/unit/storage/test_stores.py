@@ -46,7 +46,7 @@ def test_a_bucket_is_opened_once(s3):
 @pytest.mark.parametrize("name", ["a.jsonl", "folder", "folder/*.jsonl"])
 def test_a_store_that_refuses_is_not_taken_for_an_empty_one(s3_that_refuses, name):
     path = f"s3://bucket/{name}"
-    refused = r"can't be looked at: .*ACCESS_DENIED.*; check .* its credentials, its endpoint and the network"
+    refused = r"can't be accessed: .*ACCESS_DENIED.*; check .* its credentials, its endpoint and the network"
     with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
         would_read(path, "/somewhere", names=["README.md"])
     with pytest.raises(DataError, match=rf"--input s3://bucket/.* {refused}"):
