@@ -13,7 +13,7 @@ _NEW_ROW_NOISE = 0.01
 
 
 def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
-    """Return the input embedding, the head unless it is tied to it, and the head's bias as a column."""
+    """Return the input embedding, the head unless they are tied, and the head's bias as a column."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     weights: list[Tensor] = [embedding.weight, head.weight]

@@ -26,7 +26,7 @@ from phf_ray.records import TokenKind
 class LanguageModel(nn.Module):
     """A causal LM that passes its hidden states, head and values to an objective inside one forward call.
 
-    Only inside that call has FSDP gathered the parameters, and does DDP see every use of them.
+    Outside that call, FSDP has not gathered the parameters, and DDP does not see how they are used.
     """
 
     def __init__(

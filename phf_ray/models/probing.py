@@ -1,4 +1,4 @@
-"""Tests on a running model whether its logits are `scale * (hidden @ weight.T + bias)`."""
+"""Runs a model to test whether its logits are `scale * (hidden @ weight.T + bias)`."""
 
 import torch
 from torch import Tensor, nn

@@ -31,7 +31,7 @@ class Rules:
     score_control: bool = True
     """Whether control tokens are targets."""
     unscored: Literal["mask", "mle"] = "mask"
-    """Tokens without a score are no targets (`mask`), or targets of plain likelihood (`mle`)."""
+    """`mask`: tokens without a score are not targets. `mle`: they are targets of plain likelihood."""
     compat: Compat | None = None
 
 

@@ -30,7 +30,7 @@ def combine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Statisti
 
 
 def all_reduce(statistics: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Statistics:
-    """Merge over all ranks, for all of them; every rank must pass the same names. One collective call per operation."""
+    """Merge statistics over all ranks; every rank must pass the same names. One collective call per operation."""
     totals = dict(statistics)
     if not dist.is_available() or not dist.is_initialized():
         return totals
