@@ -1,8 +1,8 @@
-"""Models: causal LMs of transformers, their heads, and their checkpoints.
+"""Models: causal LMs from transformers, their heads, and their checkpoints.
 
 In: the `model` section of a configuration, or a directory. Out: a `LanguageModel` that hands its hidden states to an
 objective, or a checkpoint directory that transformers loads without phf-ray.
-Open `language_model.py` first; `build.py`, `loading.py` and `saving.py` are what others call.
+Open `language_model.py` first; other rooms call `build.py`, `loading.py` and `saving.py`.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The architecture that a configuration names, with its overrides checked."""
+"""Reads the architecture that a configuration names, and checks its overrides."""
 
 import difflib
 from typing import Any
@@ -25,7 +25,7 @@ def architecture_of(config: ModelConfig) -> Any:
     overrides = dict(config.config_kwargs)
     if "vocab_size" in overrides:
         raise ConfigError("model.config_kwargs.vocab_size follows from the tokenizer; remove it")
-    # A field that the architecture does not have would be stored and ignored: the original's scale_attn_by (A-16).
+    # transformers would store an unknown field and ignore it, as it did the original's scale_attn_by (A-16).
     known = {*kind.__dataclass_fields__, *kind.attribute_map} - {*PreTrainedConfig.__dataclass_fields__}
     unknown = sorted(set(overrides) - known)
     if unknown:

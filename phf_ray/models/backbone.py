@@ -24,14 +24,14 @@ def load_backbone(source: str | Path, *, revision: str | None, dtype: torch.dtyp
         )
     except (OSError, ValueError) as error:
         at = f" at revision {revision!r}" if revision is not None else ""
-        raise ConfigError(f"{str(source)!r}{at} is no causal language model: {first_words(error)}") from None
+        raise ConfigError(f"{str(source)!r}{at} is not a causal language model: {first_words(error)}") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise DataError(
             f"{source}: the weights can't be read: {first_words(error)}; write or fetch them again"
         ) from None
     model: PreTrainedModel = loaded[0]
     loading: dict[str, Any] = loaded[1]
-    # transformers draws what is missing at random and only warns.
+    # transformers initialises missing weights at random and only warns.
     missing = sorted(loading["missing_keys"])
     if missing:
         raise DataError(f"{source}: the weights lack {missing[:5]} ({len(missing)} in all); write or fetch them again")
@@ -40,5 +40,5 @@ def load_backbone(source: str | Path, *, revision: str | None, dtype: torch.dtyp
 
 
 def first_words(error: BaseException) -> str:
-    """transformers lists every architecture it knows in some messages."""
+    """Return an error's first sentence: some of transformers' messages go on to list every architecture it knows."""
     return textwrap.shorten(str(error).split(". ")[0], width=200) or type(error).__name__

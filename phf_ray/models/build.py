@@ -15,7 +15,7 @@ from phf_ray.models.language_model import LanguageModel
 
 
 def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:
-    """A model on the CPU in fp32: the same weights for the same seed, on any number of workers.
+    """Build a model on the CPU in fp32. The same seed gives the same weights on any number of workers.
 
     Raises ConfigError for an architecture, field or revision that does not exist, and for a head that is not linear.
     """
@@ -46,7 +46,7 @@ def _from_scratch(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
             architecture, dtype=torch.float32, trust_remote_code=False
         )
     except ValueError as error:
-        raise ConfigError(f"model type {architecture.model_type!r}: {first_words(error)}; take a causal LM") from None
+        raise ConfigError(f"model type {architecture.model_type!r}: {first_words(error)}; choose a causal LM") from None
     return model
 
 
@@ -56,13 +56,13 @@ def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
             f"model.config_kwargs={config.config_kwargs} would not fit the weights of {config.path_or_name!r}; "
             "remove them or set model.from_scratch: true"
         )
-    assert config.path_or_name is not None  # ModelConfig holds it
+    assert config.path_or_name is not None  # ModelConfig checks it
     model = load_backbone(config.path_or_name, revision=config.revision, dtype=torch.float32)
     num_rows = embedding_weights(model)[0].shape[0]
     num_old_ids = len(tokenizer) - config.num_additional_tokens
     if num_rows < num_old_ids:
         raise ConfigError(
-            f"{config.path_or_name!r} has {num_rows} embedding rows, the tokenizer {len(tokenizer)} ids; "
+            f"{config.path_or_name!r} has {num_rows} embedding rows, but the tokenizer has {len(tokenizer)} ids; "
             f"set model.num_additional_tokens: {len(tokenizer) - num_rows}"
         )
     wanted = padded_rows(max(num_rows, len(tokenizer)), multiple=config.pad_vocab_to_multiple_of)
@@ -74,7 +74,7 @@ def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:
-    """Documents begin with the end-of-text token, so it stands in for a missing begin-of-text or padding token."""
+    """End-of-text stands in for a missing begin-of-text or padding token, because documents begin with it."""
     end = tokenizer.eos_token_id
     begin = tokenizer.bos_token_id
     pad = tokenizer.pad_token_id

@@ -1,6 +1,6 @@
-"""README.md of a checkpoint, for people and for a hub's search.
+"""Writes a checkpoint's README.md, for people and for a hub's search.
 
-It says what the model was trained on, how, and what was measured.
+It states the training data, the method and the results.
 """
 
 import json
@@ -15,7 +15,7 @@ from phf_ray.config import Config
 
 CARD_FILE = "README.md"
 
-# Metrics of the run -> what a reader calls them. Samples have a name of their own for each scenario.
+# Metrics of the run -> labels for readers. Sample and KL metrics have varying names, so their prefixes are listed.
 _RESULTS = {
     "eval/bits_per_byte": "held-out bits per byte",
     "eval/bits_per_byte_good": "held-out bits per byte after the good token",
@@ -34,9 +34,10 @@ def model_card(
     metrics: Mapping[str, Any],
     checkpoint_path: str | None = None,
 ) -> str:
-    """`corpora`: names of what it was trained on. `metrics`: the last values of the run's rows, by name.
+    """Return the card's text.
 
-    `checkpoint_path`: whose weights the run started from, in the place of the configuration's.
+    `corpora`: names of the training corpora. `metrics`: the last value of each metric in the run's rows.
+    `checkpoint_path`: the checkpoint that the run started from, if not from the configuration's weights.
     """
     objective = str(info.objective.get("name", "MLE"))
     method = _method(config, objective)
@@ -123,7 +124,7 @@ def _base_model(config: Config) -> dict[str, str]:
 
 
 def _origin(checkpoint_path: str) -> str:
-    """What the checkpoint says of itself: its folder means nothing to a reader elsewhere."""
+    """Describe a checkpoint from its own phf.json: its path means nothing to a reader elsewhere."""
     info = read_info(checkpoint_path)
     if info is None:
         return f"the weights of `{Path(checkpoint_path).name}`"
@@ -132,18 +133,18 @@ def _origin(checkpoint_path: str) -> str:
 
 
 def _is_hub_name(name: str) -> bool:
-    """`owner/name`, and no folder or URL: those mean nothing to a reader elsewhere."""
+    """True for `owner/name`, false for a folder or URL: those mean nothing to a reader elsewhere."""
     return name.count("/") == 1 and ":" not in name and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def _use(info: CheckpointInfo) -> str:
-    load = "`AutoModelForCausalLM.from_pretrained` loads it with nothing of phf-ray installed."
+    load = "`AutoModelForCausalLM.from_pretrained` loads it without phf-ray."
     if info.control is None:
         return f"{load} A prompt begins with the end-of-text token.\n"
-    ban = "must not be sampled" if info.control.policy == "ban" else "is taken out of what is sampled"
+    ban = "must not be sampled" if info.control.policy == "ban" else "is removed from samples"
     return (
         f"{load} A prompt begins with the end-of-text token and `{info.control.good}`, which asks for text that the "
-        f"scorer rates well; `{info.control.bad}` marks the other kind and {ban}.\n"
+        f"scorer rates well; `{info.control.bad}` marks text that it rates badly, and {ban}.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Embedding rows of new tokens."""
+"""Initialises the embedding rows of new tokens."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 
 from phf_ray.errors import ConfigError
 
-# Standard deviation of the noise on new embedding rows, which start at the mean of the others, as the original's.
+# Standard deviation of the noise on new embedding rows. As in the original, they start at the mean of the others.
 _NEW_ROW_NOISE = 0.01
 
 
 def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
-    """Input embedding and head, once if they are tied; the head's bias as a column."""
+    """Return the input embedding, the head unless they are tied, and the head's bias as a column."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     weights: list[Tensor] = [embedding.weight, head.weight]
@@ -24,7 +24,7 @@ def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
 
 
 def start_new_rows(model: PreTrainedModel, tokenizer: Any, *, num_new: int) -> None:
-    """New tokens are the tokenizer's last ids; their rows start at the mean of the others."""
+    """Start the rows of new tokens, which are the tokenizer's last ids, at the mean of the others."""
     if not 0 <= num_new < len(tokenizer):
         raise ConfigError(f"model.num_additional_tokens={num_new}, but the tokenizer has {len(tokenizer)} ids")
     num_known = len(tokenizer) - num_new

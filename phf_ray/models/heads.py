@@ -1,4 +1,4 @@
-"""The value head, and how its weight is found in a checkpoint."""
+"""The value head, and the search for its weight in a checkpoint."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ from phf_ray.errors import DataError
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_HEAD_KEY = "value_head.head.weight"
-"""Name in the state dict, the original's."""
+"""Name in the state dict, the same as the original's."""
 
 
 class ValueHead(nn.Module):
-    """V = -sigmoid(h . w), in (-1, 0) as rewards are; w starts at zero, so V at -0.5.
+    """V = -sigmoid(h . w), in (-1, 0) like the rewards. w starts at zero, so V starts at -0.5.
 
-    fp32 also under autocast: a reward of -0.001 is h . w near -7, where bf16 has steps of 0.03.
+    Runs in fp32 even under autocast: for a reward of -0.001, h . w is near -7, where bf16 has steps of 0.03.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -38,21 +38,24 @@ class ValueHead(nn.Module):
 
 
 def head_width(backbone: PreTrainedModel) -> int:
-    """Width of what the head multiplies; not every model's hidden_size (OPT's word_embed_proj_dim)."""
+    """Return the width of the head's input, which is not always hidden_size (OPT: word_embed_proj_dim)."""
     head: Any = backbone.get_output_embeddings()
     width: int = head.weight.shape[1]
     return width
 
 
 def load_value_head(value_head: ValueHead, source: str, *, revision: str | None) -> bool:
-    """False where the source has none. Ours is a file of its own, the original's a key among the model's weights."""
+    """Load the weight; return False if the source has none.
+
+    phf-ray stores the weight in its own file, the original as a key among the model's weights.
+    """
     weight = _find_weight(VALUE_HEAD_KEY, source, revision=revision)
     if weight is None:
         return False
     if weight.shape != value_head.head.weight.shape:
         raise DataError(
             f"{source}: {VALUE_HEAD_KEY} has shape {tuple(weight.shape)}, "
-            f"the model needs {tuple(value_head.head.weight.shape)}"
+            f"but the model needs {tuple(value_head.head.weight.shape)}"
         )
     with torch.no_grad():
         value_head.head.weight.copy_(weight)

@@ -1,10 +1,10 @@
-"""Any causal LM of transformers with a linear head, and a value head if asked for.
+"""Any causal LM from transformers with a linear head, and a value head if configured.
 
-Hidden states, not logits, leave the trunk: the objective multiplies them with the head itself, chunk by chunk. A model
-whose logits are anything else than `scale * (hidden @ weight.T + bias)` is refused before training.
+The trunk returns hidden states, not logits: the objective multiplies them with the head itself, chunk by chunk. A model
+whose logits are not `scale * (hidden @ weight.T + bias)` is refused before training.
 
 The vocabulary may be padded (`pad_vocab_to_multiple_of`): ids from `len(tokenizer)` up to `config.vocab_size` belong to
-no token. Training makes them improbable, not impossible: whoever samples masks them.
+no token. Training makes them improbable, not impossible, so code that samples must mask them.
 
 Shapes: B sequences, S tokens, D hidden size, V rows of the head.
 """
@@ -24,9 +24,9 @@ from phf_ray.records import TokenKind
 
 
 class LanguageModel(nn.Module):
-    """A causal LM that gives an objective its hidden states, head and values inside one forward call.
+    """A causal LM that passes its hidden states, head and values to an objective inside one forward call.
 
-    Inside, because there FSDP has gathered the parameters and DDP sees every use of them.
+    Outside that call, FSDP has not gathered the parameters, and DDP does not see how they are used.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class LanguageModel(nn.Module):
         detach_values: bool = False,
         is_probed: bool = True,
     ) -> None:
-        """Raises ConfigError if the model's head is not linear or its attention not causal. `is_probed`: false for a
-        model without memory, which can't be tried out."""
+        """Raises ConfigError if the model's head is not linear or its attention is not causal. `is_probed`: false for a
+        model on the meta device, which can't run."""
         super().__init__()
         self.logit_scale = probe_logit_scale(backbone) if is_probed else 1.0
         self.backbone = backbone
@@ -47,30 +47,31 @@ class LanguageModel(nn.Module):
         self.has_document_mask = False
 
     def mask_documents(self) -> None:
-        """From now on `forward` lets no token see another document of its block, and counts positions in each anew.
+        """Make `forward` restart positions at each document of a block and hide other documents from its tokens.
 
-        Raises ConfigError for a model that has no such positions. Price: a mask of tokens x tokens per block, with
-        which torch's attention leaves its fastest kernels.
+        Raises ConfigError if the model does not separate documents by their positions. The price: each block needs a
+        mask of tokens x tokens, with which torch's attention can't use its fastest kernels.
         """
         _probe_document_mask(self)
         self.has_document_mask = True
 
     def checkpoint_activations(self) -> None:
-        """From now on each layer keeps its input only, and is computed a second time in the backward pass."""
+        """Make each layer keep only its input; the backward pass computes the layer again."""
         self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def compile_blocks(self, device: torch.device, *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile each layer for the device that it will run on: they share their code, so it is compiled once, and
-        FSDP's hooks and checkpointing stay outside. What is around the layers runs as it is, which is little beside
-        them and the loss's own products.
+        """Compile each layer for the device that it will run on.
 
-        Raises ConfigError where torch can't compile for that device.
+        The layers share their code, so torch compiles it once, and FSDP's hooks and checkpointing stay outside. The
+        rest runs uncompiled; it costs little compared with the layers and the loss's products.
+
+        Raises ConfigError if torch can't compile for that device.
         """
         if device.type == "cpu" and backend == "inductor" and " " in torch.__file__:
-            # Otherwise g++ fails at the first step, with pages of its own.
+            # Without this check, g++ fails at the first step and prints pages of errors.
             raise ConfigError(
-                f"torch can't compile for processors from {torch.__file__}: it calls g++ with that path and no quotes; "
-                "leave out torch_compile, or make the environment in a folder without a space in its name"
+                f"torch can't compile for the CPU from {torch.__file__}: it passes that path to g++ without quotes; "
+                "remove torch_compile, or create the environment in a folder without a space in its path"
             )
         for block in transformer_blocks(self):
             block.compile(backend=backend)
@@ -104,8 +105,11 @@ class LanguageModel(nn.Module):
     def hidden_states(
         self, input_ids_BS: Tensor, *, attention_mask: Tensor | None = None, position_ids_BS: Tensor | None = None
     ) -> Tensor:
-        """What the head multiplies, shape (B, S, D). Where positions do not go up by one, a new document begins, and
-        without an attention mask no token sees another document than its own."""
+        """Return the head's input, shape (B, S, D).
+
+        A new document begins wherever positions do not go up by one. Without an attention mask, a token sees only its
+        own document.
+        """
         outputs = self.backbone.base_model(
             input_ids=input_ids_BS.long(),
             attention_mask=attention_mask,
@@ -116,17 +120,17 @@ class LanguageModel(nn.Module):
         return hidden_BSD
 
     def head(self) -> tuple[Tensor, Tensor | None, float]:
-        """Weight (V, D), bias (V) or None, scale: logits are scale * (hidden @ weight.T + bias)."""
+        """Return weight (V, D), bias (V) or None, and scale: logits are scale * (hidden @ weight.T + bias)."""
         output = self.backbone.get_output_embeddings()
         return output.weight, getattr(output, "bias", None), self.logit_scale
 
     def head_name(self) -> str:
-        """Of the head's weight in the state dict."""
+        """Return the name of the head's weight in the state dict."""
         weight = self.backbone.get_output_embeddings().weight
         return next(name for name, each in self.named_parameters(remove_duplicate=False) if each is weight)
 
     def values(self, hidden_BSD: Tensor) -> Tensor | None:
-        """Value predictions, shape (B, S); None without a value head."""
+        """Return value predictions, shape (B, S), or None without a value head."""
         if self.value_head is None:
             return None
         values_BS: Tensor = self.value_head(hidden_BSD.detach() if self.detach_values else hidden_BSD)
@@ -134,9 +138,9 @@ class LanguageModel(nn.Module):
 
 
 def document_positions(token_kinds_BS: Tensor) -> Tensor:
-    """Place of each token in its document, int64 (B, S): 0 at an end-of-text token, with which documents begin.
+    """Return each token's position in its document, int64 (B, S): 0 at an end-of-text token, which begins a document.
 
-    What is left of a document from an earlier block is counted from the start of this one.
+    If a document continues from an earlier block, its positions count from the start of this block.
     """
     places_S = torch.arange(token_kinds_BS.shape[1], device=token_kinds_BS.device)
     # A plain number: torch.compile evaluates `tensor == TokenKind.END_OF_TEXT` to a bool.
@@ -145,7 +149,7 @@ def document_positions(token_kinds_BS: Tensor) -> Tensor:
 
 
 def _probe_document_mask(model: LanguageModel) -> None:
-    """By trial as above: two documents in one block must give the states of each one alone."""
+    """Run the model to check that the second document of a block gets the same states as on its own."""
     weight = model.head()[0]
     ids_BS = torch.arange(4, device=weight.device)[None] + weight.shape[0] // 2
     positions_BS = torch.tensor([[0, 1, 0, 1]], device=weight.device)
@@ -156,19 +160,19 @@ def _probe_document_mask(model: LanguageModel) -> None:
             together_BSD = model.hidden_states(ids_BS, position_ids_BS=positions_BS)
             alone_BSD = model.hidden_states(ids_BS[:, 2:])
         separated = torch.allclose(together_BSD[:, 2:].float(), alone_BSD.float(), rtol=1e-3, atol=1e-5)
-    except TypeError:  # takes no positions
+    except TypeError:  # the model takes no positions
         separated = False
     finally:
         model.train(was_training)
     if not separated:
         raise ConfigError(
-            f"{type(model.backbone).__name__}: documents of a block can't be told apart by their positions; set "
+            f"{type(model.backbone).__name__}: the model can't tell a block's documents apart by their positions; set "
             "training.document_mask: false or choose another model"
         )
 
 
 def transformer_blocks(model: LanguageModel) -> list[nn.Module]:
-    """The repeated layers of the trunk, in order: what FSDP shards and activation checkpointing wraps one by one."""
+    """Return the trunk's repeated layers in order; FSDP shards them and checkpointing wraps them one by one."""
     lists = [module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ConfigError(f"{type(model.backbone).__name__} has no list of layers; use parallelism: ddp")

@@ -18,13 +18,16 @@ class LoadedCheckpoint:
     model: LanguageModel
     tokenizer: Any
     info: CheckpointInfo | None
-    """None: no phf.json, as in any model directory not written by this project."""
+    """None if there is no phf.json, as in any model directory that phf-ray did not write."""
 
 
 def load_checkpoint(
     directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> LoadedCheckpoint:
-    """A checkpoint of ours, one of the original's, or any causal LM directory; in eval mode, dtype None: as stored."""
+    """Load a checkpoint of phf-ray or of the original, or any causal LM directory, in eval mode.
+
+    If `dtype` is None, weights keep their stored dtype.
+    """
     directory = require_model(directory)
     info = read_info(directory)
     backbone = load_backbone(directory, revision=None, dtype=dtype)

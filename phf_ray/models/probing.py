@@ -1,4 +1,4 @@
-"""Finds out by trial whether a model's logits are `scale * (hidden @ weight.T + bias)`."""
+"""Runs a model to test whether its logits are `scale * (hidden @ weight.T + bias)`."""
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +8,32 @@ from phf_ray.errors import ConfigError
 
 
 def probe_logit_scale(backbone: PreTrainedModel) -> float:
-    """The logit scale, found by running the model on four tokens with the head's output replaced by known numbers.
+    """Find the logit scale by running the model on four tokens with known numbers in place of the head's output.
 
-    By trial, not by a list of names: soft-capping (Gemma 2), a transform before the head (BERT), multipliers (Cohere,
-    Granite, Falcon-H1) and whatever comes next all show in what the model does.
+    A trial finds what a list of names would miss: soft-capping (Gemma 2), a transform before the head (BERT),
+    multipliers (Cohere, Granite, Falcon-H1) and whatever comes next all show in the model's output.
+
+    Raises ConfigError if the logits are not linear in the hidden states, or the model is not causal.
     """
     name = type(backbone).__name__
     head = backbone.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"{name}: its head is {type(head).__name__}, not a linear layer; choose another model")
     if backbone.base_model is backbone:
-        raise ConfigError(f"{name}: no trunk that gives hidden states without logits; choose another model")
+        raise ConfigError(f"{name}: it has no trunk that returns hidden states without logits; choose another model")
     seen: dict[str, Tensor] = {}
 
     def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen["input"] = inputs[0]
 
     def replace_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Large numbers: a cap at 30 or 50 does not show in the small logits of an untrained model.
+        # The numbers are large because a cap at 30 or 50 does not show in the small logits of an untrained model.
         seen["output"] = torch.linspace(-1e3, 1e3, output.numel(), device=output.device).reshape(output.shape)
         return seen["output"].to(output.dtype)
 
     handles = [head.register_forward_pre_hook(keep_input), head.register_forward_hook(replace_output)]
     was_training = backbone.training
-    # From the middle of the vocabulary: the first ids are often padding and the like, which some models treat apart.
+    # From the middle of the vocabulary: the first ids are often padding and the like, which some models single out.
     ids_BS = torch.arange(4, device=head.weight.device)[None] + head.weight.shape[0] // 2
     other_ids_BS = torch.cat([ids_BS[:, :3], ids_BS[:, :1]], dim=1)
     try:
@@ -46,15 +48,15 @@ def probe_logit_scale(backbone: PreTrainedModel) -> float:
             handle.remove()
 
     if not torch.allclose(hidden_BSD[:, :3], changed_BSD[:, :3], rtol=1e-4, atol=1e-5):
-        raise ConfigError(f"{name}: a token changes the states before it, so it is no causal LM; choose another model")
+        raise ConfigError(f"{name} is not a causal LM: a token changes the states before it; choose another model")
     if seen["input"].shape != hidden_BSD.shape or not torch.allclose(
         seen["input"].float(), hidden_BSD.float(), rtol=1e-4, atol=1e-5
     ):
-        raise ConfigError(f"{name}: hidden states are transformed before its head; choose a model with a linear head")
+        raise ConfigError(f"{name}: it transforms hidden states before its head; choose a model with a linear head")
     scale_BSV = logits_BSV.float() / seen["output"].to(logits_BSV.dtype).float()
     scale = scale_BSV.flatten()[-1].item()
     if not torch.allclose(scale_BSV, torch.full_like(scale_BSV, scale), rtol=1e-2):
         capping = getattr(backbone.config, "final_logit_softcapping", None)
         cause = f" (final_logit_softcapping={capping})" if capping is not None else ""
-        raise ConfigError(f"{name}: its logits are no linear function of hidden states{cause}; choose another model")
+        raise ConfigError(f"{name}: its logits are not a linear function of hidden states{cause}; choose another model")
     return scale

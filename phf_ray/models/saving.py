@@ -20,11 +20,14 @@ def save_checkpoint(
     *,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Equal weights give equal bytes. `state_dict`: the model's, where its own tensors are sharded or in use."""
+    """Write a checkpoint; equal weights give equal bytes.
+
+    `state_dict` replaces the model's own tensors if they are sharded or in use.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
-    # Each tied weight once: in a copied state dict nothing else shows that two of them are one.
+    # List each tied weight once: a copied state dict no longer shows that two entries are one tensor.
     names = [name for name, _ in model.backbone.named_parameters()]
     names += [name for name, _ in model.backbone.named_buffers() if f"backbone.{name}" in state]
     model.backbone.save_pretrained(directory, state_dict={name: state[f"backbone.{name}"] for name in names})

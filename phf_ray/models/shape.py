@@ -1,4 +1,4 @@
-"""Sizes of a model, from which memory and arithmetic follow."""
+"""Computes the sizes that determine a model's memory and arithmetic."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,22 +15,22 @@ from phf_ray.models.language_model import LanguageModel, transformer_blocks
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a model, from which memory and arithmetic follow."""
+    """Sizes that determine a model's memory and arithmetic."""
 
     num_parameters: int
-    """Each tied weight once."""
+    """Number of parameters; a tied weight counts once."""
     num_multiplied: int
-    """Parameters that every token is multiplied with: all but embeddings that are looked up, and the head."""
+    """Parameters that multiply every token: the head, and all others except embeddings, which are looked up."""
     num_layers: int
     width: int
-    """Of the hidden states."""
+    """Width of the hidden states."""
     attention_width: int
-    """Heads x size of a head."""
+    """Number of heads x size of a head."""
     num_rows: int
-    """Of the head: vocabulary with padding."""
+    """Rows of the head: the vocabulary with padding."""
 
     def flops_per_token(self, length: int) -> float:
-        """Forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B)."""
+        """Return FLOPs of a forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B)."""
         return 6.0 * self.num_multiplied + 12.0 * self.num_layers * self.attention_width * length
 
 
@@ -56,7 +56,7 @@ def shape_of(model: LanguageModel) -> ModelShape:
 
 
 def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
-    """Shape of the model that `build_model` would give, without memory for a single weight."""
+    """Return the shape of the model that `build_model` would build, without allocating a single weight."""
     if config.from_scratch:
         architecture = architecture_of(config)
         architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)

@@ -1,8 +1,8 @@
-"""Objectives of pretraining with human preferences: MLE, Unlikelihood, RWR, AWR, on one fused kernel.
+"""Objectives for pretraining with human preferences: MLE, Unlikelihood, RWR and AWR, on one fused kernel.
 
-In: hidden states, the head, token ids, kinds and scores of a micro-batch. Out: a loss, its normaliser, statistics.
-`base.py` says what an objective is, one file holds each rule, `fused.py` computes loss and gradients without ever
-holding (tokens x vocabulary). Importing this loads no torch. Open `base.py` first, then `mle.py`.
+In: hidden states, the head, and a micro-batch's token ids, kinds and scores. Out: a loss, its normaliser, statistics.
+`base.py` defines an objective, each rule has its own file, and `fused.py` computes loss and gradients without ever
+holding the (tokens x vocabulary) matrix. Importing this package loads no torch. Open `base.py` first, then `mle.py`.
 """
 
 from typing import Any

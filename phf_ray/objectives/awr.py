@@ -21,8 +21,9 @@ from phf_ray.objectives.weighting import (
 class AWR(Objective):
     """L = alpha sum_t m_t w_t l_t / N + (1 - alpha) sum_t m_t (R_t - V_t)^2 / N (Eq. 8),
 
-    w_t = min(exp((R_t - V_t) / beta), w_max), R = -score, V the value head's. Structural targets have advantage 0 and
-    no value loss. Standardised rewards: R and V alike, so the advantage is (R - V) / std; the head learns R itself.
+    with w_t = min(exp((R_t - V_t) / beta), w_max) and R = -score; the value head predicts V. Structural targets have
+    advantage 0 and no value loss. If rewards are standardised, so is V: the advantage is (R - V) / std, and the head
+    still learns R itself.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class AWR(Objective):
         super().__init__(rules)
         self.weighting = weighting
         self.alpha = alpha
-        # DIFFERS: ours takes a fixed value of 0.0 as one (A-9); original: `if fixed_value`, so 0.0 is the value head.
+        # DIFFERS: ours accepts 0.0 as a fixed value (A-9); original tests `if fixed_value`, so 0.0 is the value head.
         self.fixed_value = fixed_value if self.compat is None else (fixed_value or None)
         self.use_value_head = use_value_head
         self.normalize_advantage = normalize_advantage

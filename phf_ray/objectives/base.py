@@ -1,9 +1,9 @@
-"""What an objective is: it says how much likelihood and unlikelihood every target gets; `fused` does the rest.
+"""The base of all objectives. An objective weighs each target's likelihood and unlikelihood; `fused` does the rest.
 
 Inputs are unshifted: position t predicts token t + 1, and score, kind and validity are those of the PREDICTED token.
-Structural targets (end of text, control) have no score: they are aligned, of weight 1 and advantage 0.
+Structural targets (end of text, control) have no score: they count as aligned, with weight 1 and advantage 0.
 
-Shapes: B sequences, S tokens, T = S - 1 targets each, N = B T targets in a row, D hidden size, V vocabulary.
+Shapes: B sequences, S tokens, T = S - 1 targets each, N = B T targets flattened, D hidden size, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -26,53 +26,53 @@ _CONTENT, _CONTROL, _PAD, _UNSCORED = (
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What all objectives have in common."""
+    """Settings that all objectives share."""
 
     score_control: bool = True
-    """Control tokens are targets."""
+    """Whether control tokens are targets."""
     unscored: Literal["mask", "mle"] = "mask"
-    """Tokens without a score: no targets, or plain likelihood."""
+    """`mask`: tokens without a score are not targets. `mle`: they are targets of plain likelihood."""
     compat: Compat | None = None
 
 
 class ObjectiveOutput(NamedTuple):
-    """A tuple, because DDP and FSDP look for tensors in what a module returns, and know tuples in every version."""
+    """Result of `Objective.forward`: a tuple, because every version of DDP and FSDP finds the tensors in a tuple."""
 
     loss: Tensor
-    """Sum over valid targets; under compat the mean over the micro-batch. Divide by `num_targets` summed over all ranks
-    and micro-batches of the step, once."""
+    """Sum over valid targets; under compat, the mean over the micro-batch. Divide it once, by `num_targets` summed over
+    all ranks and micro-batches of the step."""
     num_targets: Tensor
-    """Number of targets, or the sum of weights; under compat 1 per micro-batch. float64 scalar."""
+    """Number of targets, or the sum of their weights; under compat, 1 per micro-batch. float64 scalar."""
     metrics: Statistics
-    """Totals of this batch, see `statistics`; `Objective.summarize` makes readable figures of them."""
+    """Totals of this batch (see `statistics`); `Objective.summarize` turns them into readable figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
     ids_N: Tensor
     scores_N: Tensor
-    """0 where there is none."""
+    """0 for a target without a score."""
     valid_N: Tensor
-    """Bool: has a loss and counts in the normaliser (m_t)."""
+    """Bool: the target has a loss and counts in the normaliser (m_t)."""
     scored_N: Tensor
-    """Bool: valid, and has a score that the objective may use."""
+    """Bool: the target is valid and has a score that the objective may use."""
 
 
 class Weights(NamedTuple):
-    """What an objective decides about each target, before the model's probabilities are known."""
+    """An objective's weights for each target, chosen before the model's probabilities are known."""
 
     likelihood_N: Tensor
     unlikelihood_N: Tensor
     num_targets: Tensor
     coefficient: float = 1.0
-    """Of the whole language model term."""
+    """Factor of the whole language model term."""
     value_loss: Tensor | None = None
-    """Sum over targets, times its coefficient; differentiable."""
+    """Sum over targets times its coefficient; differentiable."""
     statistics: Statistics = {}
 
 
 class Objective(nn.Module):
-    """`forward` gives loss, normaliser and statistics of one micro-batch. Holds numbers, no parameters."""
+    """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
@@ -90,7 +90,10 @@ class Objective(nn.Module):
         head_bias_V: Tensor | None = None,
         values_BS: Tensor | None = None,
     ) -> ObjectiveOutput:
-        """Logits are hidden_BSD @ head_VD.T + head_bias_V. values_BS: V_t at position t, about the target t + 1."""
+        """Compute loss, normaliser and statistics for logits hidden_BSD @ head_VD.T + head_bias_V.
+
+        values_BS holds V_t at position t, the value of target t + 1.
+        """
         targets = self.targets(input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS)
         values_N = None if values_BS is None else values_BS[:, :-1].flatten()
         weights = self.weigh(targets, values_N)
@@ -107,26 +110,26 @@ class Objective(nn.Module):
         if weights.value_loss is not None:
             loss = loss + weights.value_loss
         elif values_N is not None:
-            # A value head that this objective does not train still needs a gradient, of zero: DDP waits for one.
+            # If this objective does not train the value head, the head still needs a zero gradient: DDP waits for one.
             loss = loss + 0.0 * values_N.sum()
         metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
         num_targets = weights.num_targets
         if self.compat is not None:
-            # DIFFERS: ours divides once a step by the global number of targets; original: mean per micro-batch.
+            # DIFFERS: ours divides once per step by the global number of targets; original averages per micro-batch.
             loss = loss / num_targets.clamp(min=1).to(loss.dtype)
             num_targets = torch.ones_like(num_targets)
         return ObjectiveOutput(loss, num_targets, metrics)
 
     def targets(self, input_ids_BS: Tensor, *, token_scores_BS: Tensor, token_kinds_BS: Tensor) -> Targets:
-        """The shift by one happens here, and nowhere else."""
+        """Flatten the targets. Only this method shifts by one."""
         kinds_N = token_kinds_BS[:, 1:].flatten()
         valid_N = kinds_N != _PAD
         if self.rules.unscored == "mask":
             valid_N = valid_N & (kinds_N != _UNSCORED)
         if not self.rules.score_control:
             valid_N = valid_N & (kinds_N != _CONTROL)
-        # DIFFERS: ours ignores scores of structural tokens (A-3); original: end of text and control tokens carry the
-        # score of the segment after them, and compat blocks hold it.
+        # DIFFERS: ours ignores scores of structural tokens (A-3); original gives end-of-text and control tokens the
+        # score of the segment after them, and compat blocks store that score.
         has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
@@ -141,7 +144,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
-        """Readable figures of totals over any number of micro-batches, ranks and steps. Waits for the device."""
+        """Turn totals over any number of micro-batches, ranks and steps into figures. Waits for the device."""
         total = {name: float(value) for name, value in totals.items() if value.ndim == 0}
         num_valid = total["sum/num_valid"]
         squared = total["sum/weight_squared"]
@@ -157,7 +160,7 @@ class Objective(nn.Module):
         return {}
 
     def histograms(self, _totals: Mapping[str, Tensor], /) -> dict[str, BinCounts]:
-        """Distributions of the same totals, by name."""
+        """Return the distributions that the same totals hold, by name."""
         return {}
 
     def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
@@ -173,10 +176,10 @@ class Objective(nn.Module):
 
 
 def total(tensor: Tensor) -> Tensor:
-    """float64: a step's count of tokens is past the whole numbers of fp32."""
+    """Sum in float64, because fp32 can't count all tokens of a step exactly."""
     return tensor.detach().double().sum()
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """NaN where nothing was counted: no figure is better than a false one."""
+    """Divide; return NaN if nothing was counted, because no figure is better than a false one."""
     return numerator / denominator if denominator else float("nan")

@@ -5,7 +5,7 @@
     out.loss.backward()               # divide gradients by out.num_targets, summed over ranks and micro-batches
     objective.summarize(out.metrics)  # {"loss": ..., "original_loss": ..., ...}
 
-Filtering and conditional training are MLE on other blocks.
+Filtering and conditional training are MLE on different blocks.
 """
 
 from collections.abc import Mapping
@@ -42,10 +42,11 @@ def build_objective(
     reward_mean: float | None = None,
     reward_std: float | None = None,
 ) -> Objective:
-    """The objective of a config section. Thresholds must be numbers: quantiles are resolved by who knows the corpus.
+    """Build the objective of a config section.
 
-    reward_mean, reward_std: of the reward (minus the score) over the block manifest, for `reward_norm: zscore`.
-    unscored: `dataset.unscored`, what becomes of tokens without a score.
+    Thresholds must be numbers: the caller, who knows the corpus, resolves quantiles.
+    reward_mean, reward_std: of the reward (minus the score) in the block manifest, needed by `reward_norm: zscore`.
+    unscored: the value of `dataset.unscored`, which says how to treat tokens without a score.
     """
     section = _parse(config)
     rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat)
@@ -74,7 +75,7 @@ def _weighting(
     if section.reward_norm == "none":
         return RewardWeighting(section.beta, section.clip_weight_max)
     if reward_mean is None or reward_std is None:
-        raise ConfigError("objective.reward_norm: zscore needs reward_mean and reward_std of the block manifest")
+        raise ConfigError("objective.reward_norm: zscore needs reward_mean and reward_std from the block manifest")
     if not reward_std > 0:
         raise ConfigError(
             f"objective.reward_norm: zscore, but the rewards' standard deviation is {reward_std}: all scores are "
@@ -88,7 +89,7 @@ def _check_awr(section: AWRConfig, *, compat: Compat | None) -> None:
         return
     if section.alpha == 1:
         raise ConfigError("objective AWR with alpha 1 trains no value head; use name: RWR")
-    # Values are minus a sigmoid, so the original's clip_value has nothing to clip; it is accepted under compat.
+    # Values lie in (-1, 0), so the original's clip_value has nothing to clip; compat accepts it.
     for key, default in (("use_value_head", True), ("normalize_advantage", False), ("clip_value", False)):
         if getattr(section, key) != default:
             raise ConfigError(f"objective.{key}: {str(not default).lower()} is for compat: korbak2023 only; remove it")

@@ -1,19 +1,19 @@
-"""Head, softmax and loss in one pass over chunks of tokens: the (tokens x vocabulary) matrix never exists.
+"""Head, softmax and loss in one pass over chunks of tokens, so that the (tokens x vocabulary) matrix never exists.
 
-Every objective here is, per target token y, a mixture of likelihood l = -log p_y and unlikelihood u = -log(1 - p_y).
+For each target token y, every objective here mixes likelihood l = -log p_y and unlikelihood u = -log(1 - p_y).
 With d = z_y - logsumexp_{v != y} z_v, the log-odds of the target,
 
     l = -log sigmoid(d)        u = -log sigmoid(-d)        p_y = sigmoid(d)
 
-and, with q the softmax over the OTHER tokens v != y, the gradient of a l + b u for the logits is number times vector:
+Let q be the softmax over the OTHER tokens v != y. The gradient of a l + b u for the logits is a number times a vector,
 
     g (onehot(y) - q)          g = b sigmoid(d) - a sigmoid(-d)
 
-finite at p_y = 1, where -p_v p_y / (1 - p_y) is 0 / 0. So all objectives cost the same: one softmax a chunk. Gradients
-for hidden states and head are produced in the forward pass and scaled in the backward pass. Price: a gradient of the
-head's size is kept between the two, and the loss can be propagated back once only.
+and stays finite at p_y = 1, where -p_v p_y / (1 - p_y) is 0 / 0. So all objectives cost the same: one softmax per
+chunk. The forward pass computes the gradients for hidden states and head, and the backward pass scales them. The price:
+a gradient of the head's size stays in memory between the passes, and the backward pass can run only once.
 
-Shapes: N tokens, C tokens of a chunk, D hidden size, V vocabulary.
+Shapes: N tokens, C tokens per chunk, D hidden size, V vocabulary.
 """
 
 import math
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits of one chunk, in bytes of fp32: large enough for full speed of the matrix product (512 tokens at V = 50257 in
-# fp32 on a CPU, 1024 in bf16), small beside activations.
+# Bytes of one chunk's logits in fp32: large enough for the matrix product to run at full speed (512 tokens at V = 50257
+# in fp32 on a CPU, 1024 in bf16), but small compared with activations.
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
 # The original's clamp(1 - p, min=1e-20).
 _ORIGINAL_FLOOR = 1e-20
@@ -32,14 +32,14 @@ _ORIGINAL_FLOOR = 1e-20
 
 class FusedLoss(NamedTuple):
     loss: Tensor
-    """sum_t likelihood_weight_t l_t + unlikelihood_weight_t u_t; the only differentiable one."""
+    """sum_t likelihood_weight_t l_t + unlikelihood_weight_t u_t; the only differentiable field."""
     likelihood_N: Tensor
     """l_t = -log p_t[y_t], unweighted."""
     unlikelihood_N: Tensor
     """u_t = -log(1 - p_t[y_t]), unweighted."""
 
 
-# Dynamo can't trace a backward that frees its buffers; around this call it may compile what it likes.
+# Dynamo can't trace a backward pass that frees its buffers; it may compile everything around this call.
 @torch.compiler.disable
 def fused_linear_loss(  # noqa: PLR0913 - the operands of one product
     hidden_ND: Tensor,
@@ -52,8 +52,11 @@ def fused_linear_loss(  # noqa: PLR0913 - the operands of one product
     saturating: bool = False,
     chunk_tokens: int | None = None,
 ) -> FusedLoss:
-    """Weights are constants: no gradient reaches them. Under autocast the products run in its type; all else is fp32
-    (fp64 for fp64 inputs). `saturating`: as the original, no unlikelihood gradient once 1 - p rounds to zero.
+    """Return the weighted loss, and each token's unweighted losses.
+
+    Weights are constants: no gradient reaches them. Under autocast the products run in its dtype; everything else is
+    fp32 (fp64 for fp64 inputs). `saturating`: as in the original, unlikelihood has no gradient once 1 - p rounds to
+    zero.
     """
     if head_VD.shape[0] < 2:
         raise ValueError(f"the head has {head_VD.shape[0]} row(s); unlikelihood needs a vocabulary of at least 2")
@@ -101,7 +104,7 @@ class _FusedLinearLoss(torch.autograd.Function):
         weights_2N: Tensor,
         settings: _Settings,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Type conversions below are explicit; autocast would undo the fp32 ones.
+        # The code below converts types explicitly; autocast would undo its conversions to fp32.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             loss, likelihood_N, unlikelihood_N, ctx.gradients = _forward(
                 hidden_ND, head_VD, head_bias_V, targets_N, weights_2N, settings
@@ -113,9 +116,11 @@ class _FusedLinearLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the fused loss was propagated back a second time; its gradients are freed by the first")
+            raise RuntimeError(
+                "backward ran twice on one fused loss, whose gradients were freed by the first call; compute it again"
+            )
         gradients, ctx.gradients = ctx.gradients, None
-        # In place: the head's gradient is the largest tensor of the step, a second copy of it would be the peak.
+        # In place: the head's gradient is the step's largest tensor, so a second copy would set the peak memory.
         return *(None if tensor is None else tensor.mul_(grad_loss) for tensor in gradients), None, None, None
 
 
@@ -132,7 +137,7 @@ def _forward(
     head = head_VD.to(settings.product_dtype)
     bias = None if head_bias_V is None else head_bias_V.to(exact)
     weights_2N = weights_2N.to(exact)
-    # A fresh head gradient is summed in fp32 over chunks, whatever the type of the products.
+    # A new head gradient accumulates in fp32 over chunks, whatever the dtype of the products.
     grad_hidden = torch.empty_like(hidden_ND) if settings.with_gradients else None
     grad_head = torch.zeros_like(head_VD, dtype=exact) if settings.with_gradients else None
     grad_bias = torch.zeros_like(bias) if settings.with_gradients and bias is not None else None
@@ -153,7 +158,7 @@ def _forward(
             slope_C = torch.where(saturated_C, -weights_2N[0, part] * (-log_odds_C).sigmoid(), slope_C)
         losses_2N[:, part] = losses_2C
         if grad_hidden is not None and grad_head is not None:
-            # total x (q - onehot(y)): what is left of the gradient multiplies the small operand, D wide instead of V.
+            # This is total x (q - onehot(y)). The remaining factor scales the smaller operand, D wide instead of V.
             direction_CV = logits_CV.scatter_(1, targets_C1, -total_C[:, None]).to(settings.product_dtype)
             scale_C1 = (-slope_C / total_C)[:, None]
             grad_hidden[part] = torch.mm(direction_CV, head) * scale_C1
@@ -176,9 +181,9 @@ def _forward(
 
 
 def _split_target(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """The target's log-odds, and the sum of what the logits become: exponentials of the other tokens, 0 at the target.
+    """Return the target's log-odds, and the sum of the other tokens' exponentials.
 
-    In place: a second chunk of logits would double the memory.
+    Overwrites the logits with these exponentials, 0 at the target: a second chunk of logits would double the memory.
     """
     target_logit_C1 = logits_CV.gather(1, targets_C1)
     logits_CV.scatter_(1, targets_C1, -torch.inf)

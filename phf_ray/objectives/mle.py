@@ -1,4 +1,4 @@
-"""Maximum likelihood (Eq. 3), also of conditional training and filtering."""
+"""Maximum likelihood (Eq. 3), which conditional training and filtering use as well."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from phf_ray.objectives.base import Objective, Rules, Targets, Weights, total
 
 
 class MLE(Objective):
-    """L = sum_t m_t l_t / sum_t m_t (Eq. 3). `mask_above`: m_t = 0 for targets of segments that score above it."""
+    """L = sum_t m_t l_t / sum_t m_t (Eq. 3). m_t = 0 in segments that score above `mask_above`."""
 
     def __init__(
         self,

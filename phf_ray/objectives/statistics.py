@@ -1,7 +1,7 @@
-"""What an objective measures besides its loss, in a form that adds up over micro-batches, ranks and steps.
+"""Statistics that an objective returns with its loss, in a form that merges over micro-batches, ranks and steps.
 
-The name of a statistic begins with how two of it become one: `sum/`, `min/` or `max/`. Ratios are taken once, at the
-end, from the totals (`Objective.summarize`), so no figure depends on how a batch was split.
+A statistic's name begins with the operation that merges two of its values: `sum/`, `min/` or `max/`.
+`Objective.summarize` computes ratios once, from the final totals, so no figure depends on how a batch was split.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Statistics = dict[str, Tensor]
-"""Name -> detached, float64: a scalar, or counts by bin (`sum/..._bins`)."""
+"""Name -> detached float64 tensor: a scalar, or counts per bin (`sum/..._bins`)."""
 
 NUM_BINS = 40
 
@@ -22,7 +22,7 @@ _REDUCE = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.Reduc
 
 
 def combine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Statistics:
-    """Statistics of two batches together; a name that only one of them has is kept."""
+    """Merge the statistics of two batches; keep a name that only one of them has."""
     merged = dict(left)
     for name, value in right.items():
         merged[name] = _MERGE[name.partition("/")[0]](merged[name], value) if name in merged else value
@@ -30,7 +30,7 @@ def combine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Statisti
 
 
 def all_reduce(statistics: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Statistics:
-    """Statistics over all ranks, on all of them; every rank must bring the same names. One call per kind."""
+    """Merge statistics over all ranks; every rank must pass the same names. One collective call per operation."""
     totals = dict(statistics)
     if not dist.is_available() or not dist.is_initialized():
         return totals
@@ -44,31 +44,31 @@ def all_reduce(statistics: Mapping[str, Tensor], group: dist.ProcessGroup | None
 
 
 def unpacked(packed: Tensor, *, like: Mapping[str, Tensor]) -> Statistics:
-    """The values of `like`, in its order, out of one row of numbers."""
+    """Split one row of numbers into tensors with the names, order and shapes of `like`."""
     parts = packed.split([value.numel() for value in like.values()])
     return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
 class BinCounts(TypedDict):
     edges: list[float]
-    """One more than counts."""
+    """One more edge than counts."""
     counts: list[float]
 
 
 def counts_by_bin(places_N: Tensor, *, counted_N: Tensor) -> Tensor:
-    """How many of the counted places in [0, 1) lie in each of NUM_BINS equal bins; what is outside goes to the ends."""
+    """Count the places that `counted_N` selects in NUM_BINS equal bins of [0, 1); places outside go to the end bins."""
     bins_N = (places_N * NUM_BINS).clamp(0, NUM_BINS - 1).long()
     counts = torch.zeros(NUM_BINS, dtype=torch.float64, device=places_N.device)
     return counts.scatter_add_(0, bins_N, counted_N.double())
 
 
-# Weights differ from 1 by a percent in one run and by a factor of a hundred in another: bins are even in
-# asinh(log(w) / 0.01), which is log(w) near 1 and the logarithm of that far from it.
+# Weights differ from 1 by a percent in one run and by a factor of a hundred in another. So bins have equal widths in
+# asinh(log(w) / 0.01), which is linear in log(w) near w = 1 and logarithmic in log(w) far from it.
 _FINE = 0.01
 
 
 def weight_places(weights_N: Tensor, *, largest: float) -> Tensor:
-    """Place of each weight between 1 / largest (0) and largest (1)."""
+    """Map each weight to its place in [0, 1]: 1 / largest to 0, largest to 1."""
     places_N = torch.asinh(weights_N.double().log() / _FINE) / math.asinh(_reach(largest) / _FINE)
     return (places_N.clamp(-1, 1) + 1) / 2
 

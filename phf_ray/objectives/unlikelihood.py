@@ -11,9 +11,10 @@ from phf_ray.objectives.statistics import Statistics
 
 
 class Unlikelihood(Objective):
-    """L = sum_t m_t (a_t l_t + alpha (1 - a_t) u_t) / sum_t m_t (Eq. 6), aligned where score <= threshold.
+    """L = sum_t m_t (a_t l_t + alpha (1 - a_t) u_t) / sum_t m_t (Eq. 6).
 
-    `score_threshold` None: soft mixture, a_t = 1 - score. 0.0 is a threshold.
+    A target is aligned (a_t = 1) if its score is at most `score_threshold`; 0.0 is a valid threshold. If the threshold
+    is None, the mixture is soft: a_t = 1 - score.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Unlikelihood(Objective):
         alpha: float = 1.0,
     ) -> None:
         super().__init__(rules)
-        # DIFFERS: ours takes a threshold of 0.0 as one (A-1); original: `if score_threshold`, so 0.0 is the mixture.
+        # DIFFERS: ours accepts 0.0 as a threshold (A-1); original tests `if score_threshold`, so 0.0 means the mixture.
         self.score_threshold = score_threshold if self.compat is None else (score_threshold or None)
         self.alpha = alpha
 
@@ -32,9 +33,9 @@ class Unlikelihood(Objective):
         if self.score_threshold is not None:
             aligned_N = (targets.scores_N <= self.score_threshold).to(targets.scores_N.dtype)
         else:
-            # DIFFERS: ours keeps a_t in [0, 1]; original: a score above 1 gives a negative weight.
+            # DIFFERS: ours keeps a_t in [0, 1]; original gives a score above 1 a negative weight.
             aligned_N = 1 - (targets.scores_N if self.compat else targets.scores_N.clamp(0, 1))
-        # Structural targets, and unscored ones that are trained on, are aligned under any threshold.
+        # Structural targets, and unscored targets that are trained on, count as aligned whatever the threshold.
         aligned_N = torch.where(targets.scored_N, aligned_N, 1.0)
         valid_N = targets.valid_N.to(aligned_N.dtype)
         return Weights(
@@ -49,7 +50,7 @@ class Unlikelihood(Objective):
         )
 
     def _statistics(self, targets: Targets, weights: Weights, fused: FusedLoss) -> Statistics:
-        # With a weight of exactly 0 the loss may be infinite, and 0 x inf is NaN.
+        # The loss of a target with weight 0 may be infinite, and 0 x inf is NaN.
         likelihood_N = torch.where(weights.likelihood_N > 0, weights.likelihood_N * fused.likelihood_N, 0.0)
         unlikelihood_N = torch.where(weights.unlikelihood_N > 0, weights.unlikelihood_N * fused.unlikelihood_N, 0.0)
         return super()._statistics(targets, weights, fused) | {

@@ -1,4 +1,4 @@
-"""Exponential weights of rewards or advantages, which RWR and AWR share, and their statistics."""
+"""Exponential weights of rewards (RWR) and advantages (AWR), and their statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from phf_ray.objectives.statistics import BinCounts, Statistics, counts_by_bin, 
 
 @dataclass(frozen=True, slots=True)
 class RewardWeighting:
-    """w = min(exp(advantage / beta), clip_weight_max), constants to the gradient."""
+    """w = min(exp(advantage / beta), clip_weight_max). No gradient reaches the weights."""
 
     beta: float = 1.0
     clip_weight_max: float = 1000.0
     reward_mean: float = 0.0
     reward_std: float = 1.0
-    """Rewards are standardised with these before the exponential: 0 and 1 leave them as they are."""
+    """Standardises rewards, with `reward_mean`, before the exponential; mean 0 and std 1 change nothing."""
 
     def weights(self, advantages_N: Tensor) -> Tensor:
         return (advantages_N.detach() / self.beta).exp().clamp(max=self.clip_weight_max)

@@ -1,8 +1,9 @@
-"""Which blocks each rank computes in each step, and how they are read ahead.
+"""Assigns blocks to ranks and steps, and reads them ahead.
 
-Step k takes the positions [k B, (k + 1) B) of the training order, for every number of workers and after every restart.
+With a batch of N sequences, step k takes positions [k N, (k + 1) N) of the training order, for any number of workers
+and after any restart.
 
-Letters: B sequences of a micro-batch, S tokens of a sequence.
+Shapes: B sequences per micro-batch, S tokens per sequence.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class BlockSlice(Protocol):
-    """n consecutive blocks of the training order, each array of shape (n, S)."""
+    """n consecutive blocks of the training order; each array has shape (n, S)."""
 
     @property
     def input_ids(self) -> NDArray[np.int32]: ...
@@ -35,7 +36,7 @@ class BlockSlice(Protocol):
 
 
 ReadBlocks = Callable[[int, int], BlockSlice]
-"""Blocks of the positions [begin, end) of the training order, over all epochs."""
+"""Reads the blocks at positions [begin, end) of the training order, which covers all epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class MicroBatch:
     token_scores_BS: Tensor
     token_kinds_BS: Tensor
     first_block: int
-    """Position of its first block in the training order; -1 for padding, which has no targets."""
+    """Position of the first block in the training order; -1 for padding, which has no targets."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
@@ -56,17 +57,17 @@ class MicroBatch:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    # From other than pinned memory a copy to a GPU waits for all that was launched before it.
+    # A copy to a GPU from memory that is not pinned waits for everything launched before it.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def share_of_step(
     step: int, rank: int, *, world_size: int, batch_size: int, micro_batch_size: int
 ) -> list[tuple[int, int]]:
-    """Ranges of block positions that `rank` computes in `step`, one per micro-batch; an empty range is padding.
+    """Return the ranges of positions that `rank` computes in `step`, one per micro-batch; an empty range is padding.
 
-    The ranks' shares are contiguous and differ by at most one micro-batch. All ranks get equally many ranges, because
-    under FSDP a forward pass is a collective operation.
+    The ranks' shares are contiguous and differ by at most one micro-batch. All ranks get the same number of ranges,
+    because a forward pass under FSDP is a collective operation.
     """
     first = step * batch_size
     num_micro_batches = math.ceil(batch_size / micro_batch_size)
@@ -80,7 +81,7 @@ def share_of_step(
 
 @dataclass(frozen=True, slots=True)
 class DataShare:
-    """Which part of the training order this rank reads."""
+    """The part of the training order that this rank reads."""
 
     batch_size: int
     """Sequences per optimizer step, over all ranks."""
@@ -88,11 +89,11 @@ class DataShare:
     rank: int = 0
     world_size: int = 1
     first_block: int = 0
-    """Blocks at the head of the order that are left out."""
+    """Number of blocks to skip at the head of the order."""
 
 
 def step_batches(read: ReadBlocks, share: DataShare, *, steps: range) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of each step."""
+    """Yield this rank's micro-batches of each step."""
     for step in steps:
         yield [
             _micro_batch(read, share.first_block + begin, share.first_block + end)
@@ -119,7 +120,7 @@ def _micro_batch(read: ReadBlocks, begin: int, end: int) -> MicroBatch:
 
 
 def prefetched(items: Iterable[T], *, depth: int = 4) -> Iterator[T]:
-    """The same items, up to `depth` of them read ahead by a thread. An exception of the source is raised here."""
+    """Yield the same items while a thread reads up to `depth` of them ahead; raise the source's exceptions here."""
     buffer: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

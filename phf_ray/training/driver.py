@@ -1,4 +1,4 @@
-"""Drives a run from its start to its summary: workers, metrics, tracking, signals, evaluations beside the loop."""
+"""Drives a run from its start to its summary: workers, metrics, tracking, signals, evaluations during training."""
 
 import dataclasses
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """How the run is shown on a tracker."""
+    """How a tracker shows the run."""
 
     group: str | None = None
     tags: Sequence[str] = ()
@@ -37,19 +37,19 @@ class Tracking:
 
 class Fit(Protocol):
     def __call__(self, job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
-        """Start the workers and wait for their outcome: `status`, `step` and what the status brings along."""
+        """Start the workers and wait for their outcome: `status`, `step` and the fields that the status adds."""
         ...
 
 
 class EvaluationsBeside(Protocol):
-    """Evaluates the weights that a run hands out, while it trains; see `phf_ray.evaluation.beside_training`."""
+    """Evaluates the weights that a run hands out while it trains; see `phf_ray.evaluation.beside_training`."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def finish(self) -> bool:
-        """Wait for all that was handed out; False if the run was told to stop meanwhile."""
+        """Wait until all handed-out weights are evaluated; return False if the run was told to stop meanwhile."""
         ...
 
     def summary(self) -> dict[str, Any]: ...
@@ -57,15 +57,15 @@ class EvaluationsBeside(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Helpers:
-    """What the job hands to the driver: where the workers run, and who evaluates beside them."""
+    """Functions that the job gives to the driver: one runs the workers, the other plans evaluations during training."""
 
     fit: Fit
     """`fit_on_ray` of `on_ray`, or `fit_here` of `in_process`."""
     plan_evaluations: Callable[[RunDirectory], EvaluationsBeside | None] = lambda _: None
-    """Called once the directory is known to be this run's. Raises ConfigError for what can't be evaluated."""
+    """Called once the directory is known to belong to this run. Raises ConfigError if the evaluations can't run."""
 
 
-def run_training(  # noqa: PLR0913  what one run is
+def run_training(  # noqa: PLR0913  everything that defines a run
     config: Config,
     *,
     plan: TrainingPlan,
@@ -75,10 +75,10 @@ def run_training(  # noqa: PLR0913  what one run is
     tracking: Tracking,
     helpers: Helpers,
 ) -> dict[str, Any]:
-    """Train to the end, from the newest complete checkpoint if there is one; returns the run's summary.
+    """Train to the end, from the newest complete checkpoint if there is one, and return the run's summary.
 
-    SIGTERM and SIGINT save and end the run, as IncompleteError; a second one ends at once. An error of ours in a worker
-    is raised here.
+    The first SIGTERM or SIGINT saves a checkpoint, ends the run and raises IncompleteError; a second one ends the
+    process at once. A worker's PhfError is raised here.
     """
     resolved = config.model_dump(mode="json")
     run.prepare(config=resolved, plan=dataclasses.asdict(plan))
@@ -103,7 +103,7 @@ def run_training(  # noqa: PLR0913  what one run is
     if tracker is not None:
         sinks.append(tracker)
     latest = run.latest_checkpoint()
-    log.info("training %s", "from the start" if latest is None else f"goes on from {latest.name}")
+    log.info("training %s", "starts at step 0" if latest is None else f"resumes from {latest.name}")
     started = time.monotonic()
     code = 1
     try:
@@ -122,7 +122,7 @@ def run_training(  # noqa: PLR0913  what one run is
 
 
 class EffectiveSampleWarning:
-    """Says once if the weights of AWR or RWR hardly differ (A-7)."""
+    """Warns once if the weights of AWR or RWR hardly differ (A-7)."""
 
     def __init__(self) -> None:
         self._is_said = False
@@ -142,7 +142,7 @@ def _threads_asked_for(config: Config) -> int | None:
     cpus = config.training.resources_per_worker.get("CPU")
     if cpus is not None:
         return max(1, int(cpus))
-    # Ray sets this variable to 1 in its workers whatever the user said; what the driver was told counts.
+    # Ray sets this variable to 1 in its workers, whatever the user chose; the driver still sees the user's value.
     asked = os.environ.get("OMP_NUM_THREADS")
     return int(asked) if asked and asked.isdigit() else None
 
@@ -150,7 +150,7 @@ def _threads_asked_for(config: Config) -> int | None:
 def _fit_and_evaluate(
     fit: Fit, job: TrainJob, *, config: Config, run: RunDirectory, evaluations: EvaluationsBeside | None
 ) -> dict[str, Any]:
-    """The outcome of the training, with the summary of the evaluations beside it if there are any."""
+    """Train, and return the outcome with a summary of the evaluations if there are any."""
     if evaluations is None:
         return fit(job, config=config, run=run)
     with evaluations:
@@ -165,14 +165,14 @@ def _fit_and_evaluate(
 
 @contextmanager
 def _stopping_on_signals(run: RunDirectory) -> Iterator[None]:
-    """The first SIGTERM or SIGINT asks the workers to save and end; the second ends this process as usual."""
+    """Let the first SIGTERM or SIGINT ask the workers to save and end, and the second end this process as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number: int, _frame: object) -> None:
-        log.warning("%s: saving a checkpoint and ending; once more to end at once", signal.Signals(number).name)
+        log.warning("%s: saving a checkpoint and ending; send it again to end at once", signal.Signals(number).name)
         run.request_stop()
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -190,25 +190,25 @@ def _error_of(outcome: dict[str, Any]) -> PhfError:
     if outcome["status"] == "failed":
         kind = getattr(errors, outcome["kind"], PhfError)
         return kind(outcome["message"])
-    reason = "another start of it took over" if outcome["status"] == "superseded" else "it was told to stop"
+    reason = "another start of the run took over" if outcome["status"] == "superseded" else "it was told to stop"
     return IncompleteError(f"the run ended at step {outcome['step']}, because {reason}")
 
 
 def describe_wall_cost(cost: Mapping[str, float]) -> str:
     loop_s = cost["loop_s"]
     parts = {
-        "samples and KL beside it": cost["evaluation_s"],
+        "samples and KL": cost["evaluation_s"],
         "held-out text": cost["held_out_s"],
         "checkpoints": cost["checkpoint_s"],
     }
     shown = ", ".join(f"{seconds:.2f} s ({seconds / loop_s:.2%}) for {name}" for name, seconds in parts.items())
-    return f"wall cost: of {loop_s:.1f} s the loop stood still for {shown}"
+    return f"wall cost: in {loop_s:.1f} s the loop paused {shown}"
 
 
 def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: TrainingPlan, wall_s: float) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for row in run.read_metrics():
-        # Histograms and tables stay where they are.
+        # Histograms and tables stay in the metrics file.
         last |= {name: value for name, value in row.items() if not isinstance(value, dict)}
     checkpoint = run.latest_checkpoint()
     log.info("%s", describe_wall_cost(outcome["wall_cost"]))
@@ -227,7 +227,7 @@ def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: TrainingPla
 def _renew_card(
     run: RunDirectory, *, config: Config, plan: TrainingPlan, blocks_path: str, metrics: dict[str, Any]
 ) -> None:
-    """With all that was measured; the worker wrote it with what was known then."""
+    """Rewrite the card with all results; when the worker wrote it, some were still missing."""
     checkpoint = run.latest_checkpoint()
     info = None if checkpoint is None else read_info(checkpoint)
     if checkpoint is not None and info is not None:

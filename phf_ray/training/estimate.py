@@ -1,6 +1,6 @@
-"""Tells what a run will be before it starts: steps, tokens, parameters, memory, disk and time.
+"""Describes a run before it starts: steps, tokens, parameters, memory, disk and time.
 
-What can be counted is counted, the rest estimated, and each line says which.
+It counts what it can and estimates the rest; each line says which.
 """
 
 from phf_ray.blocks.plan import BlockPlan
@@ -18,9 +18,9 @@ from phf_ray.training.token_count import TokenCount
 def describe_run(
     config: Config, *, plan: BlockPlan, tokens: TokenCount, shape: ModelShape, speed: Speed | str
 ) -> list[str]:
-    """Lines for a reader. `speed`: or why it is not known.
+    """Return lines for a reader. `speed`: the speed, or the reason why it is unknown.
 
-    Raises ConfigError if the budget does not pay for a step, DataError if there is nothing to train on.
+    Raises ConfigError if the budget is too small for one step, DataError if there is nothing to train on.
     """
     if tokens.num_blocks == 0:
         raise DataError("no document is left to pack; change dataset.filter_threshold or dataset.held_out_fraction")
@@ -59,7 +59,7 @@ def describe_run(
     if idle is not None:
         lines.append(f"idle         {idle}")
     if not tokens.is_exact:
-        lines.append("             'about': counted on the head of the corpus, the rest by its size on disk")
+        lines.append("             'about': counted on the head of the corpus, extrapolated by size on disk")
     return [*lines, f"time         {_time(num_positions, speed)}"]
 
 
@@ -72,9 +72,9 @@ def _num_checkpoints(config: Config, num_steps: int) -> int:
 def describe_evaluations(config: Config, num_steps: int) -> str:
     samples, kl = evaluation_steps(config, num_steps=num_steps)
     if not samples and not kl:
-        return "none beside the loop"
+        return "none during training"
     num_texts = sum(scenario.num_samples for scenario in config.generation.scenario_configs)
-    return f"beside the loop: {num_texts:,} samples at each of {len(samples):,} steps, KL at {len(kl):,} steps"
+    return f"during training: {num_texts:,} samples at each of {len(samples):,} steps, KL at {len(kl):,} steps"
 
 
 def _time(num_positions: int, speed: Speed | str) -> str:

@@ -1,4 +1,4 @@
-"""What the training loop tells its caller."""
+"""The events that the training loop yields to its caller."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,16 @@ class MetricsRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDue:
-    """The state is that of `step` finished steps, all known to be finite, until the loop is asked to go on."""
+    """Time to save. Until the loop is resumed, the state is that after `step` steps, all known to be finite."""
 
     step: int
     is_last: bool
-    """All steps are done, or a stop was asked for."""
+    """Whether all steps are done or a stop was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsDue:
-    """As `CheckpointDue`, at a step whose weights are wanted and no checkpoint is."""
+    """Like `CheckpointDue`, at a step whose weights are evaluated but not saved as a checkpoint."""
 
     step: int
 
@@ -39,12 +39,12 @@ class NonFinite:
     """Sum over the step's targets."""
     grad_norm: float
     micro_batches: list[MicroBatch]
-    """Of this rank."""
+    """This rank's micro-batches of the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectionDue:
-    """Time to look at what the model is fed: this rank's micro-batches of `step`, the last finished one."""
+    """Time to inspect the model's inputs: this rank's micro-batches of `step`, the last finished step."""
 
     step: int
     micro_batches: list[MicroBatch]

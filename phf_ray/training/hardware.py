@@ -1,12 +1,12 @@
-"""What a device could do at best, and how much memory this process has held."""
+"""The peak speed of a device, and the peak memory of this process."""
 
 import re
 import resource
 
 import torch
 
-# Dense bf16 products per second, from NVIDIA's data sheets. The first name whose words the device's name has counts: an
-# L40 is no L4, an RTX A1000 no A100.
+# Dense bf16 operations per second, from NVIDIA's data sheets. The first entry whose whole words occur in the device's
+# name counts: an L40 is not an L4, and an RTX A1000 is not an A100.
 _PEAK_FLOPS = (
     ("GB200", 2.25e15),
     ("B200", 2.25e15),
@@ -27,12 +27,12 @@ _PEAK_FLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """bf16 operations per second that the device could do at best; None for one that is not in the table."""
+    """Return the device's peak bf16 operations per second, or None if the table lacks the device."""
     return next((flops for name, flops in _PEAK_FLOPS if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def peak_memory_gb() -> float:
-    """Largest amount of memory this process has held: of the GPU where there is one, else resident."""
+    """Return the peak memory of this process: GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""Bits per byte and the objective on held-out text."""
+"""Measures bits per byte and the objective on held-out text."""
 
 import dataclasses
 import math
@@ -27,9 +27,9 @@ class EncodedDocument:
 
     input_ids: NDArray[np.int32]
     is_content: NDArray[np.bool_]
-    """Tokens of the text itself: those are predicted, the others only given."""
+    """True for tokens of the text itself, which the model predicts; it only reads the others."""
     num_bytes: int
-    """Of the text, in UTF-8."""
+    """Size of the text in UTF-8."""
 
 
 def held_out_bits_per_byte(
@@ -40,11 +40,11 @@ def held_out_bits_per_byte(
     batch_size: int,
     precision: Literal["bf16", "fp32"] = "fp32",
 ) -> float:
-    """Bits that the model needs for a byte of text: nats of all content tokens / ln 2 / bytes, over all documents.
+    """Return the model's bits per byte of text: nats of all content tokens / ln 2 / bytes, over all documents.
 
-    A document longer than `window` tokens is read in windows that overlap by half, so that every content token is
-    predicted once, from at least window / 2 tokens where there are so many before it. Always in eval mode. Collective:
-    every rank calls it with the same documents, computes a share of the windows, and gets the same answer.
+    A document longer than `window` tokens is read in windows that overlap by half. So the model predicts every content
+    token once, from at least window / 2 tokens if that many precede it. It runs in eval mode. Collective: every rank
+    calls this with the same documents, computes a share of the windows, and gets the same answer.
     """
     num_bytes = sum(document.num_bytes for document in documents)
     if num_bytes == 0:
@@ -57,7 +57,7 @@ def held_out_bits_per_byte(
     device = next(module.parameters()).device
     likelihood = build_objective({"name": "MLE"})
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    # Equally many forward passes on every rank: the last rounds may be of padding.
+    # Every rank runs the same number of forward passes, so in the last round some may compute only padding.
     num_rounds = math.ceil(len(parts) / (batch_size * world_size()))
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         for index in range(num_rounds):
@@ -72,7 +72,7 @@ def held_out_bits_per_byte(
 
 
 def _windows(document: EncodedDocument, *, window: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """Ids and kinds, kind PAD for what is not predicted in this window."""
+    """Yield ids and kinds of each window; kind PAD marks tokens that the window does not predict."""
     ids = document.input_ids
     kinds = np.where(document.is_content, TokenKind.CONTENT, TokenKind.PAD).astype(np.uint8)
     begin, predicted = 0, 0
@@ -101,9 +101,9 @@ def objective_on(
     objective: Objective,
     precision: Literal["bf16", "fp32"] = "fp32",
 ) -> dict[str, float | BinCounts]:
-    """The objective's figures over all batches, in eval mode, by the names that `Objective.summarize` gives them.
+    """Return the objective's figures over all batches, in eval mode, with the names of `Objective.summarize`.
 
-    Collective: every rank calls it with the same batches, computes a share, and gets the same answer.
+    Collective: every rank calls this with the same batches, computes a share, and gets the same answer.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     module = unwrapped(model)
@@ -113,7 +113,7 @@ def objective_on(
     totals: Statistics = {}
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         for first in range(0, len(batches), world_size()):
-            # Equally many forward passes on every rank: in the last round some have nothing but padding.
+            # Every rank runs the same number of forward passes: in the last round some compute only padding.
             batch = batches[first + rank] if first + rank < len(batches) else _padding_like(batches[0])
             local = batch.to(device)
             out = module(local.input_ids_BS, local.token_scores_BS, local.token_kinds_BS, objective)

@@ -1,4 +1,4 @@
-"""Which held-out documents are measured, and how the model reads them."""
+"""Chooses the held-out documents to measure, and encodes them for the model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from phf_ray.training.batches import MicroBatch
 from phf_ray.training.held_out import EncodedDocument
 
 # DIFFERS: ours holds out 0.1% of the documents and saves every 65 to 131 million tokens (configs/); original trains on
-# all documents and saves about twice in a run.
+# all documents and saves about twice per run.
 HELD_OUT_BYTES = 1_000_000
-"""Held-out documents are measured in the order of their ids, which are hashes, up to this many bytes of text."""
-# The objective itself is measured on this many blocks of them.
+"""Bytes of held-out text to measure. Documents are chosen in the order of their ids, which are hashes."""
+# Number of held-out blocks on which the objective itself is measured.
 HELD_OUT_BLOCKS = 64
 
 
@@ -30,14 +30,14 @@ def micro_batch_of(blocks: Sequence[TokenBlock]) -> MicroBatch:
 
 
 def stored_packing_config(stored: Mapping[str, Any]) -> PackingConfig:
-    """Of the manifest of some blocks."""
+    """Restore the packing configuration that a block manifest stores."""
     conditional = stored["conditional"]
     restored = None if conditional is None else ConditionalTraining(**conditional)
     return PackingConfig(**{**stored, "conditional": restored})
 
 
 def choose_held_out(documents: Iterator[ScoredDocument]) -> list[ScoredDocument]:
-    """Whole documents in the order of their ids, up to HELD_OUT_BYTES; at least one if there is one."""
+    """Choose whole documents in the order of their ids, up to HELD_OUT_BYTES, but at least one if there is any."""
     chosen: list[ScoredDocument] = []
     num_bytes = 0
     for document in sorted(documents, key=lambda document: document.id):
@@ -51,10 +51,10 @@ def choose_held_out(documents: Iterator[ScoredDocument]) -> list[ScoredDocument]
 def encode_held_out(
     documents: Sequence[ScoredDocument], tokenizer: Any, *, control: str | None, per_document: bool
 ) -> list[EncodedDocument]:
-    """End-of-text token and text; with `control`, that control token before each segment, as in training.
+    """Encode each document as an end-of-text token and its text, with `control` before each segment as in training.
 
-    Control tokens are given, whatever the scores, and cost nothing; bytes are those of the text. So both figures, and
-    those of a model without control tokens, are about the same text. The good one knows where segments begin.
+    Control tokens are given whatever the scores, cost no bits and count no bytes. So figures with the good token, with
+    the bad token and without control tokens measure the same text. Control tokens do show where segments begin.
     """
     conditional = None
     if control is not None:
@@ -66,7 +66,7 @@ def encode_held_out(
             document.id, document.texts, (0.0,) * len(document.texts), (None,) * len(document.texts)
         )
         num_bytes = len(document.text.encode())
-        # A token has at least one byte, but for one at a document's head in some tokenizers: all fit into one block.
+        # A token has at least one byte, except a document's first in some tokenizers, so all tokens fit into one block.
         length = num_bytes + len(document.texts) + 3
         for block in pack([aligned], tokenizer, sequence_length=length, config=packing):
             is_token = block.token_kinds != TokenKind.PAD

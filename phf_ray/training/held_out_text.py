@@ -1,4 +1,4 @@
-"""What is measured on the held-out text of a run, at every checkpoint."""
+"""Measures a run's held-out text at every checkpoint."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ BITS_PER_BYTE = {
 
 
 class HeldOutText:
-    """The held-out documents of a run, as the model reads them and as the objective is trained on them."""
+    """The held-out documents of a run, encoded for bits per byte and packed for the objective."""
 
     def __init__(self, config: Config, tokenizer: Any, *, manifest: BlockManifest, blocks_path: str):
         self._config = config
@@ -42,7 +42,7 @@ class HeldOutText:
         self._batches = self._pack(documents) if documents else []
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
-        """Rows of metrics `eval/...` and `objective/eval/...`; empty if no text is held out. All ranks call it."""
+        """Return metrics `eval/...` and `objective/eval/...`, none if no text is held out. All ranks call this."""
         since = time.perf_counter()
         training = self._config.training
         measured: dict[str, Any] = {
@@ -64,7 +64,7 @@ class HeldOutText:
         return measured | {"eval/wall_s": time.perf_counter() - since}
 
     def _encode(self, documents: list[ScoredDocument]) -> dict[str, list[EncodedDocument]]:
-        """The documents without control tokens, with the good one, and with the bad one."""
+        """Encode the documents without control tokens, and with the good and the bad token if the run has them."""
         tokens: dict[str, str | None] = {"none": None}
         conditional = self._config.dataset.conditional_training_config
         if conditional is not None:
@@ -76,7 +76,7 @@ class HeldOutText:
         }
 
     def _pack(self, documents: list[ScoredDocument]) -> list[MicroBatch]:
-        """Blocks with scores and control tokens as in training, but no document filtered out."""
+        """Pack blocks with scores and control tokens as in training, but filter out no document."""
         packed = pack(
             documents,
             self._tokenizer,

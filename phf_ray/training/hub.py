@@ -1,4 +1,4 @@
-"""Uploads a finished checkpoint to a hub: the model folder and its card, without the state of the training."""
+"""Uploads a finished checkpoint to a hub: the model folder and its card, without the training state."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def push_to_hub(checkpoint: Path, *, repository: str, private: bool, endpoint: str | None = None) -> str:
-    """Upload a checkpoint into `owner/name`, which is made if it is not there; returns its address.
+    """Upload a checkpoint to the repository `owner/name`, create it if it does not exist, and return its URL.
 
-    The key is that of `hf auth login` or HF_TOKEN. `endpoint`: another hub than HF_ENDPOINT names.
-    Raises ConfigError for a name that is none, IncompleteError if the hub can't be reached or refuses.
+    The key comes from `hf auth login` or HF_TOKEN. `endpoint` overrides HF_ENDPOINT.
+    Raises ConfigError for an invalid name, IncompleteError if the hub can't be reached or refuses.
     """
     api = HfApi(endpoint=endpoint)
     try:
@@ -29,7 +29,7 @@ def push_to_hub(checkpoint: Path, *, repository: str, private: bool, endpoint: s
             commit_message=f"Upload {checkpoint.name}",
         )
     except HFValidationError as error:
-        raise ConfigError(f"training.hub_model_id={repository!r} is no name of a repository: {error}") from None
+        raise ConfigError(f"training.hub_model_id={repository!r} is not a valid repository name: {error}") from None
     except Exception as error:  # noqa: BLE001  (border of a library, whose errors come from several others)
         raise IncompleteError(
             f"the model is trained and stays in {checkpoint}, but could not be pushed to {repository}: "

@@ -1,4 +1,4 @@
-"""Training by a single worker in this process, without Ray."""
+"""Trains with a single worker in this process, without Ray."""
 
 import os
 from pathlib import Path
@@ -15,21 +15,21 @@ from phf_ray.training.worker import TrainingWorker
 
 
 def fit_here(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Train to the end in this process; `training.num_workers` is not looked at."""
+    """Train to the end in this process; ignore `training.num_workers`."""
     del config
     return work(job, run, OneRank())
 
 
 def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
-    """What every worker does; returns the outcome for the driver. An error of ours is kept for the next start."""
+    """Run one worker and return its outcome for the driver. Save a PhfError for the next start to read."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # A worker of Ray Train is in a folder of its own. A submitted job's directory has the same path on every node.
+    # Ray Train starts each worker in a folder of its own. A submitted job's directory has the same path on every node.
     if Path(job.working_directory).is_dir():
         os.chdir(job.working_directory)
     failure = run.read_failure()
     if failure:
-        # The workers were started again after an error that would only come again.
+        # The workers were restarted after an error that would only occur again.
         return failure
     try:
         return TrainingWorker(job, run, ranks).train()

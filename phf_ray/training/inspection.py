@@ -1,8 +1,8 @@
-"""Looks now and then at what the model is fed: decoded from the blocks, scored again, and measured as samples are.
+"""Inspects the model's inputs now and then: decodes the blocks, scores their text again, and measures it like samples.
 
-A score that was lost or shifted on its way from the corpus to the loss shows here: `debugging/score` is of the text
-scored anew, `debugging/raw_token_scores_avg` of the scores that came with its tokens. It runs in a thread, and the
-scorer in a process of its own, beside the loop.
+This reveals scores that were lost or shifted on the way from the corpus to the loss: `debugging/score` averages new
+scores of the text, `debugging/raw_token_scores_avg` the scores that came with its tokens. The inspection runs in a
+thread and the scorer in a process of its own, while the loop goes on.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ Figures = dict[str, Any]
 
 
 class InspectedSpan(NamedTuple):
-    """Some tokens of a block, from an end-of-text token on."""
+    """Consecutive tokens of a block, beginning with an end-of-text token."""
 
     ids: NDArray[np.int64]
     kinds: NDArray[np.uint8]
     scores: NDArray[np.float32]
     values: NDArray[np.float32] | None
-    """The value head's."""
+    """Predictions of the value head; None if there is no value head."""
 
 
 def cut_spans(
@@ -49,7 +49,7 @@ def cut_spans(
     scores_BS: NDArray[np.float32],
     values_BS: NDArray[np.float32] | None = None,
 ) -> list[InspectedSpan]:
-    """SPAN_TOKENS tokens from each end-of-text token on, fewer at the end of a block; MAX_SPANS of them at most."""
+    """Cut SPAN_TOKENS tokens from each end-of-text token on, fewer at the end of a block; at most MAX_SPANS spans."""
     spans: list[InspectedSpan] = []
     for row in range(len(ids_BS)):
         length = int((kinds_BS[row] != TokenKind.PAD).sum())
@@ -64,7 +64,7 @@ def cut_spans(
 def inspect(
     spans: Sequence[InspectedSpan], *, tokenizer: PreTrainedTokenizerFast, config: Config, score: Score | None
 ) -> Figures:
-    """Figures `debugging/...`; those that nothing was found for are left out, as scores are without `score`."""
+    """Return figures `debugging/...`, leaving out those without data: scores, for example, if `score` is None."""
     if not spans:
         return {"debugging/num_segments": 0}
     texts = [str(tokenizer.decode(span.ids[_is_text(span)])) for span in spans]
@@ -97,14 +97,14 @@ def _mean_and_spread(numbers: Sequence[float], mean: str, spread: str) -> Figure
 
 
 def _raw_row(span: InspectedSpan, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
-    """Tokens with their reward and, where there is a value head, what it expects at each."""
+    """Return decoded tokens, their rewards and, if there is a value head, its prediction for each token."""
     rewards = [round(-float(score), 6) for score in span.scores]
     values = None if span.values is None else [round(float(value), 6) for value in span.values]
     return [tokenizer.decode(span.ids), rewards, values]
 
 
 def cosine_and_norms(rows: dict[str, NDArray[np.float32]]) -> dict[str, float]:
-    """Of the output embeddings of the control tokens, by token: how far training has told them apart."""
+    """Return norms and cosine of the control tokens' output embeddings: they show how far training separates them."""
     figures = {f"debugging/{token}_norm": float(np.linalg.norm(row)) for token, row in rows.items()}
     first, second = rows.values()
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
@@ -112,7 +112,7 @@ def cosine_and_norms(rows: dict[str, NDArray[np.float32]]) -> dict[str, float]:
 
 
 class Inspector:
-    """Inspects in a thread, one at a time; one that comes while another is under way is left out."""
+    """Runs one inspection at a time in a thread; skips an inspection that comes while another is running."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerFast):
         self._config = config
@@ -121,7 +121,7 @@ class Inspector:
         self._rows: queue.SimpleQueue[Figures] = queue.SimpleQueue()
 
     def submit(self, spans: Sequence[InspectedSpan], *, counters: Mapping[str, float]) -> None:
-        """`counters` go into the row that `finished` will give."""
+        """Start an inspection unless one is running. `counters` go into the row that `finished` will return."""
         if self._thread is not None and self._thread.is_alive():
             return
         self._thread = threading.Thread(
@@ -130,7 +130,7 @@ class Inspector:
         self._thread.start()
 
     def finished(self, *, wait: bool = False) -> list[Figures]:
-        """Rows of metrics since the last call."""
+        """Return the rows of metrics since the last call; with `wait`, finish a running inspection first."""
         if wait and self._thread is not None:
             self._thread.join()
         rows = []
@@ -145,18 +145,18 @@ class Inspector:
             if self._config.scoring.scorers or self._config.generation.scorer_config:
                 score = self._score
             figures = inspect(spans, tokenizer=self._tokenizer, config=self._config, score=score)
-        except Exception as error:  # noqa: BLE001  (border of a thread: what only looks must not end the training)
+        except Exception as error:  # noqa: BLE001  (border of a thread: an inspection must not end the training)
             log.warning("the inputs of the model could not be inspected: %s: %s", type(error).__name__, error)
             return
         self._rows.put({**counters, **figures})
 
     def _score(self, texts: Sequence[str]) -> list[float | None]:
-        # A process of its own: it may hang on a text, and it must not take the loop's lock of the interpreter.
+        # The scorer needs its own process: it may hang on a text, and it must not hold the loop's interpreter lock.
         config = self._config
         setup = ScoringSetup(
             (dict(config.evaluation_scorer),), "document", text_timeout_s=config.scoring.text_timeout_s
         )
-        # The worker's GPU is the loop's.
+        # The loop needs the worker's GPU.
         process = ScoringProcess(without_gpus(setup))
         try:
             [identity] = process.identities

@@ -1,7 +1,7 @@
-"""The training loop over an iterator of batches. No Ray here.
+"""The training loop over an iterator of batches, without Ray.
 
-Fixed by (seed, step) alone, and so equal for every number of workers and after every restart: the blocks of a step, its
-learning rate, and its dropout masks.
+(seed, step) alone fixes a step's blocks, learning rate and dropout masks. So they are the same for any number of
+workers and after any restart.
 """
 
 import math
@@ -31,15 +31,15 @@ class LoopSettings:
     count_tokens: Literal["content", "all"] = "content"
     logging_steps: int = 1
     save_steps: int | None = None
-    """Steps between checkpoints; None: at the end only."""
+    """Steps between checkpoints; None: only at the end."""
     evaluation_steps: frozenset[int] = frozenset()
-    """Steps whose weights are wanted, with or without a checkpoint."""
+    """Steps whose weights are to be evaluated, with or without a checkpoint."""
     inspect_steps: int | None = None
-    """Steps between inspections, the first step being inspected; None: none."""
+    """Steps between inspections, beginning with the first step; None: no inspections."""
     flops_per_token: float | None = None
-    """Of the model at the blocks' length, forward and backward."""
+    """FLOPs of the model's forward and backward pass at the blocks' length."""
     peak_flops: float | None = None
-    """Of a device, per second; None: not known, and no utilization is reported."""
+    """Peak FLOPs per second of one device; None: unknown, so no utilization is reported."""
 
 
 def train(
@@ -52,9 +52,9 @@ def train(
 ) -> Iterator[TrainingEvent]:
     """Train from `state.step` to the end of the schedule; `batches` starts at that step.
 
-    All ranks see the same events at the same steps. `wants_stop` is asked on every rank; if one says yes, all stop
-    within two steps, with a checkpoint. Time that the caller spends on an event does not count in tokens per second,
-    but for a `Row`: a GPU computes the next step meanwhile.
+    All ranks see the same events at the same steps. Every rank calls `wants_stop`; if it is true on one rank, all stop
+    within two steps, with a checkpoint. Tokens per second exclude the time that the caller spends on an event, except
+    on a `MetricsRow`: a GPU computes the next step meanwhile.
     """
     loop = _Loop(state, objective, settings=settings)
     state.model.train()
@@ -88,7 +88,7 @@ def train(
             return
         if inspects:
             yield from loop.outside(InspectionDue(state.step, micro_batches))
-        # What was read may have asked for a stop: then this step is the last.
+        # The totals just read may ask for a stop; then this step is the last.
         is_last = is_last or loop.stop
         if saves or is_last:
             yield from loop.outside(CheckpointDue(state.step, is_last))
@@ -97,11 +97,12 @@ def train(
 
 
 def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:
-    """A pass whose gradients are thrown away, so that a resumed run sums gradients as the uninterrupted one does.
+    """Run a pass and discard its gradients, so that a resumed run sums gradients in the order of an uninterrupted one.
 
-    DDP puts its buckets in the order in which gradients come, once in a process, after the first backward pass. A ring
-    of three or more ranks starts each sum at another rank, by the place in the bucket, so the first step of a process
-    would round differently. Two addends have one sum. Dropout is not disturbed: each micro-batch seeds it anew.
+    Once per process, after the first backward pass, DDP reorders its buckets by the arrival of the gradients. In a ring
+    of three or more ranks, the place in the bucket decides which rank starts a sum, so the first step of a process
+    would round differently. Two addends have the same sum in any order. The pass does not disturb dropout, because each
+    micro-batch seeds it anew.
     """
     if not isinstance(model, DistributedDataParallel) or world_size() < 3:
         return
@@ -123,14 +124,14 @@ class _Pending(NamedTuple):
 
 
 class _Loop:
-    """Bookkeeping of `train`: the step that is not read yet, and the clock of the running row."""
+    """Bookkeeping of `train`: the step whose totals are still unread, and the clock of the current row."""
 
     def __init__(self, state: TrainState, objective: Objective, *, settings: LoopSettings):
         self._state = state
         self._objective = objective
         self._settings = settings
         self._num_parameters = sum(parameter.numel() for parameter in unwrapped(state.model).parameters())
-        # A row can have begun before a restart; its speed is that of the steps since then.
+        # A row may have begun before a restart; its speed covers only the steps since the restart.
         self._timed_tokens = 0.0
         self._since = time.perf_counter()
         self.data_wait_s = 0.0
@@ -139,7 +140,7 @@ class _Loop:
         self.is_broken = False
 
     def outside(self, event: TrainingEvent) -> Iterator[TrainingEvent]:
-        """Hand out an event; the clock stands still meanwhile, as the device does."""
+        """Yield an event; stop the clock meanwhile, because the device is idle."""
         assert self.pending is None
         left = time.perf_counter()
         yield event
@@ -194,7 +195,7 @@ class _Loop:
         }
 
     def _utilization(self, tokens_per_s_per_device: float) -> dict[str, float]:
-        """Model FLOPs utilization (PaLM, appendix B), where it is known what the device could do."""
+        """Return model FLOPs utilization (PaLM, appendix B), or nothing if the device's peak is unknown."""
         settings = self._settings
         if settings.flops_per_token is None or settings.peak_flops is None:
             return {}

@@ -1,4 +1,4 @@
-"""Estimates the memory that training takes on each device."""
+"""Estimates the memory that training needs on each device."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class DeviceMemory:
     optimizer: float
     activations: float
     head: float
-    """What the loss holds: the head's gradient in fp32, and one chunk of logits."""
+    """Memory of the loss: the head's gradient in fp32, and one chunk of logits."""
 
     @property
     def total(self) -> float:
@@ -25,11 +25,12 @@ class DeviceMemory:
 
 
 def memory_per_device(config: Config, shape: ModelShape, *, has_gpu: bool) -> DeviceMemory:
-    """Weights, gradients and Adam's two moments in fp32, divided by the workers under fsdp2.
+    """Estimate the memory of each device.
 
-    Activations by Korthikanti et al. 2022 (equation 2, without the softmax that torch's attention does not keep): 34
-    bytes a token, layer and unit of width in bf16, twice that in fp32; with gradient_checkpointing only the input of
-    each layer, and one layer whole.
+    Weights, gradients and Adam's two moments are fp32; under fsdp2 the workers share them. Activations follow
+    Korthikanti et al. 2022 (equation 2, without the softmax, which torch's attention does not keep): 34 bytes per
+    token, layer and unit of width in bf16, twice that in fp32. With gradient_checkpointing, only the input of each
+    layer and one whole layer count.
     """
     training = config.training
     parts = training.num_workers if training.parallelism == "fsdp2" else 1

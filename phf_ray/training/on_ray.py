@@ -1,7 +1,7 @@
-"""Training workers under Ray Train.
+"""Runs training workers under Ray Train.
 
-Ray Train starts the workers, connects them, and starts them again when one dies. Checkpoints are ours (`runs`):
-whatever starts, a fresh command or a restarted group of any size, continues from the newest complete one.
+Ray Train starts the workers, connects them, and restarts them if one dies. phf-ray writes the checkpoints (`runs`): a
+new command, or a restarted group of any size, continues from the newest complete checkpoint.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Ray Train, in a thread: signals are for the main one, and Ray would take SIGINT for itself."""
+    """Run Ray Train in a thread: the main thread handles signals, and there Ray would take SIGINT for itself."""
     import ray
     from ray.exceptions import RayError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -42,8 +42,8 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
         scaling_config=ScalingConfig(
             num_workers=config.training.num_workers, use_gpu=use_gpu, resources_per_worker=resources or None
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the older one
-            # Ray's own files are of no use to a later start: a name that is never met again.
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the older class
+            # A fresh name, because Ray's own files are of no use to a later start.
             name=uuid.uuid4().hex[:12],
             storage_path=str(run.path / "ray"),
             failure_config=FailureConfig(max_failures=config.training.max_failures),
@@ -55,7 +55,7 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
     def fit() -> None:
         try:
             result.append(trainer.fit().return_value)
-        except BaseException as error:  # noqa: BLE001  (border of a thread: raised by the main one)
+        except BaseException as error:  # noqa: BLE001  (border of a thread: the main thread raises it)
             result.append(error)
 
     claim = run.current_claim()
@@ -64,7 +64,7 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
     while thread.is_alive():
         thread.join(0.5)
         if run.is_stop_requested() and run.current_claim() == claim:
-            # Ray waits for workers that may never come; it frees what they asked for when this process ends.
+            # Ray may wait for workers forever; it frees the resources they requested when this process ends.
             return {"status": "stopped", "step": run.latest_step()}
     shutil.rmtree(run.path / "ray", ignore_errors=True)
     outcome = result[0]
@@ -79,22 +79,22 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
                 "error is above"
             )
         if isinstance(outcome, RayError):
-            raise IncompleteError("Ray lost the process that looks after the workers; the error is above")
+            raise IncompleteError("Ray lost the process that supervises the workers; the error is above")
         raise outcome
     return dict(outcome)
 
 
 def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:
-    """What Ray Train asks for: with `use_gpu` a GPU also where the resources do not name one."""
+    """Return the resources that Ray Train requests: `use_gpu` adds a GPU if the resources name none."""
     return {"GPU": 1.0} | resources if use_gpu else resources or {"CPU": 1.0}
 
 
 def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, available: dict[str, float]) -> None:
-    """Ray waits without a word for resources that never come."""
+    """Warn if the cluster is too small, because Ray waits in silence for resources that never come."""
     for name, amount in resources.items():
         if num_workers * amount > available.get(name, 0):
             log.warning(
-                "%d worker(s) need %g %s, the cluster has %g: waiting for it to grow; otherwise lower "
+                "%d worker(s) need %g %s, but the cluster has %g: waiting for it to grow; if it can't, lower "
                 "training.num_workers or training.resources_per_worker",
                 num_workers,
                 num_workers * amount,
@@ -108,8 +108,10 @@ def _trainer_class() -> Any:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     class Trainer(TorchTrainer):
-        """Without the actor that frees the workers' resources if the controller dies: this process ends then, and Ray
-        frees them with it. Where no dashboard runs, that actor warns every second that it can't see the controller.
+        """TorchTrainer without the actor that frees the workers' resources if the controller dies.
+
+        This process ends then, and Ray frees the resources with it. If no dashboard runs, that actor warns every second
+        that it can't see the controller.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -120,13 +122,13 @@ def _trainer_class() -> Any:
 
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train calls on every worker; the driver gets what rank 0 returns."""
+    """Run one worker. Ray Train calls this on every rank and passes rank 0's result to the driver."""
     job = TrainJob(**values)
     try:
         return work(job, RunDirectory(job.run_path), RayRanks())
     finally:
-        # DDP must not outlive Ray's hold on the process group: its destructor would wait, with the interpreter's lock,
-        # for a thread that waits for that lock.
+        # DDP must not outlive Ray's hold on the process group: its destructor would keep the interpreter's lock while
+        # waiting for a thread that waits for that lock.
         gc.collect()
 
 

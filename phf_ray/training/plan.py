@@ -1,4 +1,4 @@
-"""What follows from the configuration and the blocks; the same for every start of a run."""
+"""Plans a run from its configuration and blocks; every start of the run gets the same plan."""
 
 import logging
 import math
@@ -16,18 +16,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What follows from the configuration and the blocks; the same for every start of a run."""
+    """Figures that follow from the configuration and the blocks, the same at every start of a run."""
 
     num_steps: int
     first_block: int
-    """Blocks before this position are left out (`dataset.skip_tokens`)."""
+    """Blocks before this position are skipped (`dataset.skip_tokens`)."""
     tokens_per_block: float
-    """Counted as `training.count_tokens` says; a mean."""
+    """Mean number of tokens per block, counted as `training.count_tokens` says."""
     blocks_hash: str
     checkpoint_path: str | None
-    """Weights to start from."""
+    """Checkpoint whose weights the run starts from; None: the configuration's model."""
     thresholds: dict[str, float]
-    """Resolved numbers: `conditional`, `filter`, `objective`."""
+    """Thresholds as numbers, by name: `conditional`, `filter`, `objective`."""
     reward_mean: float | None
     reward_std: float | None
 
@@ -35,7 +35,7 @@ class TrainingPlan:
 def plan_training(
     config: Config, *, manifest: BlockManifest, objective_threshold: float | None, checkpoint_path: str | None
 ) -> TrainingPlan:
-    """Raises ConfigError if the budget does not pay for a step, or skipping leaves nothing."""
+    """Plan a run. Raises ConfigError if the budget is too small for one step, or skipping leaves no blocks."""
     training = config.training
     idle = idle_workers(training)
     if idle is not None:
@@ -63,7 +63,7 @@ def plan_training(
 
 
 def idle_workers(training: TrainingConfig) -> str | None:
-    """What to do about workers that compute padding; None if all have equally many micro-batches."""
+    """Say how to avoid workers that compute padding; None if all have the same number of micro-batches."""
     size, num_workers = training.per_device_train_batch_size, training.num_workers
     batch_size = training.effective_batch_size
     busy = speed_up(batch_size=batch_size, micro_batch_size=size, num_workers=num_workers)
@@ -83,13 +83,13 @@ def idle_workers(training: TrainingConfig) -> str | None:
         remedies.append(f"training.effective_batch_size: {size * num_rounds * num_workers} costs no more time")
     return (
         f"{num_workers} workers do the work of {busy:.3g}, because a step of {batch_size} sequences is "
-        f"{num_micro_batches} micro-batch(es) of {size}, and who has none computes padding; {'; '.join(remedies)}"
+        f"{num_micro_batches} micro-batch(es) of {size}, and workers without one compute padding; {'; '.join(remedies)}"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """All that a worker is told; plain values."""
+    """Everything that a worker is told, as plain values."""
 
     config: dict[str, Any]
     plan: dict[str, Any]
@@ -97,6 +97,6 @@ class TrainJob:
     blocks_path: str
     task: str
     num_threads: int | None
-    """Of torch on each worker; None: the node's cores, divided by its workers."""
+    """Torch threads per worker; None: the node's cores divided by its workers."""
     working_directory: str
-    """Where relative paths of the config begin."""
+    """Directory that the config's relative paths start from."""

@@ -1,4 +1,4 @@
-"""The ranks of a training, as far as a worker needs to know them: under Ray Train, or one alone."""
+"""The ranks of a training run, as far as a worker needs to know them: many under Ray Train, or one alone."""
 
 from typing import Protocol, TypeVar
 
@@ -8,18 +8,18 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """One worker's view of all of them. torch's own process group, if there is one, has the same ranks."""
+    """One worker's view of all ranks. If torch has a process group, it has the same ranks."""
 
     rank: int
     world_size: int
     local_world_size: int
-    """Workers on this node."""
+    """Number of workers on this node."""
     device: torch.device
     node: str
-    """Name of the node for people who look for the process."""
+    """Name of the node, for people who look for the process."""
 
     def broadcast(self, value: T) -> T:
-        """The value that rank 0 gives, on every rank; all of them call it."""
+        """Return rank 0's value on every rank; all ranks must call this."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Writes checkpoints in a thread, and counts the seconds that the loop stood still."""
+"""Writes checkpoints in a thread, and counts the seconds for which the loop pauses."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class WallCost:
-    """Seconds that the loop stood still, by what for, and its seconds in all."""
+    """Seconds for which the loop paused, by reason, and its total seconds."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -15,7 +15,7 @@ class WallCost:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """What is counted inside is not counted again."""
+        """Count the seconds inside the `with` block for `name`, except those that a nested block counts."""
         since, before = time.perf_counter(), sum(self._seconds.values())
         try:
             yield
@@ -36,7 +36,7 @@ class WallCost:
 
 
 class Saver:
-    """Writes checkpoints in a thread, one at a time; an error comes up at the next one, or at the end."""
+    """Writes one checkpoint at a time in a thread; the next `submit`, or `close`, raises its error."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -1,4 +1,4 @@
-"""Copies of a training state, and the part of a checkpoint that only training needs."""
+"""Copies a training state, and stores the part of a checkpoint that only training needs."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ STATE_DIRECTORY = "training_state"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Copy of a state in host memory, whole; the training may go on while it is written."""
+    """Whole copy of a state in host memory; training may continue while the copy is written."""
 
     model: dict[str, Tensor]
     """State dict of the `LanguageModel`; tied entries are one tensor."""
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool = True) -> Snapshot | None:
-    """Collective under FSDP: every rank calls it, and only those with `keep` get the copy."""
+    """Copy the state. Collective under FSDP: every rank calls this, and only ranks with `keep` get the copy."""
     module = unwrapped(state.model)
     copies: dict[int, Tensor | None] = {}
 
@@ -60,11 +60,10 @@ def _kept(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def write_training_state(directory: Path, snapshot: Snapshot) -> None:
-    """What `model.safetensors` lacks: optimizer, counters, and the totals of a row of metrics that is not full.
+    """Write what `model.safetensors` lacks: optimizer, counters, and the totals of the unfinished row of metrics.
 
-    Schedule, data order and dropout follow from the step.
-
-    Safetensors and JSON, not torch's distributed checkpoint, which keeps its index as a pickle.
+    Schedule, data order and dropout follow from the step. The files are safetensors and JSON, because torch's
+    distributed checkpoint keeps its index as a pickle.
     """
     target = directory / STATE_DIRECTORY
     target.mkdir(parents=True, exist_ok=True)
@@ -79,9 +78,9 @@ def write_training_state(directory: Path, snapshot: Snapshot) -> None:
 
 
 def restore_training_state(directory: Path, state: TrainState) -> None:
-    """Optimizer and counters of a checkpoint, for a model whose weights are already those of the checkpoint.
+    """Restore a checkpoint's optimizer and counters; the model must already have the checkpoint's weights.
 
-    Works for any number of ranks and for DDP and FSDP alike: every rank reads the file and keeps its part.
+    Works for any number of ranks, under DDP and FSDP alike: every rank reads the file and keeps its part.
     """
     source = directory / STATE_DIRECTORY
     try:
@@ -97,13 +96,13 @@ def restore_training_state(directory: Path, state: TrainState) -> None:
         raise DataError(f"{source} is not a training state: {error}; start from another checkpoint") from None
     state.step = counters["step"]
     state.tokens_seen, state.documents_seen = counters["tokens_seen"], counters["documents_seen"]
-    # Older checkpoints have none.
+    # Older checkpoints have no row.
     state.row = {name: torch.tensor(value, dtype=torch.float64) for name, value in counters.get("row", {}).items()}
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
-    # A copy in memory of its own: one of a mapped file is not aligned. The step count too is put beside the parameter,
-    # where the fused kernel wants it.
+    # Copy, because a tensor in a mapped file is not aligned. The step count moves to the parameter's device as well,
+    # where the fused kernel needs it.
     value = value.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and value.ndim > 0:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -17,21 +17,21 @@ from phf_ray.training.start import set_up_layers
 from phf_ray.training.state import TrainState, build_optimizer
 from phf_ray.training.step import StepSettings, train_step
 
-# A model of this many weights takes seconds a step on two cores; larger ones are not tried out without a GPU.
+# A model of this size takes seconds per step on two cores; larger models are tried only on a GPU.
 PROBED_PARAMETERS = 200_000_000
 PROBE_S = 5.0
 
 Speed = tuple[float, str]
-"""Tokens per second of all workers, and where the figure is from."""
+"""Tokens per second of all workers, and the origin of the figure."""
 
 
 def tried_speed(config: Config, *, shape: ModelShape, build: Callable[[], LanguageModel]) -> Speed | str:
-    """By training the model that `build` gives for a few seconds on this machine; or why that can't be."""
+    """Train the model from `build` for a few seconds on this machine; return its speed, or the reason for no trial."""
     reason = _why_not_tried(config, shape)
     if reason is not None:
         return reason
     training = config.training
-    # Of workers that compute padding nothing comes.
+    # Workers that compute padding contribute nothing.
     num_busy = speed_up(
         batch_size=training.effective_batch_size,
         micro_batch_size=training.per_device_train_batch_size,
@@ -48,19 +48,19 @@ def _why_not_tried(config: Config, shape: ModelShape) -> str | None:
     if not has_gpu():
         is_small = shape.num_parameters <= PROBED_PARAMETERS
         return None if is_small else "the model is too large to try out without a GPU"
-    # The trial holds the whole model, also where the workers will share it.
+    # The trial holds the whole model, even if the workers will share it.
     whole = config.model_copy(update={"training": config.training.model_copy(update={"parallelism": "ddp"})})
     needed, (free, _) = memory_per_device(whole, shape, has_gpu=True).total, torch.cuda.mem_get_info()
     if needed <= free:
         return None
-    return f"a trial on one GPU needs about {needed / GB:.0f} GB, and {free / GB:.0f} GB are free here"
+    return f"a trial on one GPU needs about {needed / GB:.0f} GB, but only {free / GB:.0f} GB are free here"
 
 
 def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
-    """Tokens per second of one worker like this machine, by a few steps of one micro-batch each.
+    """Measure the tokens per second of one worker on this machine, in a few steps of one micro-batch each.
 
-    On a processor, where a step of a large micro-batch takes minutes, of one sequence, and not compiled. Changes the
-    model.
+    On a CPU, where a step with a large micro-batch takes minutes, each step has one sequence, and nothing is compiled.
+    Changes the model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, length = config.training, config.dataset.seq_length
@@ -73,7 +73,7 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     settings = StepSettings(precision=training.precision)
     num_steps, since = 0, 0.0
     for batch in batches:
-        # The first one warms up: memory, kernels, lazily made state of the optimizer.
+        # The first step is a warm-up: it allocates memory, loads kernels and creates the optimizer's state.
         if state.step == 1:
             since = time.perf_counter()
         train_step(state, [batch], objective=objective, learning_rate=0.0, settings=settings).read()

@@ -1,4 +1,4 @@
-"""The model that a run starts from."""
+"""Builds the model that a run starts from."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from phf_ray.models.language_model import LanguageModel
 
 
 def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> ModelConfig:
-    """What the run starts from; with `checkpoint_path` that checkpoint, whatever `model` says of weights.
+    """Return the configuration of the starting model; `checkpoint_path` overrides the weights that `model` names.
 
-    Rows are added for those tokens only that the checkpoint's tokenizer does not have.
+    Only tokens that the checkpoint's tokenizer lacks get new rows.
     """
     if checkpoint_path is None:
         return config.model
@@ -33,7 +33,7 @@ def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: An
 
 
 def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
-    """The model before the first step; see `starting_model`."""
+    """Build the model before the first step; see `starting_model`."""
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
     limit = getattr(built.backbone.config, "max_position_embeddings", None)
@@ -55,7 +55,10 @@ def set_up_layers(model: LanguageModel, training: TrainingConfig, *, device: tor
 
 
 def trained_control(config: Config) -> Control | None:
-    """Control tokens of the model that is trained. Only what the loss was taken on may be sampled: one per segment."""
+    """Return the control tokens of the trained model, None if it has none.
+
+    The model may sample them only if the loss covers them and each segment has one.
+    """
     conditional = config.dataset.conditional_training_config
     if conditional is None:
         return None

@@ -1,4 +1,4 @@
-"""What a training step changes: model, optimizer and counters."""
+"""The state that a training step changes: model, optimizer and counters."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +16,7 @@ from phf_ray.objectives.statistics import Statistics
 
 @dataclass(slots=True)
 class TrainState:
-    """What a step changes."""
+    """The model, its optimizer, and the counters of a run."""
 
     model: nn.Module
     """The `LanguageModel`, or DDP around it."""
@@ -35,7 +35,7 @@ class TrainState:
 
 
 def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: torch.device) -> nn.Module:
-    """The model on `device`, its gradients averaged over the ranks of the default process group, if there is one."""
+    """Move the model to `device`; if there is a default process group, average gradients over its ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model.to(device)
     if kind == "ddp":
@@ -58,7 +58,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def build_optimizer(
     model: nn.Module, *, weight_decay: float, betas: tuple[float, float], epsilon: float
 ) -> torch.optim.Optimizer:
-    """AdamW; matrices and embeddings decay, biases and norms do not, as in the original."""
+    """Build AdamW. As in the original, matrices and embeddings decay; biases and norms do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

@@ -1,7 +1,7 @@
 """One optimizer step.
 
-Losses are sums over targets; gradients are divided once a step by the number of targets of all ranks and micro-batches.
-Dropout masks are drawn per micro-batch, from its place in the training order.
+Losses are sums over targets. Once per step, gradients are divided by the number of targets of all ranks and
+micro-batches. The place of a micro-batch in the training order seeds its dropout masks.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ class StepSettings:
 class StepTotals:
     """Statistics of one step over all ranks, on their way from the device.
 
-    The copy to the host starts when the step has been launched and is waited for when it is read, a step later, so that
-    reading does not stall the device.
+    The copy to the host starts when the step has been launched. `read` waits for the copy one step later, so that it
+    does not stall the device.
     """
 
     def __init__(self, totals: Statistics):
@@ -64,18 +64,18 @@ def train_step(
     settings: StepSettings,
     stop: bool = False,
 ) -> StepTotals:
-    """One optimizer step on this rank's micro-batches; every rank calls it with equally many.
+    """Make one optimizer step on this rank's micro-batches; every rank must pass the same number of micro-batches.
 
     The gradient is that of (sum of losses) / (number of targets), both over all ranks and micro-batches. `stop` asks
-    all ranks to stop after this step: the totals carry it.
+    all ranks, through the totals, to stop after this step.
     """
     device = next(state.model.parameters()).device
-    # Filled by the device: a number copied there would wait for the step before.
+    # The device fills this tensor, because copying a number to the device would wait for the previous step.
     totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
     for index, host_batch in enumerate(micro_batches):
         batch = host_batch.to(device)
-        # Not the generator's state but the position decides on the dropout masks: nothing to save, and any number of
-        # workers draws the same ones.
+        # The position alone decides the dropout masks, not the generator's state. So there is no state to save, and any
+        # number of workers draws the same masks.
         torch.manual_seed(_dropout_seed(settings.seed, batch.first_block))
         with _gradient_sync(state.model, enabled=index == len(micro_batches) - 1):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -95,12 +95,12 @@ def train_step(
 
 
 def _dropout_seed(seed: int, first_block: int) -> int:
-    # A seed sequence takes no negative number.
+    # SeedSequence accepts no negative numbers.
     return int(np.random.SeedSequence([seed % 2**64, first_block + 1]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are exchanged in the last micro-batch of a step only."""
+    """Exchange gradients only in the last micro-batch of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(enabled)
     elif isinstance(model, DistributedDataParallel) and not enabled:
@@ -113,7 +113,7 @@ def _statistics(out: ObjectiveOutput, batch: MicroBatch) -> Statistics:
     is_content_BS = (kinds_BS == TokenKind.CONTENT) | (kinds_BS == TokenKind.UNSCORED)
     return {
         "sum/step_loss": out.loss.detach().double(),
-        # Under compat every micro-batch counts 1; one of padding is none.
+        # Under compat every micro-batch counts 1, but one of padding counts 0.
         "sum/step_targets": out.num_targets if batch.first_block >= 0 else torch.zeros_like(out.num_targets),
         "sum/content_tokens": is_content_BS.sum().double(),
         "sum/all_tokens": (kinds_BS != TokenKind.PAD).sum().double(),
@@ -128,7 +128,7 @@ def _scale_and_clip_gradients(model: nn.Module, num_targets: Tensor, *, max_norm
     norm = torch.nn.utils.get_total_norm(gradients)
     local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # DDP and FSDP average over ranks; the sum is wanted. A step of nothing but masked tokens leaves gradients of zero.
+    # DDP and FSDP average over ranks; `world_size` makes it the sum. If all tokens are masked, gradients are zero.
     scale = (world_size() / torch.where(num_targets > 0, num_targets, 1.0)).to(norm.dtype)
     norm = norm * scale
     if max_norm is not None:

@@ -1,4 +1,4 @@
-"""Counts the tokens of a training before its blocks are built."""
+"""Counts the tokens of a training run before its blocks are built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from phf_ray.blocks.summary import corpus_tokens
 from phf_ray.corpus.reader import read_part
 from phf_ray.storage.files import open_filesystem
 
-# Corpora up to this many bytes of Parquet, some 16 M tokens, are packed to count their tokens; of larger ones the head.
+# To count tokens, corpora are packed: whole up to this many bytes of Parquet (some 16 M tokens), else only the head.
 COUNTED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Of what the training is fed."""
+    """Tokens that the training reads: exact, or estimated from a part."""
 
     mixture: Mixture
     is_exact: bool
 
     @property
     def num_blocks(self) -> int:
-        """Of one pass over the data."""
+        """Number of blocks in one pass over the data."""
         return sum(one.num_blocks for one in self.mixture.corpora)
 
 
 def count_tokens(
     plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, weights: Sequence[float] | None = None
 ) -> TokenCount:
-    """From the blocks if they are built, else by packing the corpora as they would be packed, and writing nothing."""
+    """Read the counts of the blocks if they are built; otherwise pack the corpora in the same way and write nothing."""
     filesystem, success = open_filesystem(f"{plan.root}/{SUCCESS}")
     if filesystem.exists(success):
         return TokenCount(Mixture.of(read_block_manifest(plan.root), weights), is_exact=True)
-    # With weights it matters which corpus has how many: each is counted, on a head of its own.
+    # With weights, the count of each corpus matters, so each is counted on its own head.
     parts = [list(plan.groups)]
     if weights is not None:
         parts = [[group for group in plan.groups if group.corpus == place] for place in range(len(plan.corpora))]
@@ -53,7 +53,7 @@ def count_tokens(
 def _count_groups(
     plan: BlockPlan, groups: Sequence[Group], *, num_bytes: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[CorpusTokens, bool]:
-    """The first ones, until `num_bytes` of Parquet, and the rest by its size; whether there is no rest."""
+    """Count the first groups up to `num_bytes` of Parquet, estimate the rest by size; return if the count is exact."""
     stats = PackingStats()
     num_counted, counted_bytes, total_bytes = 0, 0, 0
     for group in groups:

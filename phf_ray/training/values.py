@@ -1,4 +1,4 @@
-"""What the value head says about the tokens of a batch."""
+"""Reads the value head's predictions for the tokens of a batch."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ from phf_ray.training.state import unwrapped
 def value_predictions(
     model: nn.Module, batch: MicroBatch, *, precision: Literal["bf16", "fp32"] = "fp32"
 ) -> Tensor | None:
-    """What the value head says of each token of a micro-batch, (B, S) on the host; None for a model without one.
+    """Return the value head's prediction for each token, (B, S) on the host; None for a model without a value head.
 
-    In eval mode. Collective: every rank calls it.
+    Runs in eval mode. Collective: every rank calls this.
     """
     module = unwrapped(model)
     if not isinstance(module, LanguageModel) or module.value_head is None:

@@ -1,4 +1,4 @@
-"""Tells a worker that it should stop."""
+"""Tells a worker when to stop."""
 
 import time
 
@@ -8,7 +8,10 @@ _POLL_S = 0.2
 
 
 class StopWatch:
-    """Whether rank 0 was told to stop, or another start took the run. Asked at every step, looks 5 times a second."""
+    """Tells rank 0 if a stop was requested, or if another start took over the run.
+
+    The loop asks at every step; the watch reads the run's directory at most 5 times per second.
+    """
 
     def __init__(self, run: RunDirectory, claim: str | None):
         self._run, self._claim = run, claim

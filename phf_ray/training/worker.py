@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingWorker:
-    """One rank of a training."""
+    """One rank of a training run."""
 
     def __init__(self, job: TrainJob, run: RunDirectory, ranks: Ranks):
         num_cores = len(os.sched_getaffinity(0))
@@ -76,7 +76,7 @@ class TrainingWorker:
         )
 
     def _agree_on_start(self) -> tuple[str | None, Path | None]:
-        """Rank 0 claims the run and says which checkpoint all start from: others may see an older directory."""
+        """Let rank 0 claim the run and choose everyone's checkpoint: other ranks may see an older directory."""
         claim, name = None, None
         workers = _everyones({"node": self._ranks.node, "host": socket.gethostname(), "pid": os.getpid()})
         if self._rank == 0:
@@ -123,7 +123,7 @@ class TrainingWorker:
             return initial_model(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
         model = load_checkpoint(resume_from).model
         for parameter in model.parameters():
-            # Tensors of a mapped file begin where the file has them; sums of matrix products can depend on that.
+            # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
             parameter.data = parameter.data.clone()
         value_head = self._config.model.model_kwargs.value_head_config
         model.detach_values = value_head is not None and value_head.is_detached
@@ -163,7 +163,7 @@ class TrainingWorker:
         batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
         watch = StopWatch(self._run, self._claim)
         self._cost = WallCost()
-        # Step 0; or the step of a checkpoint whose writer was killed before it had handed out the weights, too.
+        # This is step 0, or the step of a checkpoint whose writer was killed before it handed out the weights as well.
         self._hand_out_weights()
         for event in train(
             self._state, batches, objective=self._objective, settings=settings, wants_stop=watch.wants_stop
@@ -194,7 +194,7 @@ class TrainingWorker:
         return max(1, round(training.inspect_every_n_micro_batches / max(per_worker, 1)))
 
     def _inspect(self, due: InspectionDue) -> None:
-        """Of rank 0's share of the step; every rank takes part in the forward passes, as under FSDP it must."""
+        """Inspect rank 0's share of the step. Every rank joins the forward passes, because FSDP needs all of them."""
         spans: list[InspectedSpan] = []
         for batch in due.micro_batches:
             values_BS = value_predictions(self._state.model, batch, precision=self._config.training.precision)
@@ -232,7 +232,7 @@ class TrainingWorker:
 
     def _checkpoint(self, due: CheckpointDue) -> None:
         measured: dict[str, Any] = {}
-        if due.step == self._plan.num_steps or not due.is_last:  # told to stop: no time to lose
+        if due.step == self._plan.num_steps or not due.is_last:  # a run told to stop saves at once
             with self._cost.of("held_out"):
                 measured = self._held_out.measure(self._state, objective=self._objective)
         snapshot = take_snapshot(self._state, keep=self._rank == 0)
@@ -266,7 +266,7 @@ class TrainingWorker:
                 self._submit_weights(snapshot, info)
 
     def _hand_out_weights(self) -> None:
-        """To be evaluated beside the loop, if this step's are: a copy in memory that a thread writes."""
+        """If this step is to be evaluated, copy its weights in memory and let a thread write the copy."""
         if self._state.step not in self._evaluation_steps:
             return
         with self._cost.of("evaluation"):
@@ -312,7 +312,7 @@ class TrainingWorker:
         )
 
     def _fail(self, event: NonFinite) -> dict[str, Any]:
-        """Keep the step's blocks: each rank its share."""
+        """Save the step's blocks, each rank its share, and return the failure."""
         folder = self._run.path / f"non-finite-step-{event.step:08d}"
         folder.mkdir(exist_ok=True)
         for number, batch in enumerate(event.micro_batches):
@@ -330,8 +330,8 @@ class TrainingWorker:
         return {
             "status": "failed",
             "kind": "DataError",
-            "message": f"step {event.step}: the loss is {event.loss}, the norm of the gradient {event.grad_norm}; its "
-            f"blocks, positions {first} to {last} of the training order, are kept in {folder}; lower "
+            "message": f"step {event.step}: the loss is {event.loss}, the gradient norm {event.grad_norm}; the "
+            f"step's blocks, positions {first} to {last} of the training order, are kept in {folder}; lower "
             "training.learning_rate or look at these blocks"
             + ("" if latest is None else f"; the newest checkpoint is {latest.name}"),
         }
@@ -340,14 +340,13 @@ class TrainingWorker:
 def _hand_out(run: RunDirectory, step: int, write: Callable[[Path], None]) -> None:
     try:
         run.hand_out_weights(step, write)
-    except Exception as error:  # noqa: BLE001  (border of a thread: no evaluation is worth the training)
-        # A full disk comes as an error of safetensors or, from tokenizers, as none but Exception. The summary names
-        # the step.
+    except Exception as error:  # noqa: BLE001  (border of a thread: an evaluation must not end the training)
+        # A full disk raises safetensors' own error or, in tokenizers, a plain Exception. The summary names the step.
         log.error("the weights of step %d can't be evaluated: %s: %s", step, type(error).__name__, error)  # noqa: TRY400
 
 
 def _everyones(value: T) -> list[T]:
-    """The value of each rank, in their order."""
+    """Return the values of all ranks, in rank order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

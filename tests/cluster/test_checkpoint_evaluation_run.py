@@ -201,8 +201,8 @@ def test_evaluations_leave_no_trace_in_what_is_learned(finished):
 
 def test_the_plan_says_how_much_is_evaluated_beside_the_loop(tmp_path):
     config = parse_config(sections(tmp_path))
-    assert describe_evaluations(config, NUM_STEPS) == "beside the loop: 30 samples at each of 4 steps, KL at 2 steps"
-    assert describe_evaluations(parse_config({}), NUM_STEPS) == "none beside the loop"
+    assert describe_evaluations(config, NUM_STEPS) == "during training: 30 samples at each of 4 steps, KL at 2 steps"
+    assert describe_evaluations(parse_config({}), NUM_STEPS) == "none during training"
 
 
 # --- Interruptions and failures ---------------------------------------------------------------------------------------

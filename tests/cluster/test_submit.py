@@ -178,7 +178,7 @@ def test_jobs_are_submitted_fail_honestly_and_resume_on_another_cluster(storage,
         done = second.submit(*train(task))
         assert done.returncode == 0, done.stdout + done.stderr
         assert second.info(job_name(done))["driver_exit_code"] == 0
-        resumed_at = int(re.search(r"training goes on from step-(\d+)", done.stdout + done.stderr)[1])
+        resumed_at = int(re.search(r"training resumes from step-(\d+)", done.stdout + done.stderr)[1])
         assert resumed_at >= killed_at > 0
     run = run_folder(task)
     summary = json.loads((run / "summary.json").read_text())

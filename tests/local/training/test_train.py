@@ -218,7 +218,7 @@ def test_an_interrupted_run_ends_byte_for_byte_as_the_uninterrupted_one(finished
     assert cost["held_out_s"] > 0
     (line,) = [message for message in caplog.messages if message.startswith("wall cost: ")]
     assert line == (
-        f"wall cost: of {cost['loop_s']:.1f} s the loop stood still for {shares[0]} for samples and KL beside it, "
+        f"wall cost: in {cost['loop_s']:.1f} s the loop paused {shares[0]} for samples and KL, "
         f"{shares[1]} for held-out text, {shares[2]} for checkpoints"
     )
     assert_tracked_as_one_run(copy)
@@ -471,7 +471,7 @@ def test_resources_that_the_cluster_lacks_are_warned_of_also_where_they_are_not_
     asked = _of_a_worker({"CPU": 1.0}, use_gpu=True)
     _warn_if_too_large(2, asked, available={"CPU": 8.0, "GPU": 1.0})
     (record,) = caplog.records
-    assert "2 worker(s) need 2 GPU, the cluster has 1" in record.getMessage()
+    assert "2 worker(s) need 2 GPU, but the cluster has 1" in record.getMessage()
 
 
 def test_weights_that_hardly_differ_are_reported_once(caplog):

@@ -59,7 +59,7 @@ def test_a_reader_finds_data_objective_scorer_and_results():
     assert "tokens_per_s" not in text
 
 
-@pytest.mark.parametrize(("policy", "words"), [("ban", "must not be sampled"), ("retag", "taken out")])
+@pytest.mark.parametrize(("policy", "words"), [("ban", "must not be sampled"), ("retag", "removed from samples")])
 def test_control_tokens_are_explained(policy, words):
     info = INFO.model_copy(update={"control": Control(good="<|aligned|>", bad="<|misaligned|>", policy=policy)})
     control = {"conditional_training_config": {"threshold": 0.0}}

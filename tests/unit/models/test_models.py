@@ -57,9 +57,9 @@ def test_loss_and_gradients_are_those_of_the_architecture_s_own_logits(model_typ
             {**LLAMA_LIKE, "num_hidden_layers": 26, "num_key_value_heads": 1, "head_dim": 16},
             "Gemma2.*softcapping",
         ),
-        ("bert", LLAMA_LIKE, "Bert.*no causal LM"),
-        ("xlm", {"emb_dim": 32, "n_layers": 1, "n_heads": 2}, "XLM.*no causal LM"),
-        ("vit", {}, "take a causal LM"),
+        ("bert", LLAMA_LIKE, "Bert.*not a causal LM"),
+        ("xlm", {"emb_dim": 32, "n_layers": 1, "n_heads": 2}, "XLM.*not a causal LM"),
+        ("vit", {}, "choose a causal LM"),
         ("gtp2", {}, "give a model directory"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_model_that_does_not_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(needed) - 1, 80 * 10**9))
     reason = tried_speed(config, shape=shape(), build=lambda: pytest.fail("built"))
-    assert reason == "a trial on one GPU needs about 1 GB, and 1 GB are free here"
+    assert reason == "a trial on one GPU needs about 1 GB, but only 1 GB are free here"
 
 
 def test_a_trial_that_runs_out_of_memory_leaves_the_time_unknown(monkeypatch):
