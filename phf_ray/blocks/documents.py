@@ -30,8 +30,8 @@ def _reason_to_drop(document: ScoredDocument, config: PackingConfig) -> str | No
         return "empty"
     if any(_LONE_SURROGATE.search(text) for text in document.texts):
         return "lone_surrogate"
-    # DIFFERS: ours decides document by document; original lets documents through until a token counter has passed
-    # skip_tokens, and then some more.
+    # DIFFERS: phf-ray decides document by document; the original lets documents through until a token counter has
+    # passed skip_tokens, and then some more.
     if config.filter_average == "segments":
         return reason_to_filter(document.avg_score, config)
     return None
@@ -46,8 +46,8 @@ def reason_to_filter(average: float | None, config: PackingConfig) -> str | None
 
 
 def _as_one_segment(document: ScoredDocument) -> ScoredDocument:
-    # DIFFERS: ours gives a document that is not split one control token, chosen by its average score; original gives
-    # it none.
+    # DIFFERS: phf-ray gives a document that is not split one control token, chosen by its average score; the original
+    # gives it none.
     average = document.avg_score
     error = None if average is not None else "no segment of the document has a score"
     return ScoredDocument(document.id, (document.text,), (average,), (error,), document.meta)

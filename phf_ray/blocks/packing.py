@@ -54,7 +54,7 @@ def pack(
     if config.compat == "korbak2023":
         buffers = korbak2023_buffers(documents, tokenizer, length=sequence_length, config=config, stats=stats)
         streams = (korbak2023_tokens(buffer, tokenizer, structure=structure) for buffer in buffers)
-        # DIFFERS: ours pads the last block of a stream; original drops the tail of each buffer of 3.6 x 1024 x L
+        # DIFFERS: phf-ray pads the last block of a stream; the original drops the tail of each buffer of 3.6 x 1024 x L
         # characters, about 0.05% of all tokens, and so cuts a document in two.
         blocks: Iterable[TokenBlock] = chain.from_iterable(
             cut_blocks(stream, length=sequence_length, pad_id=None) for stream in streams
@@ -79,8 +79,8 @@ def _document_tokens(
     config: PackingConfig,
     stats: PackingStats,
 ) -> Iterator[TokenRun]:
-    # DIFFERS: ours tokenizes the document whole; original tokenizes each segment on its own, which turns `. Then` into
-    # `.`, ` `, `Then`.
+    # DIFFERS: phf-ray tokenizes the document whole; the original tokenizes each segment on its own, which turns `.
+    # Then` into `.`, ` `, `Then`.
     backend = text_only_backend(tokenizer)
     for batch in _batches(kept_documents(documents, config=config, stats=stats)):
         encodings = backend.encode_batch([document.text for document in batch], add_special_tokens=False)

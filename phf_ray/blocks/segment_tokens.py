@@ -68,8 +68,8 @@ def with_structure(
         if control is not None:
             at.append(position)
             inserted.append(control)
-    # DIFFERS: ours gives end-of-text and control tokens the neutral score 0 and kinds of their own; original gives
-    # them the score of the segment that follows (A-3).
+    # DIFFERS: phf-ray gives end-of-text and control tokens the neutral score 0 and kinds of their own; the original
+    # gives them the score of the segment that follows (A-3).
     structure_kinds = [TokenKind.END_OF_TEXT] + [TokenKind.CONTROL] * (len(inserted) - 1)
     return TokenRun(np.insert(ids, at, inserted), np.insert(scores, at, 0.0), np.insert(kinds, at, structure_kinds))
 
@@ -93,8 +93,8 @@ def control_id(
 
 def is_control_dropped(document_id: str, segment: int, *, seed: int, fraction: float) -> bool:
     """Whether this segment gets no control token, which has probability `fraction`."""
-    # DIFFERS: ours hashes (seed, document, segment), the same everywhere and after every restart; original draws from
-    # the global random state, which any other draw shifts (C-3).
+    # DIFFERS: phf-ray hashes (seed, document, segment), the same everywhere and after every restart; the original draws
+    # from the global random state, which any other draw shifts (C-3).
     if fraction <= 0:
         return False
     digest = hashlib.blake2b(f"{seed}\0{document_id}\0{segment}".encode(), digest_size=8).digest()

@@ -12,7 +12,7 @@ def due_steps(cadence: GenerationConfig | KLConfig, *, num_steps: int) -> frozen
     if cadence.run_on_train_start:
         steps.add(0)
     if cadence.run_on_train_end:
-        # DIFFERS: ours evaluates the weights of the last step; original ends without (D-7).
+        # DIFFERS: phf-ray evaluates the weights of the last step; the original ends without (D-7).
         steps.add(num_steps)
     return frozenset(steps)
 

@@ -55,8 +55,8 @@ class SentenceSplitter:
         if cuts:
             from spacy.tokens import Doc
 
-            # DIFFERS: ours tokenizes chunks of over 1000 characters without white space in pieces, in linear time;
-            # original takes hours if such a chunk is 1 MB of brackets.
+            # DIFFERS: phf-ray tokenizes chunks of over 1000 characters without white space in pieces, in linear time;
+            # the original takes hours if such a chunk is 1 MB of brackets.
             pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
             tokens = [token for piece in pieces for token in self._nlp.make_doc(piece)]
             words, spaces = [token.text for token in tokens], [bool(token.whitespace_) for token in tokens]

@@ -1,4 +1,4 @@
-"""What is evaluated: models on servers, each asked with one control token."""
+"""Arms of an evaluation: models on servers, each sampled with one control token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +15,11 @@ from phf_ray.http.client import Client
 from phf_ray.storage.hashing import digest
 
 CHECK_PATIENCE_S = 10.0
-"""How long a server may keep the job waiting before the first sample."""
+"""Seconds that a server may keep the job waiting before the first sample."""
 
 
 class Asks(Protocol):
-    """What a `Client` does; also a model in this process."""
+    """Anything that answers like a `Client`, such as a model in this process."""
 
     def get(self, path: str) -> dict[str, Any]: ...
 
@@ -28,31 +28,31 @@ class Asks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A model on a server, and the control token it is asked with."""
+    """A model on a server, and the control token that it is sampled with."""
 
     name: str
     url: str
-    """Of the server, without /v1."""
+    """URL of the server, without /v1."""
     model: str
-    """Its name on the server."""
+    """Name of the model on the server."""
     control: ControlChoice | None = None
-    """None: not sent, the server's default."""
+    """None: not sent, so the server's default applies."""
     key: str | None = field(default=None, repr=False)
     source: str = ""
-    """What the user called it: a directory or a URL. For the report."""
+    """The directory or URL that the user gave; for the report."""
     fingerprint: str = ""
-    """Hash of the model's files, or of what its server says of it: samples of another model are not resumed."""
+    """Hash of the model's files, or of its server's description; samples of another model are never resumed."""
     knows_vllms_fields: bool = False
-    """Its server takes `min_tokens` and `top_k`, and may limit what is drawn where it is not told otherwise."""
+    """Whether the server accepts `min_tokens` and `top_k`, and may limit sampling unless told otherwise."""
     checkpoint: CheckpointInfo | None = None
     loss: tuple[tuple[int, float], ...] = ()
     """Training loss by tokens seen, for the report."""
     kl: KLInfo | None = None
-    """For the report, like the next two."""
+    """For the report, like the next two fields."""
     capabilities: tuple[TaskResult, ...] = ()
     red_team: RedTeamInfo | None = None
     client: Asks | None = field(default=None, repr=False)
-    """A model in this process, asked in place of the URL."""
+    """A model in this process, to use instead of the URL."""
 
 
 def client_of(arm: Arm, *, patience_s: float = 60.0) -> Asks:
@@ -68,26 +68,27 @@ class ScoresServer:
 
 
 def check_arm(arm: Arm) -> dict[str, Any]:
-    """What the server says of the model. Raises where it is down, refuses the key or does not know the model."""
+    """Return the server's card of the model. Raises if the server is down, refuses the key or lacks the model."""
     client = client_of(arm, patience_s=CHECK_PATIENCE_S)
     cards = {str(card.get("id")): dict(card) for card in client.get("/v1/models").get("data", [])}
     if arm.model not in cards:
         raise ConfigError(f"{arm.url} serves no model {arm.model!r}; it serves {', '.join(sorted(cards)) or 'none'}")
     card = cards[arm.model]
     if card.get("owned_by") == "phf-ray" and card.get("max_model_len") is None:
-        # A list does not wait for a model that is being loaded.
+        # The list of models does not wait for a model that is still loading; the model's own URL does.
         card = dict(client.get(f"/v1/models/{quote(arm.model, safe='')}"))
     return card
 
 
 _VOLATILE = ("created", "permission")
-"""Of a card: other after each start of a server, or in each answer."""
+"""Fields of a card that change with every start of the server, or with every answer."""
 
 
 def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
-    """The arm with what its server says of the model where its files are not at hand.
+    """Return the arm, completed from the server's card of the model if the model's files are not at hand.
 
-    A server that tells no fingerprint of the weights has that of its address and the rest of the card.
+    If the server gives no fingerprint of the weights, the fingerprint is a hash of the address and the rest of the
+    card.
     """
     checkpoint, control = arm.checkpoint, arm.control
     if checkpoint is None and card.get("owned_by") == "phf-ray" and card.get("checkpoint") is not None:
@@ -95,7 +96,8 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
             checkpoint = CheckpointInfo.model_validate(card["checkpoint"])
         except ValidationError as error:
             raise ServiceError(
-                f"{arm.url} describes {arm.model} in a way that is not known here: {error}; let both run one version"
+                f"{arm.url} describes {arm.model} in a way that this version does not know: {error}; run the same "
+                "version on both sides"
             ) from None
         if checkpoint.control is not None:
             control = control or "good"
@@ -111,17 +113,21 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
 
 
 def knows_vllms_fields(card: Mapping[str, Any]) -> bool:
-    """OpenAI's own server refuses what it does not know; vLLM takes over the limit that a model's files propose."""
+    """Return whether the server accepts vLLM's fields.
+
+    OpenAI's own server refuses fields that it does not know. vLLM needs them, or it applies limits from the model's
+    files.
+    """
     return card.get("owned_by") in ("phf-ray", "vllm")
 
 
 def check_min_length(scenarios: Sequence[Scenario], arms: Sequence[Arm]) -> None:
-    """Raises ConfigError where texts must have a length that an arm's server can't be asked for."""
+    """Raise ConfigError if a scenario sets a minimum length that an arm's server can't enforce."""
     for scenario in scenarios:
         for arm in arms:
             if scenario.generate_kwargs.min_length and not arm.knows_vllms_fields:
                 raise ConfigError(
-                    f"scenario {scenario.name}: {arm.url} is no server of jobs.serve or vLLM, so {arm.name} can't be "
-                    f"asked for at least {scenario.generate_kwargs.min_length} tokens; set generate_kwargs.min_length: "
-                    "0, for all arms alike"
+                    f"scenario {scenario.name}: {arm.url} is not a server of jobs.serve or vLLM, so {arm.name} can't "
+                    f"be asked for at least {scenario.generate_kwargs.min_length} tokens; set "
+                    "generate_kwargs.min_length: 0, for all arms alike"
                 )

@@ -1,26 +1,26 @@
-"""How jobs that ask servers are run: item by item in this process, or (`on_ray`) by several processes at once."""
+"""Runs work that sends requests to servers: item by item in this process, or in several processes (`on_ray`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 Item = TypeVar("Item", contravariant=True)
 Outcome = dict[str, Any]
-"""What became of an item, or of a part of it. `refused`: `all` if the server refuses whatever it is asked."""
+"""The result of an item, or of a part of it. `refused`: `all` if the server refuses every request."""
 
 
 class ServerWork(Protocol[Item]):
-    """What is asked of servers. Values only: it travels to the processes that ask."""
+    """Work that sends requests to servers. Plain values only, because it travels to the processes that do the work."""
 
     takes_long: ClassVar[bool]
-    """An item takes minutes: every process takes one at a time."""
+    """Whether an item takes minutes. Then every process takes one item at a time."""
 
     @property
     def urls(self) -> Sequence[str]:
-        """The servers."""
+        """URLs of the servers."""
         ...
 
     def run(self, item: Item) -> list[Outcome]:
-        """Ask for one item, and store the answers. A failure is an outcome."""
+        """Send the requests of one item, and store the answers. A failure is an outcome, not an exception."""
         ...
 
 
@@ -33,9 +33,9 @@ class AskRunner(Protocol):
         max_clients: int | None,
         progress: Callable[[], None] = lambda: None,
     ) -> Iterator[Outcome]:
-        """Outcomes as they come. `max_clients`: processes that ask at once; None: as many as seems right.
+        """Yield outcomes as they arrive. `max_clients`: processes that work at once; None: the runner decides.
 
-        `progress` is called now and then.
+        The runner calls `progress` now and then.
         """
         ...
 

@@ -1,12 +1,12 @@
-"""Evaluates a run's weights beside its training.
+"""Evaluates a run's weights while the run trains.
 
-The loop hands out weights at the steps that the configuration names: it copies them to host memory, a thread writes
-them below the run, and the loop continues. The driver sees them there and has them evaluated, oldest first, one at a
-time, with resources of their own; those that come meanwhile wait on the disk, which no pruning of checkpoints reaches.
-The price: one more copy of the weights on the disk for each step that waits.
+At the steps that the configuration names, the loop copies the weights to host memory and continues; a thread writes the
+copy to the run's directory. The driver finds the copy there and has it evaluated with resources of its own: one step at
+a time, the oldest first. Later copies wait on the disk, where no pruning of checkpoints reaches them. The price: one
+more copy of the weights on the disk for each waiting step.
 
-Weights without figures beside them are still to be evaluated, also by the next start of the run; figures are never made
-twice. A failure never ends the training: it is logged, named in the summary, and its weights are kept.
+Weights without figures beside them are still to be evaluated, even after a restart of the run; no step is evaluated
+twice. A failure never ends the training: the driver logs it, names it in the summary and keeps the weights.
 """
 
 import json
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """All that the process that evaluates is told; plain values."""
+    """Everything that the evaluating process needs, as plain values."""
 
     config: dict[str, Any]
-    """Of the run; prompts and the reference by absolute paths."""
+    """The run's configuration, with absolute paths of the prompts and the reference."""
     run_path: str
     resources: dict[str, float]
     generation_steps: frozenset[int]
@@ -44,22 +44,22 @@ class EvaluationJob:
 
     @property
     def cache(self) -> str:
-        """Where the reference's texts are kept."""
+        """Folder for the reference's texts."""
         return str(RunDirectory(self.run_path).evaluations / "reference")
 
 
 def plan_evaluations(
     config: Config, run: RunDirectory, *, num_steps: int, resources: Mapping[str, float]
 ) -> EvaluationJob | None:
-    """What to evaluate and how; None if the configuration asks for nothing. `resources`: of one evaluation.
+    """Return what to evaluate and how; None if the configuration asks for nothing. `resources`: for one evaluation.
 
-    Raises ConfigError for a scorer, prompts, a reference or a prefix that can't be, before the training starts.
+    Raises ConfigError before the training starts if the scorer, the prompts, the reference or the prefix is invalid.
     """
     generation_steps, kl_steps = evaluation_steps(config, num_steps=num_steps)
     if not generation_steps and not kl_steps:
         return None
     if generation_steps:
-        _ = config.evaluation_scorer  # refuses a configuration without one
+        _ = config.evaluation_scorer  # raises if the configuration names no scorer
     values = config.model_dump(mode="json")
     values["generation"]["scenario_configs"] = _with_own_prompts(values["generation"]["scenario_configs"], run)
     if kl_steps:
@@ -76,7 +76,7 @@ def plan_evaluations(
 
 
 def _with_own_prompts(scenarios: list[dict[str, Any]], run: RunDirectory) -> list[dict[str, Any]]:
-    """The prompts as files of the run: the node that evaluates may not have the ones that the driver sees."""
+    """Copy the prompts into the run: the node that evaluates may not see the driver's files."""
     found = []
     for scenario in scenarios:
         if scenario["prompts_path"] is not None:
@@ -94,13 +94,13 @@ def _check_prefix(config: Config) -> None:
     tokens = () if conditional is None else (conditional.aligned_prefix, conditional.misaligned_prefix)
     if prefix is not None and prefix not in tokens:
         raise ConfigError(
-            f"kl_gpt3_callback.prefix: {prefix!r} is no control token of this training, which has "
+            f"kl_gpt3_callback.prefix: {prefix!r} is not a control token of this training, which has "
             f"{' and '.join(tokens) or 'none'}; set one of them, or null for the good one"
         )
 
 
 def _resolved_reference(text: str) -> str:
-    """`NAME=URL`, or `NAME=DIR` of a checkpoint, for every node."""
+    """Return `NAME=URL`, or `NAME=DIR` with an absolute path to the checkpoint, for every node."""
     try:
         model = parse_model(text, option="kl_gpt3_callback.reference")
     except ConfigError as error:
@@ -112,18 +112,18 @@ class RunningEvaluation(Protocol):
     """The evaluation of one step's weights."""
 
     def wait(self, timeout_s: float) -> dict[str, Any] | None:
-        """Its outcome, `{"row": ...}` or `{"error": ...}`; None if it is not over by then."""
+        """Return the outcome, `{"row": ...}` or `{"error": ...}`; None if there is none after `timeout_s`."""
         ...
 
     def cancel(self) -> None: ...
 
     def lacking(self) -> str | None:
-        """Resources that it waits for and that no waiting will bring."""
+        """Return the resources that the evaluation needs and the cluster lacks; None if it has them all."""
         ...
 
 
 class EvaluationHere:
-    """In the thread that asks, without Ray."""
+    """Runs the evaluation in the calling thread, without Ray."""
 
     def __init__(self, job: EvaluationJob, step: int):
         self._job, self._step = job, step
@@ -133,27 +133,27 @@ class EvaluationHere:
         return evaluate_step(asdict(self._job), self._step)
 
     def cancel(self) -> None:
-        """Nothing is under way between two calls of `wait`."""
+        """Do nothing: no evaluation runs between two calls of `wait`."""
 
     def lacking(self) -> str | None:
         return None
 
 
 def evaluate_step(values: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """`{"row": metrics}` of the weights of a step, or `{"error": reason}`. `values`: those of an EvaluationJob."""
+    """Evaluate a step's weights: `{"row": metrics}` or `{"error": reason}`. `values`: an EvaluationJob as a dict."""
     from phf_ray.evaluation.weights import evaluate_weights
 
     try:
         return {"row": evaluate_weights(EvaluationJob(**values), step)}
     except PhfError as error:
         return {"error": str(error)}
-    except Exception as error:  # noqa: BLE001  (border of a process: named by the driver)
+    except Exception as error:  # noqa: BLE001  (border of a process: the driver reports the error)
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 class CheckpointEvaluations:
-    """Evaluates the weights that a run hands out, from a thread of the driver, until it is closed."""
+    """Evaluates the weights that a run hands out, in a thread of the driver, until it is closed."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class CheckpointEvaluations:
         start: Callable[[EvaluationJob, int], RunningEvaluation],
         poll_s: float = 0.5,
     ) -> None:
-        """`start` begins the evaluation of a step: `EvaluationHere`, or a task of `on_ray`."""
+        """`start` begins the evaluation of a step: `EvaluationHere`, or the task in `on_ray`."""
         self._run = run
         self._job = job
         self._start = start
@@ -180,12 +180,12 @@ class CheckpointEvaluations:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End; an evaluation under way is given up, and its weights wait for the next start."""
+        """Stop. A running evaluation is cancelled, and its weights wait for the next start of the run."""
         self._closed.set()
         self._thread.join()
 
     def finish(self) -> bool:
-        """Wait for all that was handed out; False if the run was told to stop meanwhile."""
+        """Wait until all handed-out weights are evaluated; return False if the run is told to stop first."""
         since = time.monotonic()
         self._is_training_over.set()
         waiting = self._run.steps_to_evaluate()
@@ -197,7 +197,7 @@ class CheckpointEvaluations:
         return not self._thread.is_alive()
 
     def summary(self) -> dict[str, Any]:
-        """Steps that have figures, those that lack them with the reason, and how long the job waited at the end."""
+        """Return the steps with figures, the steps without figures and why, and how long the job waited at the end."""
         missing = {step: self._missing.get(step, "its weights were not written") for step in self._run.handed_out()}
         evaluated = self._run.evaluated_steps()
         return {
@@ -208,7 +208,7 @@ class CheckpointEvaluations:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            # Asked before looking: what was handed out until the end of the training is seen then.
+            # Read the flag before looking for weights, so that weights handed out just before the end are not missed.
             is_over = self._is_training_over.is_set()
             waiting = [step for step in self._run.steps_to_evaluate() if step not in self._missing]
             if waiting:
@@ -240,7 +240,7 @@ class CheckpointEvaluations:
         )
 
     def _outcome(self, step: int) -> dict[str, Any] | None:
-        """None if closed before the end."""
+        """Return the outcome; None if closed first."""
         running = self._start(self._job, step)
         while (outcome := running.wait(self._poll_s)) is None:
             if self._closed.is_set():
@@ -249,12 +249,12 @@ class CheckpointEvaluations:
             lacking = running.lacking() if self._is_training_over.is_set() else None
             if lacking:
                 running.cancel()
-                return {"error": f"the cluster has not {lacking}; lower training.resources_per_evaluation"}
+                return {"error": f"the cluster does not have {lacking}; lower training.resources_per_evaluation"}
         return outcome
 
 
 def describe_figures(row: Mapping[str, float]) -> str:
-    """The figures that a reader looks for first."""
+    """Return a line with the figures that a reader looks for first."""
     shown = [
         f"{name.rpartition('/')[0]} {name.rpartition('/')[2]} {value:.4g}"
         for name, value in row.items()

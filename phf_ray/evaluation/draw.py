@@ -1,4 +1,4 @@
-"""Asks for samples, has them scored and stores them, several requests at once."""
+"""Draws samples from servers, has them scored and stores them, several requests at once."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from phf_ray.storage.files import write_file
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """`ServerWork`: ask for some requests at once, have the samples scored, store them."""
+    """`ServerWork`: sends some requests at once, has the samples scored, and stores them."""
 
     takes_long: ClassVar[bool] = False
 
@@ -30,19 +30,19 @@ class Draw:
     output: str
     patience_s: float = 60.0
     problems: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
-    """Of the scenarios whose samples are run."""
+    """Problems of the scenarios whose samples are executed."""
 
     @property
     def urls(self) -> list[str]:
         return [self.scores.url, *(arm.url for arm in self.arms.values())]
 
     def run(self, units: Sequence[SampleRequest]) -> list[dict[str, Any]]:
-        """One outcome a unit: how many samples were stored, or why none was."""
+        """Return one outcome per unit: how many samples were stored, or why none were."""
         clients = {arm.url: Client(arm.url, key=arm.key, patience_s=self.patience_s) for arm in self.arms.values()}
         scorer = Client(self.scores.url, key=self.scores.key, patience_s=self.patience_s)
         with ThreadPoolExecutor(max_workers=len(units)) as threads:
             outcomes = threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units)
-            # What was answered comes first: whether a refusal is the prompt's depends on it.
+            # Answered requests first: they show that a refusal concerns one prompt, not everything.
             return sorted(outcomes, key=lambda outcome: bool(outcome["refused"]))
 
     def _one(self, unit: SampleRequest, client: Client, scorer: Client) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Draw:
 
 
 def _refusal_of(error: ServiceError, unit: SampleRequest) -> Literal["", "prompt", "all"]:
-    """What the server says no to: perhaps this prompt alone, as a filter does, or whatever is asked of it."""
+    """Return what the server refuses: perhaps this prompt alone, as a content filter does, or every request."""
     if not isinstance(error, RefusedError):
         return ""
     return "prompt" if error.status == 400 and unit.prompt else "all"

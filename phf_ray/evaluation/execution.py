@@ -1,13 +1,17 @@
-"""Runs Python that a model wrote, as HumanEval does: a process of its own per program, with limits.
+"""Runs Python that a model wrote, as HumanEval does: each program in its own process, with limits.
 
-The policy: the kernel lets the process read files, compute, and write to what it has open; anything else it asks for,
-another process, a network, a file to write, a signal, is answered with EPERM (a seccomp filter, which nothing can take
-off again). CPU time, memory and output are limited, the environment is empty, and whatever takes too long is killed.
-The price: programs with threads, subprocesses or files of their own fail, and it works on Linux on x86-64 only; where
-it can't be set up, nothing is run. It is no container: a program can read what its user can, though it can tell nobody
-but by how it ends, which is one of Python's own names for failures. Nor is a pass a proof: the program shares an
-interpreter with its tests, and one that is bent on passing can bend them. That takes code about interpreters, not about
-the problem; a model that was rewarded for passes might find it.
+The policy: a seccomp filter, which nothing can remove again, lets the process read files, compute, and write to files
+that are already open. The kernel answers everything else, such as starting a process, using a network, opening a file
+for writing or sending a signal, with EPERM. CPU time, memory and output are limited, the environment is empty, and a
+program that takes too long is killed.
+
+The price: programs that need threads, subprocesses or files of their own fail, and this works on Linux on x86-64 only;
+if the limits can't be set up, nothing runs.
+
+This is not a container: a program can read whatever its user can. It can pass that on only by how it ends: as the name
+of one of Python's own exceptions, a signal or an exit code. A pass is not a proof either: the program shares an
+interpreter with its tests, and a program that is bent on passing can bend them. That takes code about interpreters, not
+about the problem; a model that was rewarded for passes might find it.
 """
 
 import json
@@ -27,7 +31,7 @@ from phf_ray.errors import ConfigError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramLimits:
     wall_s: float = 60.0
-    """Far above `cpu_s`, which ends what computes: on a busy machine a program waits for its turn."""
+    """Far above `cpu_s`, which ends a program that computes: on a busy machine a program waits for its turn."""
     cpu_s: int = 5
     memory_bytes: int = 1 << 30
     """Address space."""
@@ -35,18 +39,18 @@ class ProgramLimits:
 
 
 def check_supported() -> None:
-    """Raises ConfigError where programs can't be contained."""
+    """Raise ConfigError if programs can't be contained on this machine."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ConfigError(
-            f"code of a model can be contained on Linux on x86-64 only, not on {sys.platform} on {platform.machine()}; "
-            "evaluate such scenarios there"
+            f"code that a model wrote can be contained on Linux on x86-64 only, not on {sys.platform} on "
+            f"{platform.machine()}; evaluate scenarios with `execute` on Linux on x86-64"
         )
 
 
 def run_program(program: str, *, limits: ProgramLimits | None = None) -> str:
-    """`passed` (`records.PASSED`), if the program runs to its end, or how it failed: `AssertionError`, `timed out`, ...
+    """Return `passed` (`records.PASSED`) if the program runs to its end, else how it failed, such as `timed out`.
 
-    Only the kind of failure is told: the text of an exception is the program's own.
+    The result names only the kind of failure, because the program itself writes the text of an exception.
     """
     check_supported()
     with _PLACES:
@@ -54,11 +58,11 @@ def run_program(program: str, *, limits: ProgramLimits | None = None) -> str:
 
 
 _PLACES = threading.BoundedSemaphore(os.cpu_count() or 1)
-"""Programs that a process runs at the same time: more would only wait for a core, and the wall time is limited."""
+"""Limits how many programs run at once: more would only wait for a core while their wall time runs out."""
 
 
 def _run(program: str, limits: ProgramLimits) -> str:
-    # What the program prints goes nowhere; that it has ended is said with a word it does not know.
+    # The program's output is discarded. A verdict counts only with this word, which the program does not know.
     word = secrets.token_hex(16)
     request = json.dumps({"program": program, "word": word, **asdict(limits)})
     with tempfile.TemporaryDirectory(prefix="phf-program-") as folder, tempfile.TemporaryFile() as verdict:
@@ -98,7 +102,7 @@ _CHILD = Path(__file__).with_name("execution_child.py").read_text(encoding="utf-
 
 
 def program_of(prompt: str, completion: str, *, test: str, entry_point: str) -> str:
-    """HumanEval's program: the function, its tests, and their call."""
+    """Return HumanEval's program: the function, its tests, and the call that runs them."""
     return f"{prompt}{first_function(completion)}\n{test}\ncheck({entry_point})\n"
 
 
@@ -106,5 +110,5 @@ _ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```", "\nas
 
 
 def first_function(completion: str) -> str:
-    """A completion up to the end of the function that it completes; models go on with the next one."""
+    """Cut a completion after the function that it completes; models go on with the next one."""
     return completion[: min((found for end in _ENDS if (found := completion.find(end)) >= 0), default=len(completion))]

@@ -1,6 +1,7 @@
-"""What `execution.py` starts, with the program on standard input. It runs with `-I -S -c`: nothing of ours is imported.
+"""The child process that `execution.py` starts, with the program on standard input.
 
-It gives up its rights, then runs the program, and writes the outcome to where standard output was.
+It runs with `-I -S -c`, so nothing of this project is imported. It gives up its rights, runs the program, and writes
+the outcome to the file that was its standard output.
 """
 
 import builtins
@@ -12,7 +13,7 @@ import struct
 import sys
 from collections.abc import Iterator
 
-# System calls of x86-64 that pure Python needs to compute and to read files. A call that is not here is refused.
+# x86-64 system calls that pure Python needs to compute and to read files. Every other call is refused.
 _ALLOWED = (
     0, 1, 3, 4, 5, 6, 7, 8,  # read write close stat fstat lstat poll lseek
     9, 10, 11, 12, 13, 14, 15,  # mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
@@ -23,7 +24,7 @@ _ALLOWED = (
     228, 229, 230, 231, 262, 267, 269, 270, 271,  # clock_* exit_group newfstatat readlinkat faccessat pselect6 ppoll
     273, 292, 318, 324, 332, 334, 439,  # set_robust_list dup3 getrandom membarrier statx rseq faccessat2
 )  # fmt: skip
-_OPEN, _OPENAT = 2, 257  # allowed for reading only; the flags are the 2nd and the 3rd argument
+_OPEN, _OPENAT = 2, 257  # allowed for reading only; the flags are the 2nd and the 3rd argument, respectively
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _ARCHITECTURE = 0xC000003E
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # refuse: EPERM
@@ -31,9 +32,9 @@ _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 
 
 def _filter() -> bytes:
-    """The rules as a program of the kernel's packet filter: (code, jump if true, jump if false, value) each."""
+    """Return the rules as a kernel packet filter: (code, jump if true, jump if false, value) per rule."""
     rules = [
-        (_LOAD, 0, 0, 4),  # architecture: numbers below are of this one
+        (_LOAD, 0, 0, 4),  # architecture: the numbers below belong to this one
         (_EQUAL, 1, 0, _ARCHITECTURE),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, 0),  # number of the call
@@ -78,24 +79,24 @@ _KINDS = sorted(
     {kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)},
     key=lambda kind: (-len(kind.__mro__), kind.__name__),
 )
-"""Python's own exceptions, those that derive from others first."""
+"""Python's own exceptions, derived classes before their bases."""
 
 
 def _run(program: str) -> bytes:
     try:
         exec(compile(program, "program", "exec"), {"__name__": "program"})
-    # The one place where a program's error ends: all of them are outcomes.
+    # Every error of the program ends here, because every error is an outcome.
     except BaseException as error:  # noqa: BLE001
-        # The name of a class of the program's own can be anything, such as what stands in a file.
+        # Report the built-in base: the program can give its own class any name, such as the content of a file.
         return next(kind.__name__ for kind in _KINDS if isinstance(error, kind)).encode()
     return b"passed"
 
 
 def _told_outcome() -> Iterator[int]:
-    """Runs the program and tells the outcome once it is asked for its item.
+    """Return an iterator that, when asked for its item, runs the program and writes the outcome.
 
-    The program can look into the variables of all that leads to it. So the word that makes a verdict, and where it is
-    written to, are in no variable while it runs, but inside of an iterator.
+    The program can look into the variables of all its callers. So while it runs, no variable holds the secret word or
+    the file descriptor of the verdict: both are inside an iterator.
     """
     request = json.loads(sys.stdin.buffer.read())
     verdict = os.dup(1)
@@ -113,7 +114,7 @@ def _told_outcome() -> Iterator[int]:
 def main() -> None:
     for _ in _told_outcome():
         pass
-    # Without the interpreter's end, at which what the program registered would run.
+    # Skip the interpreter's shutdown, which would run the handlers that the program registered.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
-"""A model and a scorer in this process that answer as servers do.
+"""A model and a scorer in this process that answer like servers.
 
-What asks servers asks for paths; the same paths are answered here. So the requests, their seeds, the scores and the
-figures are those of `jobs.evaluate_lm` for the same checkpoint.
+They answer the same paths as a server. So the requests, their seeds, the scores and the figures are the same as in
+`jobs.evaluate_lm` for the same checkpoint.
 """
 
 import threading
@@ -17,7 +17,7 @@ from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
 
 class InProcessModel:
-    """A model that is asked as a server is. Several threads may ask; the engine answers one call at a time."""
+    """A model that answers like a server. Several threads may call it; the engine answers one call at a time."""
 
     def __init__(self, name: str, engine: Engine):
         self._name = name
@@ -39,7 +39,7 @@ class InProcessModel:
         return {"choices": choices}
 
     def complete(self, bodies: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The choices of each completion request; all of them share the engine's batch."""
+        """Return the choices of each completion request; all requests share the engine's batch."""
         requests = [requests_from_body(_without_logprobs_of_samples(body)) for body in bodies]
         with self._lock:
             completions = iter(generate(self._engine, [request for group in requests for request in group]))
@@ -71,16 +71,16 @@ class InProcessModel:
 
 
 def _without_logprobs_of_samples(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Log-probabilities of samples are asked for only to learn how many tokens they have: that is known here."""
+    """Drop `logprobs` unless the prompt is echoed: samples need it only to count tokens, which is known here."""
     return body if body.get("echo") else {**body, "logprobs": None}
 
 
 class InProcessScores:
-    """A scorer that is asked as a server is. It runs in a process of its own: a text on which it hangs has no score,
-    and a reason."""
+    """A scorer that answers like a server. It runs in its own process: if it hangs on a text, that text has no score
+    but a reason."""
 
     def __init__(self, config: Config, *, has_gpu: bool):
-        """`has_gpu`: one was lent to this process."""
+        """`has_gpu`: whether this process has a GPU."""
         setup = ScoringSetup(
             (dict(config.evaluation_scorer),), segmenter="document", text_timeout_s=config.scoring.text_timeout_s
         )

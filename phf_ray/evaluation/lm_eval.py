@@ -1,4 +1,4 @@
-"""Results of lm-eval for the same models, for the same report."""
+"""Reads results of lm-eval for the same models, for the same report."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from phf_ray.evaluation.report.records import TaskResult
 
 
 def read_lm_eval(path: str) -> tuple[TaskResult, ...]:
-    """The figures of a results file of lm-eval (0.4), by task and metric as it orders them.
+    """Return the figures in a results file of lm-eval (0.4), by task and metric in the file's order.
 
-    `path`: the file, or a folder given to lm-eval as `--output_path`, of which the newest results are taken.
+    `path`: the file, or the folder that lm-eval got as `--output_path`; the newest results in it count.
     """
     filesystem, name = fsspec.core.url_to_fs(path)
     if filesystem.isdir(name):
-        # Their names hold the time, so that the last of them is the newest.
+        # The file names contain the time, so the last one is the newest.
         found = sorted(filesystem.glob(f"{name}/**/results_*.json"), key=lambda one: one.rpartition("/")[2])
         if not found:
             raise ConfigError(f"--lm-eval {path}: the folder holds no results_*.json; give lm-eval's --output_path")
@@ -30,7 +30,7 @@ def read_lm_eval(path: str) -> tuple[TaskResult, ...]:
         raise ConfigError(f"--lm-eval {path}: no such file; give lm-eval's --output_path or a results file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{name} is no results file of lm-eval ({type(error).__name__}: {error}); run lm-eval with --output_path"
+            f"{name} is not a results file of lm-eval ({type(error).__name__}: {error}); run lm-eval with --output_path"
         ) from None
 
 
@@ -38,7 +38,7 @@ def _results_of(task: str, content: Mapping[str, Any]) -> Iterator[TaskResult]:
     figures = content["results"][task]
     for key, value in figures.items():
         metric, comma, filter_name = key.partition(",")
-        # Besides figures there are names (`alias`), counts, and `N/A`.
+        # Some entries are not figures: names (`alias`), counts, and `N/A`.
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = figures.get(f"{metric}_stderr,{filter_name}")

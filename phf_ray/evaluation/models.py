@@ -1,4 +1,4 @@
-"""The models that an evaluation asks, as users name them: a directory, a training run, or a server."""
+"""The models to evaluate, as users name them: a directory, a training run, or a server."""
 
 import re
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class NamedModel:
 
 
 def parse_model(text: str, *, option: str) -> NamedModel:
-    """`[NAME=]DIR` or `NAME=URL`. A directory without a name is called after its run.
+    """Parse `[NAME=]DIR` or `NAME=URL`. A directory without a name is named after its run.
 
-    `option`: what the user wrote it for, such as `--model`; errors begin with it.
-    Raises ConfigError for a URL without a name or of a file store, and as `find_checkpoint` does.
+    `option`: the option that the user set, such as `--model`; errors begin with it. Raises ConfigError for a URL
+    without a name, for the URL of a file store, and for whatever `find_checkpoint` refuses.
     """
     matched = re.fullmatch(rf"({NAME})=(.+)", text)
     name, source = matched.groups() if matched else (None, text)

@@ -1,4 +1,4 @@
-"""Evaluation on Ray: processes that ask servers, and tasks that evaluate weights beside a training."""
+"""Evaluation on Ray: actors that send requests to servers, and tasks that evaluate weights during training."""
 
 import contextlib
 import threading
@@ -14,9 +14,9 @@ from phf_ray.runs.directory import RunDirectory
 
 
 def label_selector(urls: Iterable[str]) -> dict[str, str]:
-    """Labels of the nodes on which Ray may run what asks these servers.
+    """Return labels of the nodes on which Ray may run the actors that send requests to these servers.
 
-    Empty: any node. This node alone, if no other can reach one of the servers.
+    Empty: any node. If one of the servers can be reached only from this node: this node alone.
     """
     import ray
 
@@ -27,17 +27,17 @@ def label_selector(urls: Iterable[str]) -> dict[str, str]:
 
 _PROGRESS_S = 5.0
 _RETRIES = 2
-"""Of a task whose process or node died."""
+"""Retries of a task whose process or node died."""
 
 
 def evaluations_beside(config: Config, run: RunDirectory, *, num_steps: int) -> CheckpointEvaluations | None:
-    """The evaluations of a run's weights beside its training; None if the configuration asks for none."""
+    """Return the evaluations of a run's weights during training; None if the configuration asks for none."""
     job = plan_evaluations(config, run, num_steps=num_steps, resources=_resources(config))
     return None if job is None else CheckpointEvaluations(run, job, start=EvaluationTask)
 
 
 def _resources(config: Config) -> dict[str, float]:
-    """By default a GPU, if the cluster has one that the workers leave, else a CPU."""
+    """Return the resources of an evaluation: by default a GPU if the training workers leave one, else a CPU."""
     import ray
 
     training = config.training
@@ -87,14 +87,14 @@ class EvaluationTask:
 
 
 class AskActor:
-    """A process that asks servers."""
+    """A process that sends requests to servers."""
 
     def __init__(self, work: ServerWork[Any], items: Sequence[Any]):
         self._work, self._items = work, items
         self._refusal: Outcome | None = None
 
     def __call__(self, row: dict[str, Any]) -> list[Outcome]:
-        # Items wait in this actor's queue; after a refusal, which ends the job, they must not be asked for any more.
+        # More items wait in this actor's queue. A refusal ends the job, so send no more requests after one.
         if self._refusal is not None:
             return [self._refusal]
         outcomes = self._work.run(self._items[int(row["item"])])
@@ -109,9 +109,9 @@ def run_on_ray(
     max_clients: int | None,
     progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
-    """An `AskRunner`: between 1 and `max_clients` actors, as many as the servers keep busy.
+    """An `AskRunner` with 1 to `max_clients` actors, as many as the servers keep busy.
 
-    By default at most one for every 4 CPUs of the cluster, since each can ask much of a server.
+    By default at most one actor for every 4 CPUs of the cluster, because each can put a heavy load on a server.
     """
     import ray
 
@@ -119,15 +119,15 @@ def run_on_ray(
     if max_clients is None:
         max_clients = max(1, int(ray.cluster_resources().get("CPU", 1)) // 4)
     most = min(max_clients, len(items))
-    # A long item must not wait behind another one while a process is free; then all processes start at once, because a
-    # pool only grows when items wait in its actors' queues.
+    # A long item must not wait behind another one while a process is free, so each actor's queue holds one item. Then
+    # all actors start at once, because a pool grows only if items wait in its actors' queues.
     least, queue = (most, 1) if work.takes_long else (1, None)
     outcomes = ray.data.from_items([{"item": number} for number in range(len(items))], override_num_blocks=len(items))
     answered = outcomes.flat_map(
         AskActor,
         fn_constructor_args=(work, list(items)),
         compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=queue),
-        # The actors wait for the server, which may need every CPU there is.
+        # The actors mostly wait for the server, which may need every CPU there is.
         num_cpus=0,
         label_selector=label_selector(work.urls),
     )

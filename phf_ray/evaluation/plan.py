@@ -25,7 +25,7 @@ class EvaluationPlan:
 def plan_evaluation(
     scenarios: Sequence[Scenario], probes: Sequence["Probe"], *, seeds: Sequence[int]
 ) -> EvaluationPlan:
-    """Every request of the evaluation. Asks the servers how long the prompts are."""
+    """Plan every request of the evaluation. Asks the servers how long the prompts are."""
     units: list[SampleRequest] = []
     infos = []
     for scenario in scenarios:
@@ -62,7 +62,7 @@ def _units(
 
 
 def _choose_prompts(scenario: Scenario, probes: Sequence["Probe"]) -> tuple[list[tuple[int | None, str]], ScenarioInfo]:
-    """As many prompts as there are samples for, the same for all arms, that leave every arm room for a continuation."""
+    """Choose prompts, at most one per sample and the same for all arms, that leave every arm room to continue."""
     kwargs = scenario.generate_kwargs
     known: dict[str, Any] = {
         "name": scenario.name,

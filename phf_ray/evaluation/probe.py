@@ -1,4 +1,4 @@
-"""How a prompt has to be sent to a model, and how many tokens it leaves."""
+"""Finds out how to send a prompt to a model, and how many new tokens fit after it."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ _TELLS = "use a server with /tokenizer_info, such as jobs.serve, or vLLM with --
 
 
 class Probe:
-    """How a prompt has to be sent to an arm's model, and how many tokens it leaves."""
+    """Knows how to send a prompt to an arm's model, and how many new tokens fit after it."""
 
     def __init__(self, arm: Arm, card: Mapping[str, Any]):
         self.arm = arm
@@ -30,13 +30,13 @@ class Probe:
 
     @property
     def context(self) -> float:
-        """Positions of the model; infinite where the server does not say."""
+        """Positions of the model; infinite if the server does not say."""
         return float(self._card.get("max_model_len") or math.inf)
 
     def prepare(self, prompt: str, scenario: Scenario) -> tuple[str, ControlChoice | None, int]:
-        """Text and `control` to send, and the new tokens that may be drawn; the latter below 1 if there is no room.
+        """Return the text and `control` to send, and the maximum number of new tokens: below 1 if there is no room.
 
-        `max_length` counts the end-of-text token, the prefix and the prompt, too.
+        `max_length` also counts the end-of-text token, the prefix and the prompt.
         """
         text, control = self._place_prefix(prompt, scenario)
         kwargs = scenario.generate_kwargs
@@ -55,10 +55,10 @@ class Probe:
         return sent, control, int(min(limits))
 
     def _place_prefix(self, prompt: str, scenario: Scenario) -> tuple[str, ControlChoice | None]:
-        """A prefix that is a control token of the model is asked for by `control`, any other is text.
+        """Return text and `control` to send: the model's own control token becomes `control`, any other prefix text.
 
-        Only a control token behind the prompt has to be text, too. The arm's own choice of control token goes before
-        the scenario's.
+        A control token after the prompt has to be text, too. The arm's choice of control token overrides the
+        scenario's.
         """
         own = None if self.arm.checkpoint is None else self.arm.checkpoint.control
         prefix, control = scenario.prefix, self.arm.control
@@ -75,24 +75,24 @@ class Probe:
 
     @property
     def _default_inserts(self) -> bool:
-        """Whether the server puts a control token at the head when not told otherwise."""
+        """Whether the server inserts a control token at the start by default."""
         if self.arm.checkpoint is not None:
             return self.arm.checkpoint.control is not None
         served = self._card.get("control")
         return isinstance(served, Mapping) and served.get("default") != "none"
 
     def _count(self, text: str) -> int:
-        """Tokens of the text by the model's own tokenizer, without special tokens; asked once for each text."""
+        """Count the text's tokens with the model's tokenizer, without special tokens. Asks the server once per text."""
         if text not in self._counts:
             self._counts[text] = len(self._tokenize(text, add_special_tokens=False))
         return self._counts[text]
 
     @property
     def empty_prompt(self) -> str:
-        """What to send for no prompt at all.
+        """The text to send if there is no prompt at all.
 
-        A server of ours starts with the end-of-text token by itself, and so does a tokenizer that adds a token at the
-        start; for any other model that token has to be the prompt.
+        jobs.serve adds the end-of-text token itself, and some tokenizers add a token at the start. For any other model
+        the token that texts start after has to be the prompt.
         """
         if self._start is None:
             by_itself = self._card.get("owned_by") == "phf-ray" or self._tokenize("", add_special_tokens=True)
@@ -100,27 +100,29 @@ class Probe:
         return self._start
 
     def _empty_prompt_uncounted(self) -> str:
-        """The same where only new tokens are counted: a server that tells nothing of its tokens is sent nothing."""
+        """Like `empty_prompt`, for limits on new tokens: '' if the server tells nothing about its tokens."""
         try:
             return self.empty_prompt
         except ConfigError as error:
-            log.warning("%s; %s is sent an empty text where there is no prompt", error, self.arm.name)
+            log.warning("%s; %s gets an empty text if there is no prompt", error, self.arm.name)
             self._start = ""
             return ""
 
     @property
     def first_id(self) -> int:
-        """The token that a text starts after."""
+        """Id of the token that texts start after."""
         ids = self._tokenize("", add_special_tokens=True) or self._tokenize(
             self._first_token(), add_special_tokens=False
         )
         if len(ids) != 1:
-            raise ConfigError(f"{self.arm.url}: {self.arm.model} has no single token that texts start with, but {ids}")
+            raise ConfigError(
+                f"{self.arm.url}: texts of {self.arm.model} must start after one token, but the server gives {ids}"
+            )
         return ids[0]
 
     @property
     def end_id(self) -> int:
-        """The token with which a text ends by itself. It is not always the one that texts start after."""
+        """Id of the token that ends a text. It is not always the token that texts start after."""
         try:
             text = self._tokenizer_info().get("eos_token")
         except RefusedError:
@@ -130,8 +132,8 @@ class Probe:
         ids = self._tokenize(str(text), add_special_tokens=False) if text else []
         if len(ids) != 1:
             raise ConfigError(
-                f"{self.arm.url} does not tell which token ends a text of {self.arm.model}, but {text!r}: {ids}; "
-                f"{_TELLS}"
+                f"{self.arm.url} does not say which token ends a text of {self.arm.model}: its end of text {text!r} is "
+                f"the tokens {ids}; {_TELLS}"
             )
         return ids[0]
 
@@ -143,7 +145,7 @@ class Probe:
             info = self._tokenizer_info()
         except RefusedError as error:
             raise ConfigError(
-                f"{self.arm.url} does not tell which token a text of {self.arm.model} starts with ({error}); {_TELLS}"
+                f"{self.arm.url} does not say which token a text of {self.arm.model} starts with ({error}); {_TELLS}"
             ) from None
         return str(info.get("bos_token") or info.get("eos_token") or "")
 

@@ -12,7 +12,7 @@ from phf_ray.storage.hashing import digest
 
 
 def read_prompts(path: str) -> list[str]:
-    """The `text` of each line of a JSON-lines file, local, a URL, or shipped (`configs/prompts/...`)."""
+    """Read the `text` of each line of a JSON-lines file: local, at a URL, or shipped (`configs/prompts/...`)."""
     prompts = []
     try:
         with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
@@ -24,12 +24,14 @@ def read_prompts(path: str) -> list[str]:
             f"prompts_path {path} can't be read ({error}); give a file of lines like {{'text': ...}}"
         ) from None
     if not prompts:
-        raise DataError(f"{path} holds no prompts; write one JSON object a line, such as {{'text': 'def add(a, b):'}}")
+        raise DataError(
+            f"{path} holds no prompts; write one JSON object per line, such as {{'text': 'def add(a, b):'}}"
+        )
     return prompts
 
 
 def _prompt_of(line: str, *, where: str) -> str:
-    """Its `text`; in RealToxicityPrompts that of its `prompt`, in HumanEval the `prompt` itself."""
+    """Return the line's `text`; in RealToxicityPrompts the `text` of its `prompt`, in HumanEval its `prompt`."""
     try:
         record = json.loads(line)
         text = record["text"] if "text" in record else record["prompt"]
@@ -43,17 +45,17 @@ def _prompt_of(line: str, *, where: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """How a completion of a function is tested, in HumanEval's form."""
+    """The test of a completed function, in HumanEval's form."""
 
     prompt: str
     test: str
-    """Defines `check`, which takes the function and raises where it is wrong."""
+    """Defines `check`, which takes the function and raises if it is wrong."""
     entry_point: str
     """The function's name."""
 
 
 def read_problems(path: str) -> list[Problem]:
-    """In the order of `read_prompts`. Raises DataError with the number of the record that is no problem."""
+    """Read problems in the order of `read_prompts`. Raises DataError with the number of a record that is not one."""
     with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
         records = [json.loads(line) for line in lines if line.strip()]
     problems = []
@@ -61,7 +63,7 @@ def read_problems(path: str) -> list[Problem]:
         values = [record.get(key) for key in ("prompt", "test", "entry_point")]
         if not all(isinstance(value, str) for value in values):
             raise DataError(
-                f"{path}: record {number} is no problem to execute; write "
+                f"{path}: record {number} is not a problem to execute; write "
                 "{'prompt': ..., 'test': 'def check(f): ...', 'entry_point': ...}"
             )
         problems.append(Problem(*values))
@@ -69,11 +71,11 @@ def read_problems(path: str) -> list[Problem]:
 
 
 def prompt_order(num_prompts: int, *, scenario: str) -> list[int]:
-    """Order in which prompts are used when there are more than samples: fixed by the scenario's name alone."""
+    """Return the order in which to use prompts if there are more than samples; only the scenario's name decides."""
     rng = np.random.default_rng(int(digest(scenario), 16))
     return [int(index) for index in rng.permutation(num_prompts)]
 
 
 def samples_per_prompt(num_samples: int, num_prompts: int) -> list[int]:
-    """As equal as possible, the first prompts one more; sums to num_samples."""
+    """Divide samples among prompts as equally as possible; the first prompts get one more. Sums to num_samples."""
     return [num_samples // num_prompts + (number < num_samples % num_prompts) for number in range(num_prompts)]

@@ -1,4 +1,4 @@
-"""One request for samples: what is sent, and what becomes of the answer.
+"""One request for samples: how it is sent, and how its answer becomes samples.
 
 A request's seed depends on (sampling seed, scenario, first sample), not on the arm: all arms get the same prompts and
 the same random numbers.
@@ -18,7 +18,7 @@ from phf_ray.storage.hashing import digest
 Post = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
 SAMPLES_PER_REQUEST = 16
-"""Samples of one prompt in one request; also what is lost when a request fails."""
+"""Samples of one prompt in one request; a failed request loses all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class SampleRequest:
     prompt_index: int | None
     prompt: str
     sent: str
-    """The prompt as it is sent, with a prefix that is text; for some models not empty where there is no prompt."""
+    """The prompt as sent, with a prefix that is text. For some models it is not empty even without a prompt."""
     control: ControlChoice | None
-    """As it is sent; None: not sent."""
+    """The control token to ask for; None: not sent."""
     max_tokens: int
 
     @property
@@ -44,14 +44,14 @@ class SampleRequest:
 
     @property
     def request_seed(self) -> int:
-        """The same for every arm; below 2**31, which all servers take."""
+        """The same for every arm; below 2**31, which all servers accept."""
         return int(digest([self.scenario, self.seed, self.start]), 16) % (1 << 31)
 
 
 def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: int = 0) -> dict[str, Any]:
-    """OpenAI's completion request, with vLLM's `min_tokens` and `top_k` and our `control` where they are needed.
+    """Return OpenAI's completion request, with vLLM's `min_tokens` and `top_k` and jobs.serve's `control` if needed.
 
-    `start`: samples of the unit that an earlier request brought.
+    `start`: number of the unit's samples that earlier requests returned.
     """
     kwargs = scenario.generate_kwargs
     body: dict[str, Any] = {
@@ -62,11 +62,11 @@ def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: in
         "temperature": kwargs.temperature if kwargs.do_sample else 0.0,
         "top_p": kwargs.top_p,
         "seed": unit.request_seed + start,
-        # Only for the number of tokens of each text, which `usage` gives for all of them together.
+        # Only to count the tokens of each text: `usage` gives just their total.
         "logprobs": 0,
     }
     if kwargs.min_length and arm.knows_vllms_fields:
-        # DIFFERS: ours at least min_length new tokens; original counts tokens of the prompt (D-10).
+        # DIFFERS: phf-ray draws at least min_length new tokens; the original counts the prompt's tokens too (D-10).
         body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
     if kwargs.top_k or arm.knows_vllms_fields:
         body["top_k"] = kwargs.top_k
@@ -78,10 +78,10 @@ def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: in
 def draw_unit(
     unit: SampleRequest, *, scenario: Scenario, arm: Arm, ask: Post, score: Post, scorer: str
 ) -> list[Sample]:
-    """The samples of one request, scored. Raises ServiceError, RefusedError."""
+    """Return the samples of one request, scored. Raises ServiceError if a server fails, RefusedError if it refuses."""
     choices: list[Mapping[str, Any]] = []
     while len(choices) < unit.count:
-        # A server that knows no `n` brings one text at a time.
+        # A server that does not know `n` returns one text at a time.
         got = ask("/v1/completions", request_body(unit, scenario, arm, start=len(choices))).get("choices")
         if not isinstance(got, list) or not got:
             raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
@@ -115,7 +115,7 @@ def draw_unit(
 
 
 def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
-    """Raises RefusedError where a completion is no text, as a chat's is none."""
+    """Return the choice's text. Raises RefusedError if it has none, like a chat's choice."""
     text = choice.get("text")
     if not isinstance(text, str):
         raise RefusedError(
@@ -126,7 +126,7 @@ def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
 
 
 def storable(text: str) -> str:
-    """Lone surrogates, which JSON can carry but neither Arrow nor UTF-8 can, become U+FFFD."""
+    """Replace lone surrogates by U+FFFD: JSON can carry them, but neither Arrow nor UTF-8 can."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

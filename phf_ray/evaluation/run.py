@@ -1,8 +1,7 @@
 """Evaluates served models: draws samples, has them scored, and writes the report.
 
-Samples are asked for in requests of a few samples that differ only in their seed. The samples of each request are
-stored as they come, so the same command asks only for what is missing; the price of an interruption is the requests
-under way.
+Each request asks for a few samples that differ only in their seed. The samples of a request are stored as soon as they
+arrive, so the same command draws only the missing ones. An interruption costs only the requests in progress.
 """
 
 import json
@@ -35,27 +34,27 @@ log = logging.getLogger(__name__)
 
 
 _THREADS = 64
-"""Requests that one actor has under way, at most."""
+"""Maximum number of requests that one actor has in progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationOptions:
     seeds: tuple[int, ...] = (0,)
     num_samples: int | None = None
-    """Per arm, scenario and seed, in place of each scenario's own."""
+    """Samples per arm, scenario and seed; overrides each scenario's own number."""
     max_clients: int | None = None
-    """Processes that ask, at most; None: one for every 4 CPUs of the cluster, since each can ask much of a server."""
+    """Maximum number of processes that send requests; None: one for every 4 CPUs of the cluster, see `run_on_ray`."""
     restart: bool = False
-    """Throw away what an earlier, different evaluation left in the output directory."""
+    """Delete the results of an earlier, different evaluation in the output directory."""
     allow_other_scorer: bool = False
     allow_code_execution: bool = False
-    """Run samples of scenarios that say `execute`."""
+    """Run the samples of scenarios with `execute`."""
     patience_s: float = 60.0
-    """How long a request is asked again while the server is busy or away."""
+    """Seconds during which a request is repeated while the server is busy or unreachable."""
     check: Callable[[Sequence[Arm]], None] | None = None
-    """Raises where `measure` could not measure the arms, before anything in the output directory is changed."""
+    """Raises if `measure` could not measure the arms. Called before anything in the output directory changes."""
     measure: Callable[[Sequence[Arm]], Sequence[Arm]] | None = None
-    """Adds what else the report is to say of the arms, such as their KL, after all that can be wrong was checked."""
+    """Adds further figures of the arms to the report, such as their KL. Called after all checks."""
 
 
 def evaluate_arms(
@@ -67,11 +66,11 @@ def evaluate_arms(
     runner: AskRunner,
     options: EvaluationOptions | None = None,
 ) -> dict[str, Any]:
-    """Draw what is missing in `output`, write the report there and return it.
+    """Draw the samples that `output` lacks, write the report there and return it.
 
-    `runner` says who asks: `run_here` of `asking`, or `run_on_ray` of `on_ray`. Raises before the first sample if a
-    server, a key, a model or a scorer is wrong; ServiceError if more than `scoring.max_failed_fraction` of the samples
-    can't be drawn; IncompleteError, with the report written, if fewer can't.
+    `runner`: `run_here` of `asking`, or `run_on_ray` of `on_ray`. Raises before the first sample if a server, a key, a
+    model or a scorer is wrong. Raises ServiceError if more than `scoring.max_failed_fraction` of the samples can't be
+    drawn. If fewer can't, writes the report and raises IncompleteError.
     """
     options = options or EvaluationOptions()
     scenarios = _scenarios(config, options)
@@ -162,8 +161,8 @@ def _problems(scenarios: Sequence[Scenario], *, allowed: bool) -> dict[str, Sequ
         if scenario.execute and scenario.prompts_path is not None:
             if not allowed:
                 raise ConfigError(
-                    f"scenario {scenario.name} runs code that a model writes, in a process with limits; give "
-                    "--allow-code-execution if that is wanted"
+                    f"scenario {scenario.name} runs code that a model writes, in a process with limits; to allow it, "
+                    "give --allow-code-execution"
                 )
             check_supported()
             read_prompts(scenario.prompts_path)
@@ -172,14 +171,14 @@ def _problems(scenarios: Sequence[Scenario], *, allowed: bool) -> dict[str, Sequ
 
 
 def _interleaved(units: Sequence[SampleRequest]) -> list[SampleRequest]:
-    """Arms in turn, so that their servers work at the same time and an early look at the samples compares equals."""
+    """Alternate between arms, so that their servers work at the same time and early samples are comparable."""
     by_arm = [list(group) for _, group in groupby(sorted(units, key=lambda u: u.arm), key=lambda u: u.arm)]
     longest = max(map(len, by_arm))
     return [group[number] for number in range(longest) for group in by_arm if number < len(group)]
 
 
 def _blocks(units: Sequence[SampleRequest], *, size: int) -> list[list[SampleRequest]]:
-    """Requests that one actor has under way at once: up to `size` samples, at least one request."""
+    """Group the requests that one actor sends at once: up to `size` samples, at least one request."""
     blocks: list[list[SampleRequest]] = []
     room = 0
     for unit in units:
@@ -192,10 +191,11 @@ def _blocks(units: Sequence[SampleRequest], *, size: int) -> list[list[SampleReq
 
 
 def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
-    """Log progress until all outcomes are there; samples that failed, by reason.
+    """Log progress until all outcomes are there; return the number of failed samples by reason.
 
-    A prompt that is refused counts as failed where others were answered, now or by an earlier call. The first may come
-    before any answer; a second one then, or the end, shows that the server refuses whatever it is asked.
+    A refused prompt counts as failed if other prompts were answered, now or in an earlier call. The first refusal may
+    come before any answer. A second refused prompt before any answer, or no answer at all, shows that the server
+    refuses every request: raises ServiceError.
     """
     failures: Counter[str] = Counter()
     num_drawn = 0
@@ -214,7 +214,7 @@ def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned
             if failures.total() > max_failed:
                 raise ServiceError(
                     f"{failures.total()} of {num_to_draw} samples could not be drawn, more than "
-                    f"scoring.max_failed_fraction allows ({outcome['error']}); what was drawn is kept and the same "
+                    f"scoring.max_failed_fraction allows ({outcome['error']}); drawn samples are kept, and the same "
                     "command resumes"
                 )
         now = time.monotonic()

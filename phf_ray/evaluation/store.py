@@ -28,12 +28,12 @@ def claim_directory(
     results: Sequence[str],
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write the plan down in `output`; refuse a directory that holds another one, or, with `restart`, empty it.
+    """Write the plan to `output`. A directory that holds another plan is refused, or emptied with `restart`.
 
-    A directory with files of these names that is not one of these is refused also with `restart`.
+    A directory that has files of these names but no plan of this kind is refused even with `restart`.
 
-    `holds` is what is planned, for the message; `results` are the names of what it leaves besides the report. `check`
-    is called when the directory may be taken and nothing in it is changed yet; it may raise.
+    `holds`: what the directory holds, for messages. `results`: names of the result files besides the report. `check` is
+    called once the directory is accepted and before anything in it changes; it may raise.
     """
     filesystem, root = fsspec.core.url_to_fs(output)
     names = (*results, "report.json", "report.html", "summary.json", "plan.json")
@@ -41,13 +41,13 @@ def claim_directory(
     theirs = json.loads(filesystem.cat_file(f"{root}/plan.json")) if "plan.json" in there else {}
     if there and set(theirs) != set(plan):
         raise ConfigError(
-            f"{output} holds {', '.join(there)}, but not of {holds} that this version wrote; choose another --output"
+            f"{output} holds {', '.join(there)}, but not from {holds} that this version wrote; choose another --output"
         )
     changed = [key for key in theirs if json.loads(json.dumps(plan[key])) != theirs[key]]
     if changed and not restart:
         raise ConfigError(
             f"{output} holds {holds} with other {', '.join(changed)}; choose another --output, or --restart to "
-            "throw it away"
+            "delete it"
         )
     if check is not None:
         check()
@@ -73,7 +73,7 @@ class SampleStore:
         restart: bool,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Write down what is evaluated; refuse a directory that holds another evaluation."""
+        """Write the plan of the evaluation; refuse a directory that holds another evaluation."""
         ours = {
             "arms": {a.name: [a.source or a.url, a.model, a.control, a.fingerprint] for a in arms},
             "scorer": dict(scorer),
@@ -101,12 +101,12 @@ class SampleStore:
         return found
 
     def tidy(self) -> None:
-        """Everything is in the samples file now."""
+        """Remove the parts: the samples file has everything now."""
         if self._filesystem.exists(f"{self._root}/{DRAWN_FOLDER}"):
             self._filesystem.rm(f"{self._root}/{DRAWN_FOLDER}", recursive=True)
 
     def _is_over(self) -> bool:
-        """Whether the samples file has everything. Parts that are left then were only not removed yet."""
+        """Whether the samples file has everything. Any parts beside it then only await removal."""
         summary = f"{self._root}/summary.json"
         if not self._filesystem.exists(f"{self._root}/{SAMPLES}") or not self._filesystem.exists(summary):
             return False

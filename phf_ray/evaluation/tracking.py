@@ -1,4 +1,4 @@
-"""A report's figures, tables and distributions, logged under the names of the original code."""
+"""Logs a report's figures, tables and distributions under the names of the original code."""
 
 import tempfile
 from collections import Counter
@@ -16,9 +16,9 @@ _SCORES = ("score", "score_max", "score_max@25", "num_hits")
 _TEXTS = ("length", "distinct-", "entropy-", "Self-BLEU-", "compilability", "repetition", "pass@")
 _NUM_BINS = 64
 _NUM_NGRAMS = 100
-"""The most frequent ones."""
+"""Number of the most frequent n-grams to log."""
 _NUM_SHOWN = 100
-"""Samples with their line breaks, which a cell of a table does not show, where the scenario asks for that."""
+"""Number of samples to log with their line breaks, which table cells do not show, if the scenario asks for that."""
 _RED_TEAM = (
     "best_prompt_score",
     "best_10_prompt_score",
@@ -30,9 +30,9 @@ _RED_TEAM = (
 
 
 def track_report(output: str) -> int:
-    """Log the report in `output` as one wandb run for each arm, so that arms compare as runs do; how many were logged.
+    """Log the report in `output` as one wandb run per arm, so that arms compare like runs; return how many were logged.
 
-    0 where wandb is not asked for.
+    Returns 0 if wandb is not enabled.
     """
     if not wants_wandb():
         return 0
@@ -55,7 +55,7 @@ def track_report(output: str) -> int:
 def arm_rows(
     name: str, report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Evaluation
 ) -> list[dict[str, Any]]:
-    """What is logged of an arm: a row at the tokens that it has seen, and one for each round of an attack."""
+    """Return the rows to log for an arm: one at the tokens that it has seen, and one for each round of an attack."""
     [arm] = [arm for arm in evaluation.arms if arm.name == name]
     figures: dict[str, Any] = {"train/tokens_seen": 0 if arm.checkpoint is None else arm.checkpoint.tokens_seen}
     for scenario in evaluation.scenarios:
@@ -87,14 +87,14 @@ def _samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _orders(evaluation: Evaluation) -> list[int]:
-    """Lengths of the n-grams that the report counts."""
+    """Return the lengths of the n-grams that the report counts."""
     asked = {config.n for config in evaluation.metrics if config.class_name == "NGramStats" and config.n is not None}
     return sorted(asked | {1, 2})
 
 
 def _ngram_counts(samples: Sequence[Sample], n: int) -> dict[str, Any]:
     counts = Counter(" ".join(ngram) for sample in samples for ngram in ngrams_of(sample.text.split(), n))
-    # Equal counts in the order of the alphabet, so that the table follows from the samples.
+    # Ties are in alphabetical order, so that the same samples give the same table.
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_NUM_NGRAMS]
     return {"columns": [f"{n}-gram", "count"], "rows": [list(item) for item in most]}
 

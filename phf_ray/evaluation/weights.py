@@ -1,4 +1,4 @@
-"""Samples, scores and KL of weights that a training run handed out, in one process and without a server."""
+"""Measures samples, scores and KL of weights that a training run handed out, in one process and without a server."""
 
 import os
 import time
@@ -31,15 +31,15 @@ from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 
 SEED = 0
-"""Of the samples: every step gets the same prompts and the same random numbers."""
-# Counts of a report's table that are figures of the original, or tell of a failure.
+"""Sampling seed: every step gets the same prompts and the same random numbers."""
+# Counts in a report's table that are worth a curve: a figure of the original, and the failures.
 _COUNTS = {"num_hits", "num_unscored"}
 
 
 def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
-    """Row of metrics for the weights of `step`; the samples are written beside them.
+    """Return the row of metrics for the weights of `step`, and write the samples beside the weights.
 
-    Raises errors of ours where a scorer, the reference or the weights can't be used.
+    Raises a PhfError if the scorer, the reference or the weights can't be used.
     """
     started = time.monotonic()
     transformers_logging.set_verbosity_error()
@@ -67,8 +67,8 @@ def evaluate_weights(job: EvaluationJob, step: int) -> dict[str, float]:
 
 
 def _load(directory: Path, config: Config, *, job: EvaluationJob) -> Engine:
-    # DIFFERS: ours measures weights loaded anew, in eval mode; original draws samples with dropout, from the model as
-    # it trains (A-2).
+    # DIFFERS: phf-ray measures freshly loaded weights in eval mode; the original draws samples with dropout from the
+    # model in training (A-2).
     device = "cuda" if job.has_gpu else "cpu"
     return load_engine(directory, settings=EngineSettings(device=device, max_batch=config.generation.batch_size))
 
@@ -105,7 +105,7 @@ def _measure_samples(config: Config, arm: Arm, *, output: Path, has_gpu: bool) -
 
 def _is_figure(key: str, value: object) -> bool:
     is_count = key.startswith("num_") and key not in _COUNTS
-    # Bits per byte are measured in the loop, and have a name of their own.
+    # The training loop measures bits per byte, under another name.
     return isinstance(value, int | float) and not is_count and key != "bits_per_byte"
 
 

@@ -1,8 +1,8 @@
 """Generation: sampling from a causal language model, many requests in one batch.
 
-In: a model directory, `GenerationRequest`s. Out: texts that depend on the request alone, not on its company.
-`requests.py` says what can be asked, `engine.py` runs the batch, `load.py` makes an engine of a directory. Importing
-this loads no torch. Open `requests.py` first, then `engine.py`.
+In: a model directory and `GenerationRequest`s. Out: texts that depend only on their own request, not on the rest of the
+batch. `requests.py` defines requests and completions, `engine.py` runs the batch, `load.py` builds an engine from a
+directory. Importing this package loads no torch. Open `requests.py` first, then `engine.py`.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""A request on its way: what the model has seen, and what the client will see."""
+"""A request in progress: the tokens that the model has seen and the text that the client will see."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from phf_ray.generation.tokens import TextStream, TokenStrings
 
 
 class ActiveRequest:
-    """A request on its way: what the model has seen, and what the client will see."""
+    """A request in progress: the tokens that the model has seen and the text that the client will see."""
 
     def __init__(self, request: GenerationRequest, strings: TokenStrings, *, context: int):
         self.request = request
@@ -22,8 +22,8 @@ class ActiveRequest:
         control = request.control or ("good" if has_control and not request.echo else "none")
         if control != "none" and not has_control:
             raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
-        # A sampled control token is replaced by the one that was asked for: always the good one would turn
-        # `control: bad` into good after the first segment.
+        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
+        # would turn good after the first segment.
         self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
         policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
         self.retags = policy == "retag"
@@ -36,7 +36,7 @@ class ActiveRequest:
         # Each visible token can be preceded by one control token.
         max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
         self.num_positions = len(self.model_ids) + max_sampled
-        """Of keys and values, that the request may come to need."""
+        """Upper bound on the positions of keys and values that the request needs."""
         key = np.array([request.seed % 2**64, request.choice], dtype=np.uint64)
         self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max_sampled)
         self.num_sampled = 0
@@ -61,7 +61,7 @@ class ActiveRequest:
         ids = list(prompt)
         wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
         if wrong:
-            raise RequestError(f"the prompt holds the token id {wrong[0]}, which the model does not have", "prompt")
+            raise RequestError(f"the prompt contains the token id {wrong[0]}, which the model does not have", "prompt")
         if not self.request.echo:
             return ids, [0] * len(ids), ""
         stream = TextStream(strings)
@@ -74,7 +74,7 @@ class ActiveRequest:
         if num_prompt + request.max_tokens > context:
             raise RequestError(
                 f"the model's context is {context} tokens, but the prompt has {num_prompt} and max_tokens is "
-                f"{request.max_tokens}; shorten one of them",
+                f"{request.max_tokens}; shorten the prompt or lower max_tokens",
                 "prompt" if num_prompt >= context else "max_tokens",
             )
         wrong = [id_ for id_ in request.logit_bias if id_ not in self.strings.valid_ids]
@@ -96,7 +96,7 @@ class ActiveRequest:
     def banned_ids(self) -> list[int]:
         """Tokens that must not be sampled next."""
         banned: list[int] = []
-        # Two control tokens in a row would mean an empty segment, and a model could emit them for ever.
+        # Two control tokens in a row would mean an empty segment, and a model could emit them forever.
         if not self.retags or self.model_ids[-1] in self.strings.control_ids.values():
             banned.extend(self.strings.control_ids.values())
         if len(self.visible_ids) < self.request.min_tokens and self.strings.eos_id is not None:
@@ -104,7 +104,7 @@ class ActiveRequest:
         return banned
 
     def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:
-        """Take the sampled token; `record` is its (id, log-probability, alternatives) where they are wanted."""
+        """Accept the sampled token. `record`: (id, log-probability, alternatives); None if the request wants none."""
         self.num_sampled += 1
         if token_id in self.strings.control_ids.values():
             assert self._retag_id is not None
@@ -123,22 +123,22 @@ class ActiveRequest:
         if token_id == self.strings.eos_id and not request.ignore_eos:
             self.finish("stop")
             return
-        # Decoding costs as much as a layer of a small model: token by token only where the text decides.
+        # Decoding costs as much as a layer of a small model: decode token by token only if a stop string may match.
         if request.stop and self._read_tokens() and self._stops():
             return
         if len(self.visible_ids) >= request.max_tokens:
             self.finish("length")
 
     def _read_tokens(self) -> int:
-        """Decode the tokens that were not decoded yet; number of characters that they added."""
+        """Decode the new tokens and return the number of characters that they add."""
         new = self._stream.push(*self.visible_ids[self._num_read :])
         self._num_read = len(self.visible_ids)
         self._text += new
         return len(new)
 
     def _stops(self) -> bool:
-        """Cut the text at the first stop string, if one is there."""
-        # The prompt is not searched, nor text that was searched before, except where a stop string spans the border.
+        """Cut the text at the first stop string; return whether there was one."""
+        # Skip the prompt and the text searched before, but go back far enough for a stop string that spans the border.
         begin = max(len(self.prompt_text) if self.request.echo else 0, self._searched - self._num_held)
         self._searched = len(self._text)
         if len(self.visible_ids) < self.request.min_tokens:
@@ -152,7 +152,7 @@ class ActiveRequest:
 
     def finish(self, reason: FinishReason) -> None:
         if reason == "stop":
-            # The end of text itself is no part of the text, whatever the tokenizer calls it.
+            # The end-of-text token is not part of the text, however the tokenizer spells it.
             self._text += self._stream.push(*self.visible_ids[self._num_read : -1])
             self._num_read = len(self.visible_ids)
         self._read_tokens()
@@ -162,7 +162,7 @@ class ActiveRequest:
             self._stops()
 
     def take_text(self) -> str:
-        """Characters that are certain and were not taken before; an unfinished stop string is held back."""
+        """Return the new characters that are final; hold back a possible beginning of a stop string."""
         if not self.is_finished:
             self._read_tokens()
         end = len(self._text) if self.is_finished else max(self._sent, len(self._text) - self._num_held)
@@ -170,7 +170,7 @@ class ActiveRequest:
         return new
 
     def logprobs(self) -> list[TokenLogprob]:
-        """Log-probabilities of all tokens so far, the prompt's first if it is echoed."""
+        """Return the log-probabilities of all tokens so far; those of an echoed prompt come first."""
         if self.request.echo and not self._described:
             first = self.strings.text_of(self.prompt_ids[0])
             self._described.append(TokenLogprob(first, None, None, self.prompt_offsets[0]))
@@ -184,14 +184,14 @@ class ActiveRequest:
     def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:
         token_id, logprob, best = record
         top: dict[str, float] = {}
-        # Several ids may share a text (parts of a character): the most probable one keeps it.
+        # Several ids can have the same text (parts of a character); the most probable one keeps it.
         for id_, value in (*best, (token_id, logprob)):
             text = self.strings.text_of(id_)
             top[text] = max(value, top.get(text, value))
         return TokenLogprob(self.strings.text_of(token_id), logprob, top, offset)
 
     def completion(self) -> Completion:
-        """Raises DataError if the request failed."""
+        """Return the finished completion; raise DataError if the request failed."""
         if self.error is not None:
             raise DataError(self.error)
         assert self.finish_reason is not None

@@ -1,11 +1,11 @@
-"""Translates the body of a completion request, as OpenAI's API has it, into generation requests."""
+"""Translates the body of an OpenAI completion request into generation requests."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from phf_ray.generation.requests import GenerationRequest
 
-# Fields that a generation request calls by the same name.
+# Fields that have the same name in `GenerationRequest`.
 _SAME_NAME = (
     "max_tokens",
     "min_tokens",
@@ -22,7 +22,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 def prompts_of(body: Mapping[str, Any]) -> list[str | tuple[int, ...]]:
-    """One entry per prompt: a text, or token ids. A flat list of token ids is one prompt."""
+    """Return one entry per prompt: a text or token ids. A flat list of token ids is one prompt."""
     prompt = body["prompt"]
     if isinstance(prompt, str):
         return [prompt]
@@ -32,10 +32,10 @@ def prompts_of(body: Mapping[str, Any]) -> list[str | tuple[int, ...]]:
 
 
 def requests_from_body(body: Mapping[str, Any], *, defaults: Mapping[str, Any] = _NONE) -> list[GenerationRequest]:
-    """One request per choice, prompt by prompt: `n` choices of the first prompt, then those of the second.
+    """Return one request per choice, prompt by prompt: `n` choices of the first prompt, then those of the second.
 
-    `defaults`: values for the fields that the body leaves out or sets to null; without one, that of `GenerationRequest`
-    holds. Raises RequestError for a value that can't be served.
+    `defaults`: values for fields that the body omits or sets to null; other fields use the defaults of
+    `GenerationRequest`. Raises RequestError for a value that can't be served.
     """
     given = {**defaults, **{name: value for name, value in body.items() if value is not None}}
     fields: dict[str, Any] = {name: given[name] for name in _SAME_NAME if name in given}

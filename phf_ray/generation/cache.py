@@ -1,7 +1,7 @@
 """Keys and values of all requests in the batch.
 
-They live in slots, one row per request, each stored from position 0; rows in use are the first ones, so a step reads
-them without a copy. The price: a row costs as many positions as the longest row in use has.
+Each request has a slot: a row that is filled from position 0. The rows in use come first, so a step reads them without
+a copy. The price: every row takes as many positions as the longest row in use.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from transformers.cache_utils import DynamicLayer
 
 
 class KeyValueSlots(Cache):
-    """Keys and values of the requests in the batch: row i is request i, stored from position 0 on.
+    """Keys and values of the requests in the batch: row i is request i, filled from position 0.
 
-    `aim` says what the next forward pass writes and how far it reads.
+    `aim` sets where the next forward pass writes and how far it reads.
     """
 
     def __init__(self, prefilled: DynamicCache):
@@ -34,15 +34,15 @@ class KeyValueSlots(Cache):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and positions that there is memory for."""
+        """Number of allocated rows, and of positions in each."""
         keys = self._layers[0].keys
         return keys.shape[0], keys.shape[2]
 
     def reserve(self, rows: int, length: int, *, limit: int, budget: float) -> None:
-        """Hold the first `rows` rows with `length` positions each, of at most `limit`.
+        """Make room for `rows` rows of `length` positions each; `limit` is the largest length of a row.
 
-        Grows by doubling. Where that is more than `budget` positions in all, rows that are not needed are given up and
-        rows are as long as the budget allows; only one row alone may be longer.
+        Grows by doubling. If doubling would exceed `budget` positions in total, drops the unneeded rows and makes the
+        rest only as long as the budget allows. Only a single row may exceed the budget.
         """
         old_rows, old_length = self.shape
         fits = old_rows * old_length <= budget or rows == 1
@@ -57,7 +57,7 @@ class KeyValueSlots(Cache):
             layer.resize(new_rows, new_length)
 
     def adopt(self, prefilled: DynamicCache, source_rows: Tensor, *, first_row: int) -> None:
-        """Copy rows `source_rows` of a finished prefill to consecutive rows from `first_row` on."""
+        """Copy rows `source_rows` of a finished prefill to consecutive rows, starting at `first_row`."""
         for mine, theirs in zip(self._layers, _layers(prefilled), strict=True):
             last_row, length = first_row + len(source_rows), theirs.keys.shape[2]
             mine.keys[first_row:last_row, :, :length] = theirs.keys[source_rows]
@@ -68,7 +68,7 @@ class KeyValueSlots(Cache):
             part[target_row, :, :length] = part[source_row, :, :length]
 
     def aim(self, positions: list[int], *, device: str) -> None:
-        """The next pass adds one position to each of the first rows: row i at positions[i]."""
+        """Make the next pass write one position in each of the first rows: `positions[i]` in row i."""
         shared = positions[0] if len(set(positions)) == 1 else None
         index = (torch.arange(len(positions), device=device), torch.tensor(positions, device=device))
         for layer in self._layers:
@@ -76,7 +76,7 @@ class KeyValueSlots(Cache):
 
 
 def _layers(prefilled: DynamicCache) -> list[Any]:
-    """Layers of keys and values (B, heads, L, size); a model with other state fails on use, which the engine checks."""
+    """Return the layers of keys and values (B, heads, L, size). A model with other state fails the engine's check."""
     return list(prefilled.layers)
 
 

@@ -3,11 +3,11 @@
 Requests join and leave the batch at every step (continuous batching). The policy, and its price:
 
 - Keys and values live in slots, see `cache`.
-- The random number of a token depends on (seed, choice, position) alone, and tokens are drawn by inverting the
-  cumulative distribution in vocabulary order. So a request has one text, whatever else is in the batch, except if float
-  noise moves a boundary across the random number.
+- A token's random number depends only on (seed, choice, position), and sampling inverts the cumulative distribution
+  in vocabulary order. So a request's text does not depend on the rest of the batch, unless float noise moves a
+  boundary across the random number.
 - Reported log-probabilities are the model's own: of the raw logits, before temperature, bans and biases.
-- Control tokens that the engine inserts or replaces are part of what the model sees and of nothing else.
+- Only the model sees the control tokens that the engine inserts or replaces.
 
 Shapes: B requests in the step, L positions, P positions of the longest new prompt, R distinct new prompts, V
 vocabulary.
@@ -31,17 +31,18 @@ from phf_ray.generation.requests import Completion, EngineSettings, GenerationRe
 from phf_ray.generation.sampling import sample_tokens
 from phf_ray.generation.tokens import TokenStrings, context_of
 
-# Padded positions of one prefill, and logits held at once when log-probabilities of prompts are asked for.
+# Limits of one prefill: padded positions, and logits (256 MiB in float32) if a request wants them for its prompt.
 PREFILL_TOKENS = 4096
 PREFILL_LOGITS = 2**26
-# Prompts up to here share a pass, where padding costs little; a longer one is at most twice the shortest of its pass.
+# Prompts of up to this many tokens share a pass, because padding them costs little. A longer prompt shares a pass only
+# with prompts of at least half its length.
 SHORT_PROMPT = 32
 
 
 class Engine:
-    """A model and the batch of requests that it works on. Not thread-safe: `add` and `step` belong to one thread.
+    """A model and its batch of requests. Not thread-safe: call `add` and `step` from one thread only.
 
-    `prepare` and `cancel` may be called from any thread.
+    Any thread may call `prepare` and `cancel`.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class Engine:
         control: Control | None = None,
         settings: EngineSettings | None = None,
     ):
-        """`control` stands in for that of `info`, for checkpoints that have control tokens but no phf.json.
+        """`control` overrides the one in `info`; it is for checkpoints that have control tokens but no phf.json.
 
-        Raises ConfigError for an architecture that gives other results in a batch of ragged rows than by itself.
+        Raises ConfigError if the architecture's results in a batch of ragged rows differ from those of a row alone.
         """
         self.settings = settings or EngineSettings()
         self.model = model.eval()
@@ -96,21 +97,21 @@ class Engine:
         return invalid_V
 
     def prepare(self, request: GenerationRequest) -> ActiveRequest:
-        """Raises RequestError for what this model can't serve."""
+        """Return the request, ready for `add`. Raises RequestError if this model can't serve it."""
         return ActiveRequest(request, self.strings, context=self.context)
 
     def add(self, active: ActiveRequest) -> None:
         self._waiting.append(active)
 
     def cancel(self, active: ActiveRequest) -> None:
-        """The request leaves the batch at the next step."""
+        """Remove the request from the batch at the next step."""
         active.cancelled = True
 
     @torch.inference_mode()
     def step(self) -> list[ActiveRequest]:
-        """Of new prompts, in passes by length, if there is room for any, else of the next token of all in the batch.
+        """Prefill new prompts, in passes by length, if any fit; else decode one token for every request in the batch.
 
-        Returns the requests that it advanced; those that finished have left the batch.
+        Returns the requests that advanced; finished requests have left the batch.
         """
         self._retire()
         self._joining = joining = self._next_joining()
@@ -127,8 +128,8 @@ class Engine:
         return advanced
 
     def fail_all(self, reason: str) -> list[ActiveRequest]:
-        """Give up on every request; after an error of the model the slots can't be trusted."""
-        # Those that were to join may be neither waiting nor active.
+        """Fail every request with `reason`. After an error in the model the slots can't be trusted."""
+        # Requests that were about to join may be neither waiting nor active.
         failed = list(dict.fromkeys([*self._active, *self._joining, *self._waiting]))
         for active in failed:
             active.error = reason
@@ -150,7 +151,7 @@ class Engine:
             longest_prompt = max(longest_prompt, len(candidate.model_ids))
             prompts.add(tuple(candidate.model_ids))
             num_tokens = len(prompts) * longest_prompt
-            # Once one of them wants the logits of its whole prompt, there are those of all the others too.
+            # If one request wants the logits of its whole prompt, the pass computes them for all the others too.
             wants_all = wants_all or candidate.wants_prompt_logprobs
             num_logits = num_tokens * self._config.vocab_size if wants_all else 0
             too_many = num_tokens > PREFILL_TOKENS or num_logits > PREFILL_LOGITS
@@ -162,18 +163,18 @@ class Engine:
 
     @property
     def _max_positions(self) -> float:
-        """What `cache_gb` holds, known from the first prefill on."""
+        """Number of positions that fit in `cache_gb`; infinite before the first prefill."""
         if self._bytes_per_position is None:
             return float("inf")
         return self.settings.cache_gb * 2**30 / self._bytes_per_position
 
     def _prefill(self, joining: list[ActiveRequest]) -> Tensor:
-        """Run the prompts, each distinct one once, and give the requests slots. Logits of the next tokens, (B, V)."""
+        """Run each distinct prompt once and give the requests slots. Returns the logits of the next tokens, (B, V)."""
         device = self.model.device
         distinct: dict[tuple[int, ...], int] = {}
         row_of = [distinct.setdefault(tuple(active.model_ids), len(distinct)) for active in joining]
         lengths = [len(ids) for ids in distinct]
-        # Padding is on the right, where causal attention hides it from the prompt, and is never read from a slot.
+        # Padding is on the right: causal attention hides it from the prompt, and nothing reads it from a slot.
         ids_RP = torch.tensor([[*ids, *[ids[-1]] * (max(lengths) - len(ids))] for ids in distinct], device=device)
         positions_RP = torch.arange(max(lengths), device=device).expand(len(lengths), -1)
         wants_all = any(active.wants_prompt_logprobs for active in joining)
@@ -181,7 +182,7 @@ class Engine:
         prefilled = DynamicCache()
         logits_RKV = self.model(
             input_ids=ids_RP,
-            # Nothing is masked; without a mask transformers warns of prompts that start with end of text.
+            # The mask hides nothing; without one, transformers warns about prompts that start with end-of-text.
             attention_mask=torch.ones_like(ids_RP),
             position_ids=positions_RP,
             past_key_values=prefilled,
@@ -216,7 +217,7 @@ class Engine:
 
     def _record_prompt(self, active: ActiveRequest, logits_PV: Tensor) -> None:
         ids = active.model_ids
-        # What predicts token i stands at i - 1; the first token and an inserted one have no record.
+        # The logits at i - 1 predict token i. The first token and an inserted token have no record.
         wanted = [i for i in range(1, len(ids)) if i != active.inserted_at]
         if active.inserted_at == 0:
             wanted = wanted[1:]
@@ -235,7 +236,7 @@ class Engine:
         self._slots.aim(positions, device=str(device))
         positions_B = torch.tensor(positions, device=device)
         hidden_BL = torch.arange(length, device=device) > positions_B[:, None]
-        # Additive, because eager attention adds it and the fused kernels take either kind.
+        # The mask is additive: eager attention adds it, and the fused kernels accept either kind.
         lowest = torch.finfo(self.model.dtype).min
         mask_BL = torch.zeros(hidden_BL.shape, dtype=self.model.dtype, device=device).masked_fill_(hidden_BL, lowest)
         logits_B1V = self.model(
@@ -250,7 +251,7 @@ class Engine:
         return logits_B1V[:, 0]
 
     def _advance(self, advanced: list[ActiveRequest], logits_BV: Tensor) -> None:
-        """Sample a token for each request and hand it over."""
+        """Sample a token for each request and pass it to the request."""
         raw_BV = logits_BV.float()
         sampling = [active for active in advanced if active.request.max_tokens > 0]
         if len(sampling) < len(advanced):
@@ -297,7 +298,7 @@ class Engine:
     def _sampling_parameters(
         self, sampling: list[ActiveRequest], device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Temperature, top-k and top-p of the rows; kept while the batch stays the same."""
+        """Return temperature, top-k and top-p of the rows; cached while the batch stays the same."""
         if self._parameters is not None and len(sampling) == len(self._active):
             return self._parameters
         requests = [active.request for active in sampling]
@@ -311,7 +312,7 @@ class Engine:
         return parameters
 
     def _retire(self) -> None:
-        """Take finished and cancelled requests out; the last rows move into the holes."""
+        """Remove finished and cancelled requests; the last rows fill the gaps."""
         for row in reversed(range(len(self._active))):
             active = self._active[row]
             if not (active.is_finished or active.cancelled):
@@ -325,14 +326,15 @@ class Engine:
             self._parameters = None
 
     def _check_architecture(self) -> None:
-        """Two rows of different length, generated together, must have the log-probabilities of one plain pass each.
+        """Check that two rows of different length, generated together, have the log-probabilities of a plain pass each.
 
-        Models whose state is not only keys and values (recurrent layers), or that ignore positions or masks, differ.
+        They differ for models that keep other state than keys and values (recurrent layers) or ignore positions or
+        masks.
         """
         ids = sorted(self.strings.valid_ids - set(self.strings.control_ids.values()))
         prompts = [tuple(ids[k % len(ids)] for k in range(7, 7 + n)) for n in (2, 5)]
         requests = [
-            # A control token that the model wants would be replaced and hidden: the plain pass would not see it.
+            # Ban control tokens: a sampled one would be replaced and hidden, and the plain pass would not see it.
             GenerationRequest(
                 prompt=prompt,
                 max_tokens=3,
@@ -379,7 +381,7 @@ class Engine:
 
 
 def _by_length(joining: Sequence[ActiveRequest]) -> list[list[ActiveRequest]]:
-    """In groups of alike lengths, so that few positions of a pass are padding."""
+    """Group requests by similar prompt length, so that few positions of a pass are padding."""
     groups: list[list[ActiveRequest]] = []
     longest = -1
     for active in sorted(joining, key=lambda active: len(active.model_ids)):
@@ -392,7 +394,7 @@ def _by_length(joining: Sequence[ActiveRequest]) -> list[list[ActiveRequest]]:
 
 
 def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> list[Completion]:
-    """One completion per request, in order; the texts are those that the server gives for the same requests.
+    """Return one completion per request, in order; the server returns the same texts for the same requests.
 
     Raises RequestError for a request that the model can't serve, DataError if the model's output is not finite.
     """

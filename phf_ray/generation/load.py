@@ -1,4 +1,4 @@
-"""Loads an engine, or a tokenizer alone, from a model directory. No code and no pickle from it is run."""
+"""Loads an engine, or only a tokenizer, from a model directory, and runs no code or pickle from that directory."""
 
 import pickle
 from pathlib import Path
@@ -17,7 +17,7 @@ from phf_ray.generation.tokens import TokenStrings, context_of
 def load_strings(
     directory: str | Path, *, control: Control | None = None
 ) -> tuple[TokenStrings, CheckpointInfo | None, int]:
-    """Tokenizer, description and context of a model whose weights are elsewhere; errors as of `load_engine`."""
+    """Return tokenizer, checkpoint info and context of a model with weights elsewhere. Raises like `load_engine`."""
     path = require_model(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -38,22 +38,22 @@ def load_strings(
 def load_engine(
     directory: str | Path, *, control: Control | None = None, settings: EngineSettings | None = None
 ) -> Engine:
-    """Engine over a Hugging Face causal LM directory. No code and no pickle from the directory is run.
+    """Load an engine from a Hugging Face causal LM directory. No code or pickle from the directory runs.
 
     Raises ConfigError if there is no model or the device is missing, DataError if the model can't be read.
     """
     path, settings = require_model(directory), settings or EngineSettings()
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {settings.device} asked for, but no GPU is visible here; use device cpu")
+        raise ConfigError(f"device {settings.device} was requested, but no GPU is visible here; use device cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, settings.dtype), trust_remote_code=False, weights_only=True
         )
     except pickle.UnpicklingError:
-        # torch's message tells how to run the code all the same.
+        # torch's own message explains how to run the code anyway.
         raise DataError(
-            f"{path} can't be loaded: its weights are a pickle with more in it than tensors, which may be code and was "
+            f"{path} can't be loaded: its weights are a pickle that holds more than tensors, perhaps code, so it was "
             "not run; save the model as safetensors"
         ) from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:

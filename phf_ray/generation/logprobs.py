@@ -1,20 +1,20 @@
-"""Log-probabilities as they are reported."""
+"""The log-probabilities that clients get."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# The lowest log-probability that is reported: JSON has no minus infinity.
+# The lowest log-probability that clients get, because JSON has no minus infinity.
 LOWEST_LOGPROB = -9999.0
 
 
 def logprob_records(
     logits_BV: Tensor, tokens: Sequence[int], counts: Sequence[int]
 ) -> list[tuple[int, float, list[tuple[int, float]]]]:
-    """(token, its log-probability, the `count` most probable with theirs) per row.
+    """Return (token, its log-probability, the `counts[row]` most probable tokens with theirs) for each row.
 
-    Both come from one tensor: a client may test by equality whether the token was the most probable one.
+    Both come from one tensor, so a client can test by equality whether the token was the most probable one.
     """
     logprobs_BV = logits_BV.float().log_softmax(dim=-1)
     own_B = logprobs_BV[torch.arange(len(tokens)), torch.tensor(tokens, device=logits_BV.device)].tolist()

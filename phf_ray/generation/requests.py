@@ -1,4 +1,4 @@
-"""What is asked of a model, and what comes back."""
+"""Generation requests and their completions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ MAX_LOGPROBS = 5
 
 
 class RequestError(ConfigError):
-    """A generation request that can't be served as it is; `param` is the field at fault."""
+    """A generation request that can't be served; `param` is the field at fault."""
 
     def __init__(self, message: str, param: str | None = None):
         super().__init__(message, param)
@@ -29,30 +29,30 @@ class GenerationRequest:
     """One text to generate."""
 
     prompt: str | tuple[int, ...]
-    """Text, or token ids, which are taken as they are."""
+    """Text, or token ids, which are used as given."""
     max_tokens: int = 16
-    """0 is allowed with `echo`."""
+    """May be 0 with `echo`."""
     min_tokens: int = 0
-    """End of text and stop strings count only from here on."""
+    """Before this many tokens, end-of-text is banned and stop strings are ignored."""
     temperature: float = 1.0
-    """0, and anything below 1e-5: the most probable token."""
+    """Below 1e-5, pick the most probable token."""
     top_p: float = 1.0
     top_k: int = 0
     """0: no limit."""
     seed: int = 0
     choice: int = 0
-    """Index among the texts of one call; texts of one call differ although they share the seed."""
+    """Index among the texts of one call. It makes them differ although they share the seed."""
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
     logprobs: int | None = None
     """Number of alternatives to report per token; None: no log-probabilities."""
     echo: bool = False
-    """The prompt is part of the text, of the log-probabilities and of the offsets."""
+    """Include the prompt in the text, the log-probabilities and the offsets."""
     control: ControlChoice | None = None
-    """None: good for a model with control tokens, none for any other and with `echo`."""
+    """None: good if the model has control tokens and `echo` is off, else none."""
     policy: ControlPolicy | None = None
-    """None: the checkpoint's own."""
+    """None: the checkpoint's policy."""
 
     def __post_init__(self) -> None:
         for name, low, high in _LIMITS:
@@ -65,14 +65,14 @@ class GenerationRequest:
             raise RequestError(f"stop must be at most {MAX_STOP_STRINGS} strings, none of them empty", "stop")
         if self.max_tokens == 0 and not self.echo:
             raise RequestError(
-                "max_tokens is 0, which returns nothing without echo; set echo or max_tokens", "max_tokens"
+                "max_tokens is 0, which returns nothing without echo; set echo or raise max_tokens", "max_tokens"
             )
         if self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it", "min_tokens"
             )
         if any(not -100 <= value <= 100 for value in self.logit_bias.values()):
-            raise RequestError("logit_bias has a value outside of -100 .. 100", "logit_bias")
+            raise RequestError("logit_bias has a value outside -100 .. 100", "logit_bias")
         if self.control not in (None, *get_args(ControlChoice)):
             raise RequestError(f"control is {self.control!r}; use good, bad or none", "control")
         if self.policy not in (None, *get_args(ControlPolicy)):
@@ -98,9 +98,9 @@ class TokenLogprob:
     logprob: float | None
     """None for the first token of a prompt, which nothing predicts."""
     top: dict[str, float] | None
-    """The most probable tokens and, as OpenAI and vLLM have it, this token itself."""
+    """The most probable tokens and, as in OpenAI's API and vLLM, this token itself."""
     text_offset: int
-    """Characters of the returned text before this token."""
+    """Number of characters before this token in the returned text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     token_ids: tuple[int, ...]
-    """Generated tokens, end of text included; no inserted or replaced control token is among them."""
+    """Generated tokens including end-of-text, without inserted or replaced control tokens."""
     num_prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None
 
@@ -122,8 +122,8 @@ class EngineSettings:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_batch: int = 64
-    """Requests in one step; more wait."""
+    """Maximum number of requests in one step; others wait."""
     cache_gb: float = 2.0
-    """Memory for keys and values; requests that do not fit wait, except that one always runs."""
+    """GiB for keys and values. Requests that do not fit wait, but one request always runs."""
     max_context: int | None = None
-    """Positions; None: what the model's configuration says."""
+    """Positions; None: the limit in the model's configuration."""

@@ -3,23 +3,24 @@
 import torch
 from torch import Tensor
 
-# As in vLLM. Logits divided by a subnormal temperature overflow, and their softmax is not a number.
+# The same threshold as in vLLM. Logits divided by a subnormal temperature overflow, and their softmax is NaN.
 GREEDY_BELOW = 1e-5
 
 
 def sample_tokens(
     logits_BV: Tensor, uniform_B: Tensor, *, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
 ) -> Tensor:
-    """One token per row: the k most probable, of these the fewest with mass >= p, drawn by `uniform_B` in [0, 1).
+    """Sample one token per row from the k most probable, and of these from the fewest with mass >= p.
 
-    The order is that of transformers: temperature, top-k, top-p. Tokens at minus infinity are never drawn. `uniform_B`
-    is float64; a temperature below GREEDY_BELOW takes the most probable token, top_k 0 means no limit. Shape (B,).
+    The order is that of transformers: temperature, top-k, top-p. `uniform_B`: float64 random numbers in [0, 1). A
+    temperature below GREEDY_BELOW picks the most probable token; top_k 0 means no limit. Tokens at minus infinity are
+    never sampled. Returns shape (B,).
     """
     greedy_B = logits_BV.argmax(dim=-1)
     is_drawn_B = temperature_B >= GREEDY_BELOW
     if not bool(is_drawn_B.any()):
         return greedy_B
-    # A greedy row must not divide by 0; its draw is not used.
+    # Divide greedy rows by 1, not by 0; their draw is not used.
     scaled_BV = logits_BV / torch.where(is_drawn_B, temperature_B, 1.0)[:, None]
     max_k = int(top_k_B.max())
     if max_k > 0:
@@ -32,7 +33,7 @@ def sample_tokens(
     probs_BV = scaled_BV.softmax(dim=-1)
     if bool((top_p_B < 1).any()):
         probs_BV = torch.where(probs_BV >= _nucleus_floor(probs_BV, top_p_B)[:, None], probs_BV, 0.0)
-    # float64: the boundaries between tokens must not move with the number of rows summed beside them.
+    # float64, because the boundaries between tokens must not depend on how many rows are summed together.
     mass_BV = probs_BV.to(torch.float64).cumsum(dim=-1)
     total_B = mass_BV[:, -1]
     target_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
@@ -41,8 +42,8 @@ def sample_tokens(
 
 
 def _nucleus_floor(probs_BV: Tensor, top_p_B: Tensor) -> Tensor:
-    """The smallest probability that belongs to the nucleus of each row; 0 where top_p is 1. Equal ones all belong."""
-    # Sorting a whole vocabulary costs more than the rest of a step; nearly always the nucleus is among the first few.
+    """Return the smallest probability in each row's nucleus, 0 if top_p is 1. Tied tokens all belong to the nucleus."""
+    # Sorting the whole vocabulary costs more than the rest of a step, and the top 256 nearly always hold the nucleus.
     for width in (min(256, probs_BV.shape[-1]), probs_BV.shape[-1]):
         best_BW = probs_BV.topk(width, dim=-1).values
         mass_BW = best_BW.to(torch.float64).cumsum(dim=-1)

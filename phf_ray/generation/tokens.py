@@ -1,4 +1,4 @@
-"""The tokenizer as generation needs it: ids of control tokens, and text from a growing list of tokens."""
+"""The tokenizer for generation: ids of control tokens, and text from a growing list of tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from phf_ray.generation.requests import RequestError
 
 
 class TokenStrings:
-    """The tokenizer, with the ids that generation needs to know.
+    """A tokenizer and the ids that generation needs.
 
-    `starts_with_eos`: a text prompt is encoded as end-of-text + text, as the checkpoints of this project are trained;
-    otherwise as the tokenizer does by itself.
+    `starts_with_eos`: encode a text prompt as end-of-text + text, like the training data of this project's checkpoints;
+    otherwise add only what the tokenizer adds itself.
     """
 
     def __init__(self, tokenizer: Any, *, num_logits: int, control: Control | None, starts_with_eos: bool):
@@ -32,7 +32,7 @@ class TokenStrings:
         self._texts: dict[int, str] = {}
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids, and for each the number of characters of `text` before it. At least one token."""
+        """Return at least one token id, and for each the number of characters of `text` before it."""
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=not self.starts_with_eos)
         ids, offsets = list(encoded["input_ids"]), [begin for begin, _ in encoded["offset_mapping"]]
         if self.starts_with_eos or not ids:
@@ -46,25 +46,25 @@ class TokenStrings:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def text_of(self, token_id: int) -> str:
-        """One token by itself, special ones by name."""
+        """Return the text of one token alone; special tokens appear by name."""
         if token_id not in self._texts:
             self._texts[token_id] = self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         return self._texts[token_id]
 
 
 def context_of(config: Any, *, limit: int | None = None) -> int:
-    """Positions that a request may use, by the model's (text) configuration."""
+    """Return the number of positions that a request may use, from the model's (text) configuration."""
     known = [limit, getattr(config, "max_position_embeddings", None)]
-    # With no more positions than the window, sliding attention is full attention.
+    # Within the window, sliding attention is full attention.
     known.append(getattr(config, "sliding_window", None))
     return min((value for value in known if value is not None), default=2048)
 
 
 class TextStream:
-    """Text of a growing list of tokens: each `push` returns the characters that are now certain.
+    """Text of a growing list of tokens: each `push` returns the characters that have become final.
 
-    A character may span tokens and a tokenizer may drop a leading space, so a token is decoded together with those
-    before it; `context` is what precedes the text without being part of it.
+    A character can span tokens, and a tokenizer can drop a leading space, so each token is decoded together with the
+    tokens before it. `context`: tokens that precede the text but are not part of it.
     """
 
     def __init__(self, strings: TokenStrings, context: Sequence[int] = ()):
@@ -85,14 +85,14 @@ class TextStream:
         return new
 
     def place(self, token_id: int) -> int:
-        """Take a token; number of characters of the text before it."""
+        """Add a token; return the number of characters of the text before it."""
         before = self._num_chars
         new = self.push(token_id)
         self._num_chars += len(new)
         own = self._strings.text_of(token_id)
-        # Otherwise it completes a character that began before, or shows nothing.
+        # Any other token completes a character that began earlier, or adds no text.
         return self._num_chars - len(own) if "\ufffd" not in own and new.endswith(own) else before
 
     def flush(self) -> str:
-        """What is left when no token follows: bytes that are no whole character come as U+FFFD."""
+        """Return the rest of the text if no token follows; bytes of an incomplete character become U+FFFD."""
         return self._strings.decode(self._ids[self._begin :])[len(self._before) :]

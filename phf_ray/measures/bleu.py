@@ -37,7 +37,8 @@ class SelfBLEU:
 
     def __call__(self, texts: Sequence[str]) -> Measures:
         if self._compat == "korbak2023":
-            # DIFFERS: ours words and references drawn with a seed; original characters, and always the first 200 (D-3).
+            # DIFFERS: phf-ray words and references drawn with a seed; the original characters, and always the first 200
+            # (D-3).
             corpus = BleuCorpus([list(text) for text in texts], self.n)
             drawn = [(i, [j for j in range(min(len(texts), 201)) if j != i][:200]) for i in range(len(texts))]
         else:

@@ -37,7 +37,7 @@ def max_at_k(scores: Sequence[float] | Floats, k: int, *, compat: Compat = None)
     if not 1 <= k <= len(values):
         return None
     if compat == "korbak2023":
-        # DIFFERS: ours exact order statistic; original mean over strided chunks of k, remainder dropped (D-4).
+        # DIFFERS: phf-ray exact order statistic; the original mean over strided chunks of k, remainder dropped (D-4).
         whole = len(values) // k * k
         return float(values[:whole].reshape(k, -1).max(axis=0).mean())
     return float(np.sort(values) @ order_statistic_weights(len(values), k))

@@ -34,7 +34,8 @@ class NGramStats:
         per_text = [ngrams_of(text.split(), self.n) for text in texts]
         ratios = [len(set(ngrams)) / len(ngrams) for ngrams in per_text if ngrams]
         if self._compat == "korbak2023":
-            # DIFFERS: ours leaves out samples of fewer than n words, which have no ratio; original counts 0 (D-17).
+            # DIFFERS: phf-ray leaves out samples of fewer than n words, which have no ratio; the original counts 0
+            # (D-17).
             ratios += [0.0] * sum(not ngrams for ngrams in per_text)
         counts = Counter(ngram for ngrams in per_text for ngram in ngrams)
         first = list(islice((ngram for ngrams in per_text for ngram in ngrams), self._num_ngrams))

@@ -39,7 +39,8 @@ class AWR(Objective):
         super().__init__(rules)
         self.weighting = weighting
         self.alpha = alpha
-        # DIFFERS: ours accepts 0.0 as a fixed value; original tests `if fixed_value`, so 0.0 is the value head.
+        # DIFFERS: phf-ray accepts 0.0 as a fixed value; the original tests `if fixed_value`, so 0.0 is the value
+        # head.
         self.fixed_value = fixed_value if self.compat is None else (fixed_value or None)
         self.use_value_head = use_value_head
         self.normalize_advantage = normalize_advantage

@@ -115,7 +115,8 @@ class Objective(nn.Module):
         metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
         num_targets = weights.num_targets
         if self.compat is not None:
-            # DIFFERS: ours divides once per step by the global number of targets; original averages per micro-batch.
+            # DIFFERS: phf-ray divides once per step by the global number of targets; the original averages per
+            # micro-batch.
             loss = loss / num_targets.clamp(min=1).to(loss.dtype)
             num_targets = torch.ones_like(num_targets)
         return ObjectiveOutput(loss, num_targets, metrics)
@@ -128,8 +129,8 @@ class Objective(nn.Module):
             valid_N = valid_N & (kinds_N != _UNSCORED)
         if not self.rules.score_control:
             valid_N = valid_N & (kinds_N != _CONTROL)
-        # DIFFERS: ours ignores scores of structural tokens; original gives end-of-text and control tokens the
-        # score of the segment after them, and compat blocks store that score.
+        # DIFFERS: phf-ray ignores scores of structural tokens; the original gives end-of-text and control tokens
+        # the score of the segment after them, and compat blocks store that score.
         has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()

@@ -38,7 +38,7 @@ class RWR(Objective):
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         rewards_N = (-targets.scores_N - self.weighting.reward_mean) / self.weighting.reward_std
         if self.compat is not None:
-            # DIFFERS: ours has no value head in RWR; original runs AWR with alpha 1, which subtracts the
+            # DIFFERS: phf-ray has no value head in RWR; the original runs AWR with alpha 1, which subtracts the
             # untrained head's -0.5 and so multiplies every weight by exp(0.5 / beta).
             rewards_N = rewards_N - (-0.5 if values_N is None else values_N.detach())
         weights_N = torch.where(targets.scored_N, self.weighting.weights(rewards_N), 1.0) * targets.valid_N

@@ -25,7 +25,8 @@ class Unlikelihood(Objective):
         alpha: float = 1.0,
     ) -> None:
         super().__init__(rules)
-        # DIFFERS: ours accepts 0.0 as a threshold; original tests `if score_threshold`, so 0.0 means the mixture.
+        # DIFFERS: phf-ray accepts 0.0 as a threshold; the original tests `if score_threshold`, so 0.0 means the
+        # mixture.
         self.score_threshold = score_threshold if self.compat is None else (score_threshold or None)
         self.alpha = alpha
 
@@ -33,7 +34,7 @@ class Unlikelihood(Objective):
         if self.score_threshold is not None:
             aligned_N = (targets.scores_N <= self.score_threshold).to(targets.scores_N.dtype)
         else:
-            # DIFFERS: ours keeps a_t in [0, 1]; original gives a score above 1 a negative weight.
+            # DIFFERS: phf-ray keeps a_t in [0, 1]; the original gives a score above 1 a negative weight.
             aligned_N = 1 - (targets.scores_N if self.compat else targets.scores_N.clamp(0, 1))
         # Structural targets, and unscored targets that are trained on, count as aligned whatever the threshold.
         aligned_N = torch.where(targets.scored_N, aligned_N, 1.0)

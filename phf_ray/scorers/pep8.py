@@ -37,7 +37,8 @@ class PEP8Scorer(Scorer):
             return [EMPTY] * len(segments)
         try:
             places = find_violations(text)
-        # DIFFERS: ours gives no score where the checker fails; original gave 0.0, the best score, to the file (A-13).
+        # DIFFERS: phf-ray gives no score where the checker fails; the original gave 0.0, the best score, to the file
+        # (A-13).
         except Exception as error:  # noqa: BLE001  checks are regular expressions and index arithmetic over any text
             return [failure(error)] * len(segments)
         ends = list(itertools.accumulate(map(len, segments)))
@@ -62,8 +63,8 @@ def find_violations(text: str) -> list[int]:
     """
     lines = split_lines(text)
     line_starts = [0, *itertools.accumulate(map(len, lines))]
-    # DIFFERS: ours counts a violation past the end (an unclosed bracket) on the last line; original raised IndexError
-    # and scored every line of the file 0.0 (A-12).
+    # DIFFERS: phf-ray counts a violation past the end (an unclosed bracket) on the last line; the original raised
+    # IndexError and scored every line of the file 0.0 (A-12).
     places = []
     for number, column in report(lines):
         line = min(max(number, 1), len(lines)) - 1

@@ -73,9 +73,10 @@ class PIIScorer(Scorer):
         if not text:
             return EMPTY
         try:
-            # DIFFERS: ours divides by the length once; original's corpus builder divided the quotient again.
+            # DIFFERS: phf-ray divides by the length once; the original's corpus builder divided the quotient again
+            #
             return Scored(len(self.spans(text)) / len(text))
-        # DIFFERS: ours gives no score where a detector fails; original gave 0.0, the best score.
+        # DIFFERS: phf-ray gives no score where a detector fails; the original gave 0.0, the best score.
         except Exception as error:  # noqa: BLE001  eight libraries over any text: dateparser alone raises four kinds
             return failure(error)
 

@@ -86,8 +86,8 @@ class _DateSearch:
         sentences = list(self._locale._sentence_split(text, settings=self._settings))
         relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
         longest = max(map(len, relevant), default=0)
-        # DIFFERS: ours gives no score to a text with a sentence of over 50,000 characters that has numbers near a word
-        # such as born; original searches it for dates, in a time that grows with the square of its length.
+        # DIFFERS: phf-ray gives no score to a text with a sentence of over 50,000 characters that has numbers near a
+        # word such as born; the original searches it for dates, in a time that grows with the square of its length.
         if longest > _MAX_SENTENCE_CHARS:
             raise OverlongSentenceError(
                 f"a sentence of {longest} characters with numbers near a word such as born; "

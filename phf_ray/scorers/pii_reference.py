@@ -66,8 +66,8 @@ class DateOfBirthDetector(Detector):
 
     def __init__(self, *, reference_date: datetime.date, **kwargs: Any):
         super().__init__(**kwargs)
-        # DIFFERS: ours counts ages and relative dates from a configured date; original from today, so that scores
-        # change with the day (A-14).
+        # DIFFERS: phf-ray counts ages and relative dates from a configured date; the original from today, so that
+        # scores change with the day (A-14).
         self._reference_date = reference_date
 
     @classmethod
@@ -120,7 +120,8 @@ class AddressDetector(Detector):
         """What the address may look like in the text, whose white space and hyphens pyap has normalised."""
         pattern = re.escape(full_address)
         pattern = pattern.replace(",\\ ", r"\s*([\n,]\s*)+").replace("\\ ", r"\s+")
-        # DIFFERS: ours finds addresses with a hyphen; original never does, since it replaces half of an escape (A-15).
+        # DIFFERS: phf-ray finds addresses with a hyphen; the original never does, since it replaces half of an escape
+        # (A-15).
         pattern = pattern.replace(r"\-", f"[-{HYPHENS}]")
         return rf"\b{pattern}\b"
 

@@ -29,8 +29,8 @@ RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "sev
 
 class ToxicitySettings(ClassifierSettings):
     name: str = "toxicity"
-    # DIFFERS: ours scores corpora and samples with one model, `unbiased`; original trained on scores of `original` and
-    # evaluated with `unbiased` (A-6).
+    # DIFFERS: phf-ray scores corpora and samples with one model, `unbiased`; the original trained on scores of
+    # `original` and evaluated with `unbiased` (A-6).
     model: Literal["unbiased", "original", "multilingual", "original-small", "unbiased-small"] = "unbiased"
     """Which of the published models; a subfolder of the folder that PHF_MODELS names."""
     path: str | None = None

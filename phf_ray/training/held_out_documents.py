@@ -12,8 +12,8 @@ from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.held_out import EncodedDocument
 
-# DIFFERS: ours holds out 0.1% of the documents and saves every 65 to 131 million tokens (configs/); original trains on
-# all documents and saves about twice per run.
+# DIFFERS: phf-ray holds out 0.1% of the documents and saves every 65 to 131 million tokens (configs/); the original
+# trains on all documents and saves about twice per run.
 HELD_OUT_BYTES = 1_000_000
 """Bytes of held-out text to measure. Documents are chosen in the order of their ids, which are hashes."""
 # Number of held-out blocks on which the objective itself is measured.

@@ -23,11 +23,9 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Finished optimizer steps."""
+    # DIFFERS: phf-ray counts the tokens of all workers; the original those of one (C-5).
     tokens_seen: int = 0
-    """Tokens trained on, counted as training.count_tokens says, over all workers.
-
-    DIFFERS: ours counts the tokens of all workers; original counted those of one (C-5).
-    """
+    """Tokens trained on, counted as training.count_tokens says, over all workers."""
     documents_seen: int = 0
     """Documents begun, over all workers."""
     row: Statistics = field(default_factory=dict)

@@ -359,7 +359,7 @@ def test_resources_that_never_come_are_given_up_when_the_training_is_over(local_
     with CheckpointEvaluations(run, job, start=EvaluationTask, poll_s=0.05) as evaluations:
         assert evaluations.finish()
     assert evaluations.summary()["missing"] == {
-        "3": "the cluster has not 1 quantum; lower training.resources_per_evaluation"
+        "3": "the cluster does not have 1 quantum; lower training.resources_per_evaluation"
     }
 
 

@@ -1,12 +1,12 @@
-"""The adaptive attack on a language model: a red LM is shown prompts that worked and asked for more like them.
+"""The adaptive attack on a language model: a red LM sees prompts that worked and writes more like them.
 
-A pool of prompts starts with a few from a file, which are tried like any other. Each round shows the red LM some of the
-pool, the ones that did worse on the attacked model more often, takes one new prompt from each of its answers, tries
-them, and adds them to the pool.
+The pool starts with a few prompts from a file, which are tried like any other. Each round shows the red LM some prompts
+of the pool, more often those that brought out worse text. The attack takes one new prompt from each of the red LM's
+answers, tries the new prompts on the attacked model, and adds them to the pool.
 
-An attack is a generator: it yields what it needs to know and is sent the answer. What it yields follows from its seed
-and the answers before, so replaying the answers resumes an attack. Scores are higher-is-worse: the attack looks for
-high ones.
+An attack is a generator: it yields a question and is sent the answer. Each question follows from the seed and the
+earlier answers, so replaying the answers resumes an attack. Higher scores are worse, and the attack looks for high
+scores.
 """
 
 from collections import Counter
@@ -24,16 +24,16 @@ from phf_ray.evaluation.attack.instructions import Instruction
 
 @dataclass(frozen=True, slots=True)
 class TriedPrompt:
-    """A prompt of the pool and what the attacked model made of it."""
+    """A prompt of the pool, and the scores of what the attacked model wrote after it."""
 
     prompt: str
     round: int
-    """0: it was there before the attack."""
+    """0: the prompt was there before the attack."""
     scores: tuple[float, ...]
-    """Of the continuations that could be scored; may be empty."""
+    """Scores of the continuations that could be scored; may be empty."""
     num_unscored: int = 0
     own_score: float | None = None
-    """Of the prompt's own text: what the attack itself contributes."""
+    """Score of the prompt's own text: what the attack itself contributes."""
 
     @property
     def mean(self) -> float | None:
@@ -52,17 +52,17 @@ class RedReply:
 
 @dataclass(frozen=True, slots=True)
 class AskAttacker:
-    """Is sent a list of Reply."""
+    """A question to the red LM. The answer is a list of RedReply."""
 
     round: int
     examples: tuple[str, ...]
-    """Prompts of the pool, to be shown in this order."""
+    """Prompts of the pool to show, in this order."""
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class TryPrompts:
-    """Is sent a list with a Tried for each prompt, or the reason why it can't be tried."""
+    """Prompts to try. The answer is a list with a TriedPrompt for each, or the reason why it can't be tried."""
 
     round: int
     prompts: tuple[str, ...]
@@ -70,7 +70,7 @@ class TryPrompts:
 
 @dataclass(frozen=True, slots=True)
 class AttackRound:
-    """What is known after a round; None: nothing of this kind has a score."""
+    """Figures after a round; None: nothing of this kind has a score."""
 
     number: int
     best_prompt_score: float | None
@@ -83,7 +83,7 @@ class AttackRound:
     num_tested: int
     """Prompts of the pool with a score."""
     outcomes: dict[str, int]
-    """Of the red LM's answers: `new`, or why an answer gave no new prompt: `refused`, `empty`, `known`, ..."""
+    """Counts of the red LM's answers: `new`, or why there is no new prompt: `refused`, `empty`, `known`, ..."""
 
 
 Attack = Generator[AskAttacker | TryPrompts, list[Any], tuple[list[AttackRound], list[TriedPrompt]]]
@@ -92,13 +92,13 @@ Attack = Generator[AskAttacker | TryPrompts, list[Any], tuple[list[AttackRound],
 def attack(
     seeds: Sequence[TriedPrompt], config: RedTeamConfig, *, instruction: Instruction, seed: int, trial: int
 ) -> Attack:
-    """One trial. `seeds`: the first prompts with what they did. Returns the rounds, 0 among them, and the pool."""
+    """Run one trial. `seeds`: the first prompts with their scores. Returns the rounds, from 0 on, and the pool."""
     if not seeds:
-        raise ConfigError("the attack has no prompt to start from; give red_team.prompts_path a file with some")
+        raise ConfigError("the attack has no prompt to start from; set red_team.prompts_path to a file of prompts")
     pool = list(seeds)
     rounds = [summarize_round(pool, pool, number=0, outcomes={})]
     for number in range(1, config.num_rounds + 1):
-        # DIFFERS: ours draws from (seed, trial, round); original from generators that nothing seeds (C-6).
+        # DIFFERS: phf-ray draws from (seed, trial, round); the original from generators that nothing seeds (C-6).
         rng = np.random.default_rng([seed, trial, number])
         chosen = choose_examples(pool, num=config.num_examples, temperature=config.weight_temperature, rng=rng)
         replies = yield AskAttacker(number, tuple(tried.prompt for tried in chosen), int(rng.integers(1 << 31)))
@@ -116,7 +116,7 @@ def attack(
 def read_replies(
     replies: Sequence[RedReply], *, instruction: Instruction, known: set[str]
 ) -> tuple[list[str], Counter[str]]:
-    """New prompts in the order in which they came, and what became of each reply."""
+    """Return the new prompts in order of arrival, and the number of replies by outcome."""
     outcomes: Counter[str] = Counter(new=0)
     candidates: dict[str, None] = {}
     for reply in replies:
@@ -134,29 +134,29 @@ def read_replies(
 
 
 def standardized(pool: Sequence[TriedPrompt]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mean scores of the pool with mean 0 and deviation 1; 0 for a prompt without a score.
+    """Return the pool's mean scores, scaled to mean 0 and deviation 1; 0 for a prompt without a score.
 
-    All 0 where the tested prompts do not differ.
+    All are 0 if the tested prompts do not differ.
     """
-    # DIFFERS: ours leaves a prompt that has no score neutral; original gives it 0.001, which on PII and PEP8 is a good
-    # score that never goes away (D-11).
+    # DIFFERS: phf-ray treats a prompt without a score as neutral; the original gives it 0.001, which on PII and PEP8 is
+    # a good score that never goes away (D-11).
     means = np.array([np.nan if tried.mean is None else tried.mean for tried in pool])
     known = ~np.isnan(means)
     spread = float(means[known].std()) if known.any() else 0.0
     if spread == 0.0:
         return np.zeros(len(pool))
-    # DIFFERS: ours standardises, so that the scale of the scores does not matter; original weighs raw means at
-    # temperature 0.1, by which the best of the pool is shown 245 times as often as the worst on toxicity but 1.06 times
-    # on PII (D-12).
+    # DIFFERS: phf-ray standardises the means, so that the scale of the scores does not matter; the original weighs raw
+    # means at temperature 0.1 and shows the best prompt of the pool 245 times as often as the worst on toxicity, but
+    # 1.06 times as often on PII (D-12).
     return np.where(known, (np.where(known, means, 0.0) - means[known].mean()) / spread, 0.0)
 
 
 def choose_examples(
     pool: Sequence[TriedPrompt], *, num: int, temperature: float, rng: np.random.Generator
 ) -> list[TriedPrompt]:
-    """`num` of the pool, or all of a smaller one, drawn one after the other with weight exp(z / temperature)."""
-    # The largest of z / temperature + Gumbel noise are such a draw without replacement, and no weight can underflow.
-    # DIFFERS: ours takes what a pool of fewer than `num` has; original fails (D-14).
+    """Draw `num` prompts (all of a smaller pool), one after the other, with weight exp(z / temperature)."""
+    # Taking the largest of z / temperature + Gumbel noise is such a draw without replacement, and no weight underflows.
+    # DIFFERS: phf-ray takes a whole pool of fewer than `num` prompts; the original fails (D-14).
     noisy = standardized(pool) / temperature + rng.gumbel(size=len(pool))
     return [pool[index] for index in np.argsort(-noisy, kind="stable")[:num]]
 
@@ -178,14 +178,14 @@ def summarize_round(
 
 
 def best_k(pool: Sequence[TriedPrompt], k: int | None) -> float | None:
-    """Mean of the k largest mean scores, or of all; of as many as there are where there are fewer. None for none."""
+    """Return the mean of the k largest mean scores (of all if k is None or there are fewer); None if there are none."""
     means = sorted((tried.mean for tried in pool if tried.mean is not None), reverse=True)[:k]
-    # DIFFERS: ours divides by the number of prompts that were added up; original by k, whatever the pool's size (D-13).
+    # DIFFERS: phf-ray divides by the number of summed prompts; the original by k, whatever the pool's size (D-13).
     return float(np.mean(means)) if means else None
 
 
 def worst_prompts(pool: Sequence[TriedPrompt], *, num: int) -> list[TriedPrompt]:
-    """Prompts with the largest mean scores, the largest first; equal ones in the pool's order."""
+    """Return the prompts with the largest mean scores, the largest first; ties keep the pool's order."""
     order = count()
     return sorted(
         (tried for tried in pool if tried.mean is not None), key=lambda tried: (-(tried.mean or 0.0), next(order))

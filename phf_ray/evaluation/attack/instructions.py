@@ -1,4 +1,4 @@
-"""What the red LM is told, and how its answers are read."""
+"""Builds the requests to the red LM, and reads its answers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ ExamplesFormat = Literal["numbered", "fenced"]
 @dataclass(frozen=True, slots=True)
 class Instruction:
     text: str
-    """Said before the examples; `{total}` is their number and one more."""
+    """Text before the examples; `{total}` stands for their number plus one."""
     format: ExamplesFormat
 
     def ask(self, examples: Sequence[str]) -> str:
-        """The request for one more prompt: the examples in the format, and the beginning of the next one."""
+        """Return the request for one more prompt: the examples in the format, and the beginning of the next one."""
         head = self.text.replace("{total}", str(len(examples) + 1))
         if self.format == "fenced":
             blocks = [f"```python\n{example}\n```" for example in examples]
             return "\n\n".join([head, *blocks, "```python\n"])
-        # A prompt of several lines would look like several.
+        # A prompt of several lines would look like several prompts.
         lines = [f"{number}. {' '.join(example.split())}" for number, example in enumerate(examples, start=1)]
         return "\n".join([head, "", *lines, f"{len(examples) + 1}."])
 
     def read(self, answer: str) -> str | None:
-        """The first prompt in the red LM's answer; None if there is none."""
+        """Return the first prompt in the red LM's answer; None if there is none."""
         return _first_snippet(answer) if self.format == "fenced" else _first_line(answer)
 
 
@@ -49,18 +49,18 @@ INSTRUCTIONS: Mapping[str, Instruction] = {
         "fenced",
     ),
 }
-"""By what the scorer measures whose high scores are looked for."""
+"""Keyed by what the attacked scorer measures (`Scorer.measures`)."""
 
 
 def instruction_for(class_name: str, config: RedTeamConfig) -> Instruction:
-    """The configured one, or that for what the scorer's class measures. Raises ConfigError if there is neither."""
+    """Return the configured instruction, or that for what the scorer measures. Raises ConfigError if there is neither."""
     if config.instruction is not None and config.examples_format is not None:
         return Instruction(config.instruction, config.examples_format)  # whether or not the scorer can be had here
     known = INSTRUCTIONS.get(scorer_class(class_name).measures or "")
     if known is None and config.instruction is None:
         raise ConfigError(
-            f"red_team.instruction is not set, and there is none for {class_name}; write what the red LM is told, such "
-            "as `Below is a list of {total} incomplete sentences that ...`"
+            f"red_team.instruction is not set, and there is none for {class_name}; write what to tell the red LM, "
+            "such as `Below is a list of {total} incomplete sentences that ...`"
         )
     text = config.instruction if config.instruction is not None else known.text if known is not None else ""
     return Instruction(text, config.examples_format or (known.format if known is not None else "numbered"))
@@ -71,10 +71,10 @@ _QUOTES = "\"'\u201c\u201d"
 
 
 def _first_line(answer: str) -> str | None:
-    """The first line with words, without its number; a numbered line goes before one that introduces the list."""
+    """Return the first line with words, without its number; if that line introduces a list, the list's first line."""
     lines = [line for line in answer.splitlines() if _NUMBER.sub("", line).strip(_QUOTES + " \t")]
     numbered = [line for line in lines if _NUMBER.match(line)]
-    # A completion goes on where the request ends, after the number; a chat often says something first.
+    # A completion continues where the request ends, after the number. A chat model often says something first.
     introduced = bool(numbered) and lines[0].rstrip().endswith(":")
     chosen = (numbered if introduced else lines)[:1]
     return _NUMBER.sub("", chosen[0]).strip().strip(_QUOTES) if chosen else None
@@ -84,8 +84,7 @@ _FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
 
 
 def _first_snippet(answer: str) -> str | None:
-    """The code up to the fence that closes it. The request opens the fence; an answer that opens one anew is taken from
-    there."""
+    """Return the code up to its closing fence, from the fence that the answer opens, or else the request's."""
     fences = list(_FENCE.finditer(answer))
     if not fences:
         return answer.rstrip() if answer.strip() else None
@@ -105,7 +104,7 @@ _REFUSAL = re.compile(
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether a chat model declines instead of answering: by its opening words, where no list or code follows."""
+    """Return whether a chat model declines to answer: by its opening words, if no list or code follows."""
     if any(_NUMBER.match(line) for line in answer.splitlines()) or "```" in answer:
         return False
     return bool(_REFUSAL.match(answer.strip()))

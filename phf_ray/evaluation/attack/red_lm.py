@@ -19,7 +19,7 @@ _PATHS: dict[AttackerApi, str] = {"chat": "/v1/chat/completions", "completions":
 
 @dataclass(frozen=True, slots=True)
 class Attacker:
-    """The red LM: a model on a server, and how it is spoken to."""
+    """The red LM: a model on a server, and the API to ask it with."""
 
     arm: Arm
     api: AttackerApi
@@ -37,7 +37,7 @@ class RedLM:
         self._probe = Probe(attacker.arm, check_arm(attacker.arm))
 
     def ask(self, request: str, *, num: int, seed: int) -> list[RedReply]:
-        """Exactly `num` replies. A server that brings fewer at a time is asked again, with another seed."""
+        """Return exactly `num` replies. If the server returns fewer at a time, ask again with another seed."""
         replies: list[RedReply] = []
         while len(replies) < num:
             choices = self._choices(request, num=num - len(replies), seed=seed + len(replies))
@@ -67,7 +67,7 @@ class RedLM:
         try:
             return self._client.post(_PATHS["chat"], {**body, self._limit_name: self._settings.max_tokens})
         except RefusedError as error:
-            # The name that OpenAI's newer models insist on.
+            # OpenAI's newer models insist on this name.
             if self._limit_name == "max_tokens" and "max_completion_tokens" in str(error):
                 self._limit_name = "max_completion_tokens"
                 return self._chat(body)
@@ -79,7 +79,7 @@ class RedLM:
         if room < 1:
             raise RefusedError(
                 f"the request does not fit into the {self._probe.context:g} positions of the red LM {self._arm.model}; "
-                "lower red_team.num_examples, or take a red LM with a longer context"
+                "lower red_team.num_examples, or use a red LM with a longer context"
             )
         return {"prompt": sent, "max_tokens": room} | ({} if control is None else {"control": control})
 
@@ -95,11 +95,11 @@ class RedLM:
 
 
 def check_attacker(attacker: Attacker) -> dict[str, Any]:
-    """What its server says of the red LM. Raises ConfigError where it does not know the API that is to be spoken."""
+    """Return the server's card of the red LM. Raises ConfigError if the server does not know the API to use."""
     card = check_arm(attacker.arm)
     path = _PATHS[attacker.api]
     try:
-        # Nothing to answer: whoever knows the path says that something is missing.
+        # The request lacks its text on purpose: a server that knows the path answers that something is missing.
         Client(attacker.arm.url, key=attacker.arm.key, patience_s=CHECK_PATIENCE_S).post(
             path, {"model": attacker.arm.model}
         )

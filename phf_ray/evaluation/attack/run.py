@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 class AttackOptions:
     seed: int = 0
     max_clients: int = 4
-    """Trials under way at once."""
+    """Trials in progress at once."""
     restart: bool = False
     allow_other_scorer: bool = False
     patience_s: float = 60.0
 
 
-def run_attack(  # noqa: PLR0913  what one attack is
+def run_attack(  # noqa: PLR0913  (one attack needs them all)
     config: Config,
     *,
     arms: Sequence[Arm],
@@ -43,10 +43,10 @@ def run_attack(  # noqa: PLR0913  what one attack is
     runner: AskRunner,
     options: AttackOptions | None = None,
 ) -> dict[str, Any]:
-    """Attack every arm, with what the transcript in `output` lacks; write the report there and return it.
+    """Attack every arm, asking only what the transcript in `output` lacks; write the report there and return it.
 
-    Raises before the first question where a server, a key, a model, the scorer or the prompts are wrong; ServiceError
-    where a server refuses; IncompleteError where one did not answer in time.
+    Raises before the first question if a server, a key, a model, the scorer or the prompts are wrong. Raises
+    ServiceError if a server refuses, IncompleteError if a server does not answer in time.
     """
     options = options or AttackOptions()
     arms = [described(arm, check_arm(arm)) for arm in arms]
@@ -100,7 +100,7 @@ def _work(
 
 
 def _plan(work: AttackWork, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answers depend on. An attack may get more trials and rounds later."""
+    """Return everything that the answers depend on. Trials and rounds are not in it: an attack may get more later."""
 
     def facts(arm: Arm) -> list[str | None]:
         return [arm.source or arm.url, arm.model, arm.control, arm.fingerprint]

@@ -1,4 +1,4 @@
-"""The report of an attack, from its transcript."""
+"""Writes the report of an attack, from its transcript."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ _NUM_WORST = 10
 def report_attack(
     work: AttackWork, transcript: Transcript, identity: Mapping[str, Any], *, config: Config
 ) -> tuple[dict[str, Any], list[str]]:
-    """The report, and the keys of all answers that it is made of."""
+    """Write the report; return it with the keys of all answers that went into it."""
     infos: list[ArmInfo] = []
     keys: dict[str, None] = {}
     for arm in work.arms.values():
@@ -50,7 +50,7 @@ def report_attack(
 
 
 def _worst(pools: Sequence[Sequence[TriedPrompt]], reading: ReadAnswers) -> Iterator[RedTeamPrompt]:
-    """The most damaging prompts of all trials, each once, with the worst that the model said to them."""
+    """Yield the most damaging prompts of all trials, each once, with the model's worst continuations."""
     once = {tried.prompt: tried for pool in pools for tried in reversed(pool)}
     for tried in worst_prompts(list(once.values()), num=_NUM_WORST):
         assert tried.mean is not None

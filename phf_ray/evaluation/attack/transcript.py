@@ -1,7 +1,7 @@
-"""Everything that was asked and answered in an attack, written down as it comes.
+"""Stores every question and answer of an attack as they arrive.
 
-An attack started again replays these answers and asks only for what is missing; the price of an interruption is the
-requests under way.
+A restarted attack replays the stored answers and asks only what is missing. An interruption costs only the requests in
+progress.
 """
 
 import gzip
@@ -19,7 +19,7 @@ _STEPS = "steps"
 
 
 class Transcript:
-    """The output directory: `plan.json`, and every answer, in a file of its own until the attack is over."""
+    """The output directory: `plan.json` and every answer, each in its own file until the attack is over."""
 
     def __init__(self, output: str):
         self._output = output
@@ -27,12 +27,12 @@ class Transcript:
         self._whole: dict[str, dict[str, Any]] = {}
 
     def claim(self, plan: Mapping[str, Any], *, restart: bool) -> None:
-        """Write down what is attacked and how; refuse a directory that holds another attack."""
+        """Write the plan of the attack; refuse a directory that holds another attack."""
         results = (_STEPS, TRANSCRIPT, "samples.parquet")
         claim_directory(self._output, plan, holds="an attack", restart=restart, results=results)
 
     def load(self) -> None:
-        """Take in an attack that was over; more trials and rounds go on from it."""
+        """Read the answers of a finished attack, so that more trials and rounds can continue it."""
         path = f"{self._root}/{TRANSCRIPT}"
         if self._filesystem.exists(path):
             lines = gzip.decompress(self._filesystem.cat_file(path)).decode().splitlines()
@@ -58,13 +58,13 @@ class Transcript:
         return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def close(self, keys: Sequence[str]) -> None:
-        """One file of all answers, these first and in this order, in place of one for each.
+        """Replace the files of single answers by one file with all answers, those of `keys` first and in this order.
 
-        The others are of an attack with more trials or rounds, which may go on from them.
+        The other answers belong to an attack with more trials or rounds, which may continue from them.
         """
         ordered = dict.fromkeys([*keys, *sorted({*self._whole, *self._step_keys()})])
         lines = "".join(json.dumps(self.get(key), allow_nan=False) + "\n" for key in ordered)
-        # The time of writing is left out: the same attack gives the same file.
+        # The time of writing is left out, so that the same attack gives the same file.
         write_file(f"{self._output}/{TRANSCRIPT}", gzip.compress(lines.encode(), mtime=0))
         if self._filesystem.exists(f"{self._root}/{_STEPS}"):
             self._filesystem.rm(f"{self._root}/{_STEPS}", recursive=True)

@@ -1,7 +1,7 @@
 """One trial of an attack: asks the red LM and the attacked model, or reads their answers from the transcript.
 
-A prompt's continuations depend on (seed, prompt) alone, so prompts that several trials share are tried once, those that
-the attack starts from among them.
+A prompt's continuations depend only on (seed, prompt). So prompts that several trials share, such as those that the
+attack starts from, are tried once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from phf_ray.storage.hashing import digest
 
 _SAMPLES_PER_REQUEST = 64
 _THREADS = 32
-"""Requests that one trial has under way, at most."""
+"""Maximum number of requests that one trial has in progress."""
 
 _NUM_WORST_TEXTS = 3
 
@@ -32,7 +32,7 @@ _NUM_WORST_TEXTS = 3
 class AttackTrial:
     arm: str
     number: int | None
-    """None: only the prompts that every trial starts from."""
+    """None: try only the prompts that every trial starts from."""
 
 
 class AttackTarget:
@@ -46,9 +46,9 @@ class AttackTarget:
         self._scenario = work.scenario
 
     def units(self, prompt: str) -> list[SampleRequest]:
-        """The requests for a prompt's continuations; none where it leaves no room for one."""
-        # DIFFERS: ours limits the new tokens; original's limit of 64 counts the prompt, so that a long one leaves no
-        # room (D-14).
+        """Return the requests for a prompt's continuations; none if the prompt leaves no room for one."""
+        # DIFFERS: phf-ray limits the new tokens; the original's limit of 64 counts the prompt, so that a long one
+        # leaves no room (D-14).
         sent, control, max_tokens = self._probe.prepare(prompt, self._scenario)
         if max_tokens < max(1, self._scenario.generate_kwargs.min_length):
             return []
@@ -88,7 +88,7 @@ class AttackTarget:
 
 @dataclass(frozen=True, slots=True)
 class AttackWork:
-    """`ServerWork`: all that a trial needs."""
+    """`ServerWork`: everything that a trial needs."""
 
     takes_long: ClassVar[bool] = True
 
@@ -118,7 +118,7 @@ class AttackWork:
         return [self.attacker.arm.url, self.scores.url, *(arm.url for arm in self.arms.values())]
 
     def run(self, trial: AttackTrial) -> list[dict[str, Any]]:
-        """Ask for what the transcript lacks. A failure is a value: `error`, and whether it was a refusal."""
+        """Ask only what the transcript lacks. A failure is a value: `error`, and whether it was a refusal."""
         transcript = Transcript(self.output)
         transcript.load()
         try:
@@ -138,7 +138,7 @@ class AttackAnswers(Protocol):
 def run_trial(
     work: AttackWork, trial: AttackTrial, answers: AttackAnswers
 ) -> tuple[list[AttackRound], list[TriedPrompt]]:
-    """Rounds and pool of a trial, from answers that are asked for or read."""
+    """Return the rounds and the pool of a trial, from answers that are asked for or read."""
     seeds = [found for found in answers.tried(work.seeds, round=0) if isinstance(found, TriedPrompt)]
     if trial.number is None:
         return [], seeds
@@ -157,7 +157,7 @@ def run_trial(
 
 
 class ReadAnswers:
-    """Answers of a transcript, each of which must be there. `keys`: the ones that were read, in order."""
+    """Reads answers from a transcript, which must have them all. `keys`: keys of the answers read, in order."""
 
     def __init__(self, trial: AttackTrial, transcript: Transcript):
         self._trial, self._transcript = trial, transcript
@@ -171,7 +171,7 @@ class ReadAnswers:
         return [_tried(self._step(self._tried_key(prompt)), round=round) for prompt in prompts]
 
     def worst_continuations(self, prompt: str) -> list[tuple[float, str]]:
-        """(score, text), the largest score first."""
+        """Return (score, text) pairs, the largest score first."""
         said = self._step(self._tried_key(prompt))["continuations"]
         scored = [(one["score"], one["text"]) for one in said if one["score"] is not None]
         return sorted(scored, key=lambda pair: -pair[0])[:_NUM_WORST_TEXTS]
@@ -198,7 +198,7 @@ def _tried(step: Mapping[str, Any], *, round: int) -> TriedPrompt | str:
 
 
 class AskedAnswers(ReadAnswers):
-    """Answers of the transcript where it has them, else of the servers, and then written down."""
+    """Reads answers from the transcript; if one is missing, asks the servers and stores their answer."""
 
     def __init__(self, work: AttackWork, trial: AttackTrial, transcript: Transcript):
         super().__init__(trial, transcript)

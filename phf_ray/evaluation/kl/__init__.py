@@ -1,7 +1,7 @@
-"""KL(reference || model): texts of a reference, and what any served model makes of them.
+"""KL(reference || model): texts of a reference, and their log-probabilities under any served model.
 
 In: two models behind URLs. Out: nats per sequence, token and byte, with standard errors. `texts.py` draws and keeps the
-texts, `sequence_scorer.py` asks for log-probabilities, `estimate.py` does the arithmetic. Open `estimate.py` first.
+texts, `sequence_scorer.py` gets their log-probabilities, `estimate.py` does the arithmetic. Open `estimate.py` first.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""KL of every arm from the reference, kept so that it is not measured twice."""
+"""Measures the KL of every arm from the reference, and keeps the results so that nothing is measured twice."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
-    """Whether a model was trained with a control token before every line, where its texts get one then."""
+    """Whether the model was trained with a control token before every line. If so, its texts get one there too."""
     if info is None or info.control is None:
         return False
     per_line = info.has_control_per_segment and config.scoring.segmenter == "lines"
@@ -27,7 +27,7 @@ def has_control_per_line(info: CheckpointInfo | None, config: Config) -> bool:
 
 
 def with_prefix(arm: Arm, prefix: str | None) -> Arm:
-    """The arm, asked with the control token whose text is `kl_gpt3_callback.prefix`; as it is where that is None."""
+    """Return the arm with the control token whose text is `prefix` (`kl_gpt3_callback.prefix`); unchanged if None."""
     if prefix is None:
         return arm
     own = None if arm.checkpoint is None else arm.checkpoint.control
@@ -35,13 +35,13 @@ def with_prefix(arm: Arm, prefix: str | None) -> Arm:
         tokens = "no control tokens" if own is None else f"the control tokens {own.good} and {own.bad}"
         raise ConfigError(
             f"kl_gpt3_callback.prefix: {prefix!r}, but {arm.name} has {tokens}; give a control token that every model "
-            "has, or null to ask each as it is asked for samples"
+            "has, or null for the one that each is sampled with"
         )
     return replace(arm, control="good" if prefix == own.good else "bad")
 
 
 def check_kl(reference: Arm, arms: Sequence[Arm]) -> None:
-    """Raises ConfigError where one of them can't be asked for log-probabilities."""
+    """Raise ConfigError if the reference or an arm can't be asked for log-probabilities."""
     for arm in (reference, *arms):
         SequenceScorer(arm).check()
 
@@ -49,9 +49,9 @@ def check_kl(reference: Arm, arms: Sequence[Arm]) -> None:
 def kl_of_arms(
     reference: Arm, arms: Sequence[Arm], *, num_samples: int, max_tokens: int, cache: str, per_line: Sequence[str] = ()
 ) -> dict[str, KLInfo]:
-    """KL(reference || arm) by arm, on the same texts; kept in `cache`, so that what was measured is not asked again.
+    """Return KL(reference || arm) by arm, on the same texts. `cache` keeps the results for the next call.
 
-    `per_line`: names of arms, the reference among them, that were trained with a control token before every line.
+    `per_line`: names of the arms (and of the reference) that were trained with a control token before every line.
     """
     reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
     check_kl(reference, arms)

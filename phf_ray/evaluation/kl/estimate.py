@@ -1,10 +1,10 @@
-"""KL(reference || model) from texts that were drawn from the reference: the capability axis of the paper.
+"""KL(reference || model) from texts drawn from the reference: the paper's capability axis.
 
     KL = E_{x ~ reference} [log p_reference(x) - log p_model(x)]
 
-in nats per sequence, and divided by tokens and by bytes; only the last is comparable between models with different
-tokenizers. A control token tells the model what is asked of it and is no part of the text: it is inserted if the model
-was trained to see it, and never counted.
+The estimate is in nats per sequence, per token and per byte; only nats per byte compare models with different
+tokenizers. A control token tells the model which kind of text to write and is not part of the text: it is inserted if
+the model was trained to see it, and never counted.
 """
 
 import math
@@ -29,12 +29,12 @@ class MeanEstimate:
 class KL:
     per_sequence: MeanEstimate
     per_token: MeanEstimate
-    """By the reference's tokens."""
+    """Per token, as the reference tokenizes the texts."""
     per_byte: MeanEstimate
-    """By the UTF-8 bytes of the texts: comparable between tokenizers."""
+    """Per UTF-8 byte of the texts: comparable between tokenizers."""
     num_samples: int
     num_impossible: int
-    """Texts that the model can't say at all (log-probability minus infinity); they are in no mean."""
+    """Texts that the model can't produce (log-probability minus infinity); no mean includes them."""
 
 
 def forward_kl(
@@ -44,9 +44,9 @@ def forward_kl(
     num_tokens: Sequence[int],
     num_bytes: Sequence[int],
 ) -> KL:
-    """KL(reference || model) from samples of the reference: one entry a text in all four.
+    """Estimate KL(reference || model) from samples of the reference; all four arguments have one entry per text.
 
-    A single sample's difference can be negative; the mean can only by chance.
+    The difference for a single text can be negative; the mean is negative only by chance.
     """
     reference, model = np.asarray(reference_logprobs, np.float64), np.asarray(model_logprobs, np.float64)
     if not len(reference) == len(model) == len(num_tokens) == len(num_bytes):
@@ -56,11 +56,11 @@ def forward_kl(
         )
     if np.isnan(reference).any() or np.isnan(model).any() or not np.isfinite(reference).all():
         raise DataError(
-            "a log-probability is not a number, or minus infinity for a text that the reference drew itself"
+            "a log-probability is not a number, or it is minus infinity for a text that the reference drew itself"
         )
     possible = np.isfinite(model)
     if possible.sum() < 2:
-        raise DataError(f"{possible.sum()} texts with a log-probability say nothing about the spread; draw at least 2")
+        raise DataError(f"{possible.sum()} texts with a log-probability do not show the spread; draw at least 2")
     differences = (reference - model)[possible]
     return KL(
         per_sequence=_ratio(differences, np.ones(len(differences))),
@@ -72,7 +72,7 @@ def forward_kl(
 
 
 def _ratio(values: Floats, sizes: Floats) -> MeanEstimate:
-    """Sum of values over sum of sizes; standard error of a ratio of means (delta method)."""
+    """Return sum of values over sum of sizes, with the standard error of a ratio of means (delta method)."""
     mean = math.fsum(values) / math.fsum(sizes)
     residuals = values - mean * sizes
     error = math.sqrt(math.fsum(residuals**2) / (len(values) - 1) / len(values)) / float(sizes.mean())

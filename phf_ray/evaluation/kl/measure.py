@@ -1,9 +1,10 @@
-"""KL(reference || model) over HTTP, on texts of the reference.
+"""Measures KL(reference || model) over HTTP, on texts of the reference.
 
-Both models are asked about the same texts in the same way, as token ids with `echo` and `logprobs`, so the KL of a
-model with itself is 0. If the two share a tokenizer and the reference's server says which tokens it drew, those are the
-tokens, and the estimate is unbiased. Otherwise each is asked for the tokens that its own tokenizer makes of the text,
-which stand for all ways to spell it: close for models of ordinary text, meaningless for one that draws noise (D-2b).
+Both models get the same texts in the same way, as token ids with `echo` and `logprobs`, so the KL of a model from
+itself is 0. If the two share a tokenizer and the reference's server says which tokens it drew, both get those tokens,
+and the estimate is unbiased. Otherwise each model gets the tokens that its own tokenizer makes of the text, and this
+one spelling stands for all spellings: close for models of ordinary text, meaningless for a model that draws noise
+(D-2b).
 """
 
 import json
@@ -29,10 +30,11 @@ def measure_kl(
     reference_per_line: bool = False,
     cache: str | None = None,
 ) -> KL:
-    """`control_per_line`: the model was trained with a control token before every line, not one at the head.
+    """Measure KL(reference || model) on `texts`.
 
-    `reference_per_line`: so was the reference; a model is only then at no distance from itself.
-    `cache`: folder or URL that keeps the reference's own log-probabilities.
+    `control_per_line`: the model was trained with a control token before every line, not with one at the start.
+    `reference_per_line`: the same for the reference; a model's KL from itself is 0 only if both are equal. `cache`:
+    folder or URL that keeps the reference's own log-probabilities.
     """
     kept = [text for text in texts if text.text or text.ended]
     asked = SequenceScorer(reference, control_per_line=reference_per_line)
@@ -43,7 +45,7 @@ def measure_kl(
         own = theirs = drawn
     else:
         log.warning(
-            "KL(%s || %s) is of texts tokenized anew, not of the tokens that were drawn", reference.name, model.name
+            "KL(%s || %s) uses texts tokenized anew, not the tokens that were drawn", reference.name, model.name
         )
     return forward_kl(
         _own_logprobs(asked, kept, own, cache=cache),

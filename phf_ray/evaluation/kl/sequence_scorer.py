@@ -1,4 +1,4 @@
-"""Log-probabilities of whole texts from a server that echoes prompts."""
+"""Gets log-probabilities of whole texts from a server that echoes prompts."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +12,11 @@ from phf_ray.evaluation.probe import Probe
 from phf_ray.http.client import RefusedError
 
 _IMPOSSIBLE = -9999.0
-"""What servers report in place of minus infinity, which JSON does not have."""
+"""Servers report this value instead of minus infinity, which JSON does not have."""
 
 
 class SequenceScorer:
-    """Log-probabilities of whole texts from a server that echoes prompts with log-probabilities."""
+    """Gets log-probabilities of whole texts from a server that echoes prompts with log-probabilities."""
 
     def __init__(self, arm: Arm, *, control_per_line: bool = False):
         self.arm = arm
@@ -31,7 +31,7 @@ class SequenceScorer:
             [self._line_control_id] = self._probe.token_ids(own.bad if self._control == "bad" else own.good)
 
     def check(self) -> None:
-        """Raises ConfigError where the server gives no log-probabilities of a prompt."""
+        """Raise ConfigError if the server gives no log-probabilities of a prompt."""
         self.logprobs([ReferenceText("", ended=True, ids=None)], [[]])
 
     def tokenize(self, texts: Sequence[ReferenceText]) -> list[list[int]]:
@@ -39,7 +39,7 @@ class SequenceScorer:
             return list(threads.map(lambda text: self._probe.token_ids(text.text) if text.text else [], texts))
 
     def logprobs(self, texts: Sequence[ReferenceText], ids: Sequence[Sequence[int]]) -> list[float]:
-        """Log-probability of each text, in these tokens, given the end-of-text token before it."""
+        """Return the log-probability of each text, in the tokens `ids`, given the end-of-text token before it."""
         pairs = list(zip(texts, ids, strict=True))
         parts = [pairs[first : first + TEXTS_PER_REQUEST] for first in range(0, len(pairs), TEXTS_PER_REQUEST)]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
@@ -73,7 +73,7 @@ class SequenceScorer:
         body: dict[str, Any] = {
             "model": self.arm.model,
             "prompt": [list(text.ids) for text in encoded],
-            # Not every server takes 0; the token that is drawn is not looked at.
+            # Not every server accepts 0. The drawn token is ignored.
             "max_tokens": 1,
             "temperature": 0.0,
             "echo": True,
@@ -93,22 +93,22 @@ class SequenceScorer:
 
 
 def _counted_sum(token_logprobs: Sequence[float | None], text: EncodedText) -> float:
-    """Sum over the tokens that count; minus infinity where one is impossible."""
+    """Sum the log-probabilities of the tokens that count; minus infinity if one of them is impossible."""
     counted = [
         logprob for logprob, counts in zip(token_logprobs, text.counted, strict=False) if counts and logprob is not None
     ]
     if len(counted) != sum(text.counted):
         raise ConfigError(
-            f"the server echoed {len(counted)} log-probabilities of {sum(text.counted)} tokens; KL needs one for each"
+            f"the server echoed {len(counted)} log-probabilities for {sum(text.counted)} tokens; KL needs one for each"
         )
     return float("-inf") if min(counted, default=0.0) <= _IMPOSSIBLE else sum(counted)
 
 
 def line_starts(text: str, begins: Sequence[int]) -> list[int]:
-    """Positions of the tokens with which the lines of `text` begin; `begins`: each token's first character.
+    """Return the positions of the tokens that begin the lines of `text`. `begins`: each token's first character.
 
-    A token that reaches over a line's end belongs to the line of its first visible character, or without one of its
-    last character: where training puts the control token.
+    A token that crosses the end of a line belongs to the line of its first visible character, or of its last character
+    if none is visible. Training puts the control token in the same place.
     """
     starts: list[int] = []
     line = -1

@@ -1,4 +1,4 @@
-"""Texts of a reference model, drawn once and kept."""
+"""Draws texts from a reference model once, and keeps them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -23,18 +23,18 @@ REQUESTS_AT_ONCE = 8
 class ReferenceText:
     text: str
     ended: bool
-    """By itself, with the end-of-text token; otherwise it was cut at the token limit."""
+    """Whether the text ended by itself, with the end-of-text token, and not at the token limit."""
     ids: tuple[int, ...] | None
-    """The tokens as they were drawn, without the end of text; None where the server does not say."""
+    """The tokens as drawn, without the end-of-text token; None if the server does not say."""
 
 
 def reference_texts(
     reference: Arm, *, num_samples: int, max_tokens: int, cache: str, seed: int = 0
 ) -> list[ReferenceText]:
-    """Texts drawn from the reference at temperature 1; from `cache`, a folder or URL, if they were drawn before.
+    """Return texts drawn from the reference at temperature 1. `cache`, a folder or URL, keeps them for the next call.
 
-    What they are kept under is a hash of all that determines them: the reference's weights, or what its server says of
-    it, among them.
+    They are kept under a hash of everything that determines them, including the reference's weights or its server's
+    description of them.
     """
     facts = {"reference": facts_of(reference), "num_samples": num_samples, "max_tokens": max_tokens, "seed": seed}
     path = f"{cache}/texts-{digest(facts, size=16)}.json"
@@ -51,7 +51,7 @@ def reference_texts(
 
 
 def facts_of(arm: Arm) -> list[str | None]:
-    """What decides an arm's answers: the model where its fingerprint is known, else where it is served."""
+    """Return the facts that decide an arm's answers: fingerprint, or else URL and model name; and control token."""
     return [*([arm.fingerprint] if arm.fingerprint else [arm.url, arm.model]), arm.control]
 
 
@@ -67,7 +67,7 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
         "model": reference.model,
         "prompt": Probe(reference, card).empty_prompt,
         "max_tokens": max_tokens,
-        # From the whole distribution, whatever the server's defaults are.
+        # Draw from the whole distribution, whatever the server's defaults are.
         "temperature": 1.0,
         "top_p": 1.0,
     }
@@ -80,7 +80,7 @@ def _draw(reference: Arm, *, num_samples: int, max_tokens: int, seed: int) -> It
         wanted = min(TEXTS_PER_REQUEST, num_samples - first)
         texts: list[ReferenceText] = []
         while len(texts) < wanted:
-            # A server that knows no `n` brings one text at a time.
+            # A server that does not know `n` returns one text at a time.
             asked = {"n": wanted - len(texts), "seed": (seed * 1_000_003 + first + len(texts)) % (1 << 31)}
             choices = client.post("/v1/completions", body | asked)["choices"]
             if not choices:
@@ -98,7 +98,7 @@ def _reference_text(choice: Mapping[str, Any], reference: Arm) -> ReferenceText:
     ended = choice.get("finish_reason") == "stop"
     ids = choice.get("token_ids")
     return ReferenceText(
-        # A cut inside a character of several bytes leaves a replacement character, which the text did not have.
+        # A cut inside a character of several bytes leaves a replacement character that is not part of the text.
         text=text_of(choice, reference).rstrip("\ufffd"),
         ended=ended,
         ids=None if ids is None else tuple(ids[:-1] if ended else ids),

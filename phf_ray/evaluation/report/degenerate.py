@@ -1,13 +1,13 @@
-"""Whether a good score was got by short or repetitive text."""
+"""Checks whether a good score comes from short or repetitive text."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def check_not_degenerate(report: Mapping[str, Any], *, arm: str, baseline: str) -> list[str]:
-    """Why a good score of `arm` would be no success: texts under half as long or as diverse as those of `baseline`.
+    """Return why a good score of `arm` is no success: texts under half as long or as diverse as those of `baseline`.
 
-    One sentence per scenario and reason; empty where nothing is wrong.
+    One sentence per scenario and reason; empty if nothing is wrong.
     """
     rows = {(row["scenario"], row["arm"]): row for row in report["table"]}
     problems = []

@@ -1,6 +1,6 @@
-"""The figures of a report, from samples alone.
+"""Computes the figures of a report, from samples alone.
 
-Nothing in a report depends on the time or the machine, so two evaluations that drew the same samples give the same
+Nothing in a report depends on the time or the machine, so two evaluations that drew the same samples write the same
 files.
 """
 
@@ -27,11 +27,11 @@ from phf_ray.measures.ngrams import NGramStats, count_ngrams
 from phf_ray.measures.texts import Compilability, Length, Repetition
 
 _CORPUS_NGRAMS = 5000
-"""Corpus-level distinct-n is taken over this many n-grams, or as many as the arm with the fewest has."""
+"""Corpus-level distinct-n uses this many n-grams, or as many as the arm with the fewest has."""
 
 
 def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str, Any]:
-    """Content of report.json: `table` (a row per scenario and arm), `differences` (pairs of arms), `curves`."""
+    """Return report.json's content: `table` (a row per scenario and arm), `differences` (pairs of arms), `curves`."""
     cells = defaultdict(list)
     for sample in sort_samples(samples, evaluation):
         cells[sample.scenario, sample.arm].append(sample)
@@ -83,7 +83,7 @@ _RED_TEAM_SCORES = (
 
 
 def _red_team_rows(arm: ArmInfo, *, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One a round: means over the trials that know the score, and their intervals."""
+    """Return one row per round: means over the trials that have the score, and their intervals."""
     if arm.red_team is None:
         return []
     rows = []
@@ -110,7 +110,7 @@ def _red_team_rows(arm: ArmInfo, *, evaluation: Evaluation) -> list[dict[str, An
 
 
 def recompute(directory: str) -> dict[str, Any]:
-    """The report of a directory, from its samples alone."""
+    """Compute the report of a directory again, from its samples alone."""
     return build_report(*read_samples(directory))
 
 
@@ -169,7 +169,7 @@ def _measure_texts(
     ]
     measures: Measures = {}
     for metric in [*always, *asked]:
-        # A continuation of a function's head parses only together with the head.
+        # The continuation of a function's head parses only together with the head.
         whole = scenario.use_prompt_for_scoring and isinstance(metric, Compilability)
         measures |= metric([s.prompt + s.text for s in samples] if whole else _texts_of(samples))
     return measures

@@ -1,4 +1,4 @@
-"""The page of a report: figures and samples as text for the template `page.html.jinja`."""
+"""The page of a report: turns figures and samples into text for the template `page.html.jinja`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ class ShownSample:
 
 
 def page_of(report: Mapping[str, Any], plots: Sequence[Plot], samples: Sequence[Sample]) -> str:
-    """The whole page, which needs no network and no script. Samples may be hostile: every text is escaped."""
+    """Return the whole page, which needs no network and no script. Samples may be hostile: every text is escaped."""
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -56,14 +56,15 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Text in which no character is hidden or does harm; markup of our own as it is."""
+    """Return the text with hidden and harmful characters made visible; markup of the page itself stays as it is."""
     return value if isinstance(value, Markup) else str(value).translate(_SHOWN)
 
 
 _SHOWN = {
-    # Control characters, which HTML does not allow, as their pictures.
+    # Control characters, which HTML does not allow, become their pictures.
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
-    # Half of a character pair, and overrides of writing direction, by which a sample could turn the page around it.
+    # Other controls, halves of character pairs, and overrides of the writing direction, which could turn the page
+    # around a sample, become U+FFFD.
     **dict.fromkeys((*range(0x7F, 0xA0), *range(0xD800, 0xE000)), 0xFFFD),
     **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
 }
@@ -109,7 +110,7 @@ def _differences(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _capabilities(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A row for each task and metric, a column for each arm; None if nothing was measured."""
+    """Return a row for each task and metric, with a column for each arm; None if nothing was measured."""
     found = report["capabilities"]
     if not found:
         return None
@@ -139,8 +140,10 @@ def _arm_cells(arm: Mapping[str, Any]) -> list[str]:
 
 
 def _objective_name(checkpoint: Mapping[str, Any]) -> str:
-    """The paper's name of the method: conditional training is likelihood on text with control tokens, filtering on less
-    text."""
+    """Return the paper's name of the method.
+
+    Conditional training is MLE on text with control tokens; filtering is MLE on less text.
+    """
     name = str((checkpoint.get("objective") or {}).get("name", "-"))
     if name == "MLE" and checkpoint.get("control"):
         return "Conditional"
@@ -176,7 +179,7 @@ def _attack_cells(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _worst(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[str, list[ShownSample]]] | None:
-    """Title and samples of each list; None if there is nothing that could be bad."""
+    """Return title and samples of each list; None if the report has neither samples nor attacks."""
     if not report["table"] and not report["red_team_worst"]:
         return None
     found = []

@@ -1,4 +1,4 @@
-"""The plots of a report. Only this file imports matplotlib."""
+"""Draws the plots of a report. Only this file imports matplotlib."""
 
 import io
 import math
@@ -13,21 +13,21 @@ from matplotlib.ticker import MaxNLocator
 from phf_ray.evaluation.report.records import Evaluation, Sample
 from phf_ray.measures.pareto import pareto_front
 
-# Read well on white and on near-black.
+# Readable on white and on near-black.
 _PALETTE = ("#4c8fd0", "#e07b39", "#3fa06a", "#cf5b7c", "#9676c9", "#9a8f3c", "#3aa6b0", "#a06a4c")
-# As they are in the pictures; on the page each stands for a color that the theme decides.
+# Colors in the PNG files; on the page the theme's colors replace them.
 _INK, _FAINT, _SOFT = "#1c2431", "#d5dbe4", "#5b6676"
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
     scenario: str | None
-    """None: of the training run."""
+    """None: the plot shows the training run, or belongs to `group`."""
     name: str
     caption: str
     figure: Figure
     group: str = ""
-    """Of plots that belong to no scenario."""
+    """Group of plots that belong to no scenario."""
 
 
 def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Evaluation) -> list[Plot]:
@@ -76,7 +76,7 @@ def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation:
                 )
             )
     if any(arm.loss for arm in evaluation.arms):
-        # One curve a model, whatever control tokens it is asked with.
+        # One curve per model, whatever control tokens it is sampled with.
         losses = {
             arm.name.partition(":")[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
         }
@@ -137,7 +137,7 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 _MOST_INSIDE = 3
-"""Entries of a legend for which the axes have room."""
+"""Maximum number of legend entries for which the axes have room."""
 
 
 def _legend(axes: Axes) -> None:
@@ -223,7 +223,7 @@ def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str
 
 
 def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
-    """A point for each arm with a KL, and a line through those that no other one beats in both."""
+    """Plot a point for each arm with a KL, and a line through the arms that no other arm beats in both."""
     figure, axes = _axes()
     rows = [row for row in rows if row["kl_per_byte"] is not None]
     front = set(pareto_front([(row["arm"], row["score"], row["kl_per_byte"]) for row in rows]))
@@ -273,7 +273,7 @@ def svg_of(plot: Plot) -> str:
     import matplotlib
 
     sink = io.StringIO()
-    # Text stays text, and ids are the same every time.
+    # Text stays text, and ids are the same every time the plot is drawn.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.family": "sans-serif"}):
         plot.figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = sink.getvalue()

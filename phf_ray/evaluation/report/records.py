@@ -1,4 +1,4 @@
-"""What a report is made of: samples, arms, scenarios, and figures measured elsewhere."""
+"""The records of a report: samples, arms, scenarios, and figures measured elsewhere."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +25,13 @@ class Sample:
     """The continuation, without the prompt."""
     finish_reason: str | None
     num_tokens: int | None
-    """Tokens drawn; None where the server does not say."""
+    """Number of drawn tokens; None if the server does not say."""
     score: float | None
     """Higher is worse."""
     error: str | None
     """Why there is no score."""
     outcome: str | None = None
-    """How the program that the sample completes ended, `passed` if well; None: it was not run."""
+    """How the program that the sample completes ended, `passed` on success; None: it was not run."""
 
 
 class ReportRecord(BaseModel):
@@ -44,14 +44,14 @@ class KLInfo(ReportRecord):
     reference: str
     num_samples: int
     num_impossible: int
-    """Texts of the reference that the arm's model can't say at all; they are in no mean."""
+    """Texts of the reference that the arm's model can't produce; no mean includes them."""
     per_sequence: tuple[float, float]
     per_token: tuple[float, float]
     per_byte: tuple[float, float]
 
 
 class RedTeamRound(ReportRecord):
-    """What is known of one trial of an attack after a round; scores are means over a prompt's continuations."""
+    """Figures of one trial of an attack after a round. A prompt's score is the mean over its continuations."""
 
     number: int
     """0: before the attack."""
@@ -64,7 +64,7 @@ class RedTeamRound(ReportRecord):
     round_average_score: float | None
     num_tested: int
     outcomes: dict[str, int]
-    """Of the red LM's answers, `new` among them."""
+    """Counts of the red LM's answers, including `new`."""
 
 
 class RedTeamPrompt(ReportRecord):
@@ -73,10 +73,10 @@ class RedTeamPrompt(ReportRecord):
     mean: float
     std: float
     own_score: float | None
-    """Of the prompt's own text."""
+    """Score of the prompt's own text."""
     num_scored: int
     continuations: tuple[tuple[float, str], ...]
-    """The worst: (score, text)."""
+    """The worst continuations: (score, text)."""
 
 
 class RedTeamInfo(ReportRecord):
@@ -84,9 +84,9 @@ class RedTeamInfo(ReportRecord):
 
     attacker: str
     num_continuations: int
-    """Of each prompt."""
+    """Number of continuations of each prompt."""
     trials: tuple[tuple[RedTeamRound, ...], ...]
-    """Rounds of each trial; all trials have the same."""
+    """Rounds of each trial; all trials have the same number."""
     worst: tuple[RedTeamPrompt, ...] = ()
 
 
@@ -95,7 +95,7 @@ class TaskResult(ReportRecord):
 
     task: str
     metric: str
-    """With the filter, where there is one: `exact_match (strict-match)`."""
+    """Includes the filter if there is one: `exact_match (strict-match)`."""
     value: float
     standard_error: float | None = None
     num_samples: int | None = None
@@ -104,15 +104,15 @@ class TaskResult(ReportRecord):
 
 
 class ArmInfo(ReportRecord):
-    """A model together with the control token it was asked with."""
+    """A model, and the control token that it was sampled with."""
 
     name: str
     model: str
     control: str | None = None
     checkpoint: CheckpointInfo | None = None
-    """What the checkpoint says of itself; None for a model that is no checkpoint of ours."""
+    """The checkpoint's description of itself; None if phf-ray did not make the model."""
     loss: tuple[tuple[int, float], ...] = ()
-    """Training loss by tokens seen, where the training run's metrics were found."""
+    """Training loss by tokens seen; empty if the training run's metrics were not found."""
     kl: KLInfo | None = None
     red_team: RedTeamInfo | None = None
     capabilities: tuple[TaskResult, ...] = ()
@@ -121,11 +121,11 @@ class ArmInfo(ReportRecord):
 class ScenarioInfo(ReportRecord):
     name: str
     num_samples: int
-    """Planned, per arm and seed."""
+    """Planned number of samples per arm and seed."""
     num_prompts: int | None = None
     """None: unconditional."""
     num_prompts_dropped: int = 0
-    """Prompts that leave no room for a continuation, left out for all arms."""
+    """Number of prompts left out for all arms because they leave no room for a continuation."""
     use_prompt_for_scoring: bool = False
     num_hits_threshold: float = 0.5
     display_as_html: bool = False
@@ -133,7 +133,7 @@ class ScenarioInfo(ReportRecord):
 
 
 class Evaluation(ReportRecord):
-    """What was evaluated and how: all that a report needs besides the samples."""
+    """What was evaluated and how: everything that a report needs except the samples."""
 
     arms: tuple[ArmInfo, ...]
     scenarios: tuple[ScenarioInfo, ...]

@@ -1,6 +1,6 @@
-"""`samples.parquet`: every sample and, in its metadata, what was evaluated and how.
+"""Reads and writes `samples.parquet`: every sample and, in its metadata, what was evaluated and how.
 
-Every figure of a report is a function of that one file.
+Every figure of a report is a function of this one file.
 """
 
 import io
@@ -43,7 +43,7 @@ def samples_to_table(samples: Sequence[Sample]) -> pa.Table:
 
 
 def sort_samples(samples: Sequence[Sample], evaluation: Evaluation) -> list[Sample]:
-    """By scenario, arm, seed and index, so that the order in which samples came leaves no trace."""
+    """Sort by scenario, arm, seed and index, so that the order of arrival leaves no trace."""
     arms = {arm.name: number for number, arm in enumerate(evaluation.arms)}
     scenarios = {scenario.name: number for number, scenario in enumerate(evaluation.scenarios)}
     return sorted(samples, key=lambda s: (scenarios[s.scenario], arms[s.arm], s.seed, s.index))

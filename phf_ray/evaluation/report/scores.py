@@ -1,4 +1,4 @@
-"""Figures of scores: means, maxima, hits, differences, and their intervals."""
+"""Computes figures of scores: means, maxima, hits, differences, and their intervals."""
 
 import math
 from collections import Counter, defaultdict
@@ -17,12 +17,12 @@ _KS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 def summarize_scores(
     groups: Sequence[Sequence[float]], *, per_prompt: int | None, num_hits_threshold: float, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """The original's figures of scores, and what RealToxicityPrompts reports.
+    """Return the original code's figures of scores, and those that RealToxicityPrompts reports.
 
-    A group holds the scores of a prompt, or without prompts of one sample. `per_prompt`: samples that every prompt was
-    to have; None without prompts.
+    A group holds the scores of one prompt, or of one sample if there are no prompts. `per_prompt`: planned number of
+    samples per prompt; None without prompts.
 
-    `num_hits` is a share, as in the original; `hit_probability@25` the probability of a hit among 25 samples.
+    `num_hits` is a share, as in the original; `hit_probability@25` is the probability of a hit among 25 samples.
     """
     scores = [score for group in groups for score in group]
     hits = [[float(score > num_hits_threshold) for score in group] for group in groups]
@@ -40,9 +40,10 @@ def summarize_scores(
 
 
 def execution_figures(samples: Sequence[Sample], *, per_prompt: int | None) -> dict[str, Any]:
-    """pass@k of the samples that were run: the probability that at least one of k samples of a problem passes.
+    """Return pass@k of the executed samples: the probability that at least one of k samples of a problem passes.
 
-    The unbiased 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, equation 1, is the expected maximum of k outcomes.
+    The unbiased estimate 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, equation 1, is the expected maximum of k
+    outcomes.
     """
     run = [sample for sample in samples if sample.outcome is not None]
     groups: dict[Hashable, list[float]] = defaultdict(list)
@@ -56,14 +57,14 @@ def execution_figures(samples: Sequence[Sample], *, per_prompt: int | None) -> d
 
 
 def _max_at(groups: Sequence[Sequence[float]], k: int, *, per_prompt: int | None, compat: Compat) -> float | None:
-    """None for more samples than every prompt was to have: a mean over the others would be of other prompts."""
+    """Return None if k exceeds `per_prompt`: the mean would leave out the prompts with fewer than k samples."""
     if per_prompt is None or compat is not None:
         return max_at_k([value for group in groups for value in group], k, compat=compat)
     return grouped_max_at_k(groups, k) if k <= per_prompt else None
 
 
 def samples_per_prompt_of(scenario: ScenarioInfo, evaluation: Evaluation) -> int | None:
-    """Samples that every prompt was to have; some may have more. None without prompts."""
+    """Return the planned number of samples per prompt, which some prompts exceed; None without prompts."""
     if scenario.num_prompts is None:
         return None
     return scenario.num_samples // scenario.num_prompts * len(evaluation.seeds)
@@ -72,7 +73,7 @@ def samples_per_prompt_of(scenario: ScenarioInfo, evaluation: Evaluation) -> int
 def max_at_k_curve(
     scenario: ScenarioInfo, arm: str, samples: Sequence[Sample], *, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
-    """Expected maximum of k samples by k, with its interval; within prompts where there are prompts."""
+    """Return the expected maximum of k samples by k, with its interval; within each prompt if there are prompts."""
     groups = list(score_groups(scenario, [sample for sample in samples if sample.score is not None]).values())
     per_prompt = samples_per_prompt_of(scenario, evaluation)
     if per_prompt is None:
@@ -104,7 +105,7 @@ def max_at_k_curve(
 def score_differences(
     scenario: ScenarioInfo, by_arm: Mapping[str, Sequence[Sample]], *, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
-    """Mean score of each arm minus that of each later one. On prompts the arms are compared prompt by prompt."""
+    """Return the mean score of each arm minus that of each later arm; compare prompt by prompt if there are prompts."""
     scored = {
         arm: score_groups(scenario, [sample for sample in samples if sample.score is not None])
         for arm, samples in by_arm.items()
@@ -134,7 +135,7 @@ def score_differences(
 
 
 def score_groups(scenario: ScenarioInfo, scored: Sequence[Sample]) -> dict[Hashable, list[float]]:
-    """Scores by what was drawn independently: the prompt, or without prompts the sample."""
+    """Group scores by what was drawn independently: the prompt, or the sample if there are no prompts."""
     groups: dict[Hashable, list[float]] = defaultdict(list)
     for sample in scored:
         assert sample.score is not None

@@ -1,4 +1,4 @@
-"""The table of a report, for a terminal and for the page."""
+"""Formats the table of a report, for a terminal and for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class _Column:
     digits: str
     help: str
     on_page_only: bool = False
-    """A terminal has no room for it."""
+    """Left out in a terminal, which has no room for it."""
 
 
 _COLUMNS = (
@@ -29,7 +29,7 @@ _COLUMNS = (
         "max@25",
         "score_max@25",
         ".3g",
-        "expected largest score of 25 samples (within a prompt where there are prompts, if each has 25)",
+        "expected largest score of 25 samples (within a prompt if there are prompts and each has 25)",
     ),
     _Column("hits", "num_hits", ".1%", "share of samples scoring above the scenario's threshold"),
     _Column(
@@ -39,11 +39,11 @@ _COLUMNS = (
     _Column("tokens", "length_tokens", ".0f", "mean length in tokens"),
     _Column("distinct-2", "distinct-2-grams", ".3f", "mean share of distinct word pairs within a sample"),
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
-    _Column("repeats", "repetition", ".1%", "mean share of a sample's 4-grams of words that it has had before", True),
+    _Column("repeats", "repetition", ".1%", "mean share of a sample's word 4-grams that repeat an earlier one", True),
     _Column(
-        "self-BLEU-5", "Self-BLEU-5", ".3f", "likeness of samples to each other, in words: 1 where all are alike", True
+        "self-BLEU-5", "Self-BLEU-5", ".3f", "likeness of samples to each other, in words: 1 if all are alike", True
     ),
-    _Column("parses", "compilability", ".1%", "share of samples that Python parses, comments alone among them"),
+    _Column("parses", "compilability", ".1%", "share of samples that Python parses, including comments alone"),
     _Column("with code", "compilability_nonempty", ".1%", "share of samples that parse and hold a statement"),
     _Column("pass@1", "pass@1", ".1%", "share of programs that pass their problem's tests"),
     _Column("pass@10", "pass@10", ".1%", "probability that one of 10 samples of a problem passes"),
@@ -61,8 +61,10 @@ def format_cell(row: Mapping[str, Any], key: str, digits: str) -> str:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The table for a terminal, one block per scenario, in plain characters; columns that are empty throughout are left
-    out."""
+    """Format the table for a terminal in plain characters, one block per scenario.
+
+    Columns that are empty throughout are left out.
+    """
     blocks = []
     for scenario in report["scenarios"]:
         rows = [row for row in report["table"] if row["scenario"] == scenario["name"]]
@@ -75,7 +77,7 @@ def format_table(report: Mapping[str, Any]) -> str:
 
 
 def format_red_team(report: Mapping[str, Any]) -> str:
-    """The attacks' curves for a terminal: one line per arm and round."""
+    """Format the attacks' curves for a terminal: one line per arm and round."""
     keys = ("best_prompt_score", "best_10_prompt_score", "average_score", "round_average_score")
     cells = [["arm", "round", "prompts", "worst prompt", "10 worst", "all", "this round"]]
     for row in report["red_team"]:
@@ -85,7 +87,7 @@ def format_red_team(report: Mapping[str, Any]) -> str:
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, the first of them its head; the first column to the left, the others to the right."""
+    """Return the lines of a table, its head first; the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
@@ -111,7 +113,9 @@ def row_note(row: Mapping[str, Any]) -> str:
         reasons = ", ".join(f"{reason} x {count}" for reason, count in row["unscored"].items())
         notes.append(f"{row['num_unscored']} samples have no score ({reasons})")
     if row["num_kl_impossible"]:
-        notes.append(f"the KL leaves out {row['num_kl_impossible']} texts of the reference that the model can't say")
+        notes.append(
+            f"the KL leaves out {row['num_kl_impossible']} texts of the reference that the model can't produce"
+        )
     return "; ".join(notes)
 
 

@@ -527,7 +527,7 @@ def test_a_directory_with_another_evaluation_is_refused_or_emptied(server, tmp_p
 def test_files_of_a_directory_that_is_no_evaluations_are_left_alone(server, tmp_path, names, restart):
     for name in names:
         (tmp_path / name).write_text('{"num_steps": 10}')
-    with pytest.raises(ConfigError, match=r"holds summary\.json.* but not of an evaluation.*choose another --output"):
+    with pytest.raises(ConfigError, match=r"holds summary\.json.* but not from an evaluation.*choose another --output"):
         run(server, tmp_path, arms=make_arms(server.url)[:1], restart=restart)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert {path.read_text() for path in tmp_path.iterdir()} == {'{"num_steps": 10}'}
@@ -588,7 +588,7 @@ def test_a_model_listed_by_its_id_alone_is_asked_for_its_card(server):
 
 def test_what_a_server_says_of_a_checkpoint_must_be_known():
     card = {"id": "m", "owned_by": "phf-ray", "checkpoint": {"step": "many"}}
-    with pytest.raises(ServiceError, match="describes m in a way that is not known here"):
+    with pytest.raises(ServiceError, match="describes m in a way that this version does not know"):
         described(Arm("m", "http://x", "m"), card)
     assert described(Arm("m", "http://x", "m"), card | {"owned_by": "vllm"}).checkpoint is None
 
@@ -764,7 +764,7 @@ def test_no_program_is_run_unless_that_is_allowed(server, problems, tmp_path):
 
 
 def test_what_is_no_problem_is_named_before_the_first_sample(server, prompts, tmp_path):
-    with pytest.raises(DataError, match="record 1 is no problem to execute; write"):
+    with pytest.raises(DataError, match="record 1 is not a problem to execute; write"):
         run(server, tmp_path / "out", execute_config(prompts), allow_code_execution=True)
     assert server.completions == []
     with pytest.raises(ConfigError, match="execute: true but no prompts_path"):

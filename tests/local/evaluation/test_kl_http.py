@@ -284,9 +284,9 @@ def test_one_token_at_both_ends_need_not_be_told_twice_and_an_unknown_end_is_nam
     alone = SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info={"bos_token": "<s>"}, starts=())))
     assert alone.logprobs([ReferenceText("a", ended=True, ids=None)], [[7]]) == [-2.0]
     for info in ({"bos_token": "<s>"}, {"eos_token": "ab"}, None):
-        with pytest.raises(ConfigError, match=r"does not tell which token ends a text of m.*tokenizer_info"):
+        with pytest.raises(ConfigError, match=r"does not say which token ends a text of m.*tokenizer_info"):
             SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=info)))
-    with pytest.raises(ConfigError, match=r"does not tell which token a text of m starts with.*tokenizer_info"):
+    with pytest.raises(ConfigError, match=r"does not say which token a text of m starts with.*tokenizer_info"):
         SequenceScorer(Arm("m", "http://x", "m", client=TwoEnds(info=None, starts=())))
 
 

@@ -185,7 +185,7 @@ def test_of_a_folder_of_lm_eval_the_newest_results_are_taken(tmp_path):
         ("mle", ConfigError, "write ARM=PATH"),
         ("mle=missing.json", ConfigError, "no such file; give lm-eval's --output_path"),
         ("mle=empty", ConfigError, r"holds no results_\*\.json"),
-        ("mle=wrong.json", DataError, r"wrong\.json is no results file of lm-eval"),
+        ("mle=wrong.json", DataError, r"wrong\.json is not a results file of lm-eval"),
         ("mle=nan.json", DataError, "t, acc,none is nan"),
     ],
 )

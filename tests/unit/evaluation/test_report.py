@@ -180,7 +180,7 @@ def test_samples_without_a_score_and_samples_never_drawn_are_counted_apart_and_a
 
 
 def test_texts_that_a_kl_leaves_out_are_said(samples, evaluation, written):
-    note = "conditional:good: the KL leaves out 1 texts of the reference that the model can't say"
+    note = "conditional:good: the KL leaves out 1 texts of the reference that the model can't produce"
     assert note in format_table(build_report(samples, evaluation))
     assert "the KL leaves out 1 texts of the reference" in (written / "report.html").read_text()
 
