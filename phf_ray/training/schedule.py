@@ -46,8 +46,8 @@ class Schedule:
 
 def steps_in(num_tokens: int, *, tokens_per_block: float, batch_size: int) -> int:
     """Return the number of whole optimizer steps in `num_tokens`."""
-    # DIFFERS: phf-ray uses the blocks' own token count and the batch size over all workers; the original divides by 1024
-    # for any sequence length, and by the world size twice (B-9).
+    # DIFFERS: phf-ray uses the blocks' own token count and the batch size over all workers; the original divides by
+    # 1024 for any sequence length, and by the world size twice (B-9).
     num_steps = int(num_tokens / (tokens_per_block * batch_size))
     if num_steps < 1:
         raise ConfigError(

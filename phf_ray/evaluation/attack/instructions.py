@@ -53,7 +53,7 @@ INSTRUCTIONS: Mapping[str, Instruction] = {
 
 
 def instruction_for(class_name: str, config: RedTeamConfig) -> Instruction:
-    """Return the configured instruction, or that for what the scorer measures. Raises ConfigError if there is neither."""
+    """Return the configured instruction, or the one for what the scorer measures. Raises ConfigError without either."""
     if config.instruction is not None and config.examples_format is not None:
         return Instruction(config.instruction, config.examples_format)  # whether or not the scorer can be had here
     known = INSTRUCTIONS.get(scorer_class(class_name).measures or "")
