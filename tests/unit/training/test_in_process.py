@@ -1,0 +1,65 @@
+"""Training by one worker in this process, without Ray: the same plan, the same run directory, the same exact resume."""
+
+import sys
+import threading
+import time
+
+import pytest
+from train_runs import checkpoint_names, losses, write_inputs
+
+from phf_ray.blocks.build import build_here, ensure_blocks
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.config import load_config
+from phf_ray.errors import IncompleteError
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.training.driver import Helpers, Tracking, run_training
+from phf_ray.training.in_process import fit_here
+from phf_ray.training.plan import plan_training
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Configuration, plan and blocks of a tiny run."""
+    folder = tmp_path_factory.mktemp("in process")
+    config = load_config(str(write_inputs(folder)))
+    corpora = [str(folder / "scored")]
+    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here)
+    plan = plan_training(config, manifest=read_block_manifest(blocks), objective_threshold=None, checkpoint_path=None)
+    return config, plan, blocks
+
+
+def train(prepared, run):
+    config, plan, blocks = prepared
+    return run_training(
+        config,
+        plan=plan,
+        run=run,
+        blocks_path=blocks,
+        task="pep8",
+        tracking=Tracking(group=None, tags=()),
+        helpers=Helpers(fit=fit_here),
+    )
+
+
+def stop_after(run, *, num_rows):
+    while not run.metrics_path.exists() or len(run.read_metrics()) < num_rows:
+        time.sleep(0.01)
+    run.request_stop()
+
+
+def test_a_run_that_was_stopped_resumes_bit_for_bit(prepared, tmp_path):
+    whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
+    summary = train(prepared, whole)
+    assert summary["status"] == "finished"
+    assert losses(whole.path).keys() == set(range(1, prepared[1].num_steps + 1))
+
+    stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 3})
+    stopper.start()
+    with pytest.raises(IncompleteError):
+        train(prepared, parts)
+    stopper.join()
+    assert 0 < parts.latest_step() < prepared[1].num_steps
+    train(prepared, parts)
+    assert losses(parts.path) == losses(whole.path)
+    assert checkpoint_names(parts.path)[-1] == checkpoint_names(whole.path)[-1]
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
