@@ -3,6 +3,7 @@
 import hmac
 import json
 import socket
+from pathlib import Path
 
 import pytest
 import yaml
