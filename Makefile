@@ -41,10 +41,11 @@ $(VENV)/clients/.installed: tests/clients.txt | install
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) --target $(VENV)/clients -r tests/clients.txt
 	@touch $@
 
-check: install  ## format, lint, types
+check: install  ## format, lint, types, Dockerfile
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 # In two processes: much of a test's time goes into waiting for Ray's processes to start. Threads of several processes
 # that compute on two cores wait for each other.
