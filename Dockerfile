@@ -12,7 +12,8 @@ FROM python:${PYTHON}-slim-bookworm
 ARG TORCH=cpu
 ARG PIP_ARGS=""
 
-# KubeRay's probes call both in the pods of a RayService.
+# KubeRay's probes call both in the pods of a RayService. Any version will do, and the newest has its security fixes.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends bash wget \
     && rm -rf /var/lib/apt/lists/*
@@ -27,7 +28,8 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 # What changes seldom comes first.
 COPY pyproject.toml constraints.txt constraints-cpu.txt ./
-# Of one version in both indexes pip takes the one with a local label, 2.13.0+cpu.
+# Of one version in both indexes pip takes the one with a local label, 2.13.0+cpu. PIP_ARGS are several words.
+# hadolint ignore=SC2086
 RUN case "$TORCH" in \
         cpu) PIP_ARGS="${PIP_ARGS:---extra-index-url https://download.pytorch.org/whl/cpu}" ;; \
         cuda) PIP_ARGS="" ;; \

@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster demo pareto bench gpu soak lock clean
+.PHONY: help install clients check test test-cluster faults demo pareto bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,10 +41,11 @@ $(VENV)/clients/.installed: tests/clients.txt | install
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) --target $(VENV)/clients -r tests/clients.txt
 	@touch $@
 
-check: install  ## format, lint, types
+check: install  ## format, lint, types, Dockerfile
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 # In two processes: much of a test's time goes into waiting for Ray's processes to start. Threads of several processes
 # that compute on two cores wait for each other.
@@ -57,7 +58,10 @@ test: check  ## unit tests, and the tests that share one local Ray
 # Without a package registry the tests of these clients are skipped, and say so.
 test-cluster: install  ## several Ray nodes, kills, real clients, browser
 	@$(MAKE) --no-print-directory clients || echo "no clients: their tests will be skipped"
-	$(PYTEST) tests/cluster
+	$(PYTEST) --no-loadscope-reorder tests/cluster
+
+faults: install  ## campaigns of many kills: at every write, and at random moments
+	$(PYTEST) -m faults tests
 
 demo: install  ## the whole story on the standard library's own code
 	$(PY) -m jobs.demo --output out/demo

@@ -86,6 +86,7 @@ def test_a_killed_driver_is_started_again(local_ray, whole, sources, gate, tmp_p
     assert before.items() <= committed(output).items()
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_one_job_whose_driver_is_killed_at_five_random_moments(local_ray, sources, gate, tmp_path):
     gate.touch()

@@ -22,15 +22,12 @@ from places import ROOT
 from server_process import START_TIMEOUT_S, Server, is_healthy
 from tiny_models import BAD, GOOD, write_checkpoint
 
-from jobs.serve import free_port, running, serving
+from jobs.serve import free_port
 from phf_ray.checkpoint import Control
-from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.generation.engine import generate
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import GenerationRequest
 from phf_ray.scorers.build import build_scorer
-from serve.app import build
-from serve.settings import parse_args
 
 # Two servers start for the first of the tests of a gateway: half a minute each, minutes on a crowded machine.
 pytestmark = pytest.mark.timeout(2 * START_TIMEOUT_S + 120)
@@ -335,58 +332,6 @@ def test_a_crowd_is_answered_in_batches_and_overload_with_429(server):
             assert int(answer.headers["retry-after"]) > 0
 
 
-def test_application_has_one_deployment_per_model_and_scorer():
-    models = [
-        {"name": "mle", "path": "x", "replicas": {"min": 0, "max": 4}},
-        {"name": "cond", "path": "y", "replicas": 3},
-    ]
-    replicas = {"min": 2, "max": 5, "target_ongoing_requests": 3.5}
-    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}, "replicas": replicas}]})
-    ingress = application._bound_deployment
-    _, bound_models, bound_scorers = ingress.init_args
-    names = {app._bound_deployment.name for app in [*bound_models.values(), *bound_scorers.values()]}
-    assert names == {"model-mle", "model-cond", "scorer-pep8"}
-    mle, cond, pep8 = (
-        app._bound_deployment._deployment_config
-        for app in (bound_models["mle"], bound_models["cond"], bound_scorers["pep8"])
-    )
-
-    def scaling(config):
-        found = config.autoscaling_config
-        return found.min_replicas, found.max_replicas, found.target_ongoing_requests
-
-    assert scaling(mle) == (0, 4, 16.0)
-    assert scaling(pep8) == (2, 5, 3.5)
-    assert (cond.autoscaling_config, cond.num_replicas) == (None, 3)
-    with pytest.raises(ConfigError, match="nothing to serve"):
-        build({})
-
-
-def test_a_stream_over_the_time_limit_ends_in_an_error_of_openai_client_and_leaves_the_engine(local_ray, checkpoints):
-    from ray import serve
-
-    model = {"name": "mle", "path": str(checkpoints["mle"]), "num_cpus": 0.25}
-    args = parse_args({"models": [model], "limits": {"request_timeout_s": 3}})
-    # Far more than 3 s of work.
-    fields = {"model": "mle", "prompt": ["def"] * 2000, "max_tokens": 90, "seed": 1, "extra_body": {"ignore_eos": True}}
-    quick = {"model": "mle", "prompt": "def", "max_tokens": 2, "seed": 1}
-    pieces = []
-    try:
-        with running(args, host="127.0.0.1", port=0) as url:
-            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-            with pytest.raises(openai.APIError, match="the request took more than 3 s"):
-                pieces.extend(client.completions.create(**fields, stream=True))
-            deadline = time.monotonic() + 5
-            # 429 while they are in the engine.
-            while httpx.post(f"{url}/v1/completions", json=quick, timeout=60).status_code != 200:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-    finally:
-        serve.shutdown()
-    assert pieces
-    assert not all(piece.choices[0].finish_reason for piece in pieces)
-
-
 def test_port_in_use_is_one_clear_error_before_ray_starts(server, checkpoints):
     port = server.url.rpartition(":")[2]
     command = [sys.executable, "-m", "jobs.serve", "--model", f"mle={checkpoints['mle']}", "--port", port]
@@ -402,26 +347,6 @@ def test_server_listens_on_loopback_only(server):
     with socket.socket() as probe:
         # 127.0.0.2 is this machine too, but not the address that was asked for.
         assert probe.connect_ex(("127.0.0.2", port)) != 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (["--model", "mle=nowhere"], "no such directory"),
-        (["--model", "nowhere"], "write NAME=DIR"),
-        (["--scorers", "pep9"], "choose from pep8"),
-        (["--scorers", "no_such_module:X"], "must be importable on every node"),
-        ([], "nothing to serve"),
-        (["--scorers", "pep8", "--keys-file", "nowhere"], "can't be read"),
-    ],
-)
-def test_what_cannot_be_served_is_said_before_anything_starts(arguments, match):
-    command = [sys.executable, "-m", "jobs.serve", *arguments, "--port", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert match in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -583,47 +508,3 @@ def test_released_checkpoints_get_their_control_tokens_from_the_serve_file(far, 
     expected = expected_of_released(released)
     for control, text in expected.items():
         assert texts(far.completions.create(model=f"old:{control}", prompt="def", max_tokens=30, seed=5)) == [text]
-
-
-def test_without_the_keys_of_who_starts_it_a_server_on_a_ray_that_runs_does_not_start(local_ray, monkeypatch):
-    from ray import serve
-
-    # Ray's processes were started before, and do not have it.
-    monkeypatch.setenv("PHF_API_KEYS", KEY)
-    try:
-        with pytest.raises(ServiceError, match="give --keys-file FILE on storage that all nodes see") as caught:
-            serving({}, [{"class_name": "PEP8Scorer"}]).__enter__()
-    finally:
-        serve.shutdown()
-    assert "\n" not in str(caught.value)
-    assert KEY not in str(caught.value)
-
-
-def test_what_a_cluster_serves_already_goes_on_beside_and_after_us(local_ray):
-    from ray import serve
-
-    def score(url: str, name: str) -> float:
-        body = {"scorer": name, "input": "x=1\n"}
-        return httpx.post(f"{url}/v1/scores", json=body, timeout=60).json()["data"][0]["score"]
-
-    def scorer(name: str) -> dict[str, str]:
-        return {"class_name": "PEP8Scorer", "name": name}
-
-    first, second, third = contextlib.ExitStack(), contextlib.ExitStack(), contextlib.ExitStack()
-    try:
-        root = first.enter_context(serving({}, [scorer("one")]))
-        beside = second.enter_context(serving({}, [scorer("two")]))
-        assert beside.startswith(f"{root}/phf-")
-        assert score(root, "one") == score(beside, "two") == 0.25
-        assert httpx.get(f"{beside}/health", timeout=60).status_code == 200
-        assert httpx.get(f"{beside}/v1alpha1/none").json()["error"]["status"] == "NOT_FOUND"
-        second.close()
-        assert score(root, "one") == 0.25
-        assert set(serve.status().applications) == {"phf"}
-        beside = third.enter_context(serving({}, [scorer("three")]))
-        first.close()
-        assert score(beside, "three") == 0.25
-    finally:
-        for stack in (first, second, third):
-            stack.close()
-        serve.shutdown()

@@ -322,6 +322,8 @@ def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
         (["--run-name", "a/b"], "no name of a new folder"),
         (["--storage-path", "s3://bucket/runs"], "/mnt/shared/runs"),
         (["--override", "training.num_token=5"], "did you mean 'num_tokens'"),
+        (["--override", "training.fp16=true"], "precision: bf16 or fp32"),
+        (["--method", "nothing.yml"], r"nothing\.yml"),
         (["--task", "missing.yml"], r"missing\.yml"),
     ],
 )
@@ -338,6 +340,12 @@ def test_a_corpus_without_documents_is_refused(tmp_path, local_ray):
         part.unlink()
     with pytest.raises((ConfigError, DataError), match="scored"):
         main(arguments(task))
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path, local_ray):
+    with pytest.raises((ConfigError, DataError), match=str(tmp_path / "nowhere")):
+        main(arguments(write_inputs(tmp_path), f"dataset.datasets=['{tmp_path / 'nowhere'}']"))
+    assert not list((tmp_path / "runs").rglob("summary.json"))
 
 
 def test_a_budget_below_one_step_is_refused(tmp_path, local_ray):

@@ -77,18 +77,18 @@ def test_texts_over_the_limit_of_spacy_are_cut_into_sentences():
 
 def test_a_megabyte_without_white_space_takes_seconds():
     text = "First. " + "ab.c" * 250_000 + ". Last."
-    started = time.monotonic()
+    started = time.process_time()
     segments = SPLITTERS["sentences"](text)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
     assert (segments[0], segments[-1]) == ("First. ", "Last.")
 
 
 def test_brackets_without_white_space_take_linear_time():
     # In one piece 20,000 of them take 30 s.
     text = "(" * 20_000
-    started = time.monotonic()
+    started = time.process_time()
     assert SPLITTERS["sentences"](text) == [text]
-    assert time.monotonic() - started < 15
+    assert time.process_time() - started < 15
 
 
 def test_sentences_are_those_of_spacy_itself():

@@ -9,6 +9,8 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve import metrics
 
+from phf_ray.errors import ConfigError
+from serve.app import build
 from serve.backends import Completed
 from serve.deployments import ATTEMPTS, Ingress, ModelMetrics, ModelReplica, RemoteModel
 from serve.errors import ApiError
@@ -198,3 +200,30 @@ def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
     backend = INGRESS({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
     assert (backend.toxicity, backend.pii) == ("world", None)
     assert "tr" in backend.toxicity_languages
+
+
+def test_application_has_one_deployment_per_model_and_scorer():
+    models = [
+        {"name": "mle", "path": "x", "replicas": {"min": 0, "max": 4}},
+        {"name": "cond", "path": "y", "replicas": 3},
+    ]
+    replicas = {"min": 2, "max": 5, "target_ongoing_requests": 3.5}
+    application = build({"models": models, "scorers": [{"scorer": {"class_name": "PEP8Scorer"}, "replicas": replicas}]})
+    ingress = application._bound_deployment
+    _, bound_models, bound_scorers = ingress.init_args
+    names = {app._bound_deployment.name for app in [*bound_models.values(), *bound_scorers.values()]}
+    assert names == {"model-mle", "model-cond", "scorer-pep8"}
+    mle, cond, pep8 = (
+        app._bound_deployment._deployment_config
+        for app in (bound_models["mle"], bound_models["cond"], bound_scorers["pep8"])
+    )
+
+    def scaling(config):
+        found = config.autoscaling_config
+        return found.min_replicas, found.max_replicas, found.target_ongoing_requests
+
+    assert scaling(mle) == (0, 4, 16.0)
+    assert scaling(pep8) == (2, 5, 3.5)
+    assert (cond.autoscaling_config, cond.num_replicas) == (None, 3)
+    with pytest.raises(ConfigError, match="nothing to serve"):
+        build({})

@@ -41,6 +41,22 @@ def test_arguments_that_make_no_sense_are_refused(args, match):
         parse_args(args)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--model", "mle=nowhere"], "no such directory"),
+        (["--model", "nowhere"], "write NAME=DIR"),
+        (["--scorers", "pep9"], "choose from pep8"),
+        (["--scorers", "no_such_module:X"], "must be importable on every node"),
+        ([], "nothing to serve"),
+        (["--scorers", "pep8", "--keys-file", "nowhere"], "can't be read"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_anything_starts(arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        job.main([*arguments, "--port", "0"])
+
+
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError, match="2 problem") as caught:
         parse_args({"models": [{"name": "a", "path": "x", "num_cpus": -1}], "limits": {"body_bytes": 1}})
