@@ -1,4 +1,4 @@
-"""The Serve application: `serve run configs/serve/demo.yaml`, the RayService manifest and `jobs.serve` build it."""
+"""Builds the Serve application for `serve run configs/serve/demo.yaml`, the RayService manifest and `jobs.serve`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +10,14 @@ from serve.deployments import Ingress, ModelReplica, ScorerReplica
 from serve.errors import RETRY_AFTER_S
 from serve.settings import Autoscaling, ServeArgs, ServedModel, ServedScorer, parse_args
 
-# The application counts its own queues and answers 429 in its own shape; Serve's limits are the second line.
+# The application limits its queues and answers 429 in its own shape; Serve's limits are only a backstop.
 MAX_ONGOING = 4096
-# Old replicas go on until the new ones are ready. Serve's default, 0, stops the old ones first.
+# Old replicas keep running until new ones are ready. Serve's default, 0, stops the old ones first.
 SURGE_PERCENT = 100
 
 
 def build(args: Mapping[str, Any] | ServeArgs) -> Application:
-    """`args` as `serve.settings.ServeArgs`, checked before anything starts."""
+    """Build the application. `args` holds the fields of `serve.settings.ServeArgs`, checked before anything starts."""
     parsed = args if isinstance(args, ServeArgs) else parse_args(dict(args))
     models = {
         model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model, drain_s=parsed.limits.drain_s))
@@ -49,14 +49,14 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
 
 
 def _bound(model: ServedModel) -> ServedModel:
-    """With the checkpoint in place of a training run: it may get another before the next replica starts."""
+    """Replace a training run by its last checkpoint: the run may save another before the next replica starts."""
     if not (Path(model.path) / "checkpoints").is_dir():
         return model
     return model.model_copy(update={"path": str(model.directory)})
 
 
 def _deployment(class_: Any, **options: Any) -> Any:
-    # `serve.deployment` makes a Deployment of a class, which its type hides.
+    # `serve.deployment` turns a class into a Deployment, but its type hint hides that.
     return class_.options(**options)
 
 

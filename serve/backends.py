@@ -1,4 +1,4 @@
-"""What the HTTP application asks of models and scorers, in this process or behind Ray Serve."""
+"""The interface that models and scorers offer the HTTP application, in this process or behind Ray Serve."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from serve.schemas import Choice, CompletionRequest, HealthResponse, Usage
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What a served model says of itself."""
+    """A served model's description of itself."""
 
     max_model_len: int
     control: dict[str, str] | None
@@ -21,7 +21,7 @@ class ModelDescription:
     objective: str | None = None
     step: int | None = None
     fingerprint: str | None = None
-    """Hash of the model's files; None where its weights are elsewhere."""
+    """Hash of the model's files; None if another server has its weights."""
     checkpoint: CheckpointInfo | None = None
 
 
@@ -32,19 +32,21 @@ class Completed:
 
 
 class ModelBackend(Protocol):
-    """Raises ApiError for what it can't answer. Every request has a seed, drawn by the caller: a call that is tried
-    again on another replica gives the same text."""
+    """A served model. Its methods raise ApiError if they can't answer.
+
+    The caller draws a seed for every request, so that a retry on another replica gives the same text.
+    """
 
     async def complete(self, request: CompletionRequest) -> Completed: ...
 
     def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
-        """Pieces; each has the usage up to then."""
+        """Yield pieces, each with the usage so far."""
         ...
 
     async def describe(self) -> ModelDescription: ...
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
-        """Ids, and the text of each."""
+        """Return the ids, and the text of each."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...
@@ -54,11 +56,13 @@ class ModelBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoredJson:
-    """Scores as they travel: written once, where they are made, since reading and writing them anew at every process
-    on the way costs more than a fast scorer."""
+    """Scores as JSON, written once by the replica that scored.
+
+    Parsing and writing them again in every process on the way costs more than a fast scorer.
+    """
 
     identity: bytes
-    """JSON: the `ScorerIdentityBody` of the replica that scored. Others of its deployment may be newer or older."""
+    """JSON: the `ScorerIdentityBody` of the replica that scored. Other replicas may be newer or older."""
     data: bytes
     """JSON: a list of `TextScore`."""
     num_failed: int
@@ -66,19 +70,19 @@ class ScoredJson:
 
 class ScorerBackend(Protocol):
     async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        """One per text, in order."""
+        """Return one score per text, in order."""
         ...
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
-        """What was found in each text. Raises ApiError for a scorer that finds no spans."""
+        """Return the spans found in each text. Raises ApiError if the scorer can't find spans."""
         ...
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
-        """The score of each class, or why there is none. Raises ApiError for a scorer without classes."""
+        """Return each text's score per class, or why it has none. Raises ApiError if the scorer has no classes."""
         ...
 
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
-        """Characters [begin, end) of the segments of a text."""
+        """Return the characters [begin, end) of each segment of the text."""
         ...
 
 
@@ -90,6 +94,6 @@ class Backend:
     toxicity: str | None = None
     """Name of the scorer behind moderations and Perspective, if one is served."""
     toxicity_languages: Sequence[str] = ("en",)
-    """Languages that its model was trained on."""
+    """Languages that the toxicity model was trained on."""
     pii: str | None = None
     """Name of the scorer behind Presidio's endpoint, if one is served."""

@@ -1,4 +1,4 @@
-"""Ray Serve around the application: one deployment per model and per scorer, and the ingress that knows them all."""
+"""The application on Ray Serve: one deployment per model, one per scorer, and an ingress that routes to them."""
 
 import asyncio
 import logging
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ray.serve.phf")
 
-# A replica can be lost while it works on a request; a second one in a row is no accident.
+# Losing one replica during a request can be an accident; losing a second one in a row is not.
 ATTEMPTS = 2
 DESCRIPTION_S = 30.0
 HEALTH_S = 1.0
-# How often a request that waits longer looks whether its deployment is still there.
+# A request that waits longer checks at this interval whether its deployment still exists.
 WATCH_S = 2.0
 
 Answer = TypeVar("Answer")
@@ -84,7 +84,7 @@ class ModelReplica:
         return await self._model.tokenizer_info()
 
     async def check_health(self) -> None:
-        # Serve asks every few seconds, also while long requests run. On the event loop, like all that counts here.
+        # Serve calls this every few seconds, even during long requests. All counting happens on the event loop.
         self._metrics.note_engine(self._model)
         self._model.check_health()
 
@@ -93,15 +93,13 @@ class ModelReplica:
 class ScorerReplica:
     def __init__(self, settings: dict[str, Any], request_timeout_s: float):
         scorer = ServedScorer.model_validate(settings)
-        # A scorer that needs torch imports it; the others do without its memory.
+        # Only a scorer that needs torch imports it; the others save its memory.
         limit_threads(scorer.num_cpus)
         from serve.engines.scorer import LocalScorer
 
         self._scorer = LocalScorer(scorer)
         self._request_timeout_s = request_timeout_s
-        self._texts = metrics.Counter(
-            "phf_scored_texts", description="Texts that /v1/scores was asked for", tag_keys=("outcome",)
-        )
+        self._texts = metrics.Counter("phf_scored_texts", description="Texts sent to /v1/scores", tag_keys=("outcome",))
 
     async def score(self, texts: Sequence[str], segments: bool) -> ScoredJson:
         found = await self._scorer.score(texts, segments=segments)
@@ -123,14 +121,20 @@ class ScorerReplica:
         return await self._scorer.identity()
 
     def check_health(self) -> None:
-        """A thread can't be stopped: a scorer that is still at what nobody waits for is replaced."""
+        """Raise RuntimeError if the scorer still works on a request that has timed out.
+
+        A thread can't be stopped, so Serve replaces the replica.
+        """
         if self._scorer.running_s > self._request_timeout_s:
-            raise RuntimeError(f"the scorer has been at one request for {self._scorer.running_s:.0f} s")
+            raise RuntimeError(f"the scorer has worked on one request for {self._scorer.running_s:.0f} s")
 
 
 class ModelMetrics:
-    """Of one replica, on the metrics port of Ray's nodes; Ray adds `ray_` in front, `_total` to counters, and the
-    deployment and the replica as tags. Sequence steps / steps is the mean batch of the engine."""
+    """Metrics of one replica, on the metrics port of Ray's nodes.
+
+    Ray prepends `ray_`, appends `_total` to counters, and adds the deployment and the replica as tags. Sequence steps
+    divided by steps is the engine's mean batch size.
+    """
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(
@@ -173,11 +177,14 @@ class ModelMetrics:
 
 
 class RequestMetrics:
-    """As `serve.gate.Metrics`, where Ray's nodes have theirs: one collector of all nodes gets each replica once, and
-    needs no key. The service's port gives those of whichever replica its proxy asks."""
+    """The same metrics as `serve.gate.Metrics`, on the metrics port of Ray's nodes.
+
+    A collector of all nodes gets each replica once and needs no key. The service's own port reports only the replica
+    that its proxy happens to ask.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        # Ray's types allow for one tag, its code for any number.
+        # Ray's type hints allow one tag; its code allows any number.
         self._requests = metrics.Counter(
             "phf_http_requests",
             description="HTTP requests answered",
@@ -199,7 +206,7 @@ class RequestMetrics:
         self._requests.inc(tags={"path": answered.path, "status": answered.status})
         self._latency.observe(answered.seconds, tags={"path": answered.path})
         for kind, count in answered.tokens.items():
-            # Ray refuses to add nothing.
+            # Ray refuses to add 0.
             if count:
                 self._tokens.inc(count, tags={"model": str(answered.model), "kind": kind})
 
@@ -226,7 +233,7 @@ class Ingress:
         )
 
         if self._args.access_log:
-            # Serve's own lines are kept to warnings; these are asked for.
+            # `jobs.serve` limits Serve's log to warnings, which would hide the access log.
             log.setLevel(logging.INFO)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -240,12 +247,12 @@ class Ingress:
 
 
 def limit_threads(num_cpus: float) -> None:
-    """One thread of torch per CPU that the replica was given. Before torch is imported."""
+    """Give torch one thread per CPU of the replica, at least one. Call this before torch is imported."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
 
 
 def prepare_process(num_cpus: float) -> None:
-    """For a replica with a model; no progress bars in its log."""
+    """Limit torch's threads and keep progress bars out of the log, for a replica with a model."""
     limit_threads(num_cpus)
     import torch
     from transformers.utils import logging as transformers_logging
@@ -255,7 +262,7 @@ def prepare_process(num_cpus: float) -> None:
 
 
 class _Remote:
-    """Calls to the replicas of a deployment; `probed` is a method that answers at once."""
+    """Calls a deployment's replicas; `probed` names a method that answers at once."""
 
     def __init__(self, handle: DeploymentHandle[Any], *, probed: str):
         self._handle = handle
@@ -263,7 +270,7 @@ class _Remote:
         self._is_gone = _Cached(self._probe, seconds=WATCH_S)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        """The replica's answer; tried again where a replica was lost, since every call here can be repeated."""
+        """Return the replica's answer. Every call here can be repeated, so a lost replica leads to a retry."""
         for attempt in range(1, ATTEMPTS + 1):
             with _Translated():
                 try:
@@ -272,25 +279,28 @@ class _Remote:
                 except RayActorError:
                     if attempt == ATTEMPTS:
                         raise
-                    log.warning("a replica was lost during a request, which is sent to another")
+                    log.warning("a replica was lost during a request; another replica gets the request")
         raise AssertionError("the last attempt returns or raises")
 
     async def _watched(self, answer: Awaitable[Answer], *, cancel: Callable[[], None]) -> Answer:
-        """The answer, unless the deployment goes away before it comes. `cancel` has the replica give up on it.
+        """Return the answer, or raise ApiError 503 if the deployment is removed first. `cancel` stops the call.
 
-        A configuration without it is applied to the deployments and to the ingress at once: a request that reaches the
-        old ingress a moment later would wait for a replica, and Serve would not tell it that none will come.
+        Serve applies a new configuration to the deployments and the ingress at once. Without this check, a request that
+        reaches the old ingress a moment later would wait for a replica of a removed deployment, and Serve would not
+        tell it that none will come.
         """
         task = asyncio.ensure_future(_result_of(answer))
         try:
             while not (await asyncio.wait({task}, timeout=WATCH_S))[0]:
                 if await self._is_gone():
-                    raise ApiError(503, "what the request asks for has just been removed from this server; try again")
+                    raise ApiError(
+                        503, "the requested model or scorer has just been removed from this server; try again"
+                    )
             return task.result()
         finally:
             if not task.done():
                 task.cancel()
-                # Serve does not do that where only the wait for the answer ends.
+                # Serve does not cancel the call if only the wait for its answer ends.
                 cancel()
 
     async def _probe(self) -> bool:
@@ -300,7 +310,7 @@ class _Remote:
         except DeploymentUnavailableError:
             return True
         except (TimeoutError, BackPressureError, RayActorError):
-            # Busy, or a replica that is being replaced.
+            # The replica is busy or being replaced.
             return False
         return False
 
@@ -318,7 +328,7 @@ class RemoteModel(_Remote):
         return await self._ask("complete", request)
 
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
-        # Not tried again: a part of the text may be with the client.
+        # Not retried: the client may already have part of the text.
         with _Translated():
             pieces: Any = self._handle.options(stream=True).stream.remote(request)
             try:
@@ -359,7 +369,7 @@ class RemoteScorer(_Remote):
 
 
 class _Translated:
-    """Exceptions of Ray and of replicas as ApiError."""
+    """Translates exceptions of Ray and of replicas to ApiError."""
 
     def __enter__(self) -> None:
         return None
@@ -374,7 +384,7 @@ class _Translated:
 
 
 class _Cached(Generic[Answer]):
-    """The answer of an asynchronous function, asked again when it is older than `seconds`; failures are not kept."""
+    """Caches the answer of an asynchronous function for `seconds`; failures are not cached."""
 
     def __init__(self, ask: Callable[[], Awaitable[Answer]], *, seconds: float):
         self._ask, self._seconds = ask, seconds
@@ -389,7 +399,7 @@ class _Cached(Generic[Answer]):
 
 
 async def deployments_health() -> HealthResponse:
-    """State of all deployments of this application, from Serve's controller."""
+    """Return the state of all deployments of this application, from Serve's controller."""
     name = serve.get_replica_context().app_name
     status = await asyncio.to_thread(serve.status)
     found = {
@@ -400,6 +410,6 @@ async def deployments_health() -> HealthResponse:
         )
         for deployment, overview in status.applications[name].deployments.items()
     }
-    # Scaled to zero is healthy too; so is one that is being updated while old replicas answer.
+    # A deployment that is scaled to zero is HEALTHY; one that is being updated is ready if old replicas still answer.
     is_ready = all(one.status == "HEALTHY" or one.replicas.get("RUNNING", 0) > 0 for one in found.values())
     return HealthResponse(status="ok" if is_ready else "not_ready", deployments=found)

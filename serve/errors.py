@@ -1,19 +1,19 @@
-"""Errors as HTTP answers, in OpenAI's shape; those of Perspective's paths in Google's.
+"""Errors as HTTP answers, in OpenAI's shape or, on Perspective's paths, in Google's.
 
 status  type                   when
 400     invalid_request_error  the request can't be served as it is; `param` names the field
 401     authentication_error   no key, or a wrong one
 404     not_found_error        no such path, model or scorer
-405     invalid_request_error  the path is there, but not with this method
-408     timeout_error          the request took longer than it may
+405     invalid_request_error  the path exists, but not with this method
+408     timeout_error          the request took longer than allowed
 413     invalid_request_error  too large, or too many texts
 429     rate_limit_error       a queue is full; with Retry-After
-500     server_error           anything else; no traceback and no path leaves the server
-502     server_error           the upstream server of a model answered what can't be used
-503     unavailable_error      not ready, the replica was lost, or the upstream can't be reached; with Retry-After
-504     timeout_error          the upstream server of a model did not answer in time
+500     server_error           anything else; the answer holds no traceback and no file path
+502     server_error           a model's upstream server gave an unusable answer
+503     unavailable_error      not ready, a lost replica, or an unreachable upstream server; with Retry-After
+504     timeout_error          a model's upstream server did not answer in time
 
-A stream that has begun, whose status is 200, ends in an event with the error.
+A stream that has begun has already sent status 200, so it ends with an event that holds the error.
 """
 
 import json
@@ -37,7 +37,7 @@ RETRY_AFTER_S = 2
 
 
 class ApiError(Exception):
-    """An answer other than 200. Crosses process borders, so every argument goes to `super().__init__`."""
+    """An answer other than 200. Pickling between processes needs every argument in `super().__init__`."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(status, message, param, code)
@@ -48,11 +48,11 @@ class ApiError(Exception):
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """The path within this application, which may be mounted below a prefix."""
+    """Return the path within this application, which may be mounted below a prefix."""
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
-# Paths of Perspective, whose clients expect Google's shape.
+# Perspective's paths; its clients expect errors in Google's shape.
 GOOGLE_PATHS = ("/v1alpha1/", "/$discovery/", "/batch")
 GOOGLE_STATUS = {
     400: "INVALID_ARGUMENT",
@@ -82,7 +82,7 @@ LAST_EVENT = "data: [DONE]\n\n"
 
 
 def error_event(path: str, error: ApiError) -> str:
-    """The error in a stream, whose status is long gone: clients look for an `error` in the events."""
+    """Return the error as a stream event. The status is already sent, so clients look for `error` in the events."""
     body = error_body(path, error.status, error.message, param=error.param, code=error.code)
     return f"data: {json.dumps(body)}\n\n"
 

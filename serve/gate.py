@@ -1,4 +1,4 @@
-"""What every request passes: request id, size, keys, number in flight, time; and what is written down of it."""
+"""The gate that every request passes: request id, size, key, requests in flight, timeout, metrics, access log."""
 
 import asyncio
 import json
@@ -22,25 +22,25 @@ log = logging.getLogger("ray.serve.phf")
 
 
 LATENCIES_S = (*Histogram.DEFAULT_BUCKETS[:-1], 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)
-"""Prometheus' own, which end at 10 s, and what a long text takes."""
+"""Prometheus' own buckets, which end at 10 s, and longer ones for long texts."""
 
 
 def latency_buckets(limits: Limits) -> tuple[float, ...]:
-    """Upper bounds in seconds; the last is the time that a request may take."""
+    """Return upper bounds in seconds; the last is the longest time that a request may take."""
     longest = limits.request_timeout_s
     return (*(seconds for seconds in LATENCIES_S if seconds < longest), longest)
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What is counted of a request."""
+    """An answered request, as metrics count it."""
 
     path: str
     status: str
     seconds: float
     model: str | None
     tokens: Mapping[str, int]
-    """Of a completion, by kind."""
+    """Number of tokens by kind, `prompt` and `completion`; empty if the request completed nothing."""
 
 
 class CountsRequests(Protocol):
@@ -48,7 +48,7 @@ class CountsRequests(Protocol):
 
 
 class Metrics:
-    """Of one ingress replica; Ray's own metrics have the rest. Prometheus adds `_total` to counters."""
+    """Metrics of one ingress replica; Ray's own metrics cover the rest. Prometheus appends `_total` to counters."""
 
     def __init__(self, limits: Limits) -> None:
         self.registry = CollectorRegistry()
@@ -86,7 +86,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        # Serve's proxy gives every request an id and puts it on the answer; without it, that is done here.
+        # Serve's proxy gives every request an id and adds it to the answer. Without the proxy, the gate does both.
         request_id = headers.get("x-request-id")
         exchange = _Exchange(send, request_id=request_id or uuid.uuid4().hex, adds_id=request_id is None)
         state = scope.setdefault("state", {})
@@ -104,9 +104,9 @@ class Gate:
             if limit.expired():
                 failed = ApiError(408, f"the request took more than {self._limits.request_timeout_s:g} s")
             else:
-                # The boundary of the process: a client gets no traceback, the log does, under the request's id.
+                # The outermost handler: the traceback goes to the log, under the request's id, and not to the client.
                 log.exception("request %s failed", exchange.request_id)
-                failed = ApiError(500, "internal error; the server's log has it by request id")
+                failed = ApiError(500, "internal error; the server's log has the cause under the request id")
             await exchange.answer(scope, receive, failed)
         finally:
             self._num_in_flight -= 1
@@ -114,11 +114,11 @@ class Gate:
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> None:
         if path_of(scope) in OPEN_PATHS:
-            # A probe of a busy server must not find it ill.
+            # A busy server must still pass its health probe.
             return
         self._check_key(scope, headers)
         if self._num_in_flight > self._limits.concurrent_requests:
-            raise ApiError(429, f"{self._limits.concurrent_requests} requests are being answered; try again later")
+            raise ApiError(429, f"{self._limits.concurrent_requests} requests are already in progress; try again later")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes)
@@ -127,7 +127,9 @@ class Gate:
         if self._keys.is_empty:
             peer = scope.get("client")
             if not is_loopback(peer[0] if peer else None):
-                raise ApiError(401, "no API keys are configured, so only this machine is answered", None, "no_keys")
+                raise ApiError(
+                    401, "no API keys are configured, so the server answers only its own machine", None, "no_keys"
+                )
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
@@ -138,7 +140,7 @@ class Gate:
 
     def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:
         state: dict[str, Any] = scope["state"]
-        # The route's own path, since a client can make up any number of others.
+        # Count by the route's pattern: a client can make up any number of paths.
         path = getattr(scope.get("route"), "path", "other")
         status, tokens = str(exchange.status or "closed"), state.get("tokens", {})
         for counter in self._counted_by:
@@ -157,7 +159,7 @@ class Gate:
 
 
 class _Exchange:
-    """The answer on its way out; adds the request id to its head."""
+    """Sends one answer and adds the request id to its headers."""
 
     def __init__(self, send: Send, *, request_id: str, adds_id: bool):
         self._send = send
@@ -176,13 +178,13 @@ class _Exchange:
                 message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode("latin-1"))]
         else:
             is_last = not message.get("more_body", False)
-        # After a message that did not get through nothing can be said: the client is gone, or reads no more.
+        # If a message does not get through, no event can follow: the client is gone or has stopped reading.
         self._takes_event = False
         await self._send(message)
         self._takes_event = self._is_stream and not is_last
 
     async def answer(self, scope: Scope, receive: Receive, error: ApiError) -> None:
-        """The error; as the end of a stream of events. Any other answer that has begun can only be cut off."""
+        """Send the error, or end a stream of events with it. Any other answer that has begun can only be cut off."""
         if self.status is None:
             body = error_body(path_of(scope), error.status, str(error), param=error.param, code=error.code)
             await JSONResponse(body, error.status, dict(error_headers(error.status)))(scope, receive, self.send)
@@ -196,9 +198,9 @@ def _too_large(limit: int) -> ApiError:
 
 
 async def _replayed(receive: Receive, *, limit: int) -> Receive:
-    """Read the body, within the limit, and give it again.
+    """Read the body up to the limit, and return a `receive` that replays it.
 
-    All handlers want it whole, and the framework would hide the error of a limit behind its own.
+    All handlers need the whole body, and the framework would hide our 413 behind an error of its own.
     """
     messages: list[Message] = []
     num_bytes = 0

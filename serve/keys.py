@@ -1,4 +1,4 @@
-"""Who may call: API keys, or without any, the loopback interface only."""
+"""Who may call: holders of an API key or, if no key is configured, only the loopback interface."""
 
 import hashlib
 import hmac
@@ -14,32 +14,32 @@ OPEN_PATHS = ("/health", "/-/healthz")
 
 
 def load_keys(keys: Keys) -> frozenset[str]:
-    """All keys of the file and the environment.
+    """Return all keys of the file and the environment.
 
-    Raises ConfigError if the file is named but can't be used, and if there are none although they are required.
+    Raises ConfigError if the named file can't be used, or if keys are required and there are none.
     """
     found = {key.strip() for key in os.environ.get(keys.env, "").split(",")}
     if keys.file is not None:
         try:
             lines = Path(keys.file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the file of API keys {keys.file} can't be read: {error}") from None
+            raise ConfigError(f"the API key file {keys.file} can't be read: {error}") from None
         from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}
         if not from_file:
-            raise ConfigError(f"the file of API keys {keys.file} holds none; write one key per line")
+            raise ConfigError(f"the API key file {keys.file} holds no keys; write one key per line")
         found |= from_file
     found -= {""}
     if keys.required and not found:
         raise ConfigError(
-            f"the server must have API keys, and {keys.env} is not set where it runs (on a Ray that runs already: "
-            f"in its environment); give --keys-file FILE on storage that all nodes see, or start Ray with {keys.env}, "
-            "or unset it here too, and only requests from the same machine are answered"
+            f"the server must have API keys, but {keys.env} is not set in its environment (if Ray already runs: in "
+            f"Ray's environment); give --keys-file FILE on storage that all nodes see, or start Ray with {keys.env}, "
+            "or unset it here too, so that the server answers only its own machine"
         )
     return frozenset(found)
 
 
 class KeyRing:
-    """Compares in constant time, and keeps digests only, so that no key can be logged by accident."""
+    """Compares keys in constant time, and keeps only digests so that no key can be logged by accident."""
 
     def __init__(self, keys: frozenset[str]):
         self._digests = [hashlib.sha256(key.encode()).digest() for key in sorted(keys)]
@@ -50,7 +50,7 @@ class KeyRing:
 
     def accepts(self, key: str) -> bool:
         digest = hashlib.sha256(key.encode()).digest()
-        # All are compared, so the time does not tell which one came near.
+        # Compare with every key, so that the time does not reveal which one came close.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 

@@ -1,7 +1,8 @@
-"""What travels over HTTP: requests, responses and errors, as the clients of this ecosystem know them.
+"""Requests, responses and errors over HTTP, in the shapes that clients of this ecosystem know.
 
-Importing this loads neither torch nor Ray. Text completions are OpenAI's, with vLLM's additions; `control` and
-`control_policy` are ours. A field that is neither is refused: a misspelt `temprature` must not be silently ignored.
+Importing this module loads neither torch nor Ray. Text completions have OpenAI's fields, vLLM's additions, and this
+project's `control` and `control_policy`. Any other field is refused: a misspelt `temprature` must not be silently
+ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
 
 MAX_BATCH = 2048
-"""Texts, prompts or choices of one request."""
+"""Limit on the texts, prompts or choices of one request."""
 
 
 class _Request(BaseModel):
@@ -23,18 +24,20 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds a lone surrogate at character {error.start}, which is no character") from None
+        raise ValueError(
+            f"the text holds a lone surrogate at character {error.start}, which is not a valid character"
+        ) from None
     return text
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-"""JSON can spell half of a surrogate pair, which no tokenizer takes."""
+"""Text without lone surrogates: JSON can spell half of a surrogate pair, which no tokenizer accepts."""
 
 
 class StreamOptions(_Request):
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Known to OpenAI's client; nothing is obfuscated here."""
+    """Accepted because OpenAI's client knows it; nothing is obfuscated here."""
 
 
 TokenIds = list[StrictInt]
@@ -66,17 +69,17 @@ class CompletionRequest(_Request):
     control: Literal["good", "bad", "none"] | None = None
     control_policy: Literal["ban", "retag"] | None = None
     return_token_ids: bool = False
-    """As vLLM: `token_ids` of each choice; not in a stream."""
+    """Return `token_ids` with each choice, as vLLM does; not in a stream."""
     best_of: int | None = None
-    """Refused above n."""
+    """Refused if greater than n."""
     suffix: str | None = None
-    """Refused unless empty, like the penalties unless 0."""
+    """Refused unless empty; the penalties are refused unless 0."""
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:
-        """One entry per prompt, whatever form the request has."""
+        """One entry per prompt, whatever form the request uses."""
         return prompts_of(vars(self))
 
 
@@ -92,9 +95,9 @@ class Choice(BaseModel):
     index: int
     logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
-    """None in all but the last piece of a stream."""
+    """In a stream, None in every piece but the last."""
     token_ids: list[int] | None = None
-    """Generated tokens, end of text included, if they were asked for."""
+    """Generated tokens, including end of text, if the request asked for them."""
 
 
 class Usage(BaseModel):
@@ -136,13 +139,13 @@ class ScoredSegment(BaseModel):
 class TextScore(BaseModel):
     index: int
     score: float | None
-    """Higher is worse; None: could not be scored, see `error`."""
+    """Higher is worse; None if the text could not be scored, see `error`."""
     error: str | None
     segments: list[ScoredSegment] | None = None
 
 
 class ScorerIdentityBody(BaseModel):
-    """What made the scores: two equal identities give equal scores."""
+    """Identity of the scorer: equal identities give equal scores."""
 
     name: str
     class_name: str
@@ -163,16 +166,16 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "phf-ray"
     max_model_len: int | None = None
-    """Positions of the model's context, as vLLM has it."""
+    """Positions in the model's context; the name is vLLM's."""
     control: dict[str, Any] | None = None
-    """For a model with control tokens: `policy`, the `default`, and the `suffixes` that choose by model id."""
+    """For a model with control tokens: `policy`, the `default`, and the `suffixes` of the model id that choose one."""
     task: str | None = None
     objective: str | None = None
     step: int | None = None
     fingerprint: str | None = None
-    """Hash of the model's files when it was loaded; null where another server has its weights."""
+    """Hash of the model's files when it was loaded; null if another server has its weights."""
     checkpoint: CheckpointInfo | None = None
-    """Its phf.json, with the control tokens that the server uses."""
+    """The model's phf.json, with the control tokens that the server uses."""
 
 
 class ModelList(BaseModel):

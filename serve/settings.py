@@ -1,4 +1,4 @@
-"""What is served and within which limits: the `args` of a Serve configuration file, or made by `jobs.serve`."""
+"""What the server serves, and its limits: the `args` of a Serve configuration file, or settings from `jobs.serve`."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ class Autoscaling(_Settings):
     min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)]
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
-    """Requests per replica that autoscaling aims at."""
+    """Requests per replica that autoscaling aims for."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -36,11 +36,11 @@ class Autoscaling(_Settings):
 class _Deployed(_Settings):
     replicas: Annotated[int, Field(ge=1)] | Autoscaling = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    """Ray's accounting; also the number of torch threads, at least 1."""
+    """CPUs in Ray's accounting, and the number of torch threads (at least 1)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     surge: bool | None = None
-    """When the configuration is applied again: start new replicas before the old ones go, which takes room for both.
-    None: unless it uses a GPU. Without, requests wait while the new replica starts."""
+    """Whether applying a new configuration starts new replicas before it stops the old ones, which needs room for both.
+    If false, requests wait while the new replica starts. None: true without a GPU, false with one."""
 
     @property
     def starts_before_old_stop(self) -> bool:
@@ -48,7 +48,7 @@ class _Deployed(_Settings):
 
 
 class SamplingDefaults(_Settings):
-    """For requests that leave the field out."""
+    """Values for the fields that a request leaves out."""
 
     max_tokens: Annotated[int, Field(ge=1)] = 16
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -57,15 +57,15 @@ class SamplingDefaults(_Settings):
 
 
 class Upstream(_Settings):
-    """Another OpenAI-compatible server that runs the model: vLLM, Ray Serve LLM, or one of this project."""
+    """Another OpenAI-compatible server that runs the model: vLLM, Ray Serve LLM, or a server of this project."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/@]+(/[^?#]*)?$")]
-    """Base URL as OpenAI's clients take it: `http://host:8000/v1`."""
+    """Base URL in the form that OpenAI's clients use: `http://host:8000/v1`."""
     model: str | None = None
-    """The model's id there; None: as here. A server of this project puts control tokens in by itself, so its id is
-    given as `NAME:none`."""
+    """The model's id on the upstream server; None if it is the same as here. A server of this project inserts control
+    tokens itself, so give its id as `NAME:none`."""
     key_env: str | None = None
-    """Environment variable of this server that holds the upstream's API key."""
+    """Environment variable on this server that holds the upstream server's API key."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Longest wait for an answer, or for the next piece of a stream."""
 
@@ -73,13 +73,13 @@ class Upstream(_Settings):
 class ServedModel(_Deployed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     path: str
-    """A Hugging Face causal LM directory, or a training run, of which the checkpoint is served that is the last when
-    the configuration is applied; all nodes must see it, for as long as it is served (`training.save_total_limit`).
-    With `upstream`, only its config.json, tokenizer and phf.json are read."""
+    """A Hugging Face causal LM directory, or a training run. For a run, the server uses the last checkpoint at the time
+    the configuration is applied. All nodes must see the directory for as long as it is served, so mind
+    `training.save_total_limit`. With `upstream`, the server reads only config.json, the tokenizer and phf.json."""
     upstream: Upstream | None = None
-    """None: the model runs in this server."""
+    """None if the model runs in this server."""
     control: Control | None = None
-    """For a checkpoint that has control tokens but no phf.json."""
+    """Control tokens of a checkpoint that has no phf.json."""
     defaults: SamplingDefaults = SamplingDefaults()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_batch: Annotated[int, Field(ge=1)] = 64
@@ -87,33 +87,33 @@ class ServedModel(_Deployed):
     cache_gb: Annotated[float, Field(gt=0)] = 2.0
     """Memory for keys and values, per replica."""
     max_waiting: Annotated[int, Field(ge=1)] = 1024
-    """Sequences that wait for a place in the batch, per replica; above it the answer is 429."""
+    """Limit on sequences that wait for a place in the batch, per replica; beyond it, requests get 429."""
 
     @property
     def directory(self) -> Path:
-        """The model itself. Raises ConfigError if there is none."""
+        """The model's directory. Raises ConfigError if there is none."""
         return find_checkpoint(self.path, option=f"model {self.name!r}:")
 
 
 class ServedScorer(_Deployed):
     scorer: dict[str, Any]
-    """As in the configuration of a task: `{class_name: PEP8Scorer, ...}`, one of your own `my_module:MyScorer`."""
+    """The scorer as a task file names it: `{class_name: PEP8Scorer, ...}`; name your own class `my_module:MyScorer`."""
     segmenter: Literal["sentences", "lines", "document"] | None = None
-    """None: what the scorer's class has by default, lines for PEP8, sentences for any other here."""
+    """None: the default of the scorer's class, which is lines for PEP8 and sentences for every other scorer here."""
     max_waiting: Annotated[int, Field(ge=1)] = 64
-    """Requests that wait for the scorer, per replica; above it the answer is 429."""
+    """Limit on requests that wait for the scorer, per replica; beyond it, requests get 429."""
     max_text_chars: Annotated[int, Field(ge=1)] = 65_536
-    """A longer text gets no score but the error `too_long`: the time of some scorers grows with the square of it, and
-    others wait meanwhile."""
+    """A longer text gets the error `too_long` instead of a score: some scorers take time that grows with the square of
+    the length, and other requests wait meanwhile."""
 
     @property
     def name(self) -> str:
-        """What `/v1/scores` calls it. Raises ConfigError as `scorer_name` does."""
+        """The scorer's name in `/v1/scores`. Raises ConfigError as `scorer_name` does."""
         return scorer_name(self.scorer)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Of the texts that the scorer can judge, where that is prose."""
+        """Languages that the scorer can judge, if it judges prose."""
         return scorer_class(self.scorer["class_name"]).languages(scorer_settings(self.scorer))
 
     @field_validator("scorer")
@@ -128,21 +128,21 @@ class Limits(_Settings):
     body_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
     request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     concurrent_requests: Annotated[int, Field(ge=1)] = 1024
-    """Requests inside the ingress; above it the answer is 429."""
+    """Limit on requests inside the ingress; beyond it, requests get 429."""
     concurrent_streams: Annotated[int, Field(ge=1)] = 256
     drain_s: Annotated[float, Field(gt=0)] = 60.0
-    """Time that replicas have for the requests they work on when they are replaced, removed or shut down."""
+    """Time for replicas to finish their requests when they are replaced, removed or shut down."""
 
 
 class Keys(_Settings):
-    """Where API keys come from. Without any, only peers on the loopback interface are answered."""
+    """Where API keys come from. Without any key, the server answers only peers on the loopback interface."""
 
     file: str | None = None
-    """One key per line."""
+    """File with one key per line."""
     env: str = "PHF_API_KEYS"
-    """Environment variable of the server's process on its node, with keys separated by commas."""
+    """Environment variable with comma-separated keys, read by the server's process on its node."""
     required: bool = False
-    """Do not start without any."""
+    """Refuse to start without a key."""
 
 
 class ServeArgs(_Settings):
@@ -152,10 +152,10 @@ class ServeArgs(_Settings):
     keys: Keys = Keys()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
     access_log: bool = True
-    """One line of JSON per request: id, path, status, model, tokens, latency."""
+    """Log one line of JSON per request: id, path, status, model, tokens, latency."""
 
     def first_of(self, measures: str, *, able: type) -> ServedScorer | None:
-        """The first scorer that measures this and is `able`, a protocol such as `FindsSpans`."""
+        """Return the first scorer that measures `measures` and has the protocol `able` (`FindsSpans`, say), or None."""
         for served in self.scorers:
             scorer = scorer_class(served.scorer["class_name"])
             if scorer.measures == measures and issubclass(scorer, able):
@@ -177,16 +177,16 @@ class ServeArgs(_Settings):
 
 
 def parse_args(values: Any) -> ServeArgs:
-    """Raises ConfigError with every problem found."""
+    """Check what to serve. Raises ConfigError with every problem found."""
     try:
         return ServeArgs.model_validate(values)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, detail['loc'])) or 'args'}: {detail['msg']}" for detail in error.errors()]
         lines = "\n".join(f"  - {line}" for line in problems)
-        raise ConfigError(f"what to serve: {len(problems)} problem(s)\n{lines}") from None
+        raise ConfigError(f"serve settings: {len(problems)} problem(s)\n{lines}") from None
 
 
 def split_model_id(model_id: str) -> tuple[str, str | None]:
-    """`NAME:good` -> (NAME, good); an id without such a suffix comes back whole, with None."""
+    """Split `NAME:good` into (NAME, good). An id without such a suffix comes back whole, with None."""
     matched = re.fullmatch(rf"(.+):({'|'.join(CONTROL_CHOICES)})", model_id)
     return (matched[1], matched[2]) if matched else (model_id, None)

@@ -34,7 +34,7 @@ def build_app(
     access_log: bool = True,
     counted_by: Sequence[CountsRequests] = (),
 ) -> FastAPI:
-    """`counted_by`: told of every request, as the application's own metrics are."""
+    """Build the application. Each counter in `counted_by` gets every request, like the application's own metrics."""
     limits = limits or Limits()
     metrics = Metrics(limits)
     app = FastAPI(title="phf-ray", description="Scorers and language models over HTTP", responses=ERRORS)
@@ -54,7 +54,7 @@ def build_app(
 
     @app.get("/health", responses={503: {"model": HealthResponse}})
     async def health() -> HealthResponse:
-        """Liveness with the state of each deployment; 503 until all are ready. Needs no key."""
+        """Report liveness and the state of each deployment; 503 until all are ready. Needs no key."""
         found = await backend.health()
         content = found.model_dump(mode="json")
         return JSONResponse(content, status_code=200 if found.status == "ok" else 503)  # type: ignore[return-value]
@@ -86,19 +86,21 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def refusal_of(error: RequestValidationError) -> ApiError:
-    """Field and message of the first problem; too many texts are one in any form that the field can have."""
+    """Return the error for the first problem. Too many texts are a 413, whatever form the field has."""
     details = error.errors()
     too_long = next((detail for detail in details if detail["type"] == "too_long"), None)
     if too_long is not None:
         num, limit = too_long["ctx"]["actual_length"], too_long["ctx"]["max_length"]
         field = str(too_long["loc"][1])
-        return ApiError(413, f"{field}: {num} are above the limit of {limit}; send them in several requests", field)
+        return ApiError(
+            413, f"{field}: {num} items exceed the limit of {limit}; split them into several requests", field
+        )
     param, message = describe_validation(error)
     return ApiError(400, message, param)
 
 
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:
-    """Field and message of the first problem."""
+    """Return the field and the message of the first problem."""
     details = error.errors()
     path = [str(part) for part in details[0]["loc"] if part != "body"]
     if details[0]["type"] == "json_invalid":
@@ -108,7 +110,7 @@ def describe_validation(error: RequestValidationError) -> tuple[str | None, str]
     if details[0]["type"] == "extra_forbidden":
         return path[0], f"unknown field {path[0]!r}; remove it"
     if path == ["prompt"] or path[:1] == ["prompt"]:
-        return "prompt", "prompt must be a text, a list of texts, a list of token ids, or a list of those"
+        return "prompt", "prompt must be a text, a list of texts, a list of token ids, or a list of such lists"
     if not path:
         return None, f"the body must be a JSON object: {details[0]['msg']}"
     return path[0], f"{'.'.join(path)}: {details[0]['msg']}"

@@ -40,7 +40,7 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
 
     @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
-        """As `/v1/completions`, where `/models/{model_id}` is the base of a client that knows one model per server."""
+        """Like `/v1/completions`, for a client that knows one model per server: its base is `/models/{model_id}`."""
         name, _, suffix = find_model(backend, model_id)
         own_name, own_suffix = split_model_id(body.model)
         if own_name != name or (suffix and own_suffix and suffix != own_suffix):
@@ -49,15 +49,15 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
 
     @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Text completions: OpenAI's, with vLLM's `min_tokens`, `top_k`, `ignore_eos`; `control` chooses the control
-        token of a conditionally trained model, as does a suffix of the model id (`NAME:bad`)."""
+        """OpenAI's text completions, with vLLM's `min_tokens`, `top_k` and `ignore_eos`. `control`, or a suffix of the
+        model id (`NAME:bad`), chooses the control token of a conditionally trained model."""
         name, model, suffix = find_model(backend, body.model)
         if suffix is not None and body.control not in (None, suffix):
             raise ApiError(400, f"model {body.model!r} and control {body.control!r} contradict each other", "control")
         asked = body.model_copy(
             update={
                 "control": body.control or suffix,
-                # A seed from here on: a retry on another replica must give the same text.
+                # Fix the seed here: a retry on another replica must give the same text.
                 "seed": secrets.randbits(63) if body.seed is None else body.seed,
             }
         )
@@ -71,14 +71,14 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
         async with AsyncExitStack() as held:
             held.enter_context(counted_stream())
             pieces = await held.enter_async_context(aclosing(model.stream(asked)))  # type: ignore[type-var]
-            # The first piece decides between an error with a status and a stream.
+            # Wait for the first piece: until it comes, an error can still have a status of its own.
             first = await anext(pieces)
             lines = _events(first, pieces, head=head, body=body, state=request.state)
             return _EventStream(lines, held=held.pop_all())
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; `held` is closed after the last one, and also where the first is never asked for."""
+    """Server-sent events. `held` is closed after the last event, and also if the first is never requested."""
 
     def __init__(self, lines: AsyncIterator[str], *, held: AsyncExitStack):
         super().__init__(lines, media_type=EVENT_STREAM, headers={"Cache-Control": "no-cache"})
@@ -109,7 +109,7 @@ async def _events(
         if include_usage:
             yield _event(CompletionResponse.model_construct(**head, choices=[], usage=last.usage))
     except ApiError as error:
-        # Any other failure, and the end of the time, the gate tells the client in the same way.
+        # The gate reports any other failure, and a timeout, to the client in the same way.
         yield error_event("/v1/completions", error)
     finally:
         state.tokens = _tokens(last)

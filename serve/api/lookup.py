@@ -6,7 +6,7 @@ from serve.settings import split_model_id
 
 
 def find_model(backend: Backend, model_id: str) -> tuple[str, ModelBackend, str | None]:
-    """Name, backend and the control that the id's suffix asks for."""
+    """Return the name, the backend, and the control that the id's suffix asks for (None without a suffix)."""
     name, control = split_model_id(model_id)
     if name not in backend.models:
         known = ", ".join(sorted(backend.models)) or "none"
@@ -15,7 +15,7 @@ def find_model(backend: Backend, model_id: str) -> tuple[str, ModelBackend, str 
 
 
 async def chosen_model(backend: Backend, model_id: str | None) -> ModelBackend:
-    """The model asked for; without one, any, if all have the same tokenizer (lm-eval names none)."""
+    """Return the named model. Without a name (lm-eval sends none), return any if all have the same tokenizer."""
     if model_id is not None:
         return find_model(backend, model_id)[1]
     if not backend.models:
@@ -24,6 +24,6 @@ async def chosen_model(backend: Backend, model_id: str | None) -> ModelBackend:
     hashes = {(await model.describe()).tokenizer_hash for model in models[1:] or ()}
     if models[1:] and hashes != {(await models[0].describe()).tokenizer_hash}:
         raise ApiError(
-            400, f"the tokenizers of {', '.join(sorted(backend.models))} differ; name one by `model`", "model"
+            400, f"the tokenizers of {', '.join(sorted(backend.models))} differ; choose a model with `model`", "model"
         )
     return models[0]

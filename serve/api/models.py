@@ -12,7 +12,7 @@ from serve.schemas import ModelCard, ModelList
 from serve.settings import CONTROL_CHOICES
 
 LISTING_S = 2.0
-"""How long a list of models waits for one of them, which may be loading, or on a server that is down."""
+"""How long the list waits for each model, which may be loading or on a server that is down."""
 
 
 def add_models(app: FastAPI, backend: Backend) -> None:
@@ -49,7 +49,7 @@ def add_models(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
-        """All models; one that does not answer within two seconds by its id alone."""
+        """List all models. A model that does not answer within two seconds is listed by its id alone."""
         return ModelList(data=list(await asyncio.gather(*map(listed, backend.models))))
 
     @app.get("/v1/models/{model_id}")

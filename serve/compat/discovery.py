@@ -5,9 +5,9 @@ from urllib.parse import urlencode
 
 
 def discovery_document(base_url: str, *, key: str | None = None) -> dict[str, Any]:
-    """Perspective's interface in Google's discovery format, at this server instead of Google's.
+    """Return Perspective's interface in Google's discovery format, with this server's address instead of Google's.
 
-    `key`: that of who asks. googleapiclient sends it with every request but a batch, whose address it gets here.
+    `key` is the caller's API key. googleapiclient adds it to every request except a batch, so the batch path holds it.
     """
     string, number, boolean, integer = ({"type": kind} for kind in ("string", "number", "boolean", "integer"))
 

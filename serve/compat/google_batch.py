@@ -1,6 +1,6 @@
 """Google's batches: many requests of an API in one multipart/mixed body, and their answers in another.
 
-What `new_batch_http_request` of googleapiclient sends and reads; HELM has all its texts scored so.
+googleapiclient's `new_batch_http_request` sends and reads this format; HELM scores all its texts this way.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from fastapi.responses import Response
 from serve.errors import ApiError, error_body
 
 MAX_REQUESTS = 1000
-"""As in googleapiclient."""
+"""Limit on the requests of one batch, the same as googleapiclient's."""
 CONCURRENT = 8
-"""More of one batch would crowd out other clients."""
+"""Requests of one batch that run at once; more would crowd out other clients."""
 
 AnswerOne = Callable[[str, bytes], Awaitable[dict[str, Any]]]
-"""From path and body to the body of the answer; raises ApiError for any other."""
+"""Takes a path and a body, returns the body of a 200 answer; raises ApiError for any other answer."""
 
 
 # A request line, lines of headers, an empty line and the body.
@@ -39,7 +39,7 @@ class _Asked:
 
 
 async def answer_batch(content_type: str, body: bytes, *, answer: AnswerOne) -> Response:
-    """Raises ApiError if the body is no batch; what is wrong with one of its requests is the answer to that one."""
+    """Answer a batch. Raises ApiError if the body is not a batch; an error in one request becomes its answer."""
     asked = _parse(content_type, body)
     slots = asyncio.Semaphore(CONCURRENT)
 
@@ -61,9 +61,7 @@ def _parse(content_type: str, body: bytes) -> list[_Asked]:
     try:
         message = BytesParser().parsebytes(b"content-type: %b\r\n\r\n%b" % (content_type.encode("latin-1"), body))
     except RecursionError:
-        raise ApiError(
-            400, "the parts of the batch have parts of their own, many deep; send one request in each"
-        ) from None
+        raise ApiError(400, "the parts of the batch are nested too deeply; send one request in each part") from None
     if not message.is_multipart():
         raise ApiError(400, "a batch is a multipart/mixed body with a boundary, one request in each part")
     parts = message.get_payload()
@@ -78,7 +76,7 @@ def _request(part: Message, *, number: int) -> _Asked:
     # googleapiclient folds long ids over several lines.
     content_id = re.sub(r"\r?\n(?=[ \t])", "", str(part["Content-ID"] or ""))
     if matched is None or not re.fullmatch(r"<[^<>\r\n]+>", content_id):
-        raise ApiError(400, f"part {number} of the batch is no POST request with a Content-ID")
+        raise ApiError(400, f"part {number} of the batch is not a POST request with a Content-ID")
     path = matched["target"].decode("latin-1").partition("?")[0]
     return _Asked(content_id, path, matched["body"])
 

@@ -12,7 +12,7 @@ from serve.schemas import MAX_BATCH, Text
 
 FLAGGED_FROM = 0.5
 
-# OpenAI's category -> the class that judges it; the others can't be judged by a toxicity model.
+# OpenAI's category -> the class that judges it. A toxicity model can't judge the other categories.
 MODERATION_CLASSES = {
     "harassment": "insult",
     "hate": "identity_attack",
@@ -39,7 +39,7 @@ class ModerationsRequest(LenientModel):
 def add_moderations(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/moderations")
     async def moderations(body: ModerationsRequest, request: Request) -> dict[str, Any]:
-        """OpenAI's moderations. Categories that the model can't judge are null; its own classes come beside them."""
+        """OpenAI's moderations. Categories that the model can't judge are null; the model's own classes are added."""
         scorer = served_scorer(backend, backend.toxicity, "toxicity")
         request.state.model = backend.toxicity
         texts = _moderation_texts(body)

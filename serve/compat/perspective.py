@@ -24,8 +24,8 @@ PERSPECTIVE_CLASSES = {
     "PROFANITY": "obscene",
     "SEXUALLY_EXPLICIT": "sexual_explicit",
 }
-# Perspective's other attributes, which Detoxify does not judge: left out of an answer, as HELM always asks for
-# FLIRTATION too, and refused where nothing else is asked for.
+# Perspective's other attributes, which Detoxify does not judge. Answers leave them out, since HELM always asks for
+# FLIRTATION too; a request for nothing else is refused.
 PERSPECTIVE_UNJUDGED = frozenset(
     {
         *(f"{name}_EXPERIMENTAL" for name in PERSPECTIVE_CLASSES),
@@ -62,7 +62,7 @@ class GoogleErrorDetail(BaseModel):
 
 
 class GoogleErrorResponse(BaseModel):
-    """Errors of Perspective's paths."""
+    """The body of an error on Perspective's paths."""
 
     error: GoogleErrorDetail
 
@@ -98,7 +98,7 @@ def add_perspective(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/$discovery/rest", responses=GOOGLE_ERRORS)
     async def discovery(request: Request, version: str = "v1alpha1") -> dict[str, Any]:
-        """What `googleapiclient.discovery.build(..., discoveryServiceUrl=...)` reads."""
+        """The document that `googleapiclient.discovery.build(..., discoveryServiceUrl=...)` reads."""
         if version != "v1alpha1":
             raise ApiError(404, f"there is no version {version!r}, only v1alpha1")
         return discovery_document(str(request.base_url), key=request.query_params.get("key"))
@@ -126,7 +126,7 @@ async def analyzed(backend: Backend, body: AnalyzeCommentRequest) -> dict[str, A
             if whole[PERSPECTIVE_CLASSES[name]] >= (parameters.scoreThreshold or 0.0)
         },
         "languages": languages,
-        # What was asked for: nothing is detected.
+        # Repeats the requested languages: this server detects none.
         "detectedLanguages": languages,
     }
     if body.clientToken is not None:
@@ -152,7 +152,7 @@ def _refuse_comment(body: AnalyzeCommentRequest) -> None:
 
 
 def _judged_languages(body: AnalyzeCommentRequest, known: Sequence[str]) -> list[str]:
-    """Those of the comment that the model was trained on. Raises ApiError if there is none."""
+    """Return the requested languages that the model was trained on. Raises ApiError if it knows none of them."""
     languages = [name for name in body.languages if name.lower().partition("-")[0] in known]
     if body.languages and not languages:
         attribute, asked = next(iter(body.requestedAttributes)), ", ".join(body.languages)
@@ -166,7 +166,7 @@ def _judged_languages(body: AnalyzeCommentRequest, known: Sequence[str]) -> list
 
 
 def _judged(body: AnalyzeCommentRequest, classes: Container[str]) -> dict[str, AttributeParameters]:
-    """The requested attributes that the model has a class for. Raises ApiError if there is none."""
+    """Return the requested attributes that the model has a class for. Raises ApiError if there are none."""
     judged = {
         name: parameters
         for name, parameters in body.requestedAttributes.items()

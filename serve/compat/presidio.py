@@ -13,7 +13,7 @@ from serve.compat.shared import LenientModel, served_scorer
 from serve.errors import ApiError
 from serve.schemas import MAX_BATCH, Text
 
-# Our detector -> Presidio's entity; names that Presidio does not have are in its manner.
+# This project's detector -> Presidio's entity. Names that Presidio lacks follow its style.
 PRESIDIO_ENTITIES = {
     "address": "LOCATION",
     "credential": "CREDENTIAL",
@@ -27,7 +27,7 @@ PRESIDIO_ENTITIES = {
     "twitter": "TWITTER_HANDLE",
     "url": "URL",
 }
-# The detectors find or do not find; Presidio's clients expect a confidence.
+# The detectors give no confidence, but Presidio's clients expect one.
 PRESIDIO_SCORE = 1.0
 
 

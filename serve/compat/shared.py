@@ -1,4 +1,4 @@
-"""What the compatible endpoints share."""
+"""Code that the compatible endpoints share."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,7 +7,7 @@ from serve.errors import ApiError
 
 
 class LenientModel(BaseModel):
-    """Clients of these services send fields that concern those services only."""
+    """Ignores unknown fields: clients of these services send some that concern only those services."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 

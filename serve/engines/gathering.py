@@ -1,4 +1,4 @@
-"""Waits for several calls or streams at once, and cancels the rest with the first failure."""
+"""Waits for several calls or streams at once, and cancels the rest at the first failure."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -8,7 +8,7 @@ Answer = TypeVar("Answer")
 
 
 async def all_of(calls: Sequence[Awaitable[Answer]]) -> list[Answer]:
-    """All answers, in order. With the first failure, or when the caller goes away, the others are cancelled."""
+    """Return all answers, in order. At the first failure, or if the caller goes away, cancel the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -18,7 +18,7 @@ async def all_of(calls: Sequence[Awaitable[Answer]]) -> list[Answer]:
 
 
 async def merged_streams(streams: Sequence[AsyncIterator[Answer]]) -> AsyncIterator[Answer]:
-    """Items of all streams as they come; the first failure of any ends them all."""
+    """Yield the items of all streams as they come; the first failure ends all streams."""
     arrived: asyncio.Queue[Answer | asyncio.Task[None]] = asyncio.Queue()
 
     async def pump(stream: AsyncIterator[Answer]) -> None:

@@ -1,4 +1,4 @@
-"""Models in this process: what a replica runs, and what tests call without Ray."""
+"""Models in this process: replicas run them, and tests call them without Ray."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -15,7 +15,7 @@ from serve.errors import ApiError
 from serve.schemas import MAX_BATCH, Choice, CompletionRequest, Logprobs, Usage
 from serve.settings import SamplingDefaults, ServedModel
 
-# One failure may be a request's; so many without a success between them are the model's or its device's.
+# One failure may be a request's fault; this many without a success between them are the model's or its device's.
 MAX_FAILED_STEPS = 3
 
 
@@ -95,7 +95,7 @@ class LocalModel(Tokenizing):
 
     @property
     def num_steps(self) -> tuple[int, int]:
-        """Forward passes, and sequences advanced by all of them."""
+        """Number of forward passes, and of sequences advanced, summed over the passes."""
         return self.thread.num_steps, self.thread.num_advanced
 
     def check_health(self) -> None:
@@ -106,14 +106,14 @@ class LocalModel(Tokenizing):
 
 
 def generation_requests(request: CompletionRequest, defaults: SamplingDefaults) -> list[GenerationRequest]:
-    """One per choice, prompt by prompt. Raises RequestError, or ApiError for what this server does not do."""
+    """Return one request per choice, prompt by prompt. Raises RequestError, or ApiError if unsupported."""
     _refuse_unsupported(request)
     return requests_from_body(vars(request), defaults=vars(defaults))
 
 
 def _refuse_unsupported(request: CompletionRequest) -> None:
     if request.best_of is not None and request.best_of > request.n:
-        # HELM's client sends best_of=1 with any n: nothing is to be chosen.
+        # HELM's client sends best_of=1 with any n, which leaves nothing to choose.
         raise ApiError(
             400,
             f"best_of={request.best_of} above n={request.n} is not supported; leave it out and choose among n yourself",

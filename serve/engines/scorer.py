@@ -1,4 +1,4 @@
-"""Scorers in this process: what a replica runs, and what tests call without Ray. Without torch where that can be."""
+"""Scorers in this process: replicas run them, and tests call them without Ray. Only scorers that need torch load it."""
 
 import asyncio
 import json
@@ -25,12 +25,12 @@ def _why_not(scorer: Scorer, text: str) -> str:
 
 
 def _not_analyzed(index: int, reason: str | None) -> ApiError:
-    # A list without the spans of one text would say that it has none.
+    # An empty list for this text would claim that it has no spans.
     return ApiError(400, f"the text at index {index} can't be analyzed: {reason}", "text")
 
 
 class LocalScorer:
-    """A scorer in a thread of its own: scorers are not written for several threads, and scoring takes the processor."""
+    """A scorer in its own thread: scorers are not thread-safe, and scoring keeps a CPU busy."""
 
     def __init__(self, served: ServedScorer):
         self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
@@ -62,7 +62,7 @@ class LocalScorer:
         def found(index: int, text: str) -> list[Span]:
             try:
                 return scorer.spans(text)
-            except Exception as error:  # noqa: BLE001  libraries over any text, as where the scorer only counts
+            except Exception as error:  # noqa: BLE001  libraries can raise anything, as in scoring
                 raise _not_analyzed(index, failure(error).error) from None
 
         return await self._in_thread(lambda: [found(index, text) for index, text in enumerate(texts)])
@@ -106,12 +106,12 @@ class LocalScorer:
 
     @property
     def running_s(self) -> float:
-        """How long the scorer has been at what it does now."""
+        """Seconds that the scorer has worked on its current request; 0 if it is idle."""
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
     def _too_long(self, text: str) -> str | None:
-        """Why the text is not scored, if it is longer than allowed."""
+        """Return why the text is not scored if it is too long, else None."""
         if len(text) <= self._max_text_chars:
             return None
         return f"too_long: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
@@ -123,7 +123,7 @@ class LocalScorer:
         *,
         too_long: Callable[[str], Answer],
     ) -> list[Answer]:
-        """What `judged` makes of the texts that are short enough, and `too_long` of the reason for the others."""
+        """Return one answer per text: from `judged` if the text is short enough, else from `too_long` of the reason."""
         refused = [self._too_long(text) for text in texts]
         short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
         answers = iter(judged(short) if short else [])

@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, so that no forward pass holds up the event loop that serves requests."""
+"""An engine in its own thread, so that no forward pass blocks the event loop that serves requests."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger("ray.serve.phf")
 
 @dataclass(frozen=True, slots=True)
 class StreamedPiece:
-    """What one request of a stream gained."""
+    """New output of one request in a stream."""
 
     index: int
     text: str
@@ -30,7 +30,7 @@ class StreamedPiece:
 
 
 class _Ticket:
-    """The requests of one call, and the event loop that waits for them. Fields change in the engine's thread only."""
+    """The requests of one call, and the event loop that waits for them. Only the engine's thread changes fields."""
 
     def __init__(self, actives: list[ActiveRequest], *, is_stream: bool):
         self.actives = actives
@@ -41,7 +41,7 @@ class _Ticket:
         self.inbox: asyncio.Queue[list[StreamedPiece] | None] = asyncio.Queue()
 
     def post(self, pieces: list[StreamedPiece] | None) -> None:
-        """None: all requests are finished."""
+        """Send pieces to the waiting event loop. None says that all requests are finished."""
         try:
             self._loop.call_soon_threadsafe(self.inbox.put_nowait, pieces)
         except RuntimeError:
@@ -58,7 +58,7 @@ class EngineThread:
         self.num_steps = 0
         self.num_advanced = 0
         self.num_failed_in_a_row = 0
-        """Steps that failed since the last one that did not."""
+        """Failed steps since the last successful one."""
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -71,13 +71,16 @@ class EngineThread:
         self._thread.join(timeout=10)
 
     async def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Raises RequestError, ApiError 429 if too many wait, DataError if the model fails. Cancelling frees slots."""
+        """Return one completion per request. Cancelling the call frees its slots.
+
+        Raises RequestError, ApiError 429 if too many sequences wait, DataError if the model fails.
+        """
         async with _Submission(self, requests, is_stream=False) as ticket:
             await ticket.inbox.get()
             return [active.completion() for active in ticket.actives]
 
     async def stream(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[list[StreamedPiece]]:
-        """Pieces as they come, several at a time; errors as of `complete`."""
+        """Yield pieces as they come, several at a time. Raises the same errors as `complete`."""
         async with _Submission(self, requests, is_stream=True) as ticket:
             while (pieces := await ticket.inbox.get()) is not None:
                 yield pieces
@@ -88,7 +91,7 @@ class EngineThread:
     async def submit(self, requests: Sequence[GenerationRequest], *, is_stream: bool) -> _Ticket:
         if self.num_unfinished and self.num_unfinished + len(requests) > self._max_unfinished:
             raise ApiError(429, f"{self.num_unfinished} sequences are in the model's queue; try again later")
-        # From here on they fill the queue: others come while their prompts are tokenized.
+        # Count them before tokenizing their prompts: other requests arrive meanwhile.
         self.num_unfinished += len(requests)
         try:
             actives = await off_the_loop(
@@ -103,7 +106,7 @@ class EngineThread:
         return ticket
 
     def release(self, ticket: _Ticket) -> None:
-        """The caller is done, or gone: what is unfinished leaves the batch."""
+        """Take unfinished requests out of the batch; the caller is done or gone."""
         self.num_unfinished -= len(ticket.actives)
         unfinished = [active for active in ticket.actives if not active.is_finished]
         if unfinished:
@@ -117,7 +120,7 @@ class EngineThread:
                 advanced = self.engine.step()
                 self.num_failed_in_a_row = 0
             except Exception:
-                # The boundary of the thread: whatever a model does, callers get an answer, and the next its chance.
+                # The thread's outermost handler: if the model fails, callers get an error and others still run.
                 log.exception("the engine failed")
                 self.num_failed_in_a_row += 1
                 advanced = self.engine.fail_all("the model failed on this batch; the server's log has the reason")
@@ -126,7 +129,7 @@ class EngineThread:
             self._report(advanced)
 
     def _collect(self) -> bool:
-        """Take what came in; wait for it if there is nothing to do. False: the thread is to end."""
+        """Take in new tickets and cancellations; wait for some if the engine is idle. False tells the thread to end."""
         while True:
             try:
                 item = self._inbox.get(block=not (self.engine.num_active or self.engine.num_waiting))
@@ -181,7 +184,7 @@ class EngineThread:
 
 
 class _Submission:
-    """Requests that are in the engine for as long as the `async with` block runs, however it ends."""
+    """Keeps requests in the engine while the `async with` block runs, and releases them however it ends."""
 
     def __init__(self, thread: EngineThread, requests: Sequence[GenerationRequest], *, is_stream: bool):
         self._thread, self._requests, self._is_stream = thread, requests, is_stream

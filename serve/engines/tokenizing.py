@@ -1,4 +1,4 @@
-"""What a model backend answers without its weights: description and tokenizer endpoints, the same for all engines."""
+"""Answers that need no weights: a model's description and the tokenizer endpoints. All engines share them."""
 
 import asyncio
 import hashlib
@@ -13,13 +13,13 @@ from serve.backends import ModelDescription
 from serve.errors import ApiError
 
 MAX_INLINE_CHARACTERS = 16_384
-"""Of text that is tokenized on the event loop: some milliseconds, in which no other request is served."""
+"""Longest text that is tokenized on the event loop: a few milliseconds in which no other request is served."""
 
 Result = TypeVar("Result")
 
 
 async def off_the_loop(compute: Callable[[], Result], *, num_characters: int) -> Result:
-    """What takes time by the length of a text; in a thread where that is long, since a thread costs time as well."""
+    """Run `compute`, in a thread if its text is long. A short text runs inline, because a thread costs time too."""
     return compute() if num_characters <= MAX_INLINE_CHARACTERS else await asyncio.to_thread(compute)
 
 
@@ -31,7 +31,7 @@ class Tokenizing:
 
     @property
     def control(self) -> Control | None:
-        """Control tokens and what is done with sampled ones."""
+        """Control tokens, and the policy for sampled ones."""
         return self.strings.control
 
     @cached_property
@@ -53,7 +53,7 @@ class Tokenizing:
         )
 
     def _checkpoint(self) -> CheckpointInfo | None:
-        """What the model was trained for, not what this engine can do: an upstream server bans instead of retagging."""
+        """Return what the model was trained for, not what this engine does: an upstream server bans but can't retag."""
         control = self.strings.control
         if self.info is None and control is None:
             return None

@@ -1,14 +1,14 @@
-"""Engine (b): a model that another OpenAI-compatible server runs. Control tokens, limits and keys are added here.
+"""Engine (b): a model that another OpenAI-compatible server runs. This engine adds control tokens, limits and keys.
 
-Prompts are encoded here, with the tokenizer and phf.json of `path`, and sent as token ids: the model sees what it would
-see with the engine of this project, whatever the other server puts before a text. The policy, and its price:
+This engine encodes prompts with the tokenizer and phf.json of `path`, and sends token ids. So the model sees what this
+project's own engine would show it, whatever the other server puts before a text. The policy, and its price:
 
-- Every prompt is a request of its own, so that prompts of one call draw different texts from one seed (vLLM gives equal
-  prompts equal texts). The first keeps the call's seed.
-- Sampled control tokens are banned by a bias of -100. Replacing them (`retag`) would need a hand in the sampling of the
-  other server: a request for it is refused.
-- An inserted control token takes a position of the other server's context.
-- The other server's texts and log-probabilities are passed on; those of an inserted token are taken out.
+- Every prompt is a separate request, so that prompts of one call draw different texts from one seed (vLLM gives equal
+  prompts equal texts). The first prompt keeps the call's seed.
+- A bias of -100 bans sampled control tokens. Replacing them (`retag`) would need control over the other server's
+  sampling, so a request for it is refused.
+- An inserted control token takes one position of the other server's context.
+- This engine passes on the other server's texts and log-probabilities, without those of an inserted token.
 """
 
 import logging
@@ -53,13 +53,13 @@ log = logging.getLogger("ray.serve.phf")
 
 CONNECT_S = 10.0
 MAX_CONNECTIONS = 256
-"""Per replica; further requests wait here."""
+"""Connections per replica; further requests wait here."""
 BAN = -100.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One prompt of a call: what the model is to see, and what the client will see of it."""
+    """One prompt of a call, as the model sees it and as the client sees it."""
 
     number: int
     active: ActiveRequest
@@ -90,18 +90,18 @@ class UpstreamModel(Tokenizing):
             base_url=served.upstream.url.rstrip("/"),
             headers=_authorization(served.upstream),
             timeout=httpx.Timeout(served.upstream.timeout_s, connect=CONNECT_S, pool=None),
-            # Retries of the connection only: a request that was sent is not sent twice.
+            # Only connecting is retried: a request that was sent is never sent twice.
             transport=httpx.AsyncHTTPTransport(
                 retries=1,
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64),
-                # Certificates are read where there is one to check.
+                # Load certificates only if there is one to check.
                 verify=served.upstream.url.startswith("https://"),
             ),
         )
 
     @classmethod
     def load(cls, served: ServedModel) -> "UpstreamModel":
-        """Raises ConfigError or DataError for a directory without a tokenizer, or a key that is not set."""
+        """Load the tokenizer. Raises ConfigError or DataError if the directory has none, or if the key is not set."""
         strings, info, context = load_strings(served.directory, control=served.control)
         if strings.control is not None and strings.control.policy == "retag":
             log.warning("model %s: an upstream server can't retag; sampled control tokens are banned", served.name)
@@ -109,11 +109,11 @@ class UpstreamModel(Tokenizing):
 
     @property
     def num_steps(self) -> tuple[int, int]:
-        """No steps are made here."""
+        """Zero: the other server runs the steps."""
         return 0, 0
 
     def check_health(self) -> None:
-        """The replica is well while its upstream is not: requests are answered 503 with the reason."""
+        """Stay healthy even if the upstream server is down: requests then get 503 with the reason."""
 
     @property
     def control(self) -> Control | None:
@@ -134,7 +134,7 @@ class UpstreamModel(Tokenizing):
     async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
         prompts = await self._prepared(request)
         if any(prompt.active.wants_prompt_logprobs for prompt in prompts):
-            # Servers differ in how they cut these into pieces; nobody reads them as they come.
+            # Servers cut prompt log-probabilities into different pieces, and nobody reads them as they come.
             yield await self.complete(request)
             return
         with self._counted(len(prompts) * request.n):
@@ -157,7 +157,7 @@ class UpstreamModel(Tokenizing):
                 400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
             )
         try:
-            # One per prompt: its choices differ in nothing but their number.
+            # One request per prompt: its choices differ only in their number.
             asked = generation_requests(request, self._defaults)[:: request.n]
             return await off_the_loop(
                 lambda: [self._prompt(number, one, request) for number, one in enumerate(asked)],
@@ -171,12 +171,12 @@ class UpstreamModel(Tokenizing):
         if len(active.model_ids) + one.max_tokens > self.context:
             raise RequestError(
                 f"the model's context is {self.context} tokens, but the prompt has {len(active.prompt_ids)}, the "
-                f"control token is one more and max_tokens is {one.max_tokens}; shorten one of them",
+                f"control token is one more and max_tokens is {one.max_tokens}; shorten the prompt or lower max_tokens",
                 "max_tokens",
             )
         bias = {str(id_): value for id_, value in one.logit_bias.items()}
         bias |= {str(id_): BAN for id_ in self.strings.control_ids.values()}
-        # What a plain OpenAI server may not know is sent only if it is wanted.
+        # A plain OpenAI server may not know these fields, so they are sent only if they are set.
         wanted = {
             "top_k": one.top_k,
             "min_tokens": one.min_tokens,
@@ -212,7 +212,7 @@ class UpstreamModel(Tokenizing):
     def _usage(
         self, prompts: Sequence[_Prompt], found: Sequence[UpstreamUsage | None], *, is_partial: bool = False
     ) -> Usage:
-        """The prompts as the client knows them, and what the upstream says that it generated."""
+        """Count prompt tokens as the client sees them, and generated tokens as the upstream server reports them."""
         counts = [usage.completion_tokens for usage in found if usage is not None]
         if len(counts) < len(prompts) and not is_partial:
             raise unusable("no usage")
@@ -231,7 +231,7 @@ class UpstreamModel(Tokenizing):
     async def _pieces(
         self, prompt: _Prompt, request: CompletionRequest
     ) -> AsyncIterator[Choice | UpstreamUsage | None]:
-        """The stream of one prompt; its usage at the end."""
+        """Yield the pieces of one prompt, then its usage."""
         body = {**prompt.body, "stream": True, "stream_options": {"include_usage": True}}
         usage: UpstreamUsage | None = None
         unfinished, unseen = set(range(request.n)), set(range(request.n))
@@ -290,7 +290,7 @@ class UpstreamModel(Tokenizing):
         )
 
     def _without_echo(self, text: str, active: ActiveRequest) -> str:
-        """Servers echo ids with special tokens, without them, or not at all."""
+        """Remove the echoed prompt. Servers echo ids with special tokens, without them, or not at all."""
         ids = active.model_ids
         shown = self.strings.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         echoes = sorted((shown, self.strings.decode(ids)), key=len, reverse=True)
@@ -311,7 +311,7 @@ class UpstreamModel(Tokenizing):
         tops = found.top_logprobs or [None] * num_seen
         return Logprobs.model_construct(
             tokens=[self.strings.text_of(id_) for id_ in active.prompt_ids] + rest.tokens,
-            # Nothing that the client knows of predicts the first token.
+            # No token that the client knows of precedes the first, so nothing predicts it.
             token_logprobs=[None, *(found.token_logprobs[i] for i in kept[1:]), *rest.token_logprobs],
             top_logprobs=[None, *(tops[i] for i in kept[1:]), *rest.top_logprobs],
             text_offset=[*active.prompt_offsets, *rest.text_offset],
@@ -319,7 +319,7 @@ class UpstreamModel(Tokenizing):
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of a call's prompt, within the signed 64 bits that vLLM takes."""
+    """Return the seed of one prompt in a call, within the signed 64 bits that vLLM accepts."""
     if number == 0 and seed < 2**63:
         return seed
     return int(np.random.SeedSequence([seed % 2**64, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

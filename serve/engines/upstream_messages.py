@@ -1,4 +1,4 @@
-"""Answers of another OpenAI-compatible server: parsed, checked, and its errors translated."""
+"""Parses and checks answers of another OpenAI-compatible server, and translates its errors."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ class UpstreamAnswer(_LenientAnswer):
 
 
 def generated_logprobs(found: UpstreamLogprobs, *, first_offset: int, num_before: int) -> Logprobs:
-    """Log-probabilities of generated tokens; offsets count from the beginning of our text."""
+    """Return the log-probabilities of generated tokens; offsets count from the start of the text that we return."""
     return Logprobs.model_construct(
         tokens=found.tokens,
         token_logprobs=found.token_logprobs,
@@ -66,7 +66,7 @@ def generated_logprobs(found: UpstreamLogprobs, *, first_offset: int, num_before
 
 def known_finish_reason(reason: str | None) -> Literal["stop", "length"] | None:
     if reason not in ("stop", "length", None):
-        raise unusable(f"a choice that ended by {reason!r}")
+        raise unusable(f"the unknown finish_reason {reason!r}")
     return cast('Literal["stop", "length"] | None', reason)
 
 
@@ -78,20 +78,20 @@ def parsed_answer(content: bytes) -> UpstreamAnswer:
     try:
         return UpstreamAnswer.model_validate_json(content)
     except ValidationError:
-        raise unusable("something that is no completion") from None
+        raise unusable("something other than a completion") from None
 
 
 def refuse_status(status: int, content: bytes) -> None:
-    """Raises ApiError for any answer but 200."""
+    """Raise ApiError for any status but 200."""
     if status == 200:
         return
     message = _message_of(content)
     if status in (400, 413, 422):
         raise ApiError(413 if status == 413 else 400, f"the server behind this model refused the request: {message}")
     if status in (401, 403, 404):
-        # Ours to mend, not the client's: the key or the model's id in the configuration. The message may quote a key.
-        log.error("the upstream server answered %d: see the model's upstream.key_env and upstream.model", status)
-        raise unusable(f"status {status}; its key or its model's id may be wrong in this server's configuration")
+        # The operator must fix this, not the client. The message is withheld, because it may quote a key.
+        log.error("the upstream server answered %d: check the model's upstream.key_env and upstream.model", status)
+        raise unusable(f"status {status}; this server's configuration may have the wrong key or model id for it")
     if status == 429:
         raise ApiError(429, "the queue of the server behind this model is full; try again later")
     log.warning("the upstream server answered %d: %s", status, message)
@@ -99,7 +99,7 @@ def refuse_status(status: int, content: bytes) -> None:
 
 
 def _message_of(content: bytes) -> str:
-    """The message of an error in OpenAI's shape, or in that of older vLLM."""
+    """Return the message of an error, in OpenAI's shape or in that of older vLLM."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -112,7 +112,7 @@ def _message_of(content: bytes) -> str:
 
 
 async def events_of(response: httpx.Response) -> AsyncIterator[UpstreamAnswer]:
-    """Server-sent events up to `[DONE]`."""
+    """Yield server-sent events up to `[DONE]`."""
     async for line in _lines_of(response):
         if not line.startswith(b"data:"):
             continue
@@ -125,7 +125,7 @@ async def events_of(response: httpx.Response) -> AsyncIterator[UpstreamAnswer]:
 
 
 async def _lines_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    # httpx's own lines also end at U+2028 and form feeds, which stand unescaped in the text of a model.
+    # httpx's own line splitting also splits at U+2028 and form feeds, which are unescaped in a model's text.
     rest = b""
     async for chunk in response.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -135,7 +135,7 @@ async def _lines_of(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 class TranslatedErrors:
-    """Failures on the way to the upstream server as ApiError."""
+    """Translates failures on the way to the upstream server to ApiError."""
 
     def __init__(self, upstream: Upstream):
         self._upstream = upstream

@@ -201,8 +201,8 @@ def test_a_batch_answers_each_of_its_requests_under_its_id(call):
     [
         ({"content": b"{}"}, "a batch is a multipart/mixed body"),
         ({"content": b"", "headers": {"content-type": "multipart/mixed"}}, "a batch is a multipart/mixed body"),
-        (batch_of(("<1>", "GET / HTTP/1.1", {})), "part 1 of the batch is no POST request"),
-        (batch_of(("<1>", POST, {}), ("2", POST, {})), "part 2 of the batch is no POST request with a Content-ID"),
+        (batch_of(("<1>", "GET / HTTP/1.1", {})), "part 1 of the batch is not a POST request"),
+        (batch_of(("<1>", POST, {}), ("2", POST, {})), "part 2 of the batch is not a POST request with a Content-ID"),
         (batch_of(*[(f"<{i}>", POST, {}) for i in range(1001)]), "holds 1001 requests; send at most 1000"),
         ({**batch_of(), "content": b"--b1\nContent-Type: multipart/mixed; boundary=c\n\n--c\n\n--c--\n"}, "part 1"),
         ({**batch_of(), "content": b"--b1\nContent-ID: <1>\n\nPOST / HTTP/1.1\n--b1--\n"}, "part 1"),

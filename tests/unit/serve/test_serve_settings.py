@@ -138,7 +138,7 @@ def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     assert not any(ring.accepts(key) for key in ("", "# team", "firs", "first "))
     assert "first" not in repr(vars(ring))
     path.write_text("# nobody\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds none"):
+    with pytest.raises(ConfigError, match="holds no keys"):
         load_keys(Keys(file=str(path)))
 
 
@@ -148,7 +148,7 @@ def test_a_server_that_must_have_keys_does_not_start_without(tmp_path, monkeypat
     with pytest.raises(ConfigError, match="give --keys-file FILE on storage that all nodes see, or start Ray with PHF"):
         load_keys(Keys(required=True))
     monkeypatch.setenv("PHF_API_KEYS", " ,")
-    with pytest.raises(ConfigError, match="PHF_API_KEYS is not set where it runs"):
+    with pytest.raises(ConfigError, match="PHF_API_KEYS is not set in its environment"):
         load_keys(Keys(required=True))
     monkeypatch.setenv("PHF_API_KEYS", "first")
     assert load_keys(Keys(required=True)) == {"first"}
