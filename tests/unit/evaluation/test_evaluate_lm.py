@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_used_is_named_with_what_to_do(tmp_path, monkeypa
 
 def test_two_models_of_one_name_are_refused(tmp_path):
     write_model(tmp_path / "m")
-    with pytest.raises(ConfigError, match="two models are called m; name them"):
+    with pytest.raises(ConfigError, match="two models are called m; rename one"):
         parse_models([str(tmp_path / "m"), str(tmp_path / "m")])
 
 
@@ -234,5 +234,5 @@ def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_ther
     assert make_prompts.main([*command, "--num", "4"]) == 0
     made = sorted(json.loads(line)["text"] for line in output.read_text().splitlines())
     assert made == ["def a1(x):", "def a2(x):", "def b1(x):", "def b2(x):"]
-    with pytest.raises(ConfigError, match="has 4 headers; ask for at most as many"):
+    with pytest.raises(ConfigError, match="has 4 headers; ask for at most that many"):
         make_prompts.main([*command, "--num", "5"])
