@@ -1,7 +1,7 @@
-"""Kustomize folders rendered, and all that can be told of manifests without a cluster.
+"""Renders kustomize folders, and checks manifests without a cluster.
 
-`render` knows the subset of kustomize that k8s/ uses, so that the checks need no kubectl; where there is one, a test
-holds that both give the same.
+`render` implements the subset of kustomize that k8s/ uses, so that the checks need no kubectl. If kubectl is there, a
+test compares the two.
 """
 
 import base64
@@ -30,7 +30,7 @@ Manifest = dict[str, Any]
 
 
 def render(folder: Path) -> list[Manifest]:
-    """What `kubectl kustomize` prints, in any order."""
+    """Return the manifests that `kubectl kustomize` prints, in any order."""
     return _build(folder, [])
 
 
@@ -89,7 +89,7 @@ def _merge(into: Manifest, values: Manifest) -> None:
 
 
 def _operate(operation: Manifest, one: Manifest) -> None:
-    """RFC 6902: add, replace, remove."""
+    """Apply an operation of RFC 6902 to the object: add, replace or remove."""
     *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"][1:].split("/")]
     place: Any = one
     for part in parents:
@@ -108,7 +108,7 @@ def _operate(operation: Manifest, one: Manifest) -> None:
 
 
 def problems_of(objects: list[Manifest], *, secrets: list[Manifest]) -> list[str]:
-    """Sentences; empty if nothing is wrong. `secrets`: rendered from k8s/secrets, which is applied apart."""
+    """Return a sentence for each problem. `secrets`: rendered from k8s/secrets, which users apply separately."""
     found: list[str] = []
     for one in objects:
         name = f"{one['kind']} {one['metadata']['name']}"
@@ -172,7 +172,7 @@ def _labels(one: Manifest) -> Iterator[str]:
 
 
 def templates_of(one: Manifest) -> list[tuple[str, Manifest]]:
-    """Pod templates by where they are."""
+    """Return the pod templates, each with its place in the manifest."""
     spec = one.get("spec", {})
     found = [("submitter", spec["submitterPodTemplate"])] if "submitterPodTemplate" in spec else []
     if one["kind"] == "Deployment":
@@ -247,7 +247,7 @@ def _references(container: Manifest, objects: list[Manifest]) -> Iterator[str]:
 
 
 def versions() -> tuple[str, str]:
-    """Of the project and of Ray."""
+    """Return the versions of the project and of Ray."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     ray = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert ray is not None
@@ -315,7 +315,7 @@ def _job(one: Manifest) -> Iterator[str]:
 
 
 def _paths(arguments: list[str]) -> Iterator[str]:
-    """Paths are on the volume, in the image, or in a bucket."""
+    """Yield a problem for each path that is not on the volume, in the image or in a bucket."""
     for path in re.findall(r"(?<![\w/:.])/[\w./-]+", " ".join(arguments)):
         if path.startswith(APP):
             if not (ROOT / path.removeprefix(APP)).exists():
@@ -396,14 +396,18 @@ def _environment_names(objects: list[Manifest], secrets: list[Manifest]) -> Iter
 
 
 def _head_services(objects: list[Manifest]) -> Iterator[str]:
-    """KubeRay makes NAME-head-svc for each; the cluster of a RayJob has the job's name and some random letters."""
+    """Yield a problem for each name that several clusters share.
+
+    KubeRay makes a service NAME-head-svc for each cluster. The cluster of a RayJob has the job's name and some random
+    letters.
+    """
     names = [one["metadata"]["name"] for one in objects if cluster_of(one) is not None]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{names.count(name)} clusters would have the service {name}-head-svc"
 
 
 def _ways_out(objects: list[Manifest]) -> Iterator[str]:
-    """Pods with the credentials of a bucket reach it, whatever policies there are."""
+    """Yield a problem for each pod that has the credentials of a bucket, but that a policy keeps from it."""
     policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
     for one in objects:
         for where, template in templates_of(one):
@@ -416,7 +420,7 @@ def _ways_out(objects: list[Manifest]) -> Iterator[str]:
 
 
 def _reaches_443(labels: Manifest, policies: list[Manifest]) -> bool:
-    """At any address. Rules of several policies add up; a pod that none names is free."""
+    """Whether the pod reaches port 443 of any address. Policies add up; a pod that no policy selects is free."""
     of_pod = [policy for policy in policies if policy["podSelector"]["matchLabels"].items() <= labels.items()]
     rules = [rule for policy in of_pod for rule in policy.get("egress", [])]
     open_ports = {port["port"] for rule in rules if "to" not in rule for port in rule["ports"]}
@@ -424,7 +428,7 @@ def _reaches_443(labels: Manifest, policies: list[Manifest]) -> bool:
 
 
 def _flow(objects: list[Manifest]) -> Iterator[str]:
-    """What one stage writes is what the next one reads."""
+    """Yield a problem for each stage that does not use the output of the stage before it."""
     jobs = {name: _flags(one["spec"]["entrypoint"]) for name, one in _names(objects, "RayJob").items()}
     scored = jobs["score"]["--output"][0]
     if f"dataset.datasets=[{scored}]" not in jobs["train"]["--override"]:
@@ -463,7 +467,10 @@ def _flags(entrypoint: str) -> dict[str, list[str]]:
 
 
 def _same_pods(objects: list[Manifest]) -> Iterator[str]:
-    """base/ writes the pods down once for jobs, once for the service and once for the cluster."""
+    """Yield a problem for each pod template that differs from the others in the same place.
+
+    base/ repeats the templates for jobs, for the service and for the cluster.
+    """
     seen: dict[str, tuple[str, Any]] = {}
     for one in objects:
         if cluster_of(one) is None:
