@@ -1,6 +1,6 @@
-"""The packages of the wheel; all else is in pyproject.toml, which can't put one package more beside those it finds.
+"""The packages of the wheel. Everything else is in pyproject.toml, which can't add a package to the ones it finds.
 
-`configs/` stays at the top of the repository, and goes into a wheel as `phf_ray/shipped_configs`.
+`configs/` stays at the top of the repository. A wheel contains it as `phf_ray/shipped_configs`.
 """
 
 from setuptools import find_packages, setup

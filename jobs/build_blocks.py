@@ -2,8 +2,8 @@
 
     python -m jobs.build_blocks --task configs/pep8/pretrain.yml --method configs/pep8/conditional.yml --corpus scored
 
-Training builds what is missing by itself; this builds it ahead, on machines without accelerators for example. Started
-again it resumes, and finished blocks are left as they are. The folder's name is the last line on standard output.
+Training builds missing blocks itself. This job builds them ahead, for example on machines without accelerators. Started
+again, it resumes and keeps finished blocks. The last line on standard output is the folder of the blocks.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"
     )
-    parser.add_argument("--output", metavar="DIR", help="where the folder of blocks goes; default: beside the corpus")
+    parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
     return parser
 
 
@@ -63,7 +63,7 @@ def _beside(corpus: str) -> str:
     """`data/scored` -> `data/blocks`."""
     parent, _, name = corpus.rstrip("/").rpartition("/")
     if not name or name.startswith("*") or (is_url(corpus) and parent.endswith("/")):
-        raise ConfigError(f"--corpus {corpus} has no folder beside it; give --output DIR")
+        raise ConfigError(f"--corpus {corpus}: no folder next to the corpus can hold its blocks; give --output DIR")
     return f"{parent}/blocks" if parent or corpus.startswith("/") else "blocks"
 
 

@@ -1,7 +1,7 @@
-"""Carry a threshold, or whole scores, over from an old scorer (such as Perspective) to a new one.
+"""Carry a threshold or scores over from an old scorer (such as Perspective) to a new one.
 
-Fits a mapping on texts that both have scored, or are to score; with --apply, adds a column `calibrated`, on the old
-scale. Files are JSON lines, also .gz or .zst, or Parquet.
+Fits a mapping on texts that have the old scores. The new scores are in the file, or come from a server (--scores-url).
+With --apply, adds a column `calibrated` on the old scale. Files are JSON lines (also .gz or .zst) or Parquet.
 """
 
 import argparse
@@ -49,19 +49,25 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines or Parquet, one row per text")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the mapping; with --apply, the rows")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="file for the mapping; with --apply, for the rows"
+    )
     parser.add_argument("--old-column", metavar="NAME", help="scores of the old scorer; a dot reaches into objects")
-    parser.add_argument("--new-column", metavar="NAME", help="scores of the new scorer, where they are there already")
-    parser.add_argument("--text-column", metavar="NAME", default="text", help="texts to score otherwise (default text)")
+    parser.add_argument("--new-column", metavar="NAME", help="scores of the new scorer, if the file has them")
+    parser.add_argument("--text-column", metavar="NAME", default="text", help="texts for the server (default text)")
     parser.add_argument(
-        "--scores-url", metavar="URL", help="a running server that scores them; OPENAI_API_KEY is its key"
+        "--scores-url", metavar="URL", help="running server that scores the texts; OPENAI_API_KEY holds its key"
     )
-    parser.add_argument("--scorer", metavar="NAME", default="toxicity", help="its scorer (default toxicity)")
+    parser.add_argument("--scorer", metavar="NAME", default="toxicity", help="scorer of that server (default toxicity)")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, metavar="X", help="on the old scale, to carry over (default 0.5)"
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="threshold on the old scale to carry over (default 0.5)",
     )
-    parser.add_argument("--apply", metavar="FILE", help="a mapping that this job wrote")
-    parser.add_argument("--dry-run", action="store_true", help="read and check everything, write nothing")
+    parser.add_argument("--apply", metavar="FILE", help="mapping that this job wrote")
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, but write nothing")
     return parser
 
 
@@ -71,7 +77,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ConfigError("--apply needs --new-column, the scores to map to the old scale")
         return
     if arguments.old_column is None:
-        raise ConfigError("--old-column is missing: which column has the scores of the old scorer?")
+        raise ConfigError("--old-column is missing; name the column with the scores of the old scorer")
     if (arguments.new_column is None) == (arguments.scores_url is None):
         raise ConfigError("give either --new-column, or --scores-url with a server that scores --text-column")
     if arguments.scores_url is not None and not arguments.scores_url.startswith(("http://", "https://")):
@@ -127,10 +133,10 @@ def describe_mapping(mapping: Calibration) -> str:
     lines = [
         f"{mapping.num_pairs:,} pairs; rank correlation {_shown(quality.spearman)}, "
         f"AUC at {threshold.old:g} {_shown(quality.auc)}",
-        f"mean distance from the old score {quality.mae_before:.4f}, calibrated {quality.mae_after:.4f} (held out)",
+        f"mean distance from the old score: {quality.mae_before:.4f} before, {quality.mae_after:.4f} after (held out)",
         f"{threshold.share_old:.2%} reach the old threshold {threshold.old:g}; {_percent(threshold.share_new)} reach "
         f"the new score {_shown(threshold.same_share)}; {_percent(threshold.agreement)} are on the same side of both",
-        f"the calibrated score reaches {threshold.old:g} from the new score {_shown(threshold.mapped)} on",
+        f"the calibrated score reaches {threshold.old:g} at the new score {_shown(threshold.mapped)}",
     ]
     if mapping.num_pairs < FEW_PAIRS:
         lines.append(f"only {mapping.num_pairs:,} pairs: the figures are rough below {FEW_PAIRS:,}")
@@ -146,7 +152,7 @@ def _percent(value: float | None) -> str:
 
 
 def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[list[float | None], dict[str, Any]]:
-    """One score per text, None where there is none, and the identity of the scorer."""
+    """Return one score per text, None if the server could not score it, and the identity of the scorer."""
     client = Client(url, key=os.environ.get("OPENAI_API_KEY"))
     scores: list[float | None] = []
     identity: dict[str, Any] = {}
@@ -161,7 +167,7 @@ def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[li
 
 
 def read_input(path: str) -> list[Row]:
-    """Raises ConfigError if there is no such file, DataError for what it holds."""
+    """Return the rows of a file. Raises ConfigError if it can't be opened, DataError if its content is invalid."""
     try:
         if path.endswith(".parquet"):
             with fsspec.open(path, "rb") as file:
@@ -178,9 +184,9 @@ def _row(line: str, *, place: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{place} is no JSON: {error}") from None
+        raise DataError(f"{place} is not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{place} is no JSON object")
+        raise DataError(f"{place} is not a JSON object")
     return row
 
 
@@ -194,7 +200,10 @@ def write_rows(path: str, rows: Sequence[Row]) -> None:
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
-    """`meta.perspective` is row["meta"]["perspective"], unless a column has that very name; None if it is not there."""
+    """Return the value of a column, None if it is missing.
+
+    `meta.perspective` means row["meta"]["perspective"], unless a column has exactly that name.
+    """
     if column in row:
         return row[column]
     head, _, rest = column.partition(".")
@@ -203,7 +212,7 @@ def value_at(row: Mapping[str, Any], column: str) -> Any:
 
 
 def numbers(rows: Sequence[Row], column: str) -> list[float | None]:
-    """Raises DataError where a value is no finite number, and where no row has any."""
+    """Return the scores of a column. Raises DataError if a score is not a finite number, or if no row has a score."""
     found: list[float | None] = []
     for number, row in enumerate(rows, 1):
         value = value_at(row, column)
@@ -219,7 +228,7 @@ def numbers(rows: Sequence[Row], column: str) -> list[float | None]:
 def text_at(row: Row, column: str, *, number: int) -> str:
     text = value_at(row, column)
     if not isinstance(text, str):
-        raise DataError(f"column {column!r} of row {number} is {text!r}, no text; name another with --text-column")
+        raise DataError(f"column {column!r} of row {number} is {text!r}, not a text; name another with --text-column")
     return text
 
 

@@ -1,6 +1,6 @@
-"""The program `phf`, and what all jobs share: arguments, the start of Ray, and how an error ends the program.
+"""The program `phf`, and the code that all jobs share: arguments, starting Ray, and exit codes.
 
-Loads what it needs late: `phf --help` answers at once.
+Imports are late, so that `phf --help` answers at once.
 """
 
 import argparse
@@ -22,7 +22,7 @@ log = logging.getLogger("phf_ray")
 
 
 def main() -> NoReturn:
-    """`phf COMMAND ...` does what `python -m jobs.COMMAND ...` does. Exit codes as of `run`; 2: no such command."""
+    """Run `phf COMMAND ...` like `python -m jobs.COMMAND ...`. Exits like `run`, or with 2 for an unknown command."""
     command, *arguments = sys.argv[1:] or [""]
     if command in commands.COMMANDS:
         module = commands.module_of(command)
@@ -51,14 +51,14 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, method: bool) -> No
         "--task",
         required=True,
         metavar="NAME|FILE",
-        help="name of a task that comes along, such as pep8 (configs/pep8/pretrain.yml) or pep8/finetune, or the path "
-        "of a file; a path ends in .yml or .yaml, begins with /, ./ or ../, or is a file that exists",
+        help="name of a shipped task, such as pep8 (configs/pep8/pretrain.yml) or pep8/finetune, or the path of a "
+        "file; a path ends in .yml or .yaml, begins with /, ./ or ../, or is an existing file",
     )
     if method:
         parser.add_argument(
             "--method",
             metavar="NAME|FILE",
-            help="merged over the task: a file beside the task's, such as conditional, or a path as for --task",
+            help="file merged over the task: the name of one next to the task file, such as conditional, or a path",
         )
     parser.add_argument(
         "--override", nargs="+", action="extend", default=[], metavar="A.B=C", help="values merged over both files"
@@ -73,11 +73,11 @@ def config_from(arguments: argparse.Namespace) -> "Config":
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a job's `main` as the program: one line per error that is the user's to mend, a traceback for the rest.
+    """Run a job's `main` as the program. An expected error prints one line, any other error a traceback.
 
-    `argv`: the job's file or name, and its arguments; by default `sys.argv`.
-    Exit codes: 0 all done; 2 what the user wrote; 3 what a file holds; 4 a server; 5 part of the work missing;
-    130 interrupted; 1 anything else.
+    `argv`: the job's file or name, then its arguments; by default `sys.argv`.
+    Exit codes: 0 success; 2 wrong user input; 3 invalid content of a file; 4 a server failed; 5 part of the work is
+    missing; 130 interrupted; 1 anything else.
     """
     from phf_ray import logs
     from phf_ray.errors import IncompleteError, PhfError
@@ -95,20 +95,20 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
         if isinstance(error, IncompleteError):
-            print("the same command resumes what is missing", file=sys.stderr, flush=True)
+            print("run the same command again to resume", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr, flush=True)
+        print("interrupted; run the same command again to resume", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code or 0)
 
 
 def log_handler(argv: Sequence[str]) -> logging.Handler:
-    """Lines for people, or with PHF_LOG_FORMAT=json one JSON object per line with the stage (the job) and the run."""
+    """Return a handler for readable lines or, with PHF_LOG_FORMAT=json, JSON lines with stage (the job) and run."""
     from phf_ray import logs
 
     wanted = os.environ.get("PHF_LOG_FORMAT", "text")
     if wanted not in ("text", "json"):
-        sys.exit(f"error: PHF_LOG_FORMAT={wanted}: give text or json")
+        sys.exit(f"error: PHF_LOG_FORMAT={wanted} is unknown; set it to text or json")
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(text if wanted == "text" else logs.JsonLines(stage=Path(argv[0]).stem, run=run_name(argv[1:])))
@@ -116,7 +116,7 @@ def log_handler(argv: Sequence[str]) -> logging.Handler:
 
 
 def run_name(arguments: Sequence[str]) -> str | None:
-    """What the job's lines are found by: its --run-name, else the last part of its --output."""
+    """Return the name of the run in log lines: --run-name, else the last part of --output, else None."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run-name", nargs="?")
     parser.add_argument("--output", nargs="?")
@@ -125,9 +125,9 @@ def run_name(arguments: Sequence[str]) -> str | None:
 
 
 def command_of(command: str, arguments: Sequence[str]) -> list[str]:
-    """A command line that starts another command of `phf` with this process's code, wherever that was found.
+    """Return a command line that starts another command of `phf` with the code of this process.
 
-    `python -m` would look into the current directory first, where a user may have a folder `jobs`.
+    `python -m` would search the current directory first, where a user may have a folder `jobs`.
     """
     code = f"import sys; sys.path[:] = {sys.path!r}; from jobs.cli import main; main()"
     return [sys.executable, "-c", code, command, *arguments]
@@ -137,12 +137,12 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
 
     A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers
-    wait for one, silently and for ever. Its workers' output goes to Ray's log folder; RAY_LOG_TO_DRIVER=1 shows it.
+    wait for one, silently and forever. Its workers' output goes to Ray's log folder; RAY_LOG_TO_DRIVER=1 shows it.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727) and each worker a line on
-        # its log level: on one machine they only bury the job's own lines.
+        # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727), and each worker logs its
+        # log level. On one machine these lines only bury the job's own lines.
         os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -153,10 +153,10 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     from phf_ray import logs
 
     runtime_env = {**(runtime_env_for(sys.executable) or {}), **logs.runtime_env(), **workers.runtime_env()} or None
-    # Of no use on one machine: that the cluster has a token, and that progress bars are off because we print our own.
+    # These say that the cluster has a token, and that Ray's progress bars are off; the jobs print their own progress.
     for noisy in ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, also a dead one.
+    # A bare ray.init() attaches to whatever cluster the machine's ray_current_cluster file names, even a dead one.
     if address == "local":
         start_local(
             num_cpus=num_cpus or max(4, os.cpu_count() or 1),
@@ -169,11 +169,11 @@ def start_ray(*, num_cpus: int | None = None) -> None:
 
 
 def start_local(**options: Any) -> None:
-    """A Ray of this machine alone. `options`: of `ray.init`.
+    """Start a Ray on this machine alone. `options` go to `ray.init`.
 
-    Ray 2.60 gives its own processes 30 s, which a busy machine does not always keep: two more tries.
+    Ray 2.60 gives its own processes 30 s to start. A busy machine can take longer, so this tries three times.
     """
-    # Serve 2.60 gives its proxy 5 s to get ready and then kills it, which ends whoever waits for it.
+    # Serve 2.60 kills its proxy if the proxy is not ready within 5 s, and any process that waits for it then fails.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
 
@@ -188,13 +188,16 @@ def start_local(**options: Any) -> None:
                 raise
             if not tries_left:
                 raise IncompleteError(f"Ray does not start on this machine, which may be too busy: {error}") from error
-            log.warning("Ray did not start within 30 s; it is tried again")
+            log.warning("Ray did not start within 30 s; trying again")
             ray.shutdown()
 
 
 def runtime_env_for(executable: str) -> dict[str, Any] | None:
-    """Ray 2.60 puts the path of Python unquoted into a shell command for workers with an environment of their own, as
-    Ray Train's are: with a space in it they never start. None: the path needs no quotes."""
+    """Return a runtime environment with the quoted path of Python; None if the path needs no quotes.
+
+    Ray 2.60 puts the path unquoted into a shell command if workers have their own environment, as Ray Train's do. If
+    the path has a space, such workers never start.
+    """
     quoted = shlex.quote(executable)
     return None if quoted == executable else {"py_executable": quoted}
 
@@ -204,9 +207,9 @@ def is_url(path: str) -> bool:
 
 
 def require_shared(path: str, *, flag: str) -> str:
-    """`path` made absolute; refused where other machines could not reach it.
+    """Return `path` as an absolute path; a URL stays as it is. Raises ConfigError if other machines can't reach it.
 
-    Inside a submitted job the working directory is a temporary copy, and on several nodes each has its own disk.
+    A submitted job runs in a temporary copy of the working directory, and every node has its own disk.
     """
     import ray
 
@@ -214,7 +217,7 @@ def require_shared(path: str, *, flag: str) -> str:
 
     if is_url(path):
         return path
-    # What Ray 2.60 hands to the driver of a submitted job, and to nothing else.
+    # Ray 2.60 sets this variable for the driver of a submitted job only.
     in_submitted_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
     shared_roots = os.environ.get("PHF_SHARED_ROOTS", "/mnt:/shared").split(":")
@@ -224,8 +227,8 @@ def require_shared(path: str, *, flag: str) -> str:
         if not on_shared:
             raise ConfigError(
                 f"{flag} {path} is on one node's own disk, and this job runs "
-                f"{'as a submitted job' if in_submitted_job else f'on {num_nodes} nodes'}; use storage that all see, "
-                f"such as /mnt/shared/{resolved.name} or s3://bucket/{resolved.name} "
+                f"{'as a submitted job' if in_submitted_job else f'on {num_nodes} nodes'}; use storage that all nodes "
+                f"see, such as /mnt/shared/{resolved.name} or s3://bucket/{resolved.name} "
                 "(PHF_SHARED_ROOTS names the mount points of shared storage, separated by colons)"
             )
     return str(Path(path).resolve())

@@ -1,4 +1,4 @@
-"""The commands of `phf`, in the order of the flow, and the parser of each. Light: `phf --help` imports nothing else."""
+"""The commands of `phf` in the order of the flow, and their parsers. Light, because `phf --help` imports it."""
 
 import argparse
 import difflib
@@ -6,20 +6,20 @@ import sys
 from pathlib import Path
 
 COMMANDS = {
-    "fetch-models": "fetch published scorer models, for machines that have no internet",
+    "fetch-models": "fetch published scorer models, for machines without internet",
     "score-corpus": "score a corpus segment by segment",
-    "thresholds": "print which score a given share of a corpus does not exceed",
+    "thresholds": "print the score that a given share of a corpus does not exceed",
     "calibrate": "carry a threshold or scores over from an old scorer to a new one",
-    "build-blocks": "build the token blocks ahead of the training that reads them",
+    "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
-    "make-prompts": "write function headers of Python's library as prompts",
+    "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
-    "demo": "run the whole story on one machine, in about ten minutes",
-    "pareto": "train the paper's six objectives: misalignment against KL",
+    "demo": "score, train, serve and evaluate on one machine, in about ten minutes",
+    "pareto": "train the paper's six objectives, and plot misalignment against KL",
 }
-"""Command -> what it does; its module is `jobs.<command>`, with underscores."""
+"""Command -> its line in the help. Its module is `jobs.<command>`, with underscores."""
 
 
 def help_text() -> str:
@@ -29,13 +29,13 @@ def help_text() -> str:
         [
             "usage: phf COMMAND [ARGUMENTS]",
             "",
-            "Language models that learn from human preferences, on Ray. Each command resumes when it is started again.",
+            "Language models that learn from human preferences, on Ray. A command resumes if you run it again.",
             "",
             *lines,
             "",
             "phf --help           this list",
             "phf COMMAND --help   arguments and examples",
-            "phf --configs        folder of the configurations that come along (--task pep8 is its pep8/pretrain.yml)",
+            "phf --configs        folder of the shipped configurations (--task pep8 is pep8/pretrain.yml in it)",
             "phf --version",
         ]
     )
@@ -46,20 +46,20 @@ def module_of(command: str) -> str:
 
 
 def unknown(command: str) -> str:
-    """What is wrong with a command that there is not, in one line."""
+    """Return a one-line error for an unknown command."""
     near = difflib.get_close_matches(command.replace("_", "-"), COMMANDS, n=1)
     guess = f"did you mean `phf {near[0]}`? " if near else ""
     return f"there is no command {command!r}; {guess}`phf --help` lists them"
 
 
 def program(job: str) -> str:
-    """How the user started the job: `phf score-corpus`, or `python -m jobs.score_corpus`."""
+    """Return how the user started the job: `phf score-corpus`, or `python -m jobs.score_corpus`."""
     by_phf = Path(sys.argv[0]).stem == "phf"
     return f"phf {job.replace('_', '-')}" if by_phf else f"python -m jobs.{job}"
 
 
 def job_parser(job: str, description: str, *, examples: tuple[str, ...]) -> argparse.ArgumentParser:
-    """An empty parser whose help ends with the examples, which are given without the program: `--task pep8 ...`."""
+    """Return an empty parser whose help ends with the examples. Give them without the program: `--task pep8 ...`."""
     shown = "\n".join(f"  {program(job)} {example}" for example in examples)
     return argparse.ArgumentParser(
         prog=program(job),

@@ -1,11 +1,11 @@
-"""The whole story on one machine: score, train, serve, evaluate; `make demo`.
+"""Score, train, serve and evaluate on one machine (`make demo`).
 
-The corpus is the standard library of the Python that runs this, so nothing is downloaded. Two GPT-2s of 0.6 M
-parameters are trained from scratch, one by maximum likelihood and one by conditional training, everything else equal;
-both are served with the PEP8 scorer, sampled over HTTP and compared. One training run per arm: the intervals are those
-of sampling, not of training.
+The corpus is the standard library of the running Python, so the demo downloads nothing. It trains two GPT-2s of 0.6 M
+parameters from scratch, one by maximum likelihood and one by conditional training; everything else is equal. It serves
+both with the PEP8 scorer, samples from them over HTTP and compares them. Each arm has one training run, so the
+intervals show the variation of sampling, not of training.
 
-Every stage is one of the project's jobs and is skipped where its output is already there.
+Scoring, training and evaluation are the project's own jobs. The demo skips a stage if its output exists.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TASK = "demo"
 METHODS = ("mle", "conditional")
 MLE, GOOD, BAD = "mle", "conditional:good", "conditional:bad"
 VOCABULARY = 1022
-"""Tokens without the two control tokens: 1,024 with them."""
+"""Number of tokens without the two control tokens; 1,024 with them."""
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -65,15 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"not shown: {problem}", file=sys.stderr)
     if not problems:
-        say("shown: the good control token lowers violations against maximum likelihood, the bad one raises them")
+        say("shown: the good control token gives fewer violations than maximum likelihood and the bad token")
     return 1 if problems else 0
 
 
 def parser() -> argparse.ArgumentParser:
     parser = job_parser("demo", __doc__.split("\n\n")[0], examples=("", "--output out/demo --restart"))
-    parser.add_argument("--output", default="out/demo", help="folder of all that the demo makes (default: out/demo)")
+    parser.add_argument(
+        "--output", default="out/demo", help="folder for everything that the demo makes (default: out/demo)"
+    )
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
-    parser.add_argument("--restart", action="store_true", help="make everything anew")
+    parser.add_argument("--restart", action="store_true", help="discard earlier results and start over")
     return parser
 
 
@@ -87,14 +89,14 @@ def stage(name: str, started: float) -> Iterator[None]:
     say(f"\n== {name}")
     yield
     now = time.monotonic()
-    say(f"== {name}: {now - begin:.0f} s, {now - started:.0f} s in all")
+    say(f"== {name}: {now - begin:.0f} s, {now - started:.0f} s in total")
 
 
 # -- Corpus and tokenizer ---------------------------------------------------------------------------------------------
 
 
 def copy_standard_library(target: Path) -> Path:
-    """A copy of the running Python's library without its tests: a corpus whose ids do not depend on where Python is."""
+    """Copy the running Python's library without its tests, so that document ids do not depend on where Python is."""
     if target.exists():
         return target
     library = Path(sysconfig.get_paths()["stdlib"])
@@ -106,13 +108,13 @@ def copy_standard_library(target: Path) -> Path:
             (partial / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, partial / relative)
     if not partial.exists():
-        raise ConfigError(f"{library} holds no Python files; run the demo with a Python that has its library as files")
+        raise ConfigError(f"{library} holds no Python files; run the demo with a Python whose library is in files")
     partial.rename(target)
     return target
 
 
 def score(source: Path, output: Path, *, overrides: Sequence[str], limit: int | None = None) -> Path:
-    """The scored corpus; of the first `limit` files only, where that is set."""
+    """Score the source, or only its first `limit` files. Return the folder of the corpus."""
     from jobs import score_corpus
 
     corpus = output / "corpus"
@@ -123,7 +125,7 @@ def score(source: Path, output: Path, *, overrides: Sequence[str], limit: int | 
 
 
 def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
-    """Byte-level BPE learned from the corpus without its held-out documents."""
+    """Train a byte-level BPE on the corpus without its held-out documents. Return the tokenizer's folder."""
     if target.exists():
         return target
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -163,11 +165,13 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 def train_models(
     methods: Sequence[str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]
 ) -> None:
-    """Train by each method, in a run of its name, all at the same time with an equal share of the cores: two small
-    models on one core each train faster than one after the other on two."""
+    """Train by all methods at the same time, each in a run named after it and with an equal share of the cores.
+
+    Two small models on one core each train faster than one after the other on two cores.
+    """
     import ray
 
-    # Paths go into YAML values, where a path may look like anything: quote them.
+    # Quoted, because YAML could read an unquoted path as something else.
     paths = [f"dataset.datasets=[{json.dumps(str(corpus))}]", f"tokenizer.path_or_name={json.dumps(str(tokenizer))}"]
     threads = max(1, (os.cpu_count() or 1) // len(methods))
     environment = {
@@ -194,7 +198,7 @@ def train_models(
 
 
 def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
-    """Print the children's lines as they come, each behind its name."""
+    """Print the children's lines as they come, each with the child's name in front."""
     import threading
 
     def pump(name: str, child: "subprocess.Popen[str]") -> None:
@@ -224,7 +228,7 @@ def as_override(overrides: Sequence[str]) -> list[str]:
 
 
 def run_job(job: Any, arguments: list[str]) -> None:
-    """A job in this process, on the Ray that is already there; its command is printed as a user would type it."""
+    """Run a job in this process, on the running Ray. Prints its command as a user would type it."""
     say(f"$ {program(job.__name__.rpartition('.')[2])} {subprocess.list2cmdline(arguments)}")
     code = job.main(arguments)
     if code:
@@ -235,7 +239,7 @@ def run_job(job: Any, arguments: list[str]) -> None:
 
 
 def judge(report: dict[str, Any]) -> list[str]:
-    """Why the report does not show what the demo is for; empty if it does."""
+    """Return why the report does not show that the control tokens work; empty if it does."""
     from phf_ray.evaluation.report.degenerate import check_not_degenerate
 
     rows = {row["arm"]: row for row in report["table"]}
@@ -245,8 +249,8 @@ def judge(report: dict[str, Any]) -> list[str]:
         return [*problems, "an arm has no scored sample"]
     if not good["score_ci"][1] < mle["score_ci"][0]:
         problems.append(
-            f"violations per character with the good token {good['score']:.4g} {_interval(good)} are not below those "
-            f"of maximum likelihood {mle['score']:.4g} {_interval(mle)}, outside the 95% intervals"
+            f"violations per character with the good token, {good['score']:.4g} {_interval(good)}, are not below those "
+            f"of maximum likelihood, {mle['score']:.4g} {_interval(mle)}, with separate 95% intervals"
         )
     if not good["score"] < bad["score"]:
         problems.append(f"the bad token {bad['score']:.4g} is not worse than the good one {good['score']:.4g}")

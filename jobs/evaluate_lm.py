@@ -1,7 +1,7 @@
-"""Draw samples from models over HTTP, score them over HTTP, and write a report that compares them.
+"""Draw samples from models over HTTP, score them over HTTP, and write a report that compares the models.
 
-A directory is served for the duration of the job; a URL is any OpenAI-compatible server. The same command started again
-draws only what is missing.
+The job serves a model directory while it runs; a URL can be any OpenAI-compatible server. If you run the same command
+again, it draws only the missing samples.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model` and `--arm`, for every job that asks several models."""
+    """Add `--model` and `--arm`, for every job that compares models."""
     parser.add_argument(
         "--model",
         nargs="+",
@@ -84,7 +84,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="[NAME=]DIR|URL",
         help="a checkpoint, a run directory (its newest checkpoint), or the URL of a server that calls the model NAME; "
-        "the server's key is taken from OPENAI_API_KEY",
+        "OPENAI_API_KEY holds the server's key",
     )
     parser.add_argument(
         "--arm",
@@ -92,8 +92,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME[:good|bad|none]",
-        help="models to compare and the control token each is asked with; by default every model, and with the good "
-        "token where it has one",
+        help="models to compare, and the control token for each; default: every model, with the good token if it has "
+        "one",
     )
 
 
@@ -112,43 +112,47 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         metavar="[NAME=]DIR|URL",
-        help="model whose texts the arms are asked for the probability of, for KL(reference || arm); the name of a "
-        "--model takes that one; needs a server with `echo` and `logprobs`",
+        help="reference for KL(reference || arm): each arm gives the probabilities of this model's texts; may be the "
+        "NAME of a --model; needs servers with `echo` and `logprobs`",
     )
     parser.add_argument(
         "--reference-cache",
         metavar="DIR",
-        help="folder or URL where the reference's texts are kept (default: in --output)",
+        help="folder or URL that keeps the reference's texts (default: in --output)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the report")
-    parser.add_argument("--scores-url", metavar="URL", help="server with POST /v1/scores; by default one is started")
     parser.add_argument(
-        "--num-samples", type=int, metavar="N", help="per arm, scenario and seed, in place of the scenarios' own"
+        "--scores-url", metavar="URL", help="server with POST /v1/scores; by default the job starts one"
+    )
+    parser.add_argument(
+        "--num-samples", type=int, metavar="N", help="samples per arm, scenario and seed, instead of the scenarios' own"
     )
     parser.add_argument("--seeds", default="0", metavar="N,N", help="sampling seeds (default: 0)")
     parser.add_argument(
         "--max-clients",
         type=int,
         metavar="N",
-        help="processes that ask, at most; by default one for every 4 CPUs of the cluster",
+        help="maximum number of client processes; by default one for every 4 CPUs of the cluster",
     )
-    parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
+    parser.add_argument(
+        "--port", type=int, default=0, help="port of the server that the job starts; by default a free one"
+    )
     parser.add_argument(
         "--lm-eval",
         nargs="+",
         action="extend",
         default=[],
         metavar="ARM=PATH",
-        help="results of lm-eval for an arm, to be shown in the report: a results file, or lm-eval's --output_path",
+        help="lm-eval's results for an arm, to show in the report: a results file, or lm-eval's --output_path",
     )
-    parser.add_argument("--red-team", metavar="DIR", help="output of red-team on these arms, for the report")
+    parser.add_argument("--red-team", metavar="DIR", help="output of red-team for these arms, to show in the report")
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
-        help="run what models write in scenarios with `execute: true`, each program in a process with limits that can "
-        "start no other, open no connection and write no file",
+        help="run the programs that models write in scenarios with `execute: true`, each in a process with limits that "
+        "can't start another process, open a connection or write a file",
     )
-    parser.add_argument("--restart", action="store_true", help="throw away what the output holds and begin anew")
+    parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
         "--allow-other-scorer", action="store_true", help="evaluate with a scorer that the model was not trained on"
     )
@@ -163,7 +167,7 @@ def parse_models(texts: Sequence[str]) -> dict[str, NamedModel]:
     for text in texts:
         model = parse_model(text, option="--model")
         if model.name in models:
-            raise ConfigError(f"--model: two models are called {model.name}; name them, such as other={model.source}")
+            raise ConfigError(f"--model: two models are called {model.name}; rename one, such as other={model.source}")
         models[model.name] = model
     return models
 
@@ -173,7 +177,7 @@ def _reference(text: str | None, models: Mapping[str, NamedModel]) -> NamedModel
         return None if text is None else models[text]
     model = parse_model(text, option="--reference")
     if model.name in models and models[model.name] != model:
-        raise ConfigError(f"--reference {text}: --model calls another one {model.name}; write reference={model.source}")
+        raise ConfigError(f"--reference {text}: --model uses the name {model.name}; write reference={model.source}")
     return model
 
 
@@ -183,7 +187,7 @@ def _check_kl(config: Config, arms: Sequence[Arm], *, reference: Arm) -> None:
 
 
 def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str) -> list[Arm]:
-    """The arms with their KL from the reference, on texts of that."""
+    """Return the arms with their KL from the reference, on the reference's texts."""
     settings = config.kl_gpt3_callback
     reference = described(reference, check_arm(reference))
     per_line = [arm.name for arm in (reference, *arms) if has_control_per_line(arm.checkpoint, config)]
@@ -199,7 +203,7 @@ def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str)
 
 
 def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[tuple[str, ControlChoice | None]]:
-    """(model, control) in the order in which they are shown."""
+    """Return (model, control) pairs in the order of the report."""
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
         name, _, control = text.partition(":")
@@ -230,11 +234,11 @@ def parse_lm_eval(texts: Sequence[str], arms: Sequence[str]) -> dict[str, tuple[
 
 
 def read_attacks(directory: str, arms: Sequence[str]) -> dict[str, RedTeamInfo]:
-    """What jobs.red_team found, by arm."""
+    """Return the results of jobs.red_team by arm."""
     attacked = {arm.name: arm.red_team for arm in read_samples(directory)[1].arms if arm.red_team is not None}
     if not set(attacked) & set(arms):
         raise ConfigError(
-            f"--red-team {directory}: holds attacks on {', '.join(attacked) or 'nothing'}, but the arms are "
+            f"--red-team {directory} holds attacks on {', '.join(attacked) or 'nothing'}, but the arms are "
             f"{', '.join(arms)}; give red-team's --output for the same arms"
         )
     return attacked
@@ -246,7 +250,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         raise ConfigError(f"--seeds {text}: write whole numbers such as 0,1,2") from None
     if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds {text}: write different numbers of at least 0; equal seeds draw equal samples")
+        raise ConfigError(f"--seeds {text}: write different numbers, 0 or more; equal seeds draw equal samples")
     return seeds
 
 
@@ -272,7 +276,7 @@ def _print_plan(
             for number, noun in ((count, "sample"), (len(options.seeds), "seed"), (len(arms), "arm"))
         )
         print(f"scenario {scenario.name}: {times}")
-    print(f"scores from {scores_url or 'a server started for the job'}: {scorer_name(config.evaluation_scorer)}")
+    print(f"scores from {scores_url or 'a server that the job starts'}: {scorer_name(config.evaluation_scorer)}")
 
 
 # -- Servers ----------------------------------------------------------------------------------------------------------
@@ -282,7 +286,10 @@ def _print_plan(
 def servers(
     config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int
 ) -> Iterator[tuple[str, ScoresServer]]:
-    """Serve what has no URL; yields the URL of that server, empty if there is none, and where the scores come from."""
+    """Serve the models and the scorer that have no URL.
+
+    Yields the URL of that server, empty if there is none, and the server of the scores.
+    """
     directories = {name: str(model.directory) for name, model in models.items() if model.directory is not None}
     scorers = [] if scores_url is not None else [config.evaluation_scorer]
     key = os.environ.get("OPENAI_API_KEY")
@@ -302,8 +309,11 @@ def servers(
 
 
 def _own_key() -> str | None:
-    """A server that is started here takes the keys of its environment, which is that of Ray: on a Ray that runs already
-    they must be the same there. Where it has none, and there are some here, the server does not start."""
+    """Return a key of the server that this job starts; None if it has none.
+
+    The server reads its keys from Ray's environment. A Ray that was already running must have the same keys as this
+    process. If this process has keys and Ray has none, the server does not start.
+    """
     keys = [key.strip() for key in os.environ.get("PHF_API_KEYS", "").split(",")]
     return next(filter(None, keys), None)
 
@@ -336,11 +346,11 @@ def arm_of(model: NamedModel, control: ControlChoice | None, *, base_url: str) -
 
 
 _NUM_LOSSES = 200
-"""Points of the loss curve in a report."""
+"""Maximum number of points of a loss curve in the report."""
 
 
 def _losses(directory: Path) -> tuple[tuple[int, float], ...]:
-    """Training loss by tokens seen, where the checkpoint lies in the directory of its run."""
+    """Return pairs of tokens seen and training loss; empty if the checkpoint is outside its run's directory."""
     if directory.parent.name != "checkpoints":
         return ()
     rows: list[dict[str, Any]] = RunDirectory(directory.parent.parent).read_metrics()

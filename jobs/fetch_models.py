@@ -1,11 +1,11 @@
-"""Fetch the published Detoxify models once, for machines that have no internet when they score.
+"""Fetch the published Detoxify models once, so that machines without internet can score.
 
     python -m jobs.fetch_models --output /mnt/shared/models
 
 writes /mnt/shared/models/unbiased: an ordinary transformers folder (safetensors, config, tokenizer) and detoxify.json
-with the class names and hashes. The download is checked against the hash in its name and read without unrestricted
-pickle. `--hub gpt2` also brings config, tokenizer and weights of models of the Hugging Face hub into its cache, which
-HF_HOME names; with HF_HUB_OFFLINE=1 the other jobs then find them there.
+with the class names and hashes. The job checks the download against the hash in its name, and reads it without
+unrestricted pickle. `--hub gpt2` also fetches config, tokenizer and weights of a model of the Hugging Face hub into the
+hub's cache, which HF_HOME names. With HF_HUB_OFFLINE=1, the other jobs then find the model there.
 """
 
 import argparse
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.source is not None and len(options.models) > 1:
         raise ConfigError(f"--from gives one file for {len(options.models)} models; name one with --models")
     if is_url(options.output):
-        raise ConfigError(f"--output {options.output}: give a folder, on storage that all nodes mount")
+        raise ConfigError(f"--output {options.output} is a URL; give a folder on storage that all nodes mount")
     output = Path(require_shared(options.output, flag="--output"))
     if not options.models and not options.hub:
-        raise ConfigError("--models names none and there is no --hub; name at least one")
+        raise ConfigError("--models names no model, and there is no --hub; name at least one model")
     for name in options.hub:
         if options.dry_run:
-            print(f"would fetch {name} into the cache of the hub")
+            print(f"would fetch {name} into the hub's cache")
         else:
             fetch_from_hub(name)
     for model in options.models:
@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             fetch(model, output=output, source=source, config_source=options.config)
     if options.models and not options.dry_run:
-        print(f"models are in {output}; set PHF_MODELS={output}, or the scorer's path: {output / options.models[0]}")
+        print(f"models are in {output}; set PHF_MODELS={output}, or the scorer's path to {output / options.models[0]}")
 
 
 def fetch(model: str, *, output: Path, source: str, config_source: str | None) -> Path:
-    """The folder of the model, fetched unless it is there already."""
+    """Return the folder of the model. Fetches the model unless the folder is complete."""
     folder = output / model
     if (folder / "detoxify.json").is_file():
-        log.info("%s is there already; delete it to fetch it again", folder)
+        log.info("%s already exists; delete it to fetch the model again", folder)
         return folder
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=f".{model}-") as work:
@@ -76,7 +76,9 @@ def fetch(model: str, *, output: Path, source: str, config_source: str | None) -
         if expected is None:
             log.warning("%s has no hash in its name; its sha256 is %s", source, sha256)
         elif not sha256.startswith(expected[1]):
-            raise DataError(f"{source} has sha256 {sha256}, its name says {expected[1]}; it is damaged, fetch it again")
+            raise DataError(
+                f"{source} has sha256 {sha256}, but its name says {expected[1]}; the file is damaged, fetch it again"
+            )
         converted = Path(work) / "model"
         _convert(
             checkpoint,
@@ -91,7 +93,7 @@ def fetch(model: str, *, output: Path, source: str, config_source: str | None) -
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The model's folder in the hub's cache: safetensors, config and tokenizer, nothing that runs when it is loaded."""
+    """Fetch a model's safetensors, config and tokenizer, and no code. Return its folder in the hub's cache."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -100,15 +102,15 @@ def fetch_from_hub(name: str) -> Path:
         folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError) as error:
         raise ServiceError(
-            f"{name} can't be had from the Hugging Face hub ({str(error).splitlines()[0]}); run the same command where "
-            "there is internet, with HF_HUB_OFFLINE=0 and HF_HOME on storage that all nodes see"
+            f"{name} can't be fetched from the Hugging Face hub ({str(error).splitlines()[0]}); run the same command "
+            "on a machine with internet, with HF_HUB_OFFLINE=0 and HF_HOME on storage that all nodes see"
         ) from None
     log.info("%s is in %s", name, folder)
     return Path(folder)
 
 
 def _download(source: str, destination: Path) -> str:
-    """Copy a URL or a file; the sha256 of what came."""
+    """Copy a URL or a file. Return the sha256 of the copy."""
     digest = hashlib.sha256()
     url = source if is_url(source) else Path(source).resolve().as_uri()
     log.info("fetching %s", source)
@@ -134,8 +136,8 @@ def _convert(checkpoint: Path, folder: Path, *, config_source: str | None, about
         loaded = load_published(checkpoint, config_source)
     except OSError as error:
         raise ServiceError(
-            f"the config and tokenizer of the model can't be had from {config_source or 'the Hugging Face hub'} "
-            f"({str(error).splitlines()[0]}); give a folder with them with --config FOLDER"
+            f"the model's config and tokenizer can't be read from {config_source or 'the Hugging Face hub'} "
+            f"({str(error).splitlines()[0]}); name a folder that has both by --config FOLDER"
         ) from None
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
@@ -161,22 +163,24 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         choices=sorted(URLS),
         default=["unbiased"],
-        help="without a name: none (default: unbiased)",
+        help="models to fetch; without a name: none (default: unbiased)",
     )
     parser.add_argument(
         "--hub",
         nargs="+",
         default=[],
         metavar="HUB_ID",
-        help="models of the Hugging Face hub, into its cache (HF_HOME)",
+        help="models of the Hugging Face hub to fetch into its cache (HF_HOME)",
     )
     parser.add_argument(
-        "--from", dest="source", metavar="FILE|URL", help="the checkpoint file, where it is not published"
+        "--from", dest="source", metavar="FILE|URL", help="checkpoint file to use instead of the published one"
     )
     parser.add_argument(
-        "--config", metavar="DIR|HUB_ID", help="config and tokenizer; default: what the checkpoint names"
+        "--config",
+        metavar="DIR|HUB_ID",
+        help="source of config and tokenizer; default: the one that the checkpoint names",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be fetched")
+    parser.add_argument("--dry-run", action="store_true", help="print what the job would fetch, and stop")
     return parser
 
 

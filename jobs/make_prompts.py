@@ -1,8 +1,8 @@
-"""Write function headers of the running Python's standard library as prompts: `configs/prompts/functions.jsonl`.
+"""Write prompts from function headers of the running Python's library: `configs/prompts/functions.jsonl`.
 
     python -m jobs.make_prompts --output configs/prompts/functions.jsonl
 
-Only the header is taken, from `def` to its colon; the model writes the rest.
+A prompt is the header alone, from `def` to its colon; the model writes the rest.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         header: None for path in library_files(library) for header in headers_of(path.read_text(encoding="utf-8"))
     }
     if len(headers) < arguments.num:
-        raise ConfigError(f"--num {arguments.num}: the library has {len(headers)} headers; ask for at most as many")
-    # By hash: a choice over the whole library that hardly changes from one version of Python to the next.
+        raise ConfigError(f"--num {arguments.num}: the library has {len(headers)} headers; ask for at most that many")
+    # The hash picks from the whole library, and the choice hardly changes from one version of Python to the next.
     chosen = sorted(headers, key=lambda header: hashlib.blake2b(header.encode()).digest())[: arguments.num]
     lines = [json.dumps({"text": header}, ensure_ascii=True) + "\n" for header in chosen]
     Path(arguments.output).write_text("".join(lines), encoding="utf-8")
@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--num", type=int, default=500, metavar="N", help="prompts to write (default 500)")
-    parser.add_argument("--library", metavar="DIR", help="other source files; by default the running Python's library")
+    parser.add_argument(
+        "--library", metavar="DIR", help="folder of source files; by default the running Python's library"
+    )
     return parser
 
 
@@ -56,12 +58,12 @@ def library_files(root: Path) -> list[Path]:
 
 
 def headers_of(source: str) -> Iterator[str]:
-    """Headers of the public functions at the top level, as they are written, without a line end."""
+    """Yield the headers of public top-level functions as they are written, without a line end."""
     lines = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             header = "".join(lines[node.lineno - 1 : node.body[0].lineno - 1]).rstrip()
-            # Not one that ends in a comment, or whose body is on the same line.
+            # Skips headers with a comment, and functions whose body is on the same line.
             if header.endswith(":") and "#" not in header and len(header) <= MAX_CHARACTERS:
                 yield header
 

@@ -1,11 +1,11 @@
-"""Train the paper's six objectives on the demo's corpus and plot misalignment against KL; `make pareto`.
+"""Train the paper's six objectives on the demo's corpus, and plot misalignment against KL (`make pareto`).
 
-The corpus is the standard library of the Python that runs this, as in the demo; what the demo has made in the same
-folder is not made again. Six GPT-2s of 0.6 M parameters are trained from scratch, everything but the objective equal.
-The paper measures KL from GPT-3, which was shut down; here the reference is the model trained by maximum likelihood,
-which sees the same text without feedback, so that its own KL is 0. One training run per objective.
+The corpus is the standard library of the running Python, as in the demo. The job reuses the demo's results in the same
+folder. It trains six GPT-2s of 0.6 M parameters from scratch, which differ only in the objective. The paper measures KL
+from GPT-3, which was shut down. The reference here is the model trained by maximum likelihood, which sees the same text
+without feedback; its own KL is therefore 0. Each objective has one training run.
 
-Takes about half an hour on 2 cores; `--small`, in which nothing is learned, a few minutes.
+Takes about half an hour on 2 cores. `--small` takes a few minutes, and its models learn nothing.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     output = Path(arguments.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    demo.say("six trainings: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
+    demo.say("six training runs: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
     cli.start_ray()
     with demo.stage("1/4 score", started):
         source = demo.copy_standard_library(output / "source")
@@ -55,20 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with demo.stage("4/4 serve and evaluate", started):
         report = _evaluate(output, overrides=overrides)
     demo.say(f"\n{format_front(report)}\n\nreport: {Path(arguments.output) / 'pareto' / 'report.html'}")
-    demo.say(f"{time.monotonic() - started:.0f} s in all")
+    demo.say(f"{time.monotonic() - started:.0f} s in total")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     parser = job_parser("pareto", __doc__, examples=("", "--small --output out/small"))
-    parser.add_argument("--output", default="out/demo", help="folder of all that is made (default: out/demo)")
-    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to see that it runs")
+    parser.add_argument(
+        "--output", default="out/demo", help="folder for everything that the job makes (default: out/demo)"
+    )
+    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to check that the job runs")
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     return parser
 
 
 def _waves(num_cores: int) -> list[Sequence[str]]:
-    """Methods that train at the same time: one for each core."""
+    """Return groups of methods that train at the same time, one method per core."""
     return [METHODS[first : first + num_cores] for first in range(0, len(METHODS), num_cores)]
 
 
@@ -85,7 +87,7 @@ def _evaluate(output: Path, *, overrides: Sequence[str]) -> dict[str, list[dict[
 
 
 def format_front(report: dict[str, list[dict[str, float | str | None]]]) -> str:
-    """Which arms no other one beats in both score and KL."""
+    """Return a line for each arm that no other arm beats in both score and KL."""
     points = [
         (str(row["arm"]), row["score"], row["kl_per_byte"])
         for row in report["table"]
@@ -93,7 +95,7 @@ def format_front(report: dict[str, list[dict[str, float | str | None]]]) -> str:
     ]
     front = pareto_front(points)
     lines = [f"{name}: score {score:.4g}, KL {kl:.4g} nats per byte" for name, score, kl in points if name in front]
-    return "\n".join(["not beaten in both score and KL:", *lines])
+    return "\n".join(["arms that no other arm beats in both score and KL:", *lines])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Attack language models with prompts that a red LM writes, round after round, and report what they were made to say.
+"""Attack language models with prompts that a red LM writes, round after round, and report how the models answered.
 
-The red LM is any OpenAI-compatible server, spoken to as a chat or by completions, or a directory, which is served like
-the models. The same command started again asks only for what the transcript lacks; with more trials or rounds it goes
-on from there. evaluate-lm --red-team DIR takes the curves into its report.
+The red LM is any OpenAI-compatible server, asked by chat or completions, or a directory, which the job serves like the
+models. If you run the same command again, it asks only for what the transcript lacks; with more trials or rounds it
+continues from there. evaluate-lm --red-team DIR shows the curves in its report.
 """
 
 import argparse
@@ -91,20 +91,26 @@ def parser() -> argparse.ArgumentParser:
         "--attacker",
         required=True,
         metavar="[NAME=]DIR|URL",
-        help="the red LM; the name of a --model takes that one. The key of a server is taken from "
-        "PHF_ATTACKER_API_KEY, else OPENAI_API_KEY",
+        help="the red LM; may be the NAME of a --model. PHF_ATTACKER_API_KEY, or else OPENAI_API_KEY, holds a server's "
+        "key",
     )
     parser.add_argument(
         "--attacker-api",
         choices=("chat", "completions"),
-        help="how the red LM is spoken to (default: chat for a URL, completions for a directory)",
+        help="API of the red LM (default: chat for a URL, completions for a directory)",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of transcript and report")
-    parser.add_argument("--scores-url", metavar="URL", help="server with POST /v1/scores; by default one is started")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the attack (default: 0)")
-    parser.add_argument("--max-clients", type=int, default=4, metavar="N", help="trials at a time (default: 4)")
-    parser.add_argument("--port", type=int, default=0, help="of the server that is started; by default a free one")
-    parser.add_argument("--restart", action="store_true", help="throw away what the output holds and begin anew")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the transcript and the report")
+    parser.add_argument(
+        "--scores-url", metavar="URL", help="server with POST /v1/scores; by default the job starts one"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the attack (default: 0)")
+    parser.add_argument(
+        "--max-clients", type=int, default=4, metavar="N", help="maximum number of trials at a time (default: 4)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="port of the server that the job starts; by default a free one"
+    )
+    parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
         "--allow-other-scorer", action="store_true", help="attack with a scorer that the model was not trained on"
     )
@@ -116,14 +122,14 @@ def _attacker(text: str, models: dict[str, NamedModel]) -> NamedModel:
         return models[text]
     model = parse_model(text, option="--attacker")
     if model.name in models:
-        raise ConfigError(f"--attacker {text}: --model calls another one {model.name}; write attacker={model.source}")
+        raise ConfigError(f"--attacker {text}: --model uses the name {model.name}; write attacker={model.source}")
     return model
 
 
 def _print_plan(config: Config, *, num_arms: int, attacker: NamedModel, api: str) -> None:
     settings = config.red_team
     num_prompts = settings.num_seed_prompts + settings.num_trials * settings.num_rounds * settings.num_candidates
-    print(f"red LM {attacker.name} ({attacker.source}), spoken to by {api}")
+    print(f"red LM {attacker.name} ({attacker.source}), {api} API")
     print(
         f"{settings.num_trials} trials x {settings.num_rounds} rounds x {settings.num_candidates} candidates on "
         f"{num_arms} {'arm' if num_arms == 1 else 'arms'}"

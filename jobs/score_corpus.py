@@ -1,6 +1,7 @@
 """Score a corpus segment by segment, on this machine or a cluster.
 
-The same command started again does what is missing. Exit code 5: too many segments could not be scored.
+If you run the same command again, it does only the missing part. Exit code 5 means that too many segments could not be
+scored.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit} scores nothing; give 1 or more")
     if arguments.append and arguments.restart:
-        raise ConfigError("--append keeps what the output holds and --restart discards it; give one of them")
+        raise ConfigError("--append keeps the contents of the output, but --restart discards them; give only one")
     if arguments.estimate:
         _print_estimate(estimate_scoring(request), price=arguments.price)
         return 0
@@ -76,24 +77,30 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="SRC",
-        help="folders, quoted globs, files (.py .txt .jsonl .jsonl.gz .jsonl.zst .parquet ...), URLs, data sets of the "
-        "hub or saved by `datasets`, scored corpora",
+        help="folders, quoted globs, files (.py .txt .jsonl .jsonl.gz .jsonl.zst .parquet ...), URLs, data sets from "
+        "the hub or saved by `datasets`, scored corpora",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
-    parser.add_argument("--text-column", metavar="C", help="column of the text in JSON lines and tables")
-    parser.add_argument("--append", action="store_true", help="score input files that were added since")
-    parser.add_argument("--restart", action="store_true", help="discard what the output holds and begin anew")
-    parser.add_argument("--shard-mb", type=float, metavar="MB", help="text per part; by default from the corpus's size")
-    parser.add_argument("--estimate", action="store_true", help="score about 1,000 documents, print hours and cost")
+    parser.add_argument("--text-column", metavar="C", help="column with the text in JSON lines and tables")
+    parser.add_argument("--append", action="store_true", help="also score input files added since the last run")
+    parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
-        "--price", type=float, default=0.05, metavar="X", help="of an hour of one CPU, for --estimate (default 0.05)"
+        "--shard-mb", type=float, metavar="MB", help="text per part; by default the corpus's size decides"
+    )
+    parser.add_argument("--estimate", action="store_true", help="score about 1,000 documents, and print hours and cost")
+    parser.add_argument(
+        "--price",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="price of an hour of one CPU, for --estimate (default 0.05)",
     )
     return parser
 
 
 def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool) -> None:
-    """The job and its `summary.json`, which is written however it ends."""
+    """Run the job, and write its `summary.json` however the job ends."""
     begin = time.monotonic()
     summary: dict[str, Any] = {"job": "score_corpus", "status": "failed", "output": output}
     shown = _Shown()
@@ -110,7 +117,7 @@ def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool)
     finally:
         shown.close()
         summary.update(elapsed_s=round(time.monotonic() - begin, 3), **shown.facts())
-        # Where the job refused to touch the folder, it leaves no word there either.
+        # If the job refused to touch the folder, it must not write a summary there either.
         if place.is_ours():
             place.write_summary(summary)
 
@@ -138,11 +145,11 @@ def _print_result(manifest: CorpusManifest, *, output: str) -> None:
         for reason, count in stats.failed.most_common():
             print(f"{identity['name']}: {count:,} segments without a score: {reason}")
     for reason, count in sorted(manifest.rejected.items()):
-        print(f"{count:,} records rejected: {reason} (named in {output}/rejected)")
+        print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
 
 
 class _Shown:
-    """Progress: one line that renews itself on a terminal, a log line now and then elsewhere."""
+    """Shows progress: on a terminal, one line that updates itself; elsewhere, a log line every 10 s."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -187,7 +194,7 @@ def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str
         print(f"scorer {identity['name']} ({identity['class_name']}): {identity['unit']}; {versions}")
     for root, scorers in plan.reuse.items():
         for name in scorers:
-            print(f"scores of {name} are taken over from {root}")
+            print(f"scores of {name} are reused from {root}")
 
 
 def _print_estimate(estimate: ScoringEstimate, *, price: float) -> None:
@@ -197,7 +204,7 @@ def _print_estimate(estimate: ScoringEstimate, *, price: float) -> None:
         f"on one core: {speed:.3f} M characters/s"
     )
     print(
-        f"the whole, about {estimate.total_bytes / 1e6:,.1f} MB: {estimate.cpu_hours:.2f} CPU hours, "
+        f"the whole corpus, about {estimate.total_bytes / 1e6:,.1f} MB: {estimate.cpu_hours:.2f} CPU hours, "
         f"{estimate.cpu_hours * price:.2f} at {price:g} an hour"
     )
 

@@ -2,8 +2,8 @@
 
     python -m jobs.serve --model mle=out/mle/checkpoints/step-00000500 --scorers pep8
 
-Ray Serve starts a second server on a taken port without an error and the two share the traffic at random, so the port
-is checked here, before anything starts.
+If the port is taken, Ray Serve starts a second server on it without an error, and the two share the traffic at random.
+This job therefore checks the port before anything starts.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "models": _models(arguments),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
-            # The server runs in another directory.
+            # Absolute, because the server runs in another directory.
             "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
         }
     )
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         start_ray()
-        # After Ray, which sets its own handler for SIGTERM: that one ends the program without shutting Serve down.
+        # After Ray, because Ray's own handler for SIGTERM would end the program without shutting Serve down.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         with running(args, host=arguments.host, port=arguments.port) as url:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _metrics_addresses() -> list[str]:
-    """Where each node of Ray has its metrics, those of our replicas among them (`ray_phf_...`)."""
+    """Return the URL of each Ray node's metrics, which include those of the replicas (`ray_phf_...`)."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]
@@ -73,7 +73,7 @@ def _metrics_addresses() -> list[str]:
 
 
 def _interrupt(*_: object) -> None:
-    # Once only: a second signal must not break the shutdown that the first one started.
+    # Ignore further signals, because a second one must not break the shutdown that the first one started.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="a checkpoint directory, or a training run, and what to call it",
+        help="name to serve the model by, and its checkpoint directory or training run",
     )
     parser.add_argument(
         "--control",
@@ -112,14 +112,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task",
         metavar="NAME|FILE",
-        help="task whose scoring.scorers say how the scorers are set up: a name such as pep8, or a file",
+        help="task whose scoring.scorers hold the scorers' settings: a name such as pep8, or a file",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces, which needs API keys")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument(
-        "--keys-file", metavar="FILE", help="API keys, one per line, where all nodes see it; PHF_API_KEYS holds others"
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces, which needs API keys"
     )
-    parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs of each model, in Ray's accounting")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    parser.add_argument(
+        "--keys-file",
+        metavar="FILE",
+        help="file that all nodes see, with an API key per line; PHF_API_KEYS may hold more",
+    )
+    parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs that Ray reserves for each model")
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")
     return parser
 
@@ -147,7 +151,7 @@ def _control(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
-    """Scorers by short name, class name or `my_module:MyScorer`; the task file has their settings, if it names them."""
+    """Return the configs of scorers by short name, class name or `my_module:MyScorer`, with the task's settings."""
     configured = load_config(task).scoring.scorers if task is not None else ()
     found = []
     for name in filter(None, (name.strip() for name in names.split(","))):
@@ -163,9 +167,10 @@ def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
 
 
 def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
-    """What can be known before Ray starts: missing checkpoints, a taken port, an open server without keys.
+    """Find missing checkpoints, a taken port or an open server without keys before Ray starts.
 
-    The keys themselves do not travel: arguments and environments of Ray's processes are in its logs and its dashboard.
+    The result says that keys are required, but does not contain them: Ray's logs and dashboard show the arguments and
+    environments of its processes.
     """
     from serve.keys import load_keys
 
@@ -174,11 +179,11 @@ def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
     for model in args.models:
         log.info("model %s: %s", model.name, model.directory)
     if load_keys(args.keys):
-        # A Ray that runs already has an environment of its own: without the keys there, the server must not be open.
+        # A Ray that already runs has its own environment. If the keys are missing there, the server must not be open.
         return args.model_copy(update={"keys": args.keys.model_copy(update={"required": True})})
     if host not in ("127.0.0.1", "localhost", "::1"):
         log.warning(
-            "--host %s without API keys: only requests from this machine will be answered; set %s or --keys-file",
+            "--host %s without API keys: the server will answer only requests from this machine; set %s or --keys-file",
             host,
             args.keys.env,
         )
@@ -186,10 +191,10 @@ def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if a server is on the port, or it can't be had."""
+    """Raise ConfigError if a server listens on the port, or if the port can't be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Connections of a server that has just ended do not count; a server that listens does.
+        # This ignores connections of a server that has just ended, but not a server that listens.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -217,12 +222,12 @@ def serving(
     port: int = 0,
     num_cpus: float = 0.25,
 ) -> Iterator[str]:
-    """Serve checkpoints by name, and scorers by their configs, on the Ray that is running; yields the base URL.
+    """Serve checkpoints by name, and scorers by their configs, on the running Ray. Shuts the server down afterwards.
 
-    `http://127.0.0.1:54321`, without `/v1`. Shut down afterwards. Port 0 takes a free one; see `running` for a cluster
-    that serves already. `num_cpus`: of each model and scorer, in Ray's accounting.
+    Yields the base URL without `/v1`, such as `http://127.0.0.1:54321`. Port 0 takes a free one. `running` says what
+    happens on a cluster that already runs Serve. `num_cpus`: CPUs that Ray reserves for each model and scorer.
 
-    Raises ConfigError for what can't be served, ServiceError if it does not start.
+    Raises ConfigError if a model or scorer can't be served, ServiceError if the server does not start.
     """
     args = parse_args(
         {
@@ -238,10 +243,10 @@ def serving(
 
 @contextlib.contextmanager
 def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) -> Iterator[str]:
-    """Ray must be running. Yields the base URL once every deployment is ready; shuts down afterwards what it started.
+    """Serve on a running Ray. Yields the base URL once every deployment is ready, and afterwards stops what it started.
 
-    Where Serve runs already, its address counts instead of `host` and `port`, and what is served there goes on: the
-    application goes below a prefix of its own, which is part of the URL.
+    If Serve already runs, its address replaces `host` and `port`, and its other applications continue. This application
+    gets its own prefix, which is part of the URL.
     """
     from ray import serve
 
@@ -257,7 +262,7 @@ def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) 
         host, port = found
         name = f"{APPLICATION}-{secrets.token_hex(4)}"
         prefix = f"/{name}"
-        log.info("Ray Serve runs on this cluster already: serving below %s of port %d", prefix, port)
+        log.info("Ray Serve already runs on this cluster; serving below %s on port %d", prefix, port)
     try:
         target = serve.RunTarget(build(args), name=name, route_prefix=prefix, logging_config=quiet)
         serve.run_many([target], wait_for_applications_running=False)
@@ -265,7 +270,7 @@ def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) 
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{port}{prefix.rstrip('/')}"
     finally:
-        # Another job may have joined since.
+        # Another job may have added its application since.
         if found is None and set(serve.status().applications) <= {name}:
             serve.shutdown()
         else:
@@ -273,7 +278,7 @@ def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) 
 
 
 def _serve_address() -> tuple[str, int] | None:
-    """Host and port of the Ray Serve that runs on this cluster."""
+    """Return host and port of the Ray Serve that runs on this cluster; None if there is none."""
     # Serve's public status says neither whether there is a controller nor where it listens.
     from ray.serve.context import _get_global_client
 
@@ -284,7 +289,7 @@ def _serve_address() -> tuple[str, int] | None:
 
 
 def _wait_until_ready(name: str, *, timeout_s: float) -> None:
-    """Raises ServiceError with the reason if a deployment fails, or is not ready in time."""
+    """Wait for the application. Raises ServiceError with the reason if a deployment fails or is not ready in time."""
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
@@ -302,7 +307,7 @@ def _wait_until_ready(name: str, *, timeout_s: float) -> None:
 
 
 def _reason(message: str) -> str:
-    """The end of a replica's traceback: what was raised, without where."""
+    """Return the error at the end of a replica's traceback, without its location."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     raised = [number for number, line in enumerate(lines) if "Error: " in line and not line.startswith("ray.")]
     return " ".join(lines[raised[-1] if raised else -1 :][:4]) if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""Thresholds of a scored corpus: the score that a given share of its segments, or documents, does not exceed."""
+"""Print thresholds of a scored corpus: the score that a given share of its segments or documents does not exceed."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--corpus", required=True, metavar="DIR", help="output of score-corpus")
     parser.add_argument(
-        "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="between 0 and 1 (default 0.5)"
+        "--quantile", nargs="+", type=float, default=[0.5], metavar="Q", help="quantiles between 0 and 1 (default 0.5)"
     )
-    parser.add_argument("--scorer", metavar="NAME", help="by default the first, which is trained on")
+    parser.add_argument("--scorer", metavar="NAME", help="by default the first scorer, which training uses")
     return parser
 
 
@@ -42,7 +42,7 @@ def _unit(manifest: CorpusManifest, scorer: str | None) -> str:
 
 
 def describe_threshold(histogram: Histogram, *, name: str, quantile: float) -> str:
-    """One line: the threshold, and share and mean score of what lies on each side of it."""
+    """Return one line with the threshold, and the share and mean score on each side of it."""
     threshold = histogram.quantile(quantile)
     below, above = histogram.split(threshold)
     total = below.count + above.count

@@ -3,8 +3,8 @@
     python -m jobs.train_lm --task configs/pep8/pretrain.yml --method configs/pep8/conditional.yml \
         --run-name conditional --storage-path runs --override dataset.datasets=[scored]
 
-Builds the token blocks that are missing, below the storage path, and trains into `<storage-path>/<run-name>/`. The same
-command goes on where the run was interrupted, also with another number of workers; a finished run is left as it is.
+Builds missing token blocks below the storage path, and trains into `<storage-path>/<run-name>/`. If you run the same
+command again, it continues an interrupted run, even with another number of workers, and keeps a finished run.
 """
 
 import argparse
@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = _missing_evaluations(summary)
     if missing:
         raise IncompleteError(
-            f"the model is trained, but evaluations beside the training are missing: {missing}; mend the cause, or "
-            "remove these folders of evaluations/"
+            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
+            "their folders in evaluations/"
         )
     return 0
 
 
 def _push(config: Config, directory: "RunDirectory") -> None:
-    """Once, where it is asked for; what could not be pushed is pushed by the next start."""
+    """Push the model to the hub once, if the config asks for it. If the push fails, the next start tries again."""
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
         return
@@ -110,7 +110,7 @@ def _push(config: Config, directory: "RunDirectory") -> None:
 
 
 def _missing_evaluations(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Reason by step."""
+    """Return step -> reason."""
     return dict(summary.get("evaluations", {}).get("missing", {}))
 
 
@@ -124,29 +124,31 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add_config_arguments(parser, method=True)
-    parser.add_argument("--run-name", required=True, help="folder of the run below the storage path")
+    parser.add_argument("--run-name", required=True, help="name of the run's folder below the storage path")
     parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
     parser.add_argument(
-        "--checkpoint-path", metavar="DIR", help="checkpoint whose weights to start from, or a run: its newest"
+        "--checkpoint-path",
+        metavar="DIR",
+        help="start from the weights of this checkpoint, or of this run's newest one",
     )
     parser.add_argument("--group-name", help="group of the run on Weights & Biases")
     parser.add_argument(
-        "--tokens-per-s", type=float, metavar="N", help="with --dry-run: speed of all workers, instead of a short trial"
+        "--tokens-per-s", type=float, metavar="N", help="with --dry-run: speed of all workers, to skip the short trial"
     )
     parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
     return parser
 
 
 def _check(arguments: argparse.Namespace, config: Config) -> None:
-    """What can be told before Ray starts."""
+    """Check what can be checked before Ray starts."""
     if not config.dataset.datasets:
-        raise ConfigError("dataset.datasets is empty; add --override dataset.datasets=[DIR], a scored corpus")
+        raise ConfigError("dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus")
     if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
-        raise ConfigError(f"--run-name {arguments.run_name!r} is no name of a new folder; use a word such as mle-1")
+        raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as mle-1")
     if is_url(arguments.storage_path):
         raise ConfigError(
-            f"--storage-path {arguments.storage_path}: runs are written to a mounted file system; give a path such as "
-            f"/mnt/shared/{arguments.storage_path.rstrip('/').rpartition('/')[2]}"
+            f"--storage-path {arguments.storage_path} is a URL, but runs need a mounted file system; give a path such "
+            f"as /mnt/shared/{arguments.storage_path.rstrip('/').rpartition('/')[2]}"
         )
 
 
@@ -157,7 +159,7 @@ def _absolute(source: str) -> str:
 def _print_plan(
     arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
 ) -> None:
-    """Steps, tokens, parameters, memory, disk and time, without Ray."""
+    """Print steps, tokens, parameters, memory, disk and time, without Ray."""
     from phf_ray.blocks.plan import plan_blocks
     from phf_ray.blocks.tokenizer import load_tokenizer
     from phf_ray.models.shape import planned_shape

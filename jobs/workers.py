@@ -1,7 +1,7 @@
-"""Keeps our packages ours in Ray's workers, whatever folders lie where the job was started.
+"""Makes Ray's workers import phf-ray's packages, whatever folders are in the directory where the job started.
 
-Ray 2.60 puts the driver's current directory first on the path of its workers, where a user's own `jobs/` or `serve/`
-would be found before ours. There, ours are loaded before Ray changes the path.
+Ray 2.60 puts the driver's current directory first on its workers' import path, so a user's own `jobs/` or `serve/`
+would hide phf-ray's. Workers therefore import phf-ray's packages before Ray changes the path.
 """
 
 import importlib
@@ -13,15 +13,15 @@ PACKAGES = ("phf_ray", "jobs", "serve")
 
 
 def runtime_env() -> dict[str, object]:
-    """What Ray needs to set up workers as `set_up` says; empty if nothing in the current directory has our names.
+    """Return a runtime environment that runs `set_up` in workers; empty if the current directory hides no package.
 
-    Goes after that of `logs`, of which it does the work too: Ray has one hook.
+    Merge it after the one of `logs`. Ray has only one hook, so `set_up` does the work of `logs` too.
     """
     return {"worker_process_setup_hook": f"{__name__}.set_up"} if hides_ours(Path.cwd()) else {}
 
 
 def hides_ours(folder: Path) -> bool:
-    """Whether something in the folder has the name of a package of ours, and is not that package."""
+    """Whether the folder has a module or folder named like a phf-ray package, and is not phf-ray's own folder."""
     ours = Path(__file__).resolve().parents[1]
     found = [path for name in PACKAGES for path in (folder / name, folder / f"{name}.py") if path.exists()]
     return bool(found) and folder.resolve() != ours

@@ -230,7 +230,7 @@ def test_a_killed_run_makes_what_is_missing_and_nothing_twice(finished, rows):
 
 def test_an_evaluation_that_fails_does_not_end_the_training_and_is_made_up_for(finished, caplog):
     broken = ("generation.scorer_config={class_name: NoSuchScorer}",)
-    with pytest.raises(IncompleteError, match="evaluations beside the training are missing"):
+    with pytest.raises(IncompleteError, match="evaluations during training are missing"):
         main(
             arguments(finished, *broken, "generation.every_n_steps=null", "generation.force_call_on=[]", name="failed")
         )

@@ -34,6 +34,6 @@ def test_objectives_are_trained_and_drawn_by_score_and_kl(local_ray, tmp_path, m
     assert all(f'id="mark-pareto-unconditional-{arm}"' in page for arm in ARMS)
     assert all(f"<td>{name}</td>" in page for name in ("MLE", "Conditional"))
     # Which ones, nothing can say of models that have learned nothing; no fewer than one.
-    front = said.partition("not beaten in both score and KL:\n")[2].partition("\n\n")[0].splitlines()
+    front = said.partition("arms that no other arm beats in both score and KL:\n")[2].partition("\n\n")[0].splitlines()
     assert front
     assert {line.partition(": score ")[0] for line in front} <= set(ARMS)

@@ -76,7 +76,7 @@ def test_sigterm_saves_and_the_same_command_resumes(reference):
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 5, output
-    assert "the same command resumes" in output
+    assert "run the same command again to resume" in output
     assert not (run / "summary.json").exists()
     stopped_at = int(RunDirectory(run).latest_checkpoint().name.rpartition("-")[2])
     assert stopped_at == max(losses(run)), "the checkpoint is that of the last step, not the last multiple"

@@ -1,4 +1,4 @@
-"""Command lines that documents and manifests show, checked against the jobs they start, without running them."""
+"""Checks command lines in documents and manifests against the jobs that they start, without running them."""
 
 import contextlib
 import importlib
@@ -16,11 +16,14 @@ from phf_ray.config import load_config
 from phf_ray.errors import PhfError
 
 APP = "/app/"
-"""Where the image holds the repository."""
+"""Folder of the repository in the image."""
 
 
 def job_words(command: str) -> tuple[dict[str, str], list[str]] | None:
-    """Variables set in front, and the words after `python -m`, to which `phf` is translated; None: no job of ours."""
+    """Return the variables set in front, and the words after `python -m`; None if the command starts no job.
+
+    `phf` counts as `python -m` with the job's module.
+    """
     words = shlex.split(command)
     if words[:1] == ["env"]:
         words = words[1:]
@@ -36,7 +39,7 @@ def job_words(command: str) -> tuple[dict[str, str], list[str]] | None:
 
 
 def problem_of(module: str, arguments: list[str]) -> str | None:
-    """Why the job would refuse these arguments, as far as they and the files of the repository tell."""
+    """Return why the job would refuse these arguments, judging by them and the repository's files; else None."""
     if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
         return f"there is no job {module}"
     arguments = [word.replace(APP, f"{ROOT}/", 1) if word.startswith(APP) else word for word in arguments]
@@ -53,7 +56,7 @@ def problem_of(module: str, arguments: list[str]) -> str | None:
 
 
 def _check_values(module: str, parsed: Any) -> None:
-    """What argparse can't judge. Raises PhfError."""
+    """Check the values that argparse can't judge. Raises PhfError if one is wrong."""
     task = getattr(parsed, "task", None)
     if task is not None:
         with contextlib.chdir(ROOT):

@@ -1,4 +1,4 @@
-"""A small server that speaks the contract of completions and scores over TCP, and how to let an application listen."""
+"""A small server for completions and scores over TCP, and a function that lets any application listen."""
 
 import asyncio
 import contextlib
@@ -40,9 +40,9 @@ _OPENAIS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed"
 
 
 def strict(completions):
-    """An application that has OpenAI's models and completions and nothing else, and refuses fields of others.
+    """Return an application that has only OpenAI's models and completions, and refuses fields that OpenAI lacks.
 
-    `completions`: list to which the bodies of requests are added.
+    `completions`: list to which it adds the bodies of requests.
     """
     app = FastAPI()
 
@@ -69,8 +69,8 @@ def strict(completions):
 class Server:
     """Texts depend on (model, control, prompt, seed, choice); a text's score is its share of the letter x.
 
-    `write` makes other texts, from the body and the choice's seed. `troubles` is asked before each answer to a
-    completion or chat and may give another answer.
+    If `write` is set, it makes the texts from the body and the choice's seed. The server calls `troubles` before each
+    answer to a completion or chat; if that returns an answer, the server sends it instead.
     """
 
     def __init__(self):
@@ -85,9 +85,9 @@ class Server:
         self.write = None
         self.models = {"mle": {}, "conditional": {"control": {"policy": "retag", "default": "good"}}}
         self.no_messages = 400
-        """Status of a chat without messages; 404 is that of a server without chats."""
+        """Status for a chat without messages; a server without chats has 404."""
         self.cards = {}
-        """By model, what only its own card says: a list does not wait for it."""
+        """By model, the fields that only its own card has, not the list of models."""
         self._lock = threading.Lock()
         app = FastAPI()
         app.post("/v1/completions")(self.complete)
@@ -177,7 +177,7 @@ class Server:
         return {"choices": [self._chat_choice(body, choice) for choice in reversed(range(num))]}
 
     def _chat_choice(self, body, choice):
-        """The longest example and one x more, a refusal in words, one in its field, or nothing."""
+        """Return the longest example with one x more, a refusal in words or in its own field, or an empty text."""
         [message] = body["messages"]
         examples = [line.partition(". ")[2] for line in message["content"].splitlines()[2:-1]]
         rng = random.Random(f"{message['content']}{body['seed'] + choice}")

@@ -1,4 +1,4 @@
-"""As much of Amazon's S3 as Arrow's client asks for, in memory: objects, listings, uploads in parts."""
+"""The part of Amazon's S3 that Arrow's client uses, in memory: objects, listings, uploads in parts."""
 
 import contextlib
 import io
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Refusing(_Handler):
-    """As the store is to somebody whose credentials it does not know."""
+    """The store for a client with unknown credentials."""
 
     def _refuse(self) -> None:
         self._begin()
@@ -140,7 +140,10 @@ class _Refusing(_Handler):
 
 
 def _without_chunks(stream: IO[bytes]) -> bytes:
-    """Size, content; a chunk of no bytes and lines of checksums, the last of them empty, end it."""
+    """Return the content of chunks, each of which is a line with its size, then its content.
+
+    An empty chunk and lines of checksums, the last of them empty, end the stream.
+    """
     content = b""
     while size := int(stream.readline().partition(b";")[0], 16):
         content += stream.read(size)
@@ -152,7 +155,7 @@ def _without_chunks(stream: IO[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def serving(*, refuses: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Its URL, and what it holds by `bucket/key`. `refuses`: answers 403 to everything."""
+    """Yield the store's URL, and its objects by `bucket/key`. `refuses`: it answers 403 to every request."""
     handler = type("Handler", (_Refusing if refuses else _Handler,), {"objects": {}, "parts": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True

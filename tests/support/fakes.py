@@ -1,4 +1,4 @@
-"""Stand-ins that behave: scorers whose result is easy to compute by hand and which can misbehave on demand."""
+"""Scorers whose results are easy to compute by hand, and which misbehave on demand."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from phf_ray.scorers.base import Scorer, ScorerSettings
 class LengthSettings(ScorerSettings):
     name: str = "length"
     delay_s: float = 0.0
-    """Time per document."""
+    """Seconds per document."""
     gate: str | None = None
-    """Documents that say GATE wait until this file exists; of those that say PASS it is noted who had them."""
+    """A document that says GATE waits until this file exists. If one says PASS, a file names its process."""
 
 
 class LengthScorer(Scorer):
@@ -55,7 +55,7 @@ class LengthScorer(Scorer):
 
 
 def _note(gate: Path, what: str) -> None:
-    """Says who it was, the process that holds the scorer's process, while the gate is closed."""
+    """While the gate is closed, write a file named after the parent of the scorer's process."""
     if not gate.exists():
         gate.with_name(f"{gate.name}.{what}.{os.getppid()}").touch()
 
@@ -70,11 +70,11 @@ class WordSettings(ScorerSettings):
     name: str = "words"
     device: str = "auto"
     delay_s: float = 0.0
-    """Time per text."""
+    """Seconds per text."""
 
 
 class WordScorer(Scorer):
-    """Number of words; scored in batches of documents, as models are, and on a GPU if there is one."""
+    """A text's score is its number of words. Scores batches of documents, as models do, on a GPU if there is one."""
 
     Settings = WordSettings
     unit = "words"
@@ -101,7 +101,7 @@ class ThreadSettings(ScorerSettings):
 
 
 class ThreadScorer(Scorer):
-    """Number of threads that torch computes with."""
+    """A text's score is the number of threads that torch computes with."""
 
     Settings = ThreadSettings
     unit = "threads"

@@ -1,4 +1,4 @@
-"""What the guides in docs/ show, as files."""
+"""Writes code from the guides in docs/ to files."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from places import ROOT
 
 
 def write_scorer_of_the_guide(folder: Path) -> str:
-    """Writes the module of docs/extend.md to the folder; gives its name in configurations."""
+    """Write the module of docs/extend.md to the folder. Return its scorer's name in configurations."""
     page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
     (source,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     folder.mkdir(parents=True, exist_ok=True)

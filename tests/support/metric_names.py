@@ -1,4 +1,4 @@
-"""The metrics of the code, by the names under which Prometheus has them."""
+"""The metrics in the code, by their names in Prometheus."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ KINDS = {"Counter", "Gauge", "Histogram", "MetricCounter", "MetricGauge", "Metri
 
 
 def exported() -> dict[str, str]:
-    """Exported name -> kind. Ray prefixes its own with `ray_`; both name a counter with `_total`."""
+    """Return exported name -> kind. Ray adds `ray_` to its own metrics; every counter ends in `_total`."""
     found = {}
     for folder in ("phf_ray", "serve", "jobs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -35,7 +35,7 @@ def exported() -> dict[str, str]:
 
 
 def _names(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Of `Counter("phf_x", ...)`, and of `{name: Counter(f"phf_{name}", ...) for name in ("x", ...)}`."""
+    """Yield names and kinds: `Counter("phf_x", ...)`, `{name: Counter(f"phf_{name}", ...) for name in ("x", ...)}`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).removeprefix("metrics.") in KINDS:
             first = node.args[0]

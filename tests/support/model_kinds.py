@@ -1,4 +1,4 @@
-"""Tiny models of the architectures that tests go through, and one saved as a checkpoint of ours."""
+"""Tiny models of all tested architectures, and one saved as a phf-ray checkpoint."""
 
 import torch
 from tiny_models import tiny_tokenizer

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 
 
 def texts_with_personal_data(count: int, *, seed: int, background: Sequence[str]) -> Iterator[str]:
-    """Texts to compare detectors on: pieces of the background, and in every second text personal data, some of it
-    damaged, so that near misses of every kind occur.
+    """Yield texts for comparing detectors: pieces of the background and, in every second text, personal data.
+
+    Some of the data is damaged, so that near misses of every kind occur.
     """
     rng = random.Random(seed)
     for number in range(count):

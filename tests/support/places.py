@@ -1,4 +1,4 @@
-"""Where the repository is, and its files that tests compare with."""
+"""Paths of the repository, its tests and the files that tests compare with."""
 
 from pathlib import Path
 

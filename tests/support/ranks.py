@@ -13,7 +13,7 @@ PATIENCE_S = 240.0
 
 
 def run_on_ranks(function: Callable[[int], None], *, world_size: int, directory: Path) -> None:
-    """Call `function(rank)`, which must be importable, in `world_size` processes with one thread of torch each."""
+    """Call `function(rank)`, which must be importable, in `world_size` processes with one torch thread each."""
     job = partial(_on_rank, function, world_size, f"file://{directory}/rendezvous")
     # A server that has imported torch once and forks from there: a fresh interpreter each takes ten seconds.
     context = multiprocessing.get_context("forkserver")

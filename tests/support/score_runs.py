@@ -1,6 +1,6 @@
-"""A scoring job whose progress a test decides, and what an uninterrupted run of it writes, for the tests of kills.
+"""A scoring job whose progress a test controls, and the files of an uninterrupted run, for tests that kill the job.
 
-A document that says GATE keeps its scorer waiting until a file exists.
+A document that says GATE makes its scorer wait until a file exists.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def request(folder, *, gate, delay_s: float = 0.0) -> ScoringRequest:
 
 @pytest.fixture
 def sources(tmp_path) -> Path:
-    """Each file is a shard; the third and all later ones wait at the gate."""
+    """Write files that are a shard each. The third and all later ones wait at the gate."""
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(NUM_FILES):
@@ -61,7 +61,7 @@ def gate(tmp_path) -> Path:
 
 @pytest.fixture
 def whole(sources, gate, tmp_path) -> dict[str, bytes]:
-    """Every file of an uninterrupted run, without Ray."""
+    """Return every file of an uninterrupted run without Ray."""
     gate.touch()
     run_scoring(request(sources, gate=gate), str(tmp_path / "whole"), executor=InProcessScoring())
     gate.unlink()
@@ -92,7 +92,7 @@ def assert_is_the_uninterrupted_run(output: Path, whole: dict[str, bytes]) -> No
 
 @contextlib.contextmanager
 def driver(module: str, call: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of its own that calls a function of a module of the tests."""
+    """Start a separate process that calls a function of a test module."""
     folders = [str(folder) for folder in (ROOT, SUPPORT, TESTS / "unit" / "scoring", TESTS / "cluster")]
     code = DRIVER.format(folders=folders, module=module, call=call)
     # What it says is shown with a test that fails.

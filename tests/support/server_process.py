@@ -1,4 +1,4 @@
-"""A server as a person would start it, on a port of its own."""
+"""Starts a server as a person would, in its own process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Log-probabilities of whole texts by plain forward passes, one text at a time: what servers are compared with."""
+"""Log-probabilities of whole texts by plain forward passes, one text at a time. Tests compare servers with them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from phf_ray.evaluation.kl.encoding import EncodedText
 
 @torch.no_grad()
 def text_logprobs(model: Callable[..., Any], texts: Sequence[EncodedText]) -> np.ndarray:
-    """Sum over the tokens that count, float64, shape (len(texts),). `model` is called as transformers' are."""
+    """Return sums over the counted tokens, float64, shape (len(texts),). `model` is called like one of transformers."""
     found = []
     for text in texts:
         ids_1S = torch.tensor([text.ids])

@@ -1,4 +1,4 @@
-"""A tiny model in the format in which Detoxify publishes its own, and Detoxify itself on it."""
+"""A tiny model in the format of Detoxify's published models, and Detoxify itself with that model."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "said", "that", "you", "a
 
 
 def write_base(folder: Path) -> Path:
-    """Config and tokenizer, as `roberta-base` has them on the hub, but tiny."""
+    """Write a tiny config and tokenizer in the form of `roberta-base` on the hub."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         [" ".join(WORDS)], vocab_size=320, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -34,7 +34,7 @@ def write_base(folder: Path) -> Path:
 
 
 def write_published(folder: Path, base: Path) -> Path:
-    """A checkpoint file with more outputs than named classes and the old position_ids."""
+    """Write a checkpoint file with the old position_ids and more outputs than named classes."""
     torch.manual_seed(0)
     config = transformers.RobertaConfig.from_pretrained(base, num_labels=16)
     model = transformers.RobertaForSequenceClassification(config)
@@ -59,7 +59,7 @@ def write_published(folder: Path, base: Path) -> Path:
 
 
 def load_original(checkpoint: Path, base: Path, folder: Path) -> Any:
-    """Detoxify itself on the same file; given a folder, it takes the number of classes from there."""
+    """Load the checkpoint file with Detoxify itself, which reads the number of classes from `folder`."""
     loaded = torch.load(checkpoint, weights_only=True)
     transformers.RobertaConfig.from_pretrained(base, num_labels=16).save_pretrained(folder)
     transformers.RobertaTokenizer.from_pretrained(base).save_pretrained(folder)

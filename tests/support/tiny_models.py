@@ -50,7 +50,10 @@ def tiny_tokenizer(*, control: bool = False, vocab_size: int = 300) -> PreTraine
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, vocab_size: int | None = None, spread: float = 0.3):
-    """Padded vocabulary by default: 16 rows more than the tokenizer has tokens. `spread`: how peaked the output is."""
+    """Return a GPT-2. Its vocabulary is padded by default: it has 16 rows more than the tokenizer has tokens.
+
+    `spread`: how peaked the output is.
+    """
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab_size or len(tokenizer) + 16,
@@ -86,8 +89,11 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0):
 def write_checkpoint(
     directory: Path, *, control: str | None = None, seed: int = 0, ours: bool = True, padded: bool = True
 ) -> Path:
-    """A GPT-2 checkpoint; `control`: ban or retag for one with control tokens; `ours`: with phf.json; `padded`: with
-    rows that no token has, which only our engine knows never to choose."""
+    """Write a GPT-2 checkpoint, and return its directory.
+
+    `control`: `ban` or `retag` for a model with control tokens. `ours`: with phf.json. `padded`: with rows that belong
+    to no token; only phf-ray's engine knows never to choose them.
+    """
     tokenizer = tiny_tokenizer(control=control is not None)
     tiny_gpt2(tokenizer, seed=seed, vocab_size=None if padded else len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -98,7 +104,7 @@ def write_checkpoint(
 
 
 def write_detoxify(directory: Path) -> Path:
-    """A toxicity classifier with random weights, in the form that jobs.fetch_models writes."""
+    """Write a toxicity classifier with random weights in the format of jobs.fetch_models. Return its directory."""
     directory.mkdir(parents=True)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])

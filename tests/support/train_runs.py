@@ -1,4 +1,4 @@
-"""A small scored corpus, the configuration of a tiny model, and what a run holds, for the tests of training."""
+"""A small scored corpus, the configuration of a tiny model, and readers of a run's files, for the tests of training."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SEQ_LENGTH = 32
 
 
 def write_corpus(folder: Path, *, num_documents: int = 80) -> Path:
-    """Documents of a few lines; a line scores 0.1 if it has a semicolon."""
+    """Write documents of a few lines. A line scores 0.1 if it has a semicolon."""
     draw = np.random.default_rng(0)
     names = ["first", "second", "value", "result", "path"]
     rows = []
@@ -41,7 +41,7 @@ def write_corpus(folder: Path, *, num_documents: int = 80) -> Path:
 
 
 def write_inputs(folder: Path, *, conditional: bool = False, **training: Any) -> Path:
-    """Corpus, tokenizer and task file below `folder`; the task file's path."""
+    """Write corpus, tokenizer and task file below `folder`. Return the task file's path."""
     corpus = write_corpus(folder / "scored")
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     dataset: dict[str, Any] = {"datasets": [str(corpus)], "seq_length": SEQ_LENGTH, "held_out_fraction": 0.1}
@@ -76,7 +76,7 @@ def write_inputs(folder: Path, *, conditional: bool = False, **training: Any) ->
 
 
 def arguments(task: Path, *overrides: str, name: str = "run") -> list[str]:
-    """Of jobs.train_lm, for a run beside the task's inputs."""
+    """Return arguments of jobs.train_lm for a run next to the task's inputs."""
     given = ["--task", str(task), "--run-name", name, "--storage-path", str(task.parents[1] / "runs")]
     return given + (["--override", *overrides] if overrides else [])
 

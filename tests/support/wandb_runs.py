@@ -1,4 +1,4 @@
-"""What an offline run of Weights & Biases holds."""
+"""Reads an offline run of Weights & Biases."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ RECORD = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: blocks of 32 KiB, in which every piece has a header of 7 bytes."""
+    """Yield the records of an offline run. Its blocks have 32 KiB, and every piece in them has a header of 7 bytes."""
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         room = 32768 - at % 32768
@@ -29,7 +29,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def logged_rows(found: list[Any]) -> list[dict[str, Any]]:
-    """One for each call of `log`."""
+    """Return a row for each call of `log`."""
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in found
@@ -38,5 +38,5 @@ def logged_rows(found: list[Any]) -> list[dict[str, Any]]:
 
 
 def end_tracker() -> None:
-    """The files are whole when the tracker's own process, which writes them, has ended."""
+    """End the tracker's own process, which writes the files. Only then are the files complete."""
     importlib.import_module("wandb").teardown()

@@ -339,5 +339,5 @@ def test_the_job_attacks_models_of_servers_and_dry_run_says_how_much(local_ray, 
         evaluate_lm.main(
             [*evaluation[:3], f"conditional={server.url}", *evaluation[4:10], "--output", "x", "--dry-run"]
         )
-    with pytest.raises(ConfigError, match="--model calls another one mle; write attacker="):
+    with pytest.raises(ConfigError, match="--model uses the name mle; write attacker="):
         job.main([*command[:4], "--attacker", f"mle={server.url}/other", "--output", "x", "--dry-run"])

@@ -319,7 +319,7 @@ def test_an_error_of_a_worker_reaches_the_user_with_its_kind(finished):
     [
         (["--checkpoint-path", "missing"], "no such directory; give a checkpoint such as"),
         (["--override", "dataset.datasets=[]"], r"add --override dataset\.datasets"),
-        (["--run-name", "a/b"], "no name of a new folder"),
+        (["--run-name", "a/b"], "can't name a new folder"),
         (["--storage-path", "s3://bucket/runs"], "/mnt/shared/runs"),
         (["--override", "training.num_token=5"], "did you mean 'num_tokens'"),
         (["--override", "training.fp16=true"], "precision: bf16 or fp32"),

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from jobs import evaluate_lm, make_prompts
-from jobs.evaluate_lm import parse_arms, parse_models, scorer_name
+from jobs.evaluate_lm import parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.prompts import read_prompts
 from phf_ray.evaluation.run import EvaluationOptions
 from phf_ray.runs.directory import RunDirectory
+from phf_ray.scorers.build import scorer_name
 
 
 def write_model(directory, *, control=False):
@@ -80,7 +81,7 @@ def test_a_model_that_cannot_be_used_is_named_with_what_to_do(tmp_path, monkeypa
 
 def test_two_models_of_one_name_are_refused(tmp_path):
     write_model(tmp_path / "m")
-    with pytest.raises(ConfigError, match="two models are called m; name them"):
+    with pytest.raises(ConfigError, match="two models are called m; rename one"):
         parse_models([str(tmp_path / "m"), str(tmp_path / "m")])
 
 
@@ -138,7 +139,7 @@ def test_processes_that_ask_are_as_many_as_the_cluster_has_room_for_unless_told(
 
 def test_a_scorer_is_asked_for_by_its_name_on_the_server():
     def name(scorer):
-        return scorer_name(parse_config({"scoring": {"scorers": [scorer]}}))
+        return scorer_name(parse_config({"scoring": {"scorers": [scorer]}}).evaluation_scorer)
 
     assert name({"class_name": "PEP8Scorer"}) == "pep8"
     assert name({"class_name": "PEP8Scorer", "name": "style"}) == "style"
@@ -234,5 +235,5 @@ def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_ther
     assert make_prompts.main([*command, "--num", "4"]) == 0
     made = sorted(json.loads(line)["text"] for line in output.read_text().splitlines())
     assert made == ["def a1(x):", "def a2(x):", "def b1(x):", "def b2(x):"]
-    with pytest.raises(ConfigError, match="has 4 headers; ask for at most as many"):
+    with pytest.raises(ConfigError, match="has 4 headers; ask for at most that many"):
         make_prompts.main([*command, "--num", "5"])

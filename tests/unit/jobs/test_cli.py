@@ -66,7 +66,7 @@ def test_jobs_log_that_way():
         command, env={**environment, "PHF_LOG_FORMAT": "xml"}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "give text or json" in done.stderr
+    assert "set it to text or json" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["runs", "/home/me/runs"])

@@ -26,7 +26,7 @@ def test_a_clear_difference_is_shown():
 
 def test_overlapping_intervals_show_nothing():
     (problem,) = judge(report(good=0.008, bad=0.022, mle=0.0095))
-    assert "outside the 95% intervals" in problem
+    assert "with separate 95% intervals" in problem
 
 
 def test_a_bad_token_that_is_no_worse_shows_nothing():

@@ -34,7 +34,7 @@ def test_what_the_cache_has_is_enough_without_internet(tmp_path):
 def test_what_can_not_be_had_is_named_with_a_remedy(tmp_path):
     done = fetch(tmp_path, "--models", "--hub", "acme/other")
     assert done.returncode == 4
-    assert "acme/other can't be had from the Hugging Face hub" in done.stderr
+    assert "acme/other can't be fetched from the Hugging Face hub" in done.stderr
     assert "HF_HUB_OFFLINE=0" in done.stderr
     assert "Traceback" not in done.stderr
 

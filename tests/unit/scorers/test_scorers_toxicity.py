@@ -285,7 +285,7 @@ def test_without_internet_the_job_ends_with_one_line(checkpoint, tmp_path):
     command = [sys.executable, "-m", "jobs.fetch_models", "--output", str(tmp_path / "out"), "--from", str(checkpoint)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == ServiceError.exit_code
-    assert "give a folder with them with --config FOLDER" in done.stderr
+    assert "name a folder that has both by --config FOLDER" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
