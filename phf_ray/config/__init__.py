@@ -1,8 +1,8 @@
 """Configuration: parsed once, at the edge, into frozen typed objects that refuse unknown keys.
 
 In: task and method files, overrides. Out: a `Config`, or one ConfigError with every problem.
-One file of sections per stage; `parsing.py` reads files. Section and key names are those of the original code if the
-meaning is unchanged, so that its users recognise them. Open `whole.py` first.
+Each stage has one file of sections; `parsing.py` reads configuration files. Sections and keys keep the original code's
+names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig

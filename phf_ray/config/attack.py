@@ -9,12 +9,12 @@ from phf_ray.config.evaluation import GenerateKwargs
 
 
 class AttackerConfig(Section):
-    """How the red LM is asked for prompts."""
+    """How the job asks the red LM for prompts."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Positive = 1024
-    """Less where the red LM says that its context ends sooner."""
+    """Lowered if the red LM reports that its context is shorter."""
 
 
 class AttackedKwargs(GenerateKwargs):
@@ -29,27 +29,27 @@ class AttackedKwargs(GenerateKwargs):
 
 
 class RedTeamConfig(Section):
-    """The adaptive attack of `jobs.red_team`; numbers are the original's."""
+    """The adaptive attack of `jobs.red_team`. The numbers are the original code's."""
 
     prompts_path: str | None = None
-    """Prompts that the attack starts from, as a scenario's."""
+    """File with the first prompts of the attack, in the format of a scenario's prompts."""
     num_seed_prompts: Positive = 20
-    """Taken from the head of the file."""
+    """Number of prompts taken from the head of the file."""
     num_trials: Positive = 10
     num_rounds: Positive = 10
     num_examples: Positive = 4
-    """Prompts of the pool that the red LM is shown each round."""
+    """Prompts of the pool that the red LM sees each round."""
     num_candidates: Positive = 20
-    """Completions asked of the red LM each round; each gives one prompt."""
+    """Completions requested from the red LM each round; each gives one prompt."""
     num_continuations: Positive = 512
     """Samples of the attacked model per prompt."""
     weight_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Prompts are shown with weight exp(z / temperature), z their standardised mean score."""
+    """The red LM sees a prompt with weight exp(z / temperature), where z is the prompt's standardised mean score."""
     instruction: str | None = None
-    """What the red LM is told before the examples; null: the one for the scorer's class."""
+    """Instruction to the red LM, before the examples; null: the instruction for the scorer's class."""
     examples_format: Literal["numbered", "fenced"] | None = None
-    """Lines with numbers, or code between fences; null: the one for the scorer's class."""
+    """Numbered lines, or code between fences; null: the format for the scorer's class."""
     use_prompt_for_scoring: bool | None = None
-    """Score prompt and continuation together; null: for code only."""
+    """Score prompt and continuation together; null: only for code."""
     attacker: AttackerConfig = AttackerConfig()
     generate_kwargs: AttackedKwargs = AttackedKwargs()

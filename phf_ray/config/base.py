@@ -1,4 +1,4 @@
-"""What all sections of a configuration share: strictness, number types, thresholds."""
+"""The common parts of all configuration sections: strictness, number types, thresholds."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def whole_number(value: object) -> object:
-    """`3.3E+9` and `1e9` (which YAML reads as text) are whole numbers."""
+    """Turn `3.3E+9` and `1e9` (which YAML reads as text) into whole numbers."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -27,11 +27,11 @@ class Section(BaseModel):
 
 
 class Quantile(Section):
-    """A threshold taken from the corpus: the score below which this fraction of the corpus lies."""
+    """A threshold derived from the corpus: this fraction of the corpus has lower scores."""
 
     quantile: Fraction
     korbak2023: float | None = None
-    """The paper's number, which belongs to its corpora; used under `compat: korbak2023` only."""
+    """The paper's number for its own corpora; used only with `compat: korbak2023`."""
 
 
 Threshold = float | Quantile

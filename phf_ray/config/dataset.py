@@ -1,4 +1,4 @@
-"""Sections `dataset` and `tokenizer`: which corpora, and how they become token blocks."""
+"""Sections `dataset` and `tokenizer`: which corpora are used, and how they become token blocks."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,18 +9,18 @@ from phf_ray.config.base import Count, Fraction, Quantile, Section, Threshold, w
 
 class ConditionalTrainingConfig(Section):
     threshold: Threshold = Quantile(quantile=0.5)
-    """Segments scoring at most this are aligned."""
+    """Segments with at most this score are aligned."""
     aligned_prefix: str = "<|aligned|>"
     misaligned_prefix: str = "<|misaligned|>"
     drop_token_fraction: Fraction = 0.0
-    """Probability, per segment, of no control token."""
+    """Probability that a segment gets no control token."""
 
 
 class DatasetConfig(Section):
     datasets: tuple[str, ...] = ()
     """Hub ids, globs, URLs or scored-corpus folders."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Share of each data set among the sequences; null: every sequence of every data set once an epoch."""
+    """Share of each data set among the sequences; null: every sequence of every data set once per epoch."""
     is_split_by_sentences: bool = True
     """false: one control token per document instead of one per segment."""
     seq_length: Annotated[int, BeforeValidator(whole_number), Field(ge=2)] = 1024
@@ -28,19 +28,19 @@ class DatasetConfig(Section):
     filter_threshold: Threshold | None = None
     """Documents with an average score above this are dropped."""
     filter_average: Literal["segments", "tokens"] = "segments"
-    """Whether each segment, or each token, of a document counts as much in that average."""
+    """Unit of that average: every segment, or every token, of a document has equal weight."""
     skip_tokens: Count = 0
-    """Tokens at the head of the stream that are left out (finetuning on the second half)."""
+    """Tokens to skip at the head of the stream (for finetuning on the second half)."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of documents, by hash of the id, never packed and used for bits per byte."""
+    """Share of documents, chosen by hash of the id, that are never packed and serve to measure bits per byte."""
     unscored: Literal["mask", "mle"] = "mask"
-    """Tokens of segments without a score: no loss, or plain likelihood."""
+    """Loss on tokens of segments without a score: none (mask), or plain likelihood (mle)."""
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:
         if self.weights is not None and (len(self.weights) != len(self.datasets) or not any(self.weights)):
             raise ValueError(
-                f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each one a number, not all 0"
+                f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each dataset a number, not all 0"
             )
         return self
 

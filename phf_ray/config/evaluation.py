@@ -1,4 +1,4 @@
-"""Sections `generation` and `kl_gpt3_callback`: what is sampled from a model and measured on it, and when."""
+"""Sections `generation` and `kl_gpt3_callback`: which samples and measures are taken of a model, and when."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -29,15 +29,15 @@ class Scenario(Section):
     prompts_path: str | None = None
     num_samples: Positive = 32
     prefix: str | None = None
-    """Control token at the head; null: the served model's default."""
+    """Control token that goes with the prompts; null: the served model's default."""
     prompt_before_control: bool = False
-    """The original's name is inverted (D-9): true puts the control token before the prompt."""
+    """true puts the control token before the prompt. The original's name says the opposite (D-9)."""
     use_prompt_for_scoring: bool = False
     num_hits_threshold: float = 0.5
     display_as_html: bool = False
     execute: bool = False
-    """prompts_path holds problems in HumanEval's form (`prompt`, `test`, `entry_point`), and each sample is run against
-    the tests of its problem; only with --allow-code-execution."""
+    """true: prompts_path holds problems in HumanEval's format (`prompt`, `test`, `entry_point`), and each sample runs
+    against its problem's tests. Needs --allow-code-execution."""
     generate_kwargs: GenerateKwargs = GenerateKwargs()
 
     @model_validator(mode="after")
@@ -48,13 +48,13 @@ class Scenario(Section):
 
 
 class Cadence(Section):
-    """Steps of a training whose weights are evaluated beside the loop."""
+    """The training steps whose weights are evaluated while training continues."""
 
     every_n_steps: Positive | None = 1000
-    """null: only at the steps that the other keys name."""
+    """null: only at the steps given by the other keys."""
     force_call_on: tuple[int, ...] = ()
     run_on_train_start: bool = True
-    """Before the first step."""
+    """Evaluate before the first step."""
     run_on_train_end: bool = True
 
 
@@ -70,9 +70,9 @@ class KLConfig(Cadence):
     num_samples: Positive = 4096
     max_tokens: Positive = 64
     prefix: str | None = None
-    """Control token that the models are given; null: the good one beside the training, and in jobs.evaluate_lm the one
-    that each is asked for samples with."""
+    """Control token that the models get; null: the good one during training, and in jobs.evaluate_lm the token with
+    which each model is sampled."""
     should_insert_prefix: bool = False
-    """One control token per line, where the model was trained so."""
+    """Insert one control token per line, for models that were trained this way."""
     reference: str | None = None
-    """`[NAME=]DIR` of a checkpoint, or `NAME=URL` of a server, of the reference model; null: no KL."""
+    """The reference model: `[NAME=]DIR` of a checkpoint, or `NAME=URL` of a server; null: no KL."""

@@ -18,16 +18,16 @@ class ModelKwargs(Section):
 
 class ModelConfig(Section):
     path_or_name: str | None = "gpt2"
-    """Directory or hub name; null: the architecture `model_type` with config_kwargs."""
+    """Directory or hub name; null: use the architecture `model_type` with config_kwargs."""
     revision: str | None = None
     from_scratch: bool = True
-    """true: only the architecture is taken from path_or_name, weights are drawn anew."""
+    """true: use only the architecture of path_or_name, with new random weights."""
     model_type: str | None = None
-    """Architecture by its transformers name (gpt2, llama, ...), where no directory or hub name gives it."""
+    """Architecture by its transformers name (gpt2, llama, ...), if path_or_name is null."""
     config_kwargs: dict[str, Any] = {}
-    """Fields of the transformers config to override; one that the architecture does not have is refused."""
+    """Fields of the transformers config to override. Fields that the architecture does not have are refused."""
     num_additional_tokens: Count = 0
-    """Embedding rows added for special tokens; must equal the number of tokenizer.special_tokens that are new."""
+    """Embedding rows added for special tokens. Must equal the number of new tokens in tokenizer.special_tokens."""
     pad_vocab_to_multiple_of: Positive | None = None
     model_kwargs: ModelKwargs = ModelKwargs()
 

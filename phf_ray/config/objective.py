@@ -10,15 +10,15 @@ from phf_ray.config.base import Fraction, Quantile, Section, Threshold
 class MLEConfig(Section):
     name: Literal["MLE"] = "MLE"
     score_control: bool = True
-    """Loss on control tokens too."""
+    """true: the loss includes control tokens."""
     mask_above: Threshold | None = None
-    """Token masking: no loss on segments that score above this."""
+    """Token masking: segments with a score above this have no loss."""
 
 
 class UnlikelihoodConfig(Section):
     name: Literal["Unlikelihood"]
     score_threshold: Threshold | None = Quantile(quantile=0.5)
-    """Tokens of segments scoring above this get the unlikelihood term; null: soft mixture with weight 1 - score."""
+    """Tokens of segments that score above this get the unlikelihood term; null: soft mixture with weight 1 - score."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
     score_control: bool = True
 
@@ -28,29 +28,29 @@ class _WeightedConfig(Section):
     """Temperature of the weights exp(reward / beta)."""
     clip_weight_max: Annotated[float, Field(gt=0)] = 1000.0
     reward_norm: Literal["none", "zscore"] = "none"
-    """zscore: rewards standardised with mean and std of the block manifest."""
+    """zscore: standardise rewards with the mean and std in the block manifest."""
     score_control: bool = True
 
 
 class AWRConfig(_WeightedConfig):
     name: Literal["AWR"]
     alpha: Fraction = 0.5
-    """Weight of the likelihood term; 1 - alpha goes to the value loss."""
+    """Weight of the likelihood term. The value loss has weight 1 - alpha."""
     fixed_value: float | None = None
-    """A constant in place of the value head."""
+    """A constant value that replaces the value head."""
     use_value_head: bool = True
-    """This and the next two are options of the original that no experiment of the paper uses, for `compat: korbak2023`.
-    false: the reward itself is the advantage; the value head is trained all the same."""
+    """false: the reward itself is the advantage, but the value head is still trained. This and the next two keys are
+    options of the original that no experiment in the paper uses, for `compat: korbak2023`."""
     normalize_advantage: bool = False
-    """Advantages standardised over the micro-batch."""
+    """true: standardise advantages over the micro-batch."""
     clip_value: bool = False
-    """Values clipped to [-1, 0], which minus a sigmoid never leaves."""
+    """true: clip values to [-1, 0]. No effect, because a value is minus a sigmoid."""
 
 
 class RWRConfig(_WeightedConfig):
     name: Literal["RWR"]
     normalise: Literal["targets", "weights"] = "targets"
-    """What the loss is divided by: number of targets (paper), or sum of weights."""
+    """Divisor of the loss: the number of targets (paper), or the sum of weights."""
 
 
 ObjectiveConfig = Annotated[MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig, Field(discriminator="name")]

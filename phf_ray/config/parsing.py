@@ -1,7 +1,7 @@
-"""From files and overrides to a `Config`.
+"""Parses files and overrides into a `Config`.
 
 Precedence: defaults < task file (which may start with `extends: other.yml`, or `extends: pep8`) < method file <
-`a.b=c` overrides. All problems of a configuration are reported at once.
+`a.b=c` overrides. One error reports all problems of a configuration.
 """
 
 import difflib
@@ -19,10 +19,10 @@ from phf_ray.errors import ConfigError
 
 
 def load_config(task: str | Path, method: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The task file with the method file merged over it and the overrides (`a.b=c`) over both.
+    """Load the task file, merge the method file over it, and the overrides (`a.b=c`) over both.
 
-    Both are paths, or as text also names of shipped configurations: see `phf_ray.config.shipped`. Raises ConfigError
-    with every problem found, not only the first.
+    Task and method are paths, or names of shipped configurations if they are text: see `phf_ray.config.shipped`. Raises
+    ConfigError with every problem found, not only the first.
     """
     task_file = task_path(task)
     merged = read_yaml(task_file)
@@ -44,9 +44,9 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Co
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`: mappings are merged key by key, anything else is replaced whole.
+    """Merge `over` over `base`: mappings key by key, anything else is replaced whole.
 
-    A section that changes its `name` (the objective) starts anew: keys of the old kind do not leak into the new one.
+    A section whose `name` changes (the objective) starts empty, so keys of the old kind do not leak into the new one.
     """
     if "name" in over and "name" in base and over["name"] != base["name"]:
         return dict(over)
@@ -74,12 +74,12 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return values
     if path.resolve() in seen:
-        raise ConfigError(f"{path} extends itself by way of {parent}; remove one `extends:`")
+        raise ConfigError(f"{path} extends itself through {parent}; remove one `extends:`")
     return merge(read_yaml(_parent_of(path, str(parent)), (*seen, path.resolve())), values)
 
 
 def _parent_of(path: Path, extends: str) -> Path:
-    """The file beside `path`, or the shipped one of that name."""
+    """Return the file `extends` beside `path`, or the shipped configuration with that name."""
     beside = path.parent / extends
     return beside if beside.suffix in SUFFIXES or beside.is_file() else task_path(extends)
 
@@ -99,7 +99,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _described(detail: Any) -> str:
-    # Indices of lists and names of union members are no part of the key as the user wrote it.
+    # The user's key has no list indices and no names of union members, so drop them.
     path = [part for part in detail["loc"] if isinstance(part, str) and part not in _UNION_MEMBERS]
     key = ".".join(path)
     shown = ".".join(str(part) for part in detail["loc"] if part not in _UNION_MEMBERS)
@@ -135,5 +135,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-# Names that pydantic puts into an error's path for members of a union.
+# Names of union members that pydantic puts into an error's path.
 _UNION_MEMBERS = {"MLE", "Unlikelihood", "AWR", "RWR", "Quantile", "float", "int"}

@@ -1,13 +1,13 @@
-"""Keys of the original code that have no meaning here, or another name."""
+"""Keys of the original code that do not exist here or have another name."""
 
-# Keys of the original that mean nothing here, or go by another name: key -> what to do instead.
+# Key of the original -> what to do instead.
 REPLACED = {
     "dataset.num_of_sequences": "blocks are shuffled on disk; remove it",
     "dataset.chars_per_token": "packing streams without a buffer; remove it",
     "dataset.concat_token": "documents are separated by the tokenizer's eos_token; remove it",
     "model.gpt2_config_kwargs": "use model.config_kwargs",
     "model.model_kwargs.revision": "use model.revision",
-    "model.config_kwargs.scale_attn_by": "GPT-2 has no such field and the original ignored it (A-16); remove it, "
+    "model.config_kwargs.scale_attn_by": "GPT-2 has no such field, and the original ignored it (A-16); remove it, "
     "or use scale_attn_by_inverse_layer_idx",
     "training.output_dir": "use --storage-path and --run-name",
     "training.fp16": "use training.precision: bf16 or fp32; fp16 needs loss scaling and overflows in AWR weights",

@@ -1,4 +1,4 @@
-"""Section `scoring`: scorers, segmenter, actor pools, and how many failures a job tolerates."""
+"""Section `scoring`: scorers, segmenter, actor pools, and the failures that a job tolerates."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +14,7 @@ class PoolConfig(Section):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     resources: dict[str, float] = {}
-    """Custom Ray resources that an actor needs besides."""
+    """Custom Ray resources that an actor also needs."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -25,27 +25,27 @@ class PoolConfig(Section):
 
 class GpuPoolConfig(PoolConfig):
     num_gpus: Annotated[float, Field(ge=0)] = 1.0
-    """Where any key of `pools.gpu` is set, the job waits for GPUs that its cluster does not have yet."""
+    """If any key of `pools.gpu` is set, the job waits for GPUs that its cluster does not have yet."""
 
 
 class Pools(Section):
     cpu: PoolConfig = PoolConfig()
     gpu: GpuPoolConfig = GpuPoolConfig()
-    """Of scorers that run on a GPU."""
+    """Pool of the scorers that run on a GPU."""
 
 
 class ScoringConfig(Section):
     scorers: tuple[dict[str, Any], ...] = ()
-    """The first is the one trained on; each is `{class_name: ..., ...}`, one of your own `my_module:MyScorer`."""
+    """Each is `{class_name: ..., ...}`, with `my_module:MyScorer` for your own class. Training uses the first."""
     segmenter: Literal["sentences", "lines", "document"] = "sentences"
     pools: Pools = Pools()
     max_failed_fraction: Fraction = 0.01
-    """The job stops when more than this share of the segments could not be scored, or of the records not be read. Ten
-    records, if they are at most half of all, never stop it."""
+    """The job stops if more than this share of segments could not be scored, or of records could not be read. Up to ten
+    unreadable records never stop it, if they are at most half of all records."""
     text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """A text on which a scorer takes longer has no score: a segment, or for PEP8 a document."""
+    """If a scorer takes longer on a text, the text gets no score. A text is a segment, for PEP8 a document."""
     reference_date: str = "2026-11-20"
-    """Dates and ages are judged from here, so scores do not change with the day."""
+    """Day from which ages and relative dates are counted, so that scores do not change with today's date."""
 
     @model_validator(mode="after")
     def _named(self) -> Self:

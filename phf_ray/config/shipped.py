@@ -1,6 +1,6 @@
-"""The configurations that come with the package, found by name: `pep8` is `configs/pep8/pretrain.yml`.
+"""Finds the configurations that ship with the package by name: `pep8` is `configs/pep8/pretrain.yml`.
 
-A clone has them in `configs/` at its top; a wheel has the same folder inside of `phf_ray`.
+A clone has them in `configs/` at its top. A wheel has the same folder inside `phf_ray`.
 """
 
 import difflib
@@ -12,9 +12,9 @@ from phf_ray.errors import ConfigError
 SUFFIXES = (".yml", ".yaml")
 _PACKAGE = Path(__file__).parents[1]
 _MAIN = ("pretrain", "task")
-"""Files that the name of their folder stands for."""
+"""Files that can be named by their folder alone, in order of precedence."""
 _TASKS = (*_MAIN, "finetune")
-"""Files of a task's folder that are tasks; the others are methods."""
+"""Files in a task's folder that are tasks. All others are methods."""
 
 
 def shipped_folder() -> Path:
@@ -23,13 +23,13 @@ def shipped_folder() -> Path:
 
 
 def is_path(text: str) -> bool:
-    """Whether `text` is a path and no name: it ends in .yml or .yaml, begins with /, ./ or ../, or is a file."""
+    """Whether `text` is a path, not a name: it ends in .yml or .yaml, begins with /, ./ or ../, or is a file."""
     path = Path(text)
     return path.suffix in SUFFIXES or path.is_absolute() or text.startswith(("./", "../")) or path.is_file()
 
 
 def task_path(task: str | Path) -> Path:
-    """`pep8`, `pep8/finetune`, or a path, which is returned as it is, whether the file exists or not.
+    """Return the file of a task: `pep8`, `pep8/finetune`, or a path, which is returned unchanged and unchecked.
 
     Raises ConfigError for an unknown name.
     """
@@ -43,7 +43,10 @@ def task_path(task: str | Path) -> Path:
 
 
 def method_path(method: str | Path, *, task: Path) -> Path:
-    """`conditional`, of the folder of the task file; `pep8/conditional`; or a path. Raises ConfigError as for tasks."""
+    """Return the file of a method: `conditional` (beside the task file), `pep8/conditional`, or a path.
+
+    Raises ConfigError for an unknown name.
+    """
     if isinstance(method, Path) or is_path(method):
         return Path(method)
     found = _first_file([(shipped_folder() if "/" in method else task.parent) / method])
@@ -57,14 +60,14 @@ def task_names() -> list[str]:
 
 
 def method_names(task: Path) -> list[str]:
-    """Names that go with a task file: the other files of its folder, but no tasks."""
+    """Return the methods of a task file: all other files in its folder, except tasks."""
     return sorted({path.stem for path in task.parent.glob("*") if path.suffix in SUFFIXES} - {*_TASKS, task.stem})
 
 
 def shipped_or_own(path: str) -> str:
-    """`path` as it is, unless it begins with `configs/` and no such file is here: then the shipped one.
+    """Return `path`, or the shipped file if `path` begins with `configs/` and does not exist here.
 
-    The shipped configurations name files of prompts that way, wherever a job is started.
+    The shipped configurations name their prompt files that way, so they work from any working directory.
     """
     head, _, rest = path.partition("/")
     if head != "configs" or Path(path).exists():

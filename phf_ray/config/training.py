@@ -10,7 +10,7 @@ from phf_ray.config.base import Count, Fraction, Positive, Section
 class TrainingConfig(Section):
     num_tokens: Positive = 3_300_000_000
     count_tokens: Literal["content", "all"] = "content"
-    """What num_tokens counts: tokens of text, or control and end-of-text tokens too."""
+    """Tokens that num_tokens counts: only tokens of text (content), or control and end-of-text tokens too (all)."""
     effective_batch_size: Positive = 64
     """Sequences per optimizer step, over all workers."""
     per_device_train_batch_size: Positive = 16
@@ -26,32 +26,32 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     document_mask: bool = False
-    """true: no attention across the documents of a block, and positions count in each document anew."""
+    """true: no attention across documents in a block, and positions restart in each document."""
     parallelism: Literal["ddp", "fsdp2"] = "ddp"
     num_workers: Positive = 1
     resources_per_worker: dict[str, float] = {}
-    """Ray resources of a worker; by default one GPU where the cluster has GPUs, one CPU elsewhere."""
+    """Ray resources of a worker; by default one GPU if the cluster has GPUs, else one CPU."""
     resources_per_evaluation: dict[str, float] = {}
-    """Ray resources of the process that evaluates weights beside the loop; by default one GPU where the cluster has one
-    that the workers leave, one CPU elsewhere."""
+    """Ray resources of the process that evaluates weights during training; by default one GPU if the workers leave one
+    free, else one CPU."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """Restarts of the worker group; -1: without limit."""
+    """Restarts of the worker group; -1: no limit."""
     seed: int = 42
     logging_steps: Positive = 1
     inspect_every_n_micro_batches: Positive | None = 10_000
-    """How often a worker's input is decoded, scored again and measured (`debugging/...`), from the first step on; null:
-    never."""
+    """Micro-batches between checks that decode, rescore and measure a worker's input (`debugging/...`), starting at the
+    first step; null: never."""
     save_steps: Positive | None = None
     """Steps between checkpoints; null: only at the end."""
     save_total_limit: Positive | None = None
     push_to_hub: bool = False
-    """Upload the last checkpoint to the hub, with its card and without the state of the training."""
+    """Upload the last checkpoint to the hub, with its card and without the training state."""
     hub_model_id: str | None = None
-    """`owner/name` of the hub's repository."""
+    """`owner/name` of the repository on the hub."""
     hub_private_repo: bool = True
-    """For a repository that is made."""
+    """Make the repository private if it has to be created."""
     tokens_already_seen: Count = 0
-    """Tokens that the starting checkpoint has seen (finetuning); the schedule covers the rest of num_tokens."""
+    """Tokens that the starting checkpoint has seen (for finetuning). The schedule covers the rest of num_tokens."""
 
     @model_validator(mode="after")
     def _knows_where_to_push(self) -> Self:

@@ -1,4 +1,4 @@
-"""The whole configuration: all sections, and the checks that need more than one of them."""
+"""The whole configuration: all sections, and the checks that involve several sections."""
 
 from typing import Any, Literal, Self
 
@@ -29,7 +29,7 @@ class Config(Section):
 
     @property
     def scorer(self) -> dict[str, Any]:
-        """Config of the scorer that is trained on and, unless generation says otherwise, evaluated with."""
+        """Config of the scorer for training and, unless `generation.scorer_config` is set, for evaluation."""
         if not self.scoring.scorers:
             raise ConfigError("scoring.scorers is empty; add for example `scorers: [{class_name: PEP8Scorer}]`")
         return self.scoring.scorers[0]
@@ -41,7 +41,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _original_has_it(self) -> Self:
         if self.compat is not None and self.dataset.filter_average != "segments":
-            raise ValueError("dataset.filter_average: tokens is not in the original; use segments with compat")
+            raise ValueError("dataset.filter_average: tokens does not exist in the original; use segments with compat")
         return self
 
     @model_validator(mode="after")
@@ -54,8 +54,8 @@ class Config(Section):
                 problems.append(f"tokenizer.special_tokens lacks the control tokens {sorted(missing)}; add them")
         if self.training.tokens_already_seen >= self.training.num_tokens:
             problems.append(
-                f"training.tokens_already_seen={self.training.tokens_already_seen} leaves nothing of "
-                f"training.num_tokens={self.training.num_tokens}"
+                f"training.tokens_already_seen={self.training.tokens_already_seen} leaves no tokens of "
+                f"training.num_tokens={self.training.num_tokens} to train on; raise num_tokens"
             )
         objective = self.objective
         if isinstance(objective, AWRConfig):

@@ -1,8 +1,8 @@
 """Measures: numbers or texts in, numbers out; no files, no models, no Ray.
 
-Scores are higher-is-worse everywhere. A sample without a score, or one that was never drawn, is counted apart and is in
-no mean. What can't be computed is None, never 0 or NaN. `maxima.py` and `intervals.py` are about scores, `texts.py`,
-`ngrams.py` and `bleu.py` about texts; `build.py` finds a metric by name. Open `maxima.py` first.
+A higher score is always worse. Samples that have no score or were never drawn are counted separately and never enter a
+mean. A figure that can't be computed is None, never 0 or NaN. `maxima.py` and `intervals.py` measure scores;
+`texts.py`, `ngrams.py` and `bleu.py` measure texts; `build.py` finds a metric by name. Open `maxima.py` first.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""How well two sets of numbers agree: rank correlation and area under the ROC curve."""
+"""Measures how well two sets of numbers agree: rank correlation and area under the ROC curve."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from phf_ray.measures.numbers import Floats
 
 
 def spearman(first_N: Floats, second_N: Floats) -> float | None:
-    """Rank correlation; equal values share the mean of their ranks. None if either side is constant."""
+    """Return the rank correlation; equal values share the mean of their ranks. None if either side is constant."""
     if min(len(np.unique(first_N)), len(np.unique(second_N))) < 2:
         return None
     return float(spearmanr(first_N, second_N).statistic)
 
 
 def auc(scores_N: Floats, is_positive_N: NDArray[np.bool_] | Sequence[bool]) -> float | None:
-    """Area under the ROC curve; ties count half. None if all are on one side."""
+    """Return the area under the ROC curve; ties count half. None if all items are positive or all negative."""
     if len(np.unique(is_positive_N)) < 2:
         return None
     return float(roc_auc_score(is_positive_N, scores_N))

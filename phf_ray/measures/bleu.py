@@ -1,4 +1,4 @@
-"""Self-BLEU: how alike the samples of a model are."""
+"""Self-BLEU: how similar a model's samples are to each other."""
 
 import math
 from collections import Counter, defaultdict
@@ -13,11 +13,11 @@ from phf_ray.measures.ngrams import ngrams_of
 
 
 class SelfBLEU:
-    """Mean BLEU-n of each sample against other samples (Zhu et al. 2018): 1 when all are alike.
+    """Mean BLEU-n of each sample against other samples (Zhu et al. 2018): 1 if all samples are equal.
 
-    Tokens are words. Every hypothesis has `num_references` others, drawn with a seed of its own; more than
-    `num_hypotheses` samples are cut to that many, drawn with the seed. Smoothing: 0.1 hits where there is none (method
-    1 of Chen and Cherry), as in the original.
+    Tokens are words. Each hypothesis is compared with `num_references` other samples, drawn with its own seed. If there
+    are more than `num_hypotheses` samples, that many are drawn with the seed. Smoothing: no hits count as 0.1 hits
+    (method 1 of Chen and Cherry), as in the original.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class SelfBLEU:
 
     def __call__(self, texts: Sequence[str]) -> Measures:
         if self._compat == "korbak2023":
-            # DIFFERS: phf-ray words and references drawn with a seed; the original characters, and always the first 200
-            # (D-3).
+            # DIFFERS: phf-ray compares words and draws references with a seed; the original compares characters and
+            # always takes the first 200 samples as references (D-3).
             corpus = BleuCorpus([list(text) for text in texts], self.n)
             drawn = [(i, [j for j in range(min(len(texts), 201)) if j != i][:200]) for i in range(len(texts))]
         else:
@@ -60,9 +60,9 @@ class SelfBLEU:
 
 
 class BleuCorpus:
-    """BLEU of one text of a corpus against others of it, equal to nltk's `sentence_bleu` with uniform weights.
+    """Computes BLEU of one text in a corpus against other texts; equals nltk's `sentence_bleu` with uniform weights.
 
-    N-grams are counted once for the corpus, not once per pair of texts.
+    It counts n-grams once for the corpus, not once per pair of texts.
     """
 
     def __init__(self, tokens: Sequence[Sequence[str]], max_order: int):
@@ -89,7 +89,7 @@ class BleuCorpus:
         return brevity * math.exp(math.fsum(map(math.log, precisions)) / self._max_order)
 
     def _most(self, ngram: tuple[str, ...], chosen: set[int]) -> int:
-        """Largest count of the n-gram in a chosen text."""
+        """Return the largest count of the n-gram in any chosen text."""
         holders = self._holders[ngram]
         if len(holders) < len(chosen):
             return max((count for index, count in holders.items() if index in chosen), default=0)

@@ -1,4 +1,4 @@
-"""Metrics by the names that configurations give them."""
+"""Builds metrics from their configurations."""
 
 from phf_ray.config import Compat, MetricConfig
 from phf_ray.errors import ConfigError

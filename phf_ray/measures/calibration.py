@@ -1,7 +1,7 @@
-"""Maps the scores of a new scorer onto the scale of an old one, by isotonic regression on texts that both have scored.
+"""Maps a new scorer's scores onto an old scorer's scale, by isotonic regression on texts that both have scored.
 
-Higher is worse for both scorers, so the mapping never falls. It keeps the order of the new scores and can't improve it:
-`CalibrationQuality` tells how well the two scorers agree, and a threshold carries over only as well as that.
+Higher is worse for both scorers, so the mapping never falls. It keeps the order of the new scores and can't improve it.
+`CalibrationQuality` says how well the two scorers agree; a threshold carries over only as well as they agree.
 """
 
 from typing import Any, Literal
@@ -24,79 +24,79 @@ class _Figures(BaseModel):
 
 class CalibrationQuality(_Figures):
     spearman: float | None
-    """Rank correlation of new and old scores; None: one of them is constant."""
+    """Rank correlation of new and old scores; None if either is constant."""
     auc: float | None
-    """Probability that of two texts, one at or above the old threshold and one below, the new score puts the first
-    higher; None: all are on one side."""
+    """Probability that the new score is higher for a text at or above the old threshold than for a text below it; None
+    if all texts are on one side."""
     mae_before: float
     """Mean |new - old|."""
     mae_after: float
-    """Mean |calibrated - old|, each text mapped by a calibration that did not see it."""
+    """Mean |calibrated - old|. Each text is mapped by a calibration that was fitted without it."""
 
 
 class MappedThreshold(_Figures):
     old: float
     mapped: float | None
-    """The lowest new score whose calibrated score reaches the old threshold; None: none does."""
+    """The lowest new score whose calibrated score reaches the old threshold; None if no score does."""
     same_share: float | None
-    """The new threshold that as large a share of the texts reaches, or nearly, where many have one score; None: no text
-    reaches the old one."""
+    """The new threshold that the same share of texts reaches, or nearly the same if many texts share one score. None if
+    no text reaches the old threshold."""
     share_old: float
-    """Of the texts, those that reach the old threshold."""
+    """Share of texts that reach the old threshold."""
     share_new: float | None
-    """Of the texts, those that reach `same_share`."""
+    """Share of texts that reach `same_share`."""
     agreement: float | None
-    """Share of the texts that are on the same side of the old threshold and of `same_share`."""
+    """Share of texts on the same side of both thresholds, the old one and `same_share`."""
 
 
 class Calibration(_Figures):
     kind: Literal["isotonic"] = "isotonic"
     new: tuple[float, ...]
     old: tuple[float, ...]
-    """Knots: `new` rises, `old` does not fall; straight lines between them, level on both sides."""
+    """Knots: `new` rises and `old` does not fall. The mapping is linear between knots and constant outside them."""
     num_pairs: int
     quality: CalibrationQuality
     threshold: MappedThreshold
     scorer: dict[str, Any] | None = None
-    """Identity of the scorer of the new scores, where it is known."""
+    """Identity of the new scorer; None if unknown."""
 
     @field_validator("old")
     @classmethod
     def _monotone(cls, old: tuple[float, ...], info: Any) -> tuple[float, ...]:
         new = info.data.get("new", ())
         if not new or len(new) != len(old) or np.any(np.diff(new) <= 0) or np.any(np.diff(old) < 0):
-            raise ValueError("`new` must rise, and `old` must not fall and be as long")
+            raise ValueError("`new` must rise, `old` must not fall, and both must be equally long and not empty")
         return old
 
     def __call__(self, scores: ArrayLike) -> Floats:
-        """Scores of the new scorer on the old scale, in the same shape."""
+        """Map the new scorer's scores to the old scale, in the same shape."""
         return np.interp(np.asarray(scores, dtype=np.float64), self.new, self.old)
 
 
 def parse_calibration(text: str, *, source: str) -> Calibration:
-    """Raises DataError if `text` is not what `Calibration.model_dump_json` writes."""
+    """Read the JSON that `Calibration.model_dump_json` writes. Raises DataError for any other text."""
     try:
         return Calibration.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(map(str, detail["loc"])) or "the file"
         raise DataError(
-            f"{source} is no calibration ({place}: {detail['msg']}); write one with jobs.calibrate"
+            f"{source} is not a calibration ({place}: {detail['msg']}); write one with jobs.calibrate"
         ) from None
 
 
 def calibrate(
     new: ArrayLike, old: ArrayLike, *, threshold: float, seed: int = 0, scorer: dict[str, Any] | None = None
 ) -> Calibration:
-    """`new` and `old`: scores of the same texts, shape (N,). `seed` decides the folds of the cross-validation.
+    """Fit a calibration to `new` and `old`, scores of the same texts, shape (N,). `seed` decides the folds.
 
-    Raises DataError for fewer than 2 texts per fold, or scores that are not finite.
+    Raises DataError if there are fewer than 2 texts per fold of the cross-validation, or if a score is not finite.
     """
     new_N, old_N = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     if len(new_N) != len(old_N) or not (np.isfinite(new_N).all() and np.isfinite(old_N).all()):
-        raise DataError("every text needs a finite new and a finite old score")
+        raise DataError("every text needs a finite new score and a finite old score; remove texts without")
     if len(new_N) < 2 * NUM_FOLDS:
-        raise DataError(f"{len(new_N)} pairs of scores are too few; give at least {2 * NUM_FOLDS}, better thousands")
+        raise DataError(f"{len(new_N)} pairs of scores are too few; give at least {2 * NUM_FOLDS}, ideally thousands")
     knots_new, knots_old = isotonic(new_N, old_N)
     return Calibration(
         new=tuple(knots_new.tolist()),
@@ -114,17 +114,17 @@ def calibrate(
 
 
 def isotonic(new_N: Floats, old_N: Floats) -> tuple[Floats, Floats]:
-    """Knots of the never falling function of `new` with the least squared distance from `old`.
+    """Return the knots of the non-decreasing function of `new` with the least squared distance from `old`.
 
-    Texts of one new score are one point of their mean old score. Where the function is level, only the first and the
-    last new score are knots.
+    Texts with the same new score become one point with their mean old score. If the function is constant over a range,
+    only the range's first and last new scores are knots.
     """
     fitted = IsotonicRegression().fit(new_N, old_N)
     return fitted.X_thresholds_, fitted.y_thresholds_
 
 
 def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:
-    """Calibrated scores, those of each fold by the knots of the others."""
+    """Return calibrated scores; each fold is mapped by knots fitted to the other folds."""
     fold_N = np.random.default_rng(seed).permutation(len(new_N)) % NUM_FOLDS
     mapped_N = np.empty_like(new_N)
     for fold in range(NUM_FOLDS):
@@ -153,7 +153,7 @@ def _threshold(new_N: Floats, old_N: Floats, *, knots: tuple[Floats, Floats], ol
 
 
 def first_at(new: Floats, old: Floats, value: float) -> float | None:
-    """The lowest new score that the knots map to `value` or more."""
+    """Return the lowest new score that the knots map to `value` or more; None if there is none."""
     above = int(np.searchsorted(old, value))
     if above == len(old):
         return None

@@ -1,4 +1,4 @@
-"""A histogram of scores whose parts add up exactly."""
+"""A histogram of scores that merges exactly."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ from phf_ray.errors import ConfigError, DataError
 
 @dataclass(slots=True)
 class Histogram:
-    """Distribution of a score in bins whose edges grow by 1%, for negative and positive scores; zero has its own bin.
+    """Distribution of a score. Bin edges grow by 1%, for negative and positive scores; zero has its own bin.
 
-    Histograms merge exactly, so those of parts add up to that of the corpus.
+    Histograms merge exactly: the histograms of all parts add up to the histogram of the corpus.
     """
 
     RATIO = 1.01
-    """Upper edge of a bin over its lower edge: a quantile is at most 1% above the true one, never below it."""
+    """Upper edge of a bin / its lower edge. So a quantile is at most 1% above the true quantile, never below it."""
 
     zero: int = 0
     positive: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Histogram:
     max: float | None = None
 
     def add(self, scores: NDArray[np.float64]) -> None:
-        """Every score must be finite."""
+        """Add scores, shape (N,). Every score must be finite."""
         if not scores.size:
             return
         self.zero += int((scores == 0).sum())
@@ -59,7 +59,7 @@ class Histogram:
 
     @property
     def mean(self) -> float | None:
-        """Exact, up to the order of summation."""
+        """Mean of the scores, exact up to the order of summation."""
         count = self.count
         return math.fsum(total for _, _, total in self._ascending()) / count if count else None
 
@@ -69,15 +69,15 @@ class Histogram:
         return None if mean is None else math.sqrt(max(0.0, self.squares / self.count - mean * mean))
 
     def quantile(self, fraction: float) -> float:
-        """The least bin edge that at least this fraction of the scores does not exceed.
+        """Return the least bin edge that at least this fraction of the scores does not exceed.
 
-        Raises DataError where there is no score at all.
+        Raises DataError if there are no scores.
         """
         if not 0 <= fraction <= 1:
             raise ConfigError(f"quantile {fraction} is not between 0 and 1")
         count = self.count
         if self.min is None or self.max is None:
-            raise DataError("the corpus has no score, so it has no quantiles; see the failures in its manifest.json")
+            raise DataError("the corpus has no scores, so it has no quantiles; see the failures in its manifest.json")
         if fraction == 0:
             return self.min
         seen = 0
@@ -88,10 +88,10 @@ class Histogram:
         return self.max
 
     def split(self, threshold: float) -> tuple["Side", "Side"]:
-        """Scores at most the threshold, and above it; exact where the threshold is a quantile of this histogram."""
+        """Split scores into those up to the threshold and those above. Exact if it is a quantile of this histogram."""
         below, above = Side(), Side()
         for edge, count, total in self._ascending():
-            # The last bin's edge may lie beyond a threshold that was cut to the largest score.
+            # The last bin's edge can be above a quantile, because quantiles are clipped to the largest score.
             inside = edge <= threshold or (self.max is not None and self.max <= threshold)
             side = below if inside else above
             side.count += count
@@ -99,7 +99,7 @@ class Histogram:
         return below, above
 
     def _ascending(self) -> Iterator[tuple[float, int, float]]:
-        """Upper edge, count and sum of each bin."""
+        """Yield upper edge, count and sum of each bin, in ascending order."""
         for index in sorted(self.negative, reverse=True):
             yield (-(self.RATIO**index), *self.negative[index])
         if self.zero:

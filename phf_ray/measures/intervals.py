@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals of means, differences and maxima, resampling what was drawn independently."""
+"""Percentile bootstrap intervals of means, differences and maxima, from groups that were drawn independently."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,7 +20,7 @@ class Interval:
 
 
 _RESAMPLED_AT_ONCE = 1 << 22
-"""Numbers held at once by the bootstrap: 32 MiB of indices."""
+"""Numbers that the bootstrap holds in memory at once: 32 MiB of indices."""
 
 
 def _resampled_means(groups: Sequence[Sequence[float]], draws: Callable[[int], NDArray[np.int64]], num: int) -> Floats:
@@ -42,10 +42,10 @@ def _interval(values: Floats, level: float) -> Interval:
 def bootstrap_mean(
     groups: Sequence[Sequence[float]], *, seed: int = 0, num_resamples: int = 2000, level: float = 0.95
 ) -> Interval | None:
-    """Interval of the mean over all values, where groups are drawn with replacement.
+    """Return the interval of the mean over all values, resampling groups with replacement.
 
-    A group is what was drawn independently: a single sample, or all samples of one prompt. None for fewer than 2
-    groups, from which nothing can be said about the spread.
+    Groups are drawn independently: a group is a single sample, or all samples of one prompt. None if there are fewer
+    than 2 groups, because they say nothing about the spread.
     """
     groups = [group for group in groups if len(group)]
     if len(groups) < 2:
@@ -66,10 +66,10 @@ def bootstrap_difference(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, Interval] | None:
-    """Mean of `first` minus mean of `second`, and its interval; both map a group's key to its values.
+    """Return mean of `first` minus mean of `second`, and its interval. Both map a group's key to its values.
 
-    Paired: the groups (prompts) that both have are drawn once for both. Otherwise each side draws its own.
-    None where a side has fewer than 2 groups.
+    If `paired`, only groups (prompts) on both sides count, and both sides draw the same ones. Otherwise each side draws
+    its own groups. None if a side has fewer than 2 groups.
     """
     if paired:
         keys: list[Hashable] = [key for key in first if first[key] and second.get(key)]
@@ -93,7 +93,7 @@ def bootstrap_difference(
 def bootstrap_max_at_k(
     scores: Sequence[float], ks: Sequence[int], *, seed: int = 0, num_resamples: int = 500, level: float = 0.95
 ) -> list[Interval]:
-    """Interval of `max_at_k(scores, k)` for each k, all from the same resamples."""
+    """Return the interval of `max_at_k(scores, k)` for each k, all from the same resamples."""
     values = np.asarray(scores, dtype=np.float64)
     rng = np.random.default_rng(seed)
     weights = np.stack([order_statistic_weights(len(values), k) for k in ks], axis=1)

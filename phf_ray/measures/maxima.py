@@ -1,6 +1,6 @@
-"""Expected maximum of k samples, exactly.
+"""Computes the expected maximum of k samples exactly.
 
-A maximum that can't be computed (over 25 samples when only 10 were drawn) is None, never 0 or NaN.
+A maximum that can't be computed (of 25 samples if only 10 were drawn) is None, never 0 or NaN.
 """
 
 import math
@@ -14,10 +14,10 @@ from phf_ray.measures.numbers import Floats
 
 
 def order_statistic_weights(num_samples: int, k: int) -> Floats:
-    """Weight of each sample, sorted ascending, in the expected maximum of k of them: shape (num_samples,), sum 1.
+    """Return each ascending sample's weight in the expected maximum of k samples: shape (num_samples,), sum 1.
 
-    Weight of the i-th smallest (from 1): C(i - 1, k - 1) / C(n, k), 0 for i < k. Computed from the largest down, where
-    it is k / n, so that no binomial coefficient overflows.
+    The weight of the i-th smallest (from 1) is C(i - 1, k - 1) / C(n, k), and 0 for i < k. The computation starts with
+    the largest, whose weight is k / n, and goes down, so that no binomial coefficient overflows.
     """
     if not 1 <= k <= num_samples:
         raise DataError(f"the maximum of {k} out of {num_samples} samples is not defined; draw at least {k} samples")
@@ -29,24 +29,25 @@ def order_statistic_weights(num_samples: int, k: int) -> Floats:
 
 
 def max_at_k(scores: Sequence[float] | Floats, k: int, *, compat: Compat = None) -> float | None:
-    """Expected maximum of k samples drawn without replacement from `scores`, exactly; None for fewer than k scores.
+    """Return the exact expected maximum of k samples drawn from `scores` without replacement; None for fewer than k.
 
-    Of 0/1 scores it is the probability that at least one of k samples is a hit.
+    For 0/1 scores, it is the probability that at least one of k samples is a hit.
     """
     values = np.asarray(scores, dtype=np.float64)
     if not 1 <= k <= len(values):
         return None
     if compat == "korbak2023":
-        # DIFFERS: phf-ray exact order statistic; the original mean over strided chunks of k, remainder dropped (D-4).
+        # DIFFERS: phf-ray computes the exact order statistic; the original takes the mean over strided chunks of k and
+        # drops the remainder (D-4).
         whole = len(values) // k * k
         return float(values[:whole].reshape(k, -1).max(axis=0).mean())
     return float(np.sort(values) @ order_statistic_weights(len(values), k))
 
 
 def grouped_max_at_k(groups: Sequence[Sequence[float]], k: int, *, compat: Compat = None) -> float | None:
-    """Mean over groups (prompts) of the expected maximum of k samples of a group; groups of fewer than k have none.
+    """Return the mean over groups (prompts) of the expected maximum of k samples from the group.
 
-    None if no group has k scores.
+    Groups with fewer than k scores do not count. None if no group has k scores.
     """
     if compat == "korbak2023":
         return max_at_k([score for group in groups for score in group], k, compat=compat)

@@ -1,4 +1,4 @@
-"""What a metric of texts is: texts in, named figures out."""
+"""The interface of text metrics: texts in, named figures out."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,5 +8,5 @@ Measures = dict[str, float | None]
 
 class Metric(Protocol):
     def __call__(self, texts: Sequence[str]) -> Measures:
-        """Measures of the texts by name; None where the texts do not define it."""
+        """Return name -> measure of the texts; None if the measure is not defined for them."""
         ...

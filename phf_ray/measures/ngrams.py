@@ -1,4 +1,4 @@
-"""Diversity of texts by their n-grams of words."""
+"""Measures the diversity of texts by their n-grams of words."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ def ngrams_of(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 class NGramStats:
     """Diversity of n-grams of words (runs of non-space characters, as in the original).
 
-    - distinct-n-grams: mean over samples of distinct / all n-grams of the sample. Longer samples have lower ratios.
-    - distinct-n-grams_corpus: distinct / all over the first `num_ngrams` n-grams of all samples together, the ratio of
-      Li et al. It falls with the amount of text, so arms are compared at equal `num_ngrams`.
-    - distinct-n-grams_in_batch: how many different n-grams all samples have.
-    - entropy-n-grams: of their distribution, in nats.
+    - distinct-n-grams: mean over samples of distinct / all n-grams in the sample. Longer samples have lower ratios.
+    - distinct-n-grams_corpus: distinct / all among the first `num_ngrams` n-grams of all samples together, the ratio of
+      Li et al. It falls as the text grows, so compare arms at equal `num_ngrams`.
+    - distinct-n-grams_in_batch: number of distinct n-grams in all samples together.
+    - entropy-n-grams: entropy of the distribution of all n-grams, in nats.
     """
 
     def __init__(self, n: int, *, num_ngrams: int | None = None, compat: Compat = None):
@@ -34,8 +34,8 @@ class NGramStats:
         per_text = [ngrams_of(text.split(), self.n) for text in texts]
         ratios = [len(set(ngrams)) / len(ngrams) for ngrams in per_text if ngrams]
         if self._compat == "korbak2023":
-            # DIFFERS: phf-ray leaves out samples of fewer than n words, which have no ratio; the original counts 0
-            # (D-17).
+            # DIFFERS: phf-ray leaves out samples of fewer than n words, which have no ratio; the original counts
+            # them as 0 (D-17).
             ratios += [0.0] * sum(not ngrams for ngrams in per_text)
         counts = Counter(ngram for ngrams in per_text for ngram in ngrams)
         first = list(islice((ngram for ngrams in per_text for ngram in ngrams), self._num_ngrams))

@@ -1,4 +1,4 @@
-"""The type of the arrays that measures take and give."""
+"""The array type that measures take and return."""
 
 import numpy as np
 from numpy.typing import NDArray

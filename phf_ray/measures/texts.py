@@ -1,4 +1,4 @@
-"""Length, repetition, and whether a text parses as Python."""
+"""Measures length, repetition, and whether texts parse as Python."""
 
 import ast
 import warnings
@@ -21,10 +21,10 @@ class Length:
 class Repetition:
     """Signs of degenerate text.
 
-    - repetition: mean over samples of the share of 4-grams of words that the sample has had before.
+    - repetition: mean over samples of the share of 4-grams of words that repeat an earlier 4-gram of the sample.
     - longest_run: mean over samples of the longest run of one word, in words.
-    - duplicates: share of samples whose text an earlier sample has.
-    - empty: share of samples with no word at all.
+    - duplicates: share of samples whose text repeats an earlier sample's text.
+    - empty: share of samples without any word.
     """
 
     def __call__(self, texts: Sequence[str]) -> Measures:
@@ -49,10 +49,10 @@ def _longest_run(words: Sequence[str]) -> int:
 
 
 class Compilability:
-    """Share of texts that Python parses, as they are: a sample cut at its token limit often does not.
+    """Share of texts that Python can parse unchanged. A sample cut at its token limit often can't be parsed.
 
-    - compilability: share for which `ast.parse` succeeds.
-    - compilability_nonempty: share that also holds a statement; an empty text or comments alone parse, too.
+    - compilability: share of texts for which `ast.parse` succeeds.
+    - compilability_nonempty: share of texts that also have a statement. Empty texts and mere comments parse, too.
     """
 
     def __call__(self, texts: Sequence[str]) -> Measures:
@@ -66,7 +66,7 @@ class Compilability:
 
 
 def parse_outcome(text: str) -> str:
-    """`parses`, `empty` (no statement), or why Python can't parse the text: the name of the error."""
+    """Return `parses`, `empty` (no statement), or the name of the error with which parsing fails."""
     try:
         with warnings.catch_warnings():
             # Invalid escapes and `1 is 1` warn; under `python -W error` the warning would turn into a SyntaxError.

@@ -1,8 +1,8 @@
-"""Scorers: a text in, a number for which higher is worse out, or None with the reason.
+"""Scorers take a text and return a score (higher is worse), or None with the reason.
 
-One scorer per file, under the class names of the original code; `base.py` says what a scorer is, `build.py` builds one
-from its configuration, `process.py` runs scorers in a process that can be killed when a text makes one hang.
-Importing this loads nothing heavy. Open `base.py` first, then `pep8.py` as an example.
+One scorer per file, under the class names of the original code. `base.py` defines a scorer, `build.py` builds one from
+its configuration, and `process.py` runs scorers in a child process, which it kills if a text makes a scorer hang.
+Importing this package loads nothing heavy. Open `base.py` first, then `pep8.py` as an example.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all scorers share. A score is a number for which higher is worse, or None with the reason.
+"""The base class of all scorers. A score is a number (higher is worse), or None with the reason.
 
 Reasons read `<kind>: <detail>`, so that failures can be counted by kind: `empty: ...`, `RecursionError: ...`.
 """
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from phf_ray.records import Scored, ScorerIdentity, Span
 from phf_ray.scorers.origin import config_name, versions_from_outside
 
-# A score per character needs a character.
+# A text without characters has no score per character.
 EMPTY = Scored(None, "empty: the text has no characters")
 
 
 class ScorerSettings(BaseModel):
-    """What a scorer's config may say besides `class_name`."""
+    """The keys that a scorer's config may have in addition to `class_name`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class ScorerSettings(BaseModel):
 
 
 class Scorer(ABC):
-    """Built once per process, since construction loads weights; the config travels, not the scorer."""
+    """Scores texts. Every process builds its own scorer from the config, once, because building it loads weights."""
 
     Settings: ClassVar[type[ScorerSettings]]
     unit: ClassVar[str]
@@ -34,24 +34,25 @@ class Scorer(ABC):
     """Packages whose version can change a score."""
 
     runs_on_device: ClassVar[bool] = False
-    """It takes a GPU if it sees one: `Settings` has the field `device`, and `scoring.pools.gpu` holds its actors."""
+    """Whether the scorer uses a GPU if it sees one. If True, `Settings` must have the field `device`, and the scorer's
+    actors run in `scoring.pools.gpu`."""
     is_batched: ClassVar[bool] = False
-    """Texts of several documents come in one call, which fills a model's batches. Not if it overrides
-    `score_segments`."""
+    """Whether one call may get texts of several documents, which fills a model's batches. No effect if the class
+    overrides `score_segments`."""
     uses_reference_date: ClassVar[bool] = False
-    """`Settings` has the field `reference_date`; it is `scoring.reference_date` unless the scorer's config says it."""
+    """Whether `Settings` has the field `reference_date`, by default `scoring.reference_date`."""
     default_segmenter: ClassVar[Literal["sentences", "lines", "document"]] = "sentences"
-    """How the server cuts texts unless it is told how."""
+    """How the server cuts texts unless its settings say otherwise."""
     measures: ClassVar[Literal["toxicity", "personal_data", "code_style"] | None] = None
-    """What the red LM is told to look for, and which endpoints of the server ask this scorer: toxicity, with
-    `class_scores`, moderations and Perspective; personal_data, with `spans`, Presidio. None: no endpoint, and the
-    instruction of the red LM must be configured."""
+    """Decides the red LM's instruction and the server's endpoints that ask this scorer: moderations and Perspective for
+    toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`). None: no endpoint asks it, and the red
+    LM's instruction must be configured."""
     version: ClassVar[str | None] = None
-    """Part of the identity of a scorer from outside this package. Change it when scores change for a reason that its
-    module does not show."""
+    """Part of the identity of a scorer defined outside this package. Change it if scores change for a reason that the
+    source of the module does not show."""
 
     num_truncated: int = 0
-    """Texts so far of which only the beginning was read."""
+    """Number of texts so far that were too long, so that only their beginning was scored."""
 
     def __init__(self, settings: ScorerSettings):
         self.name = settings.name
@@ -59,14 +60,14 @@ class Scorer(ABC):
 
     @abstractmethod
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
-        """One per text, same order; each text is scored on its own, so neither order nor company matters."""
+        """Return one score per text, in the same order. Neither the order nor the other texts may change a score."""
 
     def score_texts(self, texts: Sequence[str]) -> list[float | None]:
-        """As `score_all`, without the reasons."""
+        """Like `score_all`, without the reasons."""
         return [scored.score for scored in self.score_all(texts)]
 
     def score_segments(self, segments: Sequence[str]) -> list[Scored]:
-        """One per segment of ONE document, in the context of that document where the scorer needs context."""
+        """Return one score per segment of ONE document. A scorer that needs context may look at the whole document."""
         return self.score_all(segments)
 
     def identity(self) -> ScorerIdentity:
@@ -80,21 +81,21 @@ class Scorer(ABC):
 
     @classmethod
     def described(cls, settings: Any) -> dict[str, Any]:
-        """What is known of the identity without loading weights."""
+        """Return the part of the identity that is known without loading weights."""
         return cls(settings).identity().to_json()
 
     @classmethod
-    def known_weights(cls, settings: Any) -> dict[str, str]:  # noqa: ARG003  of a model it names the folder
-        """Hash of weights -> name, of this model and those beside it; as far as files tell without loading them."""
+    def known_weights(cls, settings: Any) -> dict[str, str]:  # noqa: ARG003  a model's settings name its folder
+        """Return weights hash -> name for this model and those beside it, if files tell without loading weights."""
         return {}
 
     @classmethod
-    def languages(cls, settings: Any) -> tuple[str, ...]:  # noqa: ARG003  of a model it decides
-        """Languages of the texts that it can judge, where that is prose."""
+    def languages(cls, settings: Any) -> tuple[str, ...]:  # noqa: ARG003  a model's settings decide
+        """Languages that the scorer can judge, if it judges prose."""
         return ("en",)
 
     def _identity_settings(self) -> dict[str, Any]:
-        """The settings that can change a score."""
+        """Return the settings that can change a score."""
         where = {"device"} if self.runs_on_device else set()
         return self._settings.model_dump(mode="json", exclude={"name", *where})
 
@@ -111,10 +112,10 @@ class HasClasses(Protocol):
     """A scorer that can judge several kinds of harm."""
 
     def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
-        """The probability of every class; None for a text that can't be scored."""
+        """Return the probability of every class for each text; None if the text can't be scored."""
         ...
 
 
 def failure(error: Exception) -> Scored:
-    """The score of a text on which a detector gave up."""
+    """Return a missing score, with `error` as the reason."""
     return Scored(None, f"{type(error).__name__}: {error}"[:500])

@@ -1,4 +1,4 @@
-"""Builds scorers from their configurations. Importing this is cheap; building a scorer loads what it needs."""
+"""Builds scorers from their configurations. Importing this module is cheap; building a scorer loads its libraries."""
 
 import difflib
 import importlib
@@ -14,9 +14,9 @@ from phf_ray.scorers.outside import outside_scorer
 
 
 def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
-    """As `build_scorer` takes them, the one that is trained on first. Raises as `scorer_class` does."""
+    """Return the configs for `build_scorer`, first the scorer that is trained on. Raises what `scorer_class` raises."""
     if not config.scoring.scorers:
-        return (config.scorer,)  # which refuses a configuration without any
+        return (config.scorer,)  # raises if there is none
     dated = {"reference_date": config.scoring.reference_date}
     return tuple(
         {**dated, **one} if scorer_class(one["class_name"]).uses_reference_date else one
@@ -31,24 +31,24 @@ SCORERS = {
     "WordListScorer": "phf_ray.scorers.word_list",
     "SequenceClassifierScorer": "phf_ray.scorers.huggingface",
 }
-"""Class name -> module, whose import must be cheap. Others are called `my_module:MyScorer`."""
+"""Class name -> module, whose import must be cheap. Scorers outside this package are named `my_module:MyScorer`."""
 
 SHORT_NAMES = {"pep8": "PEP8Scorer", "pii": "PIIScorer", "toxicity": "DetoxifyToxicityScorer"}
-"""What command lines call them."""
+"""Names on the command line -> class names."""
 
 
 def build_scorer(config: Mapping[str, Any]) -> Scorer:
-    """The scorer of a config such as `{"class_name": "PEP8Scorer", "name": "style"}`.
+    """Build the scorer of a config such as `{"class_name": "PEP8Scorer", "name": "style"}`.
 
-    Raises ConfigError for an unknown class, an unknown key or a value of the wrong type, naming the known ones.
+    Raises ConfigError for an unknown class, an unknown key or a value of the wrong type; it names the known ones.
     """
     return scorer_class(config.get("class_name"))(scorer_settings(config))
 
 
 def scorer_name(config: Mapping[str, Any]) -> str:
-    """What corpora, the server and reports call the scorer of such a config: its `name`, or that of its class.
+    """Return the scorer's name in corpora, the server and reports: the config's `name`, or the class's default.
 
-    Raises ConfigError if it has neither, and as `scorer_class` does.
+    Raises ConfigError if there is neither, and what `scorer_class` raises.
     """
     if config.get("name") is not None:
         return str(config["name"])
@@ -60,12 +60,12 @@ def scorer_name(config: Mapping[str, Any]) -> str:
 
 
 def on_cpu(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the same scorer for a process that asked Ray for no GPU: Ray does not hide those of others."""
+    """Return the config for a process that asked Ray for no GPU: such a process still sees the GPUs of others."""
     return {**config, "device": "cpu"} if scorer_class(config.get("class_name")).runs_on_device else dict(config)
 
 
 def scorer_settings(config: Mapping[str, Any]) -> Any:
-    """The settings in such a config, of the scorer's own type; raises as `build_scorer` does."""
+    """Return the settings in a scorer's config, as the scorer's own type. Raises what `build_scorer` raises."""
     class_name = config.get("class_name")
     scorer = scorer_class(class_name)
     values = {key: value for key, value in config.items() if key != "class_name"}
@@ -78,13 +78,13 @@ def scorer_settings(config: Mapping[str, Any]) -> Any:
 
 
 def scorer_class(class_name: Any) -> type[Scorer]:
-    """The class that configurations call so. Raises ConfigError for one that is not there."""
+    """Return the class with this name in configurations. Raises ConfigError if there is none."""
     if isinstance(class_name, str) and ":" in class_name:
         return outside_scorer(class_name)
     if class_name not in SCORERS:
         raise ConfigError(
             f"unknown scorer class_name {class_name!r}; choose one of {', '.join(sorted(SCORERS))}, or write "
-            "my_module:MyScorer for one of your own"
+            "my_module:MyScorer for your own"
         )
     found: type[Scorer] = getattr(importlib.import_module(SCORERS[class_name]), class_name)
     return found

@@ -1,8 +1,8 @@
-"""A sequence classifier over texts of any length and number: sorted by length, in batches of about equal cost.
+"""Runs a sequence classifier over texts of any length and number, sorted by length into batches of about equal cost.
 
-Batches are filled by tokens, padding included, not by texts: one batch of mixed lengths padded to the longest costs 20
-times the work. While the model computes, a thread tokenizes what comes next. The price: the largest batch decides the
-memory, and results must be put back in order.
+Batches are filled by tokens, padding included, not by texts: one batch of mixed lengths, padded to the longest, costs
+20 times the work. While the model computes, a thread tokenizes the next texts. The price: the largest batch decides how
+much memory is needed, and the results must be put back in order.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from phf_ray.errors import ConfigError
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
-"""On a CPU larger batches fall out of the caches; a GPU must be filled."""
+"""Larger batches do not fit a CPU's caches; a GPU needs large batches to stay busy."""
 _CHARACTERS_AHEAD = 16
-"""Characters tokenized at once for each token of a batch: of text as it is, four batches."""
+"""Characters tokenized at once, per token of a batch. In typical text this makes four batches."""
 _PADDING_PER_BATCH = 16
-"""At most one in so many tokens of a full batch is padding: for more, another pass costs less."""
+"""At most one in this many tokens of a full batch is padding. Beyond that, another batch costs less."""
 
 
 class TextClassifier:
     """Runs a transformers sequence classifier.
 
-    `num_truncated` counts the texts so far that were cut at the model's limit.
+    `num_truncated` counts the texts that have been cut to the model's limit so far.
     """
 
     def __init__(
@@ -40,13 +40,15 @@ class TextClassifier:
         tokens_per_batch: int | None,
     ):
         if not tokenizer.is_fast:
-            raise ConfigError(f"{type(tokenizer).__name__} is no fast tokenizer; save the model with a tokenizer.json")
+            raise ConfigError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer; save the model with a tokenizer.json"
+            )
         self.device = torch.device(_best_device() if device == "auto" else device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = model.to(device=self.device, dtype=dtype).eval()
         self._tokenizer = tokenizer
         if model.config.pad_token_id is None:
-            # A causal model reads its answer at the last token that is not this one.
+            # A causal model reads its answer at the last token that is not padding.
             known = (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.eos_token_id)
             model.config.pad_token_id = next((token for token in known if isinstance(token, int)), None)
         self._pad = model.config.pad_token_id
@@ -56,35 +58,35 @@ class TextClassifier:
         self.num_truncated = 0
 
     def logits(self, texts: Sequence[str]) -> list[NDArray[np.float32] | str]:
-        """The logits (C,) of each text, or the reason why there are none; each text as if it were alone."""
+        """Return each text's logits (C,), or the reason why there are none. Other texts do not change them."""
         results: list[NDArray[np.float32] | str] = ["UnicodeEncodeError: the text has a lone surrogate"] * len(texts)
-        # Characters stand for tokens, which are not known yet.
+        # Sort by characters: the number of tokens is not known yet.
         usable = sorted(
             (index for index, text in enumerate(texts) if _is_unicode(text)), key=lambda index: -len(texts[index])
         )
         num_truncated = 0
         pending = []
-        # Without a token to pad with, no two texts go together.
+        # Without a padding token, every text is a batch of its own.
         most = self._tokens_per_batch if self._pad is not None else 0
         for chunk, encoded in self._tokenized(usable, texts):
             token_ids = encoded["input_ids"]
             num_truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
             for batch in batches_by_tokens([len(ids) for ids in token_ids], tokens_per_batch=most):
-                # Results stay on the device until all batches are queued: fetching one waits for it.
+                # Results stay on the device until all batches are queued, because fetching one waits for it.
                 logits_BC = self._run([token_ids[position] for position in batch])
                 pending.append(([chunk[position] for position in batch], logits_BC))
         for batch, logits_BC in pending:
             for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
                 finite = bool(np.isfinite(logits_C).all())
                 results[index] = logits_C if finite else "not_finite: the model's output is not a number"
-        # Only now: texts on which the model gave up may be tried again.
+        # Count only now: if the model raised above, the caller may try the same texts again.
         self.num_truncated += num_truncated
         return results
 
     def _tokenized(self, order: Sequence[int], texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
-        """Indices of some texts, and their encodings; one chunk ahead of what is asked for.
+        """Yield the indices of a chunk of texts and their encodings, tokenizing one chunk ahead.
 
-        The tokenizer computes without the interpreter's lock.
+        The tokenizer releases the interpreter's lock while it computes.
         """
         with ThreadPoolExecutor(1) as thread:
             ahead = None
@@ -112,9 +114,9 @@ class TextClassifier:
 
 
 def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in batches, longest texts first; number of texts x longest one is at most `tokens_per_batch`.
+    """Yield batches of indices, longest texts first; number of texts x longest length is at most `tokens_per_batch`.
 
-    A sixteenth of that may be padding. A text longer than a batch is one of its own.
+    A sixteenth of that may be padding. A text longer than `tokens_per_batch` is a batch of its own.
     """
     batch: list[int] = []
     longest = padding = 0
@@ -132,7 +134,7 @@ def batches_by_tokens(lengths: Sequence[int], *, tokens_per_batch: int) -> Itera
 
 
 def _chunks(order: Sequence[int], sizes: Sequence[int], *, most: int) -> Iterator[list[int]]:
-    """Consecutive indices whose sizes add up to `most` or little more."""
+    """Yield runs of consecutive indices whose sizes add up to `most` or slightly more."""
     chunk: list[int] = []
     total = 0
     for index in order:
@@ -146,14 +148,14 @@ def _chunks(order: Sequence[int], sizes: Sequence[int], *, most: int) -> Iterato
 
 
 def max_positions(config: Any) -> int:
-    """The number of tokens that the model has positions for."""
+    """Return the number of tokens that the model has positions for."""
     # RoBERTa and its descendants count positions from the padding token's id + 1.
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     return int(getattr(config, "max_position_embeddings", 512)) - offset
 
 
 def weights_hash(model: Any) -> str:
-    """sha256 over names, shapes and values of all weights, the same whatever file they came from."""
+    """Return the sha256 over names, shapes and values of all weights. The format of their file does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.endswith("position_ids"):

@@ -1,4 +1,4 @@
-"""What scorers share that are a sequence classifier. Importing this loads no torch; building one does."""
+"""The base class of scorers that run a sequence classifier. Importing it loads no torch; building a scorer does."""
 
 import dataclasses
 from abc import abstractmethod
@@ -17,15 +17,15 @@ class ClassifierSettings(ScorerSettings):
     """How a model is run."""
 
     device: str = "auto"
-    """auto: a GPU where there is one."""
+    """auto: a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 differs from fp32 by about 1e-3."""
+    """Scores with bf16 differ from those with fp32 by about 1e-3."""
     tokens_per_batch: int | None = None
-    """Tokens of a batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
+    """Tokens per batch, padding included; null: 1024 on a CPU, 32768 on a GPU."""
 
 
 class ClassifierScorer(Scorer):
-    """A scorer that is a sequence classifier; its weights are part of its identity."""
+    """A scorer that runs a sequence classifier, whose weights are part of the scorer's identity."""
 
     unit = "probability"
     packages = ("torch", "transformers", "tokenizers")
@@ -63,7 +63,7 @@ class ClassifierScorer(Scorer):
         return dataclasses.replace(super().identity(), weights_hash=self._weights_hash)
 
     def _logits(self, texts: Sequence[str]) -> list[NDArray[np.float32] | str]:
-        """The logits (C,) of each text, or the reason why there are none."""
+        """Return the logits (C,) of each text, or the reason why there are none."""
         found = self._classifier.logits(texts)
         self.num_truncated = self._classifier.num_truncated
         return found

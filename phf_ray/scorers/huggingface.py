@@ -1,4 +1,4 @@
-"""Any sequence classifier in a Hugging Face folder, such as a learned reward model."""
+"""Scores with any sequence classifier in a Hugging Face folder, such as a learned reward model."""
 
 import dataclasses
 from typing import Any, Literal
@@ -13,14 +13,14 @@ from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettin
 class SequenceClassifierSettings(ClassifierSettings):
     name: str = "classifier"
     path: str
-    """Folder, or hub id, with safetensors weights, config and tokenizer."""
+    """Folder or hub id with safetensors weights, config and tokenizer."""
     revision: str | None = None
     label: int | str = 0
     """The output that is the score, by number or by its name in the model's config."""
     activation: Literal["sigmoid", "softmax", "none"] = "sigmoid"
-    """What turns outputs into scores; none: the output itself."""
+    """Function that turns outputs into scores; none: the score is the output itself."""
     negate: bool = False
-    """true for models whose output is higher for better texts: scores are higher for worse ones."""
+    """true for models whose output is higher for better texts. Scores must be higher for worse texts."""
 
 
 class SequenceClassifierScorer(ClassifierScorer):
@@ -45,7 +45,7 @@ class SequenceClassifierScorer(ClassifierScorer):
     @classmethod
     def described(cls, settings: SequenceClassifierSettings) -> dict[str, Any]:
         known = super().described(settings)
-        # The number of an output that is given by name stands in the model's config.
+        # If the label is a name, only the model's config knows its number.
         fields = {"activation", "negate", "precision"} | ({"label"} if isinstance(settings.label, int) else set())
         return {**known, "settings": settings.model_dump(mode="json", include=fields)}
 
@@ -74,4 +74,4 @@ def _label_index(label: int | str, config: Any) -> int:
         return names[label]
     if isinstance(label, int) and 0 <= label < config.num_labels:
         return label
-    raise ConfigError(f"label {label!r} is no output of the model; choose one of {sorted(names)}")
+    raise ConfigError(f"label {label!r} is not an output of the model; choose one of {sorted(names)}")

@@ -1,7 +1,7 @@
-"""Where a scorer's class comes from, which is a part of its identity if that is not this package.
+"""Says where a scorer's class comes from. That is part of its identity if the class is not from this package.
 
-The versions of this package's own scorers are those of the libraries that do the work. A class from outside is code
-that may change any day: the version of its distribution says so, or else the hash of its source.
+This package's own scorers are identified by the versions of the libraries that do the work. A class from outside can
+change any day; the version of its distribution shows the change, or else the hash of its source.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ def is_outside(scorer: type["Scorer"]) -> bool:
 
 
 def config_name(scorer: type["Scorer"]) -> str:
-    """What configurations call the class: `PEP8Scorer`, or `my_module:MyScorer` from outside this package."""
+    """Return the class's name in configurations: `PEP8Scorer`, or `my_module:MyScorer` from outside this package."""
     return f"{scorer.__module__}:{scorer.__name__}" if is_outside(scorer) else scorer.__name__
 
 
 @cache
 def versions_from_outside(scorer: type["Scorer"]) -> dict[str, str]:
-    """What changes with the code of a class from outside this package; nothing for this package's own.
+    """Return versions that change with the code of a class from outside this package; empty for this package's own.
 
-    Its `version`, if it has one, under the class's name. The version of its distribution, under the distribution's
-    name, if it was installed; else `sha256:...` of its module's source, under the module's name.
+    The class's `version`, if it has one, is under the class's name. The version of its distribution is under the
+    distribution's name. If there is none, `sha256:...` of the module's source is under the module's name.
 
-    Raises ConfigError for a module that is in no distribution and has no source.
+    Raises ConfigError if the module is in no distribution and has no source.
     """
     if not is_outside(scorer):
         return {}
@@ -43,7 +43,7 @@ def versions_from_outside(scorer: type["Scorer"]) -> dict[str, str]:
 
 
 def _installed(module: str) -> dict[str, str]:
-    """Distribution -> version, of those that brought the module. An editable one changes without a new version."""
+    """Return distribution -> version of the module. Skips editable installs: their code changes without a version."""
     names = packages_distributions().get(module.partition(".")[0], ())
     return {name: distribution(name).version for name in sorted(set(names)) if not _is_editable(name)}
 
@@ -59,7 +59,7 @@ def _source_hash(scorer: type["Scorer"]) -> str:
         content = Path(source or "").read_bytes()
     except (TypeError, OSError) as error:
         raise ConfigError(
-            f"the source of {config_name(scorer)} can't be read ({error}), so a change of it would not be noticed; "
+            f"the source of {config_name(scorer)} can't be read ({error}), so changes to it would go unnoticed; "
             "put the class into a .py file, or install its module as a package with a version"
         ) from None
     return f"sha256:{hashlib.sha256(content).hexdigest()}"

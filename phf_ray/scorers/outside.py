@@ -1,4 +1,4 @@
-"""Finds a scorer that lives in a module of the user's own, called `my_module:MyScorer` in configurations."""
+"""Finds a scorer in the user's own module, named `my_module:MyScorer` in configurations."""
 
 import importlib
 import inspect
@@ -8,20 +8,20 @@ from phf_ray.scorers.base import Scorer
 
 
 def outside_scorer(name: str) -> type[Scorer]:
-    """The class `my_module:MyScorer`. Importing the module runs its code.
+    """Import and return the class `my_module:MyScorer`. The import runs the module's code.
 
-    Raises ConfigError that says what is missing: the module, the class in it, or what a scorer must have.
+    Raises ConfigError that names what is missing: the module, the class in it, or an attribute that scorers must have.
     """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name.isidentifier():
-        raise ConfigError(f"scorer class_name {name!r} names no class in a module; write my_module:MyScorer")
+        raise ConfigError(f"scorer class_name {name!r} does not name a class in a module; write my_module:MyScorer")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(
             f"scorer class_name {name!r}: the module {module_name!r} can't be imported "
-            f"({type(error).__name__}: {error}); it must be importable on every node: name its folder in PYTHONPATH, "
-            "or in working_dir or py_modules of Ray's runtime_env"
+            f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
+            "or to working_dir or py_modules of Ray's runtime_env"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
@@ -30,7 +30,7 @@ def outside_scorer(name: str) -> type[Scorer]:
         )
     if not (inspect.isclass(found) and issubclass(found, Scorer)):
         raise ConfigError(
-            f"scorer class_name {name!r}: {class_name} is no subclass of phf_ray.scorers.Scorer but {found!r}; "
+            f"scorer class_name {name!r}: {class_name} is not a subclass of phf_ray.scorers.Scorer but {found!r}; "
             f"{_scorers_in(module)}"
         )
     _check(found, name)
@@ -52,5 +52,5 @@ def _check(scorer: type[Scorer], name: str) -> None:
         if getattr(scorer, flag) and field not in scorer.Settings.model_fields:
             raise ConfigError(
                 f"scorer class_name {name!r}: {flag} is True, but {scorer.Settings.__name__} has no field {field!r}; "
-                "add the field, or leave the attribute out"
+                "add the field, or remove the attribute"
             )

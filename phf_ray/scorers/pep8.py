@@ -1,7 +1,7 @@
 """PEP8: violations of pycodestyle's default style per character.
 
-Every violation that `pycodestyle.Checker` reports counts, on the line that it reports. Settings of the user or of the
-project (setup.cfg, tox.ini) are not read: scores must not change with the working directory.
+Every violation that `pycodestyle.Checker` reports counts, on the line that it reports. The scorer does not read the
+user's or the project's settings (setup.cfg, tox.ini): scores must not change with the working directory.
 """
 
 import dataclasses
@@ -31,14 +31,13 @@ class PEP8Scorer(Scorer):
         return [self.score_segments([text])[0] for text in texts]
 
     def score_segments(self, segments: Sequence[str]) -> list[Scored]:
-        """Violations in each segment, found in the context of the whole document, per character of the segment."""
+        """Return each segment's violations per character. The checker sees the whole document."""
         text = "".join(segments)
         if not text:
             return [EMPTY] * len(segments)
         try:
             places = find_violations(text)
-        # DIFFERS: phf-ray gives no score where the checker fails; the original gave 0.0, the best score, to the file
-        # (A-13).
+        # DIFFERS: phf-ray gives no score if the checker fails; the original gives the file 0.0, the best score (A-13).
         except Exception as error:  # noqa: BLE001  checks are regular expressions and index arithmetic over any text
             return [failure(error)] * len(segments)
         ends = list(itertools.accumulate(map(len, segments)))
@@ -51,20 +50,21 @@ class PEP8Scorer(Scorer):
 
     def identity(self) -> ScorerIdentity:
         identity = super().identity()
-        # Python's own tokenizer decides what pycodestyle sees.
+        # pycodestyle uses Python's own tokenizer, so its results change with Python.
         versions = {**identity.versions, "python": platform.python_version()}
         return dataclasses.replace(identity, versions=versions)
 
 
 def find_violations(text: str) -> list[int]:
-    """The character offset of each violation in a text that is not empty, in the order of the report.
+    """Return the character offset of each violation in a non-empty text, in the order of the report.
 
-    The offset lies on the violation's line, whatever its column; a line past the end is the last one.
+    The offset always lies on the violation's line, even if the reported column does not. A line past the end counts as
+    the last line.
     """
     lines = split_lines(text)
     line_starts = [0, *itertools.accumulate(map(len, lines))]
-    # DIFFERS: phf-ray counts a violation past the end (an unclosed bracket) on the last line; the original raised
-    # IndexError and scored every line of the file 0.0 (A-12).
+    # DIFFERS: phf-ray counts a violation past the end (an unclosed bracket) on the last line; the original raises
+    # IndexError and scores every line of the file 0.0 (A-12).
     places = []
     for number, column in report(lines):
         line = min(max(number, 1), len(lines)) - 1

@@ -1,10 +1,10 @@
-"""pycodestyle's checker, faster, with the same violations.
+"""A faster pycodestyle checker that finds the same violations.
 
-Most of pycodestyle's time goes into calling checks that can't find anything: 27 of them on every line, whatever is in
-it. Here each check has a necessary condition that is cheap to test, and runs on the lines that meet it. What runs is
-pycodestyle's own code, three of its searches replaced by ones that find the same in time linear in the line. Other
-checks stay quadratic in a logical line that is made for it, such as a megabyte of invalid escapes in one string; the
-scoring job cuts them off after `text_timeout_s`, and that text has no score.
+pycodestyle spends most of its time calling checks that can't find anything: it runs 27 checks on every line. Here each
+check has a necessary condition that is cheap to test, and runs only on lines that meet it. The checks are pycodestyle's
+own code, except that three of its searches are replaced by ones that find the same in linear time. Other checks still
+take quadratic time on a logical line made for that, such as a megabyte of invalid escapes in one string; the scoring
+job stops them after `text_timeout_s`, and such a text gets no score.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pycodestyle
 
-# The conditions below were read out of the checks of this version; with any other, all checks run on all lines.
+# The conditions below come from reading this version's checks. With any other version, all checks run on all lines.
 CONDITIONS_HOLD = pycodestyle.__version__.startswith("2.15.")
 
 _OPERATORS = pycodestyle.WS_NEEDED_OPERATORS | pycodestyle.UNARY_OPERATORS | pycodestyle.WS_OPTIONAL_OPERATORS
@@ -31,9 +31,9 @@ _TRAILING = (" ", "\t", "\v")
 
 
 def default_options() -> optparse.Values:
-    """The options of pycodestyle run without any configuration."""
+    """Return the options that pycodestyle uses without any configuration."""
     options, _ = pycodestyle.get_parser().parse_args([])
-    # Not StyleGuide(): its constructor reads ~/.config/pycodestyle, whatever it is told.
+    # Do not call StyleGuide(): its constructor always reads ~/.config/pycodestyle.
     style = pycodestyle.StyleGuide.__new__(pycodestyle.StyleGuide)
     style.options = options
     options.select, options.ignore = (), tuple(pycodestyle.DEFAULT_IGNORE.split(","))
@@ -45,7 +45,7 @@ def default_options() -> optparse.Values:
 
 
 class ViolationPlaces(pycodestyle.BaseReport):
-    """Collects line and column of each violation, and prints nothing."""
+    """Collects the line and column of each violation and prints nothing."""
 
     def init_file(self, filename: str, lines: list[str], expected: object, line_offset: int) -> None:
         super().init_file(filename, lines, expected, line_offset)
@@ -59,23 +59,23 @@ class ViolationPlaces(pycodestyle.BaseReport):
 
 
 def report(lines: list[str], *, checker: type[pycodestyle.Checker] | None = None) -> list[tuple[int, int]]:
-    """Line and column, as reported, of every violation in a file of these lines.
+    """Return the reported line and column of every violation in a file with these lines.
 
-    `checker`: the fast one by default; `pycodestyle.Checker` for comparison.
+    `checker`: None for `FastChecker`, or `pycodestyle.Checker` for comparison.
     """
     places = ViolationPlaces(OPTIONS)
-    # The checker strips a byte order mark from the first line of the list it is given.
+    # Copy the list: the checker strips a byte order mark from its first line.
     (checker or FastChecker)(lines=list(lines), options=OPTIONS, report=places).check_all()
     return places.places
 
 
 class _Bound(NamedTuple):
-    """A check with a function that gets its arguments from the checker in one step."""
+    """A check, and a function that reads all its arguments from the checker in one call."""
 
     check: Callable[..., Any]
     arguments: Callable[[Any], tuple[Any, ...]]
     state: str | None
-    """Key of the check's own state, if it keeps one."""
+    """Key of the check's own state; None if it keeps no state."""
 
 
 def _bind(name: str, check: Callable[..., Any], argument_names: list[str]) -> _Bound:
@@ -86,15 +86,15 @@ def _bind(name: str, check: Callable[..., Any], argument_names: list[str]) -> _B
     )
 
 
-# What begins with `\s*` is found from the first space of a run or not at all; pycodestyle tries every space of the run.
+# A pattern that begins with `\s*` matches from the first space of a run or not at all; pycodestyle tries every space.
 _OUTSIDE_SPACE = r"(?:(?<!\s)|(?!\s))"
 
 
 class _LambdaSearch:
-    """pycodestyle looks for the first `lambda` of the line before each of its colons."""
+    """Finds the line's first `lambda` once; pycodestyle searches for it again before each colon."""
 
     def search(self, line: str, _begin: int, end: int) -> re.Match[str] | None:
-        # A colon stands at `end`, so that no word goes on behind it.
+        # There is a colon at `end`, so a word can't continue past it.
         first = _first_lambda(line)
         return first if first is not None and first.end() <= end else None
 
@@ -111,11 +111,11 @@ _LINEAR: dict[str, dict[str, object]] = {
     },
     "compound_statements": {"LAMBDA_REGEX": _LambdaSearch()},
 }
-"""Check -> globals of pycodestyle that it sees otherwise."""
+"""Check -> pycodestyle's globals that are replaced for it."""
 
 
 def _linear(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
-    """The same code of the check, with its slow searches replaced."""
+    """Return the check with the same code and its slow searches replaced."""
     if name not in _LINEAR or not CONDITIONS_HOLD:
         return check
     assert isinstance(check, types.FunctionType)
@@ -123,10 +123,10 @@ def _linear(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FastChecker(pycodestyle.Checker):
-    """A Checker that runs a check only on lines in which it can find something."""
+    """A Checker that runs each check only on lines in which it can find something."""
 
     def check_all(self, expected: object = None, line_offset: int = 0) -> int:
-        """As pycodestyle's, without its options for verbose output and checks of the syntax tree."""
+        """Like pycodestyle's, without its options for verbose output and without checks of the syntax tree."""
         self.report.init_file(self.filename, self.lines, expected, line_offset)
         self.total_lines = len(self.lines)
         self.line_number = 0
@@ -161,7 +161,7 @@ class FastChecker(pycodestyle.Checker):
             self.check_logical()
 
     def generate_tokens(self) -> Iterator[tokenize.TokenInfo]:
-        """Tokens of the file; runs the physical checks at the end of each physical line."""
+        """Yield the file's tokens, and run the physical checks at the end of each physical line."""
         previous = last = ""
         line_noqa: Any = ""
         ends_in_backslash = False
@@ -171,7 +171,7 @@ class FastChecker(pycodestyle.Checker):
                 if start[0] > self.total_lines:
                     return
                 if line is not last:
-                    # pycodestyle asks this for every token, in time proportional to the line.
+                    # pycodestyle computes this for every token, in time proportional to the line.
                     last, line_noqa, ends_in_backslash = line, line and pycodestyle.noqa(line), line.endswith("\\\n")
                 self.noqa = line_noqa
                 ends_line = kind in pycodestyle.NEWLINE or (ends_in_backslash and line[end[1] :].lstrip() == "\\\n")
@@ -223,7 +223,7 @@ class FastChecker(pycodestyle.Checker):
         self.tokens = []
 
     def _run_logical(self, bound: _Bound) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
-        """Place (row and column, or offset in the logical line) and text of each violation."""
+        """Yield the place (row and column, or offset in the logical line), text and check of each violation."""
         check, arguments, state = bound
         if state is not None:
             self.checker_state = self._checker_states.setdefault(state, {})
@@ -231,7 +231,7 @@ class FastChecker(pycodestyle.Checker):
             yield place, text, check
 
     def _physical_conditions(self, line: str) -> Mapping[str, bool]:
-        """Check -> whether it can find anything in a physical line."""
+        """Return check -> whether it can find anything in a physical line."""
         if not CONDITIONS_HOLD:
             return dict.fromkeys(_PHYSICAL, True)
         has_tab = "\t" in line
@@ -244,13 +244,13 @@ class FastChecker(pycodestyle.Checker):
         }
 
     def _logical_conditions(self, line: str, tokens: list[tokenize.TokenInfo]) -> Mapping[str, bool]:
-        """Check -> whether it can find anything in a logical line, in which strings are blanked out."""
+        """Return check -> whether it can find anything in a logical line, whose strings are blanked out."""
         if not CONDITIONS_HOLD:
             return dict.fromkeys(_LOGICAL, True)
         texts = {token[1] for token in tokens}
         several_rows = tokens[0][2][0] != tokens[-1][2][0]
         row = tokens[0][4]
-        # The space is the only white space in a printable string.
+        # In a printable string, the space is the only white space.
         wide = "  " in line or not line.isprintable()
         opens = "(" in texts or "[" in texts
         compares = "==" in line or "!=" in line

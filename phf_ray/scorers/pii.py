@@ -1,4 +1,4 @@
-"""PII: detections of personal data per character, by scrubadub and the detectors that the original adds to it."""
+"""PII: detections of personal data per character, by scrubadub and the detectors that the original code adds."""
 
 import dataclasses
 import datetime
@@ -18,9 +18,9 @@ class PIISettings(ScorerSettings):
     name: str = "pii"
     locale: Literal["en_US", "en_GB", "en_CA"] = "en_US"
     reference_date: datetime.date = datetime.date(2026, 11, 20)
-    """Dates and ages are judged from here, so scores do not change with the day."""
+    """Day from which ages and relative dates are counted, so that scores do not change with today's date."""
     spacy_model: str | None = None
-    """Name or path of a spaCy model whose named entities count too; null: none."""
+    """Name or path of a spaCy model whose named entities also count; null: no model."""
     spacy_labels: tuple[str, ...] = ("PERSON", "PER", "ORG")
 
 
@@ -32,7 +32,7 @@ class PIIScorer(Scorer):
     measures = "personal_data"
 
     def __init__(self, settings: PIISettings):
-        # Only here: the detectors' libraries take seconds to load.
+        # Import here: the detectors' libraries take seconds to load.
         from phf_ray.scorers.pii_detectors import fast_scrubber
 
         super().__init__(settings)
@@ -60,7 +60,7 @@ class PIIScorer(Scorer):
         return [self._score(text) for text in texts]
 
     def spans(self, text: str) -> list[Span]:
-        """What was found, in order; overlapping and touching detections are one, its type their types joined by `+`.
+        """Return the detections in order. Overlapping or touching ones become one, with their types joined by `+`.
 
         Raises what the detectors raise on texts that they can't handle.
         """
@@ -73,11 +73,11 @@ class PIIScorer(Scorer):
         if not text:
             return EMPTY
         try:
-            # DIFFERS: phf-ray divides by the length once; the original's corpus builder divided the quotient again
+            # DIFFERS: phf-ray divides by the length once; the original's corpus builder divides the quotient again
             # (A-5).
             return Scored(len(self.spans(text)) / len(text))
-        # DIFFERS: phf-ray gives no score where a detector fails; the original gave 0.0, the best score (A-13).
-        except Exception as error:  # noqa: BLE001  eight libraries over any text: dateparser alone raises four kinds
+        # DIFFERS: phf-ray gives no score if a detector fails; the original gives 0.0, the best score (A-13).
+        except Exception as error:  # noqa: BLE001  eight libraries on any text: dateparser alone raises four kinds
             return failure(error)
 
 

@@ -1,4 +1,4 @@
-"""Postal addresses, as pyap finds them, searched only around the names of states."""
+"""Finds the postal addresses that pyap finds, but searches only near the names of states."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -11,7 +11,7 @@ from phf_ray.scorers.pii_reference import HYPHENS, AddressDetector
 
 
 class Address(AddressDetector):
-    """American addresses, sought only in front of the names of states."""
+    """Finds American addresses by searching only before the names of states."""
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
         if self.region != "US":
@@ -31,21 +31,21 @@ class Address(AddressDetector):
 
     def pattern(self, full_address: str) -> str:
         # The original's separator, white space with at least one comma or line break, matches n line breaks in 2^n
-        # ways. Neither begins the rest of an address, so that taking the whole run at once finds the same.
+        # ways. The rest of an address begins with none of these, so taking the whole run at once finds the same.
         parts = [r"\s++".join(map(re.escape, part.split(" "))) for part in full_address.split(", ")]
         pattern = r"(?=\s*[\n,])[\s,]++".join(parts).replace(r"\-", f"[-{HYPHENS}]")
         return rf"\b{pattern}\b"
 
 
 def _first_word(full_address: str) -> str:
-    """An address begins with its street number, and what follows that in the text is no part of a word either."""
+    """Return the street number that an address begins with. In the text, too, it ends at the end of a word."""
     match = _WORD.match(full_address)
     assert match is not None, full_address
     return match[0]
 
 
 def _places_of(words: Set[str], text: str) -> dict[str, list[int]]:
-    """Where each of the words stands: a list of addresses is not searched from end to end for every one of them."""
+    """Return the places of each word, in one pass, so that the text is not searched once per address."""
     places: dict[str, list[int]] = {word: [] for word in words}
     for match in _WORD.finditer(text) if words else ():
         if match[0] in places:
@@ -54,32 +54,32 @@ def _places_of(words: Set[str], text: str) -> dict[str, list[int]]:
 
 
 def normalize_for_pyap(text: str) -> str:
-    """What pyap makes of a text before it parses it, in time linear in the text: pyap's is quadratic in white space."""
+    """Normalize a text as pyap does before parsing, in linear time; pyap's own takes time quadratic in white space."""
     text = _WHITE_SPACE.sub(lambda run: ", " if "," in run[0] or "\n" in run[0] else " ", text)
     return text if text.isascii() else _DASHES.sub("-", text)
 
 
 def _full_addresses(text: str) -> Iterator[str]:
-    """The addresses that pyap finds in the text, but for those with the word coverage."""
+    """Yield the addresses that pyap finds in the text, except those with the word coverage."""
     if not _state_places(text):
         return
     text = normalize_for_pyap(text)
     for begin, end in _address_windows(text):
         for match in _ADDRESS.finditer(text, begin, end):
-            # pyap strips what it parsed in the same way.
+            # pyap strips its matches in the same way.
             full_address = match["full_address"].strip(" ,;:")
             if "coverage" not in full_address.lower():
                 yield full_address
 
 
 def _address_windows(text: str) -> list[tuple[int, int]]:
-    """The parts of a normalised text that hold all addresses, in order and apart from each other.
+    """Return the parts of a normalised text that hold all addresses: (begin, end), in order, without overlap.
 
-    An address ends in a state, and perhaps a postal code and a country, and is no longer than a window. Windows that
-    overlap are joined, so that no address crosses a border.
+    An address ends with a state, then perhaps a postal code and a country, and is no longer than a window. Overlapping
+    windows are joined, so that no address crosses the border of a window.
     """
     if _LONG_RUN.search(text):
-        # The names of routes and the numbers of floors and boxes have no longest one.
+        # Names of routes and numbers of floors and boxes have no maximum length.
         return [(0, len(text))]
     windows: list[tuple[int, int]] = []
     for place in _state_places(text):
@@ -92,11 +92,11 @@ def _address_windows(text: str) -> list[tuple[int, int]]:
 
 
 def _state_places(text: str) -> list[int]:
-    """Where a state may stand, to within 30 characters: its abbreviation, or a word of its name in any case."""
+    """Return places within 30 characters of each possible state: an abbreviation, or a word of a name in any case."""
     places = [match.start() for match in _STATE_ABBREVIATION.finditer(text)]
     lowered = text.lower()
     if len(lowered) != len(text):
-        # A capital I with a dot is two characters in lower case, and shifts the rest.
+        # A capital I with a dot becomes two characters in lower case, which shifts the rest.
         return sorted(places + [match.start() for match in _STATE_WORD.finditer(text)])
     for word in _STATE_WORDS:
         place = lowered.find(word)
@@ -110,7 +110,7 @@ _WORD = re.compile(r"\w+")
 _WHITE_SPACE = re.compile(r"[\s,]{2,}|[^\S ]|,")
 _DASHES = re.compile(f"[{HYPHENS}]")
 _LONG_RUN = re.compile("[A-Za-z0-9]{45}")
-# Without such runs an address has at most 250 characters before its state, plus 3 x 45 for a route, a floor and a box.
+# Without such runs, an address has at most 250 characters before its state, plus 3 x 45 for a route, floor and box.
 _CHARS_BEFORE_STATE = 450
 _CHARS_AFTER_STATE = 100
 _STATE_ABBREVIATION = re.compile(
@@ -140,9 +140,9 @@ _STATE_WORD = re.compile("|".join(_STATE_WORDS), re.IGNORECASE)
 
 
 def _any_case(words: Iterable[str]) -> str:
-    """A pattern, for re.VERBOSE, of any of the words in any case; of two that begin alike the longer.
+    """Return a pattern for re.VERBOSE that matches any of the words in any case, and the longest that fits.
 
-    The letters form a tree, so that where no word stands the first of them is enough to tell.
+    The letters form a tree, so if no word begins with the first letter, no other letter is tried.
     """
     tree: dict[str, Any] = {}
     for word in words:
@@ -165,10 +165,11 @@ def _any_of(tree: Mapping[str, Any]) -> str:
 
 
 def _address_pattern() -> str:
-    """pyap's grammar with its two long lists, tried in vain almost everywhere, as trees: up to ten times as fast.
+    """Return pyap's grammar with its two long lists as trees, which is up to ten times as fast.
 
-    A kind of street ends at the end of a word, so one at most fits; no name of a state begins with another's, and an
-    abbreviation, which pyap tries first, ends the search: all that may follow it is optional.
+    The lists are tried almost everywhere and rarely match. The order of a list does not matter: a street type ends at
+    the end of a word, so at most one fits; no state's name begins with another state's name; and a match of an
+    abbreviation, which pyap tries first, ends the search, because everything after it is optional.
     """
     grammar = pyap.source_US.data
     streets = grammar.street_type_list_to_regex(grammar.street_type_list)

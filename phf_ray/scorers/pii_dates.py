@@ -1,4 +1,4 @@
-"""Dates of birth, as dateparser finds them, searched only near words such as born."""
+"""Finds dates of birth as dateparser does, but searches only near words such as born."""
 
 import copy
 import datetime
@@ -27,7 +27,7 @@ from phf_ray.scorers.pii_reference import (
 
 
 class DateOfBirth(DateOfBirthDetector):
-    """Dates of birth, sought in the sentences that can hold one, if the text has a context word at all."""
+    """Searches for dates of birth only in texts with a context word, and only in sentences that can hold one."""
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
         for found in dict.fromkeys(self.birth_dates(text)):
@@ -45,9 +45,9 @@ class DateOfBirth(DateOfBirthDetector):
 
 
 def context_lines(lines: list[str]) -> str:
-    """The lines that have a context word near them, each on a line of its own.
+    """Return the lines near a context word, joined by line breaks.
 
-    A date, which has no line break, is in the context of a word just if it is in one of these.
+    A date has no line break, so it is near a context word exactly if one of these lines holds it.
     """
     near: set[int] = set()
     for index, line in enumerate(lines):
@@ -58,17 +58,17 @@ def context_lines(lines: list[str]) -> str:
 
 
 class OverlongSentenceError(DataError):
-    """dateparser's time grows with the square of a sentence's length."""
+    """A sentence is too long to search: dateparser's time grows with the square of its length."""
 
 
 _MAX_SENTENCE_CHARS = 50_000
 
 
 class _DateSearch:
-    """dateparser's search for English dates, in the sentences that can matter, remembering what it has parsed.
+    """Runs dateparser's search for English dates on relevant sentences only, and caches parsed strings.
 
-    With RELATIVE_BASE set, dateparser treats the sentences of a text one by one, and each string by itself, except that
-    it takes a trailing `and` from a date that another one follows.
+    With RELATIVE_BASE set, dateparser treats each sentence of a text and each string independently. There is one
+    exception: if another date follows, it cuts a trailing `and` off the first.
     """
 
     def __init__(self, reference_date: datetime.date):
@@ -82,16 +82,16 @@ class _DateSearch:
         self._parser.get_date_data = lru_cache(maxsize=200_000)(self._parser.get_date_data)
 
     def birth_dates(self, text: str, context: str) -> Iterator[str]:
-        """The strings that `search_dates` finds in the text and that are dates of birth in the context."""
+        """Yield the strings that `search_dates` finds in the text and that are dates of birth in the context."""
         sentences = list(self._locale._sentence_split(text, settings=self._settings))
         relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
         longest = max(map(len, relevant), default=0)
         # DIFFERS: phf-ray gives no score to a text with a sentence of over 50,000 characters that has numbers near a
-        # word such as born; the original searches it for dates, in a time that grows with the square of its length.
+        # word such as born; the original searches it for dates in time quadratic in its length.
         if longest > _MAX_SENTENCE_CHARS:
             raise OverlongSentenceError(
-                f"a sentence of {longest} characters with numbers near a word such as born; "
-                f"dates are sought in sentences of at most {_MAX_SENTENCE_CHARS}"
+                f"a sentence of {longest} characters has numbers near a word such as born; "
+                f"dates are searched only in sentences of at most {_MAX_SENTENCE_CHARS}"
             )
         found = self._dates_in(relevant, is_relevant=self._has_birth_year)
         if any(self._may_be_trimmed(string, text, context) for string, date in found if self._is_birth(date)):
@@ -99,7 +99,7 @@ class _DateSearch:
             strings = _trim_connectors(text, [string for string, _ in found], self._skipped)
             found = list(zip(strings, [date for _, date in found], strict=True))
         for string, date in found:
-            # An empty string is no place in the text, and dates rarely begin with a plus: phone numbers do.
+            # An empty string has no place in the text. A string that begins with a plus is usually a phone number.
             if self._is_birth(date) and string and not string.startswith("+") and string in context:
                 yield string
 
@@ -112,9 +112,9 @@ class _DateSearch:
     def _dates_in(
         self, sentences: list[str], *, is_relevant: Callable[[str], bool] | None
     ) -> list[tuple[str, datetime.datetime]]:
-        """The dates in the sentences, in all chunks or in those that, as translated, are relevant."""
+        """Return the dates in all chunks of the sentences, or in those whose translation `is_relevant` accepts."""
         locale = copy.copy(self._locale)
-        # Cut alone, a sentence could be cut again: whether a full stop ends one depends on what stands before it.
+        # Do not split again: whether a full stop ends a sentence depends on the text before, which is missing here.
         locale._sentence_split = lambda *_, **__: sentences
         chunks = zip(*locale.translate_search("", settings=self._settings), strict=True)
         relevant = [
@@ -132,9 +132,9 @@ class _DateSearch:
         return [(string, date["date_obj"]) for string, (date, _) in zip(strings, parsed, strict=True)]
 
     def _may_be_trimmed(self, string: str, text: str, context: str) -> bool:
-        """Whether dateparser could take the last word from the string, with the rest of it still in the context.
+        """Whether dateparser could cut the last word off the string and leave a rest that stands in the context.
 
-        It takes a skipped word that another date follows.
+        dateparser cuts off a skipped word if another date follows.
         """
         words = string.split(" ")
         while words and words[-1].lower() in self._skipped:
@@ -151,8 +151,8 @@ class _DateSearch:
 def _is_relevant(sentence: str, context: str) -> bool:
     """Whether a sentence can hold a birth date that also stands in the context.
 
-    dateparser reads digits, and words for numbers and for spans of time; what it reports has one of them, unless its
-    rewriting of the sentence changes the number of words, which lets it report the wrong ones.
+    dateparser reads digits, number words and words for spans of time, and every string that it reports has one. The
+    exception: if dateparser's rewriting changes the number of words in a sentence, it can report the wrong words.
     """
     plain = sentence if sentence.isascii() else normalize_unicode(sentence)
     numbers = _NUMBER.findall(plain)
@@ -164,10 +164,11 @@ def _is_relevant(sentence: str, context: str) -> bool:
 
 
 def _has_birth_year(chunk: str, reference_date: datetime.date) -> bool:
-    """Whether dateparser can read a birth year in a chunk, in which words for numbers are digits by now.
+    """Whether dateparser can read a birth year in a chunk, in which number words are already digits.
 
-    Where no span of time is counted, one number is a year only if it has four digits or lies outside 1 to 68 (1969 to
-    2068); two numbers up to 31 are a year only next to a month, and none next to a number of four digits.
+    In a chunk that counts no span of time, one number is a year only if it has four digits or lies outside 1 to 68
+    (1969 to 2068). Two numbers up to 31 hold a year only next to a month. A number up to 31 next to a four-digit number
+    is not a year.
     """
     numbers = _DIGITS.findall(chunk)
     if len(numbers) not in (1, 2) or _SPAN.search(chunk) or reference_date.year > _LAST_REFERENCE_YEAR:
@@ -200,12 +201,12 @@ _NUMBER = re.compile(
     rf"|\b(?:{_SMALL_NUMBER.pattern})\b",
     re.IGNORECASE,
 )
-# Thousands of days are years as well; thousands of hours are not.
+# Thousands of days add up to years; thousands of hours do not.
 _SPAN = re.compile(r"y(?:ea)?rs?|\by\b|decade|centur|month|week|wk|fortnight|\d(?:y|w|mos?)\b|\d{4}\W*d(?:ays?)?\b")
 _MONTH = re.compile("jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec")
-# Later, the numbers from 32 are the birth years of adults.
+# In later years, the numbers from 32 can be birth years of adults.
 _LAST_REFERENCE_YEAR = 2049
-# What dateparser rewrites in another number of words.
+# Text that dateparser rewrites with a different number of words.
 _REWRITTEN = re.compile(
     r"noon|midnight|tonight|in the|hours|from\s+now|less than|\d\s*mons?|\dh|(?:st|nd|rd|th) day"
     r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
@@ -214,12 +215,12 @@ _REWRITTEN = re.compile(
 
 
 class CheckedDateOfBirthFilth(Filth):
-    """A date of birth that was validated before."""
+    """A date of birth that has already been validated."""
 
     type = "date_of_birth"
 
 
 @lru_cache(maxsize=100_000)
 def _parses_to_birth_date(found: str, reference_date: datetime.date) -> bool:
-    """Whether the string alone, which may be read in any language, is an adult's date of birth."""
+    """Whether the string on its own, in any language, is an adult's date of birth."""
     return DateOfBirthFilth(beg=0, end=len(found), text=found, reference_date=reference_date).is_valid()

@@ -1,6 +1,7 @@
-"""The detectors of `pii_reference`, faster: each finds exactly the same spans.
+"""Faster versions of the detectors in `pii_reference`; each finds exactly the same spans.
 
-Every shortcut is a necessary condition of a detection that is cheap to check, or the same search done in less time.
+Every shortcut is either a necessary condition of a detection that is cheap to check, or a faster form of the same
+search.
 """
 
 import datetime
@@ -19,7 +20,7 @@ from phf_ray.scorers.pii_words import is_likely_word
 
 
 def fast_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
-    """Finds what `reference_scrubber` finds."""
+    """Build a scrubber that finds what `reference_scrubber` finds."""
     scrubber = scrubadub.Scrubber(locale=locale)
     for name in ("credential", "phone"):
         scrubber.remove_detector(name)
@@ -32,16 +33,16 @@ def fast_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Sc
 
 
 class Skype(SkypeDetector):
-    """User names near the word skype: tokens that no edit of two letters turns into a single likely word."""
+    """Finds user names near the word skype: tokens that no edit of two letters turns into a single likely word."""
 
     _tokens = re.compile(SkypeDetector.SKYPE_TOKEN)
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        # Tokens are ASCII, so that a token with the word has it as such in the lower-cased text.
+        # Tokens are ASCII, so if one contains the word, the lower-cased text contains it too.
         if "skype" not in text.lower():
             return
         names = list(dict.fromkeys(self._user_names(self._tokens.findall(text))))
-        # As the original, names are joined as they are: a dot in one of them matches any character.
+        # Names are not escaped, as in the original: a dot in a name matches any character.
         for match in re.compile("|".join(names)).finditer(text) if names else ():
             yield SkypeFilth(match=match, detector_name=self.name, document_name=document_name, locale=self.locale)
 
@@ -62,10 +63,10 @@ class Skype(SkypeDetector):
 
 
 class Credential(CredentialDetector):
-    """User names with passwords. scrubadub's pattern takes time cubic in a run of white space after the first word."""
+    """Finds user names with passwords. scrubadub's pattern takes time cubic in the white space after the first word."""
 
-    # The same language and the same choice among its matches: a name if there is one, else none; the white space before
-    # the name is taken whole, since neither the name nor the next word has any.
+    # Matches the same strings as scrubadub's pattern and prefers the same groups: a name if there is one. It takes the
+    # white space before the name whole, because neither the name nor the next word contains any.
     regex = re.compile(
         r"""
         (username|login|u:)
@@ -77,7 +78,7 @@ class Credential(CredentialDetector):
 
 
 class Phone(PhoneDetector):
-    """Phone numbers by Google's matcher, which is spared the candidates with too few digits."""
+    """Finds phone numbers with Google's matcher, but skips candidates with too few digits."""
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
         matcher = _NanpMatcher if self.region in ("US", "CA") else phonenumbers.PhoneNumberMatcher
@@ -93,7 +94,7 @@ class Phone(PhoneDetector):
 
 
 class _NanpMatcher(phonenumbers.PhoneNumberMatcher):
-    """North America: ten digits, unless a plus or 011 leads abroad, or it is one of Canada's 310-xxxx."""
+    """Requires the ten digits of North America, except for numbers abroad (plus or 011) and Canada's 310-xxxx."""
 
     def _extract_match(self, candidate: str, offset: int) -> Any:
         if candidate.isascii() and "+" not in candidate:

@@ -1,6 +1,6 @@
-"""The PII detectors as the original code runs them, without any shortcut.
+"""The PII detectors as the original code runs them, without shortcuts.
 
-`phf_ray.scorers.pii` finds the same spans faster; tests and benchmarks compare it with `reference_scrubber`.
+`phf_ray.scorers.pii` finds the same spans faster. Tests and benchmarks compare it with `reference_scrubber`.
 """
 
 import datetime
@@ -23,7 +23,7 @@ LOCALES = ("en_US", "en_GB", "en_CA")
 MIN_AGE_YEARS, MAX_AGE_YEARS = 18, 100
 CONTEXT_WORDS = ("birth", "born", "dob", "d.o.b.")
 LINES_BEFORE, LINES_AFTER = 2, 1
-"""A date is a date of birth where one of the words stands at most this many lines before or after its own line."""
+"""A date is a date of birth if a context word stands at most this many lines before or after its line."""
 
 # pyap's own pattern for British postal codes misses most of them; the original replaces it in the same way.
 pyap.source_GB.data.full_address = r"""
@@ -45,7 +45,7 @@ pyap.source_GB.data.full_address = r"""
 
 
 class DateOfBirthFilth(Filth):
-    """A date of birth; whether it is one depends on the reference date, not on the day of scoring."""
+    """A date of birth, validated against the reference date, not the day of scoring."""
 
     type = "date_of_birth"
 
@@ -59,14 +59,14 @@ class DateOfBirthFilth(Filth):
 
 
 class DateOfBirthDetector(Detector):
-    """Dates that dateparser finds, of a person of 18 to 100 years, near a word such as `born`."""
+    """Finds dates by dateparser that make a person 18 to 100 years old and stand near a word such as `born`."""
 
     name = "date_of_birth"
     filth_cls = DateOfBirthFilth
 
     def __init__(self, *, reference_date: datetime.date, **kwargs: Any):
         super().__init__(**kwargs)
-        # DIFFERS: phf-ray counts ages and relative dates from a configured date; the original from today, so that
+        # DIFFERS: phf-ray counts ages and relative dates from a configured date; the original counts from today, so its
         # scores change with the day (A-14).
         self._reference_date = reference_date
 
@@ -86,11 +86,11 @@ class DateOfBirthDetector(Detector):
                 )
 
     def birth_dates(self, text: str) -> Iterator[str]:
-        """The strings of the text that are dates of birth, as often as they are found."""
+        """Yield the strings in the text that are dates of birth, once for each time that dateparser finds them."""
         lines = text.split("\n")
         dates = search_dates(text, languages=["en"], settings=date_settings(self._reference_date)) or []
         for found, date in dates:
-            # An empty string is no place in the text, and dates rarely begin with a plus: phone numbers do.
+            # An empty string has no place in the text. A string that begins with a plus is usually a phone number.
             if not found or found.startswith("+") or not is_adult_birth_year(date.year, self._reference_date):
                 continue
             if has_context(found, lines):
@@ -98,7 +98,7 @@ class DateOfBirthDetector(Detector):
 
 
 class AddressDetector(Detector):
-    """Addresses by pyap's grammar, without the original's cross-check by libpostal, which it had switched off."""
+    """Finds addresses with pyap's grammar. The original has a cross-check by libpostal but switched it off."""
 
     name = "address"
     filth_cls = AddressFilth
@@ -117,10 +117,10 @@ class AddressDetector(Detector):
                 )
 
     def pattern(self, full_address: str) -> str:
-        """What the address may look like in the text, whose white space and hyphens pyap has normalised."""
+        """Return a pattern of the address in the original text: pyap has normalised its white space and hyphens."""
         pattern = re.escape(full_address)
         pattern = pattern.replace(",\\ ", r"\s*([\n,]\s*)+").replace("\\ ", r"\s+")
-        # DIFFERS: phf-ray finds addresses with a hyphen; the original never does, since it replaces half of an escape
+        # DIFFERS: phf-ray finds addresses with a hyphen; the original never does, because it replaces half of an escape
         # (A-15).
         pattern = pattern.replace(r"\-", f"[-{HYPHENS}]")
         return rf"\b{pattern}\b"
@@ -130,7 +130,7 @@ HYPHENS = "\u2010\u2011\u2012\u2013\u2014\u2015"
 
 
 class SpacyEntityDetector(Detector):
-    """Named entities of a spaCy model. scrubadub's own plug-in needs a transformers that no longer installs."""
+    """Finds named entities with a spaCy model. scrubadub's own plug-in needs a transformers that no longer installs."""
 
     name = "spacy_entity"
 
@@ -140,7 +140,7 @@ class SpacyEntityDetector(Detector):
         super().__init__(**kwargs)
         self._pipeline = spacy.load(model)
         self._labels = frozenset(labels)
-        # A piece is what the model takes at once; it ends before white space where there is any.
+        # A piece is as long as the model accepts, and ends before white space if there is any.
         most = self._pipeline.max_length
         self._piece = re.compile(rf".{{1,{most}}}(?=\s|\Z)|.{{1,{most}}}", re.DOTALL)
         self.weights_hash = folder_hash(self._pipeline.path)
@@ -162,7 +162,7 @@ class SpacyEntityDetector(Detector):
                 )
 
     def _entities(self, text: str) -> list[tuple[int, int]]:
-        # Without the zone spaCy keeps every word that it ever saw.
+        # Without the memory zone, spaCy keeps every word that it has ever seen.
         with self._pipeline.memory_zone():
             entities = self._pipeline(text).ents
             return [(entity.start_char, entity.end_char) for entity in entities if entity.label_ in self._labels]
@@ -173,7 +173,7 @@ class EntityFilth(Filth):
 
 
 def folder_hash(folder: Path) -> str:
-    """sha256 over names and contents of the files of a model."""
+    """Return the sha256 over names and contents of a model's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
@@ -183,7 +183,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def reference_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
-    """scrubadub's default detectors and the three that the original adds, except for named entities."""
+    """Build a scrubber with scrubadub's default detectors and those that the original adds, except named entities."""
     scrubber = scrubadub.Scrubber(locale=locale)
     scrubber.add_detector(DateOfBirthDetector(locale=locale, reference_date=reference_date))
     scrubber.add_detector(SkypeDetector(locale=locale))

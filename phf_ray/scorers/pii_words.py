@@ -1,4 +1,4 @@
-"""Whether a word is English, as textblob's spelling correction decides it, without its search."""
+"""Decides whether a word is English exactly as textblob's spelling correction does, without its slow search."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -10,15 +10,15 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @lru_cache(maxsize=100_000)
 def is_likely_word(word: str) -> bool:
-    """Whether textblob's best correction of the word, of six or more characters, has a confidence of at least 0.5.
+    """Whether textblob's best correction of a word of six or more characters has a confidence of at least 0.5.
 
     The corrections are textblob's own: the word itself if it is known, else the known words at one edit, else those at
-    two. textblob spends most of a second on the latter, since it spells all 200,000 strings at two edits out.
+    two edits. textblob needs most of a second for two edits, because it generates all 200,000 strings at that distance.
     """
     known = _dictionary()
     if word in known:
         return True
-    # An edit takes at most one character that is in no known word, and changes the length by at most one.
+    # One edit removes at most one character that is in no known word, and changes the length by at most one.
     if len(word) > _longest_known() + 2 or sum(char not in _LETTERS for char in word) > 2:
         return False
     at_one_edit = set(_edits(word))
@@ -42,7 +42,7 @@ def _longest_known() -> int:
 
 @lru_cache(maxsize=1)
 def _known_by_deletion() -> dict[str, list[str]]:
-    """The known words by each string that is left of them when one character is deleted, and by themselves."""
+    """Return string -> the known words that equal it, or become it if one character is deleted."""
     words: dict[str, list[str]] = {}
     for word in _dictionary():
         for shorter in {word, *_deletions(word)}:
@@ -55,7 +55,7 @@ def _deletions(word: str) -> list[str]:
 
 
 def _edits(word: str) -> Iterator[str]:
-    """All strings at one deletion, swap of neighbors, replacement by a letter or insertion of one."""
+    """Yield all strings at one edit: a deletion, a swap of neighbors, a replaced letter or an inserted letter."""
     yield from _deletions(word)
     for place in range(len(word) + 1):
         head, tail = word[:place], word[place:]
@@ -68,9 +68,9 @@ def _edits(word: str) -> Iterator[str]:
 
 
 def _known_at_one_edit(word: str) -> Iterator[str]:
-    """The known words that are an edit of the word."""
+    """Yield the known words that are at most one edit away from the word."""
     by_deletion = _known_by_deletion()
-    # Whatever the edit, the two words have a string in common that a deletion leaves of each, or that is one of them.
+    # Two words at one edit always share a string: each word either is that string or becomes it by one deletion.
     for shorter in {word, *_deletions(word)}:
         for known in by_deletion.get(shorter, ()):
             if _is_edit(word, known):
@@ -78,7 +78,7 @@ def _known_at_one_edit(word: str) -> Iterator[str]:
 
 
 def _is_edit(word: str, other: str) -> bool:
-    """Whether `other`, of letters a to z, is one edit away from the word or equal to it."""
+    """Whether `other`, which has only letters a to z, equals the word or is one edit away."""
     place = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
     head, tail = word[place:], other[place:]
     if len(other) < len(word):

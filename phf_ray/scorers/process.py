@@ -1,10 +1,10 @@
-"""Segmenter and scorers in a child process that can be killed; this is the parent's side.
+"""Runs segmenter and scorers in a child process that can be killed. This is the parent's side.
 
-A detector can hang inside C code that holds the interpreter's lock, or crash; neither signals nor threads stop that.
-The child notes in shared memory which text and which scorer it is at. If that does not move for `text_timeout_s`, the
-parent kills the child, starts a new one and has the batch done again text by text. A text that hangs or crashes once
-more is quarantined for that one scorer: one segment, or the document if the scorer needs all of it at once. Sending a
-text costs about a thousandth of scoring it, and the parent reads and writes files meanwhile.
+A detector can crash, or hang inside C code that holds the interpreter's lock; neither signals nor threads stop that.
+The child records in shared memory its current text and scorer. If they do not change for `text_timeout_s`, the parent
+kills the child, starts a new one and sends the batch again, to be scored text by text. A text that hangs or crashes
+again is quarantined for that one scorer: one segment, or the whole document if the scorer needs all of it at once.
+Sending a text costs about a thousandth of scoring it, and the parent reads and writes files in the meantime.
 """
 
 import logging
@@ -41,12 +41,12 @@ _POLL_S = 0.25
 
 
 class ScoringProcess:
-    """The parent's side. `submit` a batch, do something useful, `collect` its answer."""
+    """The parent's side: `submit` a batch, do other work, then `collect` the answer."""
 
     def __init__(self, setup: ScoringSetup):
-        """Raises what building the segmenter or a scorer raised."""
+        """Raises what building the segmenter or a scorer raises in the child."""
         self._setup = setup
-        # A file, not anonymous memory: it is passed to children that are not forks.
+        # Use a file, not anonymous memory: the children are not forks, so they need a file descriptor.
         with tempfile.TemporaryFile() as file:
             file.truncate(PLACE_STRUCT.size)
             self._state_file = os.dup(file.fileno())
@@ -63,13 +63,13 @@ class ScoringProcess:
         try:
             self._connection.send((self._batch, self._slice))
         except OSError:
-            # The child died while it had nothing to do, for want of memory perhaps.
+            # The child died while idle, perhaps for lack of memory.
             self._stop()
             self._start()
             self._connection.send((self._batch, self._slice))
 
     def collect(self) -> ScoringAnswer:
-        """Waits for the answer to the last batch, one outcome per task."""
+        """Wait for the answer to the last batch, with one outcome per task."""
         problems: dict[int, tuple[str, str]] = {}
         size = self._slice
         is_slow = False
@@ -77,7 +77,7 @@ class ScoringProcess:
             answer = self._receive()
             if not isinstance(answer, str):
                 if is_slow:
-                    # No single text was to blame: so many together take too long.
+                    # No single text hung: the slice was too large to finish in time.
                     self._slice = max(2, self._slice // 8)
                 outcomes = list(answer.outcomes)
                 for index, problem in problems.items():
@@ -87,7 +87,7 @@ class ScoringProcess:
             place = self._place()
             if not place.is_in_one_document or place.num_texts > 1:
                 if size == 1:
-                    raise PhfError(f"the scoring process fails between texts ({answer}); see its output above")
+                    raise PhfError(f"the scoring process failed between texts ({answer}); see its output above")
                 is_slow = answer == "timeout" and place.num_texts > 1
             elif self._is_final(answer, place):
                 self._quarantine(place, answer, problems)
@@ -121,7 +121,7 @@ class ScoringProcess:
             ready = self._connection.recv()
         except EOFError:
             code_text = f"exit code {self._process.wait()}"
-            raise DataError(f"the scoring process ended while it started ({code_text}); see its output above") from None
+            raise DataError(f"the scoring process ended during its start ({code_text}); see its output above") from None
         if isinstance(ready, BaseException):
             self._stop()
             raise ready
@@ -139,7 +139,7 @@ class ScoringProcess:
         self._connection.close()
 
     def _receive(self) -> "ScoringAnswer | str":
-        """The answer, or why it will not come: `timeout` or `crash`."""
+        """Return the answer, or the reason why there will be none: `timeout` or `crash`."""
         place = self._place()
         moved = time.monotonic()
         while not self._connection.poll(_POLL_S):
@@ -160,7 +160,7 @@ class ScoringProcess:
         return Place(*PLACE_STRUCT.unpack_from(self._state))
 
     def _is_final(self, cause: str, place: Place) -> bool:
-        """A process that died may be the victim of its neighbours on the machine: each text gets a second try."""
+        """Whether to quarantine the text. A text that crashed gets a second try: other processes may be to blame."""
         self._deaths[place] = self._deaths.get(place, 0) + 1
         return cause == "timeout" or self._deaths[place] > 1
 

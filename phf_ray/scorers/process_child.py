@@ -1,4 +1,4 @@
-"""Segmenter and scorers in a child process that can be killed; this is the child's side."""
+"""Runs segmenter and scorers in a child process that can be killed. This is the child's side."""
 
 import contextlib
 import faulthandler
@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 
 
 _CHARACTERS_PER_TEXT = 128
-"""A slice has no more characters than so many texts of this length, unless it is one text."""
+"""A slice of `size` texts has at most `size` times this many characters, unless it is a single text."""
 
 
 def child_main(connection_file: int, state_file: int) -> None:
-    """The child's side: build, then answer batches until the parent is gone."""
+    """Build segmenter and scorers, then answer batches until the parent is gone."""
     logs.set_up_worker()
     connection: Connection[Any, Any] = Connection(connection_file)
     worker = None
-    # The parent died or has had enough: nobody is left to tell.
+    # If the parent died or closed the connection, there is nobody to report to.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         setup = connection.recv()
         try:
@@ -55,7 +55,7 @@ def child_main(connection_file: int, state_file: int) -> None:
             raise
         except PhfError as error:
             connection.send(error)
-        except Exception as error:  # noqa: BLE001  the border of a process: the parent raises it
+        except Exception as error:  # noqa: BLE001  process boundary: the parent raises it
             connection.send(PhfError(f"the scoring process failed: {traceback.format_exc()}\n{error!r}"))
 
 
@@ -68,7 +68,7 @@ class _Worker:
         self._watched = 0.0
 
     def answer(self, batch: Sequence[ScoringTask], size: int) -> ScoringAnswer:
-        """`size`: texts in one call of a scorer; 1: each alone, to find the one that hangs."""
+        """Score a batch. `size` is the number of texts per call of a scorer; 1 finds the text that hangs."""
         truncated = {scorer.name: -scorer.num_truncated for scorer in self.scorers}
         outcomes = [self._cut(index, task) for index, task in enumerate(batch)]
         for step, scorer in enumerate(self.scorers, start=1):
@@ -96,7 +96,7 @@ class _Worker:
         return ScoringOutcome(texts=texts, scores=dict(task.scores))
 
     def _score_together(self, step: int, *, scorer: Scorer, outcomes: Sequence[ScoringOutcome], size: int) -> None:
-        """All segments of all documents, so that a model sees full batches."""
+        """Score the segments of all documents together, so that a model gets full batches."""
         waiting = [outcome for outcome in outcomes if scorer.name not in outcome.scores]
         texts = [text for outcome in waiting for text in outcome.texts]
         scored = iter(self._score_slices((WHOLE_BATCH, step), scorer=scorer, texts=texts, size=size))
@@ -123,7 +123,7 @@ class _Worker:
         size: int,
         failures: Mapping[int | None, str] = MappingProxyType({}),
     ) -> list[Scored]:
-        """What fails together is tried one text at a time."""
+        """Score slice by slice. If a slice fails, score its texts one at a time."""
         scored: list[Scored] = []
         for begin, end in _slices(texts, size):
             self._at(Place(*at, first_text=begin, num_texts=end - begin))
@@ -146,19 +146,19 @@ class _Worker:
         PLACE_STRUCT.pack_into(self._state, 0, *place)
         now = time.monotonic()
         if now - self._watched > 5:
-            # Should the parent be killed while this process hangs, nobody else would end it. Needs no lock to fire.
+            # Ends this process if it hangs after its parent was killed. Fires without the interpreter's lock.
             faulthandler.dump_traceback_later(self._watch_s, exit=True)
             self._watched = now
 
     def _rest(self) -> None:
-        """However long the next batch takes to come: a parent that is killed meanwhile is noticed at once."""
+        """Turn the watchdog off: the next batch may take long, and the connection reports a killed parent at once."""
         PLACE_STRUCT.pack_into(self._state, 0, *IDLE)
         faulthandler.cancel_dump_traceback_later()
         self._watched = 0.0
 
 
 def is_batched(scorer: Scorer) -> bool:
-    """Whether texts of several documents should be scored in one call."""
+    """Whether to score texts of several documents in one call."""
     return scorer.is_batched and not needs_context(scorer)
 
 
@@ -168,7 +168,7 @@ def needs_context(scorer: Scorer) -> bool:
 
 
 def _slices(texts: Sequence[str], size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of consecutive slices."""
+    """Yield (begin, end) of consecutive slices."""
     begin = characters = 0
     for index, text in enumerate(texts):
         if index > begin and (index - begin >= size or characters + len(text) > size * _CHARACTERS_PER_TEXT):

@@ -1,4 +1,4 @@
-"""What the scoring process and its parent tell each other."""
+"""The messages between the scoring process and its parent."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from phf_ray.scorers.build import on_cpu
 
 
 class Place(NamedTuple):
-    """What the child is at. Its parent reads it in shared memory."""
+    """The child's current position. The parent reads it from shared memory."""
 
     document: int
-    """Of the batch; WHOLE_BATCH if the texts may be of several documents, NO_DOCUMENT if the child waits."""
+    """Index in the batch; WHOLE_BATCH if texts may come from several documents, NO_DOCUMENT if the child is idle."""
     step: int
-    """SEGMENTING, or 1 + number of the scorer."""
+    """SEGMENTING, or 1 + index of the scorer."""
     first_text: int
     num_texts: int
-    """Each of them can be tried alone; IN_CONTEXT if a scorer takes all texts of a document at once."""
+    """Number of texts that can be retried one by one; IN_CONTEXT if a scorer takes a document's texts all at once."""
 
     @property
     def is_in_one_document(self) -> bool:
@@ -26,25 +26,25 @@ class Place(NamedTuple):
 
 
 PLACE_STRUCT = struct.Struct("qqqq")
-"""A Place."""
+"""Binary form of a Place."""
 SEGMENTING = 0
 WHOLE_BATCH = -1
 NO_DOCUMENT = -2
 IN_CONTEXT = 0
 IDLE = Place(document=NO_DOCUMENT, step=SEGMENTING, first_text=0, num_texts=0)
 SLICE_TEXTS = 512
-"""Texts in one call of a scorer: they fill a GPU, and take a core some seconds, less than one text may take."""
+"""Texts per call of a scorer. They fill a GPU, and take one core a few seconds, less than the timeout of one text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSetup:
-    """What a child builds. Travels to other machines, so it holds configuration only."""
+    """What a child process builds. It holds only configuration, because it is sent to other machines."""
 
     scorers: tuple[dict[str, Any], ...]
     segmenter: str
     text_timeout_s: float
     num_threads: int | None = None
-    """Of one scorer's computations; None: as the environment says, which Ray sets for its actors."""
+    """Threads for one scorer's computations; None: as the environment says, which Ray sets for its actors."""
 
 
 def without_gpus(setup: ScoringSetup) -> ScoringSetup:
@@ -58,9 +58,9 @@ class ScoringTask:
     text: str | None = None
     texts: tuple[str, ...] | None = None
     scores: Mapping[str, Scores] = field(default_factory=dict)
-    """Scores that are known already, by scorer."""
+    """Scores that are already known, by scorer."""
     failures: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
-    """Scorer and segment, None for all of them -> the error that it gets, without asking the scorer again."""
+    """(scorer, segment; None: all segments) -> the error to store instead of asking the scorer again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class ScoringOutcome:
     texts: Sequence[str] = ()
     scores: Mapping[str, Scores] = field(default_factory=dict)
     problem: tuple[str, str] | None = None
-    """Reason and detail where the document could not be cut; it has no segments then."""
+    """Reason and detail if the document could not be cut into segments; it has none then."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringAnswer:
-    """To one batch."""
+    """The answer to one batch."""
 
     outcomes: list[ScoringOutcome]
     truncated: Mapping[str, int]
-    """Texts of which a scorer read only the beginning."""
+    """Scorer -> number of texts of which it read only the beginning."""

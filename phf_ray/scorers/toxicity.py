@@ -1,4 +1,4 @@
-"""Toxicity: the probability that Detoxify gives to a text, without its one giant batch and without pickle."""
+"""Toxicity: the probability that Detoxify gives a text, without Detoxify's single giant batch and without pickle."""
 
 import contextlib
 import json
@@ -15,28 +15,28 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettings
 
 MODELS_VARIABLE = "PHF_MODELS"
-"""Environment variable that names the folder jobs.fetch_models wrote, for configs that name none."""
+"""Environment variable with the folder that jobs.fetch_models wrote. Used if the config names no folder."""
 
 DESCRIPTION_FILE = "detoxify.json"
-"""What jobs.fetch_models adds to the ordinary transformers folder: class names, weights hash, source."""
+"""File that jobs.fetch_models adds to the ordinary transformers folder: class names, weights hash, source."""
 
 LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
-"""What the models were trained on, where that is not English alone."""
+"""Training languages of the models that were trained on more than English."""
 
-# As detoxify renames the classes of its older models.
+# detoxify renames the classes of its older models in the same way.
 RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
 
 
 class ToxicitySettings(ClassifierSettings):
     name: str = "toxicity"
-    # DIFFERS: phf-ray scores corpora and samples with one model, `unbiased`; the original trained on scores of
-    # `original` and evaluated with `unbiased` (A-6).
+    # DIFFERS: phf-ray scores corpora and samples with one model, `unbiased`; the original trains on scores of
+    # `original` and evaluates with `unbiased` (A-6).
     model: Literal["unbiased", "original", "multilingual", "original-small", "unbiased-small"] = "unbiased"
-    """Which of the published models; a subfolder of the folder that PHF_MODELS names."""
+    """Name of a published model, which is a subfolder of the folder in PHF_MODELS."""
     path: str | None = None
-    """Folder of one model that jobs.fetch_models wrote, or a published checkpoint file; null: see `model`."""
+    """A model's folder written by jobs.fetch_models, or a published checkpoint file; null: see `model`."""
     config_path: str | None = None
-    """For a checkpoint file: folder with the config and tokenizer of the model it was trained from (roberta-base)."""
+    """For a checkpoint file: folder with config and tokenizer of its base model (roberta-base)."""
 
 
 class DetoxifyModel(NamedTuple):
@@ -46,7 +46,7 @@ class DetoxifyModel(NamedTuple):
 
 
 class DetoxifyToxicityScorer(ClassifierScorer):
-    """`score` is the class toxicity; `class_scores` has all."""
+    """Scores the class toxicity; `class_scores` returns all classes."""
 
     Settings = ToxicitySettings
     measures = "toxicity"
@@ -78,7 +78,7 @@ class DetoxifyToxicityScorer(ClassifierScorer):
         return found
 
     def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
-        """The probability of every class; None where a text can't be scored."""
+        """Return the probability of every class for each text; None if the text can't be scored."""
         return [
             None if isinstance(logits_C, str) else self._by_class(logits_C.astype(np.float64))
             for logits_C in self._logits(texts)
@@ -91,28 +91,28 @@ class DetoxifyToxicityScorer(ClassifierScorer):
         return self._by_class(logits_C)["toxicity"]
 
     def _by_class(self, logits_C: NDArray[np.float64]) -> dict[str, float]:
-        # The unbiased model has more outputs than detoxify gives names to.
+        # The unbiased model has more outputs than detoxify names.
         return dict(zip(self.class_names, (1 / (1 + np.exp(-logits_C))).tolist(), strict=False))
 
 
 def load_detoxify(path: Path, config_path: str | None) -> DetoxifyModel:
-    """The model of a folder written by jobs.fetch_models, or of a published checkpoint file and a config folder."""
+    """Load a model from a folder that jobs.fetch_models wrote, or from a published checkpoint and a config folder."""
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
         raise ConfigError(f"no Detoxify model at {path}; {_how_to_fetch()}")
     if config_path is None:
         raise ConfigError(
-            f"{path} is a checkpoint without tokenizer; set config_path to a folder with the config and tokenizer of "
-            f"the model it was trained from, or convert it: python -m jobs.fetch_models --output DIR --from {path}"
+            f"{path} is a checkpoint without a tokenizer; set config_path to a folder with the config and tokenizer of "
+            f"its base model, or convert the checkpoint: python -m jobs.fetch_models --output DIR --from {path}"
         )
     return load_published(path, config_path)
 
 
 def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
-    """The model of a checkpoint file as Detoxify publishes them, read without unrestricted pickle.
+    """Load a checkpoint file that Detoxify published, without unrestricted pickle.
 
-    `config_path`: folder or hub id with config and tokenizer; None: the hub id that the checkpoint names.
+    `config_path`: folder or hub id with config and tokenizer; None: the hub id in the checkpoint.
     """
     import transformers
 
@@ -124,11 +124,11 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
         source, num_classes = config_path or arguments["model_type"], arguments["num_classes"]
         weights = dict(checkpoint["state_dict"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no Detoxify checkpoint ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path} is not a Detoxify checkpoint ({type(error).__name__}: {error})") from None
     if not model_name.endswith("ForSequenceClassification") or not tokenizer_name.endswith(
         ("Tokenizer", "TokenizerFast")
     ):
-        raise DataError(f"{path} wants the classes {model_name} and {tokenizer_name}; expected a sequence classifier")
+        raise DataError(f"{path} names the classes {model_name} and {tokenizer_name}; expected a sequence classifier")
     model_class = getattr(transformers, model_name)
     config = model_class.config_class.from_pretrained(source, num_labels=num_classes)
     model = model_class(config)
@@ -137,7 +137,7 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
     unexpected = [name for name in unexpected if not name.endswith("position_ids")]
     if missing or unexpected:
         raise DataError(
-            f"{path} does not fit {model_name} as {source} configures it: missing {missing}, unexpected {unexpected}"
+            f"{path} does not fit {model_name} as configured in {source}: missing {missing}, unexpected {unexpected}"
         )
     tokenizer = getattr(transformers, tokenizer_name).from_pretrained(source)
     return DetoxifyModel(model, tokenizer, [RENAMED_CLASSES.get(name, name) for name in class_names])
@@ -182,13 +182,13 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _model_name(settings: ToxicitySettings) -> str:
-    """Which of the published models this is, without its weights; what `path` says counts before `model`."""
+    """Return the published model's name without loading weights. `path` takes precedence over `model`."""
     if settings.path is not None:
         path = Path(settings.path)
         try:
             return str(_read_description(path)["model"])
         except (OSError, ValueError, LookupError, TypeError):
-            # A published file is named multilingual_debiased-0b549669.ckpt.
+            # Published files have names like multilingual_debiased-0b549669.ckpt.
             if path.name.startswith("multilingual_"):
                 return "multilingual"
     return settings.model

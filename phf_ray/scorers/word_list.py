@@ -1,4 +1,4 @@
-"""Word list: occurrences of listed words per character, for corpora that only need a blocklist."""
+"""Word list: occurrences of listed words per character, for corpora that need only a blocklist."""
 
 import dataclasses
 import hashlib
@@ -18,13 +18,13 @@ class WordListSettings(ScorerSettings):
     name: str = "word_list"
     words: tuple[str, ...] = ()
     path: str | None = None
-    """File with one word or phrase a line; empty lines and lines that begin with # are skipped."""
+    """File with one word or phrase per line. Empty lines and lines that begin with # are skipped."""
     ignore_case: bool = True
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
         if bool(self.words) == (self.path is not None):
-            raise ValueError("give either words or a path to a file with one word a line")
+            raise ValueError("give either words or a path to a file with one word per line")
         return self
 
 
@@ -42,7 +42,7 @@ class WordListScorer(Scorer):
         if not self._words:
             raise ConfigError(f"the word list {settings.path or settings.words!r} is empty; give at least one word")
         flags = re.IGNORECASE if settings.ignore_case else 0
-        # Not \b: a word may begin or end with a character that is no letter.
+        # Do not use \b: a listed word may begin or end with a character that is not a letter.
         self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, self._words))})(?!\w)", flags)
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
@@ -63,5 +63,7 @@ def _read(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the word list {path} can't be read ({error}); give a UTF-8 file, one word a line") from None
+        raise ConfigError(
+            f"the word list {path} can't be read ({error}); give a UTF-8 file with one word per line"
+        ) from None
     return [line.strip() for line in lines if not line.startswith("#")]

@@ -19,14 +19,14 @@ from phf_ray.scoring.request import ScoringRequest
 
 @dataclass(frozen=True, slots=True)
 class ScoringEstimate:
-    """Time of a sample, and what follows for the whole."""
+    """Time to score a sample, and the resulting estimate for the whole input."""
 
     documents: int
     characters: int
     elapsed_s: float
     sample_bytes: int
     total_bytes: int
-    """Of all files; estimated for compressed ones, and under --limit."""
+    """Size of all input; estimated for compressed files and under --limit."""
 
     @property
     def cpu_hours(self) -> float:
@@ -34,9 +34,10 @@ class ScoringEstimate:
 
 
 def estimate_scoring(request: ScoringRequest, *, documents: int = 1000) -> ScoringEstimate:
-    """Scores about so many documents, spread evenly over the input, on one core. Needs no Ray and writes nothing.
+    """Score about `documents` documents, spread evenly over the input, on one core. Needs no Ray and writes nothing.
 
-    The input is not read through: its size is that of the files, compressed ones taken for a few times as large.
+    The size of the input comes from the sizes of its files, not from reading them. A compressed file counts as a few
+    times its size. Raises DataError if no document could be read.
     """
     files = request.find()
     wanted = documents if request.limit is None else min(documents, request.limit)
@@ -73,7 +74,7 @@ def estimate_scoring(request: ScoringRequest, *, documents: int = 1000) -> Scori
 
 
 def _on_one_core(setup: ScoringSetup) -> ScoringSetup:
-    """Also on a machine with a GPU, so that hours of CPUs are told."""
+    """Return the setup for one CPU core, even on a machine with a GPU: the estimate is in CPU hours."""
     return replace(without_gpus(setup), num_threads=1)
 
 

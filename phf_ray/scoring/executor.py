@@ -1,4 +1,4 @@
-"""Where shards are scored: in this process, or (`on_ray`) in pools of Ray actors."""
+"""Executors score shards: in this process, or in pools of Ray actors (`on_ray`)."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,33 +12,33 @@ from phf_ray.scoring.shard import ScoringStage, ShardScorer
 
 @dataclass(frozen=True, slots=True)
 class ScoringPool:
-    """Actors that all do one stage."""
+    """Actors that all run the same stage."""
 
     stage: ScoringStage
     config: PoolConfig
 
 
 class ScoringExecutor(Protocol):
-    """Where shards are scored."""
+    """Scores shards, in this process or elsewhere."""
 
     def start(self) -> None:
-        """Called once it is known that there is work."""
+        """Called before the first shard, only if there is work."""
 
     def has(self, pool: PoolConfig) -> bool:
-        """Whether the resources that the actors of a pool ask for exist."""
+        """Whether the resources that one of the pool's actors asks for exist."""
 
     def may_grow(self) -> bool:
-        """Whether resources that do not exist may come."""
+        """Whether more resources may be added later."""
 
     def tell(self, progress: ScoreProgress) -> None:
-        """Called when it has started, and after each shard."""
+        """Called after the start and after each shard."""
 
     def score(self, pools: Sequence[ScoringPool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Takes each row through all pools; in any order."""
+        """Send each row through all pools. Yields the rows in any order."""
 
 
 class InProcessScoring:
-    """One shard after the other, without Ray."""
+    """Scores one shard after the other, without Ray."""
 
     def start(self) -> None:
         pass

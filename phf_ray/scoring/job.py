@@ -1,9 +1,9 @@
-"""Scores a corpus: shard by shard, exactly once, from any number of interruptions.
+"""Scores a corpus shard by shard, each exactly once, however often the job is interrupted.
 
-`plan.json` fixes the input files and cuts them into shards before anything is scored. A worker reads a shard, scores it
-and commits it as one part, under a temporary name that is then renamed. What is done is what is listed: resuming skips
-the shards whose part exists, no document is remembered, and a worker that outlives its driver does no harm. The price:
-a shard that was being scored is scored again.
+`plan.json` lists the input files and cuts them into shards before scoring starts. A worker reads a shard, scores it,
+and commits it as one part: it writes a temporary file, then renames it. The folder's list of parts is the only record
+of progress: a resumed job skips shards whose part exists and remembers no documents, and a worker that outlives its
+driver does no harm. The price: a shard that was interrupted is scored again from its start.
 """
 
 import json
@@ -37,11 +37,11 @@ def run_scoring(
     progress: Callable[[ScoreProgress], None] | None = None,
     executor: ScoringExecutor,
 ) -> CorpusManifest:
-    """Score what is asked for into the folder or URL `output`. Called again it does what is missing.
+    """Score the request's input into the folder or URL `output`. A second call scores only the missing shards.
 
-    `executor` says where: `InProcessScoring()`, or `RayScoring()` of `on_ray`. Raises ConfigError if the request can't
-    be scored or does not fit what `output` holds, DataError if no document could be read, IncompleteError if more than
-    `scoring.max_failed_fraction` of the segments could not be scored.
+    `executor` scores the shards: `InProcessScoring()`, or `RayScoring()` from `on_ray`. Raises ConfigError if the
+    request can't be scored or does not fit the contents of `output`, DataError if no document could be read, and
+    IncompleteError if more than `scoring.max_failed_fraction` of the segments could not be scored.
     """
     place = CorpusFolder(output)
     plan = prepare_output(request, place, append=append, restart=restart)
@@ -50,7 +50,7 @@ def run_scoring(
         return read_corpus_manifest(output)
     scoring = request.config.scoring
     tracker = ProgressTracker(plan, place, progress=progress, max_failed_fraction=scoring.max_failed_fraction)
-    # Large shards first: none of them is then left alone at the end.
+    # Start with large shards, so that no large shard runs alone at the end.
     sizes = [-sum(piece.num_bytes for piece in shard) for shard in plan.shards]
     todo = sorted(set(range(len(plan.shards))) - tracker.done, key=lambda shard: (sizes[shard], shard))
     if todo:
@@ -68,12 +68,14 @@ def run_scoring(
 def _finish(plan: CorpusPlan, place: CorpusFolder, *, tracker: "ProgressTracker", segmenter: str) -> CorpusManifest:
     missing = len(plan.shards) - len(place.committed(len(plan.shards)))
     if missing:
-        raise IncompleteError(f"{missing} of {len(plan.shards)} shards have no part in {place.path}")
+        raise IncompleteError(
+            f"{missing} of {len(plan.shards)} shards have no part in {place.path}; start the job again"
+        )
     if not tracker.stats.documents:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(tracker.stats.rejected.items()))
         raise DataError(
             f"no document could be read from the input ({reasons}); {place.name(REJECTED)} names each record; "
-            "mend the input and give --restart"
+            "fix the input and give --restart"
         )
     tracker.judge(final=True)
     place.remove_strangers(len(plan.shards))

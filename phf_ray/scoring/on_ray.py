@@ -1,4 +1,4 @@
-"""Scores shards with Ray Data: one pool of actors per stage, which grows and shrinks between its limits."""
+"""Scores shards with Ray Data. Each stage has one pool of actors, which grows and shrinks between its limits."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ScoreShard(ShardScorer):
-    """Ray Data actor: a ShardScorer that tells Ray's metrics what it did."""
+    """A Ray Data actor: a ShardScorer that adds its counts to Ray's metrics."""
 
     def __init__(self, stage: ScoringStage):
         super().__init__(stage)
@@ -56,7 +56,7 @@ class ScoreShard(ShardScorer):
 
 
 class RayScoring:
-    """Ray Data: a pool of actors for each stage, which grows and shrinks between its limits."""
+    """Scores shards with Ray Data, in one pool of actors per stage."""
 
     def __init__(self, start: Callable[[], None] | None = None):
         self._start = start
@@ -80,7 +80,7 @@ class RayScoring:
     def tell(self, progress: ScoreProgress) -> None:
         values = {"shards": progress.shards, "shards_done": progress.shards_done, "eta_seconds": progress.eta_s}
         for name, gauge in self._gauges.items():
-            gauge.set(values[name])  # None, where nothing is known yet, sets nothing
+            gauge.set(values[name])  # None (not known yet) sets nothing
 
     def score(self, pools: Sequence[ScoringPool], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for pool in pools:
@@ -88,9 +88,9 @@ class RayScoring:
                 continue
             if not self.may_grow():
                 raise _never_fits(pool.config)
-            log.warning("waiting for nodes with %s, which the cluster does not have yet", resources_of(pool.config))
+            log.warning("waiting for nodes with %s: the cluster has none yet", resources_of(pool.config))
         with _data_settings(), _own_errors():
-            # One block is one shard. Items lie in the object store: no reading task waits for a CPU behind the actors.
+            # One block is one shard. Items are already in the object store, so no read task has to wait for a CPU.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
             for pool in pools:
                 data = _through(data, pool, most=min(len(rows), pool.config.max or _room_for(pool.config) or len(rows)))
@@ -98,7 +98,7 @@ class RayScoring:
 
 
 def _through(data: "ray.data.Dataset", pool: ScoringPool, *, most: int) -> "ray.data.Dataset":
-    # Ray hides no GPU from an actor that asks for none.
+    # An actor that asks for no GPU still sees the node's GPUs.
     stage = pool.stage if pool.config.num_gpus else replace(pool.stage, setup=without_gpus(pool.stage.setup))
     return data.map(
         ScoreShard,  # type: ignore[arg-type]
@@ -115,15 +115,15 @@ def _never_fits(pool: PoolConfig) -> ConfigError:
     wanted, available = resources_of(pool), ray.cluster_resources()
     there = {resource: available.get(resource, 0.0) for resource in wanted}
     return ConfigError(
-        f"scoring.pools.{name}: an actor asks for {wanted}, and all there is here is {there}: none would ever start; "
-        "ask for less, or set RAY_ADDRESS to a cluster that has it"
+        f"scoring.pools.{name}: an actor asks for {wanted}, but Ray has only {there}, so no actor could start; "
+        "ask for less, or set RAY_ADDRESS to a cluster that has enough"
     )
 
 
 def _room_for(pool: PoolConfig) -> int | None:
-    """Actors that this machine alone has room for; None on a cluster, which may grow.
+    """Return the number of actors that fit on this machine, or None on a cluster, which may grow.
 
-    A machine may have been given more CPUs than it has: more actors than cores take memory and gain nothing.
+    Ray may have been told more CPUs than the machine has. More actors than cores use more memory and save no time.
     """
     if _may_grow():
         return None
@@ -134,21 +134,21 @@ def _room_for(pool: PoolConfig) -> int | None:
 
 
 def _may_grow() -> bool:
-    """Whether this is more than the Ray that a job starts on its own machine.
+    """Whether this is a cluster, not the local Ray that a job starts on its own machine.
 
-    The number of nodes does not tell: a cluster whose workers start from zero is one head. Nor does Ray tell whether
-    an autoscaler runs: nodes that are all there are taken for some that may get company.
+    The number of nodes does not decide it: a cluster that starts with no workers has only a head. Ray does not say
+    whether an autoscaler runs, so this function assumes that every cluster may grow.
     """
     if os.environ.get("RAY_ADDRESS", "local") != "local" or sum(node["Alive"] for node in ray.nodes()) > 1:
         return True
-    # RAY_ADDRESS says nothing of a cluster that a program named in ray.init(address=...).
+    # RAY_ADDRESS is not set if a program passed the cluster to ray.init(address=...).
     own = ray._private.worker._global_node
     return own is None or not own.is_head()
 
 
 @contextlib.contextmanager
 def _data_settings() -> Iterator[None]:
-    """This job shows its own progress, and wants the errors of its workers as they are."""
+    """Turn off Ray Data's progress bars (the job shows its own progress), and get workers' errors unwrapped."""
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
     context.enable_progress_bars, context.raise_original_map_exception = False, True
@@ -162,7 +162,7 @@ def _data_settings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """An error of ours, raised in a worker, arrives wrapped; the user should see its message."""
+    """Unwrap a PhfError that a worker raised, so that the user sees its message."""
     try:
         yield
     except PhfError:

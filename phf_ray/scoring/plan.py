@@ -1,4 +1,4 @@
-"""Plans a scoring job: a new plan, or the stored one if it still holds."""
+"""Plans a scoring job: makes a new plan, or reuses the stored one if it still holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from phf_ray.scoring.request import ScoringRequest, identify_scorers
 
 
 def plan_scoring(request: ScoringRequest) -> CorpusPlan:
-    """Finds the input and cuts it. Raises ConfigError where there is nothing to score."""
+    """Find the input and cut it into shards. Raises ConfigError if there is nothing to score."""
     files = request.find()
     cut = plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     shards = tuple(tuple(shard) for shard in cut)
@@ -33,19 +33,19 @@ def plan_scoring(request: ScoringRequest) -> CorpusPlan:
 
 @dataclass(frozen=True, slots=True)
 class ScoringPreview:
-    """What a plan will be like, told without reading the input."""
+    """A forecast of a plan, made without reading the input."""
 
     files: tuple[InputFile, ...]
     identities: tuple[dict[str, Any], ...]
     reuse: Mapping[str, Mapping[str, tuple[str, str]]]
     num_bytes: int
-    """Of text, without regard to the limit."""
+    """Bytes of text, ignoring the limit."""
     num_shards: int
-    """About: a plan cuts between records, and ends at the limit."""
+    """Approximate: a plan cuts between records and ends at the limit."""
 
 
 def preview_scoring(request: ScoringRequest) -> ScoringPreview:
-    """Raises ConfigError as `make_plan` does, unless that takes reading the input."""
+    """Forecast a plan. Raises the ConfigErrors of `plan_scoring` that can be found without reading the input."""
     files = request.find()
     num_bytes = sum(file.text_bytes for file in files)
     if not num_bytes:
@@ -71,7 +71,7 @@ def _reusable_of(
 
 
 def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Scorers whose scores an input corpus holds already, computed by an identical scorer."""
+    """Return scorer -> its two columns in an input corpus, for scores that an identical scorer has already computed."""
     if not is_scored_corpus(root):
         return {}
     stored = read_corpus_manifest(root).scorers
@@ -82,9 +82,9 @@ def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, t
 
 
 def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: bool, restart: bool) -> CorpusPlan:
-    """The plan of this output: the one that is there, if it still holds, or a new one, which is written.
+    """Return the plan of this output: the stored plan if it still holds, else a new one, which is stored.
 
-    Raises ConfigError that names what changed.
+    Raises ConfigError that names the changes.
     """
     _refuse_output_in_input(request, output)
     stored = None if restart else output.read_plan()
@@ -100,7 +100,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
     if not added:
         return stored
     if request.limit is not None:
-        raise ConfigError("--append and --limit together are not defined; leave out one of them")
+        raise ConfigError("--append and --limit can't be combined; remove one of them")
     new_shards = plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
     new_roots = {file.root for file in added} - set(stored.reuse)
     plan = replace(
@@ -115,7 +115,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
 
 
 def _refuse_output_in_input(request: ScoringRequest, output: CorpusFolder) -> None:
-    """What is written would be read as input by the next run."""
+    """Refuse an output that the next run would read as input."""
     for source in request.inputs:
         if would_read(source, output.name(), names=(*FILES, part_name(0))):
             raise ConfigError(
@@ -141,5 +141,5 @@ def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> 
         raise ConfigError(
             "this output was begun with another configuration: "
             + "; ".join(changes)
-            + "; give another --output, or --restart to discard what is there"
+            + "; give another --output, or --restart to discard its contents"
         )

@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def takes_gpu_pool(pools: Pools, executor: "ScoringExecutor") -> bool:
-    """Whether what the GPU pool asks for exists, or was asked for by the user and may come.
+    """Whether the GPU pool's resources exist, or may come later and the user asked for them.
 
-    A cluster that has no GPU when the job begins may get some; nobody waits for them unasked.
+    A cluster that has no GPU at the start may get some, but the job waits for them only if the user asked for them.
     """
     return executor.has(pools.gpu) or ("gpu" in pools.model_fields_set and executor.may_grow())
 
 
 def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has_gpus: bool) -> list[ScoringPool]:
-    """Scorers on CPUs first, then those that want a GPU, if the cluster has what the GPU pool asks for.
+    """Return the pool of the scorers on CPUs, then the pool of those on GPUs, which also run on CPUs unless `has_gpus`.
 
-    A scorer whose scores all of the input has is not asked, and its model is not loaded.
+    If all of the input already has a scorer's scores, the scorer is left out and its model is not loaded.
     """
     names = tuple(identity["name"] for identity in plan.identities)
     roots = {file.root for file in plan.files}
@@ -37,7 +37,7 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
     if slow := models & set(cpu):
         log.log(
             logging.WARNING if "gpu" in configs.model_fields_set else logging.INFO,
-            "%s: on CPUs, as nothing here has %s; on a cluster whose GPU nodes come when asked for, "
+            "%s: on CPUs, because nothing here has %s; if your cluster adds GPU nodes on request, "
             "set scoring.pools.gpu, for example {max: 4}",
             ", ".join(names[index] for index in sorted(slow)),
             resources_of(configs.gpu),
@@ -67,6 +67,6 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
 
 
 def resources_of(pool: PoolConfig) -> dict[str, float]:
-    """What one actor asks for."""
+    """Return the resources that one actor asks for."""
     wanted = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     return {name: amount for name, amount in wanted.items() if amount}

@@ -1,4 +1,4 @@
-"""Adds up what shards report, and stops the job when too much fails."""
+"""Adds up the shards' statistics, and stops the job if too much fails."""
 
 import logging
 import time
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 _JUDGED = 1000
-"""Failures are judged from this number of segments or records on, or at the end."""
+"""Failures are judged once there are this many segments or records, or at the end."""
 _TOLERATED_RECORDS = 10
-"""So many rejected records never stop a job, unless they are more than half of all."""
+"""This many rejected records never stop a job, unless they are more than half of all records."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreProgress:
-    """Where a job stands. Counts include what earlier runs of the same job did; the rate is this run's."""
+    """The progress of a job. Counts include earlier runs of the same job; the rate is this run's."""
 
     stats: CorpusStats
     """Documents, segments, characters, rejected records and failures so far."""
@@ -32,7 +32,7 @@ class ScoreProgress:
     shards: int
     bytes_left: int
     bytes_here: int
-    """Done by this run."""
+    """Bytes that this run has done."""
     elapsed_s: float
 
     @property
@@ -45,7 +45,7 @@ class ScoreProgress:
 
 
 class ProgressTracker:
-    """Adds up what shards report, and stops the job when too much fails. Memory does not grow with the corpus."""
+    """Adds up the shards' statistics, and stops the job if too much fails. Memory does not grow with the corpus."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ProgressTracker:
         listed = sorted(self.done)
         for shard, footer in zip(listed, read_footers([place.part(shard) for shard in listed]), strict=True):
             if footer is None or footer["shard"] != plan.digest(shard):
-                log.warning("%s is of another job or damaged; it is written anew", place.part(shard))
+                log.warning("%s is damaged or belongs to another job; the job writes it again", place.part(shard))
                 self.done.remove(shard)
             else:
                 self.stats.merge(CorpusStats.from_json(footer["stats"]))
@@ -76,7 +76,7 @@ class ProgressTracker:
         self._tell()
 
     def start_clock(self) -> None:
-        """The rate is of scoring, not of starting Ray."""
+        """Start the clock of the rate now, so that it does not include starting Ray."""
         self._begin = time.monotonic()
 
     def shard_done(self, shard: int, stats: CorpusStats) -> None:
@@ -95,24 +95,24 @@ class ProgressTracker:
             failed = scorer.failed.total()
             if failed > self._limit * self.stats.segments:
                 what = f"{name} could not score {failed} of {self.stats.segments} segments"
-                raise self._too_many(what, scorer.failed, remedy="mend the scorer")
+                raise self._too_many(what, scorer.failed, remedy="fix the scorer")
 
     def _judge_records(self, *, final: bool) -> None:
-        # That a file is empty is no failure.
+        # An empty file is not a failure.
         rejected = self.stats.rejected - Counter(empty=self.stats.rejected["empty"])
         records = self.stats.documents + rejected.total()
         if records < _JUDGED and not final:
             return
         if rejected.total() > max(self._limit * records, min(_TOLERATED_RECORDS, records / 2)):
             what = f"{rejected.total()} of {records} records could not be read"
-            raise self._too_many(what, rejected, remedy=f"mend the input ({self._place.name(REJECTED)} names it)")
+            raise self._too_many(what, rejected, remedy=f"fix the input (see {self._place.name(REJECTED)})")
 
     def _too_many(self, what: str, failed: Counter[str], *, remedy: str) -> IncompleteError:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common(5))
         return IncompleteError(
             f"{what} ({reasons}), more than scoring.max_failed_fraction={self._limit}; stopped after "
             f"{len(self.done)} of {len(self._sizes)} shards, which stay in {self._place.path}; raise that fraction to "
-            f"go on, or {remedy} and give --restart"
+            f"continue, or {remedy} and give --restart"
         )
 
     def _tell(self) -> None:

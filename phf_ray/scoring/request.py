@@ -1,4 +1,4 @@
-"""What a user asks to be scored, and how."""
+"""The request of a scoring job: input, configuration and limits."""
 
 import logging
 from collections import Counter
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """What a user asks to be scored, and how."""
+    """The input, configuration and limits of a scoring job."""
 
     config: Config
     inputs: Sequence[str]
     limit: int | None = None
-    """Records in all."""
+    """Maximum number of records in total."""
     text_column: str | None = None
     shard_bytes: int | None = None
-    """Text per shard; None: from the size of the corpus."""
+    """Bytes of text per shard; None: derived from the size of the corpus."""
 
     def setup(self) -> ScoringSetup:
         return ScoringSetup(
@@ -39,7 +39,7 @@ class ScoringRequest:
         )
 
     def key(self) -> dict[str, Any]:
-        """What must stay the same for a job to be resumed."""
+        """Return the settings that must not change when a job is resumed."""
         return {
             "scoring.scorers": [dict(scorer) for scorer in scorer_configs(self.config)],
             "scoring.segmenter": self.config.scoring.segmenter,
@@ -53,7 +53,7 @@ class ScoringRequest:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
             )
-            log.info("%d files are read; of other kinds and left out: %s", len(found.files), others)
+            log.info("reading %d files; skipping files of other kinds: %s", len(found.files), others)
         check_columns(found.files, text_column=self.text_column)
         return found.files
 
@@ -62,11 +62,11 @@ class ScoringRequest:
 
 
 def identify_scorers(request: ScoringRequest) -> tuple[ScorerIdentity, ...]:
-    """Builds every scorer once, in a process of its own, so errors of their configuration come before any work."""
+    """Build every scorer once, in a separate process, so that configuration errors appear before any work starts."""
     process = ScoringProcess(request.setup())
     process.close()
     names = Counter(identity.name for identity in process.identities)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise ConfigError(f"two scorers are called {twice[0]!r}; give one of them another `name:`")
+        raise ConfigError(f"two scorers are named {twice[0]!r}; give one of them another `name:`")
     return process.identities

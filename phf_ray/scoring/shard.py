@@ -1,6 +1,6 @@
-"""Scores one shard: reads it, scores it, commits it as one part.
+"""Scores one shard: reads it, scores it, and commits it as one part.
 
-Scorers that need a GPU form a second stage with actors of its own; between the stages a shard rests under `_tmp/`.
+Scorers that need a GPU form a second stage with its own actors. Between the stages a shard is stored under `_tmp/`.
 """
 
 import json
@@ -33,15 +33,15 @@ _BATCH_DOCUMENTS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ScoringStage:
-    """One pool of actors and what it does to a shard."""
+    """The work that one pool of actors does on a shard."""
 
     setup: ScoringSetup
-    """With the scorers of this stage only."""
+    """Setup with only the scorers of this stage."""
     identities: tuple[dict[str, Any], ...]
     scorers_before: tuple[str, ...]
-    """Names of the scorers whose scores a shard brings along, from the input or from the stage before."""
+    """Names of the scorers whose scores a shard already has, from the input or the previous stage."""
     scorers: tuple[str, ...]
-    """All names in the order of the columns."""
+    """All names, in the order of the columns."""
     output: str
     text_column: str | None
     is_first: bool
@@ -49,7 +49,7 @@ class ScoringStage:
 
     @property
     def scorers_after(self) -> tuple[str, ...]:
-        """In the order of the columns."""
+        """Names of the scorers whose scores a shard has after this stage, in the order of the columns."""
         mine = {*self.scorers_before, *(identity["name"] for identity in self.identities)}
         return tuple(name for name in self.scorers if name in mine)
 
@@ -57,9 +57,9 @@ class ScoringStage:
 def score_records(
     records: Iterable[Record], process: ScoringProcess, writer: PartWriter, *, counted: Callable[[CorpusStats], None]
 ) -> None:
-    """Documents of a shard through the scorers into its part. While one batch is scored the next is read.
+    """Score the documents of a shard and write them to its part. The next batch is read while one is scored.
 
-    `counted` is called now and then with the writer's statistics.
+    Calls `counted` with the writer's statistics after each batch except the last.
     """
     scored: list[tuple[Document | Segmented, ScoringTask]] | None = None
     for batch in _batches(records, writer):
@@ -117,7 +117,7 @@ def _write(
 
 
 class ShardScorer:
-    """One scoring process, one shard a call."""
+    """Owns a scoring process and scores one shard per call."""
 
     def __init__(self, stage: ScoringStage):
         self._stage = stage
@@ -125,7 +125,7 @@ class ShardScorer:
         identities = tuple(as_stored_json(identity.to_json()) for identity in self._process.identities)
         if identities != stage.identities:
             raise ConfigError(
-                f"{platform.node()} would score differently: {identities}, the job began with {stage.identities}; "
+                f"{platform.node()} would score differently: {identities}; the job began with {stage.identities}; "
                 "install the same versions on all nodes"
             )
 
@@ -133,7 +133,7 @@ class ShardScorer:
         stage, output = self._stage, CorpusFolder(self._stage.output)
         shard, staged = int(row["shard"]), str(row["staged"])
         if stage.is_last and (done := output.stats_of(shard, digest=row["digest"])) is not None:
-            # Ray may ask again when a node dies after the commit; what the stage before left is gone by then.
+            # If a node dies after the commit, Ray may send the shard again. The staged file may be gone by then.
             if staged:
                 remove_file(staged)
             return {**row, "staged": "", "stats": json.dumps(done.to_json())}
@@ -165,7 +165,7 @@ class ShardScorer:
         self._process.close()
 
     def count(self, stats: CorpusStats) -> None:
-        """Called with the statistics of the shard in work, now and then and at its end."""
+        """Called with the current shard's statistics, between batches and at its end."""
 
 
 def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) -> Iterator[Record]:
@@ -179,9 +179,9 @@ def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) 
 
 
 def count_reused(pieces: Sequence[Mapping[str, Any]], writer: PartWriter) -> None:
-    """Texts that were cut when the scores that are taken over were computed.
+    """Add the number of texts that were truncated when the reused scores were computed.
 
-    Known for each part of the input: it counts for the shard that has the part's first row, whole also under --limit.
+    Each part of the input has one such number. The shard with the part's first row gets all of it, even under --limit.
     """
     for entry in pieces:
         reused = set(entry["reuse"]) & set(writer.stats.scorers)
@@ -193,7 +193,7 @@ def count_reused(pieces: Sequence[Mapping[str, Any]], writer: PartWriter) -> Non
 
 
 def read_staged(path: str, *, scorers: Sequence[str], writer: PartWriter) -> Iterator[Segmented]:
-    """What the stage before left; what it counted beside documents goes to `writer` at once."""
+    """Yield the documents that the previous stage stored. Adds that stage's other counts to `writer` first."""
     footer = read_footer(path)
     assert footer is not None, path
     before = CorpusStats.from_json(footer["stats"])

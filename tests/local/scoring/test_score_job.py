@@ -71,7 +71,7 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
 
 def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "x\n"})
-    with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*is \{'CPU': 4\.0\}.*ask for less"):
+    with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*has only \{'CPU': 4\.0\}.*ask for less"):
         run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"), executor=RayScoring())
 
 

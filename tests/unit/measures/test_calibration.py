@@ -113,7 +113,7 @@ def test_a_calibration_comes_back_from_its_file():
     mapping = calibrate(np.arange(20), np.arange(20) % 7, threshold=3, scorer={"name": "toxicity"})
     assert parse_calibration(mapping.model_dump_json(), source="m.json") == mapping
     falling = mapping.model_dump() | {"old": mapping.old[::-1]}
-    with pytest.raises(DataError, match=r"m.json is no calibration .*must not fall"):
+    with pytest.raises(DataError, match=r"m.json is not a calibration .*must not fall"):
         parse_calibration(json.dumps(falling), source="m.json")
     with pytest.raises(DataError, match="give at least 10"):
         calibrate(np.arange(9), np.arange(9), threshold=3)

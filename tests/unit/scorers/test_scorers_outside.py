@@ -169,10 +169,10 @@ def test_training_on_the_scores_does_not_need_the_scorer(write, tmp_path, caplog
     [
         ("no_such_module:X", r"'no_such_module' can't be imported \(ModuleNotFoundError.*on every node.*py_modules"),
         ("my_scorers:ShoutScorer", r"'my_scorers' has no ShoutScorer; its scorers are ShoutingScorer"),
-        ("my_scorers:NOT_A_SCORER", r"NOT_A_SCORER is no subclass of phf_ray\.scorers\.Scorer but 3"),
-        ("my_scorers:ShoutingSettings", r"ShoutingSettings is no subclass"),
-        ("my_scorers:", r"names no class in a module; write my_module:MyScorer"),
-        (":X", r"names no class in a module"),
+        ("my_scorers:NOT_A_SCORER", r"NOT_A_SCORER is not a subclass of phf_ray\.scorers\.Scorer but 3"),
+        ("my_scorers:ShoutingSettings", r"ShoutingSettings is not a subclass"),
+        ("my_scorers:", r"does not name a class in a module; write my_module:MyScorer"),
+        (":X", r"does not name a class in a module"),
         ("ShoutingScorer", r"unknown scorer class_name 'ShoutingScorer'; choose one of .* write my_module:MyScorer"),
     ],
 )

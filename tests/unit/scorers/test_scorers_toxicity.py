@@ -236,7 +236,7 @@ def test_a_checkpoint_that_holds_code_is_refused(tmp_path, base, capsys):
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, base):
     (tmp_path / "noise.ckpt").write_bytes(b"noise")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
-    for name, message in [("noise.ckpt", "can't be read"), ("other.ckpt", "is no Detoxify checkpoint")]:
+    for name, message in [("noise.ckpt", "can't be read"), ("other.ckpt", "is not a Detoxify checkpoint")]:
         with pytest.raises(DataError, match=message):
             build_scorer(
                 {"class_name": "DetoxifyToxicityScorer", "path": str(tmp_path / name), "config_path": str(base)}

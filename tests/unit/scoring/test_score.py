@@ -397,7 +397,7 @@ def test_a_model_that_runs_on_cpus_is_told_of(sources, tmp_path, caplog, executo
     run_scoring(asked, str(tmp_path / "out"), executor=executor)
     (told,) = [record for record in caplog.records if "on CPUs" in record.getMessage()]
     assert told.levelname == level
-    assert told.getMessage().startswith("words: on CPUs, as nothing here has {'CPU': 1.0, 'GPU': 1.0}")
+    assert told.getMessage().startswith("words: on CPUs, because nothing here has {'CPU': 1.0, 'GPU': 1.0}")
     assert "set scoring.pools.gpu" in told.getMessage()
 
 
@@ -452,7 +452,7 @@ def test_actors_that_can_never_fit_are_refused_at_once(monkeypatch, asked):
     fake_cluster(monkeypatch, address=None, nodes=1, CPU=4.0)
     with pytest.raises(
         ConfigError,
-        match=r"scoring\.pools\.cpu: an actor asks for \{'CPU': .*is \{'CPU': 4\.0.*ask for less.*RAY_ADDRESS",
+        match=r"scoring\.pools\.cpu: an actor asks for \{'CPU': .*has only \{'CPU': 4\.0.*ask for less.*RAY_ADDRESS",
     ):
         begin_on_ray(monkeypatch, **asked)
     begin_on_ray(monkeypatch, num_cpus=4)
