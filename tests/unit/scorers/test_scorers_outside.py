@@ -110,7 +110,7 @@ def test_a_changed_source_is_another_scorer_and_is_not_mixed_with_the_old_one(wr
     with pytest.raises(ConfigError, match=r"scorer shouting: versions was .*my_scorers.*sha256:.* is .*--restart"):
         run(asked, tmp_path / "out")
     warn_of_other_scorers(asked.config, [corpus])
-    assert "old WAS SCORED BY ANOTHER SCORER (shouting)" in caplog.text
+    assert "old WAS SCORED BY A DIFFERENT SCORER (shouting)" in caplog.text
     after = run(asked, tmp_path / "out", restart=True)
     assert after.scorer["versions"] != before.scorer["versions"]
     # A corpus as input keeps only scores of a scorer that has not changed.
