@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 PATIENCE_S = 420
 NUM_FILES = 10
-NUM_SAMPLES = 1600
+NUM_SAMPLES = 2400
 
 DRIVER = """
 import sys
