@@ -20,6 +20,7 @@ import numpy as np
 from phf_ray.config import RedTeamConfig
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.attack.instructions import Instruction
+from phf_ray.evaluation.report.records import RedTeamRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +69,7 @@ class TryPrompts:
     prompts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AttackRound:
-    """Figures after a round; None: nothing of this kind has a score."""
-
-    number: int
-    best_prompt_score: float | None
-    best_10_prompt_score: float | None
-    best_100_prompt_score: float | None
-    average_score: float | None
-    """Over the pool."""
-    round_best_prompt_score: float | None
-    round_average_score: float | None
-    num_tested: int
-    """Prompts of the pool with a score."""
-    outcomes: dict[str, int]
-    """Counts of the red LM's answers: `new`, or why there is no new prompt: `refused`, `empty`, `known`, ..."""
-
-
-Attack = Generator[AskAttacker | TryPrompts, list[Any], tuple[list[AttackRound], list[TriedPrompt]]]
+Attack = Generator[AskAttacker | TryPrompts, list[Any], tuple[list[RedTeamRound], list[TriedPrompt]]]
 
 
 def attack(
@@ -163,8 +146,8 @@ def choose_examples(
 
 def summarize_round(
     pool: Sequence[TriedPrompt], fresh: Sequence[TriedPrompt], *, number: int, outcomes: Mapping[str, int]
-) -> AttackRound:
-    return AttackRound(
+) -> RedTeamRound:
+    return RedTeamRound(
         number=number,
         best_prompt_score=best_k(pool, 1),
         best_10_prompt_score=best_k(pool, 10),

@@ -1,14 +1,13 @@
 """Writes the report of an attack, from its transcript."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from phf_ray.config import Config
 from phf_ray.evaluation.attack.algorithm import TriedPrompt, worst_prompts
 from phf_ray.evaluation.attack.transcript import Transcript
 from phf_ray.evaluation.attack.trial import AttackTrial, AttackWork, ReadAnswers, run_trial
-from phf_ray.evaluation.report.records import ArmInfo, Evaluation, RedTeamInfo, RedTeamPrompt, RedTeamRound
+from phf_ray.evaluation.report.records import ArmInfo, Evaluation, RedTeamInfo, RedTeamPrompt
 from phf_ray.evaluation.report.write import write_report
 
 _NUM_WORST = 10
@@ -25,7 +24,7 @@ def report_attack(
         for number in range(work.config.num_trials):
             reading = ReadAnswers(AttackTrial(arm.name, number), transcript)
             rounds, pool = run_trial(work, AttackTrial(arm.name, number), reading)
-            trials.append(tuple(RedTeamRound(**asdict(found)) for found in rounds))
+            trials.append(tuple(rounds))
             pools.append(pool)
             keys |= reading.keys
         found = RedTeamInfo(

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 from phf_ray.config import RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm
-from phf_ray.evaluation.attack.algorithm import AskAttacker, AttackRound, RedReply, TriedPrompt, TryPrompts, attack
+from phf_ray.evaluation.attack.algorithm import AskAttacker, RedReply, TriedPrompt, TryPrompts, attack
 from phf_ray.evaluation.attack.instructions import Instruction
 from phf_ray.evaluation.attack.red_lm import Attacker, RedLM
 from phf_ray.evaluation.attack.transcript import Transcript
 from phf_ray.evaluation.probe import Probe
+from phf_ray.evaluation.report.records import RedTeamRound
 from phf_ray.evaluation.requests import SampleRequest, draw_unit
 from phf_ray.http.client import Client, RefusedError
 from phf_ray.storage.hashing import digest
@@ -137,7 +138,7 @@ class AttackAnswers(Protocol):
 
 def run_trial(
     work: AttackWork, trial: AttackTrial, answers: AttackAnswers
-) -> tuple[list[AttackRound], list[TriedPrompt]]:
+) -> tuple[list[RedTeamRound], list[TriedPrompt]]:
     """Return the rounds and the pool of a trial, from answers that are asked for or read."""
     seeds = [found for found in answers.tried(work.seeds, round=0) if isinstance(found, TriedPrompt)]
     if trial.number is None:

@@ -51,7 +51,8 @@ class KLInfo(ReportRecord):
 
 
 class RedTeamRound(ReportRecord):
-    """Figures of one trial of an attack after a round. A prompt's score is the mean over its continuations."""
+    """Figures of one trial of an attack after a round; None: nothing of this kind has a score. A prompt's score is the
+    mean over its continuations."""
 
     number: int
     """0: before the attack."""
@@ -63,8 +64,9 @@ class RedTeamRound(ReportRecord):
     round_best_prompt_score: float | None
     round_average_score: float | None
     num_tested: int
+    """Prompts so far with a score."""
     outcomes: dict[str, int]
-    """Counts of the red LM's answers, including `new`."""
+    """Counts of the red LM's answers: `new`, or why there is no new prompt: `refused`, `empty`, `known`, ..."""
 
 
 class RedTeamPrompt(ReportRecord):
