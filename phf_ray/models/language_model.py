@@ -80,6 +80,17 @@ class LanguageModel(nn.Module):
         self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
     ) -> ObjectiveOutput:
         hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
+        return self.learn(hidden_BSD, input_ids_BS, token_scores_BS, token_kinds_BS, objective)
+
+    def learn(
+        self,
+        hidden_BSD: Tensor,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        objective: Objective,
+    ) -> ObjectiveOutput:
+        """Pass hidden states, head and values to the objective."""
         weight_VD, bias_V, scale = self.head()
         if scale != 1:
             bias_V = None if bias_V is None else bias_V * scale
