@@ -8,7 +8,7 @@ from typing import Any
 
 from phf_ray.exports import load_export
 
-_EXPORTS = {"BlockDataset": "trainer", "PHFTrainer": "trainer"}
+_EXPORTS = {"BlockDataset": "dataset", "PHFTrainer": "trainer"}
 
 
 def __getattr__(name: str) -> Any:
