@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
 from phf_ray.config import Config, task_path
+from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
 
@@ -29,6 +30,8 @@ log = logging.getLogger("jobs.train_lm")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = config_from(arguments)
+    if arguments.run_name is None:
+        arguments.run_name = default_run_name(arguments.task, arguments.method)
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
@@ -49,6 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
 
+    summary = _train(arguments, config, directory=directory, checkpoint_path=checkpoint_path)
+    print(directory.path / summary["checkpoint"])
+    _push(config, directory)
+    missing = _missing_evaluations(summary)
+    if missing:
+        raise IncompleteError(
+            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
+            "their folders in evaluations/"
+        )
+    return 0
+
+
+def _train(
+    arguments: argparse.Namespace, config: Config, *, directory: "RunDirectory", checkpoint_path: str | None
+) -> dict[str, Any]:
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
@@ -62,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.training.value_range import check_value_range
 
     corpora = [_absolute(source) for source in config.dataset.datasets]
-    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{storage_path}/blocks", builder=build_groups)
+    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
     plan = plan_training(
@@ -77,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.training.effective_batch_size,
         config.dataset.seq_length,
     )
-    summary = run_training(
+    return run_training(
         config,
         plan=plan,
         run=directory,
@@ -86,15 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
         helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
     )
-    print(directory.path / summary["checkpoint"])
-    _push(config, directory)
-    missing = _missing_evaluations(summary)
-    if missing:
-        raise IncompleteError(
-            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
-            "their folders in evaluations/"
-        )
-    return 0
+
+
+def default_run_name(task: str, method: str | None) -> str:
+    """Return a name after task and method: `pep8-mle`, `toxicity-finetune-ul_finetune`."""
+    file = task_path(task).resolve()
+    parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
+    return "-".join(parts if method is None else [*parts, Path(method).stem])
 
 
 def _push(config: Config, directory: "RunDirectory") -> None:
@@ -120,13 +136,18 @@ def parser() -> argparse.ArgumentParser:
         "train_lm",
         __doc__.split("\n")[0],
         examples=(
-            "--task pep8 --method conditional --run-name a --storage-path runs --override dataset.datasets=[scored]",
+            "--task pep8 --method conditional --override dataset.datasets=[scored]",
+            "--task configs/toxicity/pretrain.yml --method configs/toxicity/mle.yml",
             "--task toxicity/finetune --method ul_finetune --run-name b --storage-path runs --dry-run",
         ),
     )
     add_config_arguments(parser, method=True)
-    parser.add_argument("--run-name", required=True, help="name of the run's folder below the storage path")
-    parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
+    parser.add_argument(
+        "--run-name", help="name of the run's folder below the storage path; default: after task and method (pep8-mle)"
+    )
+    parser.add_argument(
+        "--storage-path", default="runs", metavar="DIR", help="storage that all workers see (default: ./runs)"
+    )
     parser.add_argument(
         "--checkpoint-path",
         metavar="DIR",

@@ -36,6 +36,17 @@ def test_a_task_is_found_by_name(name, file):
     assert load_config(name) == load_config(CONFIGS / file)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["configs/pep8/finetuning.yml", "pep8/finetuning", str(CONFIGS / "pep8" / "finetuning.yml")],
+)
+def test_the_original_name_of_the_task_that_finetunes_is_another_name_of_it(name, elsewhere):
+    assert load_config(name, "configs/pep8/ul_finetune.yml") == load_config("pep8/finetune", "ul_finetune")
+    own = elsewhere / "finetuning.yml"
+    own.write_text("training: {seed: 7}\n")
+    assert load_config("finetuning.yml").training.seed == 7
+
+
 @pytest.mark.parametrize("name", ["conditional", "conditional_finetune", "pep8/conditional"])
 def test_a_method_is_found_beside_its_task_or_by_both_names(name):
     file = CONFIGS / "pep8" / f"{name.removeprefix('pep8/')}.yml"
