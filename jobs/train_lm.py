@@ -67,11 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
     arguments: argparse.Namespace, config: Config, *, directory: "RunDirectory", checkpoint_path: str | None
 ) -> dict[str, Any]:
+    from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
+
+    sets = read_eval_sets(config)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
     from phf_ray.blocks.manifest import read_block_manifest
-    from phf_ray.blocks.on_ray import build_groups
+    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
     from phf_ray.blocks.thresholds import resolve_thresholds
     from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.driver import Helpers, Tracking, run_training
@@ -83,11 +86,19 @@ def _train(
     blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
+    eval_sets = store_eval_sets(
+        config,
+        sets,
+        parts=[part for group in blocks.groups for part in group.parts],
+        folder=f"{directory.path.parent}/blocks/eval_sets",
+        counter=overlaps_on_ray,
+    )
     plan = plan_training(
         config,
         manifest=read_block_manifest(blocks.root),
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
+        eval_sets=eval_sets,
     )
     log.info(
         "%d steps of %d sequences, %d tokens each",

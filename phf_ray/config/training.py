@@ -41,6 +41,8 @@ class TrainingConfig(Section):
     inspect_every_n_micro_batches: Positive | None = 10_000
     """Micro-batches between checks that decode, rescore and measure a worker's input (`debugging/...`), starting at the
     first step; null: never."""
+    eval_steps: Positive | None = None
+    """Steps between measurements of dataset.eval_datasets; null: once per pass through the data. Always at the end."""
     save_steps: Positive | None = None
     """Steps between checkpoints; null: only at the end."""
     save_total_limit: Positive | None = None
