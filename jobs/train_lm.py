@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = config_from(arguments)
     if arguments.run_name is None:
-        arguments.run_name = default_run_name(arguments.task, arguments.method)
+        arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
@@ -117,11 +117,11 @@ def _train(
     )
 
 
-def default_run_name(task: str, method: str | None) -> str:
-    """Return a name after task and method: `pep8-mle`, `toxicity-finetune-ul_finetune`."""
+def default_run_name(task: str, method: str | None, *, shape: str | None = None) -> str:
+    """Return a name after task, shape of the model and method: `pep8-mle`, `toxicity-finetune-1b-ul_finetune`."""
     file = task_path(task).resolve()
     parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
-    return "-".join(parts if method is None else [*parts, Path(method).stem])
+    return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
 def _push(config: Config, directory: "RunDirectory") -> None:
@@ -153,6 +153,12 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add_config_arguments(parser, method=True)
+    parser.add_argument(
+        "--model",
+        dest="shape",
+        metavar="NAME|FILE",
+        help="shape of a new model in place of the task's: 124m, 350m, 1b, 3b, 7b (Llama), 124m_gpt2 ..., or a file",
+    )
     parser.add_argument(
         "--run-name", help="name of the run's folder below the storage path; default: after task and method (pep8-mle)"
     )

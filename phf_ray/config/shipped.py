@@ -15,6 +15,8 @@ MAIN_TASKS = ("pretrain", "task")
 """Files that can be named by their folder alone, in order of precedence."""
 _TASKS = (*MAIN_TASKS, "finetune")
 """Files in a task's folder that are tasks. All others are methods."""
+_MODELS = "models"
+"""Folder of the models' shapes."""
 _OTHER_NAMES = {"finetuning": "finetune"}
 """Name of a file in the original code -> its name here."""
 
@@ -64,8 +66,23 @@ def _existing(path: str | Path) -> Path:
     return renamed if not found.exists() and renamed.exists() else found
 
 
+def model_path(model: str | Path) -> Path:
+    """Return the file of a model's shape: `350m` is `configs/models/350m.yml`; or a path.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(model, Path) or is_path(model):
+        return _existing(model)
+    found = _first_file([shipped_folder() / _MODELS / model])
+    if found is None:
+        names = sorted(path.stem for path in (shipped_folder() / _MODELS).glob("*.yml"))
+        raise ConfigError(_unknown("model", model, names))
+    return found
+
+
 def task_names() -> list[str]:
-    return sorted(name for folder in shipped_folder().glob("*/") for name in _tasks_in(folder))
+    folders = (folder for folder in shipped_folder().glob("*/") if folder.name != _MODELS)
+    return sorted(name for folder in folders for name in _tasks_in(folder))
 
 
 def method_names(task: Path) -> list[str]:

@@ -23,6 +23,8 @@ class TrainingConfig(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
+    tf32: bool = False
+    """true: NVIDIA GPUs multiply fp32 matrices in TF32, with 10 bits of mantissa; no effect elsewhere."""
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     document_mask: bool = False

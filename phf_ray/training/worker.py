@@ -68,6 +68,7 @@ class TrainingWorker:
         self._rank, self._world_size = ranks.rank, ranks.world_size
         self._config = parse_config(job.config)
         self._plan = TrainingPlan(**job.plan)
+        torch.set_float32_matmul_precision("high" if self._config.training.tf32 else "highest")
         self._device = ranks.device
         self._tokenizer = load_tokenizer(self._config.tokenizer)
         self._manifest = read_block_manifest(job.blocks_path)
