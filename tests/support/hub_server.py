@@ -3,7 +3,7 @@
     root/models/owner/name/main/config.json     file of a model at the revision `main`
     root/datasets/wikitext/main/README.md       data set without an owner, as the old ones are
 
-Files over 1 kB come by a redirect to another path, like the hub's large files. Huggingface_hub finds this server through
+Files over 1 kB come by a redirect to another host, like large files of the hub. huggingface_hub finds this server by
 HF_ENDPOINT, which it reads when it is imported: use it in a process of its own.
 """
 
