@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.errors import ConfigError, PhfError
+from phf_ray.errors import ConfigError, PhfError, ServiceError
 
-_NAME = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_NAME = re.compile(r"(?P<id>(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _ABOUT = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configuration, tokenizer and template; no code."""
 _SAFETENSORS = "*.safetensors"
@@ -31,17 +31,26 @@ def hub_model(text: str) -> HubModel | None:
 
     A path below a folder that exists is a path, so a mistyped `runs/mle` is not searched for on the hub.
     """
-    matched = _NAME.fullmatch(text)
-    if matched is None or Path(text).parts[0] in (".", "..") or Path(Path(text).parts[0]).exists():
+    model = parse_hub_model(text)
+    if model is None or "/" not in model.id or Path(Path(text).parts[0]).exists():
         return None
-    return HubModel(matched["id"], matched["revision"])
+    return model
+
+
+def parse_hub_model(text: str) -> HubModel | None:
+    """Return the model of this name, or None if the hub can't have a model of this name.
+
+    Unlike in `hub_model`, the owner may be missing: a few old models, such as gpt2, have none.
+    """
+    matched = _NAME.fullmatch(text)
+    return None if matched is None else HubModel(matched["id"], matched["revision"])
 
 
 def fetch_hub_model(model: HubModel, *, option: str, remedy: str | None = None) -> Path:
     """Return the model's folder in the hub's cache. Fetches what is missing there.
 
-    Raises ConfigError, beginning with `option`, if the hub has no such model, the licence is not accepted, the hub
-    can't be reached, or the repository has no weights that transformers reads.
+    Raises ConfigError, beginning with `option`, if the hub has no such model, the licence is not accepted, or the
+    repository has no weights that transformers reads; ServiceError if the hub can't be reached.
     """
     folder = _snapshot(model, (*_ABOUT, _SAFETENSORS), option=option, remedy=remedy)
     if not any(folder.glob(_SAFETENSORS)):
@@ -88,7 +97,7 @@ def explained(error: Exception, model: HubModel, *, option: str, remedy: str | N
             )
     fetch = f"phf fetch-models --hub {model}"
     advice = remedy or f"run `{fetch}` on a machine with internet, with HF_HOME on storage that all nodes see"
-    return ConfigError(
+    return ServiceError(
         f"{option} {model}: there is no such folder here, the hub's cache lacks it, and the hub can't be asked "
         f"({first_line(causes[-1])}); {advice}"
     )
