@@ -121,7 +121,7 @@ def _measure(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, lis
 
     config = _inputs(folder, threads=arguments.threads)
     corpora = list(config.dataset.datasets)
-    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here)
+    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here).root
     measured: dict[str, list[float]] = {"plain": [], "loop": []}
     waiting: list[float] = []
     if not arguments.without_ray:

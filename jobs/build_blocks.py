@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_ray()
         output = require_shared(output, flag="--output")
     tokenizer = load_tokenizer(config.tokenizer)
-    plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output)
+    plan = plan_blocks(
+        config, corpora=corpora, tokenizer=tokenizer, output_root=output, remembers=not arguments.dry_run
+    )
     if arguments.dry_run:
         num_parts = sum(len(group.parts) for group in plan.groups)
         print(f"{num_parts} parts in {len(plan.groups)} groups, sequences of {plan.sequence_length} tokens")

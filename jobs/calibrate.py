@@ -5,21 +5,28 @@ With --apply, adds a column `calibrated` on the old scale. Files are JSON lines 
 """
 
 import argparse
+import bz2
+import gzip
+import io
 import json
+import lzma
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
+from fsspec.utils import infer_compression
 
 from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.http.client import Client
 from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
+from phf_ray.storage.files import write_file, write_text
 
 SCORED_AT_ONCE = 256
 FEW_PAIRS = 1000
@@ -107,8 +114,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         [score for score, _ in pairs], [value for _, value in pairs], threshold=arguments.threshold, scorer=scorer
     )
     if not arguments.dry_run:
-        with fsspec.open(arguments.output, "wt", encoding="utf-8") as file:
-            file.write(mapping.model_dump_json(indent=2) + "\n")
+        write_text(arguments.output, mapping.model_dump_json(indent=2) + "\n")
     print(describe_mapping(mapping))
 
 
@@ -191,12 +197,22 @@ def _row(line: str, *, place: str) -> Row:
 
 
 def write_rows(path: str, rows: Sequence[Row]) -> None:
+    """Write Parquet or JSON lines, compressed as the suffix says."""
     if path.endswith(".parquet"):
-        with fsspec.open(path, "wb") as file:
-            pq.write_table(pa.Table.from_pylist(list(rows)), file)
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+        write_file(path, sink.getvalue())
     else:
-        with fsspec.open(path, "wt", encoding="utf-8", compression="infer") as file:
-            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+        compress = _COMPRESSORS.get(infer_compression(path), bytes)
+        write_file(path, compress("".join(f"{json.dumps(row)}\n" for row in rows).encode()))
+
+
+_COMPRESSORS: dict[str | None, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.compress,
+}
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:

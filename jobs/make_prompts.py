@@ -16,6 +16,7 @@ from pathlib import Path
 from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
+from phf_ray.storage.files import write_text
 
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo"}
 MAX_CHARACTERS = 160
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The hash picks from the whole library, and the choice hardly changes from one version of Python to the next.
     chosen = sorted(headers, key=lambda header: hashlib.blake2b(header.encode()).digest())[: arguments.num]
     lines = [json.dumps({"text": header}, ensure_ascii=True) + "\n" for header in chosen]
-    Path(arguments.output).write_text("".join(lines), encoding="utf-8")
+    write_text(arguments.output, "".join(lines))
     print(f"{arguments.output}: {len(lines)} prompts")
     return 0
 

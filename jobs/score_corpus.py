@@ -102,24 +102,31 @@ def parser() -> argparse.ArgumentParser:
 def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool) -> None:
     """Run the job, and write its `summary.json` however the job ends."""
     begin = time.monotonic()
-    summary: dict[str, Any] = {"job": "score_corpus", "status": "failed", "output": output}
     shown = _Shown()
-    place = CorpusFolder(output)
+
+    def write_summary(**facts: Any) -> None:
+        place = CorpusFolder(output)
+        # If the job refused to touch the folder, it must not write a summary there either.
+        if place.is_ours():
+            elapsed = {"elapsed_s": round(time.monotonic() - begin, 3)}
+            place.write_summary({"job": "score_corpus", "output": output} | facts | elapsed | shown.facts())
+
     try:
         manifest = run_scoring(
             request, output, append=append, restart=restart, progress=shown, executor=RayScoring(cli.start_ray)
         )
-        summary.update(status="complete", **_facts(manifest))
-        _print_result(manifest, output=output)
-    except PhfError as error:
-        summary["error"] = str(error)
-        raise
-    finally:
+    except BaseException as error:
         shown.close()
-        summary.update(elapsed_s=round(time.monotonic() - begin, 3), **shown.facts())
-        # If the job refused to touch the folder, it must not write a summary there either.
-        if place.is_ours():
-            place.write_summary(summary)
+        known = {"error": str(error)} if isinstance(error, PhfError) else {}
+        try:
+            write_summary(status="failed", **known)
+        except (OSError, PhfError) as second:
+            # The store may have failed the job, too. The job's own error says more.
+            log.warning("summary.json could not be written: %s", second)
+        raise
+    shown.close()
+    _print_result(manifest, output=output)
+    write_summary(status="complete", **_facts(manifest))
 
 
 def _facts(manifest: CorpusManifest) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.corpus.stored import open_corpora
 from phf_ray.measures.histogram import Histogram
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    manifest = read_corpus_manifest(arguments.corpus)
+    manifest = open_corpora([arguments.corpus])[0].manifest
     unit = _unit(manifest, arguments.scorer)
     print(f"{manifest.documents:,} documents, {manifest.segments:,} segments; {unit}; higher is worse")
     stats = manifest.scorer_stats(arguments.scorer)

@@ -55,18 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.blocks.manifest import read_block_manifest
     from phf_ray.blocks.on_ray import build_groups
     from phf_ray.blocks.thresholds import resolve_thresholds
-    from phf_ray.corpus.reader import read_corpus_manifest
     from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.driver import Helpers, Tracking, run_training
     from phf_ray.training.on_ray import fit_on_ray
     from phf_ray.training.plan import plan_training
+    from phf_ray.training.value_range import check_value_range
 
     corpora = [_absolute(source) for source in config.dataset.datasets]
-    blocks_path = ensure_blocks(config, corpora=corpora, output_root=f"{storage_path}/blocks", builder=build_groups)
-    thresholds = resolve_thresholds(config, manifests=[read_corpus_manifest(source) for source in corpora])
+    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{storage_path}/blocks", builder=build_groups)
+    thresholds = resolve_thresholds(config, manifests=blocks.manifests)
+    check_value_range(config, manifests=blocks.manifests)
     plan = plan_training(
         config,
-        manifest=read_block_manifest(blocks_path),
+        manifest=read_block_manifest(blocks.root),
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
     )
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config,
         plan=plan,
         run=directory,
-        blocks_path=blocks_path,
+        blocks_path=blocks.root,
         task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
         helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
@@ -167,10 +168,12 @@ def _print_plan(
     from phf_ray.training.speed import Speed, tried_speed
     from phf_ray.training.start import initial_model, starting_model
     from phf_ray.training.token_count import count_tokens
+    from phf_ray.training.value_range import check_value_range
 
     tokenizer = load_tokenizer(config.tokenizer)
     corpora = [_absolute(source) for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
+    check_value_range(config, manifests=blocks.manifests)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     shape = planned_shape(starting, tokenizer=tokenizer)
     speed: Speed | str

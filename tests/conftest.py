@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 from fake_s3 import serving
+from hypothesis import HealthCheck, settings
 from places import SUPPORT
 
 from jobs.cli import runtime_env_for, start_local
@@ -23,6 +24,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("score_runs")
 # Ray's workers import the fakes too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -34,15 +34,16 @@ def build_here(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTraine
         yield build_group(plan, group, tokenizer=tokenizer)
 
 
-def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, builder: GroupBuilder) -> str:
-    """Return the folder below `output_root` with the blocks of these corpora. Builds missing blocks.
+def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, builder: GroupBuilder) -> BlockPlan:
+    """Build missing blocks of these corpora below `output_root`. Return their plan, whose `root` is their folder.
 
     `builder` decides where they are built: `build_here`, or `build_groups` of `on_ray`.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output_root)
+    plan = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=output_root, remembers=True)
     warn_of_other_scorers(config, plan.corpora)
-    return build_blocks(plan, tokenizer=tokenizer, builder=builder)
+    build_blocks(plan, tokenizer=tokenizer, builder=builder)
+    return plan
 
 
 def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder: GroupBuilder) -> str:

@@ -19,12 +19,15 @@ from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
 from phf_ray.config import Config
-from phf_ray.corpus.reader import list_parts, read_corpus_manifest
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.stored import open_corpora
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
 _GROUP_BYTES = 2 << 20
+_MEMORY = "statistics"
+"""Folder next to the blocks with the statistics of data sets without a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +50,32 @@ class BlockPlan:
     thresholds: Mapping[str, float]
     tokenizer: Mapping[str, Any]
     corpora: tuple[SourceCorpus, ...]
+    manifests: tuple[CorpusManifest, ...]
+    """In the order of `corpora`."""
     groups: tuple[Group, ...]
 
 
 def plan_blocks(
-    config: Config, *, corpora: Sequence[str], tokenizer: PreTrainedTokenizerFast, output_root: str
+    config: Config,
+    *,
+    corpora: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    output_root: str,
+    remembers: bool = False,
 ) -> BlockPlan:
-    """Plan from the corpora's manifests and lists of parts. Writes nothing."""
+    """Plan from the corpora's manifests and lists of parts.
+
+    `remembers`: whether to keep the statistics of data sets without a manifest in `output_root`, for the next plan.
+    """
     if not corpora:
         raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
-    manifests = [read_corpus_manifest(path) for path in corpora]
+    memory = f"{output_root.rstrip('/')}/{_MEMORY}"
+    opened = open_corpora(corpora, memory=memory, remembers=remembers)
+    manifests = [corpus.manifest for corpus in opened]
     thresholds = resolve_thresholds(config, manifests=manifests)
     thresholds.pop("objective", None)  # blocks are the same for every objective
     packing = _packing_config(config, thresholds)
-    sized_parts = [_sized_parts(path) for path in corpora]
+    sized_parts = [[(part.file, part.size) for part in corpus.parts] for corpus in opened]
     identity = {
         "format": FORMAT,
         "sequence_length": config.dataset.seq_length,
@@ -82,13 +97,14 @@ def plan_blocks(
         tokenizer=_describe_tokenizer(tokenizer, packing=packing),
         corpora=tuple(
             SourceCorpus(
-                name=posixpath.basename(path.rstrip("/")),
-                fingerprint=manifest.fingerprint,
-                scorer=manifest.scorer,
-                segmenter=manifest.segmenter,
+                name=posixpath.basename(corpus.path.rstrip("/")),
+                fingerprint=corpus.manifest.fingerprint,
+                scorer=corpus.manifest.scorer,
+                segmenter=corpus.manifest.segmenter,
             )
-            for path, manifest in zip(corpora, manifests, strict=True)
+            for corpus in opened
         ),
+        manifests=tuple(manifests),
         groups=tuple(_groups(sized_parts, is_one_stream=config.compat is not None)),
     )
 
@@ -125,13 +141,6 @@ def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast, *, packing: PackingC
         tokens = [packing.conditional.aligned_token, packing.conditional.misaligned_token]
         described["control"] = {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
     return described
-
-
-def _sized_parts(path: str) -> list[tuple[str, int]]:
-    """Return the parts of a corpus with their bytes on disk."""
-    parts = list_parts(path)
-    filesystem, _ = open_filesystem(parts[0])
-    return [(part, int(filesystem.size(open_filesystem(part)[1]))) for part in parts]
 
 
 def _groups(corpora: Sequence[Sequence[tuple[str, int]]], *, is_one_stream: bool) -> Iterator[Group]:

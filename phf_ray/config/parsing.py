@@ -28,8 +28,11 @@ def load_config(task: str | Path, method: str | Path | None = None, overrides: S
     merged = read_yaml(task_file)
     if method is not None:
         merged = merge(merged, read_yaml(method_path(method, task=task_file)))
+    asked: dict[str, Any] = {}
     for override in overrides:
-        merged = merge(merged, _parse_override(override))
+        # First with each other, so that their order does not matter.
+        asked = _merge_keys(asked, _parse_override(override))
+    merged = merge(merged, asked)
     return parse_config(merged, source=" + ".join(str(part) for part in (task, method) if part is not None))
 
 
@@ -46,14 +49,20 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Co
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` over `base`: mappings key by key, anything else is replaced whole.
 
-    A section whose `name` changes (the objective) starts empty, so keys of the old kind do not leak into the new one.
+    If the name of the objective changes, its section starts empty: each objective has keys of its own.
     """
-    if "name" in over and "name" in base and over["name"] != base["name"]:
-        return dict(over)
+    merged = _merge_keys(base, over)
+    old, new = base.get("objective"), over.get("objective")
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and "name" in old and "name" in new:
+        merged["objective"] = merged["objective"] if old["name"] == new["name"] else dict(new)
+    return merged
+
+
+def _merge_keys(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = _merge_keys(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

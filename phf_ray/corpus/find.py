@@ -17,7 +17,7 @@ from phf_ray.corpus.layout import is_scored_corpus
 from phf_ray.corpus.reader import data_files, list_parts
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
-from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source
+from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source, stamp_of
 
 FileKind = Literal["text", "lines", "table"]
 
@@ -166,19 +166,11 @@ def _kind(name: str) -> FileKind | None:
 
 def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
     name = str(info["name"])
-    stamp = next(
-        (
-            info[key]
-            for key in ("ETag", "etag", "blob_id", "mtime", "LastModified", "updated", "created")
-            if info.get(key)
-        ),
-        "",
-    )
     return InputFile(
         root=full_name(filesystem, root),
         path=posixpath.relpath(name, root),
         # A file that the user named by path or glob is read, whatever its suffix.
         kind=_kind(name) or "text",
         size=int(info["size"] or 0),
-        stamp=str(stamp),
+        stamp=stamp_of(info),
     )

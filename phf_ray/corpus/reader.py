@@ -1,8 +1,6 @@
 """Reads scored corpora: phf-ray's own, and the unmodified data sets published with the original code."""
 
-import hashlib
 import json
-import logging
 import math
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,14 +10,11 @@ import fsspec
 
 from phf_ray.corpus.layout import MANIFEST, PLAN, REJECTED, SUCCESS, TEMPORARY, document_id, has_ours, parts_in
 from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
 from phf_ray.storage.files import full_name, store_errors
 from phf_ray.storage.listing import list_files, match_files, open_source
-
-log = logging.getLogger(__name__)
 
 
 def list_parts(path: str) -> list[str]:
@@ -131,34 +126,22 @@ def meta_text(record: Mapping[str, Any]) -> str:
     return meta if isinstance(meta, str) else json.dumps(meta or {}, ensure_ascii=True, default=str)
 
 
-def read_corpus_manifest(path: str) -> CorpusManifest:
-    """Return the manifest of a corpus. A data set without one is read through once for its statistics."""
+def has_manifest(path: str) -> bool:
+    """Whether jobs.score_corpus wrote a manifest for this corpus. Other data sets have none."""
     filesystem, root = open_source(path)
-    file = posixpath.join(root, MANIFEST)
     with store_errors(path):
-        has_manifest = filesystem.isdir(root) and has_ours(filesystem, root, MANIFEST)
-    if not has_manifest:
-        return _scan(path)
+        return bool(filesystem.isdir(root)) and has_ours(filesystem, root, MANIFEST)
+
+
+def read_corpus_manifest(path: str) -> CorpusManifest:
+    """Return the manifest of a corpus that jobs.score_corpus wrote. See `stored` for data sets without one."""
     list_parts(path)
+    if not has_manifest(path):
+        raise DataError(f"{path} has no {MANIFEST} of jobs.score_corpus; give the --output of a scoring job")
+    filesystem, root = open_source(path)
     try:
         with store_errors(path):
-            content = filesystem.cat_file(file)
+            content = filesystem.cat_file(posixpath.join(root, MANIFEST))
         return CorpusManifest.from_json(json.loads(content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}/{MANIFEST} is not a manifest of a scored corpus: {error!r}; score it again") from None
-
-
-def _scan(path: str) -> CorpusManifest:
-    parts = list_parts(path)
-    log.info("%s has no %s: reading its %d files for statistics", path, MANIFEST, len(parts))
-    stats = CorpusStats(scorers={"scores": ScorerStats()})
-    digest = hashlib.blake2b(digest_size=16)
-    for document in (document for part in parts for document in read_part(part)):
-        stats.documents += 1
-        stats.segments += len(document.texts)
-        stats.characters += sum(map(len, document.texts))
-        stats.scorers["scores"].add([(document.scores, document.errors)])
-        digest.update(f"{document.id} {[len(text) for text in document.texts]} {document.scores}".encode())
-    return CorpusManifest(
-        scorers=(), segmenter="unknown", stats=stats, fingerprint=digest.hexdigest(), num_parts=len(parts)
-    )

@@ -100,7 +100,9 @@ class PartWriter:
 
     def abandon(self) -> None:
         """Discard the part. Harmless after `commit`."""
-        self._writer.close()
+        # On a full disk, closing fails again, because it writes the footer. The first error is the one to show.
+        with contextlib.suppress(OSError):
+            self._writer.close()
         self._scratch.unlink(missing_ok=True)
 
     def _flush(self) -> None:

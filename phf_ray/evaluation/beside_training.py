@@ -23,6 +23,7 @@ from phf_ray.errors import ConfigError, PhfError
 from phf_ray.evaluation.models import parse_model
 from phf_ray.evaluation.prompts import read_prompts
 from phf_ray.runs.directory import RunDirectory
+from phf_ray.storage.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,8 @@ def _with_own_prompts(scenarios: list[dict[str, Any]], run: RunDirectory) -> lis
     for scenario in scenarios:
         if scenario["prompts_path"] is not None:
             path = run.evaluations / "prompts" / f"{scenario['name']}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
             prompts = read_prompts(scenario["prompts_path"])
-            path.write_text("".join(json.dumps({"text": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+            write_text(path, "".join(json.dumps({"text": prompt}) + "\n" for prompt in prompts))
             scenario = scenario | {"prompts_path": str(path)}
         found.append(scenario)
     return found

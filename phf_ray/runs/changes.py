@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from phf_ray.config import parse_config
+from phf_ray.errors import ConfigError
+
 # These settings may differ between two starts of one run. They do not change what is learned, except for the order of
 # fp32 sums and, with torch_compile, the masks that a dropout seed gives. The micro-batch size is not one of them:
 # dropout is drawn once per micro-batch, and under compat the loss is a mean over each micro-batch.
@@ -24,6 +27,17 @@ _MAY_CHANGE = {
     "training.hub_private_repo",
 }
 LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "compat")
+
+
+def with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored configuration with the keys that were added since it was written, at their defaults.
+
+    If this version no longer reads it, because a key is gone, return it unchanged.
+    """
+    try:
+        return parse_config(stored).model_dump(mode="json")
+    except ConfigError:
+        return stored
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, sections: Sequence[str]) -> list[str]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.runs.changes import LEARNED_FROM, changed_settings
+from phf_ray.runs.changes import LEARNED_FROM, changed_settings, with_defaults
 from phf_ray.runs.rows import EVALUATION, STEP, parse_row, row_key
+from phf_ray.runs.starts import may_be_under_way
 from phf_ray.storage.files import sync, write_text
 
 COMPLETE = "COMPLETE"
@@ -41,9 +42,12 @@ class RunDirectory:
     def prepare(self, *, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Create the directory, or check that it holds this run.
 
-        Raises ConfigError that lists the keys that differ.
+        A run that ended with nothing to keep gives its place to a run with other settings. Raises ConfigError that
+        lists the keys that differ.
         """
-        self.check(config=config, plan=plan)
+        if self._changes(config=config, plan=plan):
+            self.check(config=config, plan=plan)
+            self._forget_empty_run()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Write the plan first: the directory holds a run as soon as config.json exists.
         self._write_json("plan.json", plan)
@@ -51,18 +55,39 @@ class RunDirectory:
 
     def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
         """Raise ConfigError if the directory holds a run with another configuration or another `plan`, if given."""
+        changed = self._changes(config=config, plan=plan)
+        if not changed or self._is_empty_run():
+            return
+        remedy = "choose another --run-name, or undo these changes to resume"
+        if not self.complete_checkpoints():
+            remedy = f"the run has no checkpoint yet: stop it and remove {self.path}, or {remedy}"
+        raise ConfigError(
+            f"{self.path} holds a run with other settings:\n"
+            + "\n".join(f"  - {line}" for line in changed)
+            + f"\n{remedy}"
+        )
+
+    def _changes(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None) -> list[str]:
         before = self._read_json("config.json")
         if not before:
-            return
-        changed = changed_settings(before, config, sections=LEARNED_FROM)
+            return []
+        changed = changed_settings(with_defaults(before), with_defaults(config), sections=LEARNED_FROM)
         if plan is not None:
-            changed += changed_settings({"plan": self._read_json("plan.json")}, {"plan": plan}, sections=("plan",))
-        if changed:
-            raise ConfigError(
-                f"{self.path} holds a run with other settings:\n"
-                + "\n".join(f"  - {line}" for line in changed)
-                + "\nchoose another --run-name, or undo these changes to resume"
-            )
+            # An older version's plan lacks the figures that were added since. They follow from what is compared here.
+            old = self._read_json("plan.json")
+            new = {key: value for key, value in plan.items() if key in old}
+            changed += changed_settings({"plan": old}, {"plan": new}, sections=("plan",))
+        return changed
+
+    def _is_empty_run(self) -> bool:
+        """Whether no command works on the run, and the run failed before it had anything worth keeping."""
+        return not (self.complete_checkpoints() or self.read_summary() or may_be_under_way(self.path))
+
+    def _forget_empty_run(self) -> None:
+        for name in ("metrics.jsonl", "wandb_id", "owner.json", "failure.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.evaluations, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
 
     # --- Who writes ---
 

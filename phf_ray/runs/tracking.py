@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from phf_ray.errors import ConfigError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import EVALUATION, STEP
 from phf_ray.runs.samples import all_sample_tables, sample_tables
@@ -27,23 +30,9 @@ _EVAL_STEP = "objective/eval/tokens_seen_during_eval"
 class WandbTracker:
     """Sends a run's rows to Weights & Biases. A resumed run continues its wandb run."""
 
-    def __init__(self, run: RunDirectory, *, group: str | None, tags: Sequence[str], config: Mapping[str, Any]) -> None:
-        import wandb
-
+    def __init__(self, run: RunDirectory, wandb_run: Any) -> None:
         self._run = run
-        id_path = run.path / "wandb_id"
-        if not id_path.exists():
-            write_text(id_path, uuid.uuid4().hex[:12])
-        self._wandb_run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
-            id=id_path.read_text(encoding="utf-8"),
-            resume="allow",
-            name=run.path.name,
-            group=group,
-            tags=list(tags),
-            config=dict(config),
-            dir=str(run.path),
-        )
+        self._wandb_run = wandb_run
         self._wandb_run.define_metric("train/tokens_seen")
         self._wandb_run.define_metric("*", step_metric="train/tokens_seen")
         self._defined: set[str] = set()
@@ -92,9 +81,35 @@ def _as_wandb(value: Any) -> Any:
     return wandb.Table(columns=list(value["columns"]), data=[list(row) for row in value["rows"]])
 
 
+_MODES = ("online", "offline", "shared", "disabled", "run", "dryrun")
+
+
 def wants_wandb() -> bool:
-    mode = os.environ.get("WANDB_MODE")
-    return mode != "disabled" and (mode is not None or "WANDB_API_KEY" in os.environ)
+    """Whether the environment asks for Weights & Biases. An empty variable counts as one that is not set.
+
+    Raises ConfigError for a WANDB_MODE that wandb does not know.
+    """
+    mode = os.environ.get("WANDB_MODE", "").strip()
+    if mode and mode not in _MODES:
+        raise ConfigError(f"WANDB_MODE={mode!r} is unknown; use one of {', '.join(_MODES)}, or unset it")
+    return mode != "disabled" and bool(mode or os.environ.get("WANDB_API_KEY", "").strip())
+
+
+def _init(**settings: Any) -> Any:
+    """Return a wandb run, or None with a warning if wandb is not available. Raises ConfigError for a bad setting."""
+    # wandb refuses many of its variables if they are empty, as a manifest or a shell leaves them.
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
+        del os.environ[name]
+    import wandb
+
+    try:
+        return wandb.init(project=os.environ.get("WANDB_PROJECT", "phf-ray"), resume="allow", **settings)
+    except wandb.errors.Error as error:
+        log.warning("wandb is not available (%s); everything is on disk, in %s", error, settings["dir"])
+        return None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"wandb refuses its settings: {problems}; correct or unset these WANDB_ variables") from None
 
 
 def start_tracker(
@@ -103,13 +118,18 @@ def start_tracker(
     """Return None if wandb is not requested or does not answer; metrics.jsonl has everything."""
     if not wants_wandb():
         return None
-    import wandb
-
-    try:
-        return WandbTracker(run, group=group, tags=tags, config=config)
-    except wandb.errors.Error as error:
-        log.warning("wandb is not available (%s); the run continues, and metrics.jsonl has everything", error)
-        return None
+    id_path = run.path / "wandb_id"
+    if not id_path.exists():
+        write_text(id_path, uuid.uuid4().hex[:12])
+    wandb_run = _init(
+        id=id_path.read_text(encoding="utf-8"),
+        name=run.path.name,
+        group=group,
+        tags=list(tags),
+        config=dict(config),
+        dir=str(run.path),
+    )
+    return None if wandb_run is None else WandbTracker(run, wandb_run)
 
 
 _FINISHED_STEPS = {
@@ -141,21 +161,15 @@ def track_finished(
     """
     if not wants_wandb():
         return False
-    import wandb
-
-    try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "phf-ray"),
-            id=hashlib.blake2b(identity.encode(), digest_size=6).hexdigest(),
-            resume="allow",
-            name=name,
-            group=group,
-            config=dict(config),
-            dir=str(directory),
-            reinit="finish_previous",
-        )
-    except wandb.errors.Error as error:
-        log.warning("wandb is not available (%s); report.json has everything", error)
+    run = _init(
+        id=hashlib.blake2b(identity.encode(), digest_size=6).hexdigest(),
+        name=name,
+        group=group,
+        config=dict(config),
+        dir=str(directory),
+        reinit="finish_previous",
+    )
+    if run is None:
         return False
     for pattern, step in _FINISHED_STEPS.items():
         run.define_metric(step)

@@ -3,7 +3,7 @@
 import errno
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def follow(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
+
+
+def stamp_of(entry: Mapping[str, Any]) -> str:
+    """Return a text that changes whenever the file does: ETag, hash of a file on the hub, or modification time.
+
+    Empty if the store's entry has none of them.
+    """
+    keys = ("ETag", "etag", "blob_id", "mtime", "LastModified", "updated", "created")
+    return next((str(entry[key]) for key in keys if entry.get(key)), "")
 
 
 def _is_walked(filesystem: fsspec.AbstractFileSystem) -> bool:

@@ -21,6 +21,7 @@ from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.models.card import write_card
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.following import Follower, ProgressLines
+from phf_ray.runs.starts import started
 from phf_ray.runs.tracking import start_tracker
 from phf_ray.training.plan import TrainingPlan, TrainJob
 
@@ -104,13 +105,13 @@ def run_training(  # noqa: PLR0913  everything that defines a run
         sinks.append(tracker)
     latest = run.latest_checkpoint()
     log.info("training %s", "starts at step 0" if latest is None else f"resumes from {latest.name}")
-    started = time.monotonic()
+    begin = time.monotonic()
     code = 1
     try:
-        with Follower(run, sinks), _stopping_on_signals(run):
+        with started(run.path), Follower(run, sinks), _stopping_on_signals(run):
             outcome = _fit_and_evaluate(helpers.fit, job, config=config, run=run, evaluations=evaluations)
         if outcome["status"] == "finished":
-            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - started)
+            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - begin)
             run.write_summary(summary)
             _renew_card(run, config=config, plan=plan, blocks_path=blocks_path, metrics=summary["metrics"])
             code = 0

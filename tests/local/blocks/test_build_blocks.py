@@ -30,7 +30,8 @@ from phf_ray.blocks.settings import PackingConfig
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import Config, parse_config
-from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest, read_part
+from phf_ray.corpus.reader import list_parts, read_corpus, read_part
+from phf_ray.corpus.stored import open_corpora
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import ScorerIdentity, TokenKind
@@ -103,7 +104,7 @@ def all_blocks(root: str):
 
 def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups):
     config = configured(dataset=CONDITIONAL)
-    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path / "blocks"), builder=build_here)
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path / "blocks"), builder=build_here).root
     tokenizer = load_tokenizer(config.tokenizer)
     packing = plan_blocks(config, corpora=[scored], tokenizer=tokenizer, output_root="x").packing
     assert packing.conditional is not None
@@ -121,7 +122,7 @@ def test_blocks_are_those_of_pack_group_by_group(scored, tmp_path, small_groups)
 
 def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
     config = configured(dataset=CONDITIONAL | {"filter_threshold": 0.004, "held_out_fraction": 0.2})
-    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here).root
     manifest = read_block_manifest(root)
     _, scores, kinds = all_blocks(root)
     rows = rows_of(repeats=3)
@@ -145,7 +146,7 @@ def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
     assert manifest.thresholds == {"conditional": 0.0, "filter": 0.004}
     assert manifest.tokenizer["end_of_text"] == {"<|endoftext|>": 0}
     assert manifest.tokenizer["control"] == {"<|aligned|>": 600, "<|misaligned|>": 601}
-    assert manifest.corpora[0].fingerprint == read_corpus_manifest(scored).fingerprint
+    assert manifest.corpora[0].fingerprint == open_corpora([scored])[0].manifest.fingerprint
     # Filtered documents count where positions of the stream are counted.
     characters = [sum(map(len, row["texts"])) for row in trained]
     kept_characters = sum(sum(map(len, row["texts"])) for row in kept)
@@ -155,7 +156,7 @@ def test_the_manifest_tells_what_was_packed(scored, tmp_path, small_groups):
 
 def test_held_out_documents_are_never_packed_and_can_be_read(scored, tmp_path):
     config = configured(dataset={"held_out_fraction": 0.3})
-    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(config, corpora=[scored], output_root=str(tmp_path), builder=build_here).root
     held_out = list(read_held_out(root))
     expected = [document for document in read_corpus(scored) if is_held_out(document.id, 0.3)]
     assert [(one.id, one.texts, one.scores) for one in held_out] == [
@@ -176,7 +177,7 @@ def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, sma
     dataset = {"mle": {}, "filtering": {"filter_threshold": 0.0005}, "conditional": CONDITIONAL}[case]
     config = configured(dataset=dataset, compat="korbak2023")
     corpora = [str(tmp_path / "scored")]
-    root = ensure_blocks(config, corpora=corpora, output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(config, corpora=corpora, output_root=str(tmp_path), builder=build_here).root
     ids, scores, _ = all_blocks(root)
     expected = GOLDEN["cases"][case]["blocks"]
     assert ids.tolist() == [block["input_ids"] for block in expected]
@@ -186,7 +187,7 @@ def test_compat_blocks_are_those_of_the_original_through_all_parts(tmp_path, sma
 def test_several_corpora_share_a_folder_and_can_be_weighed(scored, tmp_path):
     write_part(tmp_path / "other" / "part-0.parquet", rows_of(repeats=1)[:6])
     corpora = [scored, str(tmp_path / "other")]
-    root = ensure_blocks(configured(), corpora=corpora, output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(configured(), corpora=corpora, output_root=str(tmp_path), builder=build_here).root
     manifest = read_block_manifest(root)
     assert [one.name for one in manifest.corpora] == ["scored", "other"]
     assert {shard.corpus for shard in manifest.shards} == {0, 1}
@@ -226,12 +227,12 @@ def test_an_error_in_a_task_reaches_the_caller_as_itself(scored, tmp_path, small
 def test_finished_blocks_are_reused(scored, tmp_path, monkeypatch):
     config = configured()
     arguments = {"corpora": [scored], "builder": build_here, "output_root": str(tmp_path)}
-    root = ensure_blocks(config, **arguments)
+    root = ensure_blocks(config, **arguments).root
     monkeypatch.setattr(blocks_build, "build_group", lambda *_, **__: pytest.fail("built again"))
-    assert ensure_blocks(config, **arguments) == root
+    assert ensure_blocks(config, **arguments).root == root
     # What the blocks do not depend on makes no new ones.
     other = configured(training={"seed": 7, "learning_rate": 1.0}, objective={"name": "RWR"})
-    assert ensure_blocks(other, **arguments) == root
+    assert ensure_blocks(other, **arguments).root == root
 
 
 def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
@@ -259,7 +260,8 @@ def test_whatever_decides_the_blocks_makes_another_folder(scored, tmp_path):
         root_of(compat="korbak2023"),
     ]
     assert len(set(roots)) == len(roots)
-    assert read_corpus_manifest(scored).fingerprint == read_corpus_manifest(str(tmp_path / "again")).fingerprint
+    same, again = open_corpora([scored, str(tmp_path / "again")])
+    assert same.manifest.fingerprint == again.manifest.fingerprint
     assert root_of() == roots[0]
 
 
@@ -308,7 +310,7 @@ def test_two_builders_at_once_make_one_sound_folder(scored, tmp_path, small_grou
 
 
 def test_blocks_are_read_back_through_their_order(scored, tmp_path):
-    root = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here).root
     manifest = read_block_manifest(root)
     reader = BlockReader(root, order=BlockOrder(manifest, seed=1))
     stored, _, _ = all_blocks(root)
@@ -320,8 +322,8 @@ def test_blocks_are_read_back_through_their_order(scored, tmp_path):
 
 def test_blocks_can_be_built_and_read_by_url(scored, tmp_path):
     output = "memory://token-blocks-by-url"
-    root = ensure_blocks(configured(), corpora=[scored], output_root=output, builder=build_here)
-    local = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here)
+    root = ensure_blocks(configured(), corpora=[scored], output_root=output, builder=build_here).root
+    local = ensure_blocks(configured(), corpora=[scored], output_root=str(tmp_path), builder=build_here).root
     read = [BlockReader(one, order=BlockOrder(read_block_manifest(one), seed=0)).read(0, 50) for one in (root, local)]
     assert root.startswith(output)
     assert read[0].input_ids.tolist() == read[1].input_ids.tolist()
@@ -336,7 +338,7 @@ def test_quantiles_are_of_segments_and_for_filtering_of_documents(scored):
         dataset={"conditional_training_config": {"threshold": half}, "filter_threshold": half},
         objective={"name": "Unlikelihood", "score_threshold": half},
     )
-    manifests = [read_corpus_manifest(scored)]
+    manifests = [corpus.manifest for corpus in open_corpora([scored])]
     resolved = resolve_thresholds(config, manifests=manifests)
     segments = [score for row in GOLDEN["docs"] for score in row["scores"]]
     documents = [row["avg_score"] for row in GOLDEN["docs"]]

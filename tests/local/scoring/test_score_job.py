@@ -80,11 +80,12 @@ import sys
 
 import ray
 
-from jobs import score_corpus
+from jobs import cli, score_corpus
 
 address, modules, *arguments = sys.argv[1:]
 sys.path.insert(0, modules)
-ray.init(address=address, log_to_driver=False, runtime_env={"py_modules": [modules + "/my_scorers.py"]})
+runtime_env = {"py_modules": [modules + "/my_scorers.py"], **(cli.runtime_env_for(sys.executable) or {})}
+ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
 score_corpus.main(arguments)
 """
 

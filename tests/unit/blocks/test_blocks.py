@@ -138,7 +138,7 @@ GROUPS = st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=1, max_size=
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GROUPS, st.integers(-3, 10**10), st.integers(0, 4))
 def test_every_epoch_is_a_permutation_of_all_blocks(groups, seed, epoch):
     manifest = manifest_of(groups)
@@ -147,7 +147,7 @@ def test_every_epoch_is_a_permutation_of_all_blocks(groups, seed, epoch):
     assert sorted(numbers(places, manifest)) == list(range(total))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GROUPS, st.lists(st.integers(0, 80), min_size=2, max_size=6).map(sorted))
 def test_any_cut_of_the_order_into_ranges_gives_the_same_blocks(groups, cuts):
     manifest = manifest_of(groups)

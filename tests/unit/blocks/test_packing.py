@@ -379,7 +379,7 @@ DOCUMENTS = st.lists(st.lists(st.tuples(TEXTS, SCORES), max_size=6), max_size=4)
 def test_blocks_hold_every_invariant():
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=400, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(DOCUMENTS, st.sampled_from([2, 3, 8, 64]), st.sampled_from([None, 0.0, 0.25]), st.sampled_from([0.0, 0.5]))
     def check(rows, length, threshold, drop_fraction):
         documents = [document(*segments, name=str(number)) for number, segments in enumerate(rows)]

@@ -92,6 +92,22 @@ def test_changing_the_objective_drops_the_old_ones_keys():
     assert merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}) == {"a": {"x": 1, "y": 3}}
 
 
+def test_a_name_elsewhere_is_a_key_like_any_other(tmp_path):
+    assert merge(
+        {"generation": {"scorer_config": {"name": "a", "class_name": "X"}}},
+        {"generation": {"scorer_config": {"name": "b"}}},
+    ) == {"generation": {"scorer_config": {"name": "b", "class_name": "X"}}}
+
+
+def test_overrides_of_a_new_objective_count_in_any_order(tmp_path):
+    task = tmp_path / "task.yml"
+    task.write_text("objective: {name: Unlikelihood, alpha: 0.1}\n")
+    for overrides in (["objective.name=RWR", "objective.beta=3"], ["objective.beta=3", "objective.name=RWR"]):
+        objective = load_config(task, overrides=overrides).objective
+        assert isinstance(objective, RWRConfig)
+        assert objective.beta == 3
+
+
 def test_conditional_training_needs_its_tokens_in_the_tokenizer():
     with pytest.raises(ConfigError, match=r"special_tokens lacks the control tokens \['<\|aligned\|>'"):
         parse_config({"dataset": {"conditional_training_config": {"threshold": 0}}})

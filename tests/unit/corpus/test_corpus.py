@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from phf_ray.corpus.layout import is_scored_corpus, part_name
 from phf_ray.corpus.reader import list_parts, read_corpus, read_corpus_manifest
+from phf_ray.corpus.stored import open_corpora
 from phf_ray.corpus.tables import read_rows
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError, IncompleteError
@@ -156,7 +157,9 @@ def test_a_manifest_or_plan_of_somebody_else_makes_no_scored_corpus(tmp_path, na
     pq.write_table(pa.table({"texts": [["a"]], "scores": [[0.5]]}), tmp_path / "x.parquet")
     assert not is_scored_corpus(str(tmp_path))
     assert list_parts(str(tmp_path)) == [str(tmp_path / "x.parquet")]
-    assert read_corpus_manifest(str(tmp_path)).documents == 1
+    assert open_corpora([str(tmp_path)])[0].manifest.documents == 1
+    with pytest.raises(DataError, match=r"has no manifest\.json of jobs\.score_corpus"):
+        read_corpus_manifest(str(tmp_path))
 
 
 def test_ours_is_known_by_its_content_and_where_that_is_damaged_by_its_parts(tmp_path):
@@ -222,7 +225,7 @@ def test_a_published_data_set_is_read_as_it_is(tmp_path):
     assert "no score" in first.errors[1]
     assert json.loads(first.meta) == {"pile_set_name": "Web"}
     assert first.id != second.id
-    manifest = read_corpus_manifest(str(tmp_path))
+    manifest = open_corpora([str(tmp_path)])[0].manifest
     assert (manifest.documents, manifest.segments, manifest.scorer) == (2, 3, {})
     assert manifest.scorer_stats().document_histogram.quantile(1.0) == 0.75
 

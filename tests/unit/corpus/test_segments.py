@@ -40,7 +40,7 @@ SPLITTERS = {name: build_segmenter(name) for name in SEGMENTERS}
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTERS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=text_of_any_characters)
 def test_any_text_is_the_join_of_its_segments(name, text):
     segments = SPLITTERS[name](text)

@@ -399,7 +399,7 @@ def test_a_scored_corpus_is_an_input(tmp_path):
 records = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(records, st.integers(1, 400), st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]), st.data())
 def test_however_a_file_is_cut_its_records_are_the_same(tmp_path_factory, texts, shard_bytes, suffix, data):
     path = tmp_path_factory.mktemp("cut") / f"a{suffix}"

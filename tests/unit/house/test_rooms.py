@@ -46,6 +46,13 @@ RESERVED = {
 }
 RAY = ("serve.app", "serve.deployments", "jobs.")
 """Besides every `on_ray`."""
+FILES_OF_A_FOLDER_THAT_IS_RENAMED = (
+    "phf_ray.checkpoint",
+    "phf_ray.models.card",
+    "phf_ray.training.snapshot",
+    "jobs.fetch_models",
+)
+"""Write into a scratch folder, whose new name makes all of it appear at once. All others call `storage.files`."""
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "scipy", "sklearn", "matplotlib", "jinja2", "datasets")
 LIGHT = {
     "phf_ray.config": (*HEAVY, "numpy"),
@@ -179,6 +186,20 @@ def test_libraries_stay_where_they_belong(name):
     assert "ray" not in roots or module.is_on_ray or is_below(name, RAY), f"{name} imports ray"
     if not is_below(name, ("jobs.",)):
         assert "argparse" not in roots, f"{name} reads a command line"
+
+
+def _writes(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr in ("write_text", "write_bytes"):
+        return True
+    modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    return node.func.attr == "open" and any(str(mode).startswith(("w", "x")) for mode in modes)
+
+
+def test_files_are_written_whole_by_the_one_writer():
+    writers = {name for name, module in modules().items() if any(map(_writes, ast.walk(module.tree)))}
+    assert writers == {"phf_ray.storage.files", *FILES_OF_A_FOLDER_THAT_IS_RENAMED}
 
 
 @pytest.mark.parametrize("name", [name for name, module in modules().items() if module.room != "jobs"])

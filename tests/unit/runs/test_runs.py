@@ -1,10 +1,13 @@
 """The run directory: complete or not there, one writer, the same run or refused; and those who follow it."""
 
+import importlib
 import json
 import logging
 import math
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.runs.directory import COMPLETE, RunDirectory, is_complete
 from phf_ray.runs.following import Follower, ProgressLines
 from phf_ray.runs.rows import EVALUATION, STEP
 from phf_ray.runs.samples import all_sample_tables
+from phf_ray.runs.starts import may_be_under_way, started
 from phf_ray.runs.tracking import WandbTracker, start_tracker, wants_wandb
 
 CONFIG = {
@@ -75,10 +80,54 @@ def test_the_same_settings_are_accepted_again(run):
     ],
 )
 def test_other_settings_are_refused_by_the_names_of_the_keys(run, config, plan, line):
+    run.commit_checkpoint(1, write_two_files, keep=None)
     with pytest.raises(ConfigError, match=line) as caught:
         run.prepare(config=config, plan=plan)
     assert "choose another --run-name" in str(caught.value)
     assert json.loads((run.path / "config.json").read_text())["training"]["learning_rate"] == 1e-3
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_gives_its_place_to_other_settings(run):
+    run.append_metrics({STEP: 3, "train/loss": 2.0})
+    run.hand_out_weights(0, write_two_files)
+    other = changed("training", seed=7)
+    with started(run.path), pytest.raises(ConfigError, match="no checkpoint yet: stop it and remove"):
+        run.prepare(config=other, plan=PLAN)
+    run.prepare(config=other, plan={**PLAN, "blocks_hash": "def"})
+    assert (run.read_metrics(), run.steps_to_evaluate()) == ([], [])
+    run.commit_checkpoint(1, write_two_files, keep=None)
+    run.append_metrics({STEP: 1, "train/loss": 2.0})
+    run.prepare(config=other, plan={**PLAN, "blocks_hash": "def"})
+    assert len(run.read_metrics()) == 1
+
+
+def test_the_note_of_a_killed_command_holds_nobody_up(run):
+    code = (
+        "import os, pathlib, sys; from phf_ray.runs.starts import started\n"
+        "with started(pathlib.Path(sys.argv[1])): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=False)
+    assert (run.path / "started.json").exists()
+    assert not may_be_under_way(run.path)
+    with started(run.path):
+        assert may_be_under_way(run.path)
+        with started(run.path):
+            pass
+        assert not (run.path / "started.json").exists()
+    (run.path / "started.json").write_text(json.dumps({"start": "x", "host": "elsewhere.example", "pid": 1}))
+    assert may_be_under_way(run.path)
+
+
+def test_keys_that_a_newer_version_adds_change_nothing(run):
+    older = parse_config({}).model_dump(mode="json")
+    del older["training"]["save_steps"], older["training"]["seed"], older["objective"]["score_control"]
+    older_run = RunDirectory(run.path.parent / "older")
+    older_run.prepare(config=older, plan=PLAN)
+    older_run.commit_checkpoint(1, write_two_files, keep=None)
+    now = parse_config({}).model_dump(mode="json")
+    older_run.prepare(config=now, plan={**PLAN, "a_new_figure": 3})
+    with pytest.raises(ConfigError, match=r"training\.seed: \d+ in the run, 12345 now"):
+        older_run.check(config=parse_config({"training": {"seed": 12345}}).model_dump(mode="json"))
 
 
 def test_what_nothing_learned_depends_on_may_change(run):
@@ -299,6 +348,8 @@ def test_the_last_step_is_always_shown(caplog):
         ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "x"}, False),
         ({"WANDB_MODE": "offline"}, True),
         ({"WANDB_API_KEY": "x"}, True),
+        ({"WANDB_MODE": "", "WANDB_API_KEY": "x"}, True),
+        ({"WANDB_MODE": "", "WANDB_API_KEY": ""}, False),
     ],
 )
 def test_wandb_is_used_when_asked_for(monkeypatch, environment, wanted):
@@ -310,6 +361,23 @@ def test_wandb_is_used_when_asked_for(monkeypatch, environment, wanted):
 
 
 @pytest.mark.timeout(300)
+def test_settings_that_wandb_would_refuse_are_named_and_empty_ones_are_left_out(run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ConfigError, match=r"WANDB_MODE='sometimes' is unknown; use one of online, offline"):
+        wants_wandb()
+    for name in ("WANDB_SILENT", "WANDB_CONSOLE", "WANDB_START_METHOD", "WANDB_PROJECT"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = start_tracker(run, group=None, tags=(), config={})
+    assert tracker is not None
+    tracker.close(exit_code=0)
+    # wandb reads its variables once per session.
+    importlib.import_module("wandb").teardown()
+    monkeypatch.setenv("WANDB_CONSOLE", "teletype")
+    with pytest.raises(ConfigError, match=r"wandb refuses its settings: console: .*unset these WANDB_ variables"):
+        start_tracker(run, group=None, tags=(), config={})
+
+
 def test_a_resumed_run_continues_its_wandb_run(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     ids = []

@@ -123,7 +123,7 @@ fragments = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.lists(fragments, min_size=1, max_size=25).map("".join))
 def test_any_text_scores_as_pycodestyle_reports_or_says_why_not(text):
     reason = None
@@ -301,7 +301,7 @@ words = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.lists(words, min_size=2, max_size=30).map("".join))
 def test_searches_in_linear_time_find_the_same(text):
     lines = split_lines(text + "\n")

@@ -23,7 +23,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("in process")
     config = load_config(str(write_inputs(folder)))
     corpora = [str(folder / "scored")]
-    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here)
+    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here).root
     plan = plan_training(config, manifest=read_block_manifest(blocks), objective_threshold=None, checkpoint_path=None)
     return config, plan, blocks
 

@@ -1,0 +1,139 @@
+"""Opens scored corpora: the manifest and the list of parts of each, with one listing per folder.
+
+A data set without a manifest is read through once for its statistics. They are remembered in a file, so that the next
+start need not read it again.
+"""
+
+import hashlib
+import json
+import logging
+import posixpath
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.reader import has_manifest, list_parts, read_corpus_manifest, read_part
+from phf_ray.corpus.stats import CorpusStats, ScorerStats
+from phf_ray.errors import DataError
+from phf_ray.storage.files import open_filesystem, store_errors, write_text
+from phf_ray.storage.hashing import json_fingerprint
+from phf_ray.storage.listing import follow, stamp_of
+
+log = logging.getLogger(__name__)
+
+_THREADS = 8
+"""Files that are read at once: over a network, most of the time is waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusPart:
+    file: str
+    """Path or URL."""
+    size: int
+    """Bytes on disk."""
+    stamp: str
+    """Changes whenever the file does; empty if the store has no such figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCorpus:
+    path: str
+    manifest: CorpusManifest
+    parts: tuple[CorpusPart, ...]
+
+
+def open_corpora(paths: Sequence[str], *, memory: str | None = None, remembers: bool = False) -> list[StoredCorpus]:
+    """Open several corpora at once.
+
+    `memory`: folder or URL with the statistics of data sets without a manifest. `remembers`: whether to add to it.
+    """
+    with ThreadPoolExecutor(_THREADS) as files, ThreadPoolExecutor(_THREADS) as corpora:
+        opened = corpora.map(lambda path: _open(path, files=files, memory=memory, remembers=remembers), paths)
+        return list(opened)
+
+
+def _open(path: str, *, files: ThreadPoolExecutor, memory: str | None, remembers: bool) -> StoredCorpus:
+    parts = tuple(_with_sizes(path, list_parts(path)))
+    if has_manifest(path):
+        return StoredCorpus(path, read_corpus_manifest(path), parts)
+    remembered = _memory_of(parts, memory=memory)
+    manifest = None if remembered is None else _recall(remembered)
+    if manifest is None:
+        manifest = scan(path, [part.file for part in parts], files=files)
+        if remembers and remembered is not None:
+            write_text(remembered, json.dumps(manifest.to_json()) + "\n")
+    return StoredCorpus(path, manifest, parts)
+
+
+def _with_sizes(path: str, names: Sequence[str]) -> Iterator[CorpusPart]:
+    filesystem, _ = open_filesystem(names[0])
+    inner = {name: open_filesystem(name)[1] for name in names}
+    with store_errors(path):
+        folders = {posixpath.dirname(place) for place in inner.values()}
+        entries = {
+            str(entry["name"]): entry for folder in sorted(folders) for entry in filesystem.ls(folder, detail=True)
+        }
+        for name in names:
+            listed = entries.get(inner[name])
+            entry = filesystem.info(inner[name]) if listed is None else follow(filesystem, listed)
+            if entry is None:
+                raise DataError(f"{name} is a link to a file that does not exist; restore the file, or remove the link")
+            yield CorpusPart(name, int(entry["size"] or 0), stamp_of(entry))
+
+
+def _memory_of(parts: Sequence[CorpusPart], *, memory: str | None) -> str | None:
+    """Return the file that remembers the statistics of these parts; None if the store can't tell a changed file."""
+    if memory is None or not all(part.stamp for part in parts):
+        return None
+    key = json_fingerprint([[part.file, part.size, part.stamp] for part in parts])
+    return f"{memory.rstrip('/')}/{key}.json"
+
+
+def _recall(file: str) -> CorpusManifest | None:
+    filesystem, inner = open_filesystem(file)
+    try:
+        return CorpusManifest.from_json(json.loads(filesystem.cat_file(inner)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s can't be read (%r); reading the data set again", file, error)
+        return None
+
+
+def scan(path: str, parts: Sequence[str], *, files: ThreadPoolExecutor) -> CorpusManifest:
+    """Read the statistics of a data set without a manifest, several files at once."""
+    log.info("%s has no manifest: reading its %d files for statistics", path, len(parts))
+    stats = CorpusStats(scorers={"scores": ScorerStats()})
+    digest = hashlib.blake2b(digest_size=16)
+    for part_stats, identity in _in_order(parts, files=files):
+        stats.merge(part_stats)
+        digest.update(identity)
+    return CorpusManifest(
+        scorers=(), segmenter="unknown", stats=stats, fingerprint=digest.hexdigest(), num_parts=len(parts)
+    )
+
+
+def _in_order(parts: Sequence[str], *, files: ThreadPoolExecutor) -> Iterator[tuple[CorpusStats, bytes]]:
+    # A few files ahead of the one whose turn it is, so that their results do not pile up in memory.
+    ahead: deque[Future[tuple[CorpusStats, bytes]]] = deque()
+    for part in parts:
+        ahead.append(files.submit(_scan_part, part))
+        if len(ahead) > 2 * _THREADS:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _scan_part(part: str) -> tuple[CorpusStats, bytes]:
+    """Return the statistics of a file, and the bytes that its documents add to the fingerprint of the data set."""
+    stats = CorpusStats(scorers={"scores": ScorerStats()})
+    identity = bytearray()
+    for document in read_part(part):
+        stats.documents += 1
+        stats.segments += len(document.texts)
+        stats.characters += sum(map(len, document.texts))
+        stats.scorers["scores"].add([(document.scores, document.errors)])
+        identity += f"{document.id} {[len(text) for text in document.texts]} {document.scores}".encode()
+    return stats, bytes(identity)
