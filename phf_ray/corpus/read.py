@@ -22,6 +22,7 @@ from phf_ray.corpus.decompress import TrailingBytesError
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
 from phf_ray.corpus.json_files import json_records
+from phf_ray.corpus.missing import loss_of
 from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
@@ -49,7 +50,9 @@ def read_piece(
     except UNREADABLE as error:
         raise_if_passing(file, error)
         reason = "trailing_bytes" if isinstance(error, TrailingBytesError) else "unreadable"
-        yield Rejected(file.source, index, reason, f"{type(error).__name__}: {error}")
+        loss = loss_of(file, piece, index, error)
+        missing = f"; {loss.records} records are missing" if loss.records > 1 else ""
+        yield Rejected(file.source, index, reason, f"{type(error).__name__}: {error}{missing}", loss)
 
 
 def _read_text(file: InputFile) -> Iterator[tuple[int, Record]]:
