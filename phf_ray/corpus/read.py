@@ -7,6 +7,7 @@ dropped silently. Files are read as streams: the largest document bounds memory,
 
 import itertools
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,8 +70,12 @@ def _from_text(content: bytes, *, source: str) -> Record:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
+        return Rejected(source, 0, "not_utf8", f"byte {error.start}: {error.reason}{_encoding_of(content)}")
     return document_of(text, source=source, record=0, meta={"source": source})
+
+
+def _encoding_of(content: bytes) -> str:
+    return "; it is UTF-16: convert it to UTF-8" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ""
 
 
 def _read_json(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
@@ -85,7 +90,8 @@ def _from_json(content: bytes, *, source: str, index: int, text_column: str | No
     try:
         record = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Rejected(source, index, "not_utf8", f"byte {error.start} of the record: {error.reason}")
+        place = f"byte {error.start} of the record"
+        return Rejected(source, index, "not_utf8", f"{place}: {error.reason}{_encoding_of(content)}")
     except (ValueError, RecursionError) as error:
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):

@@ -77,6 +77,14 @@ def test_a_byte_order_mark_costs_no_record(tmp_path, suffix):
     assert [record.reason for record in in_pieces(tmp_path / f"short{suffix}")] == ["no_text"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, encoding):
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_bytes(f'{MARK}{{"text": "x"}}\n'.encode(encoding))
+        first = read_all(tmp_path / name)[0]
+        assert (first.reason, "it is UTF-16: convert it" in first.detail) == ("not_utf8", True)
+
+
 @pytest.mark.parametrize("given", ["", "/*"])
 def test_the_case_of_a_suffix_does_not_matter(tmp_path, given):
     for name in ("A.JSONL", "B.Jsonl.GZ", "c.NDJSON"):
