@@ -86,7 +86,7 @@ def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool)
     # With --append the new input may be given alone.
     expected = [file for file in stored.files if not append or file.root in roots]
     missing = [file.path for file in expected if file.name not in now]
-    changed = [file.path for file in expected if file.name in now and _content(now[file.name]) != _content(file)]
+    changed = [file.path for file in expected if file.name in now and now[file.name] != file]
     added = [file for file in found if file.name not in known]
     problems = [
         f"{len(paths)} input file(s) {what} since the job began ({_some(paths)})"
@@ -101,10 +101,6 @@ def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool)
             f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to score them"
         )
     return tuple(added)
-
-
-def _content(file: InputFile) -> tuple[int, str]:
-    return file.size, file.stamp
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_score import PEP8, request, run, write_files
 
+from jobs import score_corpus as job
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.output import CorpusFolder
@@ -44,7 +45,7 @@ def damage_a_page(path, row_group):
     path.write_bytes(content)
 
 
-def test_tables_that_vanish_stop_the_job_though_they_are_few(tmp_path):
+def test_tables_that_vanish_stop_the_job_though_they_are_few(tmp_path, capsys):
     folder = write_tables(tmp_path / "in", 5)
     for index in range(4):
         cut_off(folder / f"{index}.parquet")
@@ -58,6 +59,10 @@ def test_tables_that_vanish_stop_the_job_though_they_are_few(tmp_path):
     assert (manifest.documents, dict(manifest.rejected)) == (ROWS, {"unreadable": 4})
     stored = read_corpus_manifest(str(out)).stats.losses
     assert (len(stored.files), stored.num_bytes, stored.records) == (4, size, 4)
+    assert job._facts(manifest)["lost"] == {"files": 4, "bytes": size, "records": 4}
+    job._print_result(manifest, output=str(out))
+    known = f"{size:,} bytes and 4 records are known to be missing"
+    assert f"4 input files could not be read to their end: {known}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shard_bytes", [None, 100])
