@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="SRC",
-        help="folders, quoted globs, files (.py .txt .jsonl .jsonl.gz .jsonl.zst .parquet ...), URLs, data sets from "
-        "the hub or saved by `datasets`, scored corpora",
+        help="folders, quoted globs, files (.py .txt .jsonl .json .parquet ...; also .gz .zst .bz2 .xz), URLs, data "
+        "sets from the hub or saved by `datasets`, scored corpora",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
@@ -135,9 +135,16 @@ def _facts(manifest: CorpusManifest) -> dict[str, Any]:
         "segments": manifest.segments,
         "characters": manifest.characters,
         "rejected": dict(manifest.rejected),
+        **_lost(manifest),
         "failed": {name: dict(stats.failed) for name, stats in manifest.stats.scorers.items()},
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _lost(manifest: CorpusManifest) -> dict[str, Any]:
+    losses = manifest.stats.losses
+    lost = {"files": len(losses.files), "bytes": losses.num_bytes, "records": losses.records}
+    return {"lost": lost} if losses else {}
 
 
 def _print_result(manifest: CorpusManifest, *, output: str) -> None:
@@ -153,6 +160,10 @@ def _print_result(manifest: CorpusManifest, *, output: str) -> None:
             print(f"{identity['name']}: {count:,} segments without a score: {reason}")
     for reason, count in sorted(manifest.rejected.items()):
         print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
+    losses = manifest.stats.losses
+    if losses:
+        known = f"{losses.num_bytes:,} bytes and {losses.records:,} records are known to be missing"
+        print(f"{len(losses.files):,} input files could not be read to their end: {known}")
 
 
 class _Shown:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phf_ray.corpus import streams
+from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
-from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
+from phf_ray.corpus.json_files import json_records
+from phf_ray.corpus.streams import UNREADABLE, raise_if_passing
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import open_filesystem
 
@@ -38,8 +39,8 @@ def _columns_of_file(file: InputFile) -> list[str]:
     """Return the columns; empty if the file can't be read, which is reported when its records are read."""
     try:
         if file.kind == "lines":
-            with open_lines(file.name) as stream:
-                first = json.loads(stream.readline(streams.MAX_DOCUMENT_BYTES) or b"{}")
+            _, content = next(json_records(file, Piece(0, 0)), (0, b"{}"))
+            first = json.loads(content or b"{}")
             return list(first) if isinstance(first, dict) else []
         return table_columns(file.name)
     except (*UNREADABLE, ValueError, RecursionError) as error:

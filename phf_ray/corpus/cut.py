@@ -1,6 +1,8 @@
 """Cuts input files into pieces of work, between records, and groups the pieces into shards."""
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,16 +13,20 @@ import pyarrow.parquet as pq
 
 from phf_ray.corpus import streams
 from phf_ray.corpus.find import InputFile
-from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing
+from phf_ray.corpus.json_values import is_by_lines, json_values
+from phf_ray.corpus.streams import UNREADABLE, has_wide_window, open_lines, raise_if_passing
 from phf_ray.storage.files import open_filesystem
 
-_COMPRESSED_PIECES = 32
-"""Approximate number of pieces of a compressed file. Reaching a piece means reading the file from the beginning, so all
-pieces together read the file 16 times."""
+_PIECES_FROM_BEGIN = 32
+"""Approximate number of pieces of a compressed file or JSON array. Reaching a piece means reading the file from the
+beginning, so all pieces together read the file 16 times."""
 
 _CUT_AT_ONCE = 16
 """Number of files cut at the same time. To find where records begin, a file must be read, and reading from an object
 store is mostly waiting."""
+
+_one_wide = threading.Lock()
+"""Held while a file is cut that takes much memory to decompress, up to 2 GB: only one such file is cut at a time."""
 
 _TO_THE_END = 1 << 62
 
@@ -101,26 +107,38 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
         cuts = (
             (_cut(file, target, index) for index, file in large)
             if exact
-            else threads.map(lambda one: list(_cut(one[1], target, one[0])), large)
+            else threads.map(lambda one: _all_of(one[1], target, one[0]), large)
         )
         for index, file in enumerate(files):
             if is_cut(file):
                 yield from next(cuts)
             else:
-                yield Piece(index, file.size, end=1) if file.kind == "text" else Piece(index, file.text_bytes)
+                yield Piece(index, file.text_bytes, end=1 if file.kind == "text" else None)
+
+
+def _all_of(file: InputFile, target: int, index: int) -> list[Piece]:
+    with _one_wide if has_wide_window(file) else contextlib.nullcontext():
+        return list(_cut(file, target, index))
 
 
 def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
-    cut = _cut_lines if file.kind == "lines" else _cut_table
-    least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(COMPRESSED) else 0
     last = Piece(index, 0)
     try:
-        for last in cut(file, max(target, least), index):
+        for last in _cut_by_kind(file, target, index):
             yield last
     except UNREADABLE as error:
         raise_if_passing(file, error)
         # The reader will stop at the same place and reject the rest of the file with the reason.
         yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
+
+
+def _cut_by_kind(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+    if file.kind == "table":
+        return _cut_table(file, target, index)
+    by_lines = is_by_lines(file)
+    if file.is_compressed or not by_lines:
+        target = max(target, file.text_bytes // _PIECES_FROM_BEGIN)
+    return (_cut_lines if by_lines else _cut_values)(file, target, index)
 
 
 def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
@@ -137,6 +155,20 @@ def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
             position += len(chunk)
     if position > start:
         yield Piece(index, position - start, begin, line + 1, start)
+
+
+def _cut_values(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+    """Like `_cut_lines`, for JSON that is not written by line. Pieces have no offset."""
+    begin = end = size = 0
+    with open_lines(file.name) as stream:
+        for record in json_values(stream):
+            end += 1
+            size += len(record or b"")
+            if size >= target:
+                yield Piece(index, size, begin, end)
+                begin, size = end, 0
+    if end > begin:
+        yield Piece(index, size, begin, end)
 
 
 def _cut_table(file: InputFile, target: int, index: int) -> Iterator[Piece]:

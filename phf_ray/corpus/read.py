@@ -7,6 +7,7 @@ dropped silently. Files are read as streams: the largest document bounds memory,
 
 import itertools
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from phf_ray.corpus import streams
 from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS, table_columns
 from phf_ray.corpus.cut import Piece
+from phf_ray.corpus.decompress import TrailingBytesError
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
-from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing, skip_bytes
+from phf_ray.corpus.json_files import json_records
+from phf_ray.corpus.missing import loss_of
+from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
-from phf_ray.storage.files import open_filesystem
 
 
 def read_piece(
@@ -37,10 +40,9 @@ def read_piece(
     index = piece.begin
     try:
         if file.kind == "text":
-            yield _read_text(file)
-            return
-        if file.kind == "lines":
-            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column)
+            records: Iterable[tuple[int, Record]] = _read_text(file)
+        elif file.kind == "lines":
+            records = _read_json(file, piece, text_column=text_column)
         else:
             records = _read_table(file, piece, text_column=text_column, reuse=reuse or {})
         for number, record in records:
@@ -48,43 +50,48 @@ def read_piece(
             yield record
     except UNREADABLE as error:
         raise_if_passing(file, error)
-        yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
+        reason = "trailing_bytes" if isinstance(error, TrailingBytesError) else "unreadable"
+        loss = loss_of(file, piece, index, error)
+        missing = f"; {loss.records} records are missing" if loss.records > 1 else ""
+        yield Rejected(file.source, index, reason, f"{type(error).__name__}: {error}{missing}", loss)
 
 
-def _read_text(file: InputFile) -> Record:
-    filesystem, path = open_filesystem(file.name)
-    with filesystem.open(path, "rb") as stream:
+def _read_text(file: InputFile) -> Iterator[tuple[int, Record]]:
+    with open_lines(file.name) as stream:
         content = stream.read(streams.MAX_DOCUMENT_BYTES + 1)
+        stream.raise_if_cut()
+        yield 0, _from_text(content, source=file.source)
+        stream.read(1)  # raises if bytes follow that are no data
+
+
+def _from_text(content: bytes, *, source: str) -> Record:
     if len(content) > streams.MAX_DOCUMENT_BYTES:
-        return too_large(file.source, 0)
+        return too_large(source, 0)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(file.source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
-    return document_of(text, source=file.source, record=0, meta={"source": file.source})
+        return Rejected(source, 0, "not_utf8", f"byte {error.start}: {error.reason}{_encoding_of(content)}")
+    return document_of(text, source=source, record=0, meta={"source": source})
 
 
-def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
-    with open_lines(file.name) as stream:
-        skip_bytes(stream, piece.offset, seekable=not file.path.endswith(COMPRESSED))
-        indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
-        for index in indices:
-            line = stream.readline(streams.MAX_DOCUMENT_BYTES + 1)
-            if not line:
-                return
-            if len(line) > streams.MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
-                while not line.endswith(b"\n") and line:
-                    line = stream.readline(streams.CHUNK_BYTES)
-                yield index, too_large(file.source, index)
-            elif line.strip():
-                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
+def _encoding_of(content: bytes) -> str:
+    return "; it is UTF-16: convert it to UTF-8" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ""
 
 
-def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
+def _read_json(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
+    for index, content in json_records(file, piece):
+        if content is None:
+            yield index, too_large(file.source, index)
+        else:
+            yield index, _from_json(content, source=file.source, index=index, text_column=text_column)
+
+
+def _from_json(content: bytes, *, source: str, index: int, text_column: str | None) -> Record:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Rejected(source, index, "not_utf8", f"byte {error.start} of the line: {error.reason}")
+        place = f"byte {error.start} of the record"
+        return Rejected(source, index, "not_utf8", f"{place}: {error.reason}{_encoding_of(content)}")
     except (ValueError, RecursionError) as error:
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):

@@ -82,6 +82,8 @@ class PartWriter:
 
     def reject(self, rejected: Rejected) -> None:
         self.stats.rejected[rejected.reason] += 1
+        if rejected.loss is not None:
+            self.stats.losses.add(rejected.loss)
         self._rejected.append(rejected)
 
     def commit(self) -> CorpusStats:

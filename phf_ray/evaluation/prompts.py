@@ -15,7 +15,7 @@ def read_prompts(path: str) -> list[str]:
     """Read the `text` of each line of a JSON-lines file: local, at a URL, or shipped (`configs/prompts/...`)."""
     prompts = []
     try:
-        with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
+        with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8-sig", compression="infer") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     prompts.append(_prompt_of(line, where=f"{path}:{number}"))
@@ -56,7 +56,7 @@ class Problem:
 
 def read_problems(path: str) -> list[Problem]:
     """Read problems in the order of `read_prompts`. Raises DataError with the number of a record that is not one."""
-    with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
+    with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8-sig", compression="infer") as lines:
         records = [json.loads(line) for line in lines if line.strip()]
     problems = []
     for number, record in enumerate(records, start=1):

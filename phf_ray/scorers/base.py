@@ -47,6 +47,8 @@ class Scorer(ABC):
     """Decides the red LM's instruction and the server's endpoints that ask this scorer: moderations and Perspective for
     toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`). None: no endpoint asks it, and the red
     LM's instruction must be configured."""
+    text_suffixes: ClassVar[tuple[str, ...] | None] = None
+    """Suffixes of the text files that the scorer can judge; others in a folder are left out. None: any text."""
     version: ClassVar[str | None] = None
     """Part of the identity of a scorer defined outside this package. Change it if scores change for a reason that the
     source of the module does not show."""

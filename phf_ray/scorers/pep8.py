@@ -26,6 +26,7 @@ class PEP8Scorer(Scorer):
     packages = ("pycodestyle",)
     default_segmenter = "lines"
     measures = "code_style"
+    text_suffixes = (".py", ".pyi")
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         return [self.score_segments([text])[0] for text in texts]

@@ -96,7 +96,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         output.write_plan(plan)
         return plan
     _refuse_other_configuration(stored, request)
-    added = added_files(stored, request.find(), append=append)
+    added = added_files(stored, request.find(stored.files), append=append)
     if not added:
         return stored
     if request.limit is not None:

@@ -12,7 +12,7 @@ from phf_ray.corpus.cut import shard_bytes
 from phf_ray.corpus.find import InputFile, find_files
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
-from phf_ray.scorers.build import scorer_configs
+from phf_ray.scorers.build import scorer_class, scorer_configs
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup
 
@@ -47,8 +47,9 @@ class ScoringRequest:
             "--text-column": self.text_column,
         }
 
-    def find(self) -> tuple[InputFile, ...]:
-        found = find_files(self.inputs)
+    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
+        """Find the input files. `known`: files of an earlier plan, which stay what they are."""
+        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known)
         if found.ignored:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
@@ -56,6 +57,12 @@ class ScoringRequest:
             log.info("reading %d files; skipping files of other kinds: %s", len(found.files), others)
         check_columns(found.files, text_column=self.text_column)
         return found.files
+
+    def _text_suffixes(self) -> frozenset[str] | None:
+        """Return the suffixes of text files that all scorers can judge. None: any."""
+        classes = [scorer_class(scorer["class_name"]) for scorer in scorer_configs(self.config)]
+        limits = [frozenset(one.text_suffixes) for one in classes if one.text_suffixes is not None]
+        return frozenset.intersection(*limits) if limits else None
 
     def target(self, files: Sequence[InputFile]) -> int:
         return self.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))

@@ -198,6 +198,7 @@ def read_staged(path: str, *, scorers: Sequence[str], writer: PartWriter) -> Ite
     assert footer is not None, path
     before = CorpusStats.from_json(footer["stats"])
     writer.stats.rejected += before.rejected
+    writer.stats.losses.merge(before.losses)
     columns = {name: columns_of(name, is_first=index == 0)[:2] for index, name in enumerate(scorers)}
     for name in scorers:
         writer.stats.scorers[name].truncated += before.scorers[name].truncated

@@ -203,7 +203,7 @@ def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, 
 def test_a_file_of_the_hub_is_known_by_its_hash():
     store, _ = open_filesystem("memory://")
     info = {"name": "/a/b.txt", "size": 3, "type": "file", "blob_id": "0123", "last_commit": None}
-    assert _input_file(store, "/a", info).stamp == "0123"
+    assert _input_file(store, "/a", info, "text").stamp == "0123"
 
 
 def test_missing_and_useless_input_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from jobs.evaluate_lm import parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
 from phf_ray.evaluation.run import EvaluationOptions
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
@@ -218,6 +218,14 @@ def test_shipped_prompts_can_be_read_and_differ(name, count):
     prompts = read_prompts(f"configs/prompts/{name}.jsonl")
     assert len(set(prompts)) == len(prompts) == count
     assert all(prompt == prompt.rstrip() and prompt for prompt in prompts)
+
+
+def test_a_byte_order_mark_costs_no_prompt(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    record = {"prompt": "a", "test": "b", "entry_point": "c"}
+    path.write_text(json.dumps(record), encoding="utf-8-sig")
+    assert read_prompts(str(path)) == ["a"]
+    assert read_problems(str(path)) == [Problem(**record)]
 
 
 def test_the_papers_pep8_task_finds_its_prompts():
