@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.arrow_files import ARROW, open_arrow
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 from phf_ray.errors import ConfigError
@@ -48,8 +48,9 @@ def _columns_of_file(file: InputFile) -> list[str]:
 
 
 def table_columns(name: str) -> list[str]:
+    if name.endswith(ARROW):
+        with open_arrow(name) as (schema, _):
+            return list(schema.names)
     filesystem, path = open_filesystem(name)
     with filesystem.open(path, "rb") as stream:
-        if name.endswith(".arrow"):
-            return list(pa.ipc.open_stream(stream).schema.names)
         return list(pq.read_schema(stream).names)

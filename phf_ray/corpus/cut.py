@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.arrow_files import ARROW, open_arrow
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing
 from phf_ray.storage.files import open_filesystem
@@ -140,10 +140,9 @@ def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
 
 
 def _cut_table(file: InputFile, target: int, index: int) -> Iterator[Piece]:
-    if file.path.endswith(".arrow"):
-        filesystem, path = open_filesystem(file.name)
-        with filesystem.open(path, "rb") as stream:
-            rows = sum(len(batch) for batch in pa.ipc.open_stream(stream))
+    if file.path.endswith(ARROW):
+        with open_arrow(file.name) as (_, batches):
+            rows = sum(map(len, batches))
         size = file.size
     else:
         metadata = parquet_metadata(file.name)

@@ -1,14 +1,15 @@
 """Turns a record of an input file into a Document, a Segmented document, or Rejected with a reason."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.cells import Unreadable
 from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS
+from phf_ray.corpus.json_text import as_json, meta_json
 from phf_ray.corpus.layout import document_id
-from phf_ray.corpus.reader import id_of, meta_text
+from phf_ray.corpus.reader import id_of
 from phf_ray.records import Document, Rejected, Scores
 
 
@@ -36,7 +37,7 @@ def document_of(text: str, *, source: str, record: int, meta: Mapping[str, Any])
     problem = _problem_of(text)
     if problem is not None:
         return Rejected(source, record, *problem)
-    return Document(document_id(source, record, text), text, json.dumps(meta, ensure_ascii=True, default=str))
+    return Document(document_id(source, record, text), text, meta_json(meta))
 
 
 def _problem_of(text: str) -> tuple[str, str] | None:
@@ -68,6 +69,9 @@ def record_of(
         origin = {"source": source, "record": index}
         kept = {key: record[key] for key in META_COLUMNS if record.get(key) is not None}
         return document_of(content, source=source, record=index, meta={**kept, **origin})
+    for value in content if isinstance(content, list) else [content]:
+        if isinstance(value, Unreadable):
+            return Rejected(source, index, value.reason, f"column {name!r}: {value.detail}")
     if not isinstance(content, list) or not all(isinstance(segment, str) for segment in content):
         return Rejected(source, index, "not_text", f"column {name!r} holds neither a string nor a list of strings")
     return _segmented(record, content, source=source, index=index, reuse=reuse or {})
@@ -84,15 +88,15 @@ def _segmented(
     problem = _problem_of("".join(texts))
     if problem is not None:
         return Rejected(source, index, *problem)
-    identifier = id_of(record) or document_id(source, index, "".join(texts))
-    try:
-        meta = meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}})
-        f"{identifier}{meta}".encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        return Rejected(source, index, "bad_meta", f"id or meta: {type(error).__name__}: {error}")
+    known = {scorer: (record.get(scores), record.get(errors)) for scorer, (scores, errors) in reuse.items()}
+    for scorer, columns in known.items():
+        if not all(isinstance(column, list) and len(column) == len(texts) for column in columns):
+            detail = f"not one score and one error of {scorer} for each of {len(texts)} segments"
+            return Rejected(source, index, "bad_scores", detail)
+    meta = record.get("meta") if "meta" in record else {"source": source, "record": index}
     return Segmented(
-        id=identifier,
+        id=id_of(record) or document_id(source, index, "".join(texts)),
         texts=tuple(texts),
-        meta=meta,
-        scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
+        meta=as_json(meta) if isinstance(meta, str) else meta_json(meta or {}),
+        scores=known,
     )

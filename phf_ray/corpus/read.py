@@ -6,7 +6,6 @@ dropped silently. Files are read as streams: the largest document bounds memory,
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,10 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.cells import rows_of
 from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS, table_columns
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
+from phf_ray.corpus.json_text import parse_json
 from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing, skip_bytes
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
@@ -82,10 +83,10 @@ def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> It
 
 def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Rejected(source, index, "not_utf8", f"byte {error.start} of the line: {error.reason}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):
         return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
@@ -104,22 +105,20 @@ def _read_table(
         for record in _rows_below_limit(batch, text):
             if record is None:
                 yield index, too_large(file.source, index)
-            elif isinstance(record, UnicodeDecodeError):
-                yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
                 yield index, record_of(record, source=file.source, index=index, text_column=text, reuse=reuse)
             index += 1
 
 
-def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
+def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | None]:
     """Yield rows, with None for a row whose text is too large: its Python strings would take several times its size."""
     begin = 0
-    sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
+    sizes = None if batch.schema.names.count(text) != 1 else _text_sizes(batch.column(text))
     for row in () if sizes is None else np.flatnonzero(sizes > streams.MAX_DOCUMENT_BYTES).tolist():
-        yield from _rows_of(batch.slice(begin, row - begin))
+        yield from rows_of(batch.slice(begin, row - begin))
         yield None
         begin = row + 1
-    yield from _rows_of(batch.slice(begin))
+    yield from rows_of(batch.slice(begin))
 
 
 def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
@@ -146,15 +145,3 @@ def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
 def _numbers(column: pa.Array) -> NDArray[np.int64]:
     """Convert to int64, with 0 for null."""
     return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-
-
-def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield each row, or its error, so that a cell that is not UTF-8 does not cost its neighbours."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if len(batch) == 1:
-            yield error
-            return
-        for row in range(len(batch)):
-            yield from _rows_of(batch.slice(row, 1))

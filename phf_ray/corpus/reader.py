@@ -10,6 +10,8 @@ from typing import Any
 
 import fsspec
 
+from phf_ray.corpus.cells import Unreadable
+from phf_ray.corpus.json_text import meta_json, storable
 from phf_ray.corpus.layout import MANIFEST, PLAN, REJECTED, SUCCESS, TEMPORARY, document_id, has_ours, parts_in
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
@@ -105,6 +107,10 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
             f"{source}, row {row}: no texts or no scores (columns: {', '.join(record)}); "
             "a scored corpus has both, see jobs.score_corpus"
         )
+    for name, cell in (("texts", texts), ("scores", scores)):
+        for value in cell if isinstance(cell, list) else [cell]:
+            if isinstance(value, Unreadable):
+                raise DataError(f"{source}, row {row}: column {name!r} can't be read: {value.detail}")
     if None in texts:
         raise DataError(f"{source}, row {row}: segment {texts.index(None)} of texts is null; segments must be strings")
     values = [score if score is not None and math.isfinite(score) else None for score in scores]
@@ -121,14 +127,19 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
 
 
 def id_of(record: Mapping[str, Any]) -> str:
-    """Return the id of a record; empty if it has none."""
+    """Return the id of a record; empty if it has none, or one that can't be read."""
     identifier = record.get("id")
-    return "" if identifier is None else str(identifier)
+    if identifier is None or isinstance(identifier, Unreadable):
+        return "" if identifier is None or identifier.shown is None else identifier.shown
+    try:
+        return storable(str(identifier))
+    except (ValueError, RecursionError):
+        return meta_json(identifier)
 
 
 def meta_text(record: Mapping[str, Any]) -> str:
     meta = record.get("meta")
-    return meta if isinstance(meta, str) else json.dumps(meta or {}, ensure_ascii=True, default=str)
+    return meta if isinstance(meta, str) else meta_json(meta or {})
 
 
 def read_corpus_manifest(path: str) -> CorpusManifest:

@@ -21,7 +21,8 @@ CHUNK_BYTES = 1 << 20
 # At most this much of a damaged archive is lost before the damage.
 _BUFFER = 16 << 10
 
-UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, pa.ArrowException)
+# A name of a column that is not UTF-8 is found when Arrow's schema is asked for it.
+UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException, UnicodeDecodeError)
 
 
 def raise_if_passing(file: InputFile, error: Exception) -> None:
