@@ -88,7 +88,9 @@ def _segmented(
     problem = _problem_of("".join(texts))
     if problem is not None:
         return Rejected(source, index, *problem)
-    known = {scorer: (record.get(scores), record.get(errors)) for scorer, (scores, errors) in reuse.items()}
+    known: dict[str, Any] = {
+        scorer: (record.get(scores), record.get(errors)) for scorer, (scores, errors) in reuse.items()
+    }
     for scorer, columns in known.items():
         if not all(isinstance(column, list) and len(column) == len(texts) for column in columns):
             detail = f"not one score and one error of {scorer} for each of {len(texts)} segments"

@@ -10,6 +10,7 @@ from phf_ray.config import Config
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
 from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
 from phf_ray.scorers.build import scorer_configs
@@ -54,6 +55,8 @@ class ScoringRequest:
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
             )
             log.info("reading %d files; skipping files of other kinds: %s", len(found.files), others)
+        if found.other_splits:
+            log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
         check_columns(found.files, text_column=self.text_column)
         return found.files
 

@@ -27,6 +27,7 @@ from phf_ray.corpus.layout import document_id
 from phf_ray.corpus.read import read_piece
 from phf_ray.corpus.reader import list_parts
 from phf_ray.corpus.sample import plan_sample
+from phf_ray.corpus.splits import HIDDEN_FOLDERS
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Document, Rejected, ScorerIdentity
@@ -71,7 +72,7 @@ def test_other_kinds_of_files_are_left_out_and_counted(tmp_path):
     (cache / "c.py").write_text("x")
     found = find_files([str(tmp_path)])
     assert [file.path for file in found.files] == ["a.py"]
-    assert found.ignored == {".so": 1}
+    assert found.ignored == {".so": 1, "hidden files": 1, HIDDEN_FOLDERS: 1}
     # A glob says what is wanted: any suffix is text.
     assert [file.path for file in find_files([f"{tmp_path}/*.so"]).files] == ["b.so"]
 
