@@ -6,7 +6,7 @@ dropped silently. Files are read as streams: the largest document bounds memory,
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,16 @@ from phf_ray.storage.files import open_filesystem
 
 
 def read_piece(
-    file: InputFile, piece: Piece, *, text_column: str | None = None, reuse: Mapping[str, tuple[str, str]] | None = None
+    file: InputFile,
+    piece: Piece,
+    *,
+    text_column: str | None = None,
+    keep: Sequence[str] = (),
+    reuse: Mapping[str, tuple[str, str]] | None = None,
 ) -> Iterator[Record]:
-    """Yield the records of a piece, in order. `reuse`: scorer name -> columns of scores and errors to reuse.
+    """Yield the records of a piece, in order.
+
+    `keep`: columns to put into the metadata. `reuse`: scorer name -> columns of scores and errors to reuse.
 
     If a file can't be read to its end, the record where reading stopped is Rejected. On a remote store, only damage
     that a retry would not fix is rejected; other failures are raised, and the job can be run again.
@@ -41,9 +48,9 @@ def read_piece(
             yield _read_text(file)
             return
         if file.kind == "lines":
-            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column)
+            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column, keep=keep)
         else:
-            records = _read_table(file, piece, text_column=text_column, reuse=reuse or {})
+            records = _read_table(file, piece, text_column=text_column, keep=keep, reuse=reuse or {})
         for number, record in records:
             index = number + 1
             yield record
@@ -65,7 +72,9 @@ def _read_text(file: InputFile) -> Record:
     return document_of(text, source=file.source, record=0, meta={"source": file.source})
 
 
-def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
+def _read_lines(
+    file: InputFile, piece: Piece, *, text_column: str | None, keep: Sequence[str]
+) -> Iterator[tuple[int, Record]]:
     with open_lines(file.name) as stream:
         skip_bytes(stream, piece.offset, seekable=not file.path.endswith(COMPRESSED))
         indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
@@ -78,10 +87,10 @@ def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> It
                     line = stream.readline(streams.CHUNK_BYTES)
                 yield index, too_large(file.source, index)
             elif line.strip():
-                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
+                yield index, _from_line(line, source=file.source, index=index, text_column=text_column, keep=keep)
 
 
-def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
+def _from_line(line: bytes, *, source: str, index: int, text_column: str | None, keep: Sequence[str]) -> Record:
     try:
         record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -90,15 +99,20 @@ def _from_line(line: bytes, *, source: str, index: int, text_column: str | None)
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):
         return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
-    return record_of(record, source=source, index=index, text_column=text_column)
+    return record_of(record, source=source, index=index, text_column=text_column, keep=keep)
 
 
 def _read_table(
-    file: InputFile, piece: Piece, *, text_column: str | None, reuse: Mapping[str, tuple[str, str]]
+    file: InputFile,
+    piece: Piece,
+    *,
+    text_column: str | None,
+    keep: Sequence[str],
+    reuse: Mapping[str, tuple[str, str]],
 ) -> Iterator[tuple[int, Record]]:
     names = table_columns(file.name)
     text = text_column or next((name for name in TEXT_COLUMNS if name in names), None)
-    wanted = {text, *META_COLUMNS, *itertools.chain.from_iterable(reuse.values())}
+    wanted = {text, *META_COLUMNS, *keep, *itertools.chain.from_iterable(reuse.values())}
     columns = [name for name in names if name in wanted]
     index = piece.begin
     for batch in read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
@@ -106,7 +120,10 @@ def _read_table(
             if record is None:
                 yield index, too_large(file.source, index)
             else:
-                yield index, record_of(record, source=file.source, index=index, text_column=text, reuse=reuse)
+                yield (
+                    index,
+                    record_of(record, source=file.source, index=index, text_column=text, keep=keep, reuse=reuse),
+                )
             index += 1
 
 

@@ -75,12 +75,15 @@ class CorpusStats:
     characters: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     """Records that became no document, by reason."""
+    cut_elsewhere: int = 0
+    """Documents whose segments the input gave, and nobody knows which segmenter cut them."""
 
     def merge(self, other: "CorpusStats") -> None:
         self.documents += other.documents
         self.segments += other.segments
         self.characters += other.characters
         self.rejected += other.rejected
+        self.cut_elsewhere += other.cut_elsewhere
         for name, stats in other.scorers.items():
             self.scorers.setdefault(name, ScorerStats()).merge(stats)
 
@@ -95,6 +98,7 @@ class CorpusStats:
             "segments": self.segments,
             "characters": self.characters,
             "rejected": dict(sorted(self.rejected.items())),
+            **({"cut_elsewhere": self.cut_elsewhere} if self.cut_elsewhere else {}),
             "scorers": {name: stats.to_json() for name, stats in self.scorers.items()},
         }
 
@@ -106,4 +110,5 @@ class CorpusStats:
             segments=values["segments"],
             characters=values["characters"],
             rejected=Counter(values["rejected"]),
+            cut_elsewhere=values.get("cut_elsewhere", 0),
         )

@@ -1,6 +1,8 @@
 """Input that nobody expects: odd cells, names and depths cost at most their own record, odd metadata not even that."""
 
+import gzip
 import json
+import math
 import string
 
 import pyarrow as pa
@@ -9,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phf_ray.corpus import streams
+from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import plan_shards
 from phf_ray.corpus.find import find_files
 from phf_ray.corpus.input_records import Segmented
@@ -16,7 +20,7 @@ from phf_ray.corpus.json_text import MAX_DEPTH, as_json, meta_json, parse_json
 from phf_ray.corpus.layout import document_id
 from phf_ray.corpus.read import read_piece
 from phf_ray.corpus.reader import read_corpus
-from phf_ray.errors import DataError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Document, Rejected
 
 
@@ -342,3 +346,87 @@ def test_no_line_raises(tmp_path_factory, lines, encoding):
         else:
             strict(record.meta)
             f"{record.id}{record.meta}".encode()
+
+
+line = st.sampled_from([b"", b" ", b"\t\r", b"\x0c"]) | st.integers(0, 99).map(
+    lambda number: b'{"text": "%d"}' % number
+)
+files_of_lines = st.lists(st.lists(line, max_size=15), min_size=1, max_size=3)
+suffixes = st.sampled_from([".jsonl", ".jsonl.gz"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(files_of_lines, st.integers(1, 20), st.integers(1, 200), st.booleans(), suffixes)
+def test_a_limit_counts_records_and_not_blank_lines(tmp_path_factory, files, limit, shard_bytes, ends, suffix):
+    folder = tmp_path_factory.mktemp("blank")
+    for number, lines in enumerate(files):
+        content = b"\n".join(lines) + b"\n" * ends
+        (folder / f"{number}{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    chunk = streams.CHUNK_BYTES
+    streams.CHUNK_BYTES = 7
+    try:
+        whole = read_all(folder)
+        assert read_all(folder, limit=limit, shard_bytes=shard_bytes) == whole[:limit]
+    finally:
+        streams.CHUNK_BYTES = chunk
+    assert len(whole) == sum(bool(line.strip()) for lines in files for line in lines)
+
+
+def found_columns(folder, **options):
+    return check_columns(find_files([str(folder)]).files, **{"text_column": None, **options})
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_one_record_without_text_decides_nothing_about_the_others(tmp_path):
+    write_lines(
+        tmp_path / "a.jsonl", {"id": 1}, *[{"id": 2}] * 5000, {"text": "x"}, {"texts": None, "text": "y"}, {"body": "z"}
+    )
+    found_columns(tmp_path)
+    assert [getattr(record, "text", None) or record.reason for record in read_all(tmp_path)][-4:] == [
+        "no_text",
+        "x",
+        "y",
+        "no_text",
+    ]
+    found_columns(tmp_path, text_column="body")
+    assert [getattr(record, "text", None) or record.reason for record in read_all(tmp_path, text_column="body")][
+        -1
+    ] == "z"
+
+
+def test_one_file_without_text_decides_nothing_about_the_others(tmp_path):
+    write_lines(tmp_path / "a.jsonl", {"id": 1})
+    (tmp_path / "b.jsonl").write_text("")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "c.parquet")
+    with pytest.raises(
+        ConfigError, match=r"no column 'texts' or .* in .*a\.jsonl, .*; set --text-column to one of 'id', 'n'"
+    ):
+        found_columns(tmp_path)
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "d.parquet")
+    found_columns(tmp_path)
+    with pytest.raises(ConfigError, match="no column 'body' in"):
+        found_columns(tmp_path, text_column="body")
+    write_lines(tmp_path / "e.jsonl", {"body": "x"})
+    found_columns(tmp_path, text_column="body")
+
+
+def test_columns_are_kept_on_request_and_otherwise_named(tmp_path):
+    rows = [{"text": "x", "id": 1, "url": "u", "source": "wiki", "n": math.nan}, {"text": "y", "lang": "de"}]
+    write_lines(tmp_path / "a.jsonl", *rows)
+    pq.write_table(pa.table({"texts": [["z"]], "url": ["v"], "meta": ['{"url": "w", "k": 1}']}), tmp_path / "b.parquet")
+    assert found_columns(tmp_path) == ("url", "source", "n")
+    assert found_columns(tmp_path, keep=("url", "lang")) == ("source", "n")
+    first, second, third = read_all(tmp_path, keep=("url", "source", "n", "lang"))
+    assert strict(first.meta) == {
+        "id": 1, "url": "u", "source_column": "wiki", "n": "NaN", "source": "a.jsonl", "record": 0
+    }  # fmt: skip
+    assert strict(second.meta) == {"lang": "de", "source": "a.jsonl", "record": 1}
+    assert strict(third.meta) == {"url": "w", "k": 1}
+    with pytest.raises(
+        ConfigError, match=r"--keep-columns urll: not in the records looked at, which have the columns 'text'"
+    ):
+        found_columns(tmp_path, keep=("url", "urll"))
