@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+from phf_ray.corpus.json_text import storable
+
 HIDDEN_FOLDERS = "folders whose names begin with _ or ."
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -25,7 +27,8 @@ def is_for_training(file: str, root: str) -> bool:
 
 
 def some_names(names: Sequence[str], *, most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Return the names in one line that can be printed, and the number of those that it has no room for."""
+    return storable(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_hidden(folder: str) -> bool:
