@@ -145,16 +145,15 @@ def _find_in_folder(
             yield _input_file(filesystem, root, filesystem.info(open_filesystem(part)[1]))
         return
     entries = list_files(filesystem, root, enters=visible_folders(ignored))
-    sets = {root} if hub_url(source) is not None else _saved_sets(entries)
-    described = [name for name in entries if _is_below(name, sets)]
-    data = [name for name in described if _is_data(name)]
-    data = data or [name for name in described if _kind(name) and is_for_training(name, root)]
-    chosen = training_files(data, root)
-    others += [posixpath.relpath(name, root) for name in sorted({*data}.difference(chosen))]
-    aside = {name for name in described if _kind(name)}.difference(chosen)
-    if cards := aside.difference(data):
+    if hub_url(source) is not None:
+        left_out, cards = _left_out(entries, root)
+    else:
+        saved = _saved_sets(entries)
+        left_out, cards = _left_out((name for name in entries if _is_below(name, saved)), root)
+    others += [posixpath.relpath(name, root) for name in left_out]
+    if cards:
         ignored[_CARD] += len(cards)
-    for name in sorted({*entries}.difference(aside)):
+    for name in sorted({*entries}.difference(left_out, cards)):
         if posixpath.basename(name).startswith("."):
             ignored[_HIDDEN] += 1
             continue
@@ -167,6 +166,13 @@ def _find_in_folder(
             ignored[_DANGLING if entry is None else suffix] += 1
         else:
             yield _input_file(filesystem, root, entry)
+
+
+def _left_out(names: Iterable[str], root: str) -> tuple[list[str], list[str]]:
+    """Return the files of a data set that are not to be read: those of other splits, then cards and caches."""
+    known = sorted(name for name in names if _kind(name))
+    data = [name for name in known if _is_data(name)] or [name for name in known if is_for_training(name, root)]
+    return sorted({*data}.difference(training_files(data))), sorted({*known}.difference(data))
 
 
 def _saved_sets(names: Iterable[str]) -> set[str]:

@@ -76,7 +76,7 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
 def data_files(files: Iterable[str], root: str) -> list[str]:
     """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
     tables = [file for file in sorted(files) if file.endswith((".parquet", *ARROW)) and may_hold_data(file)]
-    chosen = training_files(tables, root)
+    chosen = training_files(tables)
     if len(chosen) < len(tables):
         others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
         log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))

@@ -14,11 +14,13 @@ _WORD = re.compile(r"[^\W\d_]+")
 _TRAINING = {"train", "training"}
 
 
-def training_files(files: Sequence[str], root: str) -> list[str]:
-    """Return the files whose path below `root` has the word `train` or `training`; all files if there are none.
+def training_files(files: Sequence[str]) -> list[str]:
+    """Return the files whose path has the word `train` or `training`; all files if there are none.
 
-    A word is a run of letters: `data/train-00000.parquet` has it, `constrained/0.parquet` does not.
+    A word is a run of letters: `data/train-00000.parquet` has it, `constrained/0.parquet` does not. The folders that
+    hold all of the files don't count: their names are not those of splits.
     """
+    root = posixpath.commonpath([posixpath.dirname(file) for file in files]) if files else ""
     return [file for file in files if is_for_training(file, root)] or list(files)
 
 

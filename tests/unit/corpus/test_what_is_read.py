@@ -61,6 +61,15 @@ def test_a_split_is_a_word_of_a_path(tmp_path):
     assert len(list_parts(str(tmp_path / "usual"))) == 1
 
 
+def test_a_split_is_a_word_of_the_path_below_the_data_set(tmp_path):
+    save(tmp_path / "train_v2" / "set", train="a", test="b")
+    assert texts_of(tmp_path) == ["a"]
+    assert len(list_parts(str(tmp_path))) == 1
+    for name in ("train", "test"):
+        datasets.Dataset.from_dict({"text": [name]}).save_to_disk(str(tmp_path / "apart" / "my train" / name))
+    assert texts_of(tmp_path / "apart") == ["train"]
+
+
 @pytest.mark.parametrize(
     ("name", "is_taken"),
     [
