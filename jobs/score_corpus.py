@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs=arguments.input,
         limit=arguments.limit,
         text_column=arguments.text_column,
+        keep_columns=arguments.keep_columns,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
     )
     if arguments.limit is not None and arguments.limit < 1:
@@ -83,6 +84,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--text-column", metavar="C", help="column with the text in JSON lines and tables")
+    parser.add_argument(
+        "--keep-columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="C",
+        help="columns to keep in `meta`, besides id, meta and metadata",
+    )
     parser.add_argument("--append", action="store_true", help="also score input files added since the last run")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(

@@ -6,7 +6,7 @@ Size and time stamp (or ETag) identify a file, so a changed input is noticed wit
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,21 @@ import fsspec
 from fsspec.utils import glob_translate
 
 from phf_ray.corpus.decompress import CODECS
-from phf_ray.corpus.kinds import LINES, SUFFIXES, FileKind, KindRules, remedy_for, split_suffixes
+from phf_ray.corpus.kinds import LINES, SUFFIXES, FileKind, KindRules, kind_by_suffix, remedy_for, split_suffixes
 from phf_ray.corpus.layout import is_scored_corpus
-from phf_ray.corpus.reader import data_files, list_parts
+from phf_ray.corpus.reader import list_parts, may_hold_data
+from phf_ray.corpus.splits import is_for_training, training_files, visible_folders
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
 from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source, stamp_of
 
-_DANGLING = "dangling links"
-"""Key in `Found.ignored`, next to the suffixes."""
+_DANGLING, _HIDDEN, _CARD = "dangling links", "hidden files", "cards and caches of data sets"
+"""Keys in `Found.ignored`, next to the suffixes."""
+
+_SAVED = {"dataset_dict.json", "dataset_info.json"}
+"""Files of which `datasets` writes one into each data set that it saves."""
+_DESCRIPTIONS = _SAVED | {"dataset_infos.json", "state.json"}
+_CARDS = (".md", ".rst", ".py", ".pyi")
 
 # Text compresses about fourfold. Only used to decide which files are large.
 _EXPANSION = {**dict.fromkeys(CODECS, 4), ".parquet": 3}
@@ -72,7 +78,9 @@ class Found:
 
     files: tuple[InputFile, ...]
     ignored: Counter[str]
-    """Suffix, or `_DANGLING` -> number of skipped files."""
+    """Suffix, `_DANGLING` or another kind -> number of skipped files or folders."""
+    other_splits: tuple[str, ...] = ()
+    """Data files that were left out because their data set has a split to train on."""
 
 
 def find_files(
@@ -86,15 +94,16 @@ def find_files(
     """
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
+    others: list[str] = []
     rules = KindRules(text_suffixes, {file.name: file.kind for file in known})
     for source in inputs:
         with store_errors(f"--input {source}"):
-            found = list(_find(source, rules, ignored))
+            found = list(_find(source, rules, ignored, others))
         if not found:
             raise ConfigError(f"--input {source}: {_nothing(ignored, rules)}")
         for file in found:
             files.setdefault(file.name, file)
-    return Found(files=tuple(files.values()), ignored=ignored)
+    return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others))
 
 
 def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
@@ -130,7 +139,7 @@ def _described(suffix: str, count: int) -> str:
     return f"{count} {suffix or 'without suffix'}" + (f": {remedy}" if remedy and suffix not in SUFFIXES else "")
 
 
-def _find(source: str, rules: KindRules, ignored: Counter[str]) -> Iterator[InputFile]:
+def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str]) -> Iterator[InputFile]:
     filesystem, path = open_source(source)
     path = path.rstrip("/") or "/"
     if filesystem.isfile(path):
@@ -140,10 +149,10 @@ def _find(source: str, rules: KindRules, ignored: Counter[str]) -> Iterator[Inpu
             raise ConfigError(f"--input {source}: can't read such a {suffix} file; {remedy_for(suffix)}")
         yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path), kind)
     elif filesystem.isdir(path):
-        yield from _find_in_folder(source, filesystem, path, rules, ignored)
+        yield from _find_in_folder(source, filesystem, path, rules, ignored=ignored, others=others)
     elif is_glob(path):
         root = glob_root(path)
-        entries = match_files(filesystem, path)
+        entries = match_files(filesystem, path, enters=visible_folders(ignored, pattern=path))
         for name in sorted(entries):
             entry = follow(filesystem, entries[name])
             if entry is None:
@@ -159,21 +168,30 @@ def _find(source: str, rules: KindRules, ignored: Counter[str]) -> Iterator[Inpu
 
 
 def _find_in_folder(
-    source: str, filesystem: fsspec.AbstractFileSystem, root: str, rules: KindRules, ignored: Counter[str]
+    source: str,
+    filesystem: fsspec.AbstractFileSystem,
+    root: str,
+    rules: KindRules,
+    *,
+    ignored: Counter[str],
+    others: list[str],
 ) -> Iterator[InputFile]:
     if is_scored_corpus(source):
         for part in list_parts(source):
             yield _input_file(filesystem, root, filesystem.info(open_filesystem(part)[1]), "table")
         return
-    entries = list_files(filesystem, root, enters=lambda folder: not _is_aside(posixpath.basename(folder)))
-    saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
-    if saved or hub_url(source) is not None:
-        names = data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
+    entries = list_files(filesystem, root, enters=visible_folders(ignored))
+    if hub_url(source) is not None:
+        left_out, cards = _left_out(entries, root)
     else:
-        names = sorted(entries)
-    for name in names:
-        relative = posixpath.relpath(name, root)
-        if any(map(_is_aside, relative.split("/"))):
+        saved = _saved_sets(entries)
+        left_out, cards = _left_out((name for name in entries if _is_below(name, saved)), root)
+    others += [posixpath.relpath(name, root) for name in left_out]
+    if cards:
+        ignored[_CARD] += len(cards)
+    for name in sorted({*entries}.difference(left_out, cards)):
+        if posixpath.basename(name).startswith("."):
+            ignored[_HIDDEN] += 1
             continue
         suffix = posixpath.splitext(name)[1]
         kind = rules.in_folder(filesystem, name)
@@ -187,9 +205,27 @@ def _find_in_folder(
             yield _input_file(filesystem, root, entry, kind)
 
 
-def _is_aside(name: str) -> bool:
-    """Whether to skip a file or folder of this name if the input is its parent folder."""
-    return name.startswith(".") or name == "__pycache__"
+def _left_out(names: Iterable[str], root: str) -> tuple[list[str], list[str]]:
+    """Return the files of a data set that are not to be read: those of other splits, then cards and caches."""
+    known = sorted(name for name in names if kind_by_suffix(name))
+    data = [name for name in known if _is_data(name)] or [name for name in known if is_for_training(name, root)]
+    return sorted({*data}.difference(training_files(data))), sorted({*known}.difference(data))
+
+
+def _saved_sets(names: Iterable[str]) -> set[str]:
+    """Return the folders that `datasets` saved."""
+    return {posixpath.dirname(name) for name in names if posixpath.basename(name) in _SAVED}
+
+
+def _is_below(name: str, folders: Collection[str]) -> bool:
+    parent = posixpath.dirname(name)
+    return bool(folders) and (parent in folders or (parent != name and _is_below(parent, folders)))
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of a data set of the hub, or saved by `datasets`, holds records, not a description or a result."""
+    is_card = name.lower().endswith(_CARDS) or posixpath.basename(name) in _DESCRIPTIONS
+    return kind_by_suffix(name) is not None and may_hold_data(name) and not is_card
 
 
 def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any], kind: FileKind) -> InputFile:

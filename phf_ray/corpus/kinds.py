@@ -8,6 +8,7 @@ from typing import Literal
 
 import fsspec
 
+from phf_ray.corpus.arrow_files import ARROW
 from phf_ray.corpus.decompress import CODECS, Decompressed
 from phf_ray.storage.files import full_name
 from phf_ray.storage.listing import is_glob
@@ -19,7 +20,7 @@ LINES = (".jsonl", ".ndjson", ".jsonlines")
 SUFFIXES: dict[str, FileKind] = {
     **dict.fromkeys((".py", ".pyi", ".txt", ".text", ".md", ".rst"), "text"),
     **dict.fromkeys(LINES, "lines"),
-    **dict.fromkeys((".parquet", ".arrow"), "table"),
+    **dict.fromkeys((".parquet", *ARROW), "table"),
 }
 _UNPACK = "unpack it"
 _CONVERT = "convert it to JSON lines or Parquet"
@@ -59,7 +60,7 @@ class KindRules:
 
     def in_folder(self, filesystem: fsspec.AbstractFileSystem, name: str) -> FileKind | None:
         """Return the kind of a file in a folder that is an input. None: it is left out."""
-        kind = _kind_by_suffix(name)
+        kind = kind_by_suffix(name)
         if kind == "text" and self.text_suffixes is not None and split_suffixes(name)[0] not in self.text_suffixes:
             kind = None
         return self.known.get(full_name(filesystem, name), kind)
@@ -86,10 +87,11 @@ class KindRules:
             return None
         if suffix == ".json" or (not suffix and _begins_as_json(filesystem, name)):
             return "lines"
-        return _kind_by_suffix(name) or "text"
+        return kind_by_suffix(name) or "text"
 
 
-def _kind_by_suffix(name: str) -> FileKind | None:
+def kind_by_suffix(name: str) -> FileKind | None:
+    """Return the kind that the suffix of a file names, in any case; None if it names none."""
     suffix, compression = split_suffixes(name)
     if compression and suffix == ".json":
         return "lines"

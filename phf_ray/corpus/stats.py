@@ -77,6 +77,8 @@ class CorpusStats:
     rejected: Counter[str] = field(default_factory=Counter)
     """Records that became no document, by reason. `unreadable` and `trailing_bytes` stand for the rest of a file."""
     losses: Losses = field(default_factory=Losses)
+    cut_elsewhere: int = 0
+    """Documents whose segments the input gave, and nobody knows which segmenter cut them."""
 
     def merge(self, other: "CorpusStats") -> None:
         self.documents += other.documents
@@ -84,6 +86,7 @@ class CorpusStats:
         self.characters += other.characters
         self.rejected += other.rejected
         self.losses.merge(other.losses)
+        self.cut_elsewhere += other.cut_elsewhere
         for name, stats in other.scorers.items():
             self.scorers.setdefault(name, ScorerStats()).merge(stats)
 
@@ -99,6 +102,7 @@ class CorpusStats:
             "characters": self.characters,
             "rejected": dict(sorted(self.rejected.items())),
             **({"losses": self.losses.to_json()} if self.losses else {}),
+            **({"cut_elsewhere": self.cut_elsewhere} if self.cut_elsewhere else {}),
             "scorers": {name: stats.to_json() for name, stats in self.scorers.items()},
         }
 
@@ -111,4 +115,5 @@ class CorpusStats:
             characters=values["characters"],
             rejected=Counter(values["rejected"]),
             losses=Losses.from_json(values["losses"]) if "losses" in values else Losses(),
+            cut_elsewhere=values.get("cut_elsewhere", 0),
         )

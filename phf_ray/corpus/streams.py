@@ -25,7 +25,8 @@ CHUNK_BYTES = 1 << 20
 
 _BUFFER = 64 << 10
 
-UNREADABLE = (OSError, EOFError, DamageError, pa.ArrowInvalid, pa.ArrowException)
+# A name of a column that is not UTF-8 is found when Arrow's schema is asked for it.
+UNREADABLE = (OSError, EOFError, DamageError, pa.ArrowException, UnicodeDecodeError)
 
 
 def raise_if_passing(file: InputFile, error: Exception) -> None:
