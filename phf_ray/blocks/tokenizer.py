@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from phf_ray.config import TokenizerConfig
 from phf_ray.errors import ConfigError
+from phf_ray.model_folder import check_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,6 +31,7 @@ def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
             f"tokenizer.path_or_name={config.path_or_name!r} is a {type(tokenizer).__name__}, which has no "
             "character offsets; use one with a tokenizer.json"
         )
+    check_tokenizer(tokenizer, config.path_or_name)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"tokenizer.path_or_name={config.path_or_name!r} has no end-of-text token, which separates documents; "
