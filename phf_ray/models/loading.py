@@ -8,6 +8,7 @@ import torch
 
 from phf_ray.checkpoint import CheckpointInfo, read_info, require_model
 from phf_ray.models.backbone import load_backbone, load_tokenizer_beside
+from phf_ray.models.embeddings import learn_padding_rows
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
 
@@ -30,6 +31,7 @@ def load_checkpoint(
     directory = require_model(directory)
     info = read_info(directory)
     backbone = load_backbone(directory, revision=None, dtype=dtype)
+    learn_padding_rows(backbone)
     tokenizer = load_tokenizer_beside(directory)
     value_head: ValueHead | None = ValueHead(head_width(backbone))
     assert value_head is not None
