@@ -10,6 +10,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of, fit_to_tokenizer, padded_rows, special_ids
 from phf_ray.models.backbone import first_words, load_backbone
 from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_padding_rows, start_new_rows
+from phf_ray.models.generation_config import savable_generation_config
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
 
@@ -76,3 +77,4 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
     for key, token_id in special_ids(tokenizer).items():
         setattr(model.config, key, token_id)
         setattr(model.generation_config, key, token_id)
+    model.generation_config = savable_generation_config(model.generation_config)

@@ -135,7 +135,11 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
     model_class = getattr(transformers, model_name)
     config = model_class.config_class.from_pretrained(source, num_labels=num_classes)
     model = model_class(config)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} does not fit {model_name} as configured in {source}: {reason}") from None
     check_names(f"{path}, as {model_name} configured in {source}", missing=missing, unexpected=unexpected)
     refuse_non_finite(model, path)
     tokenizer = getattr(transformers, tokenizer_name).from_pretrained(source)

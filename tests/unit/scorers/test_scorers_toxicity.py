@@ -252,6 +252,18 @@ def test_weights_that_do_not_fit_the_config_are_refused(checkpoint, base, tmp_pa
         build_scorer({"class_name": "DetoxifyToxicityScorer", "path": str(checkpoint), "config_path": str(tmp_path)})
 
 
+def test_a_checkpoint_with_a_wrapper_s_names_is_the_same_scorer(checkpoint, base, scorer, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["state_dict"] = {f"module.{name}": weight for name, weight in stored["state_dict"].items()}
+    torch.save(stored, tmp_path / "wrapped.ckpt")
+    config = {"class_name": "DetoxifyToxicityScorer", "config_path": str(base), "device": "cpu"}
+    assert build_scorer({**config, "path": str(tmp_path / "wrapped.ckpt")}).identity() == scorer.identity()
+    next(iter(stored["state_dict"].values()))[0] = float("nan")
+    torch.save(stored, tmp_path / "nan.ckpt")
+    with pytest.raises(DataError, match="NaN or infinite"):
+        build_scorer({**config, "path": str(tmp_path / "nan.ckpt")})
+
+
 def test_the_fetched_folder_says_where_it_came_from(models, checkpoint):
     description = json.loads((models / "unbiased" / "detoxify.json").read_text())
     assert description["class_names"] == CLASSES
