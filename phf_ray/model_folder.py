@@ -18,6 +18,7 @@ INNER_WRAPPER_PATTERN = r"\.(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wra
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 # Files in which quantisers describe the weights, if config.json does not.
 _QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -42,14 +43,20 @@ def check_weight_files(folder: Path) -> None:
             "and save the whole model"
         )
     for path in _weight_files(folder):
+        _refuse_pointer(path)
         _refuse_integers(path)
 
 
-def refuse_pointers(folder: Path) -> None:
-    """Raise DataError if a file is a Git LFS pointer in place of its content."""
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise DataError if a file of the tokenizer is a Git LFS pointer. The weights may be: a tokenizer needs none."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
-            raise DataError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+        if path.suffix in _TOKENIZER_SUFFIXES:
+            _refuse_pointer(path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
+        raise DataError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {path.parent}")
 
 
 def refuse_quantised(config: Mapping[str, Any], source: str | Path) -> None:

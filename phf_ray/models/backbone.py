@@ -26,8 +26,8 @@ from phf_ray.model_folder import (
     WRAPPER_PATTERN,
     check_names,
     check_tokenizer,
+    check_tokenizer_files,
     check_weight_files,
-    refuse_pointers,
     refuse_quantised,
 )
 
@@ -101,8 +101,6 @@ def _load(
 
 def _check_files(source: str | Path, *, revision: str | None) -> None:
     folder = Path(source)
-    if folder.is_dir():
-        refuse_pointers(folder)
     config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     refuse_quantised(config, source)
     if (folder / "config.json").is_file():
@@ -131,7 +129,7 @@ def load_tokenizer_beside(source: str | Path, *, revision: str | None = None) ->
     """Load the tokenizer of a model's folder or hub name. Raises DataError if it has none, or one that is not fast."""
     try:
         if Path(source).is_dir():
-            refuse_pointers(Path(source))
+            check_tokenizer_files(Path(source))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except DataError:
         raise

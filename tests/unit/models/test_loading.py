@@ -137,7 +137,6 @@ FAULTS = {
     "AutoGPTQ's file": (lambda at: (at / "quantize_config.json").write_text("{}"), "quantised"),
     "integers": (in_weights(as_int8), "quantised .*stored as I8"),
     "a pointer for weights": (pointer("model.safetensors"), r"model\.safetensors is a Git LFS pointer.*git lfs pull"),
-    "a pointer for a tokenizer": (pointer("tokenizer.json"), r"tokenizer\.json is a Git LFS pointer.*git lfs pull"),
     "a lost part": (shard_that_is_absent, r"lacks .*model-00001-of-00002"),
     "cut short": (lambda at: (at / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "not a whole"),
     "NaN": (in_weights(first_changed(float("nan"))), r"c_attn\.weight has values that are NaN"),
@@ -228,6 +227,20 @@ def test_a_folder_without_a_tokenizer_is_refused(causal_folder, classifier_folde
             load(source)
 
 
+def test_a_tokenizer_is_no_pointer_but_weights_that_are_not_used_may_be(causal_folder, classifier_folder, tmp_path):
+    folder = shutil.copytree(causal_folder, tmp_path / "causal")
+    pointer("tf_model.h5")(folder)
+    load_engine(folder)
+    pointer("model.safetensors")(folder)
+    load_strings(folder)
+    load_tokenizer(TokenizerConfig(path_or_name=str(folder)))
+    pointer("tokenizer.json")(folder)
+    pointer("tokenizer.json")(judge := shutil.copytree(classifier_folder, tmp_path / "classifier"))
+    for load, source in ((load_strings, folder), (scorer, judge)):
+        with pytest.raises(DataError, match=r"tokenizer\.json is a Git LFS pointer.*git lfs pull"):
+            load(source)
+
+
 @pytest.mark.parametrize("kind", [BertTokenizer, LlamaTokenizer, Qwen2Tokenizer])
 def test_a_tokenizer_that_transformers_made_up_is_refused(tmp_path, kind):
     kind().save_pretrained(tmp_path)
@@ -243,6 +256,20 @@ def test_a_tokenizer_of_bytes_is_refused_with_the_reason(causal_folder, classifi
         ByT5Tokenizer().save_pretrained(folder)
         with pytest.raises(DataError, match=r"ByT5Tokenizer.*characters.*choose a model that has a tokenizer\.json"):
             load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\n", DataError, "tokenizer.json is a Git LFS pointer"),
+        ('{"model": 1}', ConfigError, "could not be loaded"),
+    ],
+)
+def test_a_tokenizer_to_train_with_that_is_damaged_is_refused(tmp_path, content, error, message):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(error, match=message):
+        load_tokenizer(TokenizerConfig(path_or_name=str(tmp_path)))
 
 
 def test_an_encoder_and_decoder_is_refused_in_one_line(tmp_path):
