@@ -43,22 +43,3 @@ def architecture_of(config: ModelConfig) -> Any:
 
 def padded_rows(num_ids: int, *, multiple: int | None) -> int:
     return num_ids if multiple is None else -(-num_ids // multiple) * multiple
-
-
-def fit_to_tokenizer(architecture: Any, tokenizer: Any, *, multiple: int | None) -> None:
-    """Give a new model a row per token, and the ids of its special tokens."""
-    architecture.vocab_size = padded_rows(len(tokenizer), multiple=multiple)
-    for key, token_id in special_ids(tokenizer).items():
-        setattr(architecture, key, token_id)
-
-
-def special_ids(tokenizer: Any) -> dict[str, int]:
-    """End-of-text stands in for a missing begin-of-text or padding token, because documents begin with it."""
-    end = tokenizer.eos_token_id
-    begin = tokenizer.bos_token_id
-    pad = tokenizer.pad_token_id
-    return {
-        "eos_token_id": end,
-        "bos_token_id": end if begin is None else begin,
-        "pad_token_id": end if pad is None else pad,
-    }

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError
-from phf_ray.models.architecture import architecture_of, fit_to_tokenizer, padded_rows, special_ids
+from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.backbone import first_words, load_backbone
 from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_padding_rows, start_new_rows
 from phf_ray.models.generation_config import savable_generation_config
@@ -26,7 +26,7 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
         torch.manual_seed(seed)
         make = _from_scratch if config.from_scratch else _from_pretrained
         backbone: PreTrainedModel = make(config, tokenizer)
-        learn_padding_rows(backbone)
+        learn_padding_rows(backbone, is_new=config.from_scratch)
         start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
     _set_special_tokens(backbone, tokenizer)
     value_head_config = config.model_kwargs.value_head_config
@@ -40,7 +40,9 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
 
 def _from_scratch(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
     architecture = architecture_of(config)
-    fit_to_tokenizer(architecture, tokenizer, multiple=config.pad_vocab_to_multiple_of)
+    architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
+    for key, token_id in _special_ids(tokenizer).items():
+        setattr(architecture, key, token_id)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             architecture, dtype=torch.float32, trust_remote_code=False
@@ -73,8 +75,20 @@ def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
     return model
 
 
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    """End-of-text stands in for a missing begin-of-text or padding token, because documents begin with it."""
+    end = tokenizer.eos_token_id
+    begin = tokenizer.bos_token_id
+    pad = tokenizer.pad_token_id
+    return {
+        "eos_token_id": end,
+        "bos_token_id": end if begin is None else begin,
+        "pad_token_id": end if pad is None else pad,
+    }
+
+
 def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
-    for key, token_id in special_ids(tokenizer).items():
+    for key, token_id in _special_ids(tokenizer).items():
         setattr(model.config, key, token_id)
         setattr(model.generation_config, key, token_id)
     model.generation_config = savable_generation_config(model.generation_config)

@@ -39,15 +39,17 @@ def fill_with_mean(weight_VD: Tensor, *, first: int, last: int, num_known: int) 
         weight_VD[first:last] = mean_D + _NEW_ROW_NOISE * torch.randn(last - first, mean_D.shape[0])
 
 
-def learn_padding_rows(model: nn.Module) -> None:
-    """Let the padding token's embedding learn, and draw it anew if the architecture set it to zero.
+def learn_padding_rows(model: nn.Module, *, is_new: bool) -> None:
+    """Let the padding token's embedding learn.
 
     Blocks have no padding, but end-of-text may stand in for a padding token, and every document begins with it. torch
     gives the row at an embedding's `padding_idx` no gradient: it would stay as it is for ever.
+
+    `is_new`: draw the row like the others, because a new model's is zero. Loaded weights stay as they are.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            row_D = module.weight.detach()[module.padding_idx]
-            if not row_D.any():
-                row_D.copy_(torch.randn(row_D.shape) * module.weight.detach().std())
+            weight_VD = module.weight.detach()
+            if is_new:
+                weight_VD[module.padding_idx] = torch.randn(weight_VD.shape[1]) * weight_VD.std()
             module.padding_idx = None

@@ -31,7 +31,7 @@ def load_checkpoint(
     directory = require_model(directory)
     info = read_info(directory)
     backbone = load_backbone(directory, revision=None, dtype=dtype)
-    learn_padding_rows(backbone)
+    learn_padding_rows(backbone, is_new=False)
     tokenizer = load_tokenizer_beside(directory)
     value_head: ValueHead | None = ValueHead(head_width(backbone))
     assert value_head is not None

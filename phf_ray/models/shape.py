@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phf_ray.config import ModelConfig
-from phf_ray.models.architecture import architecture_of, fit_to_tokenizer, padded_rows
+from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.heads import ValueHead, head_width
 from phf_ray.models.language_model import LanguageModel, transformer_blocks
 
@@ -59,11 +59,14 @@ def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
     """Return the shape of the model that `build_model` would build, without allocating a single weight."""
     if config.from_scratch:
         architecture = architecture_of(config)
-        fit_to_tokenizer(architecture, tokenizer, multiple=config.pad_vocab_to_multiple_of)
+        architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
     else:
         architecture = architecture_of(config.model_copy(update={"config_kwargs": {}}))
         num_rows = max(architecture.vocab_size, len(tokenizer))
         architecture.vocab_size = padded_rows(num_rows, multiple=config.pad_vocab_to_multiple_of)
+    if (getattr(architecture, "pad_token_id", None) or 0) >= architecture.vocab_size:
+        # The default of some (Phi-3: 32000) is beyond a small vocabulary; `build_model` sets the tokenizer's own.
+        architecture.pad_token_id = 0
     with torch.device("meta"):
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
         backbone.tie_weights()

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from model_kinds import config_for, save
+from model_kinds import config_for, pretrained, save
 from tiny_models import BAD, GOOD, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.models.build import build_model
 from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.saving import save_checkpoint
 from phf_ray.models.shape import planned_shape
 
 WIDTHS = (
@@ -84,6 +86,17 @@ def test_the_embedding_of_end_of_text_learns_after_a_restart(tmp_path, family):
     _, tokenizer = save(tmp_path, model_type=family, config_kwargs=tiny_fields(family))
     end = tokenizer.eos_token_id
     assert embedding_gradient(load_checkpoint(tmp_path).model, torch.tensor([[end, 40, 41]]))[end].any()
+
+
+def test_a_row_of_zeros_in_loaded_weights_stays_and_learns(tmp_path):
+    model, tokenizer = save(tmp_path, model_type="llama", config_kwargs=tiny_fields("llama"))
+    end = tokenizer.eos_token_id
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight[end] = 0
+    save_checkpoint(tmp_path, model, tokenizer, CheckpointInfo())
+    for loaded in (load_checkpoint(tmp_path).model, build_model(pretrained(tmp_path), tokenizer=tokenizer, seed=0)):
+        assert not loaded.backbone.get_input_embeddings().weight[end].any()
+        assert embedding_gradient(loaded, torch.tensor([[end, 40, 41]]))[end].any()
 
 
 def test_the_first_token_of_a_document_is_not_uniform_for_ever():
