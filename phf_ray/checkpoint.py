@@ -98,6 +98,10 @@ def require_model(directory: str | Path, *, option: str | None = None) -> Path:
     if (path / "config.json").is_file():
         return path
     shown = str(path) if option is None else f"{option} {path}"
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{shown} is an adapter, not a whole model; merge it into its base model, and give the folder of the result"
+        )
     raise ConfigError(
         f"{shown} is not a model directory: it has no config.json; give a checkpoint such as "
         "out/mle/checkpoints/step-00000500"

@@ -55,8 +55,8 @@ class TokenStrings:
 def context_of(config: Any, *, limit: int | None = None) -> int:
     """Return the number of positions that a request may use, from the model's (text) configuration."""
     known = [limit, getattr(config, "max_position_embeddings", None)]
-    # Within the window, sliding attention is full attention.
-    known.append(getattr(config, "sliding_window", None))
+    # Within the window, sliding attention is full attention. Qwen2-MoE writes 0 for no window.
+    known.append(getattr(config, "sliding_window", None) or None)
     return min((value for value in known if value is not None), default=2048)
 
 

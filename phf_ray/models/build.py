@@ -9,7 +9,8 @@ from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.backbone import first_words, load_backbone
-from phf_ray.models.embeddings import embedding_weights, fill_with_mean, start_new_rows
+from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_padding_rows, start_new_rows
+from phf_ray.models.generation_config import savable_generation_config
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
 
@@ -25,6 +26,7 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
         torch.manual_seed(seed)
         make = _from_scratch if config.from_scratch else _from_pretrained
         backbone: PreTrainedModel = make(config, tokenizer)
+        learn_padding_rows(backbone, is_new=config.from_scratch)
         start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
     _set_special_tokens(backbone, tokenizer)
     value_head_config = config.model_kwargs.value_head_config
@@ -89,3 +91,4 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
     for key, token_id in _special_ids(tokenizer).items():
         setattr(model.config, key, token_id)
         setattr(model.generation_config, key, token_id)
+    model.generation_config = savable_generation_config(model.generation_config)

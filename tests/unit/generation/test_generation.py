@@ -603,7 +603,7 @@ def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere is not a model directory.*give a checkpoint"):
         load_engine(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="can't be loaded"):
+    with pytest.raises(DataError, match="no weights that can be loaded"):
         load_engine(tmp_path)
 
 

@@ -147,5 +147,5 @@ def test_settings_that_change_the_score_change_the_identity(reward_model):
 def test_an_output_or_a_model_that_is_not_there_is_refused(reward_model, tmp_path):
     with pytest.raises(ConfigError, match=r"choose one of \['fine', 'harm', 'spam'\]"):
         build_scorer({"class_name": "SequenceClassifierScorer", "path": str(reward_model), "label": "rude"})
-    with pytest.raises(ConfigError, match="give its folder"):
+    with pytest.raises(ConfigError, match=r"sequence classifier.*give the folder of one"):
         build_scorer({"class_name": "SequenceClassifierScorer", "path": str(tmp_path)})
