@@ -1,8 +1,11 @@
 """A request in progress: the tokens that the model has seen and the text that the client will see."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from phf_ray.errors import DataError
+from phf_ray.generation.penalties import History
 from phf_ray.generation.requests import Completion, FinishReason, GenerationRequest, RequestError, TokenLogprob
 from phf_ray.generation.tokens import TextStream, TokenStrings
 
@@ -18,20 +21,9 @@ class ActiveRequest:
         self.finish_reason: FinishReason | None = None
         self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
         self._refuse_unusable(context)
-        has_control = bool(strings.control_ids)
-        control = request.control or ("good" if has_control and not request.echo else "none")
-        if control != "none" and not has_control:
-            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
-        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
-        # would turn good after the first segment.
-        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
-        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
-        self.retags = policy == "retag"
         self.inserted_at: int | None = None
         self.model_ids = list(self.prompt_ids)
-        if control != "none":
-            self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
-            self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        self._set_control(context)
         self._room = context + 1 - len(self.model_ids)
         # Each visible token can be preceded by one control token.
         max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
@@ -42,6 +34,9 @@ class ActiveRequest:
         self.num_sampled = 0
         self.cached = 0
         self.visible_ids: list[int] = []
+        self.history = History(request, self.prompt_ids) if request.is_penalized else None
+        self.stop_ids = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else strings.end_ids)
+        """Tokens that end the text."""
         self.records: list[tuple[int, float, list[tuple[int, float]]]] = []
         self.prompt_records: list[tuple[int, float, list[tuple[int, float]]]] = []
         self._stream = TextStream(strings, self.prompt_ids[-4:])
@@ -57,15 +52,22 @@ class ActiveRequest:
         prompt, strings = self.request.prompt, self.strings
         if isinstance(prompt, str):
             ids, offsets = strings.encode(prompt)
+            # The tokenizer may have tokens beyond the model's embedding.
+            self._refuse_unknown(ids, prompt)
             return ids, offsets, prompt
         ids = list(prompt)
-        wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
-        if wrong:
-            raise RequestError(f"the prompt contains the token id {wrong[0]}, which the model does not have", "prompt")
+        self._refuse_unknown(ids, prompt)
         if not self.request.echo:
             return ids, [0] * len(ids), ""
         stream = TextStream(strings)
         return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
+
+    def _refuse_unknown(self, ids: Sequence[int], prompt: str | tuple[int, ...]) -> None:
+        unknown = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
+        if unknown:
+            is_text = isinstance(prompt, str)
+            how = f"encodes {self.strings.text_of(unknown[0])!r} as" if is_text else "contains"
+            raise RequestError(f"the prompt {how} the token id {unknown[0]}, which the model does not have", "prompt")
 
     def _refuse_unusable(self, context: int) -> None:
         request, num_prompt = self.request, len(self.prompt_ids)
@@ -77,9 +79,39 @@ class ActiveRequest:
                 f"{request.max_tokens}; shorten the prompt or lower max_tokens",
                 "prompt" if num_prompt >= context else "max_tokens",
             )
-        wrong = [id_ for id_ in request.logit_bias if id_ not in self.strings.valid_ids]
-        if wrong:
-            raise RequestError(f"logit_bias names the token id {wrong[0]}, which the model does not have", "logit_bias")
+        for name, ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids)):
+            wrong = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
+            if wrong:
+                raise RequestError(f"{name} names the token id {wrong[0]}, which the model does not have", name)
+        hidden = set(request.stop_token_ids) & set(self.strings.control_ids.values())
+        if hidden:
+            raise RequestError(
+                f"stop_token_ids names the control token {min(hidden)}, which is never in a text; leave it out",
+                "stop_token_ids",
+            )
+
+    def _set_control(self, context: int) -> None:
+        """Insert the control token that the request asks for, and decide what happens to sampled ones."""
+        request, strings = self.request, self.strings
+        has_control = bool(strings.control_ids)
+        control = request.control or ("good" if has_control and not request.echo else "none")
+        if control != "none" and not has_control:
+            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
+        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
+        # would turn good after the first segment.
+        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
+        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
+        self.retags = policy == "retag"
+        if control == "none":
+            return
+        self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
+        self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        if len(self.model_ids) > context:
+            raise RequestError(
+                f"the model's context is {context} tokens, but the prompt has {len(self.prompt_ids)} and the control "
+                "token is one more; shorten the prompt, or set control to none",
+                "prompt",
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -99,8 +131,8 @@ class ActiveRequest:
         # Two control tokens in a row would mean an empty segment, and a model could emit them forever.
         if not self.retags or self.model_ids[-1] in self.strings.control_ids.values():
             banned.extend(self.strings.control_ids.values())
-        if len(self.visible_ids) < self.request.min_tokens and self.strings.eos_id is not None:
-            banned.append(self.strings.eos_id)
+        if len(self.visible_ids) < self.request.min_tokens:
+            banned.extend(self.strings.end_ids | self.stop_ids)
         return banned
 
     def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:
@@ -112,6 +144,8 @@ class ActiveRequest:
         else:
             self.model_ids.append(token_id)
             self.visible_ids.append(token_id)
+            if self.history is not None:
+                self.history.add(token_id)
             if record is not None:
                 self.records.append(record)
             self._finish_if_due(token_id)
@@ -120,7 +154,7 @@ class ActiveRequest:
 
     def _finish_if_due(self, token_id: int) -> None:
         request = self.request
-        if token_id == self.strings.eos_id and not request.ignore_eos:
+        if token_id in self.stop_ids:
             self.finish("stop")
             return
         # Decoding costs as much as a layer of a small model: decode token by token only if a stop string may match.
@@ -152,7 +186,7 @@ class ActiveRequest:
 
     def finish(self, reason: FinishReason) -> None:
         if reason == "stop":
-            # The end-of-text token is not part of the text, however the tokenizer spells it.
+            # The token that ends the text is not part of the text, however the tokenizer spells it.
             self._text += self._stream.push(*self.visible_ids[self._num_read : -1])
             self._num_read = len(self.visible_ids)
         self._read_tokens()

@@ -27,9 +27,10 @@ from phf_ray.errors import ConfigError
 from phf_ray.generation.active import ActiveRequest
 from phf_ray.generation.cache import KeyValueSlots
 from phf_ray.generation.logprobs import logprob_records
+from phf_ray.generation.penalties import penalize
 from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest
 from phf_ray.generation.sampling import sample_tokens
-from phf_ray.generation.tokens import TokenStrings, context_of
+from phf_ray.generation.tokens import TokenStrings, context_of, end_ids_of
 
 # Limits of one prefill: padded positions, and logits (256 MiB in float32) if a request wants them for its prompt.
 PREFILL_TOKENS = 4096
@@ -68,6 +69,7 @@ class Engine:
             num_logits=self._config.vocab_size,
             control=control,
             starts_with_eos=info is not None or control is not None,
+            end_ids=end_ids_of(model.config, self._config, getattr(model, "generation_config", None)),
         )
         self._waiting: deque[ActiveRequest] = deque()
         self._joining: list[ActiveRequest] = []
@@ -285,6 +287,9 @@ class Engine:
             rows, ids, values = zip(*biases, strict=True)
             where = (torch.tensor(rows, device=device), torch.tensor(ids, device=device))
             allowed_BV.index_put_(where, torch.tensor(values, device=device), accumulate=True)
+        penalized = [(row, a.history) for row, a in enumerate(sampling) if a.history is not None]
+        if penalized:
+            penalize(allowed_BV, penalized)
         temperature_B, top_k_B, top_p_B = self._sampling_parameters(sampling, device)
         tokens_B = sample_tokens(
             allowed_BV,

@@ -1,6 +1,6 @@
 """The tokenizer for generation: ids of control tokens, and text from a growing list of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from phf_ray.checkpoint import Control
@@ -12,10 +12,19 @@ class TokenStrings:
     """A tokenizer and the ids that generation needs.
 
     `starts_with_eos`: encode a text prompt as end-of-text + text, like the training data of this project's checkpoints;
-    otherwise add only what the tokenizer adds itself.
+    otherwise add only what the tokenizer adds itself. `end_ids`: tokens that end a text besides the tokenizer's
+    end-of-text; see `end_ids_of`.
     """
 
-    def __init__(self, tokenizer: Any, *, num_logits: int, control: Control | None, starts_with_eos: bool):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        num_logits: int,
+        control: Control | None,
+        starts_with_eos: bool,
+        end_ids: Collection[int] = (),
+    ):
         self.tokenizer = tokenizer
         self.eos_id: int | None = tokenizer.eos_token_id
         self.starts_with_eos = starts_with_eos and self.eos_id is not None
@@ -29,6 +38,9 @@ class TokenStrings:
                 if vocabulary.get(token) not in self.valid_ids:
                     raise DataError(f"the control token {token!r} is not in the tokenizer; check phf.json or --control")
                 self.control_ids[name] = vocabulary[token]
+        ends = {*end_ids} if self.eos_id is None else {*end_ids, self.eos_id}
+        self.end_ids = frozenset(ends & self.valid_ids) - frozenset(self.control_ids.values())
+        """Tokens that end a text: all that the model's files name."""
         self._texts: dict[int, str] = {}
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
@@ -50,6 +62,18 @@ class TokenStrings:
         if token_id not in self._texts:
             self._texts[token_id] = self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         return self._texts[token_id]
+
+
+def end_ids_of(*configs: Any) -> set[int]:
+    """Return the end-of-text ids that a model's configurations name; each may name none, one or a list.
+
+    Chat models end a turn with a token that is not their tokenizer's end-of-text, and name it only there.
+    """
+    ids: set[int] = set()
+    for config in configs:
+        named = getattr(config, "eos_token_id", None)
+        ids.update([] if named is None else [named] if isinstance(named, int) else named)
+    return ids
 
 
 def context_of(config: Any, *, limit: int | None = None) -> int:
