@@ -1,13 +1,19 @@
 """A request in progress: the tokens that the model has seen and the text that the client will see."""
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from phf_ray.errors import DataError
+from phf_ray.generation.logprobs import LogprobRecord
 from phf_ray.generation.penalties import History
 from phf_ray.generation.requests import Completion, FinishReason, GenerationRequest, RequestError, TokenLogprob
 from phf_ray.generation.tokens import TextStream, TokenStrings
+
+log = logging.getLogger(__name__)
 
 
 class ActiveRequest:
@@ -31,14 +37,18 @@ class ActiveRequest:
         """Upper bound on the positions of keys and values that the request needs."""
         key = np.array([request.seed % 2**64, request.choice], dtype=np.uint64)
         self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max_sampled)
+        self.uniform = 0.0
+        """Random number of the next token."""
+        self.biases: list[tuple[int, float]] = []
+        """What is added to the logits of the next token."""
         self.num_sampled = 0
         self.cached = 0
         self.visible_ids: list[int] = []
         self.history = History(request, self.prompt_ids) if request.is_penalized else None
         self.stop_ids = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else strings.end_ids)
         """Tokens that end the text."""
-        self.records: list[tuple[int, float, list[tuple[int, float]]]] = []
-        self.prompt_records: list[tuple[int, float, list[tuple[int, float]]]] = []
+        self.records: list[LogprobRecord] = []
+        self.prompt_records: list[LogprobRecord] = []
         self._stream = TextStream(strings, self.prompt_ids[-4:])
         self._text = self.prompt_text if request.echo else ""
         self._num_read = 0
@@ -121,11 +131,25 @@ class ActiveRequest:
     def wants_prompt_logprobs(self) -> bool:
         return self.request.echo and self.request.logprobs is not None
 
-    @property
-    def uniform(self) -> float:
-        return float(self._uniforms[self.num_sampled])
+    def fail(self, error: Exception) -> None:
+        """End the request with this error; the log keeps its traceback."""
+        log.error("a request failed", exc_info=error)
+        self.error = f"the model failed on this request ({type(error).__name__}: {error}); the log has more"
 
-    def banned_ids(self) -> list[int]:
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Make an error inside the block end this request, not the others of its batch."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a tokenizer may fail in any way
+            self.fail(error)
+
+    def prepare_draw(self) -> None:
+        """Set `uniform` and `biases` for the next token."""
+        self.uniform = float(self._uniforms[self.num_sampled])
+        self.biases = [*self.request.logit_bias.items(), *((id_, -math.inf) for id_ in self._banned_ids())]
+
+    def _banned_ids(self) -> list[int]:
         """Tokens that must not be sampled next."""
         banned: list[int] = []
         # Two control tokens in a row would mean an empty segment, and a model could emit them forever.
@@ -135,8 +159,8 @@ class ActiveRequest:
             banned.extend(self.strings.end_ids | self.stop_ids)
         return banned
 
-    def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:
-        """Accept the sampled token. `record`: (id, log-probability, alternatives); None if the request wants none."""
+    def accept(self, token_id: int, record: LogprobRecord | None) -> None:
+        """Accept the sampled token. `record`: None if the request wants no log-probabilities."""
         self.num_sampled += 1
         if token_id in self.strings.control_ids.values():
             assert self._retag_id is not None
@@ -215,7 +239,7 @@ class ActiveRequest:
             self._described.append(self._describe(record, offset))
         return self._described
 
-    def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:
+    def _describe(self, record: LogprobRecord, offset: int) -> TokenLogprob:
         token_id, logprob, best = record
         top: dict[str, float] = {}
         # Several ids can have the same text (parts of a character); the most probable one keeps it.

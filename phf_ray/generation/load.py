@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.engine import Engine
+from phf_ray.generation.reach import DEFAULT_CONTEXT
 from phf_ray.generation.requests import EngineSettings
-from phf_ray.generation.tokens import TokenStrings, context_of
+from phf_ray.generation.tokens import TokenStrings
 
 
 def load_strings(
@@ -32,7 +33,8 @@ def load_strings(
         control=control,
         starts_with_eos=info is not None or control is not None,
     )
-    return strings, info, context_of(config)
+    # The other server applies the model's windows itself.
+    return strings, info, getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
 
 
 def load_engine(

@@ -76,14 +76,6 @@ def end_ids_of(*configs: Any) -> set[int]:
     return ids
 
 
-def context_of(config: Any, *, limit: int | None = None) -> int:
-    """Return the number of positions that a request may use, from the model's (text) configuration."""
-    known = [limit, getattr(config, "max_position_embeddings", None)]
-    # Within the window, sliding attention is full attention.
-    known.append(getattr(config, "sliding_window", None))
-    return min((value for value in known if value is not None), default=2048)
-
-
 class TextStream:
     """Text of a growing list of tokens: each `push` returns the characters that have become final.
 

@@ -12,7 +12,7 @@ import torch
 from model_kinds import ARCHITECTURES, GPT2, LLAMA_LIKE, VALUE_HEAD, config_for, pretrained, save
 from safetensors.torch import load_file, save_file
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import ModelConfig
@@ -282,8 +282,8 @@ def test_with_a_document_mask_a_block_gives_the_logits_of_each_document_alone(mo
 
 
 def test_a_model_that_takes_no_positions_is_refused_a_document_mask():
-    settings = {"hidden_size": 32, "n_layer": 1, "n_head": 2}
-    model = build_model(config_for("bloom", config_kwargs=settings), tokenizer=tiny_tokenizer(), seed=0)
+    config = AutoConfig.for_model("bloom", vocab_size=300, hidden_size=32, n_layer=1, n_head=2)
+    model = LanguageModel(AutoModelForCausalLM.from_config(config))
     with pytest.raises(ConfigError, match=r"Bloom.*training\.document_mask: false"):
         model.mask_documents()
 
@@ -479,3 +479,26 @@ def test_language_model_takes_any_loaded_model():
     assert not model.backbone.training
     assert model.logit_scale == 1
     assert len(transformer_blocks(model)) == 2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
+    ],
+)
+def test_what_can_not_be_served_is_refused_before_training(model_type, fields):
+    with pytest.raises(ConfigError, match="could be trained but not served; choose"):
+        build_model(config_for(model_type, config_kwargs=fields), tokenizer=tiny_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neo", "mistral", "gpt_oss"])
+def test_what_can_be_served_is_built(model_type):
+    own = {
+        "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+        "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 1},
+        "mistral": {"num_key_value_heads": 1},
+    }[model_type]
+    fields = own if model_type == "gpt_neo" else {**LLAMA_LIKE, **own}
+    build_model(config_for(model_type, config_kwargs=fields), tokenizer=tiny_tokenizer(), seed=0)
