@@ -64,13 +64,14 @@ class ActiveRequest:
             ids, offsets = strings.encode(prompt)
             # The tokenizer may have tokens beyond the model's embedding.
             self._refuse_unknown(ids, prompt)
+            if self.wants_prompt_logprobs and strings.decode(ids) == prompt:
+                offsets = strings.places(ids)
             return ids, offsets, prompt
         ids = list(prompt)
         self._refuse_unknown(ids, prompt)
         if not self.request.echo:
             return ids, [0] * len(ids), ""
-        stream = TextStream(strings)
-        return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
+        return ids, strings.places(ids), strings.decode(ids)
 
     def _refuse_unknown(self, ids: Sequence[int], prompt: str | tuple[int, ...]) -> None:
         unknown = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
@@ -132,9 +133,9 @@ class ActiveRequest:
         return self.request.echo and self.request.logprobs is not None
 
     def fail(self, error: Exception) -> None:
-        """End the request with this error; the log keeps its traceback."""
+        """End the request. Clients must not see the inside of the server, so the error itself goes to the log only."""
         log.error("a request failed", exc_info=error)
-        self.error = f"the model failed on this request ({type(error).__name__}: {error}); the log has more"
+        self.error = "the model failed on this request; the log has the reason"
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -182,17 +183,16 @@ class ActiveRequest:
             self.finish("stop")
             return
         # Decoding costs as much as a layer of a small model: decode token by token only if a stop string may match.
-        if request.stop and self._read_tokens() and self._stops():
-            return
+        if request.stop:
+            self._read_tokens()
+            if self._stops():
+                return
         if len(self.visible_ids) >= request.max_tokens:
             self.finish("length")
 
-    def _read_tokens(self) -> int:
-        """Decode the new tokens and return the number of characters that they add."""
-        new = self._stream.push(*self.visible_ids[self._num_read :])
+    def _read_tokens(self) -> None:
+        self._text += self._stream.push(*self.visible_ids[self._num_read :])
         self._num_read = len(self.visible_ids)
-        self._text += new
-        return len(new)
 
     def _stops(self) -> bool:
         """Cut the text at the first stop string; return whether there was one."""
@@ -201,10 +201,12 @@ class ActiveRequest:
         self._searched = len(self._text)
         if len(self.visible_ids) < self.request.min_tokens:
             return False
-        found = [at for stop in self.request.stop if (at := self._text.find(stop, begin)) >= 0]
+        # Nothing follows a stop string, so characters that the next token could change are final here.
+        text = self._text + self._stream.held.rstrip("\ufffd")
+        found = [at for stop in self.request.stop if (at := text.find(stop, begin)) >= 0]
         if not found:
             return False
-        self._text = self._text[: min(found)]
+        self._text = text[: min(found)]
         self.finish_reason = "stop"
         return True
 
@@ -241,12 +243,16 @@ class ActiveRequest:
 
     def _describe(self, record: LogprobRecord, offset: int) -> TokenLogprob:
         token_id, logprob, best = record
+        own = self.strings.text_of(token_id)
         top: dict[str, float] = {}
-        # Several ids can have the same text (parts of a character); the most probable one keeps it.
         for id_, value in (*best, (token_id, logprob)):
-            text = self.strings.text_of(id_)
-            top[text] = max(value, top.get(text, value))
-        return TokenLogprob(self.strings.text_of(token_id), logprob, top, offset)
+            key = self.strings.text_of(id_)
+            # Several ids can have the same text (parts of a character). The token itself keeps it, else the most
+            # probable one; the others go by vLLM's name for a token without a text.
+            if id_ != token_id and (key == own or key in top):
+                key = f"token_id:{id_}"
+            top[key] = value
+        return TokenLogprob(own, logprob, top, offset)
 
     def completion(self) -> Completion:
         """Return the finished completion; raise DataError if the request failed."""

@@ -110,7 +110,8 @@ def _continued_logits(backbone: Any, ids_S: Tensor) -> Tensor:
     backbone(
         input_ids=ids_BS[:, :3], attention_mask=torch.ones_like(ids_BS[:, :3]), past_key_values=past, use_cache=True
     )
-    if not past.layers or any(layer.keys is None or layer.keys.shape[2] != 3 for layer in past.layers):
+    layers: list[Any] = list(past.layers)
+    if not layers or any(layer.keys is None or layer.keys.shape[2] != 3 for layer in layers):
         raise ValueError("its past is more than keys and values")
     mask_B4 = torch.zeros(2, 4, dtype=backbone.dtype, device=ids_S.device)
     mask_B4[1, 2] = torch.finfo(backbone.dtype).min

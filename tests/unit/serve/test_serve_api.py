@@ -942,7 +942,7 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
 
     async def fails(count):
         for _ in range(count):
-            with pytest.raises(ApiError, match="the model failed on this batch"):
+            with pytest.raises(ApiError, match="the model failed on this request; the log has the reason"):
                 await asyncio.wait_for(model.complete(request()), 30)
 
     def broken(*_, **__):
