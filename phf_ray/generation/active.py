@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -137,11 +137,10 @@ class ActiveRequest:
         log.error("a request failed", exc_info=error)
         self.error = "the model failed on this request; the log has the reason"
 
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Make an error inside the block end this request, not the others of its batch."""
+    def attempt(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Call `work`. If it raises, this request ends with an error, and the others of its batch go on."""
         try:
-            yield
+            work(*arguments)
         except Exception as error:  # noqa: BLE001 - a tokenizer may fail in any way
             self.fail(error)
 

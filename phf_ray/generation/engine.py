@@ -132,7 +132,7 @@ class Engine:
         if advanced:
             self._advance(advanced, torch.cat([logits_BV for _, logits_BV in passes]))
         self._retire()
-        return [*advanced, *(active for active in joining if active not in advanced)]
+        return list(dict.fromkeys([*advanced, *joining]))
 
     def fail_all(self, reason: str) -> list[ActiveRequest]:
         """Fail every request with `reason`. After an error in the model the slots can't be trusted."""
@@ -194,8 +194,7 @@ class Engine:
         self._occupy(joining, prefilled, rows)
         for active, row in zip(joining, row_of, strict=True):
             if active.wants_prompt_logprobs:
-                with active.failing():
-                    self._record_prompt(active, logits_RKV[row])
+                active.attempt(self._record_prompt, active, logits_RKV[row])
         yield joining, logits_RKV[rows, torch.tensor(column_of, device=self.model.device)]
 
     def _run_prompts(self, joining: list[ActiveRequest]) -> tuple[Tensor, DynamicCache, list[int], list[int]]:
@@ -278,11 +277,10 @@ class Engine:
         """Sample a token for each request and pass it to the request. A request that raises fails alone."""
         rows: list[int] = []
         for row, active in enumerate(advanced):
-            with active.failing():
-                if active.request.max_tokens == 0:
-                    active.finish("length")
-                else:
-                    active.prepare_draw()
+            if active.request.max_tokens == 0:
+                active.attempt(active.finish, "length")
+            else:
+                active.attempt(active.prepare_draw)
             if not active.is_finished:
                 rows.append(row)
         if not rows:
@@ -294,11 +292,10 @@ class Engine:
         tokens, finite = self._sample(sampling, raw_BV)
         records = _records(sampling, raw_BV, tokens)
         for row, active in enumerate(sampling):
-            with active.failing():
-                if finite[row]:
-                    active.accept(tokens[row], records[row])
-                else:
-                    active.error = "the model's logits are not finite; its weights are damaged or training diverged"
+            if finite[row]:
+                active.attempt(active.accept, tokens[row], records[row])
+            else:
+                active.error = "the model's logits are not finite; its weights are damaged or training diverged"
 
     def _sample(self, sampling: list[ActiveRequest], raw_BV: Tensor) -> tuple[list[int], list[bool]]:
         device = raw_BV.device

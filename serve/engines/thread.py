@@ -156,10 +156,7 @@ class EngineThread:
                 continue
             ticket, index = self._ticket_of[active]
             if ticket.is_stream and active.error is None:
-                with active.failing():
-                    piece = self._piece(ticket, index, active)
-                    if piece.text or piece.logprobs or piece.finish_reason:
-                        pieces.setdefault(ticket, []).append(piece)
+                active.attempt(self._add_piece, pieces, ticket, index, active)
             if active.is_finished:
                 del self._ticket_of[active]
                 ticket.num_unfinished -= 1
@@ -170,6 +167,13 @@ class EngineThread:
                 ticket.post(new)
             if ticket.num_unfinished == 0:
                 ticket.post(None)
+
+    def _add_piece(
+        self, pieces: dict[_Ticket, list[StreamedPiece]], ticket: _Ticket, index: int, active: ActiveRequest
+    ) -> None:
+        piece = self._piece(ticket, index, active)
+        if piece.text or piece.logprobs or piece.finish_reason:
+            pieces.setdefault(ticket, []).append(piece)
 
     @staticmethod
     def _piece(ticket: _Ticket, index: int, active: ActiveRequest) -> StreamedPiece:
