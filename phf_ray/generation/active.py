@@ -24,6 +24,8 @@ class ActiveRequest:
         self.strings = strings
         self.cancelled = False
         self.error: str | None = None
+        self.cause: Exception | None = None
+        """What the error is due to, if something was raised."""
         self.finish_reason: FinishReason | None = None
         self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
         self._refuse_unusable(context)
@@ -135,6 +137,7 @@ class ActiveRequest:
     def fail(self, error: Exception) -> None:
         """End the request. Clients must not see the inside of the server, so the error itself goes to the log only."""
         log.error("a request failed", exc_info=error)
+        self.cause = error
         self.error = "the model failed on this request; the log has the reason"
 
     def attempt(self, work: Callable[..., None], *arguments: Any) -> None:

@@ -13,6 +13,7 @@ from phf_ray.generation.engine import Engine
 from phf_ray.generation.reach import DEFAULT_CONTEXT
 from phf_ray.generation.requests import EngineSettings
 from phf_ray.generation.tokens import TokenStrings
+from phf_ray.models.positions import declared_positions
 
 
 def load_strings(
@@ -34,7 +35,7 @@ def load_strings(
         starts_with_eos=info is not None or control is not None,
     )
     # The other server applies the model's windows itself.
-    return strings, info, getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    return strings, info, declared_positions(config) or DEFAULT_CONTEXT
 
 
 def load_engine(

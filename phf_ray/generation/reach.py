@@ -15,7 +15,7 @@ import torch
 
 from phf_ray.errors import ConfigError
 from phf_ray.generation.requests import GenerationRequest
-from phf_ray.models.positions import position_limit
+from phf_ray.models.positions import declared_positions, position_limit
 
 if TYPE_CHECKING:
     from phf_ray.generation.active import ActiveRequest
@@ -56,7 +56,7 @@ def find_context(engine: "Engine", config: Any, *, limit: int | None) -> int:
             "serve a model with plain attention, or put an OpenAI-compatible server in front of this one"
         )
     context, engine.aligns_right, reason = max(found, key=lambda each: each[0])
-    named = getattr(config, "max_position_embeddings", None) or context
+    named = declared_positions(config) or context
     if context < min(named, limit or named):
         log.warning("%s: texts may have %d tokens: %s", type(engine.model).__name__, context, reason)
     return context
@@ -114,11 +114,13 @@ def _trial(engine: "Engine", lengths: list[int]) -> str | None:
     ]
     try:
         actives = engine.run(requests)
-        failed = next((active.error for active in actives if active.error is not None), None)
-        if failed is not None:
-            return failed
+        for active in actives:
+            if active.cause is not None:
+                raise active.cause
+            if active.error is not None:
+                return active.error
         worst, tolerance = max(_difference(engine, active) for active in actives)
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - an architecture that does not fit may fail in any way
         engine.fail_all("the trial failed")
         return f"{type(error).__name__}: {error}"
     return None if worst <= 1 else f"log-probabilities differ by {worst * tolerance:.3g} from a plain forward pass"

@@ -11,10 +11,17 @@ def position_limit(config: Any) -> tuple[int | None, str]:
     even of those whose keys are computed already.
     """
     limits = [(limit, "its longrope factors change there for all texts of a batch") for limit in _longrope(config)]
-    declared = getattr(config, "max_position_embeddings", None)
+    declared = declared_positions(config)
     if declared is not None:
         limits.append((declared, "its configuration names no more positions"))
     return min(limits, default=(None, "its configuration names no limit"))
+
+
+def declared_positions(config: Any) -> int | None:
+    """Return the number of positions that the configuration names, or None."""
+    # Only MPT uses the second name.
+    named: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    return named
 
 
 def _longrope(config: Any) -> Iterator[int]:

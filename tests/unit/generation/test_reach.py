@@ -69,7 +69,9 @@ def tokenizer():
 
 def build(model_type, fields, tokenizer):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), eos_token_id=0, bos_token_id=0, **fields)
+    config = AutoConfig.for_model(
+        model_type, **{"vocab_size": len(tokenizer), "eos_token_id": 0, "bos_token_id": 0, **fields}
+    )
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -152,7 +154,20 @@ def test_a_lower_limit_needs_no_trial_beyond_it(tokenizer):
     assert_plain(engine)
 
 
-def test_a_recurrent_model_is_refused_by_name(tokenizer):
+def test_a_model_that_can_not_be_batched_is_refused_with_the_reason(tokenizer):
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3}
-    with pytest.raises(ConfigError, match="MambaForCausalLM can't be served in batches of ragged rows"):
+    with pytest.raises(ConfigError, match=r"MambaForCausalLM can't be served .*keeps no keys and values"):
         Engine(build("mamba", fields, tokenizer), tokenizer)
+    model = tiny_gpt2(tokenizer)
+
+    def broken(*_, **__):
+        raise NotImplementedError("there is no kernel for it")
+
+    model.forward = broken
+    with pytest.raises(ConfigError, match=r"can't be served .*NotImplementedError: there is no kernel for it"):
+        Engine(model, tokenizer)
+
+
+def test_a_limit_by_another_name_counts(tokenizer):
+    fields = {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_seq_len": 64, "eos_token_id": 0}
+    assert Engine(build("mpt", fields, tokenizer), tokenizer).context == 64

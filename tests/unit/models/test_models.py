@@ -20,6 +20,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.models.build import build_model
 from phf_ray.models.language_model import LanguageModel, document_positions, transformer_blocks
 from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.positions import position_limit
 from phf_ray.models.saving import save_checkpoint
 from phf_ray.objectives.build import build_objective
 from phf_ray.records import TokenKind
@@ -502,3 +503,30 @@ def test_what_can_be_served_is_built(model_type):
     }[model_type]
     fields = own if model_type == "gpt_neo" else {**LLAMA_LIKE, **own}
     build_model(config_for(model_type, config_kwargs=fields), tokenizer=tiny_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "limit", "reason"),
+    [
+        ("llama", {"max_position_embeddings": 96}, 96, "names no more positions"),
+        ("gpt2", {"n_positions": 64}, 64, "names no more positions"),
+        ("mpt", {"max_seq_len": 48}, 48, "names no more positions"),
+        ("bloom", {}, None, "names no limit"),
+        (
+            "phi3",
+            {
+                "max_position_embeddings": 96,
+                "original_max_position_embeddings": 40,
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8},
+            },
+            40,
+            "longrope factors change",
+        ),
+    ],
+)
+def test_a_text_may_use_the_positions_that_the_model_treats_alike_in_any_batch(model_type, fields, limit, reason):
+    found, why = position_limit(AutoConfig.for_model(model_type, **fields))
+    assert found == limit
+    assert reason in why
