@@ -59,7 +59,13 @@ class CompletionRequest(_Request):
     n: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     seed: Seed | None = None
     stop: Text | list[Text] | None = None
+    stop_token_ids: TokenIds | None = None
+    """Tokens that end the text like end-of-text, also with `ignore_eos`."""
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Of tokens in the prompt and the output; 1: none."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
@@ -73,9 +79,7 @@ class CompletionRequest(_Request):
     best_of: int | None = None
     """Refused if greater than n."""
     suffix: str | None = None
-    """Refused unless empty; the penalties are refused unless 0."""
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    """Refused unless empty."""
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:

@@ -9,9 +9,11 @@ from transformers import AutoConfig
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.engine import Engine
+from phf_ray.generation.reach import DEFAULT_CONTEXT
 from phf_ray.generation.requests import EngineSettings
-from phf_ray.generation.tokens import TokenStrings, context_of
+from phf_ray.generation.tokens import TokenStrings
 from phf_ray.models.backbone import load_backbone, load_tokenizer_beside
+from phf_ray.models.positions import declared_positions
 
 
 def load_strings(
@@ -32,7 +34,8 @@ def load_strings(
         control=control,
         starts_with_eos=info is not None or control is not None,
     )
-    return strings, info, context_of(config)
+    # The other server applies the model's windows itself.
+    return strings, info, declared_positions(config) or DEFAULT_CONTEXT
 
 
 def load_engine(

@@ -13,12 +13,14 @@ from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_p
 from phf_ray.models.generation_config import savable_generation_config
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.probing import probe_batches
 
 
 def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:
     """Build a model on the CPU in fp32. The same seed gives the same weights on any number of workers.
 
-    Raises ConfigError for an architecture, field or revision that does not exist, and for a head that is not linear.
+    Raises ConfigError for an architecture, field or revision that does not exist, for a head that is not linear, and
+    for a model that could not be served.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no eos_token, which separates documents; set tokenizer.special_tokens")
@@ -29,6 +31,12 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
         learn_padding_rows(backbone, is_new=config.from_scratch)
         start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
     _set_special_tokens(backbone, tokenizer)
+    model = _with_value_head(backbone, config)
+    probe_batches(backbone)
+    return model
+
+
+def _with_value_head(backbone: PreTrainedModel, config: ModelConfig) -> LanguageModel:
     value_head_config = config.model_kwargs.value_head_config
     if value_head_config is None:
         return LanguageModel(backbone)

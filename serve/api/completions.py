@@ -49,8 +49,9 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
 
     @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """OpenAI's text completions, with vLLM's `min_tokens`, `top_k` and `ignore_eos`. `control`, or a suffix of the
-        model id (`NAME:bad`), chooses the control token of a conditionally trained model."""
+        """OpenAI's text completions, with vLLM's `min_tokens`, `top_k`, `stop_token_ids`, `repetition_penalty` and
+        `ignore_eos`. `control`, or a suffix of the model id (`NAME:bad`), chooses the control token of a conditionally
+        trained model."""
         name, model, suffix = find_model(backend, body.model)
         if suffix is not None and body.control not in (None, suffix):
             raise ApiError(400, f"model {body.model!r} and control {body.control!r} contradict each other", "control")

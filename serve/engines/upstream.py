@@ -183,6 +183,9 @@ class UpstreamModel(Tokenizing):
             "ignore_eos": one.ignore_eos,
             "logit_bias": bias,
             "stop": list(one.stop),
+            "stop_token_ids": list(one.stop_token_ids),
+            "presence_penalty": one.presence_penalty,
+            "frequency_penalty": one.frequency_penalty,
             "echo": active.wants_prompt_logprobs or one.max_tokens == 0,
             "return_token_ids": request.return_token_ids,
         }
@@ -194,6 +197,7 @@ class UpstreamModel(Tokenizing):
             "top_p": one.top_p,
             "n": request.n,
             "seed": seed_of(one.seed, number),
+            **({} if one.repetition_penalty == 1 else {"repetition_penalty": one.repetition_penalty}),
             **({} if one.logprobs is None else {"logprobs": one.logprobs}),
             **{name: value for name, value in wanted.items() if value},
         }

@@ -284,7 +284,10 @@ def test_bad_stream_requests_get_a_status(call):
         ({"max_tokens": 96}, "max_tokens", "context is 96"),
         ({"n": 2, "best_of": 3}, "best_of", "best_of=3 above n=2 is not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"stop_token_ids": [99999]}, "stop_token_ids", "99999"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"control": "ugly"}, "control", "good"),
@@ -939,7 +942,7 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
 
     async def fails(count):
         for _ in range(count):
-            with pytest.raises(ApiError, match="the model failed on this batch"):
+            with pytest.raises(ApiError, match="the model failed on this request; the log has the reason"):
                 await asyncio.wait_for(model.complete(request()), 30)
 
     def broken(*_, **__):

@@ -139,10 +139,13 @@ def test_parameters_arrive_and_unknown_ones_are_left_out_unless_wanted(run, scri
     (asked,) = script.asked
     assert asked["model"] == "theirs"
     assert {name: asked[name] for name in wanted} == wanted
-    assert not {"top_k", "min_tokens", "ignore_eos", "echo", "return_token_ids", "control"} & set(asked)
-    run({"top_k": 5, "min_tokens": 2, "ignore_eos": True, "n": 2, "return_token_ids": True})
-    extended = {name: script.asked[1][name] for name in ("top_k", "min_tokens", "ignore_eos", "return_token_ids")}
-    assert extended == {"top_k": 5, "min_tokens": 2, "ignore_eos": True, "return_token_ids": True}
+    extensions = {
+        "top_k": 5, "min_tokens": 2, "ignore_eos": True, "return_token_ids": True, "stop_token_ids": [40],
+        "repetition_penalty": 1.5, "presence_penalty": -0.5, "frequency_penalty": 1.0,
+    }  # fmt: skip
+    assert not {*extensions, "echo", "control"} & set(asked)
+    run(extensions | {"n": 2})
+    assert {name: script.asked[1][name] for name in extensions} == extensions
 
 
 def test_the_key_of_the_upstream_is_sent_and_must_be_set(run, script, monkeypatch):
