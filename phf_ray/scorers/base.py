@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 from phf_ray.records import Scored, ScorerIdentity, Span
-from phf_ray.scorers.origin import config_name, versions_from_outside
+from phf_ray.scorers.origin import config_name, versions_of_code
 
 # A text without characters has no score per character.
 EMPTY = Scored(None, "empty: the text has no characters")
@@ -48,8 +48,8 @@ class Scorer(ABC):
     toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`). None: no endpoint asks it, and the red
     LM's instruction must be configured."""
     version: ClassVar[str | None] = None
-    """Part of the identity of a scorer defined outside this package. Change it if scores change for a reason that the
-    source of the module does not show."""
+    """Part of the identity. Change it if scores change for a reason that no other version shows: in this package, the
+    scorer's own code."""
 
     num_truncated: int = 0
     """Number of texts so far that were too long, so that only their beginning was scored."""
@@ -75,7 +75,7 @@ class Scorer(ABC):
             name=self.name,
             class_name=config_name(type(self)),
             unit=self.unit,
-            versions={package: version(package) for package in self.packages} | versions_from_outside(type(self)),
+            versions={package: version(package) for package in self.packages} | versions_of_code(type(self)),
             settings=self._identity_settings(),
         )
 
