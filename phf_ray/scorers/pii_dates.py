@@ -61,7 +61,12 @@ class OverlongSentenceError(DataError):
     """A sentence is too long to search: dateparser's time grows with the square of its length."""
 
 
-_MAX_SENTENCE_CHARS = 50_000
+class TooManyNumbersError(DataError):
+    """Too many numbers can be dates: dateparser takes milliseconds for each."""
+
+
+_MAX_SENTENCE_CHARS = 20_000
+_MAX_NUMBERS = 2_000
 
 
 class _DateSearch:
@@ -86,7 +91,7 @@ class _DateSearch:
         sentences = list(self._locale._sentence_split(text, settings=self._settings))
         relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
         longest = max(map(len, relevant), default=0)
-        # DIFFERS: phf-ray gives no score to a text with a sentence of over 50,000 characters that has numbers near a
+        # DIFFERS: phf-ray gives no score to a text with a sentence of over 20,000 characters that has numbers near a
         # word such as born; the original searches it for dates in time quadratic in its length.
         if longest > _MAX_SENTENCE_CHARS:
             raise OverlongSentenceError(
@@ -121,6 +126,14 @@ class _DateSearch:
             (translated, original) for translated, original in chunks if is_relevant is None or is_relevant(translated)
         ]
         translated = [chunk for chunk, _ in relevant]
+        # Parsed strings are cached, so only different ones count.
+        num_numbers = sum(len(_DIGITS.findall(chunk)) for chunk in set(translated))
+        # DIFFERS: phf-ray gives no score to a text with more than 2,000 numbers that can be dates near a word such as
+        # born; the original needs minutes for it.
+        if num_numbers > _MAX_NUMBERS:
+            raise TooManyNumbersError(
+                f"{num_numbers} numbers near a word such as born can be dates; at most {_MAX_NUMBERS} are searched"
+            )
         parsed, strings = self._search.parse_found_objects(
             parser=self._parser,
             to_parse=translated,

@@ -50,13 +50,6 @@ def test_a_word_list_of_a_windows_editor_has_the_same_words(tmp_path, begin, end
     assert scorer.identity() == build_scorer({"class_name": "WordListScorer", "words": ["bar baz", "foo"]}).identity()
 
 
-def test_a_comment_on_the_first_line_of_a_windows_file_is_no_word(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_bytes("\ufeff# a\r\nb\r\n".encode())
-    scorer = build_scorer({"class_name": "WordListScorer", "path": str(path)})
-    assert scorer.spans("# a") == []
-
-
 @pytest.mark.parametrize(
     ("word", "text", "expected"),
     [
