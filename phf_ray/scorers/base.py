@@ -94,6 +94,11 @@ class Scorer(ABC):
         """Languages that the scorer can judge, if it judges prose."""
         return ("en",)
 
+    @classmethod
+    def span_types(cls, settings: Any) -> tuple[str, ...] | None:  # noqa: ARG003  a scorer with spans may say it
+        """Return the types that the scorer's spans can have; None if it does not say."""
+        return None
+
     def _identity_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score."""
         where = {"device"} if self.runs_on_device else set()

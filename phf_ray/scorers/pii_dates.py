@@ -39,20 +39,24 @@ class DateOfBirth(DateOfBirthDetector):
                 )
 
     def birth_dates(self, text: str) -> Iterator[str]:
+        if self.is_context(text):
+            lines = context_lines(text.split("\n"), self.is_context)
+            yield from _search(self._reference_date).birth_dates(text, lines)
+
+    def is_context(self, text: str) -> bool:
+        """Whether the text has a context word. No context word holds a line break."""
         lowered = text.lower()
-        if any(word in lowered for word in CONTEXT_WORDS):
-            yield from _search(self._reference_date).birth_dates(text, context_lines(text.split("\n")))
+        return any(word in lowered for word in CONTEXT_WORDS)
 
 
-def context_lines(lines: list[str]) -> str:
+def context_lines(lines: list[str], is_context: Callable[[str], bool]) -> str:
     """Return the lines near a context word, joined by line breaks.
 
     A date has no line break, so it is near a context word exactly if one of these lines holds it.
     """
     near: set[int] = set()
     for index, line in enumerate(lines):
-        lowered = line.lower()
-        if any(word in lowered for word in CONTEXT_WORDS):
+        if is_context(line):
             near.update(range(index - LINES_AFTER, index + LINES_BEFORE + 1))
     return "\n".join(lines[index] for index in sorted(near) if 0 <= index < len(lines))
 
