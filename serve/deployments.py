@@ -230,6 +230,7 @@ class Ingress:
             toxicity=None if toxicity is None else toxicity.name,
             toxicity_languages=() if toxicity is None else toxicity.languages,
             pii=None if pii is None else pii.name,
+            pii_types=None if pii is None else pii.span_types,
         )
 
         if self._args.access_log:

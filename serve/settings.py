@@ -116,6 +116,11 @@ class ServedScorer(_Deployed):
         """Languages that the scorer can judge, if it judges prose."""
         return scorer_class(self.scorer["class_name"]).languages(scorer_settings(self.scorer))
 
+    @property
+    def span_types(self) -> tuple[str, ...] | None:
+        """Types of the spans that the scorer can find; None if it does not say."""
+        return scorer_class(self.scorer["class_name"]).span_types(scorer_settings(self.scorer))
+
     @field_validator("scorer")
     @classmethod
     def _has_class(cls, value: dict[str, Any]) -> dict[str, Any]:

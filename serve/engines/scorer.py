@@ -12,7 +12,7 @@ from phf_ray.corpus.segments import build_segmenter
 from phf_ray.records import Scored, Span
 from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer, failure
 from phf_ray.scorers.build import build_scorer, on_cpu
-from serve.backends import ScoredJson
+from serve.backends import TOO_LONG, ScoredJson
 from serve.errors import ApiError
 from serve.schemas import ScorerIdentityBody
 from serve.settings import ServedScorer
@@ -114,7 +114,7 @@ class LocalScorer:
         """Return why the text is not scored if it is too long, else None."""
         if len(text) <= self._max_text_chars:
             return None
-        return f"too_long: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
+        return f"{TOO_LONG}: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
 
     def _for_each(
         self,

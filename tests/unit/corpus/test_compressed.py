@@ -193,7 +193,7 @@ def test_a_store_that_fails_while_a_file_is_decompressed_is_no_damage_of_the_fil
 records = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records, st.sampled_from(["", *COMPRESS]), st.integers(1, 400), st.data())
 def test_every_text_is_read_once_however_lines_and_members_fall(tmp_path_factory, texts, suffix, shard_bytes, data):
     ends = data.draw(st.lists(st.sampled_from(["\n", "\r\n", "\n\n", " \n"]), min_size=len(texts), max_size=len(texts)))

@@ -184,7 +184,7 @@ def test_bad_elements_of_an_array_cost_no_others(tmp_path, monkeypatch):
 texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 300), st.data())
 def test_every_text_of_an_array_is_read_once_however_its_chunks_fall(
     tmp_path_factory, texts, indent, ensure_ascii, shard_bytes, data

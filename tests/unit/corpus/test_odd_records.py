@@ -205,7 +205,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values)
 def test_metadata_is_json_that_strict_parsers_read(value):
     text = meta_json(value)
@@ -292,7 +292,7 @@ def written(path, table):
     return True
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(tables(), st.sampled_from([".parquet", ".arrow"]), st.booleans())
 def test_no_table_raises_and_metadata_costs_no_text(tmp_path_factory, table, suffix, has_text):
     path = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
@@ -313,7 +313,7 @@ def test_no_table_raises_and_metadata_costs_no_text(tmp_path_factory, table, suf
             f"{record.id}{record.meta}".encode()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(tables(), st.sampled_from([".parquet", ".arrow"]), st.data())
 def test_no_damaged_table_raises(tmp_path_factory, table, suffix, data):
     path = tmp_path_factory.mktemp("damage") / f"a{suffix}"
@@ -334,7 +334,7 @@ json_lines = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(json_lines, st.sampled_from(["utf-8", "utf-16", "latin-1"]))
 def test_no_line_raises(tmp_path_factory, lines, encoding):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
@@ -355,7 +355,7 @@ files_of_lines = st.lists(st.lists(line, max_size=15), min_size=1, max_size=3)
 suffixes = st.sampled_from([".jsonl", ".jsonl.gz"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(files_of_lines, st.integers(1, 20), st.integers(1, 200), st.booleans(), suffixes)
 def test_a_limit_counts_records_and_not_blank_lines(tmp_path_factory, files, limit, shard_bytes, ends, suffix):
     folder = tmp_path_factory.mktemp("blank")

@@ -264,7 +264,7 @@ def parquet_files(draw):
     return texts, [*sizes, *draw(st.lists(st.just(0), max_size=2))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(parquet_files(), min_size=1, max_size=3), st.integers(1, 2000), st.integers(1, 60))
 def test_every_text_of_parquet_is_read_exactly_once(tmp_path_factory, files, shard_bytes, limit):
     folder = tmp_path_factory.mktemp("groups")

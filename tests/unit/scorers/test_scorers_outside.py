@@ -17,7 +17,7 @@ from phf_ray.evaluation.attack.instructions import INSTRUCTIONS, instruction_for
 from phf_ray.evaluation.in_process import InProcessScores
 from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer
 from phf_ray.scorers.build import SCORERS, build_scorer, on_cpu, scorer_class, scorer_configs, scorer_name
-from phf_ray.scorers.origin import versions_from_outside
+from phf_ray.scorers.origin import versions_of_code
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.plan import preview_scoring
@@ -151,7 +151,7 @@ def test_an_installed_module_has_the_version_of_its_distribution(write, tmp_path
 def test_a_class_without_source_or_distribution_is_refused():
     made_up = type("MadeUp", (Scorer,), {"__module__": "made_up"})
     with pytest.raises(ConfigError, match=r"the source of made_up:MadeUp can't be read .* put the class into a \.py"):
-        versions_from_outside(made_up)
+        versions_of_code(made_up)
 
 
 def test_training_on_the_scores_does_not_need_the_scorer(write, tmp_path, caplog):

@@ -7,7 +7,8 @@ import pytest
 from test_serve_api import caller, refused
 
 from jobs.fetch_models import URLS
-from phf_ray.records import Span
+from phf_ray.records import Scored, Span
+from phf_ray.scorers.base import Scorer, ScorerSettings
 from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat.perspective import PERSPECTIVE_MAX_BYTES
 from serve.compat.presidio import PRESIDIO_ENTITIES
@@ -279,10 +280,36 @@ def test_moderations_take_openai_parts_as_one_input(call):
     refused(call("/v1/moderations", {"input": [{"type": "image_url", "image_url": {"url": "x"}}]}), 400)
 
 
-def test_a_text_that_cannot_be_scored_is_not_called_harmless(call):
-    (result,) = call("/v1/moderations", {"input": "UNSCORABLE"}).json()["results"]
-    assert result["flagged"] is None
-    assert result["error"] == "too_odd: no tokens"
+def test_a_text_that_cannot_be_judged_is_an_error_and_not_an_answer(call):
+    """A client that tests `if flagged` would let it pass."""
+    error = refused(call("/v1/moderations", {"input": ["fine", "UNSCORABLE"]}), 400)
+    assert error["message"] == "the input at index 1 can't be judged: too_odd: no tokens"
+    assert (error["param"], error["code"]) == ("input", "too_odd")
+    refused(call("/v1/moderations", {"input": "UNSCORABLE"}), 400)
+
+
+class Classes(Scorer):
+    """A scorer with classes that takes every text."""
+
+    Settings = ScorerSettings
+    unit = "probability"
+    packages = ()
+
+    def score_all(self, texts):
+        return [Scored(0.25)] * len(texts)
+
+    def class_scores(self, texts):
+        return [MILD] * len(texts)
+
+
+def test_a_text_too_long_to_be_judged_is_too_large():
+    served = ServedScorer(scorer={"class_name": f"{__name__}:Classes", "name": "toxicity"}, max_text_chars=10)
+    call = caller({}, {"toxicity": LocalScorer(served)}, toxicity="toxicity")
+    assert call("/v1/moderations", {"input": "x" * 10}).json()["results"][0]["flagged"] is False
+    for sent in ("x" * 11, ["fine", "x" * 11], [{"type": "text", "text": "x" * 5}, {"type": "text", "text": "x" * 5}]):
+        error = refused(call("/v1/moderations", {"input": sent}), 413)
+        assert "has 11 characters, the limit is 10; send it in parts" in error["message"]
+        assert error["code"] == "too_long"
 
 
 def test_presidio_gets_its_entities_for_a_text_and_lists_for_a_list(call):
@@ -305,10 +332,38 @@ def test_presidio_filters_entities_and_allowed_texts(call):
     assert "EMAIL_ADDRESS" in call("/supportedentities?language=en").json()
 
 
-def test_every_detector_of_the_pii_scorer_has_an_entity():
-    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))
-    detectors = {detector.name for detector in scorer._scorer._scrubber._detectors.values()}
-    assert detectors <= set(PRESIDIO_ENTITIES)
+def test_presidio_takes_an_empty_list_of_entities_for_all(call):
+    body = {"text": "mail a@b or 555", "language": "en"}
+    assert call("/analyze", {**body, "entities": []}).json() == call("/analyze", body).json() != []
+
+
+def presidio(**settings):
+    """The client's calls, with the real scorer behind them."""
+    served = ServedScorer(scorer={"class_name": "PIIScorer", **settings})
+    return caller({}, {"pii": LocalScorer(served)}, pii="pii", pii_types=served.span_types)
+
+
+def test_presidio_names_only_entities_that_the_scorer_can_find():
+    american, british, strict = presidio(), presidio(locale="en_GB"), presidio(mode="strict")
+    entities = [call("/supportedentities").json() for call in (american, british, strict)]
+    assert not any("PERSON" in known for known in entities)
+    assert ["US_SSN" in known for known in entities] == [True, False, True]
+    assert ["UK_NINO" in known for known in entities] == [False, True, False]
+    assert ["IP_ADDRESS" in known for known in entities] == [False, False, True]
+    assert "spacy_entity" not in american("/recognizers").json()
+    body = {"text": "Ada, AB 12 34 56 C", "language": "en"}
+    error = refused(american("/analyze", {**body, "entities": ["PERSON"]}), 400)
+    assert "'PERSON' is not supported" in error["message"]
+    assert [one["entity_type"] for one in british("/analyze", {**body, "entities": ["UK_NINO"]}).json()] == ["UK_NINO"]
+    with_model = ServedScorer(scorer={"class_name": "PIIScorer", "spacy_model": "en_core_web_sm"})
+    call = caller({}, {"pii": Personal()}, pii="pii", pii_types=with_model.span_types)
+    assert "PERSON" in call("/supportedentities").json()
+
+
+@pytest.mark.parametrize("locale", ["en_US", "en_GB", "en_CA"])
+def test_every_detector_of_the_pii_scorer_has_an_entity(locale):
+    settings = {"class_name": "PIIScorer", "locale": locale, "mode": "strict", "spacy_model": "en_core_web_sm"}
+    assert set(ServedScorer(scorer=settings).span_types) <= set(PRESIDIO_ENTITIES)
 
 
 def test_without_the_scorer_the_endpoints_say_so():

@@ -200,6 +200,10 @@ def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
     backend = INGRESS({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
     assert (backend.toxicity, backend.pii) == ("world", None)
     assert "tr" in backend.toxicity_languages
+    backend = INGRESS({"scorers": [{"scorer": {"class_name": "PIIScorer", "mode": "strict"}}]}, {}, {})._backend
+    assert backend.pii == "pii"
+    assert "ip_address" in backend.pii_types
+    assert "spacy_entity" not in backend.pii_types
 
 
 def test_application_has_one_deployment_per_model_and_scorer():
