@@ -32,6 +32,12 @@ class ActiveRequest:
         if control != "none":
             self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
             self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        if len(self.model_ids) > context:
+            raise RequestError(
+                f"the model's context is {context} tokens, but the prompt has {len(self.prompt_ids)} and the control "
+                "token is one more; shorten the prompt, or set control to none",
+                "prompt",
+            )
         self._room = context + 1 - len(self.model_ids)
         # Each visible token can be preceded by one control token.
         max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
@@ -57,6 +63,14 @@ class ActiveRequest:
         prompt, strings = self.request.prompt, self.strings
         if isinstance(prompt, str):
             ids, offsets = strings.encode(prompt)
+            # A tokenizer can have tokens that were added to it without a row in the model's embedding.
+            beyond = next((id_ for id_ in ids if id_ >= strings.num_logits), None)
+            if beyond is not None:
+                raise RequestError(
+                    f"the prompt's text is encoded as the token {strings.text_of(beyond)!r} with id {beyond}, but the "
+                    f"model has only {strings.num_logits} tokens; remove it from the prompt",
+                    "prompt",
+                )
             return ids, offsets, prompt
         ids = list(prompt)
         wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
@@ -99,8 +113,9 @@ class ActiveRequest:
         # Two control tokens in a row would mean an empty segment, and a model could emit them forever.
         if not self.retags or self.model_ids[-1] in self.strings.control_ids.values():
             banned.extend(self.strings.control_ids.values())
-        if len(self.visible_ids) < self.request.min_tokens and self.strings.eos_id is not None:
-            banned.append(self.strings.eos_id)
+        eos_id = self.strings.eos_id
+        if len(self.visible_ids) < self.request.min_tokens and eos_id is not None and eos_id in self.strings.valid_ids:
+            banned.append(eos_id)
         return banned
 
     def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:

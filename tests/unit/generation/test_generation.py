@@ -508,6 +508,40 @@ def test_a_full_context_is_served_also_with_an_inserted_token(controlled, tokeni
     assert completion.logprobs[-2].logprob == pytest.approx(float(expected[-2, ids[-1]]), abs=1e-4)
 
 
+@pytest.mark.parametrize("prompt_is_text", [True, False])
+def test_an_inserted_token_beyond_the_context_is_refused(controlled, tokenizer, prompt_is_text):
+    ids = [tokenizer.eos_token_id, *tokenizer("x").input_ids * (controlled.context - 1)]
+    prompt = "x" * (controlled.context - 1) if prompt_is_text else tuple(ids)
+    alone = GenerationRequest(prompt=prompt, max_tokens=0, logprobs=0, echo=True)
+    assert controlled.prepare(alone).model_ids == ids
+    with pytest.raises(RequestError, match="the control token is one more; shorten the prompt, or set control to none"):
+        controlled.prepare(replace(alone, control="bad"))
+
+
+def with_a_token_without_embedding(**roles):
+    """Return an engine whose tokenizer has `[PAD]`, which was added without a row in the embedding."""
+    model = tiny_gpt2(tiny_tokenizer(), vocab_size=len(tiny_tokenizer()))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(roles or {"pad_token": "[PAD]"})
+    return Engine(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"max_tokens": 0, "logprobs": 0, "echo": True}, {"max_tokens": 0, "echo": True}]
+)
+def test_a_text_that_encodes_to_a_token_without_embedding_is_refused(fields):
+    engine = with_a_token_without_embedding()
+    with pytest.raises(RequestError, match=r"the token '\[PAD\]' with id 300, but the model has only 300") as caught:
+        engine.prepare(GenerationRequest(prompt="def [PAD] add", **fields))
+    assert caught.value.param == "prompt"
+    assert engine.prepare(GenerationRequest(prompt="def add", **fields)).prompt_ids
+
+
+def test_end_of_text_without_embedding_is_never_banned(tokenizer):
+    engine = with_a_token_without_embedding(eos_token="[END]")
+    assert len(one(engine, "def", max_tokens=4, min_tokens=4).token_ids) == 4
+
+
 def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_project(plain, controlled, tokenizer):
     assert plain.prepare(GenerationRequest(prompt="def")).prompt_ids == tokenizer("def").input_ids
     assert controlled.prepare(GenerationRequest(prompt="def")).prompt_ids[0] == tokenizer.eos_token_id

@@ -299,6 +299,43 @@ def test_bad_requests_name_the_field(call, fields, param, match):
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.fixture(scope="module")
+def narrow():
+    """A model with control tokens whose tokenizer has one token more than the embedding has rows."""
+    tokenizer = tiny_tokenizer(control=True)
+    model = tiny_gpt2(tokenizer, vocab_size=len(tokenizer))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return LocalModel(Engine(model, tokenizer, info=CheckpointInfo(control=Control(good=GOOD, bad=BAD, policy="ban"))))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [{}, {"echo": True, "logprobs": 1}, {"echo": True, "logprobs": 1, "max_tokens": 0}])
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"prompt": "def [PAD]"}, "the token '[PAD]'"),
+        ({"prompt": ["def", "def [PAD]"]}, "the token '[PAD]'"),
+        ({"prompt": [40] * 96, "control": "bad"}, "context is 96"),
+    ],
+)
+def test_a_prompt_that_the_model_cannot_read_is_refused_alone(narrow, scorers, fields, match, echo, stream):
+    app = app_of({"mle": narrow}, scorers)
+    good = {"model": "mle", "prompt": "def", "seed": 1, "max_tokens": 40, "ignore_eos": True}
+    bad = {"model": "mle", "stream": stream, "max_tokens": 1, **echo, **fields}
+
+    async def both():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.post("/v1/completions", json=body) for body in (good, bad, good)))
+
+    first, refusal, second = asyncio.run(both())
+    error = refused(refusal, 400)
+    assert error["param"] == "prompt"
+    assert match in error["message"]
+    assert first.json()["choices"] == second.json()["choices"]
+    assert narrow.thread.num_failed_in_a_row == 0
+
+
 def test_harmless_fields_of_other_clients_are_taken(call):
     complete(call, best_of=2, n=2, presence_penalty=0.0, frequency_penalty=0, user="me", top_k=-1, suffix="")
     # HELM's.
