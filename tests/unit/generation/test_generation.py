@@ -337,6 +337,14 @@ def test_stop_string_ends_the_text_before_it(plain):
     assert completion.num_completion_tokens < 60
 
 
+def test_the_last_of_64_stop_strings_counts_too(plain):
+    text = one(plain, "def", max_tokens=40, seed=1, ignore_eos=True).text
+    begin = len(text) // 2
+    stop = (*(f"<never {number}>" for number in range(63)), text[begin : begin + 6])
+    stopped = one(plain, "def", max_tokens=40, seed=1, ignore_eos=True, stop=stop)
+    assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop[-1])], "stop")
+
+
 def test_stop_string_in_the_prompt_is_no_stop(plain):
     completion = one(plain, "def add", max_tokens=5, seed=1, echo=True, stop=("def",), ignore_eos=True)
     assert completion.text.startswith("def add")
@@ -562,7 +570,7 @@ def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_projec
         ({"prompt": "def", "temperature": float("nan")}, "temperature", "between 0 and 2"),
         ({"prompt": "def", "top_p": 0.0}, "top_p", "temperature 0"),
         ({"prompt": "def", "logprobs": 6}, "logprobs", "between 0 and 5"),
-        ({"prompt": "def", "stop": ("a",) * 5}, "stop", "at most 4"),
+        ({"prompt": "def", "stop": ("a",) * 65}, "stop", "at most 64"),
         ({"prompt": "def", "stop": ("",)}, "stop", "none of them empty"),
         ({"prompt": "def", "min_tokens": 17}, "min_tokens", "above max_tokens=16"),
         ({"prompt": "def", "logit_bias": {10**6: 1.0}}, "logit_bias", "token id 1000000"),
