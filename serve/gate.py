@@ -122,6 +122,12 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(
+                415,
+                f"the body has the Content-Encoding {encoding!r}, which this server does not read; send it as it is",
+            )
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
         if self._keys.is_empty:

@@ -4,7 +4,8 @@ import secrets
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from serve.backends import Backend
 from serve.compat.shared import LenientModel, served_scorer
@@ -29,6 +30,18 @@ MODERATION_CATEGORIES = (
 class ModerationText(LenientModel):
     type: Literal["text"]
     text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_image(cls, part: Any) -> Any:
+        # Judging the other parts alone would let the image pass.
+        if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
+            raise PydanticCustomError(
+                "not_text",
+                "a part of type {type} can't be judged, only text; leave it out",
+                {"type": repr(part["type"])},
+            )
+        return part
 
 
 class ModerationsRequest(LenientModel):

@@ -1,6 +1,7 @@
 """The HTTP application over a tiny model and the PEP8 scorer in this process; no Ray, no socket."""
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -25,7 +26,17 @@ from serve.engines.local import LocalModel
 from serve.engines.scorer import LocalScorer
 from serve.errors import ApiError
 from serve.keys import KeyRing
-from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, Usage
+from serve.schemas import (
+    MAX_BATCH,
+    Choice,
+    CompletionRequest,
+    DeploymentHealth,
+    DetokenizeRequest,
+    HealthResponse,
+    ScoresRequest,
+    TokenizeRequest,
+    Usage,
+)
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
 COMPLETIONS_SCOPE = {
@@ -265,6 +276,18 @@ def test_stream_without_usage_has_none(call):
     assert all(event["usage"] is None and event["choices"] for event in events)
 
 
+def test_a_stream_tells_the_usage_so_far_in_every_piece_if_asked(call):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    fields = {"model": "mle", "prompt": ["def", "x ="], "seed": 3, "max_tokens": 15, "ignore_eos": True, "stream": True}
+    *pieces, last = events_of(call("/v1/completions", {**fields, "stream_options": options}))
+    counts = [piece["usage"]["completion_tokens"] for piece in pieces]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == 30
+    assert pieces[-1]["usage"] == last["usage"]
+    alone = {**fields, "stream_options": {"continuous_usage_stats": True}}
+    assert all(event["usage"] is None for event in events_of(call("/v1/completions", alone)))
+
+
 def test_bad_stream_requests_get_a_status(call):
     body = {"model": "mle", "prompt": "def", "stream": True, "max_tokens": 1000}
     assert refused(call("/v1/completions", body), 400)["param"] == "max_tokens"
@@ -285,7 +308,8 @@ def test_bad_stream_requests_get_a_status(call):
         ({"n": 2, "best_of": 3}, "best_of", "best_of=3 above n=2 is not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"stop": ["a"] * 65}, "stop", "at most 64"),
+        ({"stream_options": {"include_use": True}}, "stream_options.include_use", "'stream_options.include_use'"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"control": "ugly"}, "control", "good"),
         ({"n": 0}, "n", "greater than or equal to 1"),
@@ -349,8 +373,99 @@ def test_bodies_that_are_no_json_objects_are_refused(call):
     assert "not valid JSON" in message(b"{")
     assert "JSON object" in message(b"[]")
     assert "Content-Type" in message(b"{}", kind="text/plain")
-    assert "prompt" in message(b'{"model": "mle", "prompt": "\\ud800"}')
-    assert "error parsing" in message(b'{"model": "mle", "prompt": "\xff"}')
+    latin = '{"model": "mle", "prompt": "caf\u00e9"}'
+    assert "not valid UTF-8: the byte 0xe9 at position 31" in message(latin.encode("latin-1"))
+    assert "not valid UTF-8" in message(latin.encode("latin-1"), kind="application/json; charset=latin-1")
+    assert "compressed with gzip" in message(gzip.compress(b"{}"))
+    assert "nested too deeply" in message(b'{"prompt": ' + b"[" * 100_000)
+    assert "4300 digits" in message(b'{"seed": ' + b"1" * 5000 + b"}")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1alpha1/comments:analyze"])
+def test_compressed_bodies_are_refused_by_their_name(call, path, encoding):
+    answer = call(path, content=gzip.compress(b"{}"), headers={"Content-Encoding": encoding})
+    assert answer.status_code == 415
+    assert answer.headers["accept-encoding"] == "identity"
+    assert f"Content-Encoding '{encoding}'" in answer.json()["error"]["message"]
+    assert call("/tokenize", {"model": "mle", "prompt": "a"}, headers={"Content-Encoding": "identity"}).is_success
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/v1/completions", {"prompt": "def \ud83d"}, "prompt: "),
+        ("/v1/completions", {"prompt": ["def", "def \ud83d"]}, "prompt[1]: "),
+        ("/v1/completions", {"prompt": "def", "stop": ["x", "def \ud83d"]}, "stop[1]: "),
+        ("/v1/completions", {"prompt": "def", "stop": "def \ud83d"}, "stop: "),
+        ("/tokenize", {"prompt": "def \ud83d"}, "prompt: "),
+        ("/v1/moderations", {"input": ["a", "def \ud83d"]}, "input[1]: "),
+        ("/v1/moderations", {"input": [{"type": "text", "text": "def \ud83d"}]}, "input[0]: "),
+        ("/analyze", {"language": "en", "text": "def \ud83d"}, "text: "),
+        ("/v1alpha1/comments:analyze", {"comment": {"text": "def \ud83d"}}, "comment: "),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named_with_its_place(call, path, body, place):
+    content = json.dumps({"model": "mle", **body}).encode()
+    answer = call(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(
+        f"{place}the text holds the lone surrogate \\ud83d at character 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "match"),
+    [
+        ({"\ud83d": 1}, 400, "the name of a field holds a lone surrogate"),
+        ({"model": "\ud83d"}, 404, "no model '\\ud83d'"),
+        ({"logit_bias": {"\ud83d": 1}}, 400, "logit_bias"),
+        ({"control": "\ud83d"}, 400, "control"),
+        ({"stream_options": {"\ud83d": 1}}, 400, "lone surrogate"),
+    ],
+)
+def test_half_of_a_surrogate_pair_in_a_name_is_no_error_of_the_server(call, fields, status, match):
+    content = json.dumps({"model": "mle", "prompt": "def", **fields}).encode()
+    answer = call("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    assert match in refused(answer, status)["message"]
+
+
+def test_null_in_an_optional_field_is_its_default(call, models):
+    def optional(schema):
+        return {name: None for name, field in schema.model_fields.items() if not field.is_required()}
+
+    named = {"model": "mle", "prompt": "def", "seed": 1}
+    assert complete(call, **{**optional(CompletionRequest), **named})["choices"] == complete(call)["choices"]
+    options = {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": None}}
+    assert all(event["usage"] is None for event in events_of(call("/v1/completions", {**named, **options})))
+    scored = {"scorer": "pep8", "input": "x=1\n"}
+    assert call("/v1/scores", {**optional(ScoresRequest), **scored}).json() == call("/v1/scores", scored).json()
+    alone = caller({"mle": models["mle"]}, {})
+    for path, body, schema in (
+        ("/tokenize", {"prompt": "def"}, TokenizeRequest),
+        ("/detokenize", {"tokens": [5]}, DetokenizeRequest),
+    ):
+        assert alone(path, {**optional(schema), **body}).json() == alone(path, body).json()
+
+
+def test_null_in_a_required_field_is_refused(call):
+    assert refused(call("/v1/completions", {"model": None, "prompt": "def"}), 400)["param"] == "model"
+    assert refused(call("/v1/scores", {"scorer": "pep8", "input": None}), 400)["param"] == "input"
+    assert "unknown field" in refused(call("/v1/completions", {"model": "mle", "temprature": None}), 400)["message"]
+
+
+def test_the_openapi_document_allows_null_in_every_optional_field(call):
+    schemas = call("/openapi.json").json()["components"]["schemas"]
+    bodies = [schema for name, schema in schemas.items() if name.endswith(("Request", "StreamOptions", "Comment"))]
+    assert len(bodies) == 9
+    for schema in bodies:
+        for name, field in schema["properties"].items():
+            assert ({"type": "null"} in field.get("anyOf", [])) == (name not in schema.get("required", [])), name
+    assert schemas["CompletionRequest"]["properties"]["n"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 2048,
+    }
 
 
 def test_unknown_things_are_404(call):
@@ -697,8 +812,6 @@ def test_thirty_two_clients_share_their_steps(scorers):
 
 
 def request(**fields):
-    from serve.schemas import CompletionRequest
-
     return CompletionRequest(model="mle", prompt="def", seed=1, max_tokens=40, ignore_eos=True, **fields)
 
 

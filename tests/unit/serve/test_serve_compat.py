@@ -10,7 +10,7 @@ from jobs.fetch_models import URLS
 from phf_ray.records import Span
 from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat.perspective import PERSPECTIVE_MAX_BYTES
-from serve.compat.presidio import PRESIDIO_ENTITIES
+from serve.compat.presidio import PRESIDIO_ENTITIES, PresidioRequest
 from serve.engines.scorer import LocalScorer
 from serve.settings import ServedScorer
 
@@ -69,6 +69,31 @@ def test_perspective_attributes_are_the_classes_of_the_model(call):
         **dict.fromkeys(names, 0.125),
         "TOXICITY": 0.75,
     }
+
+
+def test_null_in_an_optional_field_is_its_default_as_in_googles_json(call):
+    nulls = {"languages": None, "spanAnnotations": None, "clientToken": None, "doNotStore": None}
+    asked = {"TOXICITY": {"scoreType": None, "scoreThreshold": None}}
+    assert analyze(call, requestedAttributes=asked, **nulls).json() == analyze(call, languages=[]).json()
+    comment = {"text": "You are BAD.", "type": None}
+    assert analyze(call, comment=comment).status_code == 200
+    assert analyze(call, comment=None).json()["error"]["details"][0]["errorType"] == "COMMENT_EMPTY"
+
+
+def test_null_in_an_optional_field_is_its_default_for_presidio_and_moderations(call):
+    body = {"text": "mail a@b.com 555", "language": "en"}
+    nulls = dict.fromkeys(set(PresidioRequest.model_fields) - set(body))
+    assert call("/analyze", {**body, **nulls}).json() == call("/analyze", body).json() != []
+    assert call("/v1/moderations", {"input": "BAD", "model": None}).json()["results"][0]["flagged"] is True
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio"])
+def test_moderations_refuse_what_is_no_text_and_say_which_part(call, kind):
+    image = {"type": kind, kind: {"url": "data:image/png;base64,AAAA"}}
+    for parts in ([image], [{"type": "text", "text": "hello"}, image]):
+        error = refused(call("/v1/moderations", {"input": parts}), 400)
+        assert error["param"] == "input"
+        assert f"input[{len(parts) - 1}]: a part of type '{kind}' can't be judged, only text" in error["message"]
 
 
 def test_perspective_leaves_out_what_the_model_does_not_judge(call):
