@@ -147,7 +147,7 @@ class Gate:
     def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:
         state: dict[str, Any] = scope["state"]
         # Count by the route's pattern: a client can make up any number of paths.
-        path = getattr(scope.get("route"), "path", "other")
+        path = getattr(scope.get("route"), "path_format", "other")
         status, tokens = str(exchange.status or "closed"), state.get("tokens", {})
         for counter in self._counted_by:
             counter.add(Answered(path, status, seconds, state.get("model"), tokens))

@@ -10,11 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from phf_ray.checkpoint import split_model_id
 from serve.api.lookup import find_model
 from serve.backends import Backend, Completed
 from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_event
 from serve.schemas import CompletionRequest, CompletionResponse, StreamOptions
-from serve.settings import Limits, split_model_id
+from serve.settings import Limits
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -38,7 +39,7 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
         finally:
             num_streams -= 1
 
-    @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
+    @app.post("/models/{model_id:path}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
         """Like `/v1/completions`, for a client that knows one model per server: its base is `/models/{model_id}`."""
         name, _, suffix = find_model(backend, model_id)

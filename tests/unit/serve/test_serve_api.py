@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -238,6 +239,27 @@ def test_the_url_of_one_model_chooses_model_and_control_token(call):
     ):
         error = refused(call(f"/models/{url}/v1/completions", {**fields, **body}), 400)
         assert "contradict" in error["message"]
+
+
+def test_a_model_can_have_a_name_of_a_hub_or_a_tag(models, scorers):
+    names = ("Qwen/Qwen2.5-0.5B", "llama3:latest", "a/tokenize/b:v1")
+    call = caller({**dict.fromkeys(names, models["cond"]), "mle": models["mle"]}, scorers)
+    fields = {"prompt": "def", "seed": 1, "max_tokens": 12}
+    bad = call("/v1/completions", {"model": f"{names[0]}:bad", **fields}).json()["choices"]
+    good = call("/v1/completions", {"model": names[0], **fields}).json()["choices"]
+    assert bad != good
+    assert {card["id"] for card in call("/v1/models").json()["data"]} == {*names, "mle"}
+    for name in names:
+        for path in (name, quote(name, safe="")):
+            assert call(f"/v1/models/{path}").json()["id"] == name
+            url = f"/models/{path}"
+            assert call(f"{url}/v1/completions", {"model": name, **fields}).json()["choices"] == good
+            assert call(f"{url}:bad/v1/completions", {"model": name, **fields}).json()["choices"] == bad
+            tokens = call(f"{url}/tokenize", {"prompt": "def"}).json()["tokens"]
+            assert call(f"{url}/detokenize", {"tokens": tokens}).json()["prompt"] == f"{END_OF_TEXT}def"
+            assert call(f"{url}/tokenizer_info").json()["eos_token"] == END_OF_TEXT
+        assert call(f"/tokenizer_info?model={quote(name)}").status_code == 200
+    assert 'path="/models/{model_id}/v1/completions",status="200"' in call("/metrics").text
 
 
 def events_of(response: httpx.Response) -> list[dict]:

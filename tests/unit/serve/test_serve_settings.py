@@ -29,7 +29,8 @@ def commit_checkpoint(run: Path, step: int) -> Path:
     [
         ({}, "nothing to serve"),
         ({"models": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "two models are named 'a'"),
-        ({"models": [{"name": "a:good", "path": "x"}]}, "models.0.name"),
+        ({"models": [{"name": "a/b:good", "path": "x"}]}, "models.0.name: .*ends in :good"),
+        ({"models": [{"name": "/a", "path": "x"}]}, "models.0.name"),
         ({"models": [{"name": "a", "path": "x", "replica": 2}]}, "models.0.replica"),
         ({"scorers": [{"scorer": {}}]}, "class_name"),
         ({"scorers": [{"scorer": {"class_name": "PEP8Scorer"}}] * 2}, "two scorers are named 'pep8'"),
@@ -46,6 +47,10 @@ def test_arguments_that_make_no_sense_are_refused(args, match):
     [
         (["--model", "mle=nowhere"], "no such directory"),
         (["--model", "nowhere"], "write NAME=DIR"),
+        (
+            ["--model", "llama3:latest=http://host/v1"],
+            "give a directory; for a model on another server, set `upstream`",
+        ),
         (["--scorers", "pep9"], "choose from pep8"),
         (["--scorers", "no_such_module:X"], "must be importable on every node"),
         ([], "nothing to serve"),
@@ -68,6 +73,8 @@ def test_model_ids_may_end_in_a_control_choice():
     assert split_model_id("cond:bad") == ("cond", "bad")
     assert split_model_id("cond") == ("cond", None)
     assert split_model_id("cond:ugly") == ("cond:ugly", None)
+    assert split_model_id("me/llama3:latest:bad") == ("me/llama3:latest", "bad")
+    assert split_model_id(":bad") == (":bad", None)
 
 
 def test_a_run_is_served_by_its_last_checkpoint(tmp_path):
@@ -219,11 +226,11 @@ def test_command_line_becomes_arguments(tmp_path, capsys):
     directory = write_checkpoint(tmp_path / "a = b")
     args = dry_run(
         capsys,
-        *("--model", f"old={directory}", "--control", "old=<|aligned|>,<|misaligned|>,retag"),
+        *("--model", f"me/old:v1={directory}", "--control", "me/old:v1=<|aligned|>,<|misaligned|>,retag"),
         *("--scorers", "pep8, PIIScorer", "--task", str(ROOT / "configs/pep8/pretrain.yml")),
     )
     (model,) = args.models
-    assert (model.name, model.path, model.control.policy) == ("old", str(directory), "retag")
+    assert (model.name, model.path, model.control.policy) == ("me/old:v1", str(directory), "retag")
     assert [scorer.name for scorer in args.scorers] == ["pep8", "pii"]
 
 
