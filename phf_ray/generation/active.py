@@ -16,7 +16,7 @@ class ActiveRequest:
         self.cancelled = False
         self.error: str | None = None
         self.finish_reason: FinishReason | None = None
-        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
+        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt(context)
         self._refuse_unusable(context)
         has_control = bool(strings.control_ids)
         control = request.control or ("good" if has_control and not request.echo else "none")
@@ -59,9 +59,16 @@ class ActiveRequest:
         self._described: list[TokenLogprob] = []
         self._record_stream = TextStream(strings, self.prompt_ids[-4:])
 
-    def _read_prompt(self) -> tuple[list[int], list[int], str]:
+    def _read_prompt(self, context: int) -> tuple[list[int], list[int], str]:
         prompt, strings = self.request.prompt, self.strings
         if isinstance(prompt, str):
+            # Encoding 15 MB takes a minute, so don't, if the result can't fit.
+            if len(prompt) > context * strings.longest_token:
+                raise RequestError(
+                    f"the model's context is {context} tokens, but the prompt has {len(prompt):,} characters, and a "
+                    f"token has at most {strings.longest_token}; shorten the prompt",
+                    "prompt",
+                )
             ids, offsets = strings.encode(prompt)
             # A tokenizer can have tokens that were added to it without a row in the model's embedding.
             beyond = next((id_ for id_ in ids if id_ >= strings.num_logits), None)
@@ -76,7 +83,7 @@ class ActiveRequest:
         wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
         if wrong:
             raise RequestError(f"the prompt contains the token id {wrong[0]}, which the model does not have", "prompt")
-        if not self.request.echo:
+        if not self.request.echo or len(ids) > context:
             return ids, [0] * len(ids), ""
         stream = TextStream(strings)
         return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)

@@ -1,6 +1,7 @@
 """The tokenizer for generation: ids of control tokens, and text from a growing list of tokens."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from phf_ray.checkpoint import Control
@@ -31,6 +32,16 @@ class TokenStrings:
                     raise DataError(f"the control token {token!r} is not in the tokenizer; check phf.json or --control")
                 self.control_ids[name] = vocabulary[token]
         self._texts: dict[int, str] = {}
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Number of characters in the longest token of the vocabulary; no text of `n` tokens is more than `n` times as
+        long.
+
+        Byte-level vocabularies have one character per byte, so this is never too small for them. Tokenizers that
+        shorten a text before they cut it, such as those that collapse blanks, are no exception in practice.
+        """
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Return at least one token id, and for each the number of characters of `text` before it."""

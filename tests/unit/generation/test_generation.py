@@ -545,6 +545,34 @@ def test_a_text_that_encodes_to_a_token_without_embedding_is_refused(fields):
     assert engine.prepare(GenerationRequest(prompt="def add", **fields)).prompt_ids
 
 
+def test_a_prompt_far_beyond_the_context_is_refused_without_encoding_it(tokenizer, monkeypatch):
+    engine = Engine(tiny_gpt2(tokenizer), tokenizer)
+    longest = max(tokenizer.get_vocab(), key=len)
+    assert len(engine.prepare(GenerationRequest(prompt=longest * 95, max_tokens=1)).prompt_ids) == 95
+
+    def encode(text):
+        raise AssertionError(f"{len(text)} characters were encoded")
+
+    monkeypatch.setattr(engine.strings, "encode", encode)
+    for text in ("x = 1\n" * 2_500_000, longest * 96 + "x"):
+        with pytest.raises(
+            RequestError, match=f"context is 96 tokens, but the prompt has {len(text):,} char"
+        ) as caught:
+            engine.prepare(GenerationRequest(prompt=text))
+        assert caught.value.param == "prompt"
+
+
+def test_token_ids_far_beyond_the_context_are_refused_without_decoding_them(tokenizer, monkeypatch):
+    engine = Engine(tiny_gpt2(tokenizer), tokenizer)
+
+    def place(*_):
+        raise AssertionError("a token was decoded")
+
+    monkeypatch.setattr(TextStream, "place", place)
+    with pytest.raises(RequestError, match="context is 96 tokens, but the prompt has 2000000"):
+        engine.prepare(GenerationRequest(prompt=(40,) * 2_000_000, echo=True, logprobs=0))
+
+
 def test_end_of_text_without_embedding_is_never_banned(tokenizer):
     engine = with_a_token_without_embedding(eos_token="[END]")
     assert len(one(engine, "def", max_tokens=4, min_tokens=4).token_ids) == 4
