@@ -35,5 +35,5 @@ class RequestBody(BaseModel):
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:
     if _NULL in field.get("anyOf", ()):
         return field
-    about = {key: field[key] for key in ("default", "description", "title") if key in field}
+    about: dict[str, Any] = {key: field[key] for key in ("default", "description", "title") if key in field}
     return {"anyOf": [{key: value for key, value in field.items() if key not in about}, _NULL], **about}

@@ -113,6 +113,8 @@ class ServedScorer(_Deployed):
     max_text_chars: Annotated[int, Field(ge=1)] = 65_536
     """A longer text gets the error `too_long` instead of a score: some scorers take time that grows with the square of
     the length, and other requests wait meanwhile."""
+    text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """If the scorer takes longer on a text, the text gets the error `timeout` and other requests go on."""
 
     @property
     def name(self) -> str:

@@ -111,7 +111,8 @@ def describe_validation(error: RequestValidationError) -> tuple[str | None, str]
         return path[0], f"{path[0]}{items}: {chosen['msg']}"
     if chosen["type"] == "string_unicode":
         # pydantic's words for a lone surrogate in a field's name, or in a text that it can't hold.
-        return (path or [None])[0], f"{path[0] if path else 'the name of a field'} holds a lone surrogate; remove it"
+        field = path[0] if path else None
+        return field, f"{field or 'the name of a field'} holds a lone surrogate; remove it"
     if chosen["type"] == "json_invalid":
         return None, f"the body is not valid JSON: {chosen['ctx']['error']}"
     if isinstance(error.body, bytes) and error.body:

@@ -17,7 +17,6 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation.engine import Engine, generate
 from phf_ray.generation.requests import EngineSettings, GenerationRequest
-from phf_ray.records import Scored
 from serve import errors
 from serve.api import models as api_models
 from serve.api.application import ERRORS, build_app
@@ -630,31 +629,81 @@ def test_a_text_that_the_detectors_fail_on_is_named_and_no_error_of_the_server()
     assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
 
 
-def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
+def waiting_scorer(tmp_path, **served):
+    """Return a scorer that waits at texts with GATE until the second result is called."""
+    gate = tmp_path / "gate"
+    config = {"class_name": "fakes:LengthScorer", "gate": str(gate)}
+    return LocalScorer(ServedScorer(scorer=config, **served)), gate.touch
+
+
+def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(tmp_path):
     replica = object.__new__(ScorerReplica.func_or_class)
-    replica._scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
+    replica._scorer, release = waiting_scorer(tmp_path)
     replica._request_timeout_s = 0.02
-    started, release = threading.Event(), threading.Event()
-
-    def hang(_):
-        started.set()
-        release.wait(30)
-        return [Scored(0.0)]
-
-    monkeypatch.setattr(replica._scorer._scorer, "score_all", hang)
 
     async def scene():
-        asked = asyncio.create_task(replica._scorer.score(["a"], segments=False))
-        await asyncio.to_thread(started.wait, 30)
+        asked = asyncio.create_task(replica._scorer.score(["GATE"], segments=False))
         while replica._scorer.running_s <= replica._request_timeout_s:
             await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="worked on one request for"):
             replica.check_health()
-        release.set()
+        release()
         await asked
 
     asyncio.run(scene())
     replica.check_health()
+    replica._scorer.close()
+
+
+def test_a_text_that_the_scorer_never_finishes_holds_up_no_request():
+    served = ServedScorer(scorer={"class_name": "fakes:FindingScorer"}, segmenter="lines", text_timeout_s=1)
+    scorer = LocalScorer(served)
+    app = app_of({}, {"length": scorer}, pii="length", toxicity="length")
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            body = {"scorer": "length", "input": ["one", "HANG", "CRASH", "three"], "segments": True}
+            odd = asyncio.create_task(client.post("/v1/scores", json=body))
+            await asyncio.sleep(0)
+            waiting = [
+                client.post("/v1/scores", json={"scorer": "length", "input": "four"}),
+                client.post("/analyze", json={"text": ["a", "HANG"], "language": "en"}),
+                client.post("/v1/moderations", json={"input": ["a", "HANG"]}),
+                client.post("/analyze", json={"text": "a", "language": "en"}),
+            ]
+            return await asyncio.gather(odd, *waiting)
+
+    odd, other, refusal, moderated, analyzed = asyncio.run(scene())
+    data = odd.json()["data"]
+    assert [item["score"] for item in data] == [3.0, None, None, 5.0]
+    assert data[1]["error"] == "timeout: nothing after 1 s"
+    assert data[2]["error"].startswith("crash: the process ended with code -9")
+    assert data[0]["segments"] == [{"begin": 0, "end": 3, "score": 3.0, "error": None}]
+    assert data[1]["segments"] == [{"begin": 0, "end": 4, "score": None, "error": data[1]["error"]}]
+    assert [item["score"] for item in other.json()["data"]] == [4.0]
+    assert "index 1 can't be analyzed: timeout: nothing after 1 s" in refused(refusal, 400)["message"]
+    assert [result.get("error") for result in moderated.json()["results"]] == [None, data[1]["error"]]
+    assert analyzed.json()[0]["end"] == 1
+    assert scorer.running_s == 0
+    scorer.close()
+
+
+def test_a_request_that_is_given_up_holds_the_scorer_for_one_text_at_most():
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "fakes:LengthScorer"}, text_timeout_s=1))
+    call = caller({}, {"length": scorer}, limits=Limits(request_timeout_s=0.5))
+    refused(call("/v1/scores", {"scorer": "length", "input": ["HANG"] * 500}), 408)
+    call = caller({}, {"length": scorer})
+    assert call("/v1/scores", {"scorer": "length", "input": "a"}).json()["data"][0]["score"] == 1.0
+    scorer.close()
+
+
+def test_half_of_a_surrogate_pair_has_no_score_and_a_reason(call):
+    content = json.dumps({"scorer": "pep8", "input": ["x=1\n", "x=1 \ud83d\n"]}).encode()
+    answer = call("/v1/scores", content=content, headers={"Content-Type": "application/json"})
+    first, second = answer.json()["data"]
+    assert (first["score"], second["score"]) == (0.25, None)
+    assert second["error"].startswith("lone_surrogate: the text holds the lone surrogate \\ud83d at character 4")
 
 
 def test_segments_cover_the_text(call):
@@ -662,6 +711,8 @@ def test_segments_cover_the_text(call):
     (item,) = call("/v1/scores", {"scorer": "pep8", "input": text, "segments": True}).json()["data"]
     assert "".join(text[part["begin"] : part["end"]] for part in item["segments"]) == text
     assert [part["score"] > 0 for part in item["segments"]] == [False, True, True]
+    (empty,) = call("/v1/scores", {"scorer": "pep8", "input": "", "segments": True}).json()["data"]
+    assert empty["segments"] == []
 
 
 def test_health_tells_the_state_of_each_deployment(models, scorers, call):
@@ -787,17 +838,10 @@ def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
         assert call(path, {**body, field: ["a"] * MAX_BATCH}).status_code == 200
 
 
-def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
-    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_waiting=2))
-    release = threading.Event()
-
-    def wait(texts):
-        assert release.wait(30)
-        return [Scored(0.0)] * len(texts)
-
-    monkeypatch.setattr(scorer._scorer, "score_all", wait)
-    app = app_of({}, {"pep8": scorer})
-    body = {"scorer": "pep8", "input": "x"}
+def test_a_scorer_with_a_full_queue_answers_429(tmp_path):
+    scorer, release = waiting_scorer(tmp_path, max_waiting=2)
+    app = app_of({}, {"length": scorer})
+    body = {"scorer": "length", "input": "GATE"}
 
     async def scene():
         transport = httpx.ASGITransport(app=app)
@@ -806,13 +850,14 @@ def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
             while scorer._num_waiting < 2:
                 await asyncio.sleep(0)
             third = await client.post("/v1/scores", json=body)
-            release.set()
+            release()
             return third, await asyncio.gather(*waiting), await client.post("/v1/scores", json=body)
 
     third, waited, after = asyncio.run(scene())
-    assert "2 requests wait for the scorer pep8" in refused(third, 429)["message"]
+    assert "2 requests wait for the scorer length" in refused(third, 429)["message"]
     assert int(third.headers["retry-after"]) > 0
     assert [answer.status_code for answer in (*waited, after)] == [200] * 3
+    scorer.close()
 
 
 def test_thirty_two_clients_share_their_steps(scorers):

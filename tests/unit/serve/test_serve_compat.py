@@ -8,6 +8,7 @@ from test_serve_api import caller, refused
 
 from jobs.fetch_models import URLS
 from phf_ray.records import Span
+from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat.perspective import PERSPECTIVE_MAX_BYTES
 from serve.compat.presidio import PRESIDIO_ENTITIES, PresidioRequest
@@ -330,9 +331,20 @@ def test_presidio_filters_entities_and_allowed_texts(call):
     assert "EMAIL_ADDRESS" in call("/supportedentities?language=en").json()
 
 
-def test_every_detector_of_the_pii_scorer_has_an_entity():
+def test_presidio_counts_characters_as_python_does_however_many_bytes_or_code_units_they_have():
     scorer = LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))
-    detectors = {detector.name for detector in scorer._scorer._scrubber._detectors.values()}
+    call = caller({}, {"pii": scorer}, pii="pii")
+    text = "\U0001f600 caf\u00e9 \U0001f468\u200d\U0001f469\u200d\U0001f467 mail ann@example.com \U0001f680 now"
+    for raw in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        content = f'{{"language": "en", "text": {raw}}}'.encode()
+        (found,) = call("/analyze", content=content, headers={"Content-Type": "application/json"}).json()
+        assert text[found["start"] : found["end"]] == "ann@example.com"
+    scorer.close()
+
+
+def test_every_detector_of_the_pii_scorer_has_an_entity():
+    scorer = build_scorer({"class_name": "PIIScorer"})
+    detectors = {detector.name for detector in scorer._scrubber._detectors.values()}
     assert detectors <= set(PRESIDIO_ENTITIES)
 
 

@@ -3,6 +3,7 @@
 import hmac
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import write_checkpoint
 from jobs import serve as job
 from phf_ray.errors import ConfigError
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.process import ScoringProcess
 from serve.app import build
 from serve.engines.scorer import LocalScorer
 from serve.keys import KeyRing, is_loopback, load_keys
@@ -244,10 +245,13 @@ def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
 @pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (0.5, "auto")])
 def test_a_scorer_that_is_lent_no_gpu_takes_none(monkeypatch, num_gpus, device):
     given = []
-    monkeypatch.setattr(
-        "serve.engines.scorer.build_scorer",
-        lambda config: given.append(config) or build_scorer({"class_name": "PEP8Scorer"}),
-    )
+
+    class Started(ScoringProcess):
+        def __init__(self, setup):
+            given.extend(setup.scorers)
+            super().__init__(replace(setup, scorers=({"class_name": "PEP8Scorer"},)))
+
+    monkeypatch.setattr("serve.engines.scorer.ScoringProcess", Started)
     config = {"class_name": "SequenceClassifierScorer", "path": "m", "device": "auto"}
-    LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
+    LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus)).close()
     assert given == [{**config, "device": device}]
