@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 _NULL = {"type": "null"}
 
@@ -22,7 +21,7 @@ class RequestBody(BaseModel):
         return {name: value for name, value in values.items() if value is not None or name not in optional}
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Say in the OpenAPI document, too, that an optional field may be null."""
         found = handler(core_schema)
         schema = handler.resolve_ref_schema(found)

@@ -8,7 +8,6 @@ ignored.
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
-from pydantic_core import PydanticCustomError
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
@@ -20,10 +19,6 @@ MAX_BATCH = 2048
 
 class _Request(RequestBody):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-OWN_ERRORS = frozenset({"lone_surrogate", "not_text"})
-"""Types of validation errors that say what is wrong, where pydantic would name a type that the field does not have."""
 
 
 def lone_surrogate_in(text: str) -> str | None:
@@ -41,7 +36,7 @@ def lone_surrogate_in(text: str) -> str | None:
 def _encodable(text: str) -> str:
     reason = lone_surrogate_in(text)
     if reason is not None:
-        raise PydanticCustomError("lone_surrogate", "{reason}", {"reason": reason})
+        raise ValueError(reason)
     return text
 
 

@@ -18,7 +18,7 @@ from serve.compat.endpoints import add_compatible_endpoints
 from serve.errors import ApiError, error_body, error_headers, path_of
 from serve.gate import CountsRequests, Gate, Metrics
 from serve.keys import KeyRing
-from serve.schemas import OWN_ERRORS, ErrorResponse, HealthResponse
+from serve.schemas import ErrorResponse, HealthResponse
 from serve.settings import Limits
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -100,15 +100,20 @@ def refusal_of(error: RequestValidationError) -> ApiError:
     return ApiError(400, message, param)
 
 
+OWN_CHECK = "value_error"
+"""pydantic's name for a ValueError of one of our validators."""
+
+
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:
     """Return the field and the message of the problem that says most; of several, the first."""
     details = error.errors()
-    chosen = next((detail for detail in details if detail["type"] in OWN_ERRORS), details[0])
+    # Our own checks say what is wrong. pydantic's name a type that the field has besides, but not in this request.
+    chosen = next((detail for detail in details if detail["type"] == OWN_CHECK), details[0])
     # JSON can spell half of a surrogate pair in a field's name, and no answer can hold it.
     path = [str(part).encode(errors="backslashreplace").decode() for part in chosen["loc"] if part != "body"]
-    if chosen["type"] in OWN_ERRORS:
+    if chosen["type"] == OWN_CHECK and path:
         items = "".join(f"[{part}]" for part in chosen["loc"] if isinstance(part, int))
-        return path[0], f"{path[0]}{items}: {chosen['msg']}"
+        return path[0], f"{path[0]}{items}: {chosen['ctx']['error']}"
     if chosen["type"] == "string_unicode":
         # pydantic's words for a lone surrogate in a field's name, or in a text that it can't hold.
         field = path[0] if path else None

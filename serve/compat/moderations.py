@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from serve.backends import Backend
 from serve.compat.shared import LenientModel, served_scorer
@@ -36,11 +35,7 @@ class ModerationText(LenientModel):
     def _no_image(cls, part: Any) -> Any:
         # Judging the other parts alone would let the image pass.
         if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
-            raise PydanticCustomError(
-                "not_text",
-                "a part of type {type} can't be judged, only text; leave it out",
-                {"type": repr(part["type"])},
-            )
+            raise ValueError(f"a part of type {part['type']!r} can't be judged, only text; leave it out")
         return part
 
 
