@@ -1,6 +1,7 @@
 """Moderations, Perspective and Presidio over scorers whose results are known; no Ray, no socket, no weights."""
 
 import json
+import re
 from email import message_from_string
 
 import pytest
@@ -220,6 +221,19 @@ def test_a_batch_answers_each_of_its_requests_under_its_id(call):
     assert [body["attributeScores"]["TOXICITY"]["summaryScore"]["value"] for body in bodies[:2]] == [0.75, 0.25]
     assert bodies[2]["error"]["details"][0]["errorType"] == "COMMENT_EMPTY"
     assert bodies[4]["error"]["status"] == "NOT_FOUND"
+
+
+def test_a_request_of_a_batch_that_fails_leaves_the_others_standing():
+    class Broken(Toxicity):
+        async def class_scores(self, texts):
+            if "BREAK" in texts[0]:
+                raise ValueError("/secret/path is broken")
+            return await super().class_scores(texts)
+
+    call = caller({}, {"toxicity": Broken()}, toxicity="toxicity")
+    response = call("/batch", **batch_of(("<1>", POST, comment("BREAK")), ("<2>", POST, comment("fine"))))
+    assert re.findall(r"HTTP/1.1 (\d+)", response.text) == ["500", "200"]
+    assert "secret" not in response.text
 
 
 @pytest.mark.parametrize(
