@@ -1,5 +1,7 @@
 """A request in progress: the tokens that the model has seen and the text that the client will see."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from phf_ray.errors import DataError
@@ -18,26 +20,9 @@ class ActiveRequest:
         self.finish_reason: FinishReason | None = None
         self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt(context)
         self._refuse_unusable(context)
-        has_control = bool(strings.control_ids)
-        control = request.control or ("good" if has_control and not request.echo else "none")
-        if control != "none" and not has_control:
-            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
-        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
-        # would turn good after the first segment.
-        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
-        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
-        self.retags = policy == "retag"
         self.inserted_at: int | None = None
         self.model_ids = list(self.prompt_ids)
-        if control != "none":
-            self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
-            self.model_ids.insert(self.inserted_at, strings.control_ids[control])
-        if len(self.model_ids) > context:
-            raise RequestError(
-                f"the model's context is {context} tokens, but the prompt has {len(self.prompt_ids)} and the control "
-                "token is one more; shorten the prompt, or set control to none",
-                "prompt",
-            )
+        self._set_control(context)
         self._room = context + 1 - len(self.model_ids)
         # Each visible token can be preceded by one control token.
         max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
@@ -70,23 +55,22 @@ class ActiveRequest:
                     "prompt",
                 )
             ids, offsets = strings.encode(prompt)
-            # A tokenizer can have tokens that were added to it without a row in the model's embedding.
-            beyond = next((id_ for id_ in ids if id_ >= strings.num_logits), None)
-            if beyond is not None:
-                raise RequestError(
-                    f"the prompt's text is encoded as the token {strings.text_of(beyond)!r} with id {beyond}, but the "
-                    f"model has only {strings.num_logits} tokens; remove it from the prompt",
-                    "prompt",
-                )
+            # The tokenizer may have tokens beyond the model's embedding.
+            self._refuse_unknown(ids, prompt)
             return ids, offsets, prompt
         ids = list(prompt)
-        wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
-        if wrong:
-            raise RequestError(f"the prompt contains the token id {wrong[0]}, which the model does not have", "prompt")
+        self._refuse_unknown(ids, prompt)
         if not self.request.echo or len(ids) > context:
             return ids, [0] * len(ids), ""
         stream = TextStream(strings)
         return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
+
+    def _refuse_unknown(self, ids: Sequence[int], prompt: str | tuple[int, ...]) -> None:
+        unknown = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
+        if unknown:
+            is_text = isinstance(prompt, str)
+            how = f"encodes {self.strings.text_of(unknown[0])!r} as" if is_text else "contains"
+            raise RequestError(f"the prompt {how} the token id {unknown[0]}, which the model does not have", "prompt")
 
     def _refuse_unusable(self, context: int) -> None:
         request, num_prompt = self.request, len(self.prompt_ids)
@@ -101,6 +85,29 @@ class ActiveRequest:
         wrong = [id_ for id_ in request.logit_bias if id_ not in self.strings.valid_ids]
         if wrong:
             raise RequestError(f"logit_bias names the token id {wrong[0]}, which the model does not have", "logit_bias")
+
+    def _set_control(self, context: int) -> None:
+        """Insert the control token that the request asks for, and decide what happens to sampled ones."""
+        request, strings = self.request, self.strings
+        has_control = bool(strings.control_ids)
+        control = request.control or ("good" if has_control and not request.echo else "none")
+        if control != "none" and not has_control:
+            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
+        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
+        # would turn good after the first segment.
+        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
+        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
+        self.retags = policy == "retag"
+        if control == "none":
+            return
+        self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
+        self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        if len(self.model_ids) > context:
+            raise RequestError(
+                f"the model's context is {context} tokens, but the prompt has {len(self.prompt_ids)} and the control "
+                "token is one more; shorten the prompt, or set control to none",
+                "prompt",
+            )
 
     @property
     def is_finished(self) -> bool:

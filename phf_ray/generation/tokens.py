@@ -20,7 +20,6 @@ class TokenStrings:
         self.tokenizer = tokenizer
         self.eos_id: int | None = tokenizer.eos_token_id
         self.starts_with_eos = starts_with_eos and self.eos_id is not None
-        self.num_logits = num_logits
         # The embedding matrix may have more rows than the tokenizer has tokens (padding of the vocabulary).
         self.valid_ids = frozenset(id_ for id_ in tokenizer.get_vocab().values() if 0 <= id_ < num_logits)
         self.control = control

@@ -539,7 +539,7 @@ def with_a_token_without_embedding(**roles):
 )
 def test_a_text_that_encodes_to_a_token_without_embedding_is_refused(fields):
     engine = with_a_token_without_embedding()
-    with pytest.raises(RequestError, match=r"the token '\[PAD\]' with id 300, but the model has only 300") as caught:
+    with pytest.raises(RequestError, match=r"encodes '\[PAD\]' as the token id 300, which") as caught:
         engine.prepare(GenerationRequest(prompt="def [PAD] add", **fields))
     assert caught.value.param == "prompt"
     assert engine.prepare(GenerationRequest(prompt="def add", **fields)).prompt_ids

@@ -358,8 +358,8 @@ def narrow():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"prompt": "def [PAD]"}, "the token '[PAD]'"),
-        ({"prompt": ["def", "def [PAD]"]}, "the token '[PAD]'"),
+        ({"prompt": "def [PAD]"}, "encodes '[PAD]' as the token id"),
+        ({"prompt": ["def", "def [PAD]"]}, "encodes '[PAD]' as the token id"),
         ({"prompt": [40] * 96, "control": "bad"}, "context is 96"),
     ],
 )
