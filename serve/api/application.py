@@ -129,7 +129,9 @@ def describe_validation(error: RequestValidationError) -> tuple[str | None, str]
         return "prompt", "prompt must be a text, a list of texts, a list of token ids, or a list of such lists"
     if not path:
         return None, f"the body must be a JSON object: {chosen['msg']}"
-    return path[0], f"{'.'.join(path)}: {chosen['msg']}"
+    # pydantic also puts the types of a union into the path, such as `list[str]`.
+    shown = ".".join(part for part in path if "[" not in part)
+    return path[0], f"{shown or path[0]}: {chosen['msg']}"
 
 
 GZIP = b"\x1f\x8b"

@@ -330,6 +330,7 @@ def test_bad_stream_requests_get_a_status(call):
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"stop": ["a"] * 65}, "stop", "at most 64"),
+        ({"stop": 5}, "stop", "stop: Input should be a valid string"),
         ({"stream_options": {"include_use": True}}, "stream_options.include_use", "'stream_options.include_use'"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"control": "ugly"}, "control", "good"),
