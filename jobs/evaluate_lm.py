@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jobs import cli
 from jobs.commands import job_parser
-from phf_ray.checkpoint import ControlChoice, fingerprint
+from phf_ray.checkpoint import ControlChoice, fingerprint, split_model_id
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
@@ -206,20 +206,20 @@ def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[t
     """Return (model, control) pairs in the order of the report."""
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
-        name, _, control = text.partition(":")
+        name, control = (text, None) if text in models else split_model_id(text)
         if name not in models:
+            beginning = text.rpartition(":")[0]
+            if beginning in models:
+                raise ConfigError(f"--arm {text}: write {beginning}:good, {beginning}:bad or {beginning}:none")
             raise ConfigError(f"--arm {text}: no model is called {name}; --model names {', '.join(models)}")
         info = models[name].info
-        if control and control not in get_args(ControlChoice):
-            raise ConfigError(f"--arm {text}: write {name}:good, {name}:bad or {name}:none")
         if control in ("good", "bad") and models[name].directory is not None and (info is None or info.control is None):
             raise ConfigError(f"--arm {text}: {models[name].source} has no control tokens; write {name}")
         if not control and info is not None and info.control is not None:
             control = "good"
-        arm: tuple[str, ControlChoice | None] = (name, control or None)  # type: ignore[assignment]  # checked above
-        if arm in arms:
+        if (name, control) in arms:
             raise ConfigError(f"--arm {text}: named twice; name each arm once")
-        arms.append(arm)
+        arms.append((name, control))
     return arms
 
 

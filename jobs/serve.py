@@ -135,6 +135,11 @@ def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
+        if path.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--model {text}: give a directory; for a model on another server, set `upstream` in a Serve "
+                "configuration file, with a directory that holds its tokenizer"
+            )
         model = {"name": name, "path": str(Path(path).resolve()), "num_cpus": arguments.num_cpus}
         models.append(model | ({"control": controls.pop(name)} if name in controls else {}))
     for name, control in controls.items():

@@ -93,7 +93,7 @@ class ModelReplica:
 class ScorerReplica:
     def __init__(self, settings: dict[str, Any], request_timeout_s: float):
         scorer = ServedScorer.model_validate(settings)
-        # Only a scorer that needs torch imports it; the others save its memory.
+        # The scorer's process gets this environment.
         limit_threads(scorer.num_cpus)
         from serve.engines.scorer import LocalScorer
 
@@ -121,9 +121,9 @@ class ScorerReplica:
         return await self._scorer.identity()
 
     def check_health(self) -> None:
-        """Raise RuntimeError if the scorer still works on a request that has timed out.
+        """Raise RuntimeError if the scorer still works on a request that has timed out. Serve replaces the replica.
 
-        A thread can't be stopped, so Serve replaces the replica.
+        Each text has a limit of its own, so this only happens if a request has many texts that take long.
         """
         if self._scorer.running_s > self._request_timeout_s:
             raise RuntimeError(f"the scorer has worked on one request for {self._scorer.running_s:.0f} s")

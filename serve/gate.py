@@ -122,6 +122,12 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(
+                415,
+                f"the body has the Content-Encoding {encoding!r}, which this server does not read; send it as it is",
+            )
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
         if self._keys.is_empty:
@@ -141,7 +147,7 @@ class Gate:
     def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:
         state: dict[str, Any] = scope["state"]
         # Count by the route's pattern: a client can make up any number of paths.
-        path = getattr(scope.get("route"), "path", "other")
+        path = getattr(scope.get("route"), "path_format", "other")
         status, tokens = str(exchange.status or "closed"), state.get("tokens", {})
         for counter in self._counted_by:
             counter.add(Answered(path, status, seconds, state.get("model"), tokens))

@@ -11,22 +11,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
+from serve.request_body import RequestBody
 
 MAX_BATCH = 2048
 """Limit on the texts, prompts or choices of one request."""
 
 
-class _Request(BaseModel):
+class _Request(RequestBody):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _encodable(text: str) -> str:
+def lone_surrogate_in(text: str) -> str | None:
+    """Return what is wrong if the text holds half of a surrogate pair, else None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate at character {error.start}, which is not a valid character"
-        ) from None
+        return (
+            f"the text holds the lone surrogate \\u{ord(text[error.start]):04x} at character {error.start}, which is "
+            "half of a character; remove it, or send both halves"
+        )
+    return None
+
+
+def _encodable(text: str) -> str:
+    reason = lone_surrogate_in(text)
+    if reason is not None:
+        raise ValueError(reason)
     return text
 
 
@@ -38,6 +48,8 @@ class StreamOptions(_Request):
     include_usage: bool = False
     include_obfuscation: bool = False
     """Accepted because OpenAI's client knows it; nothing is obfuscated here."""
+    continuous_usage_stats: bool = False
+    """With `include_usage`, put the usage so far into every piece, as vLLM does."""
 
 
 TokenIds = list[StrictInt]

@@ -1,12 +1,11 @@
 """What the server serves, and its limits: the `args` of a Serve configuration file, or settings from `jobs.serve`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from phf_ray.checkpoint import Control, ControlChoice
+from phf_ray.checkpoint import MODEL_NAME, Control, ControlChoice, split_model_id
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
@@ -71,7 +70,8 @@ class Upstream(_Settings):
 
 
 class ServedModel(_Deployed):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
+    """The id that clients ask for: letters, digits, `_`, `.` and `-`, and between them `/`, `:`, `@` and `+`."""
     path: str
     """A Hugging Face causal LM directory, or a training run. For a run, the server uses the last checkpoint at the time
     the configuration is applied. All nodes must see the directory for as long as it is served, so mind
@@ -89,6 +89,14 @@ class ServedModel(_Deployed):
     max_waiting: Annotated[int, Field(ge=1)] = 1024
     """Limit on sequences that wait for a place in the batch, per replica; beyond it, requests get 429."""
 
+    @field_validator("name")
+    @classmethod
+    def _chooses_no_control(cls, value: str) -> str:
+        _, control = split_model_id(value)
+        if control is not None:
+            raise ValueError(f"{value!r} ends in :{control}, by which requests choose a control token; rename it")
+        return value
+
     @property
     def directory(self) -> Path:
         """The model's directory. Raises ConfigError if there is none."""
@@ -105,6 +113,8 @@ class ServedScorer(_Deployed):
     max_text_chars: Annotated[int, Field(ge=1)] = 65_536
     """A longer text gets the error `too_long` instead of a score: some scorers take time that grows with the square of
     the length, and other requests wait meanwhile."""
+    text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """If the scorer takes longer on a text, the text gets the error `timeout` and other requests go on."""
 
     @property
     def name(self) -> str:
@@ -189,9 +199,3 @@ def parse_args(values: Any) -> ServeArgs:
         problems = [f"{'.'.join(map(str, detail['loc'])) or 'args'}: {detail['msg']}" for detail in error.errors()]
         lines = "\n".join(f"  - {line}" for line in problems)
         raise ConfigError(f"serve settings: {len(problems)} problem(s)\n{lines}") from None
-
-
-def split_model_id(model_id: str) -> tuple[str, str | None]:
-    """Split `NAME:good` into (NAME, good). An id without such a suffix comes back whole, with None."""
-    matched = re.fullmatch(rf"(.+):({'|'.join(CONTROL_CHOICES)})", model_id)
-    return (matched[1], matched[2]) if matched else (model_id, None)

@@ -27,7 +27,7 @@ class ActiveRequest:
         self.cause: Exception | None = None
         """What the error is due to, if something was raised."""
         self.finish_reason: FinishReason | None = None
-        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
+        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt(context)
         self._refuse_unusable(context)
         self.inserted_at: int | None = None
         self.model_ids = list(self.prompt_ids)
@@ -60,18 +60,25 @@ class ActiveRequest:
         self._described: list[TokenLogprob] = []
         self._record_stream = TextStream(strings, self.prompt_ids[-4:])
 
-    def _read_prompt(self) -> tuple[list[int], list[int], str]:
+    def _read_prompt(self, context: int) -> tuple[list[int], list[int], str]:
         prompt, strings = self.request.prompt, self.strings
         if isinstance(prompt, str):
+            # Encoding 15 MB takes a minute, so don't, if the result can't fit.
+            if len(prompt) > context * strings.longest_token:
+                raise RequestError(
+                    f"the model's context is {context} tokens, but the prompt has {len(prompt):,} characters, and a "
+                    f"token has at most {strings.longest_token}; shorten the prompt",
+                    "prompt",
+                )
             ids, offsets = strings.encode(prompt)
             # The tokenizer may have tokens beyond the model's embedding.
             self._refuse_unknown(ids, prompt)
-            if self.wants_prompt_logprobs and strings.decode(ids) == prompt:
+            if self.wants_prompt_logprobs and len(ids) <= context and strings.decode(ids) == prompt:
                 offsets = strings.places(ids)
             return ids, offsets, prompt
         ids = list(prompt)
         self._refuse_unknown(ids, prompt)
-        if not self.request.echo:
+        if not self.request.echo or len(ids) > context:
             return ids, [0] * len(ids), ""
         return ids, strings.places(ids), strings.decode(ids)
 

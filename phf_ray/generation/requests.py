@@ -10,7 +10,7 @@ from phf_ray.errors import ConfigError
 
 FinishReason = Literal["stop", "length"]
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64
 MAX_LOGPROBS = 5
 
 

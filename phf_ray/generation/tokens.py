@@ -44,6 +44,16 @@ class TokenStrings:
         """Tokens that end a text: all that the model's files name."""
         self._texts: dict[int, str] = {}
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Number of characters in the longest token of the vocabulary; no text of `n` tokens is more than `n` times as
+        long.
+
+        Byte-level vocabularies have one character per byte, so this is never too small for them. Tokenizers that
+        shorten a text before they cut it, such as those that collapse blanks, are no exception in practice.
+        """
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Return at least one token id, and for each the number of characters of `text` before it."""
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=not self.starts_with_eos)

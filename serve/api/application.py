@@ -22,7 +22,7 @@ from serve.schemas import ErrorResponse, HealthResponse
 from serve.settings import Limits
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 }
 
 
@@ -78,7 +78,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(request, ApiError(error.status_code, str(error.detail)))
+        reason = None if error.__cause__ is None else why_unreadable(error.__cause__)
+        return answer(request, ApiError(error.status_code, reason or str(error.detail)))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -99,18 +100,52 @@ def refusal_of(error: RequestValidationError) -> ApiError:
     return ApiError(400, message, param)
 
 
+OWN_CHECK = "value_error"
+"""pydantic's name for a ValueError of one of our validators."""
+
+
 def describe_validation(error: RequestValidationError) -> tuple[str | None, str]:
-    """Return the field and the message of the first problem."""
+    """Return the field and the message of the problem that says most; of several, the first."""
     details = error.errors()
-    path = [str(part) for part in details[0]["loc"] if part != "body"]
-    if details[0]["type"] == "json_invalid":
-        return None, f"the body is not valid JSON: {details[0]['ctx']['error']}"
+    # Our own checks say what is wrong. pydantic's name a type that the field has besides, but not in this request.
+    chosen = next((detail for detail in details if detail["type"] == OWN_CHECK), details[0])
+    # JSON can spell half of a surrogate pair in a field's name, and no answer can hold it.
+    path = [str(part).encode(errors="backslashreplace").decode() for part in chosen["loc"] if part != "body"]
+    if chosen["type"] == OWN_CHECK and path:
+        items = "".join(f"[{part}]" for part in chosen["loc"] if isinstance(part, int))
+        return path[0], f"{path[0]}{items}: {chosen['ctx']['error']}"
+    if chosen["type"] == "string_unicode":
+        # pydantic's words for a lone surrogate in a field's name, or in a text that it can't hold.
+        field = path[0] if path else None
+        return field, f"{field or 'the name of a field'} holds a lone surrogate; remove it"
+    if chosen["type"] == "json_invalid":
+        return None, f"the body is not valid JSON: {chosen['ctx']['error']}"
     if isinstance(error.body, bytes) and error.body:
         return None, "the body was not read as JSON; send it with Content-Type: application/json"
-    if details[0]["type"] == "extra_forbidden":
-        return path[0], f"unknown field {path[0]!r}; remove it"
-    if path == ["prompt"] or path[:1] == ["prompt"]:
+    if chosen["type"] == "extra_forbidden":
+        name = ".".join(path)
+        return name, f"unknown field {name!r}; remove it"
+    if path[:1] == ["prompt"]:
         return "prompt", "prompt must be a text, a list of texts, a list of token ids, or a list of such lists"
     if not path:
-        return None, f"the body must be a JSON object: {details[0]['msg']}"
-    return path[0], f"{'.'.join(path)}: {details[0]['msg']}"
+        return None, f"the body must be a JSON object: {chosen['msg']}"
+    # pydantic also puts the types of a union into the path, such as `list[str]`.
+    shown = ".".join(part for part in path if "[" not in part)
+    return path[0], f"{shown or path[0]}: {chosen['msg']}"
+
+
+GZIP = b"\x1f\x8b"
+
+
+def why_unreadable(cause: BaseException) -> str | None:
+    """Return why the framework could not parse a body as JSON, from the exception that it hides."""
+    if isinstance(cause, UnicodeDecodeError):
+        if cause.object.startswith(GZIP):
+            return "the body is compressed with gzip; send it as it is"
+        wrong = cause.object[cause.start]
+        return f"the body is not valid UTF-8: the byte 0x{wrong:02x} at position {cause.start}; encode it as UTF-8"
+    if isinstance(cause, RecursionError):
+        return "the body's JSON is nested too deeply"
+    if isinstance(cause, ValueError):
+        return f"the body can't be read as JSON: {cause}"
+    return None

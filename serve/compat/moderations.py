@@ -4,7 +4,7 @@ import secrets
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serve.backends import TOO_LONG, Backend
 from serve.compat.shared import LenientModel, served_scorer
@@ -30,6 +30,14 @@ MODERATION_CATEGORIES = (
 class ModerationText(LenientModel):
     type: Literal["text"]
     text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_image(cls, part: Any) -> Any:
+        # Judging the other parts alone would let the image pass.
+        if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != "text":
+            raise ValueError(f"a part of type {part['type']!r} can't be judged, only text; leave it out")
+        return part
 
 
 class ModerationsRequest(LenientModel):

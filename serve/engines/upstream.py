@@ -156,6 +156,13 @@ class UpstreamModel(Tokenizing):
             raise ApiError(
                 400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
             )
+        if request.stream_options is not None and request.stream_options.continuous_usage_stats:
+            raise ApiError(
+                400,
+                f"model {request.model!r} runs on another server, whose usage comes at the end; leave "
+                "continuous_usage_stats out",
+                "stream_options.continuous_usage_stats",
+            )
         try:
             # One request per prompt: its choices differ only in their number.
             asked = generation_requests(request, self._defaults)[:: request.n]

@@ -1,6 +1,7 @@
 """Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,39 @@ def test_a_model_is_called_by_its_directory_unless_named(models, tmp_path):
     assert models["conditional"].directory == tmp_path / "cond"
     assert models["mle"].info.bits_per_byte == {"none": 1.25}
     assert models["far"].directory is None
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-0.5B", "llama3:latest", "meta-llama/Llama-3.1-8B:free", "ft:gpt-3.5-turbo:me::7p4", "a@v+1"]
+)
+def test_a_name_can_be_one_of_a_hub_or_of_another_server(tmp_path, name):
+    far, near = f"{name}=http://host:8000/v1?a=b", f"{name}={write_model(tmp_path / 'here', control=True)}"
+    [model] = parse_models([far]).values()
+    assert (model.name, model.source, model.directory) == (name, "http://host:8000/v1?a=b", None)
+    assert parse_arms([name, f"{name}:bad"], {name: model}) == [(name, None), (name, "bad")]
+    assert evaluate_lm.arm_of(model, None, base_url="").model == name
+    [model] = parse_models([near]).values()
+    assert (model.name, model.directory) == (name, tmp_path / "here")
+    assert parse_arms([], {name: model}) == [(name, "good")]
+    assert parse_arms([f"{name}:none"], {name: model}) == [(name, "none")]
+    with pytest.raises(ConfigError, match=f"write {re.escape(name)}:good, {re.escape(name)}:bad"):
+        parse_arms([f"{name}:great"], {name: model})
+
+
+def test_a_name_on_a_server_can_end_like_a_choice_of_control():
+    models = parse_models(["cond:bad=http://host:8000"])
+    assert parse_arms([], models) == [("cond:bad", None)]
+
+
+def test_a_directory_with_an_equals_sign_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/lr=0.1", "0.1", "a:b=0.1"):
+        write_model(tmp_path / folder)
+    for text, name in (("runs/lr=0.1", "lr-0.1"), ("a:b=0.1", "a-b-0.1"), ("hub/x=0.1", "hub/x"), ("lr=0.1", "lr")):
+        assert list(parse_models([text])) == [name]
+    assert parse_models(["lr=0.1"])["lr"].directory == Path("0.1")
+    with pytest.raises(ConfigError, match=r"runs/lr=0\.2: no such directory"):
+        parse_models(["runs/lr=0.2"])
 
 
 def test_of_a_run_the_newest_complete_checkpoint_is_taken_and_its_losses_shown(tmp_path):

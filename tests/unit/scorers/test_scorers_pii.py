@@ -325,7 +325,7 @@ def test_any_text_has_the_detections_of_the_unshortened_detectors():
     num_found = 0
 
     @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=4, max_size=14), st.sampled_from(["", " "]))
-    @settings(max_examples=150, derandomize=True)
+    @settings(max_examples=300, derandomize=True)
     def compare(pieces, between):
         nonlocal num_found
         text = between.join(pieces)

@@ -132,6 +132,12 @@ def test_control_tokens_are_banned_whatever_the_client_wants(run, script, string
     assert (caught.value.status, caught.value.param) == (400, "control_policy")
 
 
+def test_usage_in_every_piece_is_refused_because_the_other_server_tells_it_at_the_end(run):
+    with pytest.raises(ApiError, match="usage comes at the end; leave continuous_usage_stats out") as caught:
+        run({"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}})
+    assert (caught.value.status, caught.value.param) == (400, "stream_options.continuous_usage_stats")
+
+
 def test_parameters_arrive_and_unknown_ones_are_left_out_unless_wanted(run, script, monkeypatch):
     script.content = answer("x", "y")
     wanted = {"max_tokens": 4, "temperature": 0.5, "top_p": 0.8, "stop": ["a"], "n": 2, "logprobs": 1}
