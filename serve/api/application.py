@@ -1,6 +1,6 @@
 """The HTTP application as a function of its backend: `build_app(backend, ...) -> FastAPI`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from serve.api.completions import add_completions
+from serve.api.methods import add_heads, allowed_methods
 from serve.api.models import add_models
 from serve.api.scores import add_scores
 from serve.api.tokenization import add_tokenization
@@ -64,13 +65,14 @@ def build_app(
         """Prometheus text: requests, latency and tokens of this ingress replica."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_heads(app)
     return app
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    def answer(request: Request, error: ApiError) -> JSONResponse:
+    def answer(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         body = error_body(path_of(request.scope), error.status, error.message, param=error.param, code=error.code)
-        return JSONResponse(body, error.status, dict(error_headers(error.status)))
+        return JSONResponse(body, error.status, {**error_headers(error.status), **(headers or {})})
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
@@ -78,7 +80,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(request, ApiError(error.status_code, str(error.detail)))
+        if error.status_code != 405:
+            return answer(request, ApiError(error.status_code, str(error.detail)))
+        # Starlette's own `Allow` lists only the first of several routes with the same path.
+        allowed = allowed_methods(request)
+        refusal = ApiError(405, f"{request.method} can't be used on {path_of(request.scope)}; use {allowed}")
+        return answer(request, refusal, {"Allow": allowed})
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
