@@ -24,6 +24,7 @@ from jobs.commands import job_parser
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES
+from serve.keys import warnings_without_keys
 from serve.settings import ServeArgs, parse_args
 
 log = logging.getLogger("phf_ray.serve")
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
             # Absolute, because the server runs in another directory.
             "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
+            "allow_origins": arguments.allow_origin,
         }
     )
     args = _checked(args, host=arguments.host, port=arguments.port)
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After Ray, because Ray's own handler for SIGTERM would end the program without shutting Serve down.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
+        for warning in [] if args.keys.required else warnings_without_keys(args):
+            log.warning(warning)
         with running(args, host=arguments.host, port=arguments.port) as url:
             for address in _metrics_addresses():
                 print(f"metrics of the replicas: {address}", flush=True)
@@ -87,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
             "--scorers pep8,pii",
             "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
             "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
+            "--scorers pep8 --allow-origin http://localhost:3000 --allow-origin https://app.example.com",
         ),
     )
     parser.add_argument(
@@ -122,6 +127,14 @@ def parser() -> argparse.ArgumentParser:
         "--keys-file",
         metavar="FILE",
         help="file that all nodes see, with an API key per line; PHF_API_KEYS may hold more",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin whose web pages may ask from a browser, such as http://localhost:3000; may be repeated; * allows "
+        "all pages",
     )
     parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs that Ray reserves for each model")
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")

@@ -23,7 +23,7 @@ from serve.engines.local import LocalModel
 from serve.engines.upstream import UpstreamModel
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
-from serve.keys import KeyRing, load_keys
+from serve.keys import KeyRing, load_keys, warnings_without_keys
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
@@ -237,12 +237,16 @@ class Ingress:
             log.setLevel(logging.INFO)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        keys = KeyRing(load_keys(self._args.keys))
+        for warning in warnings_without_keys(self._args) if keys.is_empty else []:
+            log.warning(warning)
         return build_app(
             self._backend,
-            keys=KeyRing(load_keys(self._args.keys)),
+            keys=keys,
             limits=self._args.limits,
             access_log=self._args.access_log,
             counted_by=(RequestMetrics(self._args.limits),),
+            allow_origins=self._args.allow_origins,
         )
 
 

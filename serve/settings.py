@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from phf_ray.checkpoint import Control, ControlChoice
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
+from serve.origins import checked_origin
 
 CONTROL_CHOICES = get_args(ControlChoice)
 
@@ -151,6 +152,8 @@ class ServeArgs(_Settings):
     limits: Limits = Limits()
     keys: Keys = Keys()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    allow_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
+    """Origins whose web pages may ask this server from a browser, such as `https://app.example.com`; `*`: all pages."""
     access_log: bool = True
     """Log one line of JSON per request: id, path, status, model, tokens, latency."""
 

@@ -16,6 +16,7 @@ from serve.api.scores import add_scores
 from serve.api.tokenization import add_tokenization
 from serve.backends import Backend
 from serve.compat.endpoints import add_compatible_endpoints
+from serve.cors import CrossOrigin
 from serve.errors import ApiError, error_body, error_headers, path_of
 from serve.gate import CountsRequests, Gate, Metrics
 from serve.keys import KeyRing
@@ -34,8 +35,12 @@ def build_app(
     limits: Limits | None = None,
     access_log: bool = True,
     counted_by: Sequence[CountsRequests] = (),
+    allow_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Build the application. Each counter in `counted_by` gets every request, like the application's own metrics."""
+    """Build the application. Each counter in `counted_by` gets every request, like the application's own metrics.
+
+    `allow_origins`: origins whose pages may ask from a browser.
+    """
     limits = limits or Limits()
     metrics = Metrics(limits)
     app = FastAPI(title="phf-ray", description="Scorers and language models over HTTP", responses=ERRORS)
@@ -47,6 +52,9 @@ def build_app(
         counted_by=(metrics, *counted_by),
         access_log=access_log,
     )
+    if allow_origins:
+        # Added last, it is the outermost.
+        app.add_middleware(CrossOrigin, origins=allow_origins)
     add_completions(app, backend, limits=limits)
     add_models(app, backend)
     add_tokenization(app, backend)
