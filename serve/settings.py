@@ -136,7 +136,10 @@ class Limits(_Settings):
 
 
 class Keys(_Settings):
-    """Where API keys come from. Without any key, the server answers only peers on the loopback interface."""
+    """Where API keys come from.
+
+    Without any key, the server answers only peers on the loopback interface, and no request that a proxy sent on.
+    """
 
     file: str | None = None
     """File with one key per line."""
