@@ -19,11 +19,10 @@ from phf_ray.records import Span
 from phf_ray.scorers.base import FindsSpans, HasClasses
 from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
-from serve.engines.local import LocalModel
-from serve.engines.upstream import UpstreamModel
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
 from serve.keys import KeyRing, load_keys, warnings_without_keys
+from serve.resources import num_threads
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
@@ -251,8 +250,8 @@ class Ingress:
 
 
 def limit_threads(num_cpus: float) -> None:
-    """Give torch one thread per CPU of the replica, at least one. Call this before torch is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
+    """Give torch one thread per CPU of the replica. Call this before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads(num_cpus))
 
 
 def prepare_process(num_cpus: float) -> None:
@@ -261,7 +260,7 @@ def prepare_process(num_cpus: float) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(max(1, int(num_cpus)))
+    torch.set_num_threads(num_threads(num_cpus))
     transformers_logging.disable_progress_bar()
 
 

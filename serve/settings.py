@@ -37,7 +37,7 @@ class Autoscaling(_Settings):
 class _Deployed(_Settings):
     replicas: Annotated[int, Field(ge=1)] | Autoscaling = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    """CPUs in Ray's accounting, and the number of torch threads (at least 1)."""
+    """CPUs in Ray's accounting, and the number of torch threads (at least 1, and no more than the node has cores)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     surge: bool | None = None
     """Whether applying a new configuration starts new replicas before it stops the old ones, which needs room for both.
