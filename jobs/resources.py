@@ -52,8 +52,9 @@ def choose_resources(args: ServeArgs, *, num_cpus: float | None, num_gpus: float
     if num_gpus is None and total:
         nodes = _usable(nodes, total=total)
     chosen = with_resources(args, nodes, num_cpus=num_cpus, num_gpus=num_gpus)
-    for one in (*chosen.models, *chosen.scorers):
-        log.info("%s: %g CPUs, %g GPUs", one.name, one.num_cpus, one.num_gpus)
+    named = [*((model.name, model) for model in chosen.models), *((one.name, one) for one in chosen.scorers)]
+    for name, served in named:
+        log.info("%s: %g CPUs, %g GPUs", name, served.num_cpus, served.num_gpus)
     return chosen
 
 

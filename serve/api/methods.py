@@ -8,7 +8,7 @@ from starlette.routing import Match
 def add_heads(app: FastAPI) -> None:
     """Let every GET route that is already there answer HEAD too. The server sends the headers and drops the body."""
     for route in list(app.routes):
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             # A route of its own: a second method of the same route would appear in the OpenAPI document under the
             # operation id of the first.
             app.add_api_route(
