@@ -253,6 +253,10 @@ def test_a_proxy_on_this_machine_is_recognized_without_x_forwarded_for(server):
     assert any("Behind a reverse proxy or a tunnel" in line for line in server.output)
 
 
+def test_the_server_says_what_each_model_asks_for(server):
+    assert re.search(r"mle: [\d.]+ CPUs, [\d.]+ GPUs", "".join(server.output))
+
+
 def test_the_nodes_of_ray_have_the_metrics_of_the_server(server):
     """Without a key, and with times up to what a request may take."""
     httpx.get(f"{server.url}/v1/models").raise_for_status()

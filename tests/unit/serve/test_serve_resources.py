@@ -8,7 +8,7 @@ import pytest
 from places import ROOT
 
 from serve.app import build
-from serve.resources import Node, cpu_share, gpu_shares, num_threads, with_resources
+from serve.resources import Node, cores, cpu_share, gpu_shares, num_threads, with_resources
 from serve.settings import parse_args
 
 TOXICITY = {"scorer": {"class_name": "DetoxifyToxicityScorer"}}
@@ -133,7 +133,7 @@ print(torch.get_num_threads())
 
 
 @pytest.mark.parametrize("prepare", ["limit_threads", "prepare_process"])
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.skipif(cores() < 2, reason="one core")
 def test_a_replica_of_two_cpus_has_two_threads_whatever_ray_was_started_with(prepare):
     code = THREADS.format(prepare=prepare)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
