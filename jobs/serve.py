@@ -93,10 +93,9 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         (__doc__ or "").splitlines()[0],
         examples=(
-            "--scorers pep8,pii",
+            "--scorers pep8,pii --allow-origin http://localhost:3000",
             "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
             "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
-            "--scorers pep8 --allow-origin http://localhost:3000 --allow-origin https://app.example.com",
         ),
     )
     parser.add_argument(
