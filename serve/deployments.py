@@ -19,11 +19,10 @@ from phf_ray.records import Span
 from phf_ray.scorers.base import FindsSpans, HasClasses
 from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
-from serve.engines.local import LocalModel
-from serve.engines.upstream import UpstreamModel
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
-from serve.keys import KeyRing, load_keys
+from serve.keys import KeyRing, load_keys, warnings_without_keys
+from serve.resources import num_threads
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
@@ -238,18 +237,22 @@ class Ingress:
             log.setLevel(logging.INFO)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        keys = KeyRing(load_keys(self._args.keys))
+        for warning in warnings_without_keys(self._args) if keys.is_empty else []:
+            log.warning(warning)
         return build_app(
             self._backend,
-            keys=KeyRing(load_keys(self._args.keys)),
+            keys=keys,
             limits=self._args.limits,
             access_log=self._args.access_log,
             counted_by=(RequestMetrics(self._args.limits),),
+            allow_origins=self._args.allow_origins,
         )
 
 
 def limit_threads(num_cpus: float) -> None:
-    """Give torch one thread per CPU of the replica, at least one. Call this before torch is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
+    """Give torch one thread per CPU of the replica. Call this before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads(num_cpus))
 
 
 def prepare_process(num_cpus: float) -> None:
@@ -258,7 +261,7 @@ def prepare_process(num_cpus: float) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(max(1, int(num_cpus)))
+    torch.set_num_threads(num_threads(num_cpus))
     transformers_logging.disable_progress_bar()
 
 

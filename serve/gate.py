@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_body, error_event, error_headers, path_of
+from serve.forwarding import sign_of_a_proxy
 from serve.keys import OPEN_PATHS, KeyRing, is_loopback
 from serve.settings import Limits
 
@@ -135,6 +136,15 @@ class Gate:
             if not is_loopback(peer[0] if peer else None):
                 raise ApiError(
                     401, "no API keys are configured, so the server answers only its own machine", None, "no_keys"
+                )
+            sign = sign_of_a_proxy(headers, http_version=scope.get("http_version"))
+            if sign is not None:
+                raise ApiError(
+                    401,
+                    "no API keys are configured, so the server answers only its own machine, and this request came "
+                    f"through a proxy ({sign}); start the server with API keys",
+                    None,
+                    "no_keys",
                 )
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")

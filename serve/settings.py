@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from phf_ray.checkpoint import MODEL_NAME, Control, ControlChoice, split_model_id
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
+from serve.origins import checked_origin
 
 CONTROL_CHOICES = get_args(ControlChoice)
 
@@ -35,7 +36,7 @@ class Autoscaling(_Settings):
 class _Deployed(_Settings):
     replicas: Annotated[int, Field(ge=1)] | Autoscaling = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    """CPUs in Ray's accounting, and the number of torch threads (at least 1)."""
+    """CPUs in Ray's accounting, and the number of torch threads (at least 1, and no more than the node has cores)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     surge: bool | None = None
     """Whether applying a new configuration starts new replicas before it stops the old ones, which needs room for both.
@@ -150,7 +151,10 @@ class Limits(_Settings):
 
 
 class Keys(_Settings):
-    """Where API keys come from. Without any key, the server answers only peers on the loopback interface."""
+    """Where API keys come from.
+
+    Without any key, the server answers only peers on the loopback interface, and no request that a proxy sent on.
+    """
 
     file: str | None = None
     """File with one key per line."""
@@ -166,6 +170,8 @@ class ServeArgs(_Settings):
     limits: Limits = Limits()
     keys: Keys = Keys()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    allow_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
+    """Origins whose web pages may ask this server from a browser, such as `https://app.example.com`; `*`: all pages."""
     access_log: bool = True
     """Log one line of JSON per request: id, path, status, model, tokens, latency."""
 

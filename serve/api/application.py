@@ -1,6 +1,6 @@
 """The HTTP application as a function of its backend: `build_app(backend, ...) -> FastAPI`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,11 +10,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from serve.api.completions import add_completions
+from serve.api.methods import add_heads, allowed_methods
 from serve.api.models import add_models
 from serve.api.scores import add_scores
 from serve.api.tokenization import add_tokenization
 from serve.backends import Backend
 from serve.compat.endpoints import add_compatible_endpoints
+from serve.cors import CrossOrigin
 from serve.errors import ApiError, error_body, error_headers, path_of
 from serve.gate import CountsRequests, Gate, Metrics
 from serve.keys import KeyRing
@@ -33,8 +35,12 @@ def build_app(
     limits: Limits | None = None,
     access_log: bool = True,
     counted_by: Sequence[CountsRequests] = (),
+    allow_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Build the application. Each counter in `counted_by` gets every request, like the application's own metrics."""
+    """Build the application. Each counter in `counted_by` gets every request, like the application's own metrics.
+
+    `allow_origins`: origins whose pages may ask from a browser.
+    """
     limits = limits or Limits()
     metrics = Metrics(limits)
     app = FastAPI(title="phf-ray", description="Scorers and language models over HTTP", responses=ERRORS)
@@ -46,6 +52,9 @@ def build_app(
         counted_by=(metrics, *counted_by),
         access_log=access_log,
     )
+    if allow_origins:
+        # Added last, it is the outermost.
+        app.add_middleware(CrossOrigin, origins=allow_origins)
     add_completions(app, backend, limits=limits)
     add_models(app, backend)
     add_tokenization(app, backend)
@@ -64,13 +73,14 @@ def build_app(
         """Prometheus text: requests, latency and tokens of this ingress replica."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    add_heads(app)
     return app
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    def answer(request: Request, error: ApiError) -> JSONResponse:
+    def answer(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         body = error_body(path_of(request.scope), error.status, error.message, param=error.param, code=error.code)
-        return JSONResponse(body, error.status, dict(error_headers(error.status)))
+        return JSONResponse(body, error.status, {**error_headers(error.status), **(headers or {})})
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
@@ -78,8 +88,13 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        reason = None if error.__cause__ is None else why_unreadable(error.__cause__)
-        return answer(request, ApiError(error.status_code, reason or str(error.detail)))
+        if error.status_code != 405:
+            reason = None if error.__cause__ is None else why_unreadable(error.__cause__)
+            return answer(request, ApiError(error.status_code, reason or str(error.detail)))
+        # Starlette's own `Allow` lists only the first of several routes with the same path.
+        allowed = allowed_methods(request)
+        refusal = ApiError(405, f"{request.method} can't be used on {path_of(request.scope)}; use {allowed}")
+        return answer(request, refusal, {"Allow": allowed})
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -72,6 +72,7 @@ LIGHT = {
     "phf_ray.evaluation.report.records": HEAVY,
     "serve.schemas": HEAVY,
     "serve.settings": HEAVY,
+    "serve.deployments": ("torch", "transformers"),
     "jobs.cli": HEAVY,
 }
 """Module -> what it must not load."""
