@@ -65,7 +65,7 @@ def test_a_full_disk_behind_another_error_is_found(run):
 
 
 @pytest.mark.parametrize(
-    "action", [lambda: {}["a"], lambda: int("a"), lambda: 1 / 0, lambda: None.a, lambda: len(1)], ids=str
+    "action", [lambda: {}["a"], lambda: int("a"), lambda: 1 / 0, lambda: None.a, lambda: len(1)], ids=range(5)
 )
 def test_an_error_of_the_code_is_named_with_its_place_and_not_repeated(run, action):
     error = caught(action)
