@@ -21,7 +21,7 @@ def load_keys(keys: Keys) -> frozenset[str]:
     found = {key.strip() for key in os.environ.get(keys.env, "").split(",")}
     if keys.file is not None:
         try:
-            lines = Path(keys.file).read_text(encoding="utf-8").splitlines()
+            lines = Path(keys.file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the API key file {keys.file} can't be read: {error}") from None
         from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}

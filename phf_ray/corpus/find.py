@@ -16,8 +16,9 @@ from fsspec.utils import glob_translate
 from phf_ray.corpus.decompress import CODECS
 from phf_ray.corpus.kinds import LINES, SUFFIXES, FileKind, KindRules, kind_by_suffix, remedy_for, split_suffixes
 from phf_ray.corpus.layout import is_scored_corpus
-from phf_ray.corpus.reader import list_parts, may_hold_data
+from phf_ray.corpus.reader import may_hold_data
 from phf_ray.corpus.splits import is_for_training, training_files, visible_folders
+from phf_ray.corpus.stored import sized_parts
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
 from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source, stamp_of
@@ -177,8 +178,9 @@ def _find_in_folder(
     others: list[str],
 ) -> Iterator[InputFile]:
     if is_scored_corpus(source):
-        for part in list_parts(source):
-            yield _input_file(filesystem, root, filesystem.info(open_filesystem(part)[1]), "table")
+        for part in sized_parts(source):
+            path = posixpath.relpath(open_filesystem(part.file)[1], root)
+            yield InputFile(full_name(filesystem, root), path, kind="table", size=part.size, stamp=part.stamp)
         return
     entries = list_files(filesystem, root, enters=visible_folders(ignored))
     if hub_url(source) is not None:

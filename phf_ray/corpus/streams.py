@@ -1,7 +1,9 @@
 """Opens input files, compressed or not, and tells a damaged file from a store that failed temporarily."""
 
+import contextlib
 import io
 import posixpath
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -77,6 +79,18 @@ def open_lines(name: str) -> InputStream:
     raw: Any = filesystem.open(path, "rb")
     codec = CODECS.get(posixpath.splitext(name)[1].lower())
     return InputStream(raw, CHUNK_BYTES) if codec is None else InputStream(Decompressed(raw, codec), _BUFFER)
+
+
+def text_lines(name: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, without a byte order mark. Raises one of UNREADABLE at a damage."""
+    with open_lines(name) as stream:
+        codec = "utf-8-sig"
+        with contextlib.suppress(TrailingBytesError):  # the text is complete
+            while line := stream.readline():
+                if not line.endswith(b"\n"):
+                    stream.raise_if_cut()
+                yield line.decode(codec)
+                codec = "utf-8"
 
 
 def has_wide_window(file: InputFile) -> bool:

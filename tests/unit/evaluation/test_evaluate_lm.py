@@ -1,10 +1,13 @@
 """Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
 
+import gzip
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from jobs import evaluate_lm, make_prompts
 from jobs.evaluate_lm import parse_arms, parse_models
@@ -260,6 +263,22 @@ def test_a_byte_order_mark_costs_no_prompt(tmp_path):
     path.write_text(json.dumps(record), encoding="utf-8-sig")
     assert read_prompts(str(path)) == ["a"]
     assert read_problems(str(path)) == [Problem(**record)]
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".zst", zstandard.compress), (".gz", gzip.compress)])
+def test_prompts_that_were_cut_off_are_not_taken_for_all(tmp_path, suffix, compress):
+    path = tmp_path / f"prompts.jsonl{suffix}"
+    # Numbers in order would compress to nothing.
+    lines = "".join(f'{{"text": "{hash_of(number)}"}}\n' for number in range(2000))
+    path.write_bytes(compress(lines.encode()))
+    assert len(read_prompts(str(path))) == 2000
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=rf"prompts\.jsonl\{suffix} can't be read"):
+        read_prompts(str(path))
+
+
+def hash_of(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def test_the_papers_pep8_task_finds_its_prompts():

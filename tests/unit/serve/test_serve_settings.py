@@ -139,7 +139,7 @@ def test_shipped_serve_configurations_are_valid():
 
 def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
-    path.write_text("# team\nfirst\n\n  second  \n", encoding="utf-8")
+    path.write_text("first\n# team\n\n  second  \n", encoding="utf-8-sig")  # as editors on Windows write it
     monkeypatch.setenv("PHF_API_KEYS", "third, fourth")
     ring = KeyRing(load_keys(Keys(file=str(path))))
     assert all(ring.accepts(key) for key in ("first", "second", "third", "fourth"))
