@@ -23,6 +23,7 @@ from fsspec.utils import infer_compression
 
 from jobs import cli
 from jobs.commands import job_parser
+from phf_ray.corpus.streams import UNREADABLE, text_lines
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.http.client import Client
 from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
@@ -178,12 +179,12 @@ def read_input(path: str) -> list[Row]:
         if path.endswith(".parquet"):
             with fsspec.open(path, "rb") as file:
                 return list(pq.read_table(file).to_pylist())
-        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
-            return [_row(line, place=f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
-    except (UnicodeDecodeError, EOFError, pa.ArrowException) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        lines = enumerate(text_lines(path), 1)
+        return [_row(line, place=f"{path}, line {number}") for number, line in lines if line.strip()]
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error}") from None
+    except UNREADABLE as error:
+        raise DataError(f"{path} can't be read: {error}") from None
 
 
 def _row(line: str, *, place: str) -> Row:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jobs import cli
 from jobs.commands import job_parser
-from phf_ray.checkpoint import ControlChoice, fingerprint
+from jobs.resources import add_gpu_argument, check_resources
+from phf_ray.checkpoint import ControlChoice, fingerprint, split_model_id
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [_arm_name(name, control) for name, control in wanted]
     measured = parse_lm_eval(arguments.lm_eval, names)
     attacked = {} if arguments.red_team is None else read_attacks(arguments.red_team, names)
+    check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
     if arguments.dry_run:
         _print_plan(config, wanted, options, scores_url=arguments.scores_url)
         return 0
@@ -58,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port, num_gpus=arguments.num_gpus) as (
+        base_url,
+        scores,
+    ):
         if reference is not None:
             cache = arguments.reference_cache or f"{output}/reference"
             asked = arm_of(reference, None, base_url=base_url)
@@ -137,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, default=0, help="port of the server that the job starts; by default a free one"
     )
+    add_gpu_argument(parser)
     parser.add_argument(
         "--lm-eval",
         nargs="+",
@@ -206,20 +212,20 @@ def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[t
     """Return (model, control) pairs in the order of the report."""
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
-        name, _, control = text.partition(":")
+        name, control = (text, None) if text in models else split_model_id(text)
         if name not in models:
+            beginning = text.rpartition(":")[0]
+            if beginning in models:
+                raise ConfigError(f"--arm {text}: write {beginning}:good, {beginning}:bad or {beginning}:none")
             raise ConfigError(f"--arm {text}: no model is called {name}; --model names {', '.join(models)}")
         info = models[name].info
-        if control and control not in get_args(ControlChoice):
-            raise ConfigError(f"--arm {text}: write {name}:good, {name}:bad or {name}:none")
         if control in ("good", "bad") and models[name].directory is not None and (info is None or info.control is None):
             raise ConfigError(f"--arm {text}: {models[name].source} has no control tokens; write {name}")
         if not control and info is not None and info.control is not None:
             control = "good"
-        arm: tuple[str, ControlChoice | None] = (name, control or None)  # type: ignore[assignment]  # checked above
-        if arm in arms:
+        if (name, control) in arms:
             raise ConfigError(f"--arm {text}: named twice; name each arm once")
-        arms.append(arm)
+        arms.append((name, control))
     return arms
 
 
@@ -284,9 +290,9 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int
+    config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int, num_gpus: float | None
 ) -> Iterator[tuple[str, ScoresServer]]:
-    """Serve the models and the scorer that have no URL.
+    """Serve the models and the scorer that have no URL. `num_gpus`: those of each model; None: what is free.
 
     Yields the URL of that server, empty if there is none, and the server of the scores.
     """
@@ -301,7 +307,7 @@ def servers(
         return
     from jobs.serve import serving
 
-    with serving(directories, scorers, port=port) as url:
+    with serving(directories, scorers, port=port, num_gpus=num_gpus) as url:
         if scores_url is None:
             yield url, ScoresServer(url, scorer_name(config.evaluation_scorer), _own_key())
         else:

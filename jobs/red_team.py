@@ -20,6 +20,7 @@ from jobs.evaluate_lm import (
     parse_models,
     servers,
 )
+from jobs.resources import add_gpu_argument, check_resources
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         restart=arguments.restart,
         allow_other_scorer=arguments.allow_other_scorer,
     )
+    check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
     if arguments.dry_run:
         _print_plan(config, num_arms=len(wanted), attacker=attacker, api=api)
         return 0
@@ -57,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port) as (base_url, scores):
+    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port, num_gpus=arguments.num_gpus) as (
+        base_url,
+        scores,
+    ):
         red_lm = arm_of(attacker, None, base_url=base_url)
         key = os.environ.get("PHF_ATTACKER_API_KEY")
         if attacker.directory is None and key is not None:
@@ -110,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, default=0, help="port of the server that the job starts; by default a free one"
     )
+    add_gpu_argument(parser)
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
         "--allow-other-scorer", action="store_true", help="attack with a scorer that the model was not trained on"

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs=arguments.input,
         limit=arguments.limit,
         text_column=arguments.text_column,
+        keep_columns=arguments.keep_columns,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
     )
     if arguments.limit is not None and arguments.limit < 1:
@@ -77,12 +78,20 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="SRC",
-        help="folders, quoted globs, files (.py .txt .jsonl .jsonl.gz .jsonl.zst .parquet ...), URLs, data sets from "
-        "the hub or saved by `datasets`, scored corpora",
+        help="folders, quoted globs, files (.py .txt .jsonl .json .parquet ...; also .gz .zst .bz2 .xz), URLs, data "
+        "sets from the hub or saved by `datasets`, scored corpora",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--text-column", metavar="C", help="column with the text in JSON lines and tables")
+    parser.add_argument(
+        "--keep-columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="C",
+        help="columns to keep in `meta`, besides id, meta and metadata",
+    )
     parser.add_argument("--append", action="store_true", help="also score input files added since the last run")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
@@ -135,9 +144,16 @@ def _facts(manifest: CorpusManifest) -> dict[str, Any]:
         "segments": manifest.segments,
         "characters": manifest.characters,
         "rejected": dict(manifest.rejected),
+        **_lost(manifest),
         "failed": {name: dict(stats.failed) for name, stats in manifest.stats.scorers.items()},
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _lost(manifest: CorpusManifest) -> dict[str, Any]:
+    losses = manifest.stats.losses
+    lost = {"files": len(losses.files), "bytes": losses.num_bytes, "records": losses.records}
+    return {"lost": lost} if losses else {}
 
 
 def _print_result(manifest: CorpusManifest, *, output: str) -> None:
@@ -153,6 +169,10 @@ def _print_result(manifest: CorpusManifest, *, output: str) -> None:
             print(f"{identity['name']}: {count:,} segments without a score: {reason}")
     for reason, count in sorted(manifest.rejected.items()):
         print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
+    losses = manifest.stats.losses
+    if losses:
+        known = f"{losses.num_bytes:,} bytes and {losses.records:,} records are known to be missing"
+        print(f"{len(losses.files):,} input files could not be read to their end: {known}")
 
 
 class _Shown:

@@ -21,9 +21,12 @@ from typing import Any
 
 from jobs.cli import run, start_ray
 from jobs.commands import job_parser
+from jobs.resources import add_gpu_argument, check_resources, choose_resources
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES
+from serve.keys import warnings_without_keys
+from serve.resources import with_resources
 from serve.settings import ServeArgs, parse_args
 
 log = logging.getLogger("phf_ray.serve")
@@ -33,17 +36,20 @@ APPLICATION = "phf"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    asked = {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus}
+    check_resources(**asked)
     args = parse_args(
         {
             "models": _models(arguments),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
             # Absolute, because the server runs in another directory.
             "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
+            "allow_origins": arguments.allow_origin,
         }
     )
     args = _checked(args, host=arguments.host, port=arguments.port)
     if arguments.dry_run:
-        print(args.model_dump_json(indent=2))
+        print(_planned(args, asked))
         return 0
     import ray
 
@@ -52,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After Ray, because Ray's own handler for SIGTERM would end the program without shutting Serve down.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
+        for warning in [] if args.keys.required else warnings_without_keys(args):
+            log.warning(warning)
+        args = choose_resources(args, **asked)
         with running(args, host=arguments.host, port=arguments.port) as url:
             for address in _metrics_addresses():
                 print(f"metrics of the replicas: {address}", flush=True)
@@ -84,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         (__doc__ or "").splitlines()[0],
         examples=(
-            "--scorers pep8,pii",
+            "--scorers pep8,pii --allow-origin http://localhost:3000",
             "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
             "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
         ),
@@ -123,9 +132,32 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file that all nodes see, with an API key per line; PHF_API_KEYS may hold more",
     )
-    parser.add_argument("--num-cpus", type=float, default=0.5, help="CPUs that Ray reserves for each model")
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin whose web pages may ask from a browser, such as http://localhost:3000; may be repeated; * allows "
+        "all pages",
+    )
+    parser.add_argument(
+        "--num-cpus",
+        type=float,
+        help="CPUs that Ray reserves for each model, and its threads (default: by what is free)",
+    )
+    add_gpu_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")
     return parser
+
+
+def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
+    """Return the arguments as JSON, without the resources that are chosen once Ray runs."""
+    known = {name: value for name, value in asked.items() if value is not None}
+    unknown = set(asked) - set(known)
+    excluded = {"__all__": unknown}
+    return with_resources(args, (), **known).model_dump_json(
+        indent=2, exclude={"models": excluded, "scorers": excluded} if unknown else None
+    )
 
 
 def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -135,7 +167,12 @@ def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
-        model = {"name": name, "path": str(Path(path).resolve()), "num_cpus": arguments.num_cpus}
+        if path.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--model {text}: give a directory; for a model on another server, set `upstream` in a Serve "
+                "configuration file, with a directory that holds its tokenizer"
+            )
+        model = {"name": name, "path": str(Path(path).resolve())}
         models.append(model | ({"control": controls.pop(name)} if name in controls else {}))
     for name, control in controls.items():
         raise ConfigError(f"--control {name}={','.join(control.values())}: no --model is named {name!r}")
@@ -220,23 +257,26 @@ def serving(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    num_cpus: float = 0.25,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
 ) -> Iterator[str]:
     """Serve checkpoints by name, and scorers by their configs, on the running Ray. Shuts the server down afterwards.
 
     Yields the base URL without `/v1`, such as `http://127.0.0.1:54321`. Port 0 takes a free one. `running` says what
-    happens on a cluster that already runs Serve. `num_cpus`: CPUs that Ray reserves for each model and scorer.
+    happens on a cluster that already runs Serve. `num_cpus` and `num_gpus` are those of each model, and of each scorer
+    that can use a GPU; None: chosen from what the cluster has free.
 
     Raises ConfigError if a model or scorer can't be served, ServiceError if the server does not start.
     """
     args = parse_args(
         {
-            "models": [{"name": name, "path": path, "num_cpus": num_cpus} for name, path in models.items()],
-            "scorers": [{"scorer": dict(scorer), "num_cpus": num_cpus} for scorer in scorers],
+            "models": [{"name": name, "path": path} for name, path in models.items()],
+            "scorers": [{"scorer": dict(scorer)} for scorer in scorers],
             "access_log": False,
         }
     )
-    args = _checked(args, host=host, port=port)
+    check_resources(num_cpus=num_cpus, num_gpus=num_gpus)
+    args = choose_resources(_checked(args, host=host, port=port), num_cpus=num_cpus, num_gpus=num_gpus)
     with running(args, host=host, port=port) as url:
         yield url
 

@@ -6,7 +6,7 @@ This module imports no torch: jobs and the server's ingress read `phf.json` with
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,16 @@ ControlChoice = Literal["good", "bad", "none"]
 """The control token that a request asks for."""
 ControlPolicy = Literal["ban", "retag"]
 """See `Control.policy`."""
+
+MODEL_NAME = r"[A-Za-z0-9_.-]+([/:@+]+[A-Za-z0-9_.-]+)*"
+"""Pattern of a model's name. Hubs and other servers have names such as `Qwen/Qwen2.5-0.5B` and `llama3:latest`."""
+
+
+def split_model_id(model_id: str) -> tuple[str, ControlChoice | None]:
+    """Split `NAME:good` into (NAME, good). An id without such a suffix comes back whole, with None."""
+    name, _, last = model_id.rpartition(":")
+    control = next((choice for choice in get_args(ControlChoice) if choice == last), None)
+    return (name, control) if name and control is not None else (model_id, None)
 
 
 class Control(BaseModel):
@@ -98,6 +108,10 @@ def require_model(directory: str | Path, *, option: str | None = None) -> Path:
     if (path / "config.json").is_file():
         return path
     shown = str(path) if option is None else f"{option} {path}"
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{shown} is an adapter, not a whole model; merge it into its base model, and give the folder of the result"
+        )
     raise ConfigError(
         f"{shown} is not a model directory: it has no config.json; give a checkpoint such as "
         "out/mle/checkpoints/step-00000500"

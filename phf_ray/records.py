@@ -108,14 +108,28 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What is missing because a file can't be read to its end."""
+
+    file: int | None
+    """Index in the plan. None if all of the file's data could be read, and what can't be read is something else."""
+    num_bytes: int
+    """Bytes of the file as stored, as far as they are known."""
+    records: int
+    """Number of records that are known to be missing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that could not be read or stored."""
+    """A record that could not be read or stored, or the rest of a file."""
 
     source: str
     record: int
     reason: str
     """Machine-readable: not_utf8, lone_surrogate, unreadable, ..."""
     detail: str
+    loss: Loss | None = None
+    """Set if it stands for the rest of a file."""
 
 
 class TokenKind(IntEnum):

@@ -1,5 +1,7 @@
 """Builds the Serve application for `serve run configs/serve/demo.yaml`, the RayService manifest and `jobs.serve`."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
     """Build the application. `args` holds the fields of `serve.settings.ServeArgs`, checked before anything starts."""
     parsed = args if isinstance(args, ServeArgs) else parse_args(dict(args))
     models = {
-        model.name: _deployment(ModelReplica, **_options(f"model-{model.name}", model, drain_s=parsed.limits.drain_s))
+        model.name: _deployment(
+            ModelReplica, **_options(deployment_name(model.name), model, drain_s=parsed.limits.drain_s)
+        )
         for model in parsed.models
     }
     scorers = {
@@ -46,6 +50,15 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
             for scorer in parsed.scorers
         },
     )
+
+
+def deployment_name(model_name: str) -> str:
+    """Return the name of a model's deployment, in which Ray allows no slash: it names the replicas' log files."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", model_name)
+    if plain == model_name:
+        return f"model-{model_name}"
+    # `a/b` and `a:b` are different models.
+    return f"model-{plain}-{hashlib.blake2b(model_name.encode(), digest_size=4).hexdigest()}"
 
 
 def _bound(model: ServedModel) -> ServedModel:

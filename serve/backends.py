@@ -8,6 +8,9 @@ from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.records import Span
 from serve.schemas import Choice, CompletionRequest, HealthResponse, Usage
 
+TOO_LONG = "too_long"
+"""The kind of reason of a text that a scorer refuses for its length."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
@@ -97,3 +100,5 @@ class Backend:
     """Languages that the toxicity model was trained on."""
     pii: str | None = None
     """Name of the scorer behind Presidio's endpoint, if one is served."""
+    pii_types: Sequence[str] | None = None
+    """Types of the spans that this scorer can find; None if it does not say."""

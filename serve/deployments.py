@@ -19,11 +19,10 @@ from phf_ray.records import Span
 from phf_ray.scorers.base import FindsSpans, HasClasses
 from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
-from serve.engines.local import LocalModel
-from serve.engines.upstream import UpstreamModel
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
-from serve.keys import KeyRing, load_keys
+from serve.keys import KeyRing, load_keys, warnings_without_keys
+from serve.resources import num_threads
 from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
@@ -93,7 +92,7 @@ class ModelReplica:
 class ScorerReplica:
     def __init__(self, settings: dict[str, Any], request_timeout_s: float):
         scorer = ServedScorer.model_validate(settings)
-        # Only a scorer that needs torch imports it; the others save its memory.
+        # The scorer's process gets this environment.
         limit_threads(scorer.num_cpus)
         from serve.engines.scorer import LocalScorer
 
@@ -121,9 +120,9 @@ class ScorerReplica:
         return await self._scorer.identity()
 
     def check_health(self) -> None:
-        """Raise RuntimeError if the scorer still works on a request that has timed out.
+        """Raise RuntimeError if the scorer still works on a request that has timed out. Serve replaces the replica.
 
-        A thread can't be stopped, so Serve replaces the replica.
+        Each text has a limit of its own, so this only happens if a request has many texts that take long.
         """
         if self._scorer.running_s > self._request_timeout_s:
             raise RuntimeError(f"the scorer has worked on one request for {self._scorer.running_s:.0f} s")
@@ -230,6 +229,7 @@ class Ingress:
             toxicity=None if toxicity is None else toxicity.name,
             toxicity_languages=() if toxicity is None else toxicity.languages,
             pii=None if pii is None else pii.name,
+            pii_types=None if pii is None else pii.span_types,
         )
 
         if self._args.access_log:
@@ -237,18 +237,22 @@ class Ingress:
             log.setLevel(logging.INFO)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        keys = KeyRing(load_keys(self._args.keys))
+        for warning in warnings_without_keys(self._args) if keys.is_empty else []:
+            log.warning(warning)
         return build_app(
             self._backend,
-            keys=KeyRing(load_keys(self._args.keys)),
+            keys=keys,
             limits=self._args.limits,
             access_log=self._args.access_log,
             counted_by=(RequestMetrics(self._args.limits),),
+            allow_origins=self._args.allow_origins,
         )
 
 
 def limit_threads(num_cpus: float) -> None:
-    """Give torch one thread per CPU of the replica, at least one. Call this before torch is imported."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(num_cpus)))
+    """Give torch one thread per CPU of the replica. Call this before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads(num_cpus))
 
 
 def prepare_process(num_cpus: float) -> None:
@@ -257,7 +261,7 @@ def prepare_process(num_cpus: float) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(max(1, int(num_cpus)))
+    torch.set_num_threads(num_threads(num_cpus))
     transformers_logging.disable_progress_bar()
 
 

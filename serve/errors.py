@@ -7,6 +7,7 @@ status  type                   when
 405     invalid_request_error  the path exists, but not with this method
 408     timeout_error          the request took longer than allowed
 413     invalid_request_error  too large, or too many texts
+415     invalid_request_error  the body is compressed
 429     rate_limit_error       a queue is full; with Retry-After
 500     server_error           anything else; the answer holds no traceback and no file path
 502     server_error           a model's upstream server gave an unusable answer
@@ -29,6 +30,7 @@ TYPES = {
     405: "invalid_request_error",
     408: "timeout_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "unavailable_error",
     504: "timeout_error",
@@ -60,6 +62,7 @@ GOOGLE_STATUS = {
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
     413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     503: "UNAVAILABLE",
 }
@@ -92,4 +95,6 @@ def error_headers(status: int) -> Mapping[str, str]:
         return {"Retry-After": str(RETRY_AFTER_S)}
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
+    if status == 415:
+        return {"Accept-Encoding": "identity"}
     return {}

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_body, error_event, error_headers, path_of
+from serve.forwarding import sign_of_a_proxy
 from serve.keys import OPEN_PATHS, KeyRing, is_loopback
 from serve.settings import Limits
 
@@ -122,6 +123,12 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise _too_large(self._limits.body_bytes)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ApiError(
+                415,
+                f"the body has the Content-Encoding {encoding!r}, which this server does not read; send it as it is",
+            )
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
         if self._keys.is_empty:
@@ -129,6 +136,15 @@ class Gate:
             if not is_loopback(peer[0] if peer else None):
                 raise ApiError(
                     401, "no API keys are configured, so the server answers only its own machine", None, "no_keys"
+                )
+            sign = sign_of_a_proxy(headers, http_version=scope.get("http_version"))
+            if sign is not None:
+                raise ApiError(
+                    401,
+                    "no API keys are configured, so the server answers only its own machine, and this request came "
+                    f"through a proxy ({sign}); start the server with API keys",
+                    None,
+                    "no_keys",
                 )
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -141,7 +157,7 @@ class Gate:
     def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:
         state: dict[str, Any] = scope["state"]
         # Count by the route's pattern: a client can make up any number of paths.
-        path = getattr(scope.get("route"), "path", "other")
+        path = getattr(scope.get("route"), "path_format", "other")
         status, tokens = str(exchange.status or "closed"), state.get("tokens", {})
         for counter in self._counted_by:
             counter.add(Answered(path, status, seconds, state.get("model"), tokens))

@@ -1,4 +1,4 @@
-"""Who may call: holders of an API key or, if no key is configured, only the loopback interface."""
+"""Who may call: holders of an API key or, if no key is configured, the loopback interface without a proxy."""
 
 import hashlib
 import hmac
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from phf_ray.errors import ConfigError
-from serve.settings import Keys
+from serve.settings import Keys, ServeArgs
 
 # Liveness must not depend on a key.
 OPEN_PATHS = ("/health", "/-/healthz")
@@ -21,7 +21,7 @@ def load_keys(keys: Keys) -> frozenset[str]:
     found = {key.strip() for key in os.environ.get(keys.env, "").split(",")}
     if keys.file is not None:
         try:
-            lines = Path(keys.file).read_text(encoding="utf-8").splitlines()
+            lines = Path(keys.file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the API key file {keys.file} can't be read: {error}") from None
         from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}
@@ -36,6 +36,20 @@ def load_keys(keys: Keys) -> frozenset[str]:
             "or unset it here too, so that the server answers only its own machine"
         )
     return frozenset(found)
+
+
+def warnings_without_keys(args: ServeArgs) -> list[str]:
+    """Return what somebody should know who serves this without a key, for the log."""
+    found = [
+        "no API keys: the server answers only requests from this machine. Behind a reverse proxy or a tunnel on this "
+        f"machine, requests from anywhere can look like that; before you start one, set {args.keys.env} or a key file"
+    ]
+    if "*" in args.allow_origins:
+        found.append(
+            "no API keys, and every origin is allowed: any web page that is open in a browser on this machine may ask "
+            f"the server; name the origins, or set {args.keys.env} or a key file"
+        )
+    return found
 
 
 class KeyRing:

@@ -11,22 +11,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
+from serve.request_body import RequestBody
 
 MAX_BATCH = 2048
 """Limit on the texts, prompts or choices of one request."""
 
 
-class _Request(BaseModel):
+class _Request(RequestBody):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _encodable(text: str) -> str:
+def lone_surrogate_in(text: str) -> str | None:
+    """Return what is wrong if the text holds half of a surrogate pair, else None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate at character {error.start}, which is not a valid character"
-        ) from None
+        return (
+            f"the text holds the lone surrogate \\u{ord(text[error.start]):04x} at character {error.start}, which is "
+            "half of a character; remove it, or send both halves"
+        )
+    return None
+
+
+def _encodable(text: str) -> str:
+    reason = lone_surrogate_in(text)
+    if reason is not None:
+        raise ValueError(reason)
     return text
 
 
@@ -38,6 +48,8 @@ class StreamOptions(_Request):
     include_usage: bool = False
     include_obfuscation: bool = False
     """Accepted because OpenAI's client knows it; nothing is obfuscated here."""
+    continuous_usage_stats: bool = False
+    """With `include_usage`, put the usage so far into every piece, as vLLM does."""
 
 
 TokenIds = list[StrictInt]
@@ -59,7 +71,13 @@ class CompletionRequest(_Request):
     n: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     seed: Seed | None = None
     stop: Text | list[Text] | None = None
+    stop_token_ids: TokenIds | None = None
+    """Tokens that end the text like end-of-text, also with `ignore_eos`."""
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Of tokens in the prompt and the output; 1: none."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
@@ -73,9 +91,7 @@ class CompletionRequest(_Request):
     best_of: int | None = None
     """Refused if greater than n."""
     suffix: str | None = None
-    """Refused unless empty; the penalties are refused unless 0."""
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    """Refused unless empty."""
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:

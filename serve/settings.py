@@ -1,15 +1,15 @@
 """What the server serves, and its limits: the `args` of a Serve configuration file, or settings from `jobs.serve`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from phf_ray.checkpoint import Control, ControlChoice
+from phf_ray.checkpoint import MODEL_NAME, Control, ControlChoice, split_model_id
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
+from serve.origins import checked_origin
 
 CONTROL_CHOICES = get_args(ControlChoice)
 
@@ -36,7 +36,7 @@ class Autoscaling(_Settings):
 class _Deployed(_Settings):
     replicas: Annotated[int, Field(ge=1)] | Autoscaling = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
-    """CPUs in Ray's accounting, and the number of torch threads (at least 1)."""
+    """CPUs in Ray's accounting, and the number of torch threads (at least 1, and no more than the node has cores)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     surge: bool | None = None
     """Whether applying a new configuration starts new replicas before it stops the old ones, which needs room for both.
@@ -71,7 +71,8 @@ class Upstream(_Settings):
 
 
 class ServedModel(_Deployed):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
+    """The id that clients ask for: letters, digits, `_`, `.` and `-`, and between them `/`, `:`, `@` and `+`."""
     path: str
     """A Hugging Face causal LM directory, or a training run. For a run, the server uses the last checkpoint at the time
     the configuration is applied. All nodes must see the directory for as long as it is served, so mind
@@ -89,6 +90,14 @@ class ServedModel(_Deployed):
     max_waiting: Annotated[int, Field(ge=1)] = 1024
     """Limit on sequences that wait for a place in the batch, per replica; beyond it, requests get 429."""
 
+    @field_validator("name")
+    @classmethod
+    def _chooses_no_control(cls, value: str) -> str:
+        _, control = split_model_id(value)
+        if control is not None:
+            raise ValueError(f"{value!r} ends in :{control}, by which requests choose a control token; rename it")
+        return value
+
     @property
     def directory(self) -> Path:
         """The model's directory. Raises ConfigError if there is none."""
@@ -105,6 +114,8 @@ class ServedScorer(_Deployed):
     max_text_chars: Annotated[int, Field(ge=1)] = 65_536
     """A longer text gets the error `too_long` instead of a score: some scorers take time that grows with the square of
     the length, and other requests wait meanwhile."""
+    text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """If the scorer takes longer on a text, the text gets the error `timeout` and other requests go on."""
 
     @property
     def name(self) -> str:
@@ -115,6 +126,11 @@ class ServedScorer(_Deployed):
     def languages(self) -> tuple[str, ...]:
         """Languages that the scorer can judge, if it judges prose."""
         return scorer_class(self.scorer["class_name"]).languages(scorer_settings(self.scorer))
+
+    @property
+    def span_types(self) -> tuple[str, ...] | None:
+        """Types of the spans that the scorer can find; None if it does not say."""
+        return scorer_class(self.scorer["class_name"]).span_types(scorer_settings(self.scorer))
 
     @field_validator("scorer")
     @classmethod
@@ -135,7 +151,10 @@ class Limits(_Settings):
 
 
 class Keys(_Settings):
-    """Where API keys come from. Without any key, the server answers only peers on the loopback interface."""
+    """Where API keys come from.
+
+    Without any key, the server answers only peers on the loopback interface, and no request that a proxy sent on.
+    """
 
     file: str | None = None
     """File with one key per line."""
@@ -151,6 +170,8 @@ class ServeArgs(_Settings):
     limits: Limits = Limits()
     keys: Keys = Keys()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    allow_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
+    """Origins whose web pages may ask this server from a browser, such as `https://app.example.com`; `*`: all pages."""
     access_log: bool = True
     """Log one line of JSON per request: id, path, status, model, tokens, latency."""
 
@@ -184,9 +205,3 @@ def parse_args(values: Any) -> ServeArgs:
         problems = [f"{'.'.join(map(str, detail['loc'])) or 'args'}: {detail['msg']}" for detail in error.errors()]
         lines = "\n".join(f"  - {line}" for line in problems)
         raise ConfigError(f"serve settings: {len(problems)} problem(s)\n{lines}") from None
-
-
-def split_model_id(model_id: str) -> tuple[str, str | None]:
-    """Split `NAME:good` into (NAME, good). An id without such a suffix comes back whole, with None."""
-    matched = re.fullmatch(rf"(.+):({'|'.join(CONTROL_CHOICES)})", model_id)
-    return (matched[1], matched[2]) if matched else (model_id, None)

@@ -50,9 +50,9 @@ class BlockPlan:
     thresholds: Mapping[str, float]
     tokenizer: Mapping[str, Any]
     corpora: tuple[SourceCorpus, ...]
-    manifests: tuple[CorpusManifest, ...]
-    """In the order of `corpora`."""
     groups: tuple[Group, ...]
+    manifests: tuple[CorpusManifest, ...] = ()
+    """In the order of `corpora`."""
 
 
 def plan_blocks(

@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phf_ray.config import TokenizerConfig
 from phf_ray.errors import ConfigError
+from phf_ray.model_folder import check_tokenizer, check_tokenizer_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,9 +19,11 @@ def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
     """Load the tokenizer and add `special_tokens`. New tokens get ids at the end of the vocabulary."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # imports torch if it is installed
 
+    if Path(config.path_or_name).is_dir():
+        check_tokenizer_files(Path(config.path_or_name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path_or_name, revision=config.revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"tokenizer.path_or_name={config.path_or_name!r} could not be loaded: {reason}; give a folder with "
@@ -30,6 +34,7 @@ def load_tokenizer(config: TokenizerConfig) -> "PreTrainedTokenizerFast":
             f"tokenizer.path_or_name={config.path_or_name!r} is a {type(tokenizer).__name__}, which has no "
             "character offsets; use one with a tokenizer.json"
         )
+    check_tokenizer(tokenizer, config.path_or_name)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"tokenizer.path_or_name={config.path_or_name!r} has no end-of-text token, which separates documents; "

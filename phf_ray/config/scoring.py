@@ -40,8 +40,9 @@ class ScoringConfig(Section):
     segmenter: Literal["sentences", "lines", "document"] = "sentences"
     pools: Pools = Pools()
     max_failed_fraction: Fraction = 0.01
-    """The job stops if more than this share of segments could not be scored, or of records could not be read. Up to ten
-    unreadable records never stop it, if they are at most half of all records."""
+    """The job stops if more than this share of segments could not be scored, of records could not be read, or of the
+    input files (their number or their bytes) could not be read to their end. Up to ten rejected records never stop
+    it, if they are at most half of all records."""
     text_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """If a scorer takes longer on a text, the text gets no score. A text is a segment, for PEP8 a document."""
     reference_date: str = "2026-11-20"

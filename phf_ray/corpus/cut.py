@@ -1,26 +1,32 @@
 """Cuts input files into pieces of work, between records, and groups the pieces into shards."""
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.arrow_files import ARROW, open_arrow
 from phf_ray.corpus.find import InputFile
-from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing
+from phf_ray.corpus.json_values import is_by_lines, json_values
+from phf_ray.corpus.streams import UNREADABLE, has_wide_window, open_lines, raise_if_passing, skip_bytes
 from phf_ray.storage.files import open_filesystem
 
-_COMPRESSED_PIECES = 32
-"""Approximate number of pieces of a compressed file. Reaching a piece means reading the file from the beginning, so all
-pieces together read the file 16 times."""
+_PIECES_FROM_BEGIN = 32
+"""Approximate number of pieces of a compressed file or JSON array. Reaching a piece means reading the file from the
+beginning, so all pieces together read the file 16 times."""
 
 _CUT_AT_ONCE = 16
 """Number of files cut at the same time. To find where records begin, a file must be read, and reading from an object
 store is mostly waiting."""
+
+_one_wide = threading.Lock()
+"""Held while a file is cut that takes much memory to decompress, up to 2 GB: only one such file is cut at a time."""
 
 _TO_THE_END = 1 << 62
 
@@ -36,6 +42,8 @@ class Piece:
     end: int | None = None
     offset: int = 0
     """Where record `begin` starts, in bytes of uncompressed text (lines only)."""
+    num_blank: int = field(default=0, compare=False)
+    """Blank lines, which are no records, if they were counted."""
 
     def to_json(self) -> list[int | None]:
         return [self.file, self.num_bytes, self.begin, self.end, self.offset]
@@ -60,11 +68,11 @@ def plan_shards(
 ) -> Iterator[list[Piece]]:
     """Yield the pieces of each shard, in file order. Small files are grouped; large ones are cut between records.
 
-    `limit`: total number of records. `first_file`: index of files[0] in the plan.
+    `limit`: total number of records; a blank line is none. `first_file`: index of files[0] in the plan.
     """
     shard: list[Piece] = []
     size = 0
-    for piece in _limited(_pieces(files, shard_bytes, exact=limit is not None), limit):
+    for piece in _limited(_pieces(files, shard_bytes, exact=limit is not None), limit, files):
         shard.append(Piece(piece.file + first_file, piece.num_bytes, piece.begin, piece.end, piece.offset))
         size += piece.num_bytes
         if size >= shard_bytes:
@@ -74,19 +82,35 @@ def plan_shards(
         yield shard
 
 
-def _limited(pieces: Iterator[Piece], limit: int | None) -> Iterator[Piece]:
+def _limited(pieces: Iterator[Piece], limit: int | None, files: Sequence[InputFile]) -> Iterator[Piece]:
     if limit is None:
         yield from pieces
         return
     left = limit
     for piece in pieces:
         assert piece.end is not None
-        taken = min(left, piece.end - piece.begin)
-        share = taken / max(1, piece.end - piece.begin)
-        yield Piece(piece.file, round(piece.num_bytes * share), piece.begin, piece.begin + taken, piece.offset)
-        left -= taken
+        records = piece.end - piece.begin - piece.num_blank
+        end = piece.end
+        if left <= records:
+            end = _line_after(files[piece.file], piece, left) if piece.num_blank else piece.begin + left
+        share = (end - piece.begin) / max(1, piece.end - piece.begin)
+        yield Piece(piece.file, round(piece.num_bytes * share), piece.begin, end, piece.offset)
+        left -= records
         if left <= 0:
             return
+
+
+def _line_after(file: InputFile, piece: Piece, num_records: int) -> int:
+    """Return the number of the line after the first `num_records` lines of a piece that are not blank."""
+    line, left = piece.begin, num_records
+    with open_lines(file.name) as stream:
+        skip_bytes(stream, piece.offset, seekable=not file.is_compressed)
+        is_blank = True
+        while left and (content := stream.readline(streams.CHUNK_BYTES)):
+            is_blank = is_blank and not content.strip()
+            if content.endswith(b"\n"):
+                line, left, is_blank = line + 1, left - (not is_blank), True
+    return line + (left > 0)
 
 
 def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator[Piece]:
@@ -99,23 +123,26 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
     with ThreadPoolExecutor(_CUT_AT_ONCE) as threads:
         # The first files reach the limit, so the others are not read.
         cuts = (
-            (_cut(file, target, index) for index, file in large)
+            (_cut(file, target, index, counts_blank=True) for index, file in large)
             if exact
-            else threads.map(lambda one: list(_cut(one[1], target, one[0])), large)
+            else threads.map(lambda one: _all_of(one[1], target, one[0]), large)
         )
         for index, file in enumerate(files):
             if is_cut(file):
                 yield from next(cuts)
             else:
-                yield Piece(index, file.size, end=1) if file.kind == "text" else Piece(index, file.text_bytes)
+                yield Piece(index, file.text_bytes, end=1 if file.kind == "text" else None)
 
 
-def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
-    cut = _cut_lines if file.kind == "lines" else _cut_table
-    least = file.text_bytes // _COMPRESSED_PIECES if file.path.endswith(COMPRESSED) else 0
+def _all_of(file: InputFile, target: int, index: int) -> list[Piece]:
+    with _one_wide if has_wide_window(file) else contextlib.nullcontext():
+        return list(_cut(file, target, index))
+
+
+def _cut(file: InputFile, target: int, index: int, *, counts_blank: bool = False) -> Iterator[Piece]:
     last = Piece(index, 0)
     try:
-        for last in cut(file, max(target, least), index):
+        for last in _cut_by_kind(file, target, index, counts_blank=counts_blank):
             yield last
     except UNREADABLE as error:
         raise_if_passing(file, error)
@@ -123,27 +150,76 @@ def _cut(file: InputFile, target: int, index: int) -> Iterator[Piece]:
         yield Piece(index, 0, last.end or 0, _TO_THE_END, last.offset + last.num_bytes)
 
 
-def _cut_lines(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+def _cut_by_kind(file: InputFile, target: int, index: int, *, counts_blank: bool) -> Iterator[Piece]:
+    if file.kind == "table":
+        return _cut_table(file, target, index)
+    by_lines = is_by_lines(file)
+    if file.is_compressed or not by_lines:
+        target = max(target, file.text_bytes // _PIECES_FROM_BEGIN)
+    if not by_lines:
+        return _cut_values(file, target, index)
+    return _cut_lines(file, target, index, _BlankLines() if counts_blank else None)
+
+
+def _cut_lines(file: InputFile, target: int, index: int, blank: "_BlankLines | None" = None) -> Iterator[Piece]:
     """Yield consecutive pieces of about `target` bytes. Reads the file once."""
     begin = line = start = position = 0
     with open_lines(file.name) as stream:
         while chunk := stream.read(streams.CHUNK_BYTES):
             newlines = chunk.count(b"\n")
+            if blank is not None:
+                blank.add(chunk)
             if newlines and position + len(chunk) - start >= target:
                 cut = position + chunk.rindex(b"\n") + 1
-                yield Piece(index, cut - start, begin, line + newlines, start)
+                yield Piece(index, cut - start, begin, line + newlines, start, blank.take() if blank else 0)
                 begin, start = line + newlines, cut
             line += newlines
             position += len(chunk)
     if position > start:
-        yield Piece(index, position - start, begin, line + 1, start)
+        num_blank = blank.take(is_last=True) if blank else 0
+        yield Piece(index, position - start, begin, line + 1, start, num_blank)
+
+
+class _BlankLines:
+    """Counts blank lines in consecutive chunks of a file."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._is_blank = True
+        """Whether the line that has no end yet is blank so far."""
+
+    def add(self, chunk: bytes) -> None:
+        *complete, rest = chunk.split(b"\n")
+        for line in complete:
+            self._count += self._is_blank and not line.strip()
+            self._is_blank = True
+        self._is_blank = self._is_blank and not rest.strip()
+
+    def take(self, *, is_last: bool = False) -> int:
+        """Return the blank lines that ended since the last call; the last line of a file has no end."""
+        count = self._count + (is_last and self._is_blank)
+        self._count = 0
+        return count
+
+
+def _cut_values(file: InputFile, target: int, index: int) -> Iterator[Piece]:
+    """Like `_cut_lines`, for JSON that is not written by line. Pieces have no offset."""
+    begin = end = size = 0
+    with open_lines(file.name) as stream:
+        for record in json_values(stream):
+            end += 1
+            size += len(record or b"")
+            if size >= target:
+                yield Piece(index, size, begin, end)
+                begin, size = end, 0
+    if end > begin:
+        yield Piece(index, size, begin, end)
 
 
 def _cut_table(file: InputFile, target: int, index: int) -> Iterator[Piece]:
-    if file.path.endswith(".arrow"):
-        filesystem, path = open_filesystem(file.name)
-        with filesystem.open(path, "rb") as stream:
-            rows = sum(len(batch) for batch in pa.ipc.open_stream(stream))
+    if file.path.lower().endswith(ARROW):
+        with open_arrow(file.name) as (_, batches):
+            rows = sum(map(len, batches))
         size = file.size
     else:
         metadata = parquet_metadata(file.name)

@@ -6,31 +6,33 @@ Size and time stamp (or ETag) identify a file, so a changed input is noticed wit
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
 from fsspec.utils import glob_translate
 
+from phf_ray.corpus.decompress import CODECS
+from phf_ray.corpus.kinds import LINES, SUFFIXES, FileKind, KindRules, kind_by_suffix, remedy_for, split_suffixes
 from phf_ray.corpus.layout import is_scored_corpus
-from phf_ray.corpus.reader import data_files, list_parts
+from phf_ray.corpus.reader import may_hold_data
+from phf_ray.corpus.splits import is_for_training, training_files, visible_folders
+from phf_ray.corpus.stored import sized_parts
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
 from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source, stamp_of
 
-FileKind = Literal["text", "lines", "table"]
+_DANGLING, _HIDDEN, _CARD = "dangling links", "hidden files", "cards and caches of data sets"
+"""Keys in `Found.ignored`, next to the suffixes."""
 
-_SUFFIXES: dict[str, FileKind] = {
-    **dict.fromkeys((".py", ".pyi", ".txt", ".text", ".md", ".rst"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"), "lines"),
-    **dict.fromkeys((".parquet", ".arrow"), "table"),
-}
-_DANGLING = "dangling links"
-"""Key in `Found.ignored`, next to the suffixes."""
+_SAVED = {"dataset_dict.json", "dataset_info.json"}
+"""Files of which `datasets` writes one into each data set that it saves."""
+_DESCRIPTIONS = _SAVED | {"dataset_infos.json", "state.json"}
+_CARDS = (".md", ".rst", ".py", ".pyi")
 
 # Text compresses about fourfold. Only used to decide which files are large.
-_EXPANSION = {".gz": 4, ".zst": 4, ".parquet": 3}
+_EXPANSION = {**dict.fromkeys(CODECS, 4), ".parquet": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,20 @@ class InputFile:
     @property
     def text_bytes(self) -> int:
         """Estimated bytes of uncompressed text in the file."""
-        return self.size * _EXPANSION.get(posixpath.splitext(self.path)[1], 1)
+        return self.size * _EXPANSION.get(self._suffix, 1)
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._suffix in CODECS
+
+    @property
+    def has_lines_suffix(self) -> bool:
+        """Whether the name says that the file has one JSON record per line. `.json` may also hold an array."""
+        return split_suffixes(self.path)[0] in LINES
+
+    @property
+    def _suffix(self) -> str:
+        return posixpath.splitext(self.path)[1].lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +79,32 @@ class Found:
 
     files: tuple[InputFile, ...]
     ignored: Counter[str]
-    """Suffix, or `_DANGLING` -> number of skipped files."""
+    """Suffix, `_DANGLING` or another kind -> number of skipped files or folders."""
+    other_splits: tuple[str, ...] = ()
+    """Data files that were left out because their data set has a split to train on."""
 
 
-def find_files(inputs: Sequence[str]) -> Found:
+def find_files(
+    inputs: Sequence[str], *, text_suffixes: frozenset[str] | None = None, known: Sequence[InputFile] = ()
+) -> Found:
     """Find the files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
 
+    `text_suffixes`: of the text files, take only those with these suffixes (lower case), unless an input names others.
+    `known`: files of an earlier search, which keep their kind and are not left out.
     Raises ConfigError if an input does not exist or holds nothing to read.
     """
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
+    others: list[str] = []
+    rules = KindRules(text_suffixes, {file.name: file.kind for file in known})
     for source in inputs:
         with store_errors(f"--input {source}"):
-            found = list(_find(source, ignored))
+            found = list(_find(source, rules, ignored, others))
         if not found:
-            raise ConfigError(f"--input {source}: {_nothing(ignored)}")
+            raise ConfigError(f"--input {source}: {_nothing(ignored, rules)}")
         for file in found:
             files.setdefault(file.name, file)
-    return Found(files=tuple(files.values()), ignored=ignored)
+    return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others))
 
 
 def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
@@ -98,79 +121,121 @@ def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
     return is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)
 
 
-def _nothing(ignored: Counter[str]) -> str:
-    known = ", ".join(sorted(_SUFFIXES))
-    others = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(5))
+def _nothing(ignored: Counter[str], rules: KindRules) -> str:
+    known = ", ".join(sorted({*SUFFIXES} if rules.text_suffixes is None else _taken(rules.text_suffixes)))
+    others = ", ".join(_described(suffix, count) for suffix, count in ignored.most_common(5))
     seen = f"only files of other kinds ({others})" if others else "no files"
     return (
-        f"{seen}; give a folder with {known} files, or a quoted glob such as 'folder/**/*.c' to read any file as text"
+        f"{seen}; give a folder with {known} files (text and JSON lines may be compressed: {', '.join(CODECS)}), or a "
+        "quoted glob such as 'folder/**/*.c' to read other files: JSON as records, the rest as text"
     )
 
 
-def _find(source: str, ignored: Counter[str]) -> Iterator[InputFile]:
+def _taken(text_suffixes: frozenset[str]) -> set[str]:
+    return {suffix for suffix, kind in SUFFIXES.items() if kind != "text" or suffix in text_suffixes}
+
+
+def _described(suffix: str, count: int) -> str:
+    remedy = remedy_for(suffix)
+    return f"{count} {suffix or 'without suffix'}" + (f": {remedy}" if remedy and suffix not in SUFFIXES else "")
+
+
+def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str]) -> Iterator[InputFile]:
     filesystem, path = open_source(source)
     path = path.rstrip("/") or "/"
     if filesystem.isfile(path):
-        yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path))
+        kind = rules.by_name(filesystem, path)
+        if kind is None:
+            suffix = split_suffixes(path)[0]
+            raise ConfigError(f"--input {source}: can't read such a {suffix} file; {remedy_for(suffix)}")
+        yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path), kind)
     elif filesystem.isdir(path):
-        yield from _find_in_folder(source, filesystem, path, ignored)
+        yield from _find_in_folder(source, filesystem, path, rules, ignored=ignored, others=others)
     elif is_glob(path):
         root = glob_root(path)
-        entries = match_files(filesystem, path)
+        entries = match_files(filesystem, path, enters=visible_folders(ignored, pattern=path))
         for name in sorted(entries):
             entry = follow(filesystem, entries[name])
             if entry is None:
                 ignored[_DANGLING] += 1
             elif entry["type"] == "file":
-                yield _input_file(filesystem, root, entry)
+                kind = rules.by_glob(filesystem, name, pattern=path)
+                if kind is None:
+                    ignored[split_suffixes(name)[0]] += 1
+                else:
+                    yield _input_file(filesystem, root, entry, kind)
     else:
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
 
 
 def _find_in_folder(
-    source: str, filesystem: fsspec.AbstractFileSystem, root: str, ignored: Counter[str]
+    source: str,
+    filesystem: fsspec.AbstractFileSystem,
+    root: str,
+    rules: KindRules,
+    *,
+    ignored: Counter[str],
+    others: list[str],
 ) -> Iterator[InputFile]:
     if is_scored_corpus(source):
-        for part in list_parts(source):
-            yield _input_file(filesystem, root, filesystem.info(open_filesystem(part)[1]))
+        for part in sized_parts(source):
+            path = posixpath.relpath(open_filesystem(part.file)[1], root)
+            yield InputFile(full_name(filesystem, root), path, kind="table", size=part.size, stamp=part.stamp)
         return
-    entries = list_files(filesystem, root, enters=lambda folder: not _is_aside(posixpath.basename(folder)))
-    saved = {posixpath.basename(name) for name in entries} & {"dataset_dict.json", "dataset_info.json"}
-    if saved or hub_url(source) is not None:
-        names = data_files(entries, root) or [name for name in sorted(entries) if "train" in name]
+    entries = list_files(filesystem, root, enters=visible_folders(ignored))
+    if hub_url(source) is not None:
+        left_out, cards = _left_out(entries, root)
     else:
-        names = sorted(entries)
-    for name in names:
-        relative = posixpath.relpath(name, root)
-        if any(map(_is_aside, relative.split("/"))):
+        saved = _saved_sets(entries)
+        left_out, cards = _left_out((name for name in entries if _is_below(name, saved)), root)
+    others += [posixpath.relpath(name, root) for name in left_out]
+    if cards:
+        ignored[_CARD] += len(cards)
+    for name in sorted({*entries}.difference(left_out, cards)):
+        if posixpath.basename(name).startswith("."):
+            ignored[_HIDDEN] += 1
             continue
         suffix = posixpath.splitext(name)[1]
-        if _kind(name) is None:
+        kind = rules.in_folder(filesystem, name)
+        if kind is None:
             ignored[suffix] += 1
             continue
         entry = follow(filesystem, entries[name])
         if entry is None or entry["type"] != "file":
             ignored[_DANGLING if entry is None else suffix] += 1
         else:
-            yield _input_file(filesystem, root, entry)
+            yield _input_file(filesystem, root, entry, kind)
 
 
-def _is_aside(name: str) -> bool:
-    """Whether to skip a file or folder of this name if the input is its parent folder."""
-    return name.startswith(".") or name == "__pycache__"
+def _left_out(names: Iterable[str], root: str) -> tuple[list[str], list[str]]:
+    """Return the files of a data set that are not to be read: those of other splits, then cards and caches."""
+    known = sorted(name for name in names if kind_by_suffix(name))
+    data = [name for name in known if _is_data(name)] or [name for name in known if is_for_training(name, root)]
+    return sorted({*data}.difference(training_files(data))), sorted({*known}.difference(data))
 
 
-def _kind(name: str) -> FileKind | None:
-    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+def _saved_sets(names: Iterable[str]) -> set[str]:
+    """Return the folders that `datasets` saved."""
+    return {posixpath.dirname(name) for name in names if posixpath.basename(name) in _SAVED}
 
 
-def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any]) -> InputFile:
+def _is_below(name: str, folders: Collection[str]) -> bool:
+    parent = posixpath.dirname(name)
+    return bool(folders) and (parent in folders or (parent != name and _is_below(parent, folders)))
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of a data set of the hub, or saved by `datasets`, holds records, not a description or a result."""
+    is_card = name.lower().endswith(_CARDS) or posixpath.basename(name) in _DESCRIPTIONS
+    return kind_by_suffix(name) is not None and may_hold_data(name) and not is_card
+
+
+def _input_file(filesystem: fsspec.AbstractFileSystem, root: str, info: Mapping[str, Any], kind: FileKind) -> InputFile:
     name = str(info["name"])
     return InputFile(
         root=full_name(filesystem, root),
         path=posixpath.relpath(name, root),
-        # A file that the user named by path or glob is read, whatever its suffix.
-        kind=_kind(name) or "text",
+        kind=kind,
         size=int(info["size"] or 0),
         stamp=stamp_of(info),
     )

@@ -1,14 +1,15 @@
 """Turns a record of an input file into a Document, a Segmented document, or Rejected with a reason."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.cells import Unreadable
 from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS
+from phf_ray.corpus.json_text import as_json, meta_json, parse_json
 from phf_ray.corpus.layout import document_id
-from phf_ray.corpus.reader import id_of, meta_text
+from phf_ray.corpus.reader import id_of
 from phf_ray.records import Document, Rejected, Scores
 
 
@@ -36,7 +37,7 @@ def document_of(text: str, *, source: str, record: int, meta: Mapping[str, Any])
     problem = _problem_of(text)
     if problem is not None:
         return Rejected(source, record, *problem)
-    return Document(document_id(source, record, text), text, json.dumps(meta, ensure_ascii=True, default=str))
+    return Document(document_id(source, record, text), text, meta_json(meta))
 
 
 def _problem_of(text: str) -> tuple[str, str] | None:
@@ -59,40 +60,64 @@ def record_of(
     index: int,
     text_column: str | None,
     reuse: Mapping[str, tuple[str, str]] | None = None,
+    keep: Sequence[str] = (),
 ) -> Record:
-    name = text_column or next((name for name in TEXT_COLUMNS if name in record), None)
-    content = None if name is None else record.get(name)
-    if content is None:
-        return Rejected(source, index, "no_text", f"no value in column {name!r}" if name else "no text column")
+    """Turn a record into a document. `keep`: columns to put into its metadata besides `META_COLUMNS`."""
+    names = (text_column,) if text_column else TEXT_COLUMNS
+    name = next((name for name in names if record.get(name) is not None), None)
+    if name is None:
+        return Rejected(source, index, "no_text", f"no value in column {' or '.join(map(repr, names))}")
+    content = record[name]
+    origin = {"source": source, "record": index}
+    kept = _kept(record, keep)
     if isinstance(content, str):
-        origin = {"source": source, "record": index}
-        kept = {key: record[key] for key in META_COLUMNS if record.get(key) is not None}
-        return document_of(content, source=source, record=index, meta={**kept, **origin})
+        known = {key: record[key] for key in META_COLUMNS if record.get(key) is not None}
+        return document_of(content, source=source, record=index, meta={**kept, **known, **origin})
+    for value in content if isinstance(content, list) else [content]:
+        if isinstance(value, Unreadable):
+            return Rejected(source, index, value.reason, f"column {name!r}: {value.detail}")
     if not isinstance(content, list) or not all(isinstance(segment, str) for segment in content):
         return Rejected(source, index, "not_text", f"column {name!r} holds neither a string nor a list of strings")
-    return _segmented(record, content, source=source, index=index, reuse=reuse or {})
+    problem = _problem_of("".join(content))
+    if problem is not None:
+        return Rejected(source, index, *problem)
+    return _segmented(record, content, origin=origin, reuse=reuse or {}, kept=kept)
+
+
+def _kept(record: Mapping[str, Any], keep: Sequence[str]) -> dict[str, Any]:
+    """Return the columns to keep. `source` and `record` get other names: those say where the document came from."""
+    renamed = {"source": "source_column", "record": "record_column"}
+    return {renamed.get(name, name): record[name] for name in keep if record.get(name) is not None}
 
 
 def _segmented(
     record: Mapping[str, Any],
     texts: list[str],
     *,
-    source: str,
-    index: int,
+    origin: Mapping[str, Any],
     reuse: Mapping[str, tuple[str, str]],
+    kept: Mapping[str, Any],
 ) -> Segmented | Rejected:
-    problem = _problem_of("".join(texts))
-    if problem is not None:
-        return Rejected(source, index, *problem)
-    identifier = id_of(record) or document_id(source, index, "".join(texts))
-    try:
-        meta = meta_text(record if "meta" in record else {"meta": {"source": source, "record": index}})
-        f"{identifier}{meta}".encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        return Rejected(source, index, "bad_meta", f"id or meta: {type(error).__name__}: {error}")
+    source, index = origin["source"], origin["record"]
+    known: dict[str, Any] = {
+        scorer: (record.get(scores), record.get(errors)) for scorer, (scores, errors) in reuse.items()
+    }
+    for scorer, columns in known.items():
+        if not all(isinstance(column, list) and len(column) == len(texts) for column in columns):
+            detail = f"not one score and one error of {scorer} for each of {len(texts)} segments"
+            return Rejected(source, index, "bad_scores", detail)
     return Segmented(
-        id=identifier,
+        id=id_of(record) or document_id(source, index, "".join(texts)),
         texts=tuple(texts),
-        meta=meta,
-        scores={scorer: (record[scores], record[errors]) for scorer, (scores, errors) in reuse.items()},
+        meta=_meta_with(record.get("meta") if "meta" in record else origin, kept),
+        scores=known,
     )
+
+
+def _meta_with(meta: Any, kept: Mapping[str, Any]) -> str:
+    """Return metadata as JSON. Columns that are kept are added to it; they replace none of its keys."""
+    text = as_json(meta) if isinstance(meta, str) else meta_json(meta or {})
+    if not kept:
+        return text
+    values = parse_json(text)
+    return meta_json({**kept, **(values if isinstance(values, dict) else {"meta": values})})

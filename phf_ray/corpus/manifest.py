@@ -24,6 +24,8 @@ class CorpusManifest:
     config_fingerprint: str = ""
     input_fingerprint: str = ""
     num_parts: int = 0
+    segmenter_versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version, for every package that decides where the segmenter cuts."""
 
     @property
     def scorer(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class CorpusManifest:
             "format": 1,
             "scorer": self.scorer,
             "segmenter": self.segmenter,
+            "segmenter_versions": dict(self.segmenter_versions),
             "fingerprint": self.fingerprint,
             "config_fingerprint": self.config_fingerprint,
             "input_fingerprint": self.input_fingerprint,
@@ -83,6 +86,7 @@ class CorpusManifest:
             config_fingerprint=values["config_fingerprint"],
             input_fingerprint=values["input_fingerprint"],
             num_parts=values["num_parts"],
+            segmenter_versions=values.get("segmenter_versions", {}),
         )
 
 

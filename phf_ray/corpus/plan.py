@@ -22,14 +22,18 @@ class CorpusPlan:
     shards: tuple[tuple[Piece, ...], ...]
     reuse: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     """Input root -> scorer -> columns that already hold the scores and errors that this scorer would compute."""
+    cut_alike: tuple[str, ...] = ()
+    """Input roots that are scored corpora, cut by the segmenter of this plan."""
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
+        alike = {"cut_alike": list(self.cut_alike)} if self.cut_alike else {}
         return {
             "format": 1,
             "key": dict(self.key),
             "identities": list(self.identities),
             "reuse": self.reuse,
+            **alike,
             "roots": roots,
             "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
@@ -42,6 +46,7 @@ class CorpusPlan:
                 "file": astuple(self.files[piece.file]),
                 "piece": piece.to_json(),
                 "reuse": self.reuse.get(self.files[piece.file].root, {}),
+                "is_cut_alike": self.files[piece.file].root in self.cut_alike,
             }
             for piece in self.shards[shard]
         ]
@@ -64,6 +69,7 @@ class CorpusPlan:
             key=values["key"],
             identities=tuple(values["identities"]),
             reuse=values["reuse"],
+            cut_alike=tuple(values.get("cut_alike", ())),
             files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
             shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
         )

@@ -6,8 +6,8 @@ dropped silently. Files are read as streams: the largest document bounds memory,
 """
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,31 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from phf_ray.corpus import streams
+from phf_ray.corpus.cells import rows_of
 from phf_ray.corpus.columns import META_COLUMNS, TEXT_COLUMNS, table_columns
 from phf_ray.corpus.cut import Piece
+from phf_ray.corpus.decompress import TrailingBytesError
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
-from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing, skip_bytes
+from phf_ray.corpus.json_files import json_records
+from phf_ray.corpus.json_text import parse_json
+from phf_ray.corpus.missing import loss_of
+from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
-from phf_ray.storage.files import open_filesystem
 
 
 def read_piece(
-    file: InputFile, piece: Piece, *, text_column: str | None = None, reuse: Mapping[str, tuple[str, str]] | None = None
+    file: InputFile,
+    piece: Piece,
+    *,
+    text_column: str | None = None,
+    keep: Sequence[str] = (),
+    reuse: Mapping[str, tuple[str, str]] | None = None,
 ) -> Iterator[Record]:
-    """Yield the records of a piece, in order. `reuse`: scorer name -> columns of scores and errors to reuse.
+    """Yield the records of a piece, in order.
+
+    `keep`: columns to put into the metadata. `reuse`: scorer name -> columns of scores and errors to reuse.
 
     If a file can't be read to its end, the record where reading stopped is Rejected. On a remote store, only damage
     that a retry would not fix is rejected; other failures are raised, and the job can be run again.
@@ -37,89 +48,101 @@ def read_piece(
     index = piece.begin
     try:
         if file.kind == "text":
-            yield _read_text(file)
-            return
-        if file.kind == "lines":
-            records: Iterable[tuple[int, Record]] = _read_lines(file, piece, text_column=text_column)
+            records: Iterable[tuple[int, Record]] = _read_text(file)
+        elif file.kind == "lines":
+            records = _read_json(file, piece, text_column=text_column, keep=keep)
         else:
-            records = _read_table(file, piece, text_column=text_column, reuse=reuse or {})
+            records = _read_table(file, piece, text_column=text_column, keep=keep, reuse=reuse or {})
         for number, record in records:
             index = number + 1
             yield record
     except UNREADABLE as error:
         raise_if_passing(file, error)
-        yield Rejected(file.source, index, "unreadable", f"{type(error).__name__}: {error}")
+        reason = "trailing_bytes" if isinstance(error, TrailingBytesError) else "unreadable"
+        loss = loss_of(file, piece, index, error)
+        missing = f"; {loss.records} records are missing" if loss.records > 1 else ""
+        yield Rejected(file.source, index, reason, f"{type(error).__name__}: {error}{missing}", loss)
 
 
-def _read_text(file: InputFile) -> Record:
-    filesystem, path = open_filesystem(file.name)
-    with filesystem.open(path, "rb") as stream:
+def _read_text(file: InputFile) -> Iterator[tuple[int, Record]]:
+    with open_lines(file.name) as stream:
         content = stream.read(streams.MAX_DOCUMENT_BYTES + 1)
+        stream.raise_if_cut()
+        yield 0, _from_text(content, source=file.source)
+        stream.read(1)  # raises if bytes follow that are no data
+
+
+def _from_text(content: bytes, *, source: str) -> Record:
     if len(content) > streams.MAX_DOCUMENT_BYTES:
-        return too_large(file.source, 0)
+        return too_large(source, 0)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(file.source, 0, "not_utf8", f"byte {error.start}: {error.reason}")
-    return document_of(text, source=file.source, record=0, meta={"source": file.source})
+        return Rejected(source, 0, "not_utf8", f"byte {error.start}: {error.reason}{_encoding_of(content)}")
+    return document_of(text, source=source, record=0, meta={"source": source})
 
 
-def _read_lines(file: InputFile, piece: Piece, *, text_column: str | None) -> Iterator[tuple[int, Record]]:
-    with open_lines(file.name) as stream:
-        skip_bytes(stream, piece.offset, seekable=not file.path.endswith(COMPRESSED))
-        indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
-        for index in indices:
-            line = stream.readline(streams.MAX_DOCUMENT_BYTES + 1)
-            if not line:
-                return
-            if len(line) > streams.MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
-                while not line.endswith(b"\n") and line:
-                    line = stream.readline(streams.CHUNK_BYTES)
-                yield index, too_large(file.source, index)
-            elif line.strip():
-                yield index, _from_line(line, source=file.source, index=index, text_column=text_column)
+def _encoding_of(content: bytes) -> str:
+    return "; it is UTF-16: convert it to UTF-8" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ""
 
 
-def _from_line(line: bytes, *, source: str, index: int, text_column: str | None) -> Record:
+def _read_json(
+    file: InputFile, piece: Piece, *, text_column: str | None, keep: Sequence[str]
+) -> Iterator[tuple[int, Record]]:
+    for index, content in json_records(file, piece):
+        if content is None:
+            yield index, too_large(file.source, index)
+        else:
+            yield index, _from_json(content, source=file.source, index=index, text_column=text_column, keep=keep)
+
+
+def _from_json(content: bytes, *, source: str, index: int, text_column: str | None, keep: Sequence[str]) -> Record:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Rejected(source, index, "not_utf8", f"byte {error.start} of the line: {error.reason}")
-    except (ValueError, RecursionError) as error:
+        place = f"byte {error.start} of the record"
+        return Rejected(source, index, "not_utf8", f"{place}: {error.reason}{_encoding_of(content)}")
+    except ValueError as error:
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):
         return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
-    return record_of(record, source=source, index=index, text_column=text_column)
+    return record_of(record, source=source, index=index, text_column=text_column, keep=keep)
 
 
 def _read_table(
-    file: InputFile, piece: Piece, *, text_column: str | None, reuse: Mapping[str, tuple[str, str]]
+    file: InputFile,
+    piece: Piece,
+    *,
+    text_column: str | None,
+    keep: Sequence[str],
+    reuse: Mapping[str, tuple[str, str]],
 ) -> Iterator[tuple[int, Record]]:
     names = table_columns(file.name)
     text = text_column or next((name for name in TEXT_COLUMNS if name in names), None)
-    wanted = {text, *META_COLUMNS, *itertools.chain.from_iterable(reuse.values())}
+    wanted = {text, *META_COLUMNS, *keep, *itertools.chain.from_iterable(reuse.values())}
     columns = [name for name in names if name in wanted]
     index = piece.begin
     for batch in read_batches(file.name, columns=columns, begin=piece.begin, end=piece.end):
         for record in _rows_below_limit(batch, text):
             if record is None:
                 yield index, too_large(file.source, index)
-            elif isinstance(record, UnicodeDecodeError):
-                yield index, Rejected(file.source, index, "not_utf8", f"byte {record.start}: {record.reason}")
             else:
-                yield index, record_of(record, source=file.source, index=index, text_column=text, reuse=reuse)
+                yield (
+                    index,
+                    record_of(record, source=file.source, index=index, text_column=text, keep=keep, reuse=reuse),
+                )
             index += 1
 
 
-def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | UnicodeDecodeError | None]:
+def _rows_below_limit(batch: pa.RecordBatch, text: str | None) -> Iterator[dict[str, Any] | None]:
     """Yield rows, with None for a row whose text is too large: its Python strings would take several times its size."""
     begin = 0
-    sizes = None if text not in batch.schema.names else _text_sizes(batch.column(text))
+    sizes = None if batch.schema.names.count(text) != 1 else _text_sizes(batch.column(text))
     for row in () if sizes is None else np.flatnonzero(sizes > streams.MAX_DOCUMENT_BYTES).tolist():
-        yield from _rows_of(batch.slice(begin, row - begin))
+        yield from rows_of(batch.slice(begin, row - begin))
         yield None
         begin = row + 1
-    yield from _rows_of(batch.slice(begin))
+    yield from rows_of(batch.slice(begin))
 
 
 def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
@@ -146,15 +169,3 @@ def _text_sizes(column: pa.Array) -> NDArray[np.int64] | None:
 def _numbers(column: pa.Array) -> NDArray[np.int64]:
     """Convert to int64, with 0 for null."""
     return np.asarray(column.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-
-
-def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yield each row, or its error, so that a cell that is not UTF-8 does not cost its neighbours."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if len(batch) == 1:
-            yield error
-            return
-        for row in range(len(batch)):
-            yield from _rows_of(batch.slice(row, 1))

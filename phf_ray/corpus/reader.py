@@ -1,20 +1,28 @@
 """Reads scored corpora: phf-ray's own, and the unmodified data sets published with the original code."""
 
 import json
+import logging
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
 
-from phf_ray.corpus.layout import MANIFEST, PLAN, REJECTED, SUCCESS, TEMPORARY, document_id, has_ours, parts_in
+from phf_ray.corpus.arrow_files import ARROW
+from phf_ray.corpus.cells import Unreadable
+from phf_ray.corpus.json_text import meta_json, storable
+from phf_ray.corpus.layout import MANIFEST, PLAN, REJECTED, SUCCESS, document_id, has_ours, parts_in
 from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.splits import is_hidden, some_names, training_files, visible_folders
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
 from phf_ray.storage.files import full_name, store_errors
 from phf_ray.storage.listing import list_files, match_files, open_source
+
+log = logging.getLogger(__name__)
 
 
 def list_parts(path: str) -> list[str]:
@@ -36,9 +44,9 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(list_files(filesystem, root, enters=_may_hold_data), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root)
     else:
-        parts = sorted(match_files(filesystem, root))
+        parts = sorted(match_files(filesystem, root, enters=visible_folders(Counter(), pattern=root)))
     if not parts:
         raise DataError(
             f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of "
@@ -64,19 +72,22 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
 
 
 def data_files(files: Iterable[str], root: str) -> list[str]:
-    visible = [
-        file
-        for file in sorted(files)
-        if file.endswith((".parquet", ".arrow"))
-        and all(_may_hold_data(part) for part in posixpath.relpath(file, root).split("/"))
-    ]
-    # If the data set has splits, use the one to train on.
-    return [file for file in visible if "train" in posixpath.relpath(file, root)] or visible
+    """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
+    tables = [file for file in sorted(files) if file.lower().endswith((".parquet", *ARROW)) and may_hold_data(file)]
+    chosen = training_files(tables)
+    if len(chosen) < len(tables):
+        others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
+        log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))
+    return chosen
 
 
-def _may_hold_data(path: str) -> bool:
-    name = posixpath.basename(path)
-    return not name.startswith((".", "cache-")) and name not in (REJECTED, TEMPORARY)
+def may_hold_data(file: str) -> bool:
+    """Whether a file can be part of a data set, by its name: `datasets` keeps results of its own next to the data."""
+    return not posixpath.basename(file).startswith((".", "cache-"))
+
+
+def _may_be_entered(folder: str) -> bool:
+    return may_hold_data(folder) and not is_hidden(folder) and posixpath.basename(folder) != REJECTED
 
 
 def read_corpus(path: str) -> Iterator[ScoredDocument]:
@@ -100,6 +111,10 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
             f"{source}, row {row}: no texts or no scores (columns: {', '.join(record)}); "
             "a scored corpus has both, see jobs.score_corpus"
         )
+    for name, cell in (("texts", texts), ("scores", scores)):
+        for value in cell if isinstance(cell, list) else [cell]:
+            if isinstance(value, Unreadable):
+                raise DataError(f"{source}, row {row}: column {name!r} can't be read: {value.detail}")
     if None in texts:
         raise DataError(f"{source}, row {row}: segment {texts.index(None)} of texts is null; segments must be strings")
     values = [score if score is not None and math.isfinite(score) else None for score in scores]
@@ -116,14 +131,19 @@ def scored_document(record: Mapping[str, Any], *, source: str, row: int) -> Scor
 
 
 def id_of(record: Mapping[str, Any]) -> str:
-    """Return the id of a record; empty if it has none."""
+    """Return the id of a record; empty if it has none, or one that can't be read."""
     identifier = record.get("id")
-    return "" if identifier is None else str(identifier)
+    if identifier is None or isinstance(identifier, Unreadable):
+        return "" if identifier is None or identifier.shown is None else identifier.shown
+    try:
+        return storable(str(identifier))
+    except (ValueError, RecursionError):
+        return meta_json(identifier)
 
 
 def meta_text(record: Mapping[str, Any]) -> str:
     meta = record.get("meta")
-    return meta if isinstance(meta, str) else json.dumps(meta or {}, ensure_ascii=True, default=str)
+    return meta if isinstance(meta, str) else meta_json(meta or {})
 
 
 def has_manifest(path: str) -> bool:

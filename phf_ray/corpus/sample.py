@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from phf_ray.corpus import streams
 from phf_ray.corpus.cut import Piece, parquet_metadata
 from phf_ray.corpus.find import InputFile
-from phf_ray.corpus.streams import COMPRESSED, UNREADABLE, open_lines, raise_if_passing
+from phf_ray.corpus.json_values import is_by_lines
+from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 
 _SAMPLED_PLACES = 32
 """Maximum per file, at least a chunk apart: on an object store each place costs a round trip or two."""
@@ -38,15 +39,16 @@ def plan_sample(files: Sequence[InputFile], *, num_records: int) -> Iterator[Sam
 
 def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]:
     whole = Piece(index, file.text_bytes)
-    if file.kind == "lines" and not file.path.endswith(COMPRESSED):
+    if file.kind == "lines" and not file.is_compressed:
         try:
+            places = places if is_by_lines(file) else 1
             offsets = {_line_at(file, file.size * place // places) for place in range(places)}
         except UNREADABLE as error:
             raise_if_passing(file, error)
             offsets = {0}  # reading the file will say why
         for offset in sorted(offsets):
             yield replace(whole, offset=offset)
-    elif file.path.endswith(".parquet"):
+    elif file.path.lower().endswith(".parquet"):
         try:
             rows = parquet_metadata(file.name).num_rows
         except UNREADABLE as error:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 
 from phf_ray.errors import ConfigError
 
@@ -12,12 +13,20 @@ MAX_CHUNK_CHARS = 1000
 _CUT_IN_CHUNK = re.compile(rf"\S{{{MAX_CHUNK_CHARS}}}(?=\S)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+SEGMENTER_VERSIONS = "segmenter versions"
+"""Key of a plan: package -> version."""
+
 
 def build_segmenter(name: str) -> Callable[[str], list[str]]:
     """Return the segmenter `sentences`, `lines` or `document`. An empty text has no segments."""
     if name not in SEGMENTERS:
         raise ConfigError(f"unknown segmenter {name!r}; choose one of {', '.join(sorted(SEGMENTERS))}")
     return SEGMENTERS[name]()
+
+
+def segmenter_versions(name: str) -> dict[str, str]:
+    """Return package -> version for every package that decides where this segmenter cuts."""
+    return {package: version(package) for package in _PACKAGES.get(name, ())}
 
 
 def split_lines(text: str) -> list[str]:
@@ -65,6 +74,8 @@ class SentenceSplitter:
             doc = self._nlp.make_doc(text)
         return [sentence.start_char for sentence in self._sentencizer(doc).sents]
 
+
+_PACKAGES = {"sentences": ("spacy",)}
 
 SEGMENTERS: dict[str, Callable[[], Callable[[str], list[str]]]] = {
     "sentences": SentenceSplitter,

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from phf_ray.corpus.losses import Losses
 from phf_ray.measures.histogram import Histogram
 from phf_ray.records import Scores
 
@@ -74,13 +75,18 @@ class CorpusStats:
     segments: int = 0
     characters: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    """Records that became no document, by reason."""
+    """Records that became no document, by reason. `unreadable` and `trailing_bytes` stand for the rest of a file."""
+    losses: Losses = field(default_factory=Losses)
+    cut_elsewhere: int = 0
+    """Documents whose segments the input gave, and nobody knows which segmenter cut them."""
 
     def merge(self, other: "CorpusStats") -> None:
         self.documents += other.documents
         self.segments += other.segments
         self.characters += other.characters
         self.rejected += other.rejected
+        self.losses.merge(other.losses)
+        self.cut_elsewhere += other.cut_elsewhere
         for name, stats in other.scorers.items():
             self.scorers.setdefault(name, ScorerStats()).merge(stats)
 
@@ -95,6 +101,8 @@ class CorpusStats:
             "segments": self.segments,
             "characters": self.characters,
             "rejected": dict(sorted(self.rejected.items())),
+            **({"losses": self.losses.to_json()} if self.losses else {}),
+            **({"cut_elsewhere": self.cut_elsewhere} if self.cut_elsewhere else {}),
             "scorers": {name: stats.to_json() for name, stats in self.scorers.items()},
         }
 
@@ -106,4 +114,6 @@ class CorpusStats:
             segments=values["segments"],
             characters=values["characters"],
             rejected=Counter(values["rejected"]),
+            losses=Losses.from_json(values["losses"]) if "losses" in values else Losses(),
+            cut_elsewhere=values.get("cut_elsewhere", 0),
         )

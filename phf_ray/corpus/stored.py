@@ -55,7 +55,7 @@ def open_corpora(paths: Sequence[str], *, memory: str | None = None, remembers: 
 
 
 def _open(path: str, *, files: ThreadPoolExecutor, memory: str | None, remembers: bool) -> StoredCorpus:
-    parts = tuple(_with_sizes(path, list_parts(path)))
+    parts = tuple(sized_parts(path))
     if has_manifest(path):
         return StoredCorpus(path, read_corpus_manifest(path), parts)
     remembered = _memory_of(parts, memory=memory)
@@ -67,7 +67,9 @@ def _open(path: str, *, files: ThreadPoolExecutor, memory: str | None, remembers
     return StoredCorpus(path, manifest, parts)
 
 
-def _with_sizes(path: str, names: Sequence[str]) -> Iterator[CorpusPart]:
+def sized_parts(path: str) -> Iterator[CorpusPart]:
+    """Yield the files of a scored corpus in order, with one listing per folder and not a round trip per file."""
+    names = list_parts(path)
     filesystem, _ = open_filesystem(names[0])
     inner = {name: open_filesystem(name)[1] for name in names}
     with store_errors(path):

@@ -6,8 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phf_ray.corpus.arrow_files import ARROW, open_arrow
+from phf_ray.corpus.cells import rows_of
 from phf_ray.corpus.writer import FLUSH_CHARACTERS
-from phf_ray.storage.files import is_local, open_filesystem
+from phf_ray.storage.files import open_filesystem
 
 _READ_ROWS = 256
 
@@ -15,37 +17,51 @@ _READ_ROWS = 256
 def read_rows(
     path: str, *, columns: Sequence[str] | None = None, begin: int = 0, end: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield rows [begin, end) of a Parquet or Arrow file. Row groups outside this range are not read."""
+    """Yield rows [begin, end) of a Parquet or Arrow file. Row groups outside this range are not read.
+
+    A cell that Python can't represent is `Unreadable`.
+    """
     for batch in read_batches(path, columns=columns, begin=begin, end=end):
-        yield from batch.to_pylist()
+        yield from rows_of(batch)
 
 
 def read_batches(path: str, *, columns: Sequence[str] | None, begin: int, end: int | None) -> Iterator[pa.RecordBatch]:
+    """Yield rows [begin, end), in batches that hold about 4 MB. `columns`: names, of which a file may lack some."""
+    if path.lower().endswith(ARROW):
+        with open_arrow(path) as (_, batches):
+            yield from _rows_between((_selected(batch, columns) for batch in batches), skip=begin, end=end, begin=begin)
+        return
     filesystem, inner = open_filesystem(path)
     with filesystem.open(inner, "rb") as file:
-        skip = begin
-        if path.endswith(".arrow"):
-            source = pa.memory_map(inner) if is_local(filesystem) else file
-            reader: Iterable[pa.RecordBatch] = pa.ipc.open_stream(source)
-        else:
-            parquet = pq.ParquetFile(file)
-            groups, skip = _groups_from(parquet.metadata, begin)
-            wanted = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
-            reader = parquet.iter_batches(
-                batch_size=rows_per_batch(parquet.metadata), row_groups=groups, columns=wanted
-            )
-        left = None if end is None else end - begin
-        for batch in reader:
-            if skip >= len(batch):
-                skip -= len(batch)
-                continue
-            rows = batch.slice(skip, left)
-            skip = 0
-            yield rows
-            if left is not None:
-                left -= len(rows)
-                if left <= 0:
-                    return
+        parquet = pq.ParquetFile(file)
+        groups, skip = _groups_from(parquet.metadata, begin)
+        wanted = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
+        reader = parquet.iter_batches(batch_size=rows_per_batch(parquet.metadata), row_groups=groups, columns=wanted)
+        yield from _rows_between(reader, skip=skip, begin=begin, end=end)
+
+
+def _selected(batch: pa.RecordBatch, columns: Sequence[str] | None) -> pa.RecordBatch:
+    if columns is None:
+        return batch
+    return batch.select([index for index, name in enumerate(batch.schema.names) if name in columns])
+
+
+def _rows_between(
+    batches: Iterable[pa.RecordBatch], *, skip: int, begin: int, end: int | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows after the first `skip` rows, end - begin of them at most."""
+    left = None if end is None else end - begin
+    for batch in batches:
+        if skip >= len(batch):
+            skip -= len(batch)
+            continue
+        rows = batch.slice(skip, left)
+        skip = 0
+        yield rows
+        if left is not None:
+            left -= len(rows)
+            if left <= 0:
+                return
 
 
 def _groups_from(metadata: pq.FileMetaData, begin: int) -> tuple[list[int], int]:

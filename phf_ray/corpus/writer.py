@@ -28,6 +28,7 @@ from phf_ray.corpus.layout import (
     write_corpus_file,
 )
 from phf_ray.corpus.manifest import CorpusManifest, data_card
+from phf_ray.corpus.segments import SEGMENTER_VERSIONS
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import IncompleteError
 from phf_ray.records import Rejected, ScorerIdentity, Scores
@@ -82,6 +83,8 @@ class PartWriter:
 
     def reject(self, rejected: Rejected) -> None:
         self.stats.rejected[rejected.reason] += 1
+        if rejected.loss is not None:
+            self.stats.losses.add(rejected.loss)
         self._rejected.append(rejected)
 
     def commit(self) -> CorpusStats:
@@ -157,8 +160,8 @@ def finish_corpus(
 ) -> CorpusManifest:
     """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
 
-    `shards`: the digest that each part's footer must have in `shard`. Raises IncompleteError if a part belongs to
-    another job or is torn.
+    `shards`: the digest that each part's footer must have in `shard`. `segmenter`: what cut the documents that the
+    input did not give as segments. Raises IncompleteError if a part belongs to another job or is torn.
     """
     filesystem, root = open_filesystem(directory)
     parts = [posixpath.join(root, part_name(shard)) for shard in range(len(shards))]
@@ -172,7 +175,8 @@ def finish_corpus(
         digest.update(footer["digest"].encode())
     manifest = CorpusManifest(
         scorers=tuple(scorer.to_json() for scorer in scorers),
-        segmenter=segmenter,
+        segmenter=_segmenter_of(stats, segmenter),
+        segmenter_versions=config.get(SEGMENTER_VERSIONS, {}),
         stats=stats,
         fingerprint=digest.hexdigest(),
         config=config,
@@ -187,3 +191,9 @@ def finish_corpus(
         filesystem.rm(posixpath.join(root, TEMPORARY), recursive=True)
     filesystem.touch(posixpath.join(root, SUCCESS))
     return manifest
+
+
+def _segmenter_of(stats: CorpusStats, segmenter: str) -> str:
+    if not stats.cut_elsewhere:
+        return segmenter
+    return "unknown" if stats.cut_elsewhere == stats.documents else f"{segmenter}, unknown"

@@ -4,11 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from phf_ray.checkpoint import CheckpointInfo, read_info
+from phf_ray.checkpoint import MODEL_NAME, CheckpointInfo, read_info
 from phf_ray.errors import ConfigError
 from phf_ray.runs.checkpoints import find_checkpoint, name_after_run
-
-NAME = r"[A-Za-z0-9_.-]+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,7 @@ def parse_model(text: str, *, option: str) -> NamedModel:
     `option`: the option that the user set, such as `--model`; errors begin with it. Raises ConfigError for a URL
     without a name, for the URL of a file store, and for whatever `find_checkpoint` refuses.
     """
-    matched = re.fullmatch(rf"({NAME})=(.+)", text)
-    name, source = matched.groups() if matched else (None, text)
+    name, source = _split(text)
     if "://" in source:
         if not source.startswith(("http://", "https://")):
             raise ConfigError(f"{option} {text}: write http://host:port for a server, or the path of a directory")
@@ -37,3 +34,15 @@ def parse_model(text: str, *, option: str) -> NamedModel:
         return NamedModel(name, source, None)
     directory = find_checkpoint(source, option=option)
     return NamedModel(name or name_after_run(directory), source, directory, read_info(directory))
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """Split `NAME=SOURCE`. The name is None if `text` is a source alone, such as a directory `runs/lr=0.1`."""
+    name, separator, source = text.partition("=")
+    if not (separator and source and re.fullmatch(MODEL_NAME, name)) or "://" in name:
+        return None, text
+    if "://" in source or re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        return name, source
+    # A path can begin like a hub's name.
+    is_path = Path(text).exists() or ("/" in name and not Path(source).exists())
+    return (None, text) if is_path else (name, source)

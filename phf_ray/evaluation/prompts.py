@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 
 from phf_ray.config.shipped import shipped_or_own
+from phf_ray.corpus.streams import UNREADABLE, text_lines
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.storage.hashing import digest
 
@@ -15,11 +15,10 @@ def read_prompts(path: str) -> list[str]:
     """Read the `text` of each line of a JSON-lines file: local, at a URL, or shipped (`configs/prompts/...`)."""
     prompts = []
     try:
-        with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    prompts.append(_prompt_of(line, where=f"{path}:{number}"))
-    except (OSError, UnicodeDecodeError) as error:
+        for number, line in enumerate(text_lines(shipped_or_own(path)), start=1):
+            if line.strip():
+                prompts.append(_prompt_of(line, where=f"{path}:{number}"))
+    except UNREADABLE as error:
         raise ConfigError(
             f"prompts_path {path} can't be read ({error}); give a file of lines like {{'text': ...}}"
         ) from None
@@ -56,8 +55,7 @@ class Problem:
 
 def read_problems(path: str) -> list[Problem]:
     """Read problems in the order of `read_prompts`. Raises DataError with the number of a record that is not one."""
-    with fsspec.open(shipped_or_own(path), "rt", encoding="utf-8", compression="infer") as lines:
-        records = [json.loads(line) for line in lines if line.strip()]
+    records = [json.loads(line) for line in text_lines(shipped_or_own(path)) if line.strip()]
     problems = []
     for number, record in enumerate(records, start=1):
         values = [record.get(key) for key in ("prompt", "test", "entry_point")]

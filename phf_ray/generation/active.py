@@ -1,10 +1,19 @@
 """A request in progress: the tokens that the model has seen and the text that the client will see."""
 
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 from phf_ray.errors import DataError
+from phf_ray.generation.logprobs import LogprobRecord
+from phf_ray.generation.penalties import History
 from phf_ray.generation.requests import Completion, FinishReason, GenerationRequest, RequestError, TokenLogprob
 from phf_ray.generation.tokens import TextStream, TokenStrings
+
+log = logging.getLogger(__name__)
 
 
 class ActiveRequest:
@@ -15,23 +24,14 @@ class ActiveRequest:
         self.strings = strings
         self.cancelled = False
         self.error: str | None = None
+        self.cause: Exception | None = None
+        """What the error is due to, if something was raised."""
         self.finish_reason: FinishReason | None = None
-        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt()
+        self.prompt_ids, self.prompt_offsets, self.prompt_text = self._read_prompt(context)
         self._refuse_unusable(context)
-        has_control = bool(strings.control_ids)
-        control = request.control or ("good" if has_control and not request.echo else "none")
-        if control != "none" and not has_control:
-            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
-        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
-        # would turn good after the first segment.
-        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
-        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
-        self.retags = policy == "retag"
         self.inserted_at: int | None = None
         self.model_ids = list(self.prompt_ids)
-        if control != "none":
-            self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
-            self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        self._set_control(context)
         self._room = context + 1 - len(self.model_ids)
         # Each visible token can be preceded by one control token.
         max_sampled = max(1, min(request.max_tokens * (2 if self.retags else 1), self._room))
@@ -39,11 +39,18 @@ class ActiveRequest:
         """Upper bound on the positions of keys and values that the request needs."""
         key = np.array([request.seed % 2**64, request.choice], dtype=np.uint64)
         self._uniforms = np.random.Generator(np.random.Philox(key=key)).random(max_sampled)
+        self.uniform = 0.0
+        """Random number of the next token."""
+        self.biases: list[tuple[int, float]] = []
+        """What is added to the logits of the next token."""
         self.num_sampled = 0
         self.cached = 0
         self.visible_ids: list[int] = []
-        self.records: list[tuple[int, float, list[tuple[int, float]]]] = []
-        self.prompt_records: list[tuple[int, float, list[tuple[int, float]]]] = []
+        self.history = History(request, self.prompt_ids) if request.is_penalized else None
+        self.stop_ids = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else strings.end_ids)
+        """Tokens that end the text."""
+        self.records: list[LogprobRecord] = []
+        self.prompt_records: list[LogprobRecord] = []
         self._stream = TextStream(strings, self.prompt_ids[-4:])
         self._text = self.prompt_text if request.echo else ""
         self._num_read = 0
@@ -53,19 +60,34 @@ class ActiveRequest:
         self._described: list[TokenLogprob] = []
         self._record_stream = TextStream(strings, self.prompt_ids[-4:])
 
-    def _read_prompt(self) -> tuple[list[int], list[int], str]:
+    def _read_prompt(self, context: int) -> tuple[list[int], list[int], str]:
         prompt, strings = self.request.prompt, self.strings
         if isinstance(prompt, str):
+            # Encoding 15 MB takes a minute, so don't, if the result can't fit.
+            if len(prompt) > context * strings.longest_token:
+                raise RequestError(
+                    f"the model's context is {context} tokens, but the prompt has {len(prompt):,} characters, and a "
+                    f"token has at most {strings.longest_token}; shorten the prompt",
+                    "prompt",
+                )
             ids, offsets = strings.encode(prompt)
+            # The tokenizer may have tokens beyond the model's embedding.
+            self._refuse_unknown(ids, prompt)
+            if self.wants_prompt_logprobs and len(ids) <= context and strings.decode(ids) == prompt:
+                offsets = strings.places(ids)
             return ids, offsets, prompt
         ids = list(prompt)
-        wrong = [id_ for id_ in ids if id_ not in strings.valid_ids]
-        if wrong:
-            raise RequestError(f"the prompt contains the token id {wrong[0]}, which the model does not have", "prompt")
-        if not self.request.echo:
+        self._refuse_unknown(ids, prompt)
+        if not self.request.echo or len(ids) > context:
             return ids, [0] * len(ids), ""
-        stream = TextStream(strings)
-        return ids, [stream.place(id_) for id_ in ids], strings.decode(ids)
+        return ids, strings.places(ids), strings.decode(ids)
+
+    def _refuse_unknown(self, ids: Sequence[int], prompt: str | tuple[int, ...]) -> None:
+        unknown = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
+        if unknown:
+            is_text = isinstance(prompt, str)
+            how = f"encodes {self.strings.text_of(unknown[0])!r} as" if is_text else "contains"
+            raise RequestError(f"the prompt {how} the token id {unknown[0]}, which the model does not have", "prompt")
 
     def _refuse_unusable(self, context: int) -> None:
         request, num_prompt = self.request, len(self.prompt_ids)
@@ -77,9 +99,39 @@ class ActiveRequest:
                 f"{request.max_tokens}; shorten the prompt or lower max_tokens",
                 "prompt" if num_prompt >= context else "max_tokens",
             )
-        wrong = [id_ for id_ in request.logit_bias if id_ not in self.strings.valid_ids]
-        if wrong:
-            raise RequestError(f"logit_bias names the token id {wrong[0]}, which the model does not have", "logit_bias")
+        for name, ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids)):
+            wrong = [id_ for id_ in ids if id_ not in self.strings.valid_ids]
+            if wrong:
+                raise RequestError(f"{name} names the token id {wrong[0]}, which the model does not have", name)
+        hidden = set(request.stop_token_ids) & set(self.strings.control_ids.values())
+        if hidden:
+            raise RequestError(
+                f"stop_token_ids names the control token {min(hidden)}, which is never in a text; leave it out",
+                "stop_token_ids",
+            )
+
+    def _set_control(self, context: int) -> None:
+        """Insert the control token that the request asks for, and decide what happens to sampled ones."""
+        request, strings = self.request, self.strings
+        has_control = bool(strings.control_ids)
+        control = request.control or ("good" if has_control and not request.echo else "none")
+        if control != "none" and not has_control:
+            raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
+        # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
+        # would turn good after the first segment.
+        self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))
+        policy = request.policy or (strings.control.policy if strings.control is not None else "ban")
+        self.retags = policy == "retag"
+        if control == "none":
+            return
+        self.inserted_at = 1 if self.model_ids[0] == strings.eos_id else 0
+        self.model_ids.insert(self.inserted_at, strings.control_ids[control])
+        if len(self.model_ids) > context:
+            raise RequestError(
+                f"the model's context is {context} tokens, but the prompt has {len(self.prompt_ids)} and the control "
+                "token is one more; shorten the prompt, or set control to none",
+                "prompt",
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -89,22 +141,36 @@ class ActiveRequest:
     def wants_prompt_logprobs(self) -> bool:
         return self.request.echo and self.request.logprobs is not None
 
-    @property
-    def uniform(self) -> float:
-        return float(self._uniforms[self.num_sampled])
+    def fail(self, error: Exception) -> None:
+        """End the request. Clients must not see the inside of the server, so the error itself goes to the log only."""
+        log.error("a request failed", exc_info=error)
+        self.cause = error
+        self.error = "the model failed on this request; the log has the reason"
 
-    def banned_ids(self) -> list[int]:
+    def attempt(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Call `work`. If it raises, this request ends with an error, and the others of its batch go on."""
+        try:
+            work(*arguments)
+        except Exception as error:  # noqa: BLE001 - a tokenizer may fail in any way
+            self.fail(error)
+
+    def prepare_draw(self) -> None:
+        """Set `uniform` and `biases` for the next token."""
+        self.uniform = float(self._uniforms[self.num_sampled])
+        self.biases = [*self.request.logit_bias.items(), *((id_, -math.inf) for id_ in self._banned_ids())]
+
+    def _banned_ids(self) -> list[int]:
         """Tokens that must not be sampled next."""
         banned: list[int] = []
         # Two control tokens in a row would mean an empty segment, and a model could emit them forever.
         if not self.retags or self.model_ids[-1] in self.strings.control_ids.values():
             banned.extend(self.strings.control_ids.values())
-        if len(self.visible_ids) < self.request.min_tokens and self.strings.eos_id is not None:
-            banned.append(self.strings.eos_id)
+        if len(self.visible_ids) < self.request.min_tokens:
+            banned.extend(self.strings.end_ids | self.stop_ids)
         return banned
 
-    def accept(self, token_id: int, record: tuple[int, float, list[tuple[int, float]]] | None) -> None:
-        """Accept the sampled token. `record`: (id, log-probability, alternatives); None if the request wants none."""
+    def accept(self, token_id: int, record: LogprobRecord | None) -> None:
+        """Accept the sampled token. `record`: None if the request wants no log-probabilities."""
         self.num_sampled += 1
         if token_id in self.strings.control_ids.values():
             assert self._retag_id is not None
@@ -112,6 +178,8 @@ class ActiveRequest:
         else:
             self.model_ids.append(token_id)
             self.visible_ids.append(token_id)
+            if self.history is not None:
+                self.history.add(token_id)
             if record is not None:
                 self.records.append(record)
             self._finish_if_due(token_id)
@@ -120,21 +188,20 @@ class ActiveRequest:
 
     def _finish_if_due(self, token_id: int) -> None:
         request = self.request
-        if token_id == self.strings.eos_id and not request.ignore_eos:
+        if token_id in self.stop_ids:
             self.finish("stop")
             return
         # Decoding costs as much as a layer of a small model: decode token by token only if a stop string may match.
-        if request.stop and self._read_tokens() and self._stops():
-            return
+        if request.stop:
+            self._read_tokens()
+            if self._stops():
+                return
         if len(self.visible_ids) >= request.max_tokens:
             self.finish("length")
 
-    def _read_tokens(self) -> int:
-        """Decode the new tokens and return the number of characters that they add."""
-        new = self._stream.push(*self.visible_ids[self._num_read :])
+    def _read_tokens(self) -> None:
+        self._text += self._stream.push(*self.visible_ids[self._num_read :])
         self._num_read = len(self.visible_ids)
-        self._text += new
-        return len(new)
 
     def _stops(self) -> bool:
         """Cut the text at the first stop string; return whether there was one."""
@@ -143,16 +210,18 @@ class ActiveRequest:
         self._searched = len(self._text)
         if len(self.visible_ids) < self.request.min_tokens:
             return False
-        found = [at for stop in self.request.stop if (at := self._text.find(stop, begin)) >= 0]
+        # Nothing follows a stop string, so characters that the next token could change are final here.
+        text = self._text + self._stream.held.rstrip("\ufffd")
+        found = [at for stop in self.request.stop if (at := text.find(stop, begin)) >= 0]
         if not found:
             return False
-        self._text = self._text[: min(found)]
+        self._text = text[: min(found)]
         self.finish_reason = "stop"
         return True
 
     def finish(self, reason: FinishReason) -> None:
         if reason == "stop":
-            # The end-of-text token is not part of the text, however the tokenizer spells it.
+            # The token that ends the text is not part of the text, however the tokenizer spells it.
             self._text += self._stream.push(*self.visible_ids[self._num_read : -1])
             self._num_read = len(self.visible_ids)
         self._read_tokens()
@@ -181,14 +250,18 @@ class ActiveRequest:
             self._described.append(self._describe(record, offset))
         return self._described
 
-    def _describe(self, record: tuple[int, float, list[tuple[int, float]]], offset: int) -> TokenLogprob:
+    def _describe(self, record: LogprobRecord, offset: int) -> TokenLogprob:
         token_id, logprob, best = record
+        own = self.strings.text_of(token_id)
         top: dict[str, float] = {}
-        # Several ids can have the same text (parts of a character); the most probable one keeps it.
         for id_, value in (*best, (token_id, logprob)):
-            text = self.strings.text_of(id_)
-            top[text] = max(value, top.get(text, value))
-        return TokenLogprob(self.strings.text_of(token_id), logprob, top, offset)
+            key = self.strings.text_of(id_)
+            # Several ids can have the same text (parts of a character). The token itself keeps it, else the most
+            # probable one; the others go by vLLM's name for a token without a text.
+            if id_ != token_id and (key == own or key in top):
+                key = f"token_id:{id_}"
+            top[key] = value
+        return TokenLogprob(own, logprob, top, offset)
 
     def completion(self) -> Completion:
         """Return the finished completion; raise DataError if the request failed."""

@@ -13,6 +13,9 @@ _SAME_NAME = (
     "top_p",
     "seed",
     "logit_bias",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "ignore_eos",
     "logprobs",
     "echo",
@@ -42,6 +45,7 @@ def requests_from_body(body: Mapping[str, Any], *, defaults: Mapping[str, Any] =
     fields["top_k"] = max(0, given.get("top_k", 0))  # clients write -1 for no limit
     stop = given.get("stop", ())
     fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    fields["stop_token_ids"] = tuple(given.get("stop_token_ids", ()))
     num_choices = given.get("n", 1)
     return [
         GenerationRequest(

@@ -21,6 +21,8 @@ class KeyValueSlots(Cache):
 
     def __init__(self, prefilled: DynamicCache):
         self._layers = [_SlotLayer(layer) for layer in _layers(prefilled)]
+        if not self._layers:
+            raise ValueError("the model keeps no keys and values")
         super().__init__(layers=list(self._layers))
 
     @property
@@ -67,12 +69,26 @@ class KeyValueSlots(Cache):
         for part in self._parts():
             part[target_row, :, :length] = part[source_row, :, :length]
 
-    def aim(self, positions: list[int], *, device: str) -> None:
-        """Make the next pass write one position in each of the first rows: `positions[i]` in row i."""
+    def aim(self, positions: list[int], *, device: str, aligns_right: bool = False) -> Tensor:
+        """Make the next pass write one position in each of the first rows: `positions[i]` in row i.
+
+        Returns the position of each key that the pass reads, (rows, longest row). With `aligns_right`, every row ends
+        at the last key, and keys before its beginning have negative positions: for models that count a window back from
+        the last key of the batch. The price is a copy of all keys and values in use.
+        """
+        num_rows, length = len(positions), max(positions) + 1
         shared = positions[0] if len(set(positions)) == 1 else None
-        index = (torch.arange(len(positions), device=device), torch.tensor(positions, device=device))
+        positions_B = torch.tensor(positions, device=device)
+        key_positions_BL = torch.arange(length, device=device).expand(num_rows, -1)
+        columns_BL = None
+        if aligns_right and shared is None:
+            key_positions_BL = key_positions_BL - (length - 1 - positions_B)[:, None]
+            columns_BL = key_positions_BL.clamp(min=0)
+        index = (torch.arange(num_rows, device=device), positions_B)
         for layer in self._layers:
-            layer.rows, layer.length, layer.shared, layer.index = len(positions), max(positions) + 1, shared, index
+            layer.rows, layer.length, layer.shared, layer.index = num_rows, length, shared, index
+            layer.columns_BL = columns_BL
+        return key_positions_BL
 
 
 def _layers(prefilled: DynamicCache) -> list[Any]:
@@ -87,6 +103,7 @@ class _SlotLayer(DynamicLayer):
     length: int
     shared: int | None
     index: tuple[Tensor, Tensor]
+    columns_BL: Tensor | None
 
     def __init__(self, like: Any):
         super().__init__()
@@ -94,6 +111,11 @@ class _SlotLayer(DynamicLayer):
             part.new_zeros(0, part.shape[1], 0, part.shape[3]) for part in (like.keys, like.values)
         )
         self.is_initialized = True
+        self.length = 1
+
+    def get_seq_length(self) -> int:
+        """Return the number of keys of the longest row before this pass, not the number that there is room for."""
+        return self.length - 1
 
     def resize(self, rows: int, length: int) -> None:
         for name in ("keys", "values"):
@@ -111,4 +133,10 @@ class _SlotLayer(DynamicLayer):
             rows, positions = self.index
             self.keys[rows, :, positions] = key_states[:, :, 0]
             self.values[rows, :, positions] = value_states[:, :, 0]
-        return self.keys[: self.rows, :, : self.length], self.values[: self.rows, :, : self.length]
+        return self._read(self.keys), self._read(self.values)
+
+    def _read(self, part: Tensor) -> Tensor:
+        part_BHLD = part[: self.rows, :, : self.length]
+        if self.columns_BL is None:
+            return part_BHLD
+        return part_BHLD.gather(2, self.columns_BL[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))

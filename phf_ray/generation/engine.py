@@ -14,7 +14,7 @@ vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +23,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from phf_ray.checkpoint import CheckpointInfo, Control
-from phf_ray.errors import ConfigError
 from phf_ray.generation.active import ActiveRequest
+from phf_ray.generation.attention import AttentionMasks
 from phf_ray.generation.cache import KeyValueSlots
-from phf_ray.generation.logprobs import logprob_records
+from phf_ray.generation.logprobs import LogprobRecord, logprob_records
+from phf_ray.generation.penalties import penalize
+from phf_ray.generation.reach import find_context
 from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest
 from phf_ray.generation.sampling import sample_tokens
-from phf_ray.generation.tokens import TokenStrings, context_of
+from phf_ray.generation.tokens import TokenStrings, end_ids_of
 
 # Limits of one prefill: padded positions, and logits (256 MiB in float32) if a request wants them for its prompt.
 PREFILL_TOKENS = 4096
@@ -68,6 +70,7 @@ class Engine:
             num_logits=self._config.vocab_size,
             control=control,
             starts_with_eos=info is not None or control is not None,
+            end_ids=end_ids_of(model.config, self._config, getattr(model, "generation_config", None)),
         )
         self._waiting: deque[ActiveRequest] = deque()
         self._joining: list[ActiveRequest] = []
@@ -75,12 +78,14 @@ class Engine:
         self._slots: KeyValueSlots | None = None
         self._bytes_per_position: int | None = None
         self._parameters: tuple[Tensor, Tensor, Tensor] | None = None
-        self._check_architecture()
-
-    @cached_property
-    def context(self) -> int:
+        self._masks = AttentionMasks(self._config)
+        self.aligns_right = False
+        """Whether a step reads all rows as if they ended at the same position; see `KeyValueSlots.aim`."""
+        self.failed_all = False
+        """Whether the model could run none of the last step's prompts."""
+        self.context = 0
         """Positions that a request may use."""
-        return context_of(self._config, limit=self.settings.max_context)
+        self.context = find_context(self, self._config, limit=self.settings.max_context)
 
     @property
     def num_active(self) -> int:
@@ -115,17 +120,19 @@ class Engine:
         """
         self._retire()
         self._joining = joining = self._next_joining()
+        self.failed_all = False
         if joining:
-            groups = _by_length(joining)
-            advanced = [active for group in groups for active in group]
-            logits_BV = torch.cat([self._prefill(group) for group in groups])
+            passes = [done for group in _by_length(joining) for done in self._prefill(group)]
         elif self._active:
-            advanced, logits_BV = list(self._active), self._decode()
+            passes = [(list(self._active), self._decode())]
         else:
             return []
-        self._advance(advanced, logits_BV)
+        advanced = [active for group, _ in passes for active in group]
+        self.failed_all = not advanced
+        if advanced:
+            self._advance(advanced, torch.cat([logits_BV for _, logits_BV in passes]))
         self._retire()
-        return advanced
+        return list(dict.fromkeys([*advanced, *joining]))
 
     def fail_all(self, reason: str) -> list[ActiveRequest]:
         """Fail every request with `reason`. After an error in the model the slots can't be trusted."""
@@ -168,8 +175,34 @@ class Engine:
             return float("inf")
         return self.settings.cache_gb * 2**30 / self._bytes_per_position
 
-    def _prefill(self, joining: list[ActiveRequest]) -> Tensor:
-        """Run each distinct prompt once and give the requests slots. Returns the logits of the next tokens, (B, V)."""
+    def _prefill(self, joining: list[ActiveRequest]) -> Iterator[tuple[list[ActiveRequest], Tensor]]:
+        """Yield requests that got slots, with the logits of their next tokens, (B, V).
+
+        If the model fails on prompts together, it runs each alone, so that only those at fault fail. No slot is changed
+        before a pass has succeeded.
+        """
+        try:
+            logits_RKV, prefilled, row_of, column_of = self._run_prompts(joining)
+        except Exception as error:  # noqa: BLE001 - the model, the device or its memory may fail in any way
+            if len(joining) == 1:
+                joining[0].fail(error)
+            else:
+                for active in joining:
+                    yield from self._prefill([active])
+            return
+        rows = torch.tensor(row_of, device=self.model.device)
+        self._occupy(joining, prefilled, rows)
+        for active, row in zip(joining, row_of, strict=True):
+            if active.wants_prompt_logprobs:
+                active.attempt(self._record_prompt, active, logits_RKV[row])
+        yield joining, logits_RKV[rows, torch.tensor(column_of, device=self.model.device)]
+
+    def _run_prompts(self, joining: list[ActiveRequest]) -> tuple[Tensor, DynamicCache, list[int], list[int]]:
+        """Run each distinct prompt once.
+
+        Returns logits (R, K, V) of the kept positions, keys and values, and for each request its row and the column of
+        its last token.
+        """
         device = self.model.device
         distinct: dict[tuple[int, ...], int] = {}
         row_of = [distinct.setdefault(tuple(active.model_ids), len(distinct)) for active in joining]
@@ -189,14 +222,8 @@ class Engine:
             use_cache=True,
             logits_to_keep=torch.tensor(kept, device=device),
         ).logits
-        rows = torch.tensor(row_of, device=device)
-        self._occupy(joining, prefilled, rows)
-        for active, row in zip(joining, row_of, strict=True):
-            if active.wants_prompt_logprobs:
-                self._record_prompt(active, logits_RKV[row])
         column_of = {position: column for column, position in enumerate(kept)}
-        columns = torch.tensor([column_of[lengths[row] - 1] for row in row_of], device=device)
-        return logits_RKV[rows, columns]
+        return logits_RKV, prefilled, row_of, [column_of[lengths[row] - 1] for row in row_of]
 
     def _occupy(self, joining: list[ActiveRequest], prefilled: DynamicCache, rows: Tensor) -> None:
         if self._slots is None:
@@ -233,16 +260,12 @@ class Engine:
         positions = [active.cached for active in self._active]
         length = max(positions) + 1
         self._reserve(len(positions), length)
-        self._slots.aim(positions, device=str(device))
         positions_B = torch.tensor(positions, device=device)
-        hidden_BL = torch.arange(length, device=device) > positions_B[:, None]
-        # The mask is additive: eager attention adds it, and the fused kernels accept either kind.
-        lowest = torch.finfo(self.model.dtype).min
-        mask_BL = torch.zeros(hidden_BL.shape, dtype=self.model.dtype, device=device).masked_fill_(hidden_BL, lowest)
+        key_positions_BL = self._slots.aim(positions, device=str(device), aligns_right=self.aligns_right)
         logits_B1V = self.model(
             input_ids=torch.tensor([[active.model_ids[-1]] for active in self._active], device=device),
             position_ids=positions_B[:, None],
-            attention_mask=mask_BL[:, None, None],
+            attention_mask=self._masks.build(key_positions_BL, positions_B, dtype=self.model.dtype),
             past_key_values=self._slots,
             use_cache=True,
         ).logits
@@ -251,40 +274,40 @@ class Engine:
         return logits_B1V[:, 0]
 
     def _advance(self, advanced: list[ActiveRequest], logits_BV: Tensor) -> None:
-        """Sample a token for each request and pass it to the request."""
-        raw_BV = logits_BV.float()
-        sampling = [active for active in advanced if active.request.max_tokens > 0]
-        if len(sampling) < len(advanced):
-            raw_BV = raw_BV[torch.tensor([active.request.max_tokens > 0 for active in advanced], device=raw_BV.device)]
-            for active in advanced:
-                if active.request.max_tokens == 0:
-                    active.finish("length")
-        if not sampling:
+        """Sample a token for each request and pass it to the request. A request that raises fails alone."""
+        rows: list[int] = []
+        for row, active in enumerate(advanced):
+            if active.request.max_tokens == 0:
+                active.attempt(active.finish, "length")
+            else:
+                active.attempt(active.prepare_draw)
+            if not active.is_finished:
+                rows.append(row)
+        if not rows:
             return
+        sampling = [advanced[row] for row in rows]
+        raw_BV = logits_BV.float()
+        if len(rows) < len(advanced):
+            raw_BV = raw_BV[torch.tensor(rows, device=raw_BV.device)]
         tokens, finite = self._sample(sampling, raw_BV)
-        counts = [active.request.logprobs for active in sampling]
-        rows = [row for row, count in enumerate(counts) if count is not None]
-        records = dict.fromkeys(range(len(sampling)))
-        if rows:
-            wanted = [count for count in counts if count is not None]
-            records |= dict(
-                zip(rows, logprob_records(raw_BV[rows], [tokens[row] for row in rows], wanted), strict=True)
-            )
+        records = _records(sampling, raw_BV, tokens)
         for row, active in enumerate(sampling):
             if finite[row]:
-                active.accept(tokens[row], records[row])
+                active.attempt(active.accept, tokens[row], records[row])
             else:
                 active.error = "the model's logits are not finite; its weights are damaged or training diverged"
 
     def _sample(self, sampling: list[ActiveRequest], raw_BV: Tensor) -> tuple[list[int], list[bool]]:
         device = raw_BV.device
         allowed_BV = raw_BV.masked_fill(self._invalid, -torch.inf)
-        biases = [(row, id_, value) for row, a in enumerate(sampling) for id_, value in a.request.logit_bias.items()]
-        biases += [(row, id_, -torch.inf) for row, a in enumerate(sampling) for id_ in a.banned_ids()]
+        biases = [(row, id_, value) for row, active in enumerate(sampling) for id_, value in active.biases]
         if biases:
             rows, ids, values = zip(*biases, strict=True)
             where = (torch.tensor(rows, device=device), torch.tensor(ids, device=device))
             allowed_BV.index_put_(where, torch.tensor(values, device=device), accumulate=True)
+        penalized = [(row, a.history) for row, a in enumerate(sampling) if a.history is not None]
+        if penalized:
+            penalize(allowed_BV, penalized)
         temperature_B, top_k_B, top_p_B = self._sampling_parameters(sampling, device)
         tokens_B = sample_tokens(
             allowed_BV,
@@ -325,59 +348,26 @@ class Engine:
             self._active.pop()
             self._parameters = None
 
-    def _check_architecture(self) -> None:
-        """Check that two rows of different length, generated together, have the log-probabilities of a plain pass each.
-
-        They differ for models that keep other state than keys and values (recurrent layers) or ignore positions or
-        masks.
-        """
-        ids = sorted(self.strings.valid_ids - set(self.strings.control_ids.values()))
-        prompts = [tuple(ids[k % len(ids)] for k in range(7, 7 + n)) for n in (2, 5)]
-        requests = [
-            # Ban control tokens: a sampled one would be replaced and hidden, and the plain pass would not see it.
-            GenerationRequest(
-                prompt=prompt,
-                max_tokens=3,
-                temperature=0,
-                ignore_eos=True,
-                logprobs=0,
-                control="none",
-                policy="ban",
-            )
-            for prompt in prompts
-        ]
-        try:
-            differences = [self._difference_from_plain_pass(active) for active in self._run(requests)]
-        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-            differences = [float("inf")]
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            reason = f"log-probabilities differ by {max(differences):.3g} from a plain forward pass"
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.2
-        if not max(differences) <= tolerance:
-            raise ConfigError(
-                f"{type(self.model).__name__} can't be served in batches of ragged rows ({reason}); "
-                "serve a model with plain attention, or put an OpenAI-compatible server in front of this one"
-            )
-
-    @torch.inference_mode()
-    def _difference_from_plain_pass(self, active: ActiveRequest) -> float:
-        ids = [*active.prompt_ids, *active.visible_ids]
-        ids_1S = torch.tensor([ids], device=self.model.device)
-        logits_SV = self.model(input_ids=ids_1S, attention_mask=torch.ones_like(ids_1S)).logits[0].float()
-        expected_SV = logits_SV.log_softmax(dim=-1)
-        begin = len(active.prompt_ids) - 1
-        return max(
-            abs(logprob - float(expected_SV[begin + i, id_])) for i, (id_, logprob, _) in enumerate(active.records)
-        )
-
-    def _run(self, requests: Iterable[GenerationRequest]) -> list[ActiveRequest]:
+    def run(self, requests: Iterable[GenerationRequest]) -> list[ActiveRequest]:
+        """Run requests to their end, with those that are in the engine already."""
         running = [self.prepare(request) for request in requests]
         for active in running:
             self.add(active)
         while not all(active.is_finished for active in running):
             self.step()
         return running
+
+
+def _records(sampling: Sequence[ActiveRequest], raw_BV: Tensor, tokens: Sequence[int]) -> list[LogprobRecord | None]:
+    """Return the log-probabilities of each row's token, None if its request wants none."""
+    counts = [active.request.logprobs for active in sampling]
+    rows = [row for row, count in enumerate(counts) if count is not None]
+    records: list[LogprobRecord | None] = [None] * len(sampling)
+    if rows:
+        wanted = [count for count in counts if count is not None]
+        for row, record in zip(rows, logprob_records(raw_BV[rows], [tokens[row] for row in rows], wanted), strict=True):
+            records[row] = record
+    return records
 
 
 def _by_length(joining: Sequence[ActiveRequest]) -> list[list[ActiveRequest]]:
@@ -398,4 +388,4 @@ def generate(engine: Engine, requests: Iterable[GenerationRequest]) -> list[Comp
 
     Raises RequestError for a request that the model can't serve, DataError if the model's output is not finite.
     """
-    return [active.completion() for active in engine._run(requests)]
+    return [active.completion() for active in engine.run(requests)]

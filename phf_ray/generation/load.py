@@ -1,17 +1,19 @@
 """Loads an engine, or only a tokenizer, from a model directory, and runs no code or pickle from that directory."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.engine import Engine
+from phf_ray.generation.reach import DEFAULT_CONTEXT
 from phf_ray.generation.requests import EngineSettings
-from phf_ray.generation.tokens import TokenStrings, context_of
+from phf_ray.generation.tokens import TokenStrings
+from phf_ray.models.backbone import load_backbone, load_tokenizer_beside
+from phf_ray.models.positions import declared_positions
 
 
 def load_strings(
@@ -19,8 +21,8 @@ def load_strings(
 ) -> tuple[TokenStrings, CheckpointInfo | None, int]:
     """Return tokenizer, checkpoint info and context of a model with weights elsewhere. Raises like `load_engine`."""
     path = require_model(directory)
+    tokenizer = load_tokenizer_beside(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(f"{path} can't be loaded as the tokenizer of a language model: {error}") from None
@@ -32,7 +34,8 @@ def load_strings(
         control=control,
         starts_with_eos=info is not None or control is not None,
     )
-    return strings, info, context_of(config)
+    # The other server applies the model's windows itself.
+    return strings, info, declared_positions(config) or DEFAULT_CONTEXT
 
 
 def load_engine(
@@ -45,17 +48,15 @@ def load_engine(
     path, settings = require_model(directory), settings or EngineSettings()
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {settings.device} was requested, but no GPU is visible here; use device cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, settings.dtype), trust_remote_code=False, weights_only=True
-        )
-    except pickle.UnpicklingError:
-        # torch's own message explains how to run the code anyway.
-        raise DataError(
-            f"{path} can't be loaded: its weights are a pickle that holds more than tensors, perhaps code, so it was "
-            "not run; save the model as safetensors"
-        ) from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"{path} can't be loaded as a causal language model: {error}") from None
+    model: Any = load_backbone(path, revision=None, dtype=getattr(torch, settings.dtype))
+    _refuse_without_attention(model, path)
+    tokenizer = load_tokenizer_beside(path)
     return Engine(model.to(settings.device), tokenizer, info=read_info(path), control=control, settings=settings)
+
+
+def _refuse_without_attention(model: Any, path: Path) -> None:
+    if model._is_stateful and not hasattr(model.config.get_text_config(), "num_attention_heads"):
+        raise ConfigError(
+            f"{path}: {type(model).__name__} keeps a running state in place of keys and values, which this engine "
+            "can't batch; choose a model with attention, or put an OpenAI-compatible server in front of this one"
+        )

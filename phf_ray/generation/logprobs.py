@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+LogprobRecord = tuple[int, float, list[tuple[int, float]]]
+"""A token, its log-probability, and the most probable tokens with theirs."""
+
 # The lowest log-probability that clients get, because JSON has no minus infinity.
 LOWEST_LOGPROB = -9999.0
 
 
-def logprob_records(
-    logits_BV: Tensor, tokens: Sequence[int], counts: Sequence[int]
-) -> list[tuple[int, float, list[tuple[int, float]]]]:
-    """Return (token, its log-probability, the `counts[row]` most probable tokens with theirs) for each row.
+def logprob_records(logits_BV: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[LogprobRecord]:
+    """Return for each row its token's record, with the `counts[row]` most probable tokens.
 
     Both come from one tensor, so a client can test by equality whether the token was the most probable one.
     """

@@ -1,5 +1,6 @@
 """Generation requests and their completions."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -9,7 +10,7 @@ from phf_ray.errors import ConfigError
 
 FinishReason = Literal["stop", "length"]
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64
 MAX_LOGPROBS = 5
 
 
@@ -33,7 +34,7 @@ class GenerationRequest:
     max_tokens: int = 16
     """May be 0 with `echo`."""
     min_tokens: int = 0
-    """Before this many tokens, end-of-text is banned and stop strings are ignored."""
+    """Before this many tokens, end-of-text and `stop_token_ids` are banned and stop strings are ignored."""
     temperature: float = 1.0
     """Below 1e-5, pick the most probable token."""
     top_p: float = 1.0
@@ -43,7 +44,16 @@ class GenerationRequest:
     choice: int = 0
     """Index among the texts of one call. It makes them differ although they share the seed."""
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text like end-of-text, also with `ignore_eos`."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens in the prompt and the output, and multiplies their negative logits; above
+    0."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time that it is in the output."""
     ignore_eos: bool = False
     logprobs: int | None = None
     """Number of alternatives to report per token; None: no log-probabilities."""
@@ -54,13 +64,16 @@ class GenerationRequest:
     policy: ControlPolicy | None = None
     """None: the checkpoint's policy."""
 
+    @property
+    def is_penalized(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
     def __post_init__(self) -> None:
         for name, low, high in _LIMITS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise RequestError(f"{name} is {value}; it must be between {low:g} and {high:g}", name)
-        if self.top_p == 0:
-            raise RequestError("top_p is 0, which leaves no token; use temperature 0 for greedy decoding", "top_p")
+        self._check_above_zero()
         if len(self.stop) > MAX_STOP_STRINGS or "" in self.stop:
             raise RequestError(f"stop must be at most {MAX_STOP_STRINGS} strings, none of them empty", "stop")
         if self.max_tokens == 0 and not self.echo:
@@ -78,6 +91,15 @@ class GenerationRequest:
         if self.policy not in (None, *get_args(ControlPolicy)):
             raise RequestError(f"control_policy is {self.policy!r}; use ban or retag", "control_policy")
 
+    def _check_above_zero(self) -> None:
+        if self.top_p == 0:
+            raise RequestError("top_p is 0, which leaves no token; use temperature 0 for greedy decoding", "top_p")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise RequestError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be a number above 0, and 1 for no penalty",
+                "repetition_penalty",
+            )
+
 
 _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 0, 2**20),
@@ -87,6 +109,8 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("top_k", 0, 2**31 - 1),
     ("seed", -(2**63), 2**64 - 1),
     ("logprobs", 0, MAX_LOGPROBS),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
 )
 
 

@@ -16,6 +16,8 @@ def architecture_of(config: ModelConfig) -> Any:
             stored, _ = PreTrainedConfig.get_config_dict(config.path_or_name, revision=config.revision)
         else:
             stored = {"model_type": config.model_type}
+        # It describes the stored weights, and a new model has its own.
+        stored.pop("quantization_config", None)
         kind = type(AutoConfig.for_model(stored.pop("model_type", None)))
     except (OSError, ValueError) as error:
         raise ConfigError(

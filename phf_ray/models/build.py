@@ -9,15 +9,18 @@ from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.backbone import first_words, load_backbone
-from phf_ray.models.embeddings import embedding_weights, fill_with_mean, start_new_rows
+from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_padding_rows, start_new_rows
+from phf_ray.models.generation_config import savable_generation_config
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.probing import probe_batches
 
 
 def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:
     """Build a model on the CPU in fp32. The same seed gives the same weights on any number of workers.
 
-    Raises ConfigError for an architecture, field or revision that does not exist, and for a head that is not linear.
+    Raises ConfigError for an architecture, field or revision that does not exist, for a head that is not linear, and
+    for a model that could not be served.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no eos_token, which separates documents; set tokenizer.special_tokens")
@@ -25,8 +28,15 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
         torch.manual_seed(seed)
         make = _from_scratch if config.from_scratch else _from_pretrained
         backbone: PreTrainedModel = make(config, tokenizer)
+        learn_padding_rows(backbone, is_new=config.from_scratch)
         start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
     _set_special_tokens(backbone, tokenizer)
+    model = _with_value_head(backbone, config)
+    probe_batches(backbone)
+    return model
+
+
+def _with_value_head(backbone: PreTrainedModel, config: ModelConfig) -> LanguageModel:
     value_head_config = config.model_kwargs.value_head_config
     if value_head_config is None:
         return LanguageModel(backbone)
@@ -89,3 +99,4 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
     for key, token_id in _special_ids(tokenizer).items():
         setattr(model.config, key, token_id)
         setattr(model.generation_config, key, token_id)
+    model.generation_config = savable_generation_config(model.generation_config)

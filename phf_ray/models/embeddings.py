@@ -1,9 +1,9 @@
-"""Initialises the embedding rows of new tokens."""
+"""Initialises the embedding rows of new tokens, and lets every row learn."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phf_ray.errors import ConfigError
@@ -37,3 +37,19 @@ def fill_with_mean(weight_VD: Tensor, *, first: int, last: int, num_known: int) 
     with torch.no_grad():
         mean_D = weight_VD[:num_known].mean(dim=0)
         weight_VD[first:last] = mean_D + _NEW_ROW_NOISE * torch.randn(last - first, mean_D.shape[0])
+
+
+def learn_padding_rows(model: nn.Module, *, is_new: bool) -> None:
+    """Let the padding token's embedding learn.
+
+    Blocks have no padding, but end-of-text may stand in for a padding token, and every document begins with it. torch
+    gives the row at an embedding's `padding_idx` no gradient: it would stay as it is for ever.
+
+    `is_new`: draw the row like the others, because a new model's is zero. Loaded weights stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            weight_VD = module.weight.detach()
+            if is_new:
+                weight_VD[module.padding_idx] = torch.randn(weight_VD.shape[1]) * weight_VD.std()
+            module.padding_idx = None

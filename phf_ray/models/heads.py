@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phf_ray.errors import DataError
+from phf_ray.model_folder import unwrapped_name
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_HEAD_KEY = "value_head.head.weight"
@@ -57,6 +58,8 @@ def load_value_head(value_head: ValueHead, source: str, *, revision: str | None)
             f"{source}: {VALUE_HEAD_KEY} has shape {tuple(weight.shape)}, "
             f"but the model needs {tuple(value_head.head.weight.shape)}"
         )
+    if not weight.isfinite().all():
+        raise DataError(f"{source}: {VALUE_HEAD_KEY} has values that are NaN or infinite; take an earlier checkpoint")
     with torch.no_grad():
         value_head.head.weight.copy_(weight)
     return True
@@ -67,13 +70,13 @@ def _find_weight(key: str, source: str, *, revision: str | None) -> Tensor | Non
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = _find_file(index_name, source, revision=revision)
         if index is not None:
-            shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"].get(key)
-            names += [] if shard is None else [shard]
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names += [shard for name, shard in shards.items() if unwrapped_name(name) == key]
     for name in names:
         path = _find_file(name, source, revision=revision)
-        weights = {} if path is None else _read_weight(key, path)
-        if key in weights:
-            return weights[key]
+        weight = None if path is None else _read_weight(key, path)
+        if weight is not None:
+            return weight
     return None
 
 
@@ -87,9 +90,10 @@ def _find_file(name: str, source: str, *, revision: str | None) -> Path | None:
         return None
 
 
-def _read_weight(key: str, path: Path) -> dict[str, Tensor]:
+def _read_weight(key: str, path: Path) -> Tensor | None:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key)} if key in tensors.keys() else {}  # noqa: SIM118 - not a mapping
+            names = [name for name in tensors.keys() if unwrapped_name(name) == key]  # noqa: SIM118 - not a mapping
+            return tensors.get_tensor(names[0]) if names else None
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    return {key: weights[key]} if key in weights else {}
+    return next((weight for name, weight in weights.items() if unwrapped_name(name) == key), None)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, read_info, require_model
-from phf_ray.models.backbone import load_backbone
+from phf_ray.models.backbone import load_backbone, load_tokenizer_beside
+from phf_ray.models.embeddings import learn_padding_rows
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
 
@@ -31,7 +31,8 @@ def load_checkpoint(
     directory = require_model(directory)
     info = read_info(directory)
     backbone = load_backbone(directory, revision=None, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    learn_padding_rows(backbone, is_new=False)
+    tokenizer = load_tokenizer_beside(directory)
     value_head: ValueHead | None = ValueHead(head_width(backbone))
     assert value_head is not None
     if not load_value_head(value_head, str(directory), revision=None):

@@ -1,8 +1,13 @@
-"""Runs a model to test whether its logits are `scale * (hidden @ weight.T + bias)`."""
+"""Runs a model to test what training and serving rely on.
+
+Training needs logits that are `scale * (hidden @ weight.T + bias)`; serving needs a past of keys and values alone.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from phf_ray.errors import ConfigError
 
@@ -60,3 +65,65 @@ def probe_logit_scale(backbone: PreTrainedModel) -> float:
         cause = f" (final_logit_softcapping={capping})" if capping is not None else ""
         raise ConfigError(f"{name}: its logits are not a linear function of hidden states{cause}; choose another model")
     return scale
+
+
+def probe_batches(backbone: PreTrainedModel) -> None:
+    """Check that two texts of different length can be continued in one batch, from keys, values and masks alone.
+
+    The server and the evaluations during training generate so, and refuse other models after the training is paid for.
+    Raises ConfigError if a text's logits differ from those that it has alone.
+    """
+    name = type(backbone).__name__
+    weight: Any = backbone.get_input_embeddings().weight
+    long_S = torch.arange(4, device=weight.device) + weight.shape[0] // 2
+    short_S = long_S[[0, 1, 3]]
+    was_training = backbone.training
+    try:
+        backbone.eval()
+        with torch.no_grad():
+            alone_BV = torch.stack([_last_logits(backbone, text_S) for text_S in (long_S, short_S)])
+            together_BV = _continued_logits(backbone, long_S)
+        scale = min(1.0, float(alone_BV.std()))
+        wrong = float((together_BV - alone_BV).abs().max())
+        reason = f"logits differ by {wrong:.3g} from those of a text alone"
+        agrees = wrong <= max(1e-5, 1e-3 * scale)
+    except (RuntimeError, TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
+        agrees, reason = False, f"{type(error).__name__}: {error}"
+    finally:
+        backbone.train(was_training)
+    if not agrees:
+        raise ConfigError(
+            f"{name} can't generate in batches of texts of different length ({reason}), so it could be trained but not "
+            "served; choose a model with plain attention"
+        )
+
+
+def _last_logits(backbone: Any, ids_S: Tensor) -> Tensor:
+    logits_V: Tensor = backbone(input_ids=ids_S[None], use_cache=False).logits[0, -1].float()
+    return logits_V
+
+
+def _continued_logits(backbone: Any, ids_S: Tensor) -> Tensor:
+    """Return the logits of two rows after the last token: one of the whole text, one of the text without its third."""
+    ids_BS = ids_S.expand(2, -1)
+    past = DynamicCache()
+    backbone(
+        input_ids=ids_BS[:, :3], attention_mask=torch.ones_like(ids_BS[:, :3]), past_key_values=past, use_cache=True
+    )
+    layers: list[Any] = list(past.layers)
+    if not layers or any(layer.keys is None or layer.keys.shape[2] != 3 for layer in layers):
+        raise ValueError("its past is more than keys and values")
+    mask_B4 = torch.zeros(2, 4, dtype=backbone.dtype, device=ids_S.device)
+    mask_B4[1, 2] = torch.finfo(backbone.dtype).min
+    logits_BV: Tensor = (
+        backbone(
+            input_ids=ids_BS[:, 3:],
+            attention_mask=mask_B4[:, None, None],
+            position_ids=torch.tensor([[3], [2]], device=ids_S.device),
+            past_key_values=past,
+            use_cache=True,
+        )
+        .logits[:, 0]
+        .float()
+    )
+    return logits_BV

@@ -1,6 +1,9 @@
-"""Writes a checkpoint: an ordinary model directory plus `phf.json` and `value_head.safetensors`."""
+"""Writes a checkpoint: an ordinary model directory plus `phf.json` and `value_head.safetensors`.
 
-from collections.abc import Mapping
+Whether transformers writes a model's configuration and tokenizer is known before training: `rehearse_save`.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from phf_ray.checkpoint import CheckpointInfo, write_info
+from phf_ray.errors import ConfigError
 from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY
 from phf_ray.models.language_model import LanguageModel
 
@@ -35,3 +39,31 @@ def save_checkpoint(
     if VALUE_HEAD_KEY in state:
         save_file({VALUE_HEAD_KEY: state[VALUE_HEAD_KEY].detach().cpu().contiguous()}, directory / VALUE_HEAD_FILE)
     write_info(directory, info)
+
+
+def rehearse_save(directory: Path, model: LanguageModel, tokenizer: Any, info: CheckpointInfo) -> None:
+    """Write everything of a checkpoint but the weights.
+
+    Raises ConfigError if transformers refuses to write a part, OSError if the disk does.
+    """
+    backbone: Any = model.backbone
+    parts: dict[str, Callable[[], object]] = {
+        "config.json": lambda: backbone.config.save_pretrained(directory),
+        "tokenizer": lambda: tokenizer.save_pretrained(directory),
+        "phf.json": lambda: write_info(directory, info),
+    }
+    if backbone.can_generate():
+        parts["generation_config.json"] = lambda: backbone.generation_config.save_pretrained(directory)
+    for name, write in parts.items():
+        try:
+            write()
+        except OSError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            if "(os error" in reason:  # tokenizers raises a plain Exception for the disk's errors
+                raise
+            raise ConfigError(
+                f"no checkpoint of this model could be saved, because its {name} can't be: {reason}; correct it in the "
+                "folder that training starts from"
+            ) from error

@@ -64,6 +64,9 @@ def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
         architecture = architecture_of(config.model_copy(update={"config_kwargs": {}}))
         num_rows = max(architecture.vocab_size, len(tokenizer))
         architecture.vocab_size = padded_rows(num_rows, multiple=config.pad_vocab_to_multiple_of)
+    if (getattr(architecture, "pad_token_id", None) or 0) >= architecture.vocab_size:
+        # The default of some (Phi-3: 32000) is beyond a small vocabulary; `build_model` sets the tokenizer's own.
+        architecture.pad_token_id = 0
     with torch.device("meta"):
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
         backbone.tie_weights()

@@ -233,13 +233,12 @@ class RunDirectory:
         final = self.checkpoints / f"step-{step:08d}"
         scratch = self.checkpoints / f".writing-{final.name}-{uuid.uuid4().hex[:8]}"
         scratch.mkdir(parents=True)
-        write(scratch)
-        files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        for path in files:
-            sync(path)
-        # The model card is rewritten when more is known about the model; the other files never change.
-        sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files if path.name != "README.md"}
-        write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
+        try:
+            self._fill(scratch, write)
+        except BaseException:
+            # On a full disk, half a checkpoint would take the room of the message that says so.
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
         if final.exists():  # an incomplete checkpoint, or the same one written by an orphan
             self._remove(final)
         scratch.rename(final)
@@ -248,6 +247,16 @@ class RunDirectory:
             for old in self.complete_checkpoints()[:-keep]:
                 self._remove(old)
         return final
+
+    @staticmethod
+    def _fill(scratch: Path, write: Callable[[Path], None]) -> None:
+        write(scratch)
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        for path in files:
+            sync(path)
+        # The model card is rewritten when more is known about the model; the other files never change.
+        sizes = {str(path.relative_to(scratch)): path.stat().st_size for path in files if path.name != "README.md"}
+        write_text(scratch / COMPLETE, json.dumps(sizes, indent=2) + "\n")
 
     def complete_checkpoints(self) -> list[Path]:
         """Return the complete checkpoints by step, oldest first."""

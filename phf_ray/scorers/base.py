@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 from phf_ray.records import Scored, ScorerIdentity, Span
-from phf_ray.scorers.origin import config_name, versions_from_outside
+from phf_ray.scorers.origin import config_name, versions_of_code
 
 # A text without characters has no score per character.
 EMPTY = Scored(None, "empty: the text has no characters")
@@ -47,9 +47,11 @@ class Scorer(ABC):
     """Decides the red LM's instruction and the server's endpoints that ask this scorer: moderations and Perspective for
     toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`). None: no endpoint asks it, and the red
     LM's instruction must be configured."""
+    text_suffixes: ClassVar[tuple[str, ...] | None] = None
+    """Suffixes of the text files that the scorer can judge; others in a folder are left out. None: any text."""
     version: ClassVar[str | None] = None
-    """Part of the identity of a scorer defined outside this package. Change it if scores change for a reason that the
-    source of the module does not show."""
+    """Part of the identity. Change it if scores change for a reason that no other version shows: in this package, the
+    scorer's own code."""
 
     num_truncated: int = 0
     """Number of texts so far that were too long, so that only their beginning was scored."""
@@ -75,7 +77,7 @@ class Scorer(ABC):
             name=self.name,
             class_name=config_name(type(self)),
             unit=self.unit,
-            versions={package: version(package) for package in self.packages} | versions_from_outside(type(self)),
+            versions={package: version(package) for package in self.packages} | versions_of_code(type(self)),
             settings=self._identity_settings(),
         )
 
@@ -93,6 +95,11 @@ class Scorer(ABC):
     def languages(cls, settings: Any) -> tuple[str, ...]:  # noqa: ARG003  a model's settings decide
         """Languages that the scorer can judge, if it judges prose."""
         return ("en",)
+
+    @classmethod
+    def span_types(cls, settings: Any) -> tuple[str, ...] | None:  # noqa: ARG003  a scorer with spans may say it
+        """Return the types that the scorer's spans can have; None if it does not say."""
+        return None
 
     def _identity_settings(self) -> dict[str, Any]:
         """Return the settings that can change a score."""

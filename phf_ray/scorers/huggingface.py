@@ -27,17 +27,10 @@ class SequenceClassifierScorer(ClassifierScorer):
     Settings = SequenceClassifierSettings
 
     def __init__(self, settings: SequenceClassifierSettings):
-        import torch
-        import transformers
+        from phf_ray.models.backbone import load_classifier, load_tokenizer_beside
 
-        try:
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                settings.path, revision=settings.revision, use_safetensors=True, dtype=torch.float32
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(settings.path, revision=settings.revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"no sequence classifier at {settings.path} ({reason}); give its folder") from None
+        model = load_classifier(settings.path, revision=settings.revision)
+        tokenizer = load_tokenizer_beside(settings.path, revision=settings.revision)
         super().__init__(settings, model=model, tokenizer=tokenizer)
         self._settings: SequenceClassifierSettings = settings
         self._label = _label_index(settings.label, model.config)

@@ -1,7 +1,8 @@
 """Says where a scorer's class comes from. That is part of its identity if the class is not from this package.
 
-This package's own scorers are identified by the versions of the libraries that do the work. A class from outside can
-change any day; the version of its distribution shows the change, or else the hash of its source.
+This package's own scorers are identified by the versions of the libraries that do the work, and by their `version` if
+they have one. A class from outside can change any day; the version of its distribution shows the change, or else the
+hash of its source.
 """
 
 import hashlib
@@ -28,17 +29,18 @@ def config_name(scorer: type["Scorer"]) -> str:
 
 
 @cache
-def versions_from_outside(scorer: type["Scorer"]) -> dict[str, str]:
-    """Return versions that change with the code of a class from outside this package; empty for this package's own.
+def versions_of_code(scorer: type["Scorer"]) -> dict[str, str]:
+    """Return versions that change with the code of the class.
 
-    The class's `version`, if it has one, is under the class's name. The version of its distribution is under the
-    distribution's name. If there is none, `sha256:...` of the module's source is under the module's name.
+    The class's `version`, if it has one, is under the class's name. For a class from outside this package, the version
+    of its distribution is under the distribution's name. If there is none, `sha256:...` of the module's source is under
+    the module's name.
 
-    Raises ConfigError if the module is in no distribution and has no source.
+    Raises ConfigError if a module from outside is in no distribution and has no source.
     """
-    if not is_outside(scorer):
-        return {}
     own = {} if scorer.version is None else {config_name(scorer): scorer.version}
+    if not is_outside(scorer):
+        return own
     return own | (_installed(scorer.__module__) or {scorer.__module__: _source_hash(scorer)})
 
 

@@ -1,19 +1,19 @@
 """PEP8: violations of pycodestyle's default style per character.
 
 Every violation that `pycodestyle.Checker` reports counts, on the line that it reports. The scorer does not read the
-user's or the project's settings (setup.cfg, tox.ini): scores must not change with the working directory.
+user's or the project's settings (setup.cfg, tox.ini): scores must not change with the working directory. They do not
+change with the interpreter either, because the tokens are always those of Python 3.11.
 """
 
-import dataclasses
+import io
 import itertools
-import platform
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from phf_ray.corpus.segments import split_lines
-from phf_ray.records import Scored, ScorerIdentity
+from phf_ray.records import Scored
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
-from phf_ray.scorers.pep8_checker import report
+from phf_ray.scorers.pep8_checker import check
 
 
 class PEP8Settings(ScorerSettings):
@@ -26,6 +26,8 @@ class PEP8Scorer(Scorer):
     packages = ("pycodestyle",)
     default_segmenter = "lines"
     measures = "code_style"
+    text_suffixes = (".py", ".pyi")
+    version = "2"
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         return [self.score_segments([text])[0] for text in texts]
@@ -36,37 +38,49 @@ class PEP8Scorer(Scorer):
         if not text:
             return [EMPTY] * len(segments)
         try:
-            places = find_violations(text)
+            found = find_violations(text)
         # DIFFERS: phf-ray gives no score if the checker fails; the original gives the file 0.0, the best score (A-13).
         except Exception as error:  # noqa: BLE001  checks are regular expressions and index arithmetic over any text
             return [failure(error)] * len(segments)
         ends = list(itertools.accumulate(map(len, segments)))
         counts = [0] * len(segments)
-        for place in places:
+        for place in found.places:
             counts[bisect_right(ends, place)] += 1
         return [
-            Scored(count / len(segment)) if segment else EMPTY for count, segment in zip(counts, segments, strict=True)
+            _scored(segment, count, found.failure if end > found.num_read else None)
+            for segment, count, end in zip(segments, counts, ends, strict=True)
         ]
 
-    def identity(self) -> ScorerIdentity:
-        identity = super().identity()
-        # pycodestyle uses Python's own tokenizer, so its results change with Python.
-        versions = {**identity.versions, "python": platform.python_version()}
-        return dataclasses.replace(identity, versions=versions)
+
+class Violations(NamedTuple):
+    places: list[int]
+    """Character offset of every violation, in the order of the report. It always lies on the violation's line, even if
+    the reported column does not. A line past the end counts as the last line."""
+    num_read: int
+    """Number of characters up to the line at which Python's tokenizer failed."""
+    failure: str | None
+    """Why the rest was not read; None if the whole text was."""
 
 
-def find_violations(text: str) -> list[int]:
-    """Return the character offset of each violation in a non-empty text, in the order of the report.
-
-    The offset always lies on the violation's line, even if the reported column does not. A line past the end counts as
-    the last line.
-    """
-    lines = split_lines(text)
+def find_violations(text: str) -> Violations:
+    """Return the violations in a non-empty text."""
+    # DIFFERS: phf-ray ends lines at CR and CRLF too, as pycodestyle does when it reads the file; the original gives the
+    # checker lines that end at LF.
+    lines = io.StringIO(text, newline="").readlines()
+    found = check([line.rstrip("\r\n") + "\n" if line[-1] in "\r\n" else line for line in lines])
     line_starts = [0, *itertools.accumulate(map(len, lines))]
     # DIFFERS: phf-ray counts a violation past the end (an unclosed bracket) on the last line; the original raises
     # IndexError and scores every line of the file 0.0 (A-12).
     places = []
-    for number, column in report(lines):
+    for number, column in found.places:
         line = min(max(number, 1), len(lines)) - 1
         places.append(line_starts[line] + min(max(column, 0), len(lines[line]) - 1))
-    return places
+    return Violations(places, line_starts[found.num_read], found.failure)
+
+
+def _scored(segment: str, num_violations: int, why_not_read: str | None) -> Scored:
+    if not segment:
+        return EMPTY
+    # DIFFERS: phf-ray gives no score from the line on at which the tokenizer fails; the original gives these lines 0.0,
+    # the best score, because pycodestyle does not check them.
+    return Scored(num_violations / len(segment)) if why_not_read is None else Scored(None, why_not_read)

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import pycodestyle
 
+from phf_ray.scorers.python_tokens import python_tokens
+
 # The conditions below come from reading this version's checks. With any other version, all checks run on all lines.
 CONDITIONS_HOLD = pycodestyle.__version__.startswith("2.15.")
 
@@ -58,15 +60,50 @@ class ViolationPlaces(pycodestyle.BaseReport):
         return code
 
 
+class Checked(NamedTuple):
+    """What the checker found in a file."""
+
+    places: list[tuple[int, int]]
+    """Line (from 1) and column (from 0) of every violation, as reported: the line can lie past the end."""
+    num_read: int
+    """Number of lines up to the one at which the tokenizer failed. It hides the rest of the file from the checks."""
+    failure: str | None
+    """Why the rest was not read; None if all lines were."""
+
+
+def check(lines: list[str]) -> Checked:
+    """Return the violations in a file with these lines."""
+    places = ViolationPlaces(OPTIONS)
+    # Copy the list: the checker strips a byte order mark from its first line.
+    checker = FastChecker(lines=list(lines), options=OPTIONS, report=places)
+    checker.check_all()
+    if checker.failure is None:
+        return Checked(places.places, len(lines), None)
+    row = _row_of(checker.failure)
+    if row > len(lines):
+        # A bracket is still open at the end, but all lines have been checked.
+        return Checked(places.places, len(lines), None)
+    reason = f"{type(checker.failure).__name__}: {checker.failure.args[0]}, line {row}; nothing is judged from there on"
+    return Checked(places.places, row - 1, reason)
+
+
 def report(lines: list[str], *, checker: type[pycodestyle.Checker] | None = None) -> list[tuple[int, int]]:
     """Return the reported line and column of every violation in a file with these lines.
 
     `checker`: None for `FastChecker`, or `pycodestyle.Checker` for comparison.
     """
     places = ViolationPlaces(OPTIONS)
-    # Copy the list: the checker strips a byte order mark from its first line.
+    # Copy the list, as above.
     (checker or FastChecker)(lines=list(lines), options=OPTIONS, report=places).check_all()
     return places.places
+
+
+def _row_of(failure: SyntaxError | tokenize.TokenError) -> int:
+    if isinstance(failure, SyntaxError):
+        assert failure.lineno is not None
+        return failure.lineno
+    row: int = failure.args[1][0]
+    return row
 
 
 class _Bound(NamedTuple):
@@ -123,7 +160,13 @@ def _linear(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FastChecker(pycodestyle.Checker):
-    """A Checker that runs each check only on lines in which it can find something."""
+    """A Checker that runs each check only on lines in which it can find something.
+
+    Its tokens are those of Python 3.11, in every version of the interpreter.
+    """
+
+    failure: SyntaxError | tokenize.TokenError | None = None
+    """What ended the tokens early; None if the tokenizer came to the end of the file."""
 
     def check_all(self, expected: object = None, line_offset: int = 0) -> int:
         """Like pycodestyle's, without its options for verbose output and without checks of the syntax tree."""
@@ -166,7 +209,7 @@ class FastChecker(pycodestyle.Checker):
         line_noqa: Any = ""
         ends_in_backslash = False
         try:
-            for token in tokenize.generate_tokens(self.readline):
+            for token in python_tokens(self.readline):
                 kind, text, start, end, line = token
                 if start[0] > self.total_lines:
                     return
@@ -175,11 +218,12 @@ class FastChecker(pycodestyle.Checker):
                     last, line_noqa, ends_in_backslash = line, line and pycodestyle.noqa(line), line.endswith("\\\n")
                 self.noqa = line_noqa
                 ends_line = kind in pycodestyle.NEWLINE or (ends_in_backslash and line[end[1] :].lstrip() == "\\\n")
-                if ends_line or kind in _PARTS_OF_STRINGS or (kind == tokenize.STRING and "\n" in text):
+                if ends_line or (kind == tokenize.STRING and "\n" in text):
                     self.maybe_check_physical(token, previous)
                 yield token
                 previous = line
-        except (SyntaxError, tokenize.TokenError):
+        except (SyntaxError, tokenize.TokenError) as error:
+            self.failure = error
             self.report_invalid_syntax()
 
     def check_physical(self, line: str) -> None:
@@ -292,9 +336,6 @@ def _has_bracket_gap(line: str) -> bool:
     )  # fmt: skip
 
 
-_PARTS_OF_STRINGS = frozenset(
-    {pycodestyle.FSTRING_START, pycodestyle.FSTRING_END, pycodestyle.TSTRING_START, pycodestyle.TSTRING_END}
-)
 OPTIONS = default_options()
 _PHYSICAL = {name: _bind(name, check, names) for name, check, names in OPTIONS.physical_checks}
 _LOGICAL = {name: _bind(name, _linear(name, check), names) for name, check, names in OPTIONS.logical_checks}

@@ -1,24 +1,43 @@
-"""Finds the postal addresses that pyap finds, but searches only near the names of states."""
+"""Finds the postal addresses that pyap finds, but searches only near what every address ends with.
+
+That is the name of a state or province in the United States and Canada, and a postal code in Great Britain.
+"""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import Any, NamedTuple
 
+import pyap.source_CA.data
+import pyap.source_GB.data
 import pyap.source_US.data
+from scrubadub.detectors import PostalCodeDetector
 from scrubadub.filth import AddressFilth, Filth
 
+from phf_ray.errors import DataError
 from phf_ray.scorers.pii_reference import HYPHENS, AddressDetector
 
 
+class TooManyAddressesError(DataError):
+    """A text has so many addresses with the same first word that finding them again takes quadratic time."""
+
+
+_MAX_PLACES = 10_000_000
+
+
 class Address(AddressDetector):
-    """Finds American addresses by searching only before the names of states."""
+    """Finds addresses by searching only before the names of states, of provinces, or postal codes."""
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        if self.region != "US":
-            yield from super().iter_filth(text, document_name=document_name)
-            return
-        addresses = {address: _first_word(address) for address in _full_addresses(text)}
+        addresses = {address: _first_word(address) for address in _full_addresses(text, _GRAMMARS[self.region])}
         places = _places_of(set(addresses.values()), text)
+        num_places = sum(len(places[first_word]) for first_word in addresses.values())
+        # DIFFERS: phf-ray gives no score to a text in which the first words of its addresses have more than 10,000,000
+        # places, counted once for each address; the original takes hours.
+        if num_places > _MAX_PLACES:
+            raise TooManyAddressesError(
+                f"{len(addresses)} addresses could stand at {num_places} places, the limit is {_MAX_PLACES}; "
+                "score the text in parts"
+            )
         for full_address, first_word in addresses.items():
             pattern, end = re.compile(self.pattern(full_address)), 0
             for place in places[first_word]:
@@ -38,16 +57,19 @@ class Address(AddressDetector):
 
 
 def _first_word(full_address: str) -> str:
-    """Return the street number that an address begins with. In the text, too, it ends at the end of a word."""
+    """Return the word that an address begins with, or its first character if that is in no word.
+
+    In the text, too, the word begins and ends with a word: the end is that of the address, or something in the address
+    that is in no word.
+    """
     match = _WORD.match(full_address)
-    assert match is not None, full_address
-    return match[0]
+    return full_address[0] if match is None else match[0]
 
 
 def _places_of(words: Set[str], text: str) -> dict[str, list[int]]:
     """Return the places of each word, in one pass, so that the text is not searched once per address."""
     places: dict[str, list[int]] = {word: [] for word in words}
-    for match in _WORD.finditer(text) if words else ():
+    for match in _WORD_OR_CHARACTER.finditer(text) if words else ():
         if match[0] in places:
             places[match[0]].append(match.start())
     return places
@@ -59,31 +81,41 @@ def normalize_for_pyap(text: str) -> str:
     return text if text.isascii() else _DASHES.sub("-", text)
 
 
-def _full_addresses(text: str) -> Iterator[str]:
+class _Grammar(NamedTuple):
+    """How pyap finds the addresses of a country, all in texts that pyap has normalised."""
+
+    address: re.Pattern[str]
+    ends: Callable[[str], list[int]]
+    """Returns a place within 30 characters of each possible state, province or British postal code, in order."""
+    chars_before: int
+    """An address has at most so many characters before such a place, if no run of letters and digits has 45."""
+
+
+def _full_addresses(text: str, grammar: _Grammar) -> Iterator[str]:
     """Yield the addresses that pyap finds in the text, except those with the word coverage."""
-    if not _state_places(text):
-        return
     text = normalize_for_pyap(text)
-    for begin, end in _address_windows(text):
-        for match in _ADDRESS.finditer(text, begin, end):
+    for begin, end in _address_windows(text, grammar):
+        for match in grammar.address.finditer(text, begin, end):
             # pyap strips its matches in the same way.
             full_address = match["full_address"].strip(" ,;:")
             if "coverage" not in full_address.lower():
                 yield full_address
 
 
-def _address_windows(text: str) -> list[tuple[int, int]]:
+def _address_windows(text: str, grammar: _Grammar) -> list[tuple[int, int]]:
     """Return the parts of a normalised text that hold all addresses: (begin, end), in order, without overlap.
 
-    An address ends with a state, then perhaps a postal code and a country, and is no longer than a window. Overlapping
-    windows are joined, so that no address crosses the border of a window.
+    An address ends with a state and perhaps a postal code and a country, or with a British postal code and perhaps a
+    country, and is no longer than a window. Overlapping windows are joined, so that no address crosses the border of a
+    window.
     """
-    if _LONG_RUN.search(text):
+    places = grammar.ends(text)
+    if places and _LONG_RUN.search(text):
         # Names of routes and numbers of floors and boxes have no maximum length.
         return [(0, len(text))]
     windows: list[tuple[int, int]] = []
-    for place in _state_places(text):
-        begin, end = max(place - _CHARS_BEFORE_STATE, 0), place + _CHARS_AFTER_STATE
+    for place in places:
+        begin, end = max(place - grammar.chars_before, 0), place + _CHARS_AFTER
         if windows and begin <= windows[-1][1]:
             windows[-1] = (windows[-1][0], end)
         else:
@@ -106,13 +138,22 @@ def _state_places(text: str) -> list[int]:
     return sorted(places)
 
 
+def _province_places(text: str) -> list[int]:
+    """Like `_state_places`, for the provinces of Canada."""
+    return [match.start() for match in _PROVINCE.finditer(text)]
+
+
+def _postal_code_places(text: str) -> list[int]:
+    """Return the places of British postal codes."""
+    return [match.start() for match in _BRITISH_POSTAL_CODE.finditer(text)]
+
+
 _WORD = re.compile(r"\w+")
+_WORD_OR_CHARACTER = re.compile(r"\w+|\S")
 _WHITE_SPACE = re.compile(r"[\s,]{2,}|[^\S ]|,")
 _DASHES = re.compile(f"[{HYPHENS}]")
-_LONG_RUN = re.compile("[A-Za-z0-9]{45}")
-# Without such runs, an address has at most 250 characters before its state, plus 3 x 45 for a route, floor and box.
-_CHARS_BEFORE_STATE = 450
-_CHARS_AFTER_STATE = 100
+_LONG_RUN = re.compile(r"[A-Za-z\d]{45}")
+_CHARS_AFTER = 100
 _STATE_ABBREVIATION = re.compile(
     "A[KLRSZ]|C[AOT]|D[CE]|FL|G[AU]|HI|I[ADLN]|K[SY]|LA|M[ADEINOPST]|N[CDEHJMVY]|O[HKR]|P[AR]|RI|S[CD]|T[NX]|UT|V[AIT]"
     + "|W[AIVY]"
@@ -179,3 +220,16 @@ def _address_pattern() -> str:
 
 
 _ADDRESS = re.compile(_address_pattern(), re.VERBOSE)
+_PROVINCE = re.compile(
+    r"A\.?B|B\.?C|M\.?B|N\.?[BLTSU]|O\.?N|P\.?E|Q\.?C|S\.?K|Y\.?T|(?i:alberta|columbia|manitoba|brunswick|newfoundland"
+    "|territor|scotia|nunavut|ontario|edward|qu[e\u00e9]bec|saskatchewan|yukon|colombie|nouve|terre|prince)"
+)
+_BRITISH_POSTAL_CODE = PostalCodeDetector.region_regex["GB"]
+# Without long runs, an address has at most 250 characters before its state or province (300 before a British postal
+# code), plus 3 x 45 for a route, floor and box.
+_GRAMMARS = {
+    "US": _Grammar(_ADDRESS, _state_places, chars_before=450),
+    "CA": _Grammar(re.compile(pyap.source_CA.data.full_address, re.VERBOSE), _province_places, chars_before=450),
+    # pii_reference has replaced its pattern of postal codes.
+    "GB": _Grammar(re.compile(pyap.source_GB.data.full_address, re.VERBOSE), _postal_code_places, chars_before=600),
+}

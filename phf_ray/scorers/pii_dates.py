@@ -39,20 +39,24 @@ class DateOfBirth(DateOfBirthDetector):
                 )
 
     def birth_dates(self, text: str) -> Iterator[str]:
+        if self.is_context(text):
+            lines = context_lines(text.split("\n"), self.is_context)
+            yield from _search(self._reference_date).birth_dates(text, lines)
+
+    def is_context(self, text: str) -> bool:
+        """Whether the text has a context word. No context word holds a line break."""
         lowered = text.lower()
-        if any(word in lowered for word in CONTEXT_WORDS):
-            yield from _search(self._reference_date).birth_dates(text, context_lines(text.split("\n")))
+        return any(word in lowered for word in CONTEXT_WORDS)
 
 
-def context_lines(lines: list[str]) -> str:
+def context_lines(lines: list[str], is_context: Callable[[str], bool]) -> str:
     """Return the lines near a context word, joined by line breaks.
 
     A date has no line break, so it is near a context word exactly if one of these lines holds it.
     """
     near: set[int] = set()
     for index, line in enumerate(lines):
-        lowered = line.lower()
-        if any(word in lowered for word in CONTEXT_WORDS):
+        if is_context(line):
             near.update(range(index - LINES_AFTER, index + LINES_BEFORE + 1))
     return "\n".join(lines[index] for index in sorted(near) if 0 <= index < len(lines))
 
@@ -61,7 +65,12 @@ class OverlongSentenceError(DataError):
     """A sentence is too long to search: dateparser's time grows with the square of its length."""
 
 
-_MAX_SENTENCE_CHARS = 50_000
+class TooManyNumbersError(DataError):
+    """Too many numbers can be dates: dateparser takes milliseconds for each."""
+
+
+_MAX_SENTENCE_CHARS = 20_000
+_MAX_NUMBERS = 2_000
 
 
 class _DateSearch:
@@ -86,7 +95,7 @@ class _DateSearch:
         sentences = list(self._locale._sentence_split(text, settings=self._settings))
         relevant = [sentence for sentence in sentences if _is_relevant(sentence, context)]
         longest = max(map(len, relevant), default=0)
-        # DIFFERS: phf-ray gives no score to a text with a sentence of over 50,000 characters that has numbers near a
+        # DIFFERS: phf-ray gives no score to a text with a sentence of over 20,000 characters that has numbers near a
         # word such as born; the original searches it for dates in time quadratic in its length.
         if longest > _MAX_SENTENCE_CHARS:
             raise OverlongSentenceError(
@@ -121,6 +130,14 @@ class _DateSearch:
             (translated, original) for translated, original in chunks if is_relevant is None or is_relevant(translated)
         ]
         translated = [chunk for chunk, _ in relevant]
+        # Parsed strings are cached, so only different ones count.
+        num_numbers = sum(len(_DIGITS.findall(chunk)) for chunk in set(translated))
+        # DIFFERS: phf-ray gives no score to a text with more than 2,000 numbers that can be dates near a word such as
+        # born; the original needs minutes for it.
+        if num_numbers > _MAX_NUMBERS:
+            raise TooManyNumbersError(
+                f"{num_numbers} numbers near a word such as born can be dates; at most {_MAX_NUMBERS} are searched"
+            )
         parsed, strings = self._search.parse_found_objects(
             parser=self._parser,
             to_parse=translated,

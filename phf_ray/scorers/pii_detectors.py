@@ -7,28 +7,52 @@ search.
 import datetime
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import phonenumbers
 import scrubadub
-from scrubadub.detectors import CredentialDetector, PhoneDetector, SkypeDetector
+from scrubadub.detectors import (
+    CredentialDetector,
+    Detector,
+    DriversLicenceDetector,
+    PhoneDetector,
+    SkypeDetector,
+)
+from scrubadub.detectors.en_GB import NationalInsuranceNumberDetector, TaxReferenceNumberDetector
 from scrubadub.filth import Filth, PhoneFilth, SkypeFilth
 
 from phf_ray.scorers.pii_addresses import Address
 from phf_ray.scorers.pii_dates import DateOfBirth
+from phf_ray.scorers.pii_strict import CreditCard, DateOfBirthNearWord, Email, IpAddress
 from phf_ray.scorers.pii_words import is_likely_word
+
+_SIX_DIGITS = r"(?:\s*+\d){6}\s*+"
 
 
 def fast_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
     """Build a scrubber that finds what `reference_scrubber` finds."""
     scrubber = scrubadub.Scrubber(locale=locale)
-    for name in ("credential", "phone"):
-        scrubber.remove_detector(name)
-    scrubber.add_detector(Credential(locale=locale))
-    scrubber.add_detector(Phone(locale=locale))
+    faster: list[type[Detector]] = [Credential, Phone]
+    if locale == "en_GB":
+        faster += [DriversLicence, NationalInsuranceNumber, TaxReferenceNumber]
+    for detector in faster:
+        scrubber.remove_detector(detector.name)
+        scrubber.add_detector(detector(locale=locale))
     scrubber.add_detector(DateOfBirth(locale=locale, reference_date=reference_date))
     scrubber.add_detector(Skype(locale=locale))
     scrubber.add_detector(Address(locale=locale))
+    return scrubber
+
+
+def strict_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
+    """Build a scrubber that finds personal data wherever it stands, which `reference_scrubber` does not."""
+    scrubber = fast_scrubber(locale=locale, reference_date=reference_date)
+    for name in ("credit_card", "email", "date_of_birth"):
+        scrubber.remove_detector(name)
+    scrubber.add_detector(CreditCard(locale=locale))
+    scrubber.add_detector(Email(locale=locale))
+    scrubber.add_detector(DateOfBirthNearWord(locale=locale, reference_date=reference_date))
+    scrubber.add_detector(IpAddress(locale=locale))
     return scrubber
 
 
@@ -75,6 +99,30 @@ class Credential(CredentialDetector):
         """,
         re.MULTILINE | re.VERBOSE | re.IGNORECASE,
     )
+
+
+class DriversLicence(DriversLicenceDetector):
+    """Finds British driving licences. scrubadub's pattern tries all ways to divide white space between two digits."""
+
+    region_regex: ClassVar = {
+        "GB": re.compile(rf"[a-zA-Z9]{{5}}{_SIX_DIGITS}[a-zA-Z9]{{2}}\w{{3}}\s?\d{{2}}", re.IGNORECASE)
+    }
+
+
+class NationalInsuranceNumber(NationalInsuranceNumberDetector):
+    """Finds British national insurance numbers, without trying all ways to divide the white space."""
+
+    region_regex: ClassVar = {
+        "GB": re.compile(
+            rf"(?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]{_SIX_DIGITS}[A-D]", re.IGNORECASE
+        )
+    }
+
+
+class TaxReferenceNumber(TaxReferenceNumberDetector):
+    """Finds British tax reference numbers, without trying all ways to divide the white space."""
+
+    region_regex: ClassVar = {"GB": re.compile(r"\d{2}\s?[a-zA-Z](?:\s*+\d){5}\s*+", re.IGNORECASE)}
 
 
 class Phone(PhoneDetector):

@@ -5,6 +5,8 @@ The child records in shared memory its current text and scorer. If they do not c
 kills the child, starts a new one and sends the batch again, to be scored text by text. A text that hangs or crashes
 again is quarantined for that one scorer: one segment, or the whole document if the scorer needs all of it at once.
 Sending a text costs about a thousandth of scoring it, and the parent reads and writes files in the meantime.
+
+A server asks about single texts instead (`ask`), and a text that hangs or crashes gets a reason instead of an answer.
 """
 
 import logging
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -27,11 +29,14 @@ from phf_ray.scorers.tasks import (
     PLACE_STRUCT,
     SEGMENTING,
     SLICE_TEXTS,
+    Ask,
     Place,
     ScoringAnswer,
     ScoringOutcome,
     ScoringSetup,
     ScoringTask,
+    TextAnswers,
+    TextQuestion,
 )
 
 log = logging.getLogger(__name__)
@@ -60,13 +65,46 @@ class ScoringProcess:
     def submit(self, batch: Sequence[ScoringTask]) -> None:
         self._batch = list(batch)
         self._deaths = {}
+        self._send((self._batch, self._slice))
+
+    def _send(self, message: Any) -> None:
         try:
-            self._connection.send((self._batch, self._slice))
+            self._connection.send(message)
         except OSError:
             # The child died while idle, perhaps for lack of memory.
             self._stop()
             self._start()
-            self._connection.send((self._batch, self._slice))
+            self._connection.send(message)
+
+    def ask(self, ask: Ask, texts: Sequence[str], *, is_wanted: Callable[[], bool] = lambda: True) -> list[Any]:
+        """Ask the first scorer about each text. Return one answer per text, or as a str the reason why there is none.
+
+        `is_wanted`: asked after a text has hung or crashed; if it returns False, the rest is not asked.
+        """
+        self._deaths = {}
+        question = TextQuestion(ask, tuple(texts), size=self._slice)
+        is_slow = False
+        while True:
+            self._send(question)
+            answer = self._receive()
+            if isinstance(answer, TextAnswers):
+                if is_slow:
+                    self._slice = max(2, self._slice // 8)
+                return answer.found
+            assert isinstance(answer, str), answer
+            self._stop()
+            place = self._place()
+            reasons = dict(question.failures)
+            if place.is_in_one_document and place.num_texts == 1:
+                if self._is_final(answer, place):
+                    reasons[place.first_text] = f"{answer}: {self._detail(answer)}"
+            elif question.size == 1:
+                raise PhfError(f"the scoring process failed between texts ({answer}); see its output above")
+            is_slow = answer == "timeout" and place.num_texts > 1
+            self._start()
+            if not is_wanted():
+                return [reasons.get(index, "given_up: nobody waits for the answer") for index in range(len(texts))]
+            question = replace(question, size=1, failures=reasons)
 
     def collect(self) -> ScoringAnswer:
         """Wait for the answer to the last batch, with one outcome per task."""
@@ -76,6 +114,7 @@ class ScoringProcess:
         while True:
             answer = self._receive()
             if not isinstance(answer, str):
+                assert isinstance(answer, ScoringAnswer)
                 if is_slow:
                     # No single text hung: the slice was too large to finish in time.
                     self._slice = max(2, self._slice // 8)
@@ -138,7 +177,7 @@ class ScoringProcess:
         self._process.wait()
         self._connection.close()
 
-    def _receive(self) -> "ScoringAnswer | str":
+    def _receive(self) -> ScoringAnswer | TextAnswers | str:
         """Return the answer, or the reason why there will be none: `timeout` or `crash`."""
         place = self._place()
         moved = time.monotonic()
@@ -149,7 +188,7 @@ class ScoringProcess:
             elif time.monotonic() - moved > self._setup.text_timeout_s:
                 return "timeout"
         try:
-            answer: ScoringAnswer | BaseException = self._connection.recv()
+            answer: ScoringAnswer | TextAnswers | BaseException = self._connection.recv()
         except (EOFError, OSError):
             return "crash"
         if isinstance(answer, BaseException):
@@ -164,12 +203,14 @@ class ScoringProcess:
         self._deaths[place] = self._deaths.get(place, 0) + 1
         return cause == "timeout" or self._deaths[place] > 1
 
+    def _detail(self, cause: str) -> str:
+        if cause == "timeout":
+            return f"nothing after {self._setup.text_timeout_s:g} s"
+        return f"the process ended with code {self._process.returncode}"
+
     def _quarantine(self, place: Place, cause: str, problems: dict[int, tuple[str, str]]) -> None:
         index, step, text, count = place
-        if cause == "timeout":
-            detail = f"nothing after {self._setup.text_timeout_s:g} s"
-        else:
-            detail = f"the process ended with code {self._process.returncode}"
+        detail = self._detail(cause)
         task = self._batch[index]
         if step == SEGMENTING:
             characters = len(task.text or "")

@@ -18,6 +18,7 @@ from phf_ray.errors import PhfError
 from phf_ray.records import Scored
 from phf_ray.scorers.base import Scorer, failure
 from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.questions import TOGETHER, answers_to
 from phf_ray.scorers.tasks import (
     IDLE,
     IN_CONTEXT,
@@ -29,6 +30,8 @@ from phf_ray.scorers.tasks import (
     ScoringOutcome,
     ScoringSetup,
     ScoringTask,
+    TextAnswers,
+    TextQuestion,
 )
 
 log = logging.getLogger(__name__)
@@ -50,7 +53,8 @@ def child_main(connection_file: int, state_file: int) -> None:
             worker = _Worker(setup, mmap.mmap(state_file, PLACE_STRUCT.size))
             connection.send(tuple(scorer.identity() for scorer in worker.scorers))
             while True:
-                connection.send(worker.answer(*connection.recv()))
+                asked = connection.recv()
+                connection.send(worker.find(asked) if isinstance(asked, TextQuestion) else worker.answer(*asked))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except PhfError as error:
@@ -81,6 +85,13 @@ class _Worker:
             truncated[scorer.name] += scorer.num_truncated
         self._rest()
         return ScoringAnswer(outcomes=outcomes, truncated=truncated)
+
+    def find(self, question: TextQuestion) -> TextAnswers:
+        """Ask the first scorer about each text."""
+        slices = _slices(question.texts, question.size if question.ask in TOGETHER else 1)
+        found = answers_to(question, slices, scorer=self.scorers[0], segment=self._segment, at=self._at)
+        self._rest()
+        return TextAnswers(found)
 
     def _cut(self, index: int, task: ScoringTask) -> ScoringOutcome:
         if task.texts is not None:

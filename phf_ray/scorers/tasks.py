@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from phf_ray.records import Scores
 from phf_ray.scorers.build import on_cpu
@@ -78,3 +78,26 @@ class ScoringAnswer:
     outcomes: list[ScoringOutcome]
     truncated: Mapping[str, int]
     """Scorer -> number of texts of which it read only the beginning."""
+
+
+Ask = Literal["score", "classes", "spans", "cut"]
+"""What to ask the first scorer about a text: its score, its score per class, or the spans found in it; or its
+segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextQuestion:
+    """Asks one thing about each of some texts that have nothing to do with each other."""
+
+    ask: Ask
+    texts: tuple[str, ...]
+    size: int
+    """Number of texts per call of the scorer, if it takes several in one call."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Index of a text -> the answer to give instead of asking the scorer again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswers:
+    found: list[Any]
+    """One answer per text. A str is the reason why there is none."""

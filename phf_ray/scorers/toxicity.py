@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.model_folder import check_names, check_tokenizer, unwrapped_name
 from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettings
 
 MODELS_VARIABLE = "PHF_MODELS"
@@ -116,14 +117,16 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
     """
     import transformers
 
+    from phf_ray.models.backbone import refuse_non_finite
+
     checkpoint = _read_checkpoint(path)
     try:
         arguments = checkpoint["config"]["arch"]["args"]
         class_names = checkpoint["config"]["dataset"]["args"]["classes"]
         model_name, tokenizer_name = arguments["model_name"], arguments["tokenizer_name"]
         source, num_classes = config_path or arguments["model_type"], arguments["num_classes"]
-        weights = dict(checkpoint["state_dict"])
-    except (KeyError, TypeError) as error:
+        weights = {unwrapped_name(name): weight for name, weight in checkpoint["state_dict"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a Detoxify checkpoint ({type(error).__name__}: {error})") from None
     if not model_name.endswith("ForSequenceClassification") or not tokenizer_name.endswith(
         ("Tokenizer", "TokenizerFast")
@@ -132,14 +135,15 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
     model_class = getattr(transformers, model_name)
     config = model_class.config_class.from_pretrained(source, num_labels=num_classes)
     model = model_class(config)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    # Older transformers stored the positions, which are 0, 1, 2, ..., with the weights.
-    unexpected = [name for name in unexpected if not name.endswith("position_ids")]
-    if missing or unexpected:
-        raise DataError(
-            f"{path} does not fit {model_name} as configured in {source}: missing {missing}, unexpected {unexpected}"
-        )
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} does not fit {model_name} as configured in {source}: {reason}") from None
+    check_names(f"{path}, as {model_name} configured in {source}", missing=missing, unexpected=unexpected)
+    refuse_non_finite(model, path)
     tokenizer = getattr(transformers, tokenizer_name).from_pretrained(source)
+    check_tokenizer(tokenizer, source)
     return DetoxifyModel(model, tokenizer, [RENAMED_CLASSES.get(name, name) for name in class_names])
 
 
@@ -155,19 +159,14 @@ def _read_checkpoint(path: Path) -> Any:
 
 
 def _load_folder(folder: Path) -> DetoxifyModel:
-    import torch
-    import transformers
-
+    from phf_ray.models.backbone import load_classifier, load_tokenizer_beside
     from phf_ray.scorers.classifier import weights_hash
 
     try:
         description = _read_description(folder)
     except OSError:
         raise ConfigError(f"{folder} has no {DESCRIPTION_FILE}; {_how_to_fetch()}") from None
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model, tokenizer = load_classifier(folder, revision=None), load_tokenizer_beside(folder)
     found = weights_hash(model)
     if found != description["weights_hash"]:
         raise DataError(

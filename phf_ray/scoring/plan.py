@@ -10,6 +10,7 @@ from phf_ray.corpus.layout import FILES, SUCCESS, columns_of, is_scored_corpus, 
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
 from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.corpus.segments import SEGMENTER_VERSIONS, SEGMENTERS
 from phf_ray.errors import ConfigError
 from phf_ray.scoring.request import ScoringRequest, identify_scorers
 
@@ -17,6 +18,7 @@ from phf_ray.scoring.request import ScoringRequest, identify_scorers
 def plan_scoring(request: ScoringRequest) -> CorpusPlan:
     """Find the input and cut it into shards. Raises ConfigError if there is nothing to score."""
     files = request.find()
+    alike = _cut_alike(files, request)
     cut = plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     shards = tuple(tuple(shard) for shard in cut)
     if not shards:
@@ -28,6 +30,7 @@ def plan_scoring(request: ScoringRequest) -> CorpusPlan:
         files=files,
         shards=shards,
         reuse=_reusable_of(files, identities),
+        cut_alike=alike,
     )
 
 
@@ -51,6 +54,7 @@ def preview_scoring(request: ScoringRequest) -> ScoringPreview:
     if not num_bytes:
         raise _nothing_to_score(request)
     identities = tuple(as_stored_json(identity.to_json()) for identity in identify_scorers(request))
+    _cut_alike(files, request)
     return ScoringPreview(
         files=files,
         identities=identities,
@@ -81,6 +85,26 @@ def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, t
     return {identity["name"]: columns[identity["name"]] for identity in identities if identity in stored}
 
 
+def _cut_alike(files: Sequence[InputFile], request: ScoringRequest) -> tuple[str, ...]:
+    """Return the roots that are scored corpora with segments of the segmenter that is asked for.
+
+    Raises ConfigError for one with other segments: they are kept, so the result would not be what it says.
+    """
+    wanted, alike = request.config.scoring.segmenter, []
+    for root in sorted({file.root for file in files}):
+        if not is_scored_corpus(root):
+            continue
+        segmenter = read_corpus_manifest(root).segmenter
+        if segmenter in SEGMENTERS and segmenter != wanted:
+            raise ConfigError(
+                f"{root} was cut into {segmenter}, and keeps its segments, but scoring.segmenter is {wanted}; set "
+                f"scoring.segmenter={segmenter}, or score the input from which {root} was made"
+            )
+        if segmenter == wanted:
+            alike.append(root)
+    return tuple(alike)
+
+
 def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: bool, restart: bool) -> CorpusPlan:
     """Return the plan of this output: the stored plan if it still holds, else a new one, which is stored.
 
@@ -96,7 +120,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         output.write_plan(plan)
         return plan
     _refuse_other_configuration(stored, request)
-    added = added_files(stored, request.find(), append=append)
+    added = added_files(stored, request.find(stored.files), append=append)
     if not added:
         return stored
     if request.limit is not None:
@@ -108,6 +132,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         files=(*stored.files, *added),
         shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
         reuse={**stored.reuse, **{root: _reusable(root, stored.identities) for root in sorted(new_roots)}},
+        cut_alike=tuple(sorted({*stored.cut_alike, *_cut_alike(added, request)})),
     )
     output.remove(SUCCESS)
     output.write_plan(plan)
@@ -124,10 +149,12 @@ def _refuse_output_in_input(request: ScoringRequest, output: CorpusFolder) -> No
 
 
 def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> None:
+    now = as_stored_json(request.key())
+    before = {SEGMENTER_VERSIONS: now.get(SEGMENTER_VERSIONS), **stored.key}  # an older plan does not say them
     changes = [
-        f"{name} was {stored.key.get(name)!r}, is {value!r}"
-        for name, value in as_stored_json(request.key()).items()
-        if stored.key.get(name) != value
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
     ]
     if not changes:
         identities = [as_stored_json(identity.to_json()) for identity in identify_scorers(request)]

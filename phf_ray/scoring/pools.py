@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from phf_ray.config import PoolConfig, Pools
 from phf_ray.corpus.plan import CorpusPlan
+from phf_ray.corpus.segments import SEGMENTER_VERSIONS
 from phf_ray.scorers.build import scorer_class
 from phf_ray.scoring.executor import ScoringExecutor, ScoringPool
 from phf_ray.scoring.request import ScoringRequest
@@ -57,6 +58,8 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
                 scorers=names,
                 output=output,
                 text_column=plan.key["--text-column"],
+                keep_columns=tuple(plan.key.get("--keep-columns", ())),
+                segmenter_versions=plan.key.get(SEGMENTER_VERSIONS),
                 is_first=number == 0,
                 is_last=number == len(used) - 1,
             ),

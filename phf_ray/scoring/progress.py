@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 _JUDGED = 1000
 """Failures are judged once there are this many segments or records, or at the end."""
 _TOLERATED_RECORDS = 10
-"""This many rejected records never stop a job, unless they are more than half of all records."""
+"""This many rejected records never stop a job, unless they are more than half of all records. There is no such number
+for files: nobody knows how many records a file has that can't be read."""
+_RESTS = {"unreadable", "trailing_bytes"}
+"""Reasons of rejects that stand for the rest of a file, not for one record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class ProgressTracker:
         self._place = place
         self._progress = progress
         self._limit = max_failed_fraction
+        files = {piece.file for shard in plan.shards for piece in shard}
+        self._num_files, self._file_bytes = len(files), sum(plan.files[file].size for file in files)
         self._bytes_here = self._bytes_done = 0
         self._bytes = sum(self._sizes)
         self._begin = time.monotonic()
@@ -88,6 +93,7 @@ class ProgressTracker:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
+        self._judge_files()
         self._judge_records(final=final)
         if self.stats.segments < _JUDGED and not final:
             return
@@ -97,9 +103,26 @@ class ProgressTracker:
                 what = f"{name} could not score {failed} of {self.stats.segments} segments"
                 raise self._too_many(what, scorer.failed, remedy="fix the scorer")
 
+    def _judge_files(self) -> None:
+        """Judge files that can't be read to their end: as files, and by bytes. Both totals are known from the start."""
+        losses = self.stats.losses
+        # If nothing at all can be read, the end of the job says so.
+        if self.stats.documents and (
+            len(losses.files) > self._limit * self._num_files or losses.num_bytes > self._limit * self._file_bytes
+        ):
+            what = (
+                f"{len(losses.files)} of {self._num_files} input files could not be read to their end, "
+                f"{losses.num_bytes:,} of {self._file_bytes:,} bytes are lost"
+            )
+            rests = Counter({reason: self.stats.rejected[reason] for reason in _RESTS & self.stats.rejected.keys()})
+            raise self._too_many(what, rests, remedy=f"fix the input (see {self._place.name(REJECTED)})")
+
     def _judge_records(self, *, final: bool) -> None:
-        # An empty file is not a failure.
-        rejected = self.stats.rejected - Counter(empty=self.stats.rejected["empty"])
+        # An empty file is not a failure. The rest of a file counts as the records that are known to be missing.
+        known = {"unreadable": max(self.stats.losses.records, self.stats.rejected["unreadable"])}
+        aside = {"empty", *_RESTS}
+        rejected = Counter({reason: count for reason, count in self.stats.rejected.items() if reason not in aside})
+        rejected += Counter(known)
         records = self.stats.documents + rejected.total()
         if records < _JUDGED and not final:
             return

@@ -10,9 +10,11 @@ from phf_ray.config import Config
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
 from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.segments import SEGMENTER_VERSIONS, segmenter_versions
+from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
-from phf_ray.scorers.build import scorer_configs
+from phf_ray.scorers.build import scorer_class, scorer_configs
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup
 
@@ -28,6 +30,8 @@ class ScoringRequest:
     limit: int | None = None
     """Maximum number of records in total."""
     text_column: str | None = None
+    keep_columns: Sequence[str] = ()
+    """Columns to put into the metadata of documents, besides id, meta and metadata."""
     shard_bytes: int | None = None
     """Bytes of text per shard; None: derived from the size of the corpus."""
 
@@ -40,22 +44,39 @@ class ScoringRequest:
 
     def key(self) -> dict[str, Any]:
         """Return the settings that must not change when a job is resumed."""
-        return {
+        key: dict[str, Any] = {
             "scoring.scorers": [dict(scorer) for scorer in scorer_configs(self.config)],
             "scoring.segmenter": self.config.scoring.segmenter,
             "--limit": self.limit,
             "--text-column": self.text_column,
         }
+        # Plans that were made before there were such keys lack them.
+        if versions := segmenter_versions(self.config.scoring.segmenter):
+            key[SEGMENTER_VERSIONS] = versions
+        if self.keep_columns:
+            key["--keep-columns"] = sorted({*self.keep_columns})
+        return key
 
-    def find(self) -> tuple[InputFile, ...]:
-        found = find_files(self.inputs)
+    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
+        """Find the input files. `known`: files of an earlier plan, which stay what they are."""
+        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known)
         if found.ignored:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
             )
             log.info("reading %d files; skipping files of other kinds: %s", len(found.files), others)
-        check_columns(found.files, text_column=self.text_column)
+        if found.other_splits:
+            log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
+        left_out = check_columns(found.files, text_column=self.text_column, keep=self.keep_columns)
+        if left_out:
+            log.info("columns that no document keeps: %s; --keep-columns puts them into meta", some_names(left_out))
         return found.files
+
+    def _text_suffixes(self) -> frozenset[str] | None:
+        """Return the suffixes of text files that all scorers can judge. None: any."""
+        classes = [scorer_class(scorer["class_name"]) for scorer in scorer_configs(self.config)]
+        limits = [frozenset(one.text_suffixes) for one in classes if one.text_suffixes is not None]
+        return frozenset.intersection(*limits) if limits else None
 
     def target(self, files: Sequence[InputFile]) -> int:
         return self.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))

@@ -18,6 +18,7 @@ from phf_ray.corpus.layout import TEMPORARY, columns_of
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import as_stored_json
 from phf_ray.corpus.read import read_piece
+from phf_ray.corpus.segments import segmenter_versions
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.tables import read_rows
 from phf_ray.corpus.writer import PartWriter
@@ -44,6 +45,9 @@ class ScoringStage:
     """All names, in the order of the columns."""
     output: str
     text_column: str | None
+    keep_columns: tuple[str, ...]
+    segmenter_versions: Mapping[str, str] | None
+    """Versions that cut the other shards; None if the plan is too old to say."""
     is_first: bool
     is_last: bool
 
@@ -121,6 +125,12 @@ class ShardScorer:
 
     def __init__(self, stage: ScoringStage):
         self._stage = stage
+        here = segmenter_versions(stage.setup.segmenter)
+        if stage.segmenter_versions is not None and here != stage.segmenter_versions:
+            raise ConfigError(
+                f"{platform.node()} would cut texts with {here}; the job began with {stage.segmenter_versions}; "
+                "install the same versions on all nodes"
+            )
         self._process = ScoringProcess(stage.setup)
         identities = tuple(as_stored_json(identity.to_json()) for identity in self._process.identities)
         if identities != stage.identities:
@@ -148,7 +158,7 @@ class ShardScorer:
         try:
             if stage.is_first:
                 pieces = json.loads(row["pieces"])
-                records: Iterable[Record] = read_shard(pieces, text_column=stage.text_column)
+                records: Iterable[Record] = read_shard(pieces, stage=stage, writer=writer)
                 count_reused(pieces, writer)
             else:
                 records = read_staged(staged, scorers=stage.scorers_before, writer=writer)
@@ -168,14 +178,19 @@ class ShardScorer:
         """Called with the current shard's statistics, between batches and at its end."""
 
 
-def read_shard(pieces: Sequence[Mapping[str, Any]], *, text_column: str | None) -> Iterator[Record]:
+def read_shard(pieces: Sequence[Mapping[str, Any]], *, stage: ScoringStage, writer: PartWriter) -> Iterator[Record]:
+    """Yield the records of a shard. Counts in `writer` those that an unknown segmenter has cut."""
     for entry in pieces:
-        yield from read_piece(
+        for record in read_piece(
             InputFile(*entry["file"]),
             Piece.from_json(entry["piece"]),
-            text_column=text_column,
+            text_column=stage.text_column,
+            keep=stage.keep_columns,
             reuse={name: (scores, errors) for name, (scores, errors) in entry["reuse"].items()},
-        )
+        ):
+            if isinstance(record, Segmented) and not entry["is_cut_alike"]:
+                writer.stats.cut_elsewhere += 1
+            yield record
 
 
 def count_reused(pieces: Sequence[Mapping[str, Any]], writer: PartWriter) -> None:
@@ -198,6 +213,8 @@ def read_staged(path: str, *, scorers: Sequence[str], writer: PartWriter) -> Ite
     assert footer is not None, path
     before = CorpusStats.from_json(footer["stats"])
     writer.stats.rejected += before.rejected
+    writer.stats.losses.merge(before.losses)
+    writer.stats.cut_elsewhere += before.cut_elsewhere
     columns = {name: columns_of(name, is_first=index == 0)[:2] for index, name in enumerate(scorers)}
     for name in scorers:
         writer.stats.scorers[name].truncated += before.scorers[name].truncated

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from phf_ray.errors import ConfigError, DataError
 
+_CHAIN = re.compile("(zip|tar|libarchive|dir|simplecache|filecache|blockcache|cached|reference)(://.*)?::.*://")
+"""URLs in a row, as fsspec understands them. It also takes `std::map.md` for two."""
+
 
 def open_filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a local path or URL, and the path inside that file system."""
     try:
+        if "::" in path and not _CHAIN.match(path):
+            protocol = fsspec.core.split_protocol(path)[0] or "file"
+            driver = fsspec.get_filesystem_class(protocol)
+            return fsspec.filesystem(protocol, **driver._get_kwargs_from_urls(path)), driver._strip_protocol(path)
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{path}: {error}; give a path or a URL such as s3://bucket/folder") from None

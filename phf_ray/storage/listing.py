@@ -1,6 +1,7 @@
 """Lists folders, matches globs and finds data sets on the hub. An unreadable folder is an error, never skipped."""
 
 import errno
+import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import fsspec
 from fsspec.utils import glob_translate
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.storage.files import full_name, open_filesystem
+from phf_ray.storage.files import full_name, is_local, open_filesystem
 
 
 def list_files(
@@ -19,40 +20,74 @@ def list_files(
 ) -> dict[str, dict[str, Any]]:
     """Return the entries of all files below a folder, by path. `enters` decides which subfolders to search; None: all.
 
-    Raises DataError if a folder can't be listed.
+    Links to folders are followed, but no folder is listed twice. Raises DataError if a folder can't be listed.
     """
     if not _is_walked(filesystem):
-        return dict(filesystem.find(root, detail=True))
+        return _entered(dict(filesystem.find(root, detail=True)), root, enters)
     files: dict[str, dict[str, Any]] = {}
-    folders = [root.rstrip("/") or "/"]
-    while folders:
-        folder = folders.pop()
+    folders, links, seen = [root.rstrip("/") or "/"], list[str](), set[str]()
+    while folders or links:
+        # A folder that is also reachable without links keeps that path.
+        folder = folders.pop() if folders else links.pop(links.index(min(links)))
+        if is_local(filesystem):
+            target = os.path.realpath(folder)
+            if target in seen:
+                continue
+            seen.add(target)
         for entry in _entries(filesystem, folder):
             name = str(entry["name"]).rstrip("/")
-            if entry["type"] != "directory":
+            is_link = _is_link_to_folder(filesystem, entry)
+            if entry["type"] != "directory" and not is_link:
                 files[name] = entry
             elif name != folder and (enters is None or enters(name)):
-                folders.append(name)
+                (links if is_link else folders).append(name)
     return files
 
 
-def match_files(filesystem: fsspec.AbstractFileSystem, pattern: str) -> dict[str, dict[str, Any]]:
+def _is_link_to_folder(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
+    return bool(entry.get("islink")) and is_local(filesystem) and Path(entry["name"]).is_dir()
+
+
+def _entered(
+    files: dict[str, dict[str, Any]], root: str, enters: Callable[[str], bool] | None
+) -> dict[str, dict[str, Any]]:
+    """Return the files that are in no folder below `root` that `enters` refuses. Asks once about each folder."""
+    if enters is None:
+        return files
+    root = root.rstrip("/")
+    known = {root: True}
+
+    def is_entered(folder: str) -> bool:
+        if folder not in known:
+            known[folder] = len(folder) <= len(root) or (is_entered(posixpath.dirname(folder)) and enters(folder))
+        return known[folder]
+
+    return {name: entry for name, entry in files.items() if is_entered(posixpath.dirname(name))}
+
+
+def match_files(
+    filesystem: fsspec.AbstractFileSystem, pattern: str, *, enters: Callable[[str], bool] | None = None
+) -> dict[str, dict[str, Any]]:
     """Like `list_files`, for the files that match a glob. Skips folders that can't contain a match."""
     if not _is_walked(filesystem):
         found = filesystem.glob(pattern, detail=True)
-        return {name: entry for name, entry in found.items() if entry["type"] != "directory"}
+        files = {name: entry for name, entry in found.items() if entry["type"] != "directory"}
+        return _entered(files, glob_root(pattern), enters)
     parts = pattern.split("/")
 
-    def enters(folder: str) -> bool:
+    def may_match(folder: str) -> bool:
         depth = folder.count("/") + 1
         if "**" in parts[:depth]:
             return True
         return depth < len(parts) and re.match(glob_translate("/".join(parts[:depth])), folder) is not None
 
+    def is_searched(folder: str) -> bool:
+        return may_match(folder) and (enters is None or enters(folder))
+
     matches = re.compile(glob_translate(pattern)).match
     return {
         name: entry
-        for name, entry in list_files(filesystem, glob_root(pattern), enters=enters).items()
+        for name, entry in list_files(filesystem, glob_root(pattern), enters=is_searched).items()
         if matches(name)
     }
 

@@ -1,5 +1,6 @@
 """Trains with a single worker in this process, without Ray."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from transformers.utils import logging as transformers_logging
 from phf_ray.config import Config
 from phf_ray.errors import PhfError
 from phf_ray.runs.directory import RunDirectory
+from phf_ray.training.lasting import lasting_error
 from phf_ray.training.plan import TrainJob
 from phf_ray.training.ranks import OneRank, Ranks
 from phf_ray.training.worker import TrainingWorker
+
+log = logging.getLogger(__name__)
 
 
 def fit_here(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -21,7 +25,7 @@ def fit_here(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, A
 
 
 def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
-    """Run one worker and return its outcome for the driver. Save a PhfError for the next start to read."""
+    """Run one worker and return its outcome for the driver. Save an error that would come again for the next start."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # Ray Train starts each worker in a folder of its own. A submitted job's directory has the same path on every node.
@@ -33,6 +37,17 @@ def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
         return failure
     try:
         return TrainingWorker(job, run, ranks).train()
-    except PhfError as error:
+    except Exception as error:
+        lasting = lasting_error(error, run=run)
+        if lasting is None:
+            raise
+        _tell_the_next_start(run, lasting)
+        raise lasting from error
+
+
+def _tell_the_next_start(run: RunDirectory, error: PhfError) -> None:
+    try:
         run.write_failure({"status": "failed", "kind": type(error).__name__, "message": str(error)})
-        raise
+    except OSError as problem:
+        # The error itself still reaches the driver.
+        log.error("failure.json can't be written: %s", problem)  # noqa: TRY400 - the disk's state is known by then

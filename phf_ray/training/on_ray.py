@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from phf_ray.config import Config
-from phf_ray.errors import IncompleteError
+from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
 from phf_ray.training.plan import TrainJob
@@ -72,6 +72,9 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
         failure = run.read_failure()
         if failure:
             return failure
+        known = _known_error(outcome)
+        if known is not None:
+            raise known
         log.error("%s", outcome)
         if isinstance(outcome, TrainingFailedError):
             raise IncompleteError(
@@ -82,6 +85,13 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
             raise IncompleteError("Ray lost the process that supervises the workers; the error is above")
         raise outcome
     return dict(outcome)
+
+
+def _known_error(outcome: BaseException) -> PhfError | None:
+    """Return the first error of a worker that is meant for the user; it is not in the run's folder if that is full."""
+    failures: dict[int, Any] = getattr(outcome, "worker_failures", {})
+    errors = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    return next((error for error in errors if isinstance(error, PhfError)), None)
 
 
 def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:

@@ -10,6 +10,7 @@ from phf_ray.config import Config, ModelConfig, TokenizerConfig, TrainingConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.build import build_model
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.positions import position_limit
 
 
 def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> ModelConfig:
@@ -36,11 +37,11 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     """Build the model before the first step; see `starting_model`."""
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
-    limit = getattr(built.backbone.config, "max_position_embeddings", None)
+    limit, reason = position_limit(built.backbone.config.get_text_config())
     if limit is not None and config.dataset.seq_length > limit:
         raise ConfigError(
-            f"dataset.seq_length={config.dataset.seq_length} is longer than the model's {limit} positions; lower it or "
-            "raise the model's limit in model.config_kwargs"
+            f"dataset.seq_length={config.dataset.seq_length} is longer than the model's {limit} positions ({reason}); "
+            "lower it or raise the model's limit in model.config_kwargs"
         )
     return built
 

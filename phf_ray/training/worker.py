@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from phf_ray.config import evaluation_steps, parse_config
 from phf_ray.models.card import write_card
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.loading import load_checkpoint
-from phf_ray.models.saving import save_checkpoint
+from phf_ray.models.saving import rehearse_save, save_checkpoint
 from phf_ray.models.shape import shape_of
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.build import build_objective
@@ -42,6 +43,7 @@ from phf_ray.training.events import (
 from phf_ray.training.hardware import peak_flops
 from phf_ray.training.held_out_text import BITS_PER_BYTE, HeldOutText
 from phf_ray.training.inspection import MAX_SPANS, InspectedSpan, Inspector, cosine_and_norms, cut_spans
+from phf_ray.training.lasting import refuse_without_room
 from phf_ray.training.loop import LoopSettings, train
 from phf_ray.training.plan import TrainingPlan, TrainJob
 from phf_ray.training.ranks import Ranks
@@ -112,7 +114,9 @@ class TrainingWorker:
     def _build_state(self, resume_from: Path | None) -> TrainState:
         training = self._config.training
         model = self._build_model(resume_from)
-        self._flops_per_token = shape_of(model).flops_per_token(self._manifest.sequence_length)
+        shape = shape_of(model)
+        self._num_parameters = shape.num_parameters
+        self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
         set_up_layers(model, training, device=self._device, compiles=training.torch_compile)
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
@@ -143,8 +147,20 @@ class TrainingWorker:
         with closing(self._saver), closing(self._weights_saver):
             return self._train()
 
+    def _rehearse_checkpoint(self) -> None:
+        """Write all of a checkpoint but its tensors, so that what can't be saved is known before the first step."""
+        refuse_without_room(self._run, num_parameters=self._num_parameters)
+        info = self._info(step=self._state.step, tokens_seen=self._state.tokens_seen, measured={})
+        model = unwrapped(self._state.model)
+        assert isinstance(model, LanguageModel)
+        with tempfile.TemporaryDirectory(prefix=".writing-rehearsal-", dir=self._run.checkpoints) as folder:
+            rehearse_save(Path(folder), model, self._tokenizer, info)
+            self._write_card(Path(folder), info, measured={})
+
     def _train(self) -> dict[str, Any]:
         training, plan = self._config.training, self._plan
+        if self._rank == 0 and self._state.step < plan.num_steps:
+            self._rehearse_checkpoint()
         settings = LoopSettings(
             schedule=Schedule(
                 plan.num_steps,
@@ -269,20 +285,12 @@ class TrainingWorker:
         if found:
             counters = {STEP: due.step, "train/tokens_seen": snapshot.tokens_seen}
             self._run.append_metrics(counters | found)
-        info = self._info(snapshot, measured)
-        corpora = [corpus.name for corpus in self._manifest.corpora]
+        info = self._info(step=snapshot.step, tokens_seen=snapshot.tokens_seen, measured=measured)
 
         def write(directory: Path) -> None:
             save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
             write_training_state(directory, snapshot)
-            write_card(
-                directory,
-                info,
-                config=self._config,
-                corpora=corpora,
-                metrics=measured,
-                checkpoint_path=self._plan.checkpoint_path,
-            )
+            self._write_card(directory, info, measured=measured)
 
         keep = self._config.training.save_total_limit
         self._saver.submit(lambda: self._run.commit_checkpoint(due.step, write, keep=keep))
@@ -297,7 +305,8 @@ class TrainingWorker:
         with self._cost.of("evaluation"):
             snapshot = take_snapshot(self._state, keep=self._rank == 0, with_optimizer=False)
             if snapshot is not None:
-                self._submit_weights(snapshot, self._info(snapshot, {}))
+                info = self._info(step=snapshot.step, tokens_seen=snapshot.tokens_seen, measured={})
+                self._submit_weights(snapshot, info)
 
     def _submit_weights(self, snapshot: Snapshot, info: CheckpointInfo) -> None:
         model = unwrapped(self._state.model)
@@ -316,7 +325,17 @@ class TrainingWorker:
         rows = {token: head_VD[self._tokenizer.convert_tokens_to_ids(token)].float().numpy() for token in tokens}
         return cosine_and_norms(rows)
 
-    def _info(self, snapshot: Snapshot, measured: dict[str, float]) -> CheckpointInfo:
+    def _write_card(self, directory: Path, info: CheckpointInfo, *, measured: dict[str, float]) -> None:
+        write_card(
+            directory,
+            info,
+            config=self._config,
+            corpora=[corpus.name for corpus in self._manifest.corpora],
+            metrics=measured,
+            checkpoint_path=self._plan.checkpoint_path,
+        )
+
+    def _info(self, *, step: int, tokens_seen: int, measured: dict[str, float]) -> CheckpointInfo:
         config, corpora = self._config, self._manifest.corpora
         control = trained_control(config)
         return CheckpointInfo(
@@ -328,8 +347,8 @@ class TrainingWorker:
             scorer=corpora[0].scorer or None,
             corpus_hash="+".join(corpus.fingerprint for corpus in corpora),
             blocks_hash=self._plan.blocks_hash,
-            step=snapshot.step,
-            tokens_seen=snapshot.tokens_seen,
+            step=step,
+            tokens_seen=tokens_seen,
             seq_length=self._manifest.sequence_length,
             bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,

@@ -10,11 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from phf_ray.checkpoint import split_model_id
 from serve.api.lookup import find_model
 from serve.backends import Backend, Completed
 from serve.errors import EVENT_STREAM, LAST_EVENT, ApiError, error_event
-from serve.schemas import CompletionRequest, CompletionResponse
-from serve.settings import Limits, split_model_id
+from serve.schemas import CompletionRequest, CompletionResponse, StreamOptions
+from serve.settings import Limits
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -38,7 +39,7 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
         finally:
             num_streams -= 1
 
-    @app.post("/models/{model_id}/v1/completions", response_model=CompletionResponse, responses=STREAM)
+    @app.post("/models/{model_id:path}/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions_of_model(model_id: str, body: CompletionRequest, request: Request) -> Response:
         """Like `/v1/completions`, for a client that knows one model per server: its base is `/models/{model_id}`."""
         name, _, suffix = find_model(backend, model_id)
@@ -49,8 +50,9 @@ def add_completions(app: FastAPI, backend: Backend, *, limits: Limits) -> None:
 
     @app.post("/v1/completions", response_model=CompletionResponse, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """OpenAI's text completions, with vLLM's `min_tokens`, `top_k` and `ignore_eos`. `control`, or a suffix of the
-        model id (`NAME:bad`), chooses the control token of a conditionally trained model."""
+        """OpenAI's text completions, with vLLM's `min_tokens`, `top_k`, `stop_token_ids`, `repetition_penalty` and
+        `ignore_eos`. `control`, or a suffix of the model id (`NAME:bad`), chooses the control token of a conditionally
+        trained model."""
         name, model, suffix = find_model(backend, body.model)
         if suffix is not None and body.control not in (None, suffix):
             raise ApiError(400, f"model {body.model!r} and control {body.control!r} contradict each other", "control")
@@ -97,16 +99,25 @@ async def _events(
     body: CompletionRequest,
     state: Any,
 ) -> AsyncIterator[str]:
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    options = body.stream_options or StreamOptions()
+    in_every_piece = options.include_usage and options.continuous_usage_stats
+
+    def lines(piece: Completed) -> list[str]:
+        usage = piece.usage if in_every_piece else None
+        return [
+            _event(CompletionResponse.model_construct(**head, choices=[choice], usage=usage))
+            for choice in piece.choices
+        ]
+
     last = first
     try:
-        for choice in first.choices:
-            yield _event(CompletionResponse.model_construct(**head, choices=[choice], usage=None))
+        for line in lines(first):
+            yield line
         async for piece in pieces:
             last = piece
-            for choice in piece.choices:
-                yield _event(CompletionResponse.model_construct(**head, choices=[choice], usage=None))
-        if include_usage:
+            for line in lines(piece):
+                yield line
+        if options.include_usage:
             yield _event(CompletionResponse.model_construct(**head, choices=[], usage=last.usage))
     except ApiError as error:
         # The gate reports any other failure, and a timeout, to the client in the same way.

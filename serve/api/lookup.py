@@ -1,8 +1,8 @@
 """Finds the model that a request names."""
 
+from phf_ray.checkpoint import split_model_id
 from serve.backends import Backend, ModelBackend
 from serve.errors import ApiError
-from serve.settings import split_model_id
 
 
 def find_model(backend: Backend, model_id: str) -> tuple[str, ModelBackend, str | None]:

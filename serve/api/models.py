@@ -52,6 +52,6 @@ def add_models(app: FastAPI, backend: Backend) -> None:
         """List all models. A model that does not answer within two seconds is listed by its id alone."""
         return ModelList(data=list(await asyncio.gather(*map(listed, backend.models))))
 
-    @app.get("/v1/models/{model_id}")
+    @app.get("/v1/models/{model_id:path}")
     async def retrieve_model(model_id: str) -> ModelCard:
         return await card(model_id)

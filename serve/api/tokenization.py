@@ -22,7 +22,7 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
             token_strs=strings if body.return_token_strs else None,
         )
 
-    @app.post("/models/{model_id}/tokenize")
+    @app.post("/models/{model_id:path}/tokenize")
     async def tokenize_of_model(model_id: str, body: TokenizeRequest) -> TokenizeResponse:
         return await tokenize(body.model_copy(update={"model": model_id}))
 
@@ -30,7 +30,7 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
     async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
         return DetokenizeResponse(prompt=await (await chosen_model(backend, body.model)).detokenize(body.tokens))
 
-    @app.post("/models/{model_id}/detokenize")
+    @app.post("/models/{model_id:path}/detokenize")
     async def detokenize_of_model(model_id: str, body: DetokenizeRequest) -> DetokenizeResponse:
         return await detokenize(body.model_copy(update={"model": model_id}))
 
@@ -38,6 +38,6 @@ def add_tokenization(app: FastAPI, backend: Backend) -> None:
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
         return await (await chosen_model(backend, model)).tokenizer_info()
 
-    @app.get("/models/{model_id}/tokenizer_info")
+    @app.get("/models/{model_id:path}/tokenizer_info")
     async def tokenizer_info_of_model(model_id: str) -> dict[str, Any]:
         return await tokenizer_info(model_id)

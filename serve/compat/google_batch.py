@@ -5,6 +5,7 @@ googleapiclient's `new_batch_http_request` sends and reads this format; HELM sco
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ from typing import Any
 from fastapi.responses import Response
 
 from serve.errors import ApiError, error_body
+
+log = logging.getLogger("ray.serve.phf")
 
 MAX_REQUESTS = 1000
 """Limit on the requests of one batch, the same as googleapiclient's."""
@@ -48,7 +51,12 @@ async def answer_batch(content_type: str, body: bytes, *, answer: AnswerOne) -> 
             try:
                 return 200, await answer(request.path, request.body)
             except ApiError as error:
-                return error.status, error_body("/batch", error.status, str(error), code=error.code)
+                failed = error
+            except Exception:
+                # Only this request has failed: the others keep their answers.
+                log.exception("a request of a batch failed")
+                failed = ApiError(500, "internal error; the server's log has the cause")
+            return failed.status, error_body("/batch", failed.status, str(failed), code=failed.code)
 
     answers = await asyncio.gather(*map(one, asked))
     boundary = f"batch_{secrets.token_hex(16)}"

@@ -68,7 +68,7 @@ class GoogleErrorResponse(BaseModel):
 
 
 GOOGLE_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": GoogleErrorResponse} for status in (400, 401, 404, 408, 413, 429, 500, 502, 503, 504)
+    status: {"model": GoogleErrorResponse} for status in (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 }
 
 

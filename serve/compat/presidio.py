@@ -19,13 +19,19 @@ PRESIDIO_ENTITIES = {
     "credential": "CREDENTIAL",
     "credit_card": "CREDIT_CARD",
     "date_of_birth": "DATE_TIME",
+    "drivers_licence": "UK_DRIVING_LICENCE",
     "email": "EMAIL_ADDRESS",
+    "ip_address": "IP_ADDRESS",
+    "national_insurance_number": "UK_NINO",
     "phone": "PHONE_NUMBER",
+    "postalcode": "UK_POSTCODE",
     "skype": "SKYPE_NAME",
     "social_security_number": "US_SSN",
     "spacy_entity": "PERSON",
+    "tax_reference_number": "UK_TAX_REFERENCE",
     "twitter": "TWITTER_HANDLE",
     "url": "URL",
+    "vehicle_licence_plate": "UK_VEHICLE_REGISTRATION",
 }
 # The detectors give no confidence, but Presidio's clients expect one.
 PRESIDIO_SCORE = 1.0
@@ -52,6 +58,9 @@ class RecognizerResult(BaseModel):
 
 
 def add_presidio(app: FastAPI, backend: Backend) -> None:
+    detectors = sorted(PRESIDIO_ENTITIES if backend.pii_types is None else backend.pii_types)
+    recognized = sorted({_entity(detector) for detector in detectors})
+
     @app.post("/analyze", response_model=list[RecognizerResult] | list[list[RecognizerResult]])
     async def analyze(body: PresidioRequest, request: Request) -> Any:
         """Presidio's analyzer, from the PII scorer: a list for a text, a list of lists for a list of texts."""
@@ -61,7 +70,7 @@ def add_presidio(app: FastAPI, backend: Backend) -> None:
             raise ApiError(400, f"language {body.language!r} is not supported; use en", "language")
         if body.ad_hoc_recognizers:
             raise ApiError(400, "ad_hoc_recognizers are not supported; leave them out", "ad_hoc_recognizers")
-        _refuse_unknown_entities(body.entities)
+        _refuse_entities(body.entities, recognized)
         texts = [body.text] if isinstance(body.text, str) else body.text
         found = await scorer.spans(texts)
         results = [_recognized(text, spans, body) for text, spans in zip(texts, found, strict=True)]
@@ -71,20 +80,24 @@ def add_presidio(app: FastAPI, backend: Backend) -> None:
     async def supported_entities(language: str = "en") -> list[str]:
         if language != "en":
             raise ApiError(400, f"language {language!r} is not supported; use en", "language")
-        return sorted(PRESIDIO_ENTITIES.values())
+        return recognized
 
     @app.get("/recognizers")
     async def recognizers(language: str = "en") -> list[str]:
         if language != "en":
             raise ApiError(400, f"language {language!r} is not supported; use en", "language")
-        return sorted(PRESIDIO_ENTITIES)
+        return detectors
 
 
-def _refuse_unknown_entities(entities: Sequence[str] | None) -> None:
-    unknown = sorted(set(entities or ()) - set(PRESIDIO_ENTITIES.values()))
+def _entity(detector: str) -> str:
+    return PRESIDIO_ENTITIES.get(detector, detector.upper())
+
+
+def _refuse_entities(entities: Sequence[str] | None, recognized: Sequence[str]) -> None:
+    """Raise ApiError if the scorer can't find one of the entities: an empty answer would say that there is none."""
+    unknown = sorted(set(entities or ()) - set(recognized))
     if unknown:
-        known = ", ".join(sorted(PRESIDIO_ENTITIES.values()))
-        raise ApiError(400, f"entity {unknown[0]!r} is not supported; choose from {known}", "entities")
+        raise ApiError(400, f"entity {unknown[0]!r} is not supported; choose from {', '.join(recognized)}", "entities")
 
 
 def _recognized(text: str, spans: Sequence[Span], body: PresidioRequest) -> list[RecognizerResult]:
@@ -95,8 +108,9 @@ def _recognized(text: str, spans: Sequence[Span], body: PresidioRequest) -> list
             continue
         # Overlapping detections are one span, whose type names them all.
         for detector in span.type.split("+"):
-            entity = PRESIDIO_ENTITIES.get(detector, detector.upper())
-            if body.entities is None or entity in body.entities:
+            entity = _entity(detector)
+            # No entities, or an empty list, means all of them, as with Presidio.
+            if not body.entities or entity in body.entities:
                 results.append(
                     RecognizerResult(entity_type=entity, start=span.begin, end=span.end, score=PRESIDIO_SCORE)
                 )

@@ -1,12 +1,13 @@
 """Code that the compatible endpoints share."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from serve.backends import Backend, ScorerBackend
 from serve.errors import ApiError
+from serve.request_body import RequestBody
 
 
-class LenientModel(BaseModel):
+class LenientModel(RequestBody):
     """Ignores unknown fields: clients of these services send some that concern only those services."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)

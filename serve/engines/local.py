@@ -121,9 +121,6 @@ def _refuse_unsupported(request: CompletionRequest) -> None:
         )
     if request.suffix:
         raise ApiError(400, "suffix is not supported; leave it out", "suffix")
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name):
-            raise ApiError(400, f"{name} is not supported; leave it out, or use logit_bias", name)
     if not request.prompts:
         raise ApiError(400, "prompt is an empty list; give a text, token ids, or a list of either", "prompt")
     if len(request.prompts) * request.n > MAX_BATCH:

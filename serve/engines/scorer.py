@@ -1,42 +1,53 @@
-"""Scorers in this process: replicas run them, and tests call them without Ray. Only scorers that need torch load it."""
+"""Scorers as replicas run them, and as tests call them without Ray.
+
+The scorer runs in a child process (`phf_ray.scorers.process`): a text that it never finishes, or that crashes it, gets
+a reason instead of an answer, and requests that wait go on. This process loads no torch.
+"""
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
-from phf_ray.corpus.segments import build_segmenter
 from phf_ray.records import Scored, Span
-from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer, failure
-from phf_ray.scorers.build import build_scorer, on_cpu
-from serve.backends import ScoredJson
+from phf_ray.scorers.base import FindsSpans, HasClasses
+from phf_ray.scorers.build import on_cpu, scorer_class
+from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.tasks import Ask, ScoringSetup, ScoringTask
+from serve.backends import TOO_LONG, ScoredJson
 from serve.errors import ApiError
-from serve.schemas import ScorerIdentityBody
+from serve.schemas import ScorerIdentityBody, lone_surrogate_in
 from serve.settings import ServedScorer
 
 Answer = TypeVar("Answer")
 
 
-def _why_not(scorer: Scorer, text: str) -> str:
-    return scorer.score_all([text])[0].error or "no reason given"
+IsWanted = Callable[[], bool]
+"""Whether somebody still waits for the answer."""
 
 
-def _not_analyzed(index: int, reason: str | None) -> ApiError:
+def _not_analyzed(index: int, reason: str) -> ApiError:
     # An empty list for this text would claim that it has no spans.
     return ApiError(400, f"the text at index {index} can't be analyzed: {reason}", "text")
 
 
 class LocalScorer:
-    """A scorer in its own thread: scorers are not thread-safe, and scoring keeps a CPU busy."""
+    """A scorer in its own process, asked from one thread: the scorer answers one request at a time."""
 
     def __init__(self, served: ServedScorer):
-        self._scorer = build_scorer(served.scorer if served.num_gpus else on_cpu(served.scorer))
-        self._identity = ScorerIdentityBody.model_validate(self._scorer.identity().to_json())
+        """Raises what building the scorer raises."""
+        config = dict(served.scorer) if served.num_gpus else on_cpu(served.scorer)
+        self._class = scorer_class(config["class_name"])
+        segmenter = served.segmenter or self._class.default_segmenter
+        self._process = ScoringProcess(ScoringSetup((config,), segmenter, text_timeout_s=served.text_timeout_s))
+        [identity] = self._process.identities
+        self._identity = ScorerIdentityBody.model_validate(identity.to_json())
         self._identity_json = self._identity.model_dump_json().encode()
-        self._segmenter = build_segmenter(served.segmenter or self._scorer.default_segmenter)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self._max_waiting = served.max_waiting
         self._num_waiting = 0
@@ -45,56 +56,55 @@ class LocalScorer:
 
     @property
     def name(self) -> str:
-        return self._scorer.name
+        return self._identity.name
+
+    def close(self) -> None:
+        """End the scorer's process."""
+        self._executor.shutdown()
+        self._process.close()
 
     async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        return await self._in_thread(lambda: self._score(texts, segments=segments))
+        return await self._in_thread(lambda is_wanted: self._score(texts, is_wanted, segments=segments))
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
-        scorer = self._scorer
-        if not isinstance(scorer, FindsSpans):
+        if not issubclass(self._class, FindsSpans):
             raise ApiError(400, f"the scorer {self.name} finds no spans", "scorer")
         for index, text in enumerate(texts):
-            reason = self._too_long(text)
+            reason = self._refused(text)
             if reason is not None:
                 raise _not_analyzed(index, reason)
-
-        def found(index: int, text: str) -> list[Span]:
-            try:
-                return scorer.spans(text)
-            except Exception as error:  # noqa: BLE001  libraries can raise anything, as in scoring
-                raise _not_analyzed(index, failure(error).error) from None
-
-        return await self._in_thread(lambda: [found(index, text) for index, text in enumerate(texts)])
+        found = await self._in_thread(lambda is_wanted: self._ask("spans", texts, is_wanted))
+        for index, spans in enumerate(found):
+            if isinstance(spans, str):
+                raise _not_analyzed(index, spans)
+        return found
 
     async def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | str]:
-        scorer = self._scorer
-        if not isinstance(scorer, HasClasses):
+        if not issubclass(self._class, HasClasses):
             raise ApiError(400, f"the scorer {self.name} has no classes", "scorer")
-
-        def work() -> list[dict[str, float] | str]:
-            def judged(short: Sequence[str]) -> list[dict[str, float] | str]:
-                found = scorer.class_scores(short)
-                return [scores or _why_not(self._scorer, text) for text, scores in zip(short, found, strict=True)]
-
-            return self._for_each(texts, judged, too_long=lambda reason: reason)
-
-        return await self._in_thread(work)
+        return await self._in_thread(lambda is_wanted: self._ask("classes", texts, is_wanted))
 
     async def segment_spans(self, text: str) -> list[tuple[int, int]]:
-        ends = list(accumulate(map(len, await self._in_thread(lambda: self._segmenter(text)))))
+        [parts] = await self._in_thread(lambda is_wanted: self._ask("cut", [text], is_wanted))
+        if isinstance(parts, str):
+            raise ApiError(400, f"the text can't be cut into segments: {parts}")
+        ends = list(accumulate(map(len, parts)))
         return list(zip([0, *ends], ends, strict=False))
 
     async def identity(self) -> ScorerIdentityBody:
         return self._identity
 
-    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+    async def _in_thread(self, work: Callable[[IsWanted], Answer]) -> Answer:
         if self._num_waiting >= self._max_waiting:
             raise ApiError(429, f"{self._num_waiting} requests wait for the scorer {self.name}; try again later")
         self._num_waiting += 1
+        is_given_up = threading.Event()
+        run = partial(work, lambda: not is_given_up.is_set())
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, work)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, run)
         finally:
+            # If the caller is gone, no further text of this request may hold up the others.
+            is_given_up.set()
             self._num_waiting -= 1
 
     def _timed(self, work: Callable[[], Answer]) -> Answer:
@@ -110,45 +120,50 @@ class LocalScorer:
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _too_long(self, text: str) -> str | None:
-        """Return why the text is not scored if it is too long, else None."""
-        if len(text) <= self._max_text_chars:
-            return None
-        return f"too_long: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in parts"
+    def _refused(self, text: str) -> str | None:
+        """Return why the scorer is not asked about the text, or None if it is."""
+        if len(text) > self._max_text_chars:
+            return (
+                f"{TOO_LONG}: the text has {len(text)} characters, the limit is {self._max_text_chars}; send it in "
+                "parts"
+            )
+        surrogate = lone_surrogate_in(text)
+        return None if surrogate is None else f"lone_surrogate: {surrogate}"
 
-    def _for_each(
-        self,
-        texts: Sequence[str],
-        judged: Callable[[Sequence[str]], Sequence[Answer]],
-        *,
-        too_long: Callable[[str], Answer],
-    ) -> list[Answer]:
-        """Return one answer per text: from `judged` if the text is short enough, else from `too_long` of the reason."""
-        refused = [self._too_long(text) for text in texts]
-        short = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
-        answers = iter(judged(short) if short else [])
-        return [next(answers) if reason is None else too_long(reason) for reason in refused]
+    def _ask(self, ask: Ask, texts: Sequence[str], is_wanted: IsWanted) -> list[Any]:
+        """Return one answer per text, or as a str the reason why there is none."""
+        refused = [self._refused(text) for text in texts]
+        asked = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
+        answers = iter(self._process.ask(ask, asked, is_wanted=is_wanted) if asked else [])
+        return [next(answers) if reason is None else reason for reason in refused]
 
-    def _score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        scored = self._for_each(texts, self._scorer.score_all, too_long=lambda reason: Scored(None, reason))
+    def _score(self, texts: Sequence[str], is_wanted: IsWanted, *, segments: bool) -> ScoredJson:
+        found = self._ask("score", texts, is_wanted)
+        scored = [Scored(None, one) if isinstance(one, str) else one for one in found]
         items = [
             {
                 "index": index,
                 "score": one.score,
                 "error": one.error,
-                "segments": self._score_segments(text) if segments and self._too_long(text) is None else None,
+                "segments": self._score_segments(text) if segments and is_wanted() else None,
             }
             for index, (text, one) in enumerate(zip(texts, scored, strict=True))
         ]
         data = json.dumps(items, allow_nan=False).encode()
         return ScoredJson(self._identity_json, data, num_failed=sum(one.score is None for one in scored))
 
-    def _score_segments(self, text: str) -> list[dict[str, Any]]:
-        parts = self._segmenter(text)
-        scored: list[Scored] = self._scorer.score_segments(parts)
-        segments, begin = [], 0
-        for part, one in zip(parts, scored, strict=True):
-            end = begin + len(part)
-            segments.append({"begin": begin, "end": end, "score": one.score, "error": one.error})
-            begin = end
-        return segments
+    def _score_segments(self, text: str) -> list[dict[str, Any]] | None:
+        """Cut and score as in a corpus; None if the text is refused as a whole."""
+        if self._refused(text) is not None:
+            return None
+        # One text at a time: what is in a batch with a segment can move the last bit of a model's score.
+        self._process.submit([ScoringTask(text=text)])
+        [outcome] = self._process.collect().outcomes
+        if outcome.problem is not None:
+            return [{"begin": 0, "end": len(text), "score": None, "error": ": ".join(outcome.problem)}]
+        scores, errors = outcome.scores[self.name]
+        ends = list(accumulate(map(len, outcome.texts)))
+        return [
+            {"begin": begin, "end": end, "score": score, "error": error}
+            for begin, end, score, error in zip([0, *ends][: len(ends)], ends, scores, errors, strict=True)
+        ]

@@ -118,7 +118,11 @@ class EngineThread:
         while self._collect():
             try:
                 advanced = self.engine.step()
-                self.num_failed_in_a_row = 0
+                # The engine fails a prompt that the model can't run by itself. If it fails all, the model is at fault.
+                if self.engine.failed_all:
+                    self.num_failed_in_a_row += 1
+                elif advanced:
+                    self.num_failed_in_a_row = 0
             except Exception:
                 # The thread's outermost handler: if the model fails, callers get an error and others still run.
                 log.exception("the engine failed")
@@ -152,9 +156,7 @@ class EngineThread:
                 continue
             ticket, index = self._ticket_of[active]
             if ticket.is_stream and active.error is None:
-                piece = self._piece(ticket, index, active)
-                if piece.text or piece.logprobs or piece.finish_reason:
-                    pieces.setdefault(ticket, []).append(piece)
+                active.attempt(self._add_piece, pieces, ticket, index, active)
             if active.is_finished:
                 del self._ticket_of[active]
                 ticket.num_unfinished -= 1
@@ -165,6 +167,13 @@ class EngineThread:
                 ticket.post(new)
             if ticket.num_unfinished == 0:
                 ticket.post(None)
+
+    def _add_piece(
+        self, pieces: dict[_Ticket, list[StreamedPiece]], ticket: _Ticket, index: int, active: ActiveRequest
+    ) -> None:
+        piece = self._piece(ticket, index, active)
+        if piece.text or piece.logprobs or piece.finish_reason:
+            pieces.setdefault(ticket, []).append(piece)
 
     @staticmethod
     def _piece(ticket: _Ticket, index: int, active: ActiveRequest) -> StreamedPiece:

@@ -86,5 +86,17 @@ class Tokenizing:
             "additional_special_tokens": sorted(set(tokenizer.all_special_tokens)),
             "vocab_size": len(tokenizer),
             "model_max_length": self.context,
-            "chat_template": None,
+            **chat_templates(tokenizer),
         }
+
+
+def chat_templates(tokenizer: Any) -> dict[str, Any]:
+    """Return `chat_template`, the tokenizer's template or the default of several; None if there is none.
+
+    Clients compile it as it is, so it is one text. If a tokenizer has several, `chat_templates` holds all of them by
+    name.
+    """
+    found = tokenizer.chat_template
+    if isinstance(found, dict):
+        return {"chat_template": found.get("default"), "chat_templates": found}
+    return {"chat_template": found}

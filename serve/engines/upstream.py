@@ -156,6 +156,13 @@ class UpstreamModel(Tokenizing):
             raise ApiError(
                 400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
             )
+        if request.stream_options is not None and request.stream_options.continuous_usage_stats:
+            raise ApiError(
+                400,
+                f"model {request.model!r} runs on another server, whose usage comes at the end; leave "
+                "continuous_usage_stats out",
+                "stream_options.continuous_usage_stats",
+            )
         try:
             # One request per prompt: its choices differ only in their number.
             asked = generation_requests(request, self._defaults)[:: request.n]
@@ -183,6 +190,9 @@ class UpstreamModel(Tokenizing):
             "ignore_eos": one.ignore_eos,
             "logit_bias": bias,
             "stop": list(one.stop),
+            "stop_token_ids": list(one.stop_token_ids),
+            "presence_penalty": one.presence_penalty,
+            "frequency_penalty": one.frequency_penalty,
             "echo": active.wants_prompt_logprobs or one.max_tokens == 0,
             "return_token_ids": request.return_token_ids,
         }
@@ -194,6 +204,7 @@ class UpstreamModel(Tokenizing):
             "top_p": one.top_p,
             "n": request.n,
             "seed": seed_of(one.seed, number),
+            **({} if one.repetition_penalty == 1 else {"repetition_penalty": one.repetition_penalty}),
             **({} if one.logprobs is None else {"logprobs": one.logprobs}),
             **{name: value for name, value in wanted.items() if value},
         }

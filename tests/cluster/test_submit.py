@@ -173,6 +173,7 @@ def test_jobs_are_submitted_fail_honestly_and_resume_on_another_cluster(storage,
         refused_without_a_token(first, task)
         failure_of_a_job_keeps_its_code(first)
         local_output_is_refused(first, task)
+        words_arrive_as_they_were_typed(first)
         killed_at = submit_and_kill_the_cluster(first, task)
     with head(storage) as second:
         done = second.submit(*train(task))
@@ -213,6 +214,15 @@ def local_output_is_refused(cluster: Head, task: Path) -> None:
     assert cluster.info(job_name(answer))["driver_exit_code"] == 2, said
     assert "--storage-path runs is on one node's own disk" in said
     assert "/mnt/shared/runs" in said
+
+
+def words_arrive_as_they_were_typed(cluster: Head) -> None:
+    words = ["two words", 'with "quotes"', "it's", "", "a=[b, 'c d']", "$HOME *", "back\\slash", "caf\u00e9; exit 3"]
+    answer = cluster.submit("python", "-c", "import json, sys; print('words', json.dumps(sys.argv[1:]))", *words)
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == 0, said
+    [line] = re.findall(r"^words (\[.*\])$", said, re.MULTILINE)
+    assert json.loads(line) == words
 
 
 def submit_and_kill_the_cluster(cluster: Head, task: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phf_ray.records import Scored
+from phf_ray.records import Scored, Span
 from phf_ray.scorers.base import Scorer, ScorerSettings
 
 
@@ -52,6 +52,17 @@ class LengthScorer(Scorer):
 
     def _identity_settings(self) -> dict[str, Any]:
         return {}
+
+
+class FindingScorer(LengthScorer):
+    """A LengthScorer that can say where: the span `word` is the whole text, and its class `long` is its score."""
+
+    def spans(self, text: str) -> list[Span]:
+        score = self._score(text).score
+        return [Span("word", 0, int(score))] if score else []
+
+    def class_scores(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
+        return [None if scored.score is None else {"long": scored.score} for scored in self.score_all(texts)]
 
 
 def _note(gate: Path, what: str) -> None:

@@ -44,9 +44,11 @@ def pretrained(directory, **settings):
     return ModelConfig(path_or_name=str(directory), from_scratch=False, **settings)
 
 
-def save(directory, *, seed=0, **settings):
+def save(directory, *, seed=0, model_type="gpt2", **settings):
     tokenizer = tiny_tokenizer(control=True)
-    model = build_model(config_for(num_additional_tokens=2, **settings), tokenizer=tokenizer, seed=seed).eval()
+    model = build_model(
+        config_for(model_type, num_additional_tokens=2, **settings), tokenizer=tokenizer, seed=seed
+    ).eval()
     if model.value_head is not None:
         torch.nn.init.normal_(model.value_head.head.weight, generator=torch.Generator().manual_seed(seed))
     save_checkpoint(directory, model, tokenizer, CheckpointInfo(task="pep8", step=7))

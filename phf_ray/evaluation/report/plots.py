@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from phf_ray.checkpoint import split_model_id
 from phf_ray.evaluation.report.records import Evaluation, Sample
 from phf_ray.measures.pareto import pareto_front
 
@@ -78,7 +79,7 @@ def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation:
     if any(arm.loss for arm in evaluation.arms):
         # One curve per model, whatever control tokens it is sampled with.
         losses = {
-            arm.name.partition(":")[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
+            split_model_id(arm.name)[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
         }
         plots.append(Plot(None, "training-loss", "Training loss by tokens seen.", _plot_losses(losses)))
     if report["red_team"]:

@@ -229,6 +229,34 @@ def test_health_models_metrics_and_docs_answer(server):
     assert httpx.get(f"{server.url}/docs").status_code == 200
 
 
+def raw_answer(server: Server, request: str) -> str:
+    """Send the request as it is and return all that comes back."""
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        connection.sendall(request.encode())
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+def test_a_probe_by_head_gets_no_body(server):
+    answer = raw_answer(server, "HEAD /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 200")
+    assert answer.endswith("\r\n\r\n")
+    assert httpx.post(f"{server.url}/health").headers["allow"] == "GET, HEAD"
+
+
+def test_a_proxy_on_this_machine_is_recognized_without_x_forwarded_for(server):
+    assert httpx.get(f"{server.url}/v1/models", headers={"X-Real-IP": "203.0.113.9"}).status_code == 401
+    # As nginx sends on, if its configuration says nothing but `proxy_pass`.
+    as_nginx = raw_answer(server, "GET /v1/models HTTP/1.0\r\nHost: 127.0.0.1:8000\r\nConnection: close\r\n\r\n")
+    assert " 401 " in as_nginx.splitlines()[0]
+    assert "came through a proxy (HTTP/1.0)" in as_nginx
+    assert any("Behind a reverse proxy or a tunnel" in line for line in server.output)
+
+
+def test_the_server_says_what_each_model_asks_for(server):
+    assert re.search(r"mle: [\d.]+ CPUs, [\d.]+ GPUs", "".join(server.output))
+
+
 def test_the_nodes_of_ray_have_the_metrics_of_the_server(server):
     """Without a key, and with times up to what a request may take."""
     httpx.get(f"{server.url}/v1/models").raise_for_status()

@@ -6,6 +6,7 @@ import time
 import httpx
 import openai
 import pytest
+import ray
 from server_process import START_TIMEOUT_S
 from tiny_models import write_checkpoint
 
@@ -84,3 +85,21 @@ def test_what_a_cluster_serves_already_goes_on_beside_and_after_us(local_ray):
         for stack in (first, second, third):
             stack.close()
         serve.shutdown()
+
+
+def test_a_model_of_a_job_gets_half_of_the_cpus(local_ray, tmp_path):
+    """Two of four, and so two threads."""
+
+    def num_free():
+        return ray.available_resources().get("CPU", 0.0)
+
+    deadline = time.monotonic() + 60
+    while num_free() < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    with serving({"mle": str(write_checkpoint(tmp_path / "mle", seed=1))}):
+        # The ingress has a tenth of one.
+        while num_free() > 1.95:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert num_free() > 1.5

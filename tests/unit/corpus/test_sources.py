@@ -18,14 +18,16 @@ from hypothesis import strategies as st
 
 from phf_ray.corpus import cut as corpus_cut
 from phf_ray.corpus import read, streams
+from phf_ray.corpus.cells import rows_of
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import Piece, _cut_lines, plan_shards, shard_bytes
 from phf_ray.corpus.find import _input_file, find_files
 from phf_ray.corpus.input_records import Segmented
 from phf_ray.corpus.layout import document_id
-from phf_ray.corpus.read import _rows_of, read_piece
+from phf_ray.corpus.read import read_piece
 from phf_ray.corpus.reader import list_parts
 from phf_ray.corpus.sample import plan_sample
+from phf_ray.corpus.splits import HIDDEN_FOLDERS
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Document, Rejected, ScorerIdentity
@@ -70,7 +72,7 @@ def test_other_kinds_of_files_are_left_out_and_counted(tmp_path):
     (cache / "c.py").write_text("x")
     found = find_files([str(tmp_path)])
     assert [file.path for file in found.files] == ["a.py"]
-    assert found.ignored == {".so": 1}
+    assert found.ignored == {".so": 1, "hidden files": 1, HIDDEN_FOLDERS: 1}
     # A glob says what is wanted: any suffix is text.
     assert [file.path for file in find_files([f"{tmp_path}/*.so"]).files] == ["b.so"]
 
@@ -203,7 +205,7 @@ def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, 
 def test_a_file_of_the_hub_is_known_by_its_hash():
     store, _ = open_filesystem("memory://")
     info = {"name": "/a/b.txt", "size": 3, "type": "file", "blob_id": "0123", "last_commit": None}
-    assert _input_file(store, "/a", info).stamp == "0123"
+    assert _input_file(store, "/a", info, "text").stamp == "0123"
 
 
 def test_missing_and_useless_input_is_refused(tmp_path):
@@ -319,14 +321,13 @@ def test_a_giant_cell_is_rejected_before_it_becomes_a_string(tmp_path, monkeypat
         with pa.ipc.new_stream(path, table.schema) as stream:
             stream.write_table(table)
     made = []
-    rows_of = _rows_of
 
     def watched(batch):
         for row in rows_of(batch):
             made.append(row["text"])
             yield row
 
-    monkeypatch.setattr(read, "_rows_of", watched)
+    monkeypatch.setattr(read, "rows_of", watched)
     monkeypatch.setattr(streams, "MAX_DOCUMENT_BYTES", 100)
     records = read_all(path)
     sizes = [len("".join(cell or "").encode()) for cell in cells]
@@ -365,12 +366,13 @@ def test_segments_of_a_data_set_are_kept_and_scores_of_an_equal_scorer_reused(tm
     assert second.reason == "empty"
 
 
-def test_ids_may_be_numbers_and_what_can_not_be_stored_is_rejected(tmp_path):
+def test_ids_may_be_numbers_and_lone_surrogates_in_metadata_are_escaped(tmp_path):
     texts = {"texts": ["a"]}
     lines = [{"id": 5, **texts}, {"id": 0, **texts}, {"id": "\ud800", **texts}, {"meta": "\ud800", **texts}, texts]
-    first, zero, *bad, last = read_all(write_lines(tmp_path / "a.jsonl", lines))
-    assert (first.id, zero.id, len(last.id)) == ("5", "0", 32)
-    assert [(record.record, record.reason) for record in bad] == [(2, "bad_meta"), (3, "bad_meta")]
+    records = read_all(write_lines(tmp_path / "a.jsonl", lines))
+    assert [record.id for record in records[:3]] == ["5", "0", "\\ud800"]
+    assert [len(record.id) for record in records[3:]] == [32, 32]
+    assert json.loads(records[3].meta) == "\\ud800"
 
 
 def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):

@@ -1,16 +1,20 @@
 """Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
 
+import gzip
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from jobs import evaluate_lm, make_prompts
 from jobs.evaluate_lm import parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
 from phf_ray.evaluation.run import EvaluationOptions
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
@@ -36,6 +40,39 @@ def test_a_model_is_called_by_its_directory_unless_named(models, tmp_path):
     assert models["conditional"].directory == tmp_path / "cond"
     assert models["mle"].info.bits_per_byte == {"none": 1.25}
     assert models["far"].directory is None
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen2.5-0.5B", "llama3:latest", "meta-llama/Llama-3.1-8B:free", "ft:gpt-3.5-turbo:me::7p4", "a@v+1"]
+)
+def test_a_name_can_be_one_of_a_hub_or_of_another_server(tmp_path, name):
+    far, near = f"{name}=http://host:8000/v1?a=b", f"{name}={write_model(tmp_path / 'here', control=True)}"
+    [model] = parse_models([far]).values()
+    assert (model.name, model.source, model.directory) == (name, "http://host:8000/v1?a=b", None)
+    assert parse_arms([name, f"{name}:bad"], {name: model}) == [(name, None), (name, "bad")]
+    assert evaluate_lm.arm_of(model, None, base_url="").model == name
+    [model] = parse_models([near]).values()
+    assert (model.name, model.directory) == (name, tmp_path / "here")
+    assert parse_arms([], {name: model}) == [(name, "good")]
+    assert parse_arms([f"{name}:none"], {name: model}) == [(name, "none")]
+    with pytest.raises(ConfigError, match=f"write {re.escape(name)}:good, {re.escape(name)}:bad"):
+        parse_arms([f"{name}:great"], {name: model})
+
+
+def test_a_name_on_a_server_can_end_like_a_choice_of_control():
+    models = parse_models(["cond:bad=http://host:8000"])
+    assert parse_arms([], models) == [("cond:bad", None)]
+
+
+def test_a_directory_with_an_equals_sign_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/lr=0.1", "0.1", "a:b=0.1"):
+        write_model(tmp_path / folder)
+    for text, name in (("runs/lr=0.1", "lr-0.1"), ("a:b=0.1", "a-b-0.1"), ("hub/x=0.1", "hub/x"), ("lr=0.1", "lr")):
+        assert list(parse_models([text])) == [name]
+    assert parse_models(["lr=0.1"])["lr"].directory == Path("0.1")
+    with pytest.raises(ConfigError, match=r"runs/lr=0\.2: no such directory"):
+        parse_models(["runs/lr=0.2"])
 
 
 def test_of_a_run_the_newest_complete_checkpoint_is_taken_and_its_losses_shown(tmp_path):
@@ -218,6 +255,30 @@ def test_shipped_prompts_can_be_read_and_differ(name, count):
     prompts = read_prompts(f"configs/prompts/{name}.jsonl")
     assert len(set(prompts)) == len(prompts) == count
     assert all(prompt == prompt.rstrip() and prompt for prompt in prompts)
+
+
+def test_a_byte_order_mark_costs_no_prompt(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    record = {"prompt": "a", "test": "b", "entry_point": "c"}
+    path.write_text(json.dumps(record), encoding="utf-8-sig")
+    assert read_prompts(str(path)) == ["a"]
+    assert read_problems(str(path)) == [Problem(**record)]
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".zst", zstandard.compress), (".gz", gzip.compress)])
+def test_prompts_that_were_cut_off_are_not_taken_for_all(tmp_path, suffix, compress):
+    path = tmp_path / f"prompts.jsonl{suffix}"
+    # Numbers in order would compress to nothing.
+    lines = "".join(f'{{"text": "{hash_of(number)}"}}\n' for number in range(2000))
+    path.write_bytes(compress(lines.encode()))
+    assert len(read_prompts(str(path))) == 2000
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=rf"prompts\.jsonl\{suffix} can't be read"):
+        read_prompts(str(path))
+
+
+def hash_of(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def test_the_papers_pep8_task_finds_its_prompts():

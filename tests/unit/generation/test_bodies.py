@@ -28,10 +28,12 @@ def test_every_field_of_the_schema_reaches_the_request():
         "prompt": "a", "max_tokens": 9, "min_tokens": 2, "temperature": 0.3, "top_p": 0.4, "top_k": -1, "seed": 5,
         "stop": "x", "logit_bias": {3: 1.5}, "ignore_eos": True, "logprobs": 2, "echo": True, "control": "bad",
         "control_policy": "retag",
+        "stop_token_ids": [4, 5], "repetition_penalty": 1.5, "presence_penalty": -1, "frequency_penalty": 0.5,
     }  # fmt: skip
     expected = GenerationRequest(
         prompt="a", max_tokens=9, min_tokens=2, temperature=0.3, top_p=0.4, top_k=0, seed=5, stop=("x",),
         logit_bias={3: 1.5}, ignore_eos=True, logprobs=2, echo=True, control="bad", policy="retag",
+        stop_token_ids=(4, 5), repetition_penalty=1.5, presence_penalty=-1, frequency_penalty=0.5,
     )  # fmt: skip
     assert requests_from_body(body) == [expected]
     assert requests_from_body(vars(CompletionRequest(model="m", **body))) == [expected]

@@ -337,6 +337,14 @@ def test_stop_string_ends_the_text_before_it(plain):
     assert completion.num_completion_tokens < 60
 
 
+def test_the_last_of_64_stop_strings_counts_too(plain):
+    text = one(plain, "def", max_tokens=40, seed=1, ignore_eos=True).text
+    begin = len(text) // 2
+    stop = (*(f"<never {number}>" for number in range(63)), text[begin : begin + 6])
+    stopped = one(plain, "def", max_tokens=40, seed=1, ignore_eos=True, stop=stop)
+    assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop[-1])], "stop")
+
+
 def test_stop_string_in_the_prompt_is_no_stop(plain):
     completion = one(plain, "def add", max_tokens=5, seed=1, echo=True, stop=("def",), ignore_eos=True)
     assert completion.text.startswith("def add")
@@ -508,6 +516,68 @@ def test_a_full_context_is_served_also_with_an_inserted_token(controlled, tokeni
     assert completion.logprobs[-2].logprob == pytest.approx(float(expected[-2, ids[-1]]), abs=1e-4)
 
 
+@pytest.mark.parametrize("prompt_is_text", [True, False])
+def test_an_inserted_token_beyond_the_context_is_refused(controlled, tokenizer, prompt_is_text):
+    ids = [tokenizer.eos_token_id, *tokenizer("x").input_ids * (controlled.context - 1)]
+    prompt = "x" * (controlled.context - 1) if prompt_is_text else tuple(ids)
+    alone = GenerationRequest(prompt=prompt, max_tokens=0, logprobs=0, echo=True)
+    assert controlled.prepare(alone).model_ids == ids
+    with pytest.raises(RequestError, match="the control token is one more; shorten the prompt, or set control to none"):
+        controlled.prepare(replace(alone, control="bad"))
+
+
+def with_a_token_without_embedding(**roles):
+    """Return an engine whose tokenizer has `[PAD]`, which was added without a row in the embedding."""
+    model = tiny_gpt2(tiny_tokenizer(), vocab_size=len(tiny_tokenizer()))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(roles or {"pad_token": "[PAD]"})
+    return Engine(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"max_tokens": 0, "logprobs": 0, "echo": True}, {"max_tokens": 0, "echo": True}]
+)
+def test_a_text_that_encodes_to_a_token_without_embedding_is_refused(fields):
+    engine = with_a_token_without_embedding()
+    with pytest.raises(RequestError, match=r"encodes '\[PAD\]' as the token id 300, which") as caught:
+        engine.prepare(GenerationRequest(prompt="def [PAD] add", **fields))
+    assert caught.value.param == "prompt"
+    assert engine.prepare(GenerationRequest(prompt="def add", **fields)).prompt_ids
+
+
+def test_a_prompt_far_beyond_the_context_is_refused_without_encoding_it(tokenizer, monkeypatch):
+    engine = Engine(tiny_gpt2(tokenizer), tokenizer)
+    longest = max(tokenizer.get_vocab(), key=len)
+    assert len(engine.prepare(GenerationRequest(prompt=longest * 95, max_tokens=1)).prompt_ids) == 95
+
+    def encode(text):
+        raise AssertionError(f"{len(text)} characters were encoded")
+
+    monkeypatch.setattr(engine.strings, "encode", encode)
+    for text in ("x = 1\n" * 2_500_000, longest * 96 + "x"):
+        with pytest.raises(
+            RequestError, match=f"context is 96 tokens, but the prompt has {len(text):,} char"
+        ) as caught:
+            engine.prepare(GenerationRequest(prompt=text))
+        assert caught.value.param == "prompt"
+
+
+def test_token_ids_far_beyond_the_context_are_refused_without_decoding_them(tokenizer, monkeypatch):
+    engine = Engine(tiny_gpt2(tokenizer), tokenizer)
+
+    def place(*_):
+        raise AssertionError("a token was decoded")
+
+    monkeypatch.setattr(TextStream, "place", place)
+    with pytest.raises(RequestError, match="context is 96 tokens, but the prompt has 2000000"):
+        engine.prepare(GenerationRequest(prompt=(40,) * 2_000_000, echo=True, logprobs=0))
+
+
+def test_end_of_text_without_embedding_is_never_banned(tokenizer):
+    engine = with_a_token_without_embedding(eos_token="[END]")
+    assert len(one(engine, "def", max_tokens=4, min_tokens=4).token_ids) == 4
+
+
 def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_project(plain, controlled, tokenizer):
     assert plain.prepare(GenerationRequest(prompt="def")).prompt_ids == tokenizer("def").input_ids
     assert controlled.prepare(GenerationRequest(prompt="def")).prompt_ids[0] == tokenizer.eos_token_id
@@ -528,7 +598,7 @@ def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_projec
         ({"prompt": "def", "temperature": float("nan")}, "temperature", "between 0 and 2"),
         ({"prompt": "def", "top_p": 0.0}, "top_p", "temperature 0"),
         ({"prompt": "def", "logprobs": 6}, "logprobs", "between 0 and 5"),
-        ({"prompt": "def", "stop": ("a",) * 5}, "stop", "at most 4"),
+        ({"prompt": "def", "stop": ("a",) * 65}, "stop", "at most 64"),
         ({"prompt": "def", "stop": ("",)}, "stop", "none of them empty"),
         ({"prompt": "def", "min_tokens": 17}, "min_tokens", "above max_tokens=16"),
         ({"prompt": "def", "logit_bias": {10**6: 1.0}}, "logit_bias", "token id 1000000"),
@@ -603,7 +673,7 @@ def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere is not a model directory.*give a checkpoint"):
         load_engine(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="can't be loaded"):
+    with pytest.raises(DataError, match="no weights that can be loaded"):
         load_engine(tmp_path)
 
 

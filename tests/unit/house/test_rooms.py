@@ -16,7 +16,7 @@ from places import ROOT
 PACKAGES = ("phf_ray", "serve", "jobs")
 MAX_LINES = 500
 
-GROUND = {"errors", "logs", "records", "checkpoint", "exports", "config", "storage", "measures", "http"}
+GROUND = {"errors", "logs", "records", "checkpoint", "model_folder", "exports", "config", "storage", "measures", "http"}
 """What every room may import. `phf_ray/__init__.py` belongs to it."""
 EDGES = {
     "corpus": set(),
@@ -58,6 +58,7 @@ LIGHT = {
     "phf_ray.config": (*HEAVY, "numpy"),
     "phf_ray.records": HEAVY,
     "phf_ray.checkpoint": HEAVY,
+    "phf_ray.model_folder": HEAVY,
     "phf_ray.scorers": HEAVY,
     "phf_ray.scorers.pii": (*HEAVY, "scrubadub", "dateparser"),
     "phf_ray.scorers.toxicity": HEAVY,
@@ -71,6 +72,7 @@ LIGHT = {
     "phf_ray.evaluation.report.records": HEAVY,
     "serve.schemas": HEAVY,
     "serve.settings": HEAVY,
+    "serve.deployments": ("torch", "transformers"),
     "jobs.cli": HEAVY,
 }
 """Module -> what it must not load."""

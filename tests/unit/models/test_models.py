@@ -12,7 +12,7 @@ import torch
 from model_kinds import ARCHITECTURES, GPT2, LLAMA_LIKE, VALUE_HEAD, config_for, pretrained, save
 from safetensors.torch import load_file, save_file
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import ModelConfig
@@ -20,6 +20,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.models.build import build_model
 from phf_ray.models.language_model import LanguageModel, document_positions, transformer_blocks
 from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.positions import position_limit
 from phf_ray.models.saving import save_checkpoint
 from phf_ray.objectives.build import build_objective
 from phf_ray.records import TokenKind
@@ -282,8 +283,8 @@ def test_with_a_document_mask_a_block_gives_the_logits_of_each_document_alone(mo
 
 
 def test_a_model_that_takes_no_positions_is_refused_a_document_mask():
-    settings = {"hidden_size": 32, "n_layer": 1, "n_head": 2}
-    model = build_model(config_for("bloom", config_kwargs=settings), tokenizer=tiny_tokenizer(), seed=0)
+    config = AutoConfig.for_model("bloom", vocab_size=300, hidden_size=32, n_layer=1, n_head=2)
+    model = LanguageModel(AutoModelForCausalLM.from_config(config))
     with pytest.raises(ConfigError, match=r"Bloom.*training\.document_mask: false"):
         model.mask_documents()
 
@@ -479,3 +480,53 @@ def test_language_model_takes_any_loaded_model():
     assert not model.backbone.training
     assert model.logit_scale == 1
     assert len(transformer_blocks(model)) == 2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
+    ],
+)
+def test_what_can_not_be_served_is_refused_before_training(model_type, fields):
+    with pytest.raises(ConfigError, match="could be trained but not served; choose"):
+        build_model(config_for(model_type, config_kwargs=fields), tokenizer=tiny_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neo", "mistral", "gpt_oss"])
+def test_what_can_be_served_is_built(model_type):
+    own = {
+        "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+        "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "num_key_value_heads": 1},
+        "mistral": {"num_key_value_heads": 1},
+    }[model_type]
+    fields = own if model_type == "gpt_neo" else {**LLAMA_LIKE, **own}
+    build_model(config_for(model_type, config_kwargs=fields), tokenizer=tiny_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "limit", "reason"),
+    [
+        ("llama", {"max_position_embeddings": 96}, 96, "names no more positions"),
+        ("gpt2", {"n_positions": 64}, 64, "names no more positions"),
+        ("mpt", {"max_seq_len": 48}, 48, "names no more positions"),
+        ("bloom", {}, None, "names no limit"),
+        (
+            "phi3",
+            {
+                "max_position_embeddings": 96,
+                "original_max_position_embeddings": 40,
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8},
+            },
+            40,
+            "longrope factors change",
+        ),
+    ],
+)
+def test_a_text_may_use_the_positions_that_the_model_treats_alike_in_any_batch(model_type, fields, limit, reason):
+    found, why = position_limit(AutoConfig.for_model(model_type, **fields))
+    assert found == limit
+    assert reason in why

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import tokenizers
@@ -31,12 +33,82 @@ def test_a_word_list_comes_from_a_file_too(tmp_path):
     assert scorer.identity() == same.identity() != other.identity()
 
 
+def found(words, text, **settings):
+    scorer = build_scorer({"class_name": "WordListScorer", "words": words, **settings})
+    spans = scorer.spans(text)
+    assert scorer.score_all([text]) == [Scored(len(spans) / len(text))]
+    return [text[span.begin : span.end] for span in spans]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+def test_a_word_list_of_a_windows_editor_has_the_same_words(tmp_path, begin, end):
+    path = tmp_path / "words.txt"
+    path.write_bytes((begin + end.join(["foo", "# no word", "", "bar baz"]) + end).encode())
+    scorer = build_scorer({"class_name": "WordListScorer", "path": str(path)})
+    assert [span.begin for span in scorer.spans("foo, bar baz, # no word")] == [0, 5]
+    assert scorer.identity() == build_scorer({"class_name": "WordListScorer", "words": ["bar baz", "foo"]}).identity()
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "expected"),
+    [
+        # Scripts without spaces, in the list or around a word.
+        ("\u574f\u86cb", "\u4f60\u8fd9\u4e2a\u574f\u86cb\u771f\u574f", ["\u574f\u86cb"]),
+        ("\u30d0\u30ab", "\u304a\u524d\u306f\u30d0\u30ab\u3060", ["\u30d0\u30ab"]),
+        ("\u0e02\u0e22\u0e30", "\u0e04\u0e19\u0e02\u0e22\u0e30\u0e2a\u0e31\u0e07\u0e04\u0e21", ["\u0e02\u0e22\u0e30"]),
+        ("idiot", "\u4f60\u8fd9\u4e2aidiot\u574f", ["idiot"]),
+        ("idiot", "idiots \u4e2aidiots, xidiot", []),
+        # A vowel sign belongs to its word, at either end.
+        ("\u0915\u092e", "\u0915\u092e\u0940 \u0915\u092e", ["\u0915\u092e"]),
+        ("\u0928", "\u0926\u093f\u0928 \u0928", ["\u0928"]),
+        ("cafe", "cafe\u0301 cafe", ["cafe"]),
+        # Accents, composed or not, on either side; Korean letters, too.
+        ("caf\u00e9", "a caf\u00e9, Cafe\u0301 cafe", ["caf\u00e9", "Cafe\u0301"]),
+        ("cafe\u0301", "a caf\u00e9, Cafe\u0301 cafe", ["caf\u00e9", "Cafe\u0301"]),
+        ("\ubc14\ubcf4", "\u1102\u1165 \u1107\u1161\u1107\u1169!", ["\u1107\u1161\u1107\u1169"]),
+        # Cases that change the length.
+        ("stra\u00dfe", "STRASSE Stra\u00dfe stra\u00dfen", ["STRASSE", "Stra\u00dfe"]),
+        ("strasse", "\u00df Stra\u00dfe", ["Stra\u00dfe"]),
+        ("\u03bf\u03b4\u03cc\u03c2", "\u039f\u0394\u038c\u03a3", ["\u039f\u0394\u038c\u03a3"]),
+        # What editors write for an apostrophe and a hyphen.
+        ("don't", "Don\u2019t don\u02bct DON'T don", ["Don\u2019t", "don\u02bct", "DON'T"]),
+        ("don\u2019t", "Don't", ["Don't"]),
+        ("half-wit", "half\u2011wit", ["half\u2011wit"]),
+        # White space in phrases.
+        ("a hell", "a\nhell A\r\n  hell a\u00a0hell ahell", ["a\nhell", "A\r\n  hell", "a\u00a0hell"]),
+        (" bloody  hell ", "bloody hell", ["bloody hell"]),
+        # A variation selector is no letter.
+        ("\u2764", "a \u2764\ufe0f b", ["\u2764"]),
+        ("[-]", "a [-] b", ["[-]"]),
+    ],
+)  # fmt: skip
+def test_a_listed_word_is_found_however_it_is_written(word, text, expected):
+    assert found([word], text) == expected
+
+
+def test_with_cases_only_the_case_counts():
+    assert found(["Caf\u00e9"], "Cafe\u0301 cafe\u0301 caf\u00e9", ignore_case=False) == ["Cafe\u0301"]
+
+
+def test_the_longest_word_counts_in_any_script():
+    assert found(["a", "a\u7247", "a b"], "a\u7247 a b a") == ["a\u7247", "a b", "a"]
+
+
+def test_many_marks_in_a_row_do_not_take_minutes():
+    started = time.monotonic()
+    assert found(["a"], "a b" + "\u0301\u0316" * 300_000 + " a") == ["a", "a"]
+    assert time.monotonic() - started < 60
+
+
 def test_a_word_list_without_words_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(ConfigError, match="give either words or a path"):
         build_scorer({"class_name": "WordListScorer"})
     with pytest.raises(ConfigError, match="give at least one word"):
         build_scorer({"class_name": "WordListScorer", "path": str(tmp_path / "empty.txt")})
+    with pytest.raises(ConfigError, match="give at least one word"):
+        build_scorer({"class_name": "WordListScorer", "words": [" "]})
     with pytest.raises(ConfigError, match="can't be read"):
         build_scorer({"class_name": "WordListScorer", "path": str(tmp_path / "none.txt")})
 
@@ -147,5 +219,5 @@ def test_settings_that_change_the_score_change_the_identity(reward_model):
 def test_an_output_or_a_model_that_is_not_there_is_refused(reward_model, tmp_path):
     with pytest.raises(ConfigError, match=r"choose one of \['fine', 'harm', 'spam'\]"):
         build_scorer({"class_name": "SequenceClassifierScorer", "path": str(reward_model), "label": "rude"})
-    with pytest.raises(ConfigError, match="give its folder"):
+    with pytest.raises(ConfigError, match=r"sequence classifier.*give the folder of one"):
         build_scorer({"class_name": "SequenceClassifierScorer", "path": str(tmp_path)})

@@ -1,6 +1,7 @@
 """Scorers from modules outside the package: found by `module:Class`, with the version of their code in the identity."""
 
 import ast
+import asyncio
 import importlib
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from phf_ray.evaluation.attack.instructions import INSTRUCTIONS, instruction_for
 from phf_ray.evaluation.in_process import InProcessScores
 from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer
 from phf_ray.scorers.build import SCORERS, build_scorer, on_cpu, scorer_class, scorer_configs, scorer_name
-from phf_ray.scorers.origin import versions_from_outside
+from phf_ray.scorers.origin import versions_of_code
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.plan import preview_scoring
@@ -77,7 +78,7 @@ def write(tmp_path, monkeypatch):
 def request(tmp_path, *scorers):
     folder = tmp_path / "in"
     folder.mkdir(exist_ok=True)
-    (folder / "a.txt").write_text("Ab\nCD\n")
+    (folder / "a.py").write_text("Ab\nCD\n")
     scoring = {"scorers": list(scorers), "segmenter": "lines", "reference_date": "2020-02-02"}
     return ScoringRequest(parse_config({"scoring": scoring}), inputs=[str(folder)])
 
@@ -151,7 +152,7 @@ def test_an_installed_module_has_the_version_of_its_distribution(write, tmp_path
 def test_a_class_without_source_or_distribution_is_refused():
     made_up = type("MadeUp", (Scorer,), {"__module__": "made_up"})
     with pytest.raises(ConfigError, match=r"the source of made_up:MadeUp can't be read .* put the class into a \.py"):
-        versions_from_outside(made_up)
+        versions_of_code(made_up)
 
 
 def test_training_on_the_scores_does_not_need_the_scorer(write, tmp_path, caplog):
@@ -224,10 +225,15 @@ def test_attributes_say_how_a_scorer_is_run(write, tmp_path):
 
 def test_the_server_cuts_texts_as_the_class_says_unless_told_otherwise(write):
     config = write(attributes='default_segmenter = "lines"')
-    assert LocalScorer(ServedScorer(scorer=config))._segmenter("a. b\nc") == ["a. b\n", "c"]
-    assert LocalScorer(ServedScorer(scorer=config, segmenter="document"))._segmenter("a\nc") == ["a\nc"]
-    pep8 = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
-    assert pep8._segmenter("a. b\nc") == ["a. b\n", "c"]
+
+    def cut(**served):
+        scorer = LocalScorer(ServedScorer(**served))
+        spans = asyncio.run(scorer.segment_spans("a. b\nc"))
+        scorer.close()
+        return spans
+
+    assert cut(scorer=config) == cut(scorer={"class_name": "PEP8Scorer"}) == [(0, 5), (5, 6)]
+    assert cut(scorer=config, segmenter="document") == [(0, 6)]
 
 
 def test_what_a_scorer_measures_chooses_endpoints_and_the_words_of_the_red_lm(write):

@@ -21,6 +21,7 @@ from phf_ray.scorers import pep8_checker
 from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.pep8_checker import OPTIONS, FastChecker, ViolationPlaces, report
 from phf_ray.scorers.process import ScoringProcess
+from phf_ray.scorers.python_tokens import python_tokens
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
 
 SCORER = build_scorer({"class_name": "PEP8Scorer"})
@@ -73,36 +74,59 @@ AWKWARD = [
 
 
 def reference(text):
-    """Line of every violation that pycodestyle prints by itself for the text."""
-    checker = pycodestyle.Checker(lines=split_lines(text))
+    """Line of every violation that pycodestyle prints by itself for a file, and the line at which it stops reading."""
+    checker = pycodestyle.Checker(lines=io.StringIO(text, newline=None).readlines())
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), errors="surrogatepass")):
         total = checker.check_all()
     lines = [row[0] for row in checker.report._deferred_print]
     assert len(lines) == total
-    return lines
+    return lines, stop_of(checker.lines)
+
+
+def stop_of(lines):
+    """Line from 1 at which Python's tokenizer stops; None if it comes to the end."""
+    try:
+        for _ in tokenize.generate_tokens(iter([*lines, ""]).__next__):
+            pass
+    except IndentationError as error:
+        return error.lineno
+    except tokenize.TokenError as error:
+        row = error.args[1][0]
+        return row if row <= len(lines) else None
+    return None
 
 
 def assert_equals_reference(text):
-    numbers = reference(text)
-    lines = split_lines(text)
+    numbers, stop = reference(text)
+    lines = io.StringIO(text, newline="").readlines()
     counts = [0] * len(lines)
     for number in numbers:
         counts[min(number, len(lines)) - 1] += 1
-    assert SCORER.score_all([text]) == [Scored(len(numbers) / len(text))]
-    expected = [Scored(count / len(line)) for count, line in zip(counts, lines, strict=True)]
-    assert SCORER.score_segments(lines) == expected
+    found = SCORER.score_segments(lines)
+    judged = len(lines) if stop is None else stop - 1
+    assert found[:judged] == [Scored(count / len(line)) for count, line in zip(counts, lines, strict=True)][:judged]
+    assert all(one.score is None and f"line {stop};" in one.error for one in found[judged:])
+    [whole] = SCORER.score_all([text])
+    assert whole.score == (len(numbers) / len(text) if stop is None else None)
 
 
+# From Python 3.12 on, pycodestyle gets other tokens from the interpreter.
+as_in_311 = pytest.mark.skipif(sys.version_info >= (3, 12), reason="compares with the tokenizer of Python 3.11")
+
+
+@as_in_311
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_scores_as_pycodestyle_reports(text):
     assert_equals_reference(text)
 
 
+@as_in_311
 @pytest.mark.parametrize("name", ["keyword.py", "this.py", "textwrap.py", "sre_compile.py", "lib2to3/pygram.py"])
 def test_a_file_scores_as_pycodestyle_reports(name):
     assert_equals_reference((LIBRARY / name).read_text(encoding="utf-8"))
 
 
+@as_in_311
 def test_broken_files_score_as_pycodestyle_reports():
     rng = random.Random(0)
     num_bad = 0
@@ -112,7 +136,7 @@ def test_broken_files_score_as_pycodestyle_reports():
             begin = rng.randrange(len(text))
             cut = text[:begin] + rng.choice(["(", "]", "'", '"""', "\t", "  ", "\\", "\x0c", "\n\n\n", ""])
             assert_equals_reference(cut)
-            num_bad += bool(reference(cut))
+            num_bad += bool(reference(cut)[0])
     assert num_bad > 12
 
 
@@ -123,6 +147,7 @@ fragments = st.sampled_from(
 )  # fmt: skip
 
 
+@as_in_311
 @settings(max_examples=300)
 @given(text=st.lists(fragments, min_size=1, max_size=25).map("".join))
 def test_any_text_scores_as_pycodestyle_reports_or_says_why_not(text):
@@ -155,6 +180,7 @@ def mutated(text, rng):
     return text
 
 
+@as_in_311
 def test_the_fast_checker_reports_what_pycodestyle_does_at_the_same_places():
     rng = random.Random(0)
     num_compared = num_violations = 0
@@ -179,6 +205,7 @@ def test_every_check_has_its_condition():
     assert set(checker._physical_conditions("x = 1\n")) == {name for name, _, _ in OPTIONS.physical_checks}
 
 
+@as_in_311
 def test_without_conditions_all_checks_run(monkeypatch):
     monkeypatch.setattr(pep8_checker, "CONDITIONS_HOLD", False)
     for text in AWKWARD:
@@ -191,6 +218,90 @@ def test_a_bracket_that_is_not_closed_does_not_clean_the_file():
     assert scores[0] == Scored(1 / 4)
     assert scores[1] == Scored(0.0)
     assert scores[2].score > 0
+
+
+UNREADABLE = {
+    "wrong dedent": (
+        "    z = 1\nb=2\n",
+        "IndentationError: unindent does not match any outer indentation level, line 4",
+    ),
+    "open docstring": ('        """Sums\nb=2\n', "TokenError: EOF in multi-line string, line 4;"),
+    "open string": ("        z = 'a\\\n", "TokenError: EOF in multi-line string, line 4;"),
+}
+
+
+@pytest.mark.parametrize(("rest", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_where_the_tokenizer_stops_the_scores_stop(rest, reason):
+    """pycodestyle checks nothing after such a line, so a score of 0.0 would call the worst lines the best."""
+    lines, unread = ["a=1\n", "if a:\n", "        b\n"], split_lines(rest)
+    found = SCORER.score_segments([*lines, *unread])
+    assert [one.score for one in found] == [1 / 4, 0.0, 1 / 10, *[None] * len(unread)]
+    assert all(one.error.startswith(reason) for one in found[3:])
+    # A segment that holds such a line among others has no score either.
+    joined = SCORER.score_segments([lines[0], "".join(lines[1:]) + unread[0], *unread[1:]])
+    assert [one.score for one in joined] == [1 / 4, *[None] * len(unread)]
+    assert SCORER.score_texts(["".join(lines) + rest]) == [None]
+
+
+READ_ON = {
+    "open string": "x = 'abc\n",
+    "nul": "x = 1\0\n",
+    "tabs and spaces": "if x:\n\ty = 1\n        z = 1\n",
+    "f-string of Python 3.12": "x = f'{y['a']}'\n",
+    "unknown characters": "x = $ ? !\n",
+}
+
+
+@pytest.mark.parametrize("text", READ_ON.values(), ids=READ_ON)
+def test_lines_after_a_text_that_later_tokenizers_refuse_are_judged(text):
+    assert [one.score for one in SCORER.score_segments([text, "b=2\n", "c = 3\n"])][1:] == [1 / 4, 0.0]
+
+
+def test_what_an_f_string_holds_is_not_checked_in_any_version_of_python():
+    assert SCORER.score_all(["x = f'{a,b} {c +d}'\n"]) == [Scored(0.0)]
+
+
+def test_all_line_ends_count_as_in_the_file(tmp_path):
+    """pycodestyle opens a file with universal newlines."""
+    lines = ["def f(a):", "    x=1 + \\", "        a" + "a" * 80, "    y = '''a ", "    b'''", "class A:", "    z=2"]
+    for end in ("\n", "\r\n", "\r"):
+        text = end.join(lines) + end
+        file = tmp_path / "file.py"
+        file.write_bytes(text.encode())
+        options = {"paths": [str(file)], "quiet": 2, "config_file": False}
+        total = pycodestyle.StyleGuide(**options).check_files().total_errors
+        assert total == 5
+        assert SCORER.score_all([text]) == [Scored(total / len(text))]
+        parts = [line + end for line in lines]
+        assert [
+            round(one.score * len(part)) for one, part in zip(SCORER.score_segments(parts), parts, strict=True)
+        ] == [*(0, 1, 1, 1, 0, 1, 1)]
+
+
+@as_in_311
+def test_the_tokens_are_those_of_python_311():
+    rng = random.Random(0)
+    num_stopped = 0
+    for path in sorted(LIBRARY.glob("*.py"))[::8]:
+        whole = path.read_text(encoding="utf-8")
+        for _ in range(8):
+            begin = rng.randrange(len(whole))
+            lines = split_lines(mutated(whole[begin : begin + 800], rng))
+            expected = tokens_of(tokenize.generate_tokens, lines)
+            assert tokens_of(python_tokens, lines) == expected
+            num_stopped += isinstance(expected[-1], tuple)
+    assert num_stopped > 50
+
+
+def tokens_of(make, lines):
+    """All tokens, then the error if there is one."""
+    found = []
+    try:
+        for token in make(iter([*lines, "", ""]).__next__):
+            found.append(list(token))
+    except (SyntaxError, tokenize.TokenError) as error:
+        found.append((type(error), error.args))
+    return found
 
 
 def test_a_line_is_judged_in_its_file():
@@ -223,7 +334,7 @@ def test_order_and_company_do_not_change_a_score():
 
 
 def test_a_failing_checker_gives_a_reason_for_every_segment(monkeypatch):
-    monkeypatch.setattr(sys.modules["phf_ray.scorers.pep8"], "split_lines", lambda text: [].pop())
+    monkeypatch.setattr(sys.modules["phf_ray.scorers.pep8"], "check", lambda lines: [].pop())
     scores = SCORER.score_segments(["a=1\n", "b=2\n"])
     assert scores == [Scored(None, "IndexError: pop from empty list")] * 2
 
@@ -264,6 +375,7 @@ LONG_LINES = {
 }
 
 
+@as_in_311
 @pytest.mark.parametrize("make", LONG_LINES.values(), ids=LONG_LINES)
 def test_a_long_line_has_the_violations_that_pycodestyle_finds(make):
     for size in (3, 40, 500):
@@ -301,6 +413,7 @@ words = st.sampled_from(
 )  # fmt: skip
 
 
+@as_in_311
 @settings(max_examples=200)
 @given(text=st.lists(words, min_size=2, max_size=30).map("".join))
 def test_searches_in_linear_time_find_the_same(text):
@@ -311,7 +424,7 @@ def test_searches_in_linear_time_find_the_same(text):
 def test_the_identity_names_what_can_change_a_score():
     identity = build_scorer({"class_name": "PEP8Scorer", "name": "style"}).identity()
     assert (identity.name, identity.class_name, identity.unit) == ("style", "PEP8Scorer", "violations per character")
-    assert set(identity.versions) == {"pycodestyle", "python"}
+    assert set(identity.versions) == {"pycodestyle", "PEP8Scorer"}
     assert pickle.loads(pickle.dumps(identity)) == identity
 
 

@@ -20,7 +20,13 @@ from phf_ray.records import Scored, Span
 from phf_ray.scorers.base import FindsSpans
 from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.pii_addresses import _ADDRESS, Address
-from phf_ray.scorers.pii_detectors import Skype, fast_scrubber
+from phf_ray.scorers.pii_detectors import (
+    DriversLicence,
+    NationalInsuranceNumber,
+    Skype,
+    TaxReferenceNumber,
+    fast_scrubber,
+)
 from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber
 from phf_ray.scorers.pii_words import is_likely_word
 
@@ -319,7 +325,7 @@ def test_any_text_has_the_detections_of_the_unshortened_detectors():
     num_found = 0
 
     @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=4, max_size=14), st.sampled_from(["", " "]))
-    @settings(max_examples=150, derandomize=True)
+    @settings(max_examples=300, derandomize=True)
     def compare(pieces, between):
         nonlocal num_found
         text = between.join(pieces)
@@ -441,6 +447,105 @@ def test_addresses_are_found_again_where_the_original_finds_them():
         assert found == expected, text
         num_found += len(found)
     assert num_found > 500
+
+
+BRITISH_NUMBERS = [
+    "AB", "QQ", "BG", "jw", "A", "d", "1", "23", "456", "123456", "9", "99", " ", "  ", "\n", "C", "12a", "MORGA",
+    "abcd", "-", ".", "x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("detector", [DriversLicence, NationalInsuranceNumber, TaxReferenceNumber])
+def test_british_numbers_are_those_of_scrubadub(detector):
+    rng = random.Random(0)
+    fast = detector.region_regex["GB"]
+    slow = detector.__base__.region_regex["GB"]
+    whole = ["AB 1 2 34\n56 C", "12a 3 4\n5 67  ", "MORGA 65 7054 SM9IJ 35"]
+    num_found = 0
+    for _ in range(3000):
+        text = "".join(rng.choices([*BRITISH_NUMBERS, *whole], k=rng.randrange(1, 25)))
+        expected = [match.span() for match in slow.finditer(text)]
+        assert [match.span() for match in fast.finditer(text)] == expected, text
+        num_found += len(expected)
+    assert num_found > 300
+
+
+PLACES = {
+    "en_GB": (
+        ["High Street", "Abbey Rd", ".Mill Lane", "Flat 2, Oak House", "Number 3 The Way", "Unit", "PO Box 1"],
+        ["London", "St. Ives", "Stoke-on-Trent", "Kent"],
+        ["SW1A 1AA", "e1 6an", "KY1-1234", "BFPO 12", "W1A1AA", "M1  1AE, UK", "NP22 3XX, Wales"],
+    ),
+    "en_CA": (
+        ["Main St", "rue Main", "5th Ave", "Queen Street West", "chemin Roy, C.P. 12", "Elm Rd Unit 4"],
+        ["Toronto", "St. John", "Trois-Rivi\u00e8res", "Laval"],
+        ["ON", "Q.C. H2X 1Y4", "british columbia", "Qu\u00e9bec", "NL A1A 1A1 Canada", "Prince Edward Island"],
+    ),
+}
+
+
+@pytest.mark.parametrize("locale", PLACES)
+def test_addresses_abroad_are_those_of_pyap(locale):
+    streets, cities, ends = PLACES[locale]
+    rng = random.Random(0)
+    gaps = [", ", " ", ",\n", "\n\n", ",", "\t", ", ,"]
+    fast, slow = Address(locale=locale), AddressDetector(locale=locale)
+    num_found = 0
+    for _ in range(200):
+        parts = [
+            rng.choice(["12 ", "12-14 ", "12\u201314 ", "one hundred and two ", "", "\u0661\u0662 "])
+            + "".join(rng.choice(kind) + rng.choice(gaps) for kind in (streets, cities))
+            + rng.choice(ends)
+            for _ in range(rng.randrange(1, 3))
+        ]
+        text = "".join(rng.choice(parts) + rng.choice(["", "x", " ", "\n", ". "]) for _ in range(rng.randrange(1, 6)))
+        filler = "word " * rng.choice([0, 0, 200])
+        text = filler + text + filler
+        found, expected = ({(one.beg, one.end) for one in detector.iter_filth(text)} for detector in (fast, slow))
+        assert found == expected, text
+        num_found += len(expected)
+    assert num_found > 100
+
+
+SLOW = {
+    "blanks": " " * 64_000,
+    "line breaks": "\n" * 64_000,
+    "blanks between digits": "AB1" + (" " * 12_000 + "2") * 5 + "x",
+    "blanks in a tax number": "12a" + (" " * 12_000 + "1") * 4,
+    "blanks in a driving licence": "MORGA" + ("1" + " " * 12_000) * 5,
+    "numbers after born": "born " + "12 34 " * 10_000,
+    "different numbers after born": "born " + " ".join(map(str, range(1, 8000))),
+    "addresses on one street": "".join(f"12 Main St, Town {index}, ON, SW1A 1AA\n" for index in range(4000)),
+}
+
+
+@pytest.mark.parametrize("locale", ["en_US", "en_GB", "en_CA"])
+@pytest.mark.timeout(300)
+def test_long_texts_take_no_minutes_in_any_locale(locale):
+    scorer = build_scorer({"class_name": "PIIScorer", "locale": locale})
+    errors = {}
+    for name, text in SLOW.items():
+        started = time.monotonic()
+        [scored] = scorer.score_all([text])
+        assert time.monotonic() - started < 40, name
+        errors[name] = (scored.error or "").partition(":")[0]
+    reasons = dict.fromkeys(("numbers after born", "different numbers after born"), "OverlongSentenceError")
+    if locale != "en_US":
+        reasons["addresses on one street"] = "TooManyAddressesError"
+    assert errors == {**dict.fromkeys(SLOW, ""), **reasons}
+
+
+def test_too_many_numbers_near_born_have_a_reason_at_once():
+    sentences = [" ".join(map(str, range(first, first + 200))) for first in range(1, 4000, 200)]
+    started = time.monotonic()
+    [scored] = SCORER.score_all(["born " + ". ".join(sentences)])
+    assert scored.error.startswith("TooManyNumbersError: ")
+    assert time.monotonic() - started < 20
+
+
+def test_a_list_of_births_is_searched_however_long():
+    text = "".join(f"born {1940 + index % 50}\n" for index in range(5000))
+    assert SCORER.score_all([text]) == [Scored(5000 / len(text))]
 
 
 def test_a_sentence_too_long_for_dateparser_has_a_reason():

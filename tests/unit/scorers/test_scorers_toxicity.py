@@ -248,8 +248,20 @@ def test_weights_that_do_not_fit_the_config_are_refused(checkpoint, base, tmp_pa
     config.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((base / name).read_bytes())
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match=r"RobertaForSequenceClassification.*the weights lack"):
         build_scorer({"class_name": "DetoxifyToxicityScorer", "path": str(checkpoint), "config_path": str(tmp_path)})
+
+
+def test_a_checkpoint_with_a_wrapper_s_names_is_the_same_scorer(checkpoint, base, scorer, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["state_dict"] = {f"module.{name}": weight for name, weight in stored["state_dict"].items()}
+    torch.save(stored, tmp_path / "wrapped.ckpt")
+    config = {"class_name": "DetoxifyToxicityScorer", "config_path": str(base), "device": "cpu"}
+    assert build_scorer({**config, "path": str(tmp_path / "wrapped.ckpt")}).identity() == scorer.identity()
+    next(iter(stored["state_dict"].values()))[0] = float("nan")
+    torch.save(stored, tmp_path / "nan.ckpt")
+    with pytest.raises(DataError, match="NaN or infinite"):
+        build_scorer({**config, "path": str(tmp_path / "nan.ckpt")})
 
 
 def test_the_fetched_folder_says_where_it_came_from(models, checkpoint):

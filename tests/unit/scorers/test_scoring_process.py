@@ -11,6 +11,7 @@ from places import ROOT
 
 from phf_ray.corpus.segments import build_segmenter
 from phf_ray.errors import ConfigError
+from phf_ray.records import Scored, Span
 from phf_ray.scorers.build import build_scorer
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask
@@ -105,6 +106,57 @@ def test_a_text_that_is_cut_counts_once_however_often_its_batch_was_tried(start)
     process = start(WORDS, timeout=1.0)
     assert ask(process, "LONG\na", "RAISE\nLONG").truncated == {"words": 2}
     assert ask(process, "LONG\na", "HANG\nLONG").truncated == {"words": 2}
+
+
+FINDS = {"class_name": "fakes:FindingScorer"}
+ANSWERS = {
+    "score": lambda text: Scored(float(len(text))),
+    "classes": lambda text: {"long": float(len(text))},
+    "spans": lambda text: [Span("word", 0, len(text))],
+    "cut": build_segmenter("lines"),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_question_about_each_text_is_answered_as_by_the_scorer(start, what):
+    texts = ["a b\nc", "d", "e\n"]
+    assert start(FINDS).ask(what, texts) == [ANSWERS[what](text) for text in texts]
+
+
+@pytest.mark.parametrize("what", ["score", "classes", "spans"])
+def test_only_the_text_that_a_scorer_cannot_answer_gets_a_reason(start, what):
+    process = start(FINDS, timeout=1.0)
+    good = ["before", "between", "after"]
+    found = process.ask(what, [good[0], "HANG", good[1], "CRASH", "RAISE", good[2]])
+    assert [found[0], found[2], found[5]] == [ANSWERS[what](text) for text in good]
+    assert found[1] == "timeout: nothing after 1 s"
+    assert found[3].startswith("crash: the process ended with code -9")
+    assert found[4] == "RuntimeError: the scorer has a bug"
+    # And the process goes on.
+    assert process.ask(what, ["more"]) == [ANSWERS[what]("more")]
+
+
+def test_texts_that_take_long_together_are_not_taken_for_one_that_hangs_when_asked_about(start):
+    process = start({"class_name": "fakes:WordScorer", "delay_s": 0.08}, timeout=1.0)
+    for _ in range(2):
+        assert process.ask("score", ["x"] * 20) == [Scored(1.0)] * 20
+    child = process._process.pid
+    process.ask("score", ["x"] * 40)
+    assert process._process.pid == child
+
+
+def test_a_question_that_nobody_waits_for_ends_with_the_text_that_hangs(start):
+    process = start(FINDS, timeout=0.5)
+    found = process.ask("spans", ["HANG", "HANG", "a"], is_wanted=lambda: False)
+    assert found == ["timeout: nothing after 0.5 s", *["given_up: nobody waits for the answer"] * 2]
+    assert process.ask("spans", ["a"]) == [ANSWERS["spans"]("a")]
+
+
+def test_a_child_that_died_between_questions_is_replaced(start):
+    process = start(FINDS)
+    process._process.kill()
+    process._process.wait()
+    assert process.ask("score", ["three"]) == [Scored(5.0)]
 
 
 def test_batching_over_documents_keeps_segments_apart(start):

@@ -1,11 +1,13 @@
 """The HTTP application over a tiny model and the PEP8 scorer in this process; no Ray, no socket."""
 
 import asyncio
+import gzip
 import json
 import logging
 import re
 import threading
 from collections.abc import Callable
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,7 +17,6 @@ from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation.engine import Engine, generate
 from phf_ray.generation.requests import EngineSettings, GenerationRequest
-from phf_ray.records import Scored
 from serve import errors
 from serve.api import models as api_models
 from serve.api.application import ERRORS, build_app
@@ -25,7 +26,17 @@ from serve.engines.local import LocalModel
 from serve.engines.scorer import LocalScorer
 from serve.errors import ApiError
 from serve.keys import KeyRing
-from serve.schemas import MAX_BATCH, Choice, DeploymentHealth, HealthResponse, Usage
+from serve.schemas import (
+    MAX_BATCH,
+    Choice,
+    CompletionRequest,
+    DeploymentHealth,
+    DetokenizeRequest,
+    HealthResponse,
+    ScoresRequest,
+    TokenizeRequest,
+    Usage,
+)
 from serve.settings import Limits, SamplingDefaults, ServedScorer
 
 COMPLETIONS_SCOPE = {
@@ -229,6 +240,27 @@ def test_the_url_of_one_model_chooses_model_and_control_token(call):
         assert "contradict" in error["message"]
 
 
+def test_a_model_can_have_a_name_of_a_hub_or_a_tag(models, scorers):
+    names = ("Qwen/Qwen2.5-0.5B", "llama3:latest", "a/tokenize/b:v1")
+    call = caller({**dict.fromkeys(names, models["cond"]), "mle": models["mle"]}, scorers)
+    fields = {"prompt": "def", "seed": 1, "max_tokens": 12}
+    bad = call("/v1/completions", {"model": f"{names[0]}:bad", **fields}).json()["choices"]
+    good = call("/v1/completions", {"model": names[0], **fields}).json()["choices"]
+    assert bad != good
+    assert {card["id"] for card in call("/v1/models").json()["data"]} == {*names, "mle"}
+    for name in names:
+        for path in (name, quote(name, safe="")):
+            assert call(f"/v1/models/{path}").json()["id"] == name
+            url = f"/models/{path}"
+            assert call(f"{url}/v1/completions", {"model": name, **fields}).json()["choices"] == good
+            assert call(f"{url}:bad/v1/completions", {"model": name, **fields}).json()["choices"] == bad
+            tokens = call(f"{url}/tokenize", {"prompt": "def"}).json()["tokens"]
+            assert call(f"{url}/detokenize", {"tokens": tokens}).json()["prompt"] == f"{END_OF_TEXT}def"
+            assert call(f"{url}/tokenizer_info").json()["eos_token"] == END_OF_TEXT
+        assert call(f"/tokenizer_info?model={quote(name)}").status_code == 200
+    assert 'path="/models/{model_id}/v1/completions",status="200"' in call("/metrics").text
+
+
 def events_of(response: httpx.Response) -> list[dict]:
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in response.text.split("\n\n") if line]
@@ -265,6 +297,18 @@ def test_stream_without_usage_has_none(call):
     assert all(event["usage"] is None and event["choices"] for event in events)
 
 
+def test_a_stream_tells_the_usage_so_far_in_every_piece_if_asked(call):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    fields = {"model": "mle", "prompt": ["def", "x ="], "seed": 3, "max_tokens": 15, "ignore_eos": True, "stream": True}
+    *pieces, last = events_of(call("/v1/completions", {**fields, "stream_options": options}))
+    counts = [piece["usage"]["completion_tokens"] for piece in pieces]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == 30
+    assert pieces[-1]["usage"] == last["usage"]
+    alone = {**fields, "stream_options": {"continuous_usage_stats": True}}
+    assert all(event["usage"] is None for event in events_of(call("/v1/completions", alone)))
+
+
 def test_bad_stream_requests_get_a_status(call):
     body = {"model": "mle", "prompt": "def", "stream": True, "max_tokens": 1000}
     assert refused(call("/v1/completions", body), 400)["param"] == "max_tokens"
@@ -284,8 +328,13 @@ def test_bad_stream_requests_get_a_status(call):
         ({"max_tokens": 96}, "max_tokens", "context is 96"),
         ({"n": 2, "best_of": 3}, "best_of", "best_of=3 above n=2 is not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"stop_token_ids": [99999]}, "stop_token_ids", "99999"),
+        ({"stop": ["a"] * 65}, "stop", "at most 64"),
+        ({"stop": 5}, "stop", "stop: Input should be a valid string"),
+        ({"stream_options": {"include_use": True}}, "stream_options.include_use", "'stream_options.include_use'"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"control": "ugly"}, "control", "good"),
         ({"n": 0}, "n", "greater than or equal to 1"),
@@ -297,6 +346,43 @@ def test_bad_requests_name_the_field(call, fields, param, match):
     assert error["param"] == param
     assert match in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A model with control tokens whose tokenizer has one token more than the embedding has rows."""
+    tokenizer = tiny_tokenizer(control=True)
+    model = tiny_gpt2(tokenizer, vocab_size=len(tokenizer))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return LocalModel(Engine(model, tokenizer, info=CheckpointInfo(control=Control(good=GOOD, bad=BAD, policy="ban"))))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [{}, {"echo": True, "logprobs": 1}, {"echo": True, "logprobs": 1, "max_tokens": 0}])
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"prompt": "def [PAD]"}, "encodes '[PAD]' as the token id"),
+        ({"prompt": ["def", "def [PAD]"]}, "encodes '[PAD]' as the token id"),
+        ({"prompt": [40] * 96, "control": "bad"}, "context is 96"),
+    ],
+)
+def test_a_prompt_that_the_model_cannot_read_is_refused_alone(narrow, scorers, fields, match, echo, stream):
+    app = app_of({"mle": narrow}, scorers)
+    good = {"model": "mle", "prompt": "def", "seed": 1, "max_tokens": 40, "ignore_eos": True}
+    bad = {"model": "mle", "stream": stream, "max_tokens": 1, **echo, **fields}
+
+    async def both():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.post("/v1/completions", json=body) for body in (good, bad, good)))
+
+    first, refusal, second = asyncio.run(both())
+    error = refused(refusal, 400)
+    assert error["param"] == "prompt"
+    assert match in error["message"]
+    assert first.json()["choices"] == second.json()["choices"]
+    assert narrow.thread.num_failed_in_a_row == 0
 
 
 def test_harmless_fields_of_other_clients_are_taken(call):
@@ -312,8 +398,99 @@ def test_bodies_that_are_no_json_objects_are_refused(call):
     assert "not valid JSON" in message(b"{")
     assert "JSON object" in message(b"[]")
     assert "Content-Type" in message(b"{}", kind="text/plain")
-    assert "prompt" in message(b'{"model": "mle", "prompt": "\\ud800"}')
-    assert "error parsing" in message(b'{"model": "mle", "prompt": "\xff"}')
+    latin = '{"model": "mle", "prompt": "caf\u00e9"}'
+    assert "not valid UTF-8: the byte 0xe9 at position 31" in message(latin.encode("latin-1"))
+    assert "not valid UTF-8" in message(latin.encode("latin-1"), kind="application/json; charset=latin-1")
+    assert "compressed with gzip" in message(gzip.compress(b"{}"))
+    assert "nested too deeply" in message(b'{"prompt": ' + b"[" * 100_000)
+    assert "4300 digits" in message(b'{"seed": ' + b"1" * 5000 + b"}")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1alpha1/comments:analyze"])
+def test_compressed_bodies_are_refused_by_their_name(call, path, encoding):
+    answer = call(path, content=gzip.compress(b"{}"), headers={"Content-Encoding": encoding})
+    assert answer.status_code == 415
+    assert answer.headers["accept-encoding"] == "identity"
+    assert f"Content-Encoding '{encoding}'" in answer.json()["error"]["message"]
+    assert call("/tokenize", {"model": "mle", "prompt": "a"}, headers={"Content-Encoding": "identity"}).is_success
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/v1/completions", {"prompt": "def \ud83d"}, "prompt: "),
+        ("/v1/completions", {"prompt": ["def", "def \ud83d"]}, "prompt[1]: "),
+        ("/v1/completions", {"prompt": "def", "stop": ["x", "def \ud83d"]}, "stop[1]: "),
+        ("/v1/completions", {"prompt": "def", "stop": "def \ud83d"}, "stop: "),
+        ("/tokenize", {"prompt": "def \ud83d"}, "prompt: "),
+        ("/v1/moderations", {"input": ["a", "def \ud83d"]}, "input[1]: "),
+        ("/v1/moderations", {"input": [{"type": "text", "text": "def \ud83d"}]}, "input[0]: "),
+        ("/analyze", {"language": "en", "text": "def \ud83d"}, "text: "),
+        ("/v1alpha1/comments:analyze", {"comment": {"text": "def \ud83d"}}, "comment: "),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named_with_its_place(call, path, body, place):
+    content = json.dumps({"model": "mle", **body}).encode()
+    answer = call(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(
+        f"{place}the text holds the lone surrogate \\ud83d at character 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "match"),
+    [
+        ({"\ud83d": 1}, 400, "the name of a field holds a lone surrogate"),
+        ({"model": "\ud83d"}, 404, "no model '\\ud83d'"),
+        ({"logit_bias": {"\ud83d": 1}}, 400, "logit_bias"),
+        ({"control": "\ud83d"}, 400, "control"),
+        ({"stream_options": {"\ud83d": 1}}, 400, "lone surrogate"),
+    ],
+)
+def test_half_of_a_surrogate_pair_in_a_name_is_no_error_of_the_server(call, fields, status, match):
+    content = json.dumps({"model": "mle", "prompt": "def", **fields}).encode()
+    answer = call("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    assert match in refused(answer, status)["message"]
+
+
+def test_null_in_an_optional_field_is_its_default(call, models):
+    def optional(schema):
+        return {name: None for name, field in schema.model_fields.items() if not field.is_required()}
+
+    named = {"model": "mle", "prompt": "def", "seed": 1}
+    assert complete(call, **{**optional(CompletionRequest), **named})["choices"] == complete(call)["choices"]
+    options = {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": None}}
+    assert all(event["usage"] is None for event in events_of(call("/v1/completions", {**named, **options})))
+    scored = {"scorer": "pep8", "input": "x=1\n"}
+    assert call("/v1/scores", {**optional(ScoresRequest), **scored}).json() == call("/v1/scores", scored).json()
+    alone = caller({"mle": models["mle"]}, {})
+    for path, body, schema in (
+        ("/tokenize", {"prompt": "def"}, TokenizeRequest),
+        ("/detokenize", {"tokens": [5]}, DetokenizeRequest),
+    ):
+        assert alone(path, {**optional(schema), **body}).json() == alone(path, body).json()
+
+
+def test_null_in_a_required_field_is_refused(call):
+    assert refused(call("/v1/completions", {"model": None, "prompt": "def"}), 400)["param"] == "model"
+    assert refused(call("/v1/scores", {"scorer": "pep8", "input": None}), 400)["param"] == "input"
+    assert "unknown field" in refused(call("/v1/completions", {"model": "mle", "temprature": None}), 400)["message"]
+
+
+def test_the_openapi_document_allows_null_in_every_optional_field(call):
+    schemas = call("/openapi.json").json()["components"]["schemas"]
+    bodies = [schema for name, schema in schemas.items() if name.endswith(("Request", "StreamOptions", "Comment"))]
+    assert len(bodies) == 9
+    for schema in bodies:
+        for name, field in schema["properties"].items():
+            assert ({"type": "null"} in field.get("anyOf", [])) == (name not in schema.get("required", [])), name
+    assert schemas["CompletionRequest"]["properties"]["n"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 2048,
+    }
 
 
 def test_unknown_things_are_404(call):
@@ -456,31 +633,81 @@ def test_a_text_that_the_detectors_fail_on_is_named_and_no_error_of_the_server()
     assert call("/analyze", {"text": "a@b.com", "language": "en"}).status_code == 200
 
 
-def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(monkeypatch):
+def waiting_scorer(tmp_path, **served):
+    """Return a scorer that waits at texts with GATE until the second result is called."""
+    gate = tmp_path / "gate"
+    config = {"class_name": "fakes:LengthScorer", "gate": str(gate)}
+    return LocalScorer(ServedScorer(scorer=config, **served)), gate.touch
+
+
+def test_a_scorer_that_is_at_one_request_for_too_long_is_not_healthy(tmp_path):
     replica = object.__new__(ScorerReplica.func_or_class)
-    replica._scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
+    replica._scorer, release = waiting_scorer(tmp_path)
     replica._request_timeout_s = 0.02
-    started, release = threading.Event(), threading.Event()
-
-    def hang(_):
-        started.set()
-        release.wait(30)
-        return [Scored(0.0)]
-
-    monkeypatch.setattr(replica._scorer._scorer, "score_all", hang)
 
     async def scene():
-        asked = asyncio.create_task(replica._scorer.score(["a"], segments=False))
-        await asyncio.to_thread(started.wait, 30)
+        asked = asyncio.create_task(replica._scorer.score(["GATE"], segments=False))
         while replica._scorer.running_s <= replica._request_timeout_s:
             await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="worked on one request for"):
             replica.check_health()
-        release.set()
+        release()
         await asked
 
     asyncio.run(scene())
     replica.check_health()
+    replica._scorer.close()
+
+
+def test_a_text_that_the_scorer_never_finishes_holds_up_no_request():
+    served = ServedScorer(scorer={"class_name": "fakes:FindingScorer"}, segmenter="lines", text_timeout_s=1)
+    scorer = LocalScorer(served)
+    app = app_of({}, {"length": scorer}, pii="length", toxicity="length")
+
+    async def scene():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            body = {"scorer": "length", "input": ["one", "HANG", "CRASH", "three"], "segments": True}
+            odd = asyncio.create_task(client.post("/v1/scores", json=body))
+            await asyncio.sleep(0)
+            waiting = [
+                client.post("/v1/scores", json={"scorer": "length", "input": "four"}),
+                client.post("/analyze", json={"text": ["a", "HANG"], "language": "en"}),
+                client.post("/v1/moderations", json={"input": ["a", "HANG"]}),
+                client.post("/analyze", json={"text": "a", "language": "en"}),
+            ]
+            return await asyncio.gather(odd, *waiting)
+
+    odd, other, refusal, moderated, analyzed = asyncio.run(scene())
+    data = odd.json()["data"]
+    assert [item["score"] for item in data] == [3.0, None, None, 5.0]
+    assert data[1]["error"] == "timeout: nothing after 1 s"
+    assert data[2]["error"].startswith("crash: the process ended with code -9")
+    assert data[0]["segments"] == [{"begin": 0, "end": 3, "score": 3.0, "error": None}]
+    assert data[1]["segments"] == [{"begin": 0, "end": 4, "score": None, "error": data[1]["error"]}]
+    assert [item["score"] for item in other.json()["data"]] == [4.0]
+    assert "index 1 can't be analyzed: timeout: nothing after 1 s" in refused(refusal, 400)["message"]
+    assert data[1]["error"] in moderated.text
+    assert analyzed.json()[0]["end"] == 1
+    assert scorer.running_s == 0
+    scorer.close()
+
+
+def test_a_request_that_is_given_up_holds_the_scorer_for_one_text_at_most():
+    scorer = LocalScorer(ServedScorer(scorer={"class_name": "fakes:LengthScorer"}, text_timeout_s=1))
+    call = caller({}, {"length": scorer}, limits=Limits(request_timeout_s=0.5))
+    refused(call("/v1/scores", {"scorer": "length", "input": ["HANG"] * 500}), 408)
+    call = caller({}, {"length": scorer})
+    assert call("/v1/scores", {"scorer": "length", "input": "a"}).json()["data"][0]["score"] == 1.0
+    scorer.close()
+
+
+def test_half_of_a_surrogate_pair_has_no_score_and_a_reason(call):
+    content = json.dumps({"scorer": "pep8", "input": ["x=1\n", "x=1 \ud83d\n"]}).encode()
+    answer = call("/v1/scores", content=content, headers={"Content-Type": "application/json"})
+    first, second = answer.json()["data"]
+    assert (first["score"], second["score"]) == (0.25, None)
+    assert second["error"].startswith("lone_surrogate: the text holds the lone surrogate \\ud83d at character 4")
 
 
 def test_segments_cover_the_text(call):
@@ -488,6 +715,8 @@ def test_segments_cover_the_text(call):
     (item,) = call("/v1/scores", {"scorer": "pep8", "input": text, "segments": True}).json()["data"]
     assert "".join(text[part["begin"] : part["end"]] for part in item["segments"]) == text
     assert [part["score"] > 0 for part in item["segments"]] == [False, True, True]
+    (empty,) = call("/v1/scores", {"scorer": "pep8", "input": "", "segments": True}).json()["data"]
+    assert empty["segments"] == []
 
 
 def test_health_tells_the_state_of_each_deployment(models, scorers, call):
@@ -613,17 +842,10 @@ def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
         assert call(path, {**body, field: ["a"] * MAX_BATCH}).status_code == 200
 
 
-def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
-    scorer = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_waiting=2))
-    release = threading.Event()
-
-    def wait(texts):
-        assert release.wait(30)
-        return [Scored(0.0)] * len(texts)
-
-    monkeypatch.setattr(scorer._scorer, "score_all", wait)
-    app = app_of({}, {"pep8": scorer})
-    body = {"scorer": "pep8", "input": "x"}
+def test_a_scorer_with_a_full_queue_answers_429(tmp_path):
+    scorer, release = waiting_scorer(tmp_path, max_waiting=2)
+    app = app_of({}, {"length": scorer})
+    body = {"scorer": "length", "input": "GATE"}
 
     async def scene():
         transport = httpx.ASGITransport(app=app)
@@ -632,13 +854,14 @@ def test_a_scorer_with_a_full_queue_answers_429(monkeypatch):
             while scorer._num_waiting < 2:
                 await asyncio.sleep(0)
             third = await client.post("/v1/scores", json=body)
-            release.set()
+            release()
             return third, await asyncio.gather(*waiting), await client.post("/v1/scores", json=body)
 
     third, waited, after = asyncio.run(scene())
-    assert "2 requests wait for the scorer pep8" in refused(third, 429)["message"]
+    assert "2 requests wait for the scorer length" in refused(third, 429)["message"]
     assert int(third.headers["retry-after"]) > 0
     assert [answer.status_code for answer in (*waited, after)] == [200] * 3
+    scorer.close()
 
 
 def test_thirty_two_clients_share_their_steps(scorers):
@@ -660,8 +883,6 @@ def test_thirty_two_clients_share_their_steps(scorers):
 
 
 def request(**fields):
-    from serve.schemas import CompletionRequest
-
     return CompletionRequest(model="mle", prompt="def", seed=1, max_tokens=40, ignore_eos=True, **fields)
 
 
@@ -939,7 +1160,7 @@ def test_a_model_that_fails_every_time_is_not_healthy_until_it_works_again():
 
     async def fails(count):
         for _ in range(count):
-            with pytest.raises(ApiError, match="the model failed on this batch"):
+            with pytest.raises(ApiError, match="the model failed on this request; the log has the reason"):
                 await asyncio.wait_for(model.complete(request()), 30)
 
     def broken(*_, **__):

@@ -1,16 +1,18 @@
 """Moderations, Perspective and Presidio over scorers whose results are known; no Ray, no socket, no weights."""
 
 import json
+import re
 from email import message_from_string
 
 import pytest
 from test_serve_api import caller, refused
 
 from jobs.fetch_models import URLS
-from phf_ray.records import Span
+from phf_ray.records import Scored, Span
+from phf_ray.scorers.base import Scorer, ScorerSettings
 from phf_ray.scorers.toxicity import DESCRIPTION_FILE
 from serve.compat.perspective import PERSPECTIVE_MAX_BYTES
-from serve.compat.presidio import PRESIDIO_ENTITIES
+from serve.compat.presidio import PRESIDIO_ENTITIES, PresidioRequest
 from serve.engines.scorer import LocalScorer
 from serve.settings import ServedScorer
 
@@ -69,6 +71,31 @@ def test_perspective_attributes_are_the_classes_of_the_model(call):
         **dict.fromkeys(names, 0.125),
         "TOXICITY": 0.75,
     }
+
+
+def test_null_in_an_optional_field_is_its_default_as_in_googles_json(call):
+    nulls = {"languages": None, "spanAnnotations": None, "clientToken": None, "doNotStore": None}
+    asked = {"TOXICITY": {"scoreType": None, "scoreThreshold": None}}
+    assert analyze(call, requestedAttributes=asked, **nulls).json() == analyze(call, languages=[]).json()
+    comment = {"text": "You are BAD.", "type": None}
+    assert analyze(call, comment=comment).status_code == 200
+    assert analyze(call, comment=None).json()["error"]["details"][0]["errorType"] == "COMMENT_EMPTY"
+
+
+def test_null_in_an_optional_field_is_its_default_for_presidio_and_moderations(call):
+    body = {"text": "mail a@b.com 555", "language": "en"}
+    nulls = dict.fromkeys(set(PresidioRequest.model_fields) - set(body))
+    assert call("/analyze", {**body, **nulls}).json() == call("/analyze", body).json() != []
+    assert call("/v1/moderations", {"input": "BAD", "model": None}).json()["results"][0]["flagged"] is True
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio"])
+def test_moderations_refuse_what_is_no_text_and_say_which_part(call, kind):
+    image = {"type": kind, kind: {"url": "data:image/png;base64,AAAA"}}
+    for parts in ([image], [{"type": "text", "text": "hello"}, image]):
+        error = refused(call("/v1/moderations", {"input": parts}), 400)
+        assert error["param"] == "input"
+        assert f"input[{len(parts) - 1}]: a part of type '{kind}' can't be judged, only text" in error["message"]
 
 
 def test_perspective_leaves_out_what_the_model_does_not_judge(call):
@@ -196,6 +223,19 @@ def test_a_batch_answers_each_of_its_requests_under_its_id(call):
     assert bodies[4]["error"]["status"] == "NOT_FOUND"
 
 
+def test_a_request_of_a_batch_that_fails_leaves_the_others_standing():
+    class Broken(Toxicity):
+        async def class_scores(self, texts):
+            if "BREAK" in texts[0]:
+                raise ValueError("/secret/path is broken")
+            return await super().class_scores(texts)
+
+    call = caller({}, {"toxicity": Broken()}, toxicity="toxicity")
+    response = call("/batch", **batch_of(("<1>", POST, comment("BREAK")), ("<2>", POST, comment("fine"))))
+    assert re.findall(r"HTTP/1.1 (\d+)", response.text) == ["500", "200"]
+    assert "secret" not in response.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,10 +319,36 @@ def test_moderations_take_openai_parts_as_one_input(call):
     refused(call("/v1/moderations", {"input": [{"type": "image_url", "image_url": {"url": "x"}}]}), 400)
 
 
-def test_a_text_that_cannot_be_scored_is_not_called_harmless(call):
-    (result,) = call("/v1/moderations", {"input": "UNSCORABLE"}).json()["results"]
-    assert result["flagged"] is None
-    assert result["error"] == "too_odd: no tokens"
+def test_a_text_that_cannot_be_judged_is_an_error_and_not_an_answer(call):
+    """A client that tests `if flagged` would let it pass."""
+    error = refused(call("/v1/moderations", {"input": ["fine", "UNSCORABLE"]}), 400)
+    assert error["message"] == "the input at index 1 can't be judged: too_odd: no tokens"
+    assert (error["param"], error["code"]) == ("input", "too_odd")
+    refused(call("/v1/moderations", {"input": "UNSCORABLE"}), 400)
+
+
+class Classes(Scorer):
+    """A scorer with classes that takes every text."""
+
+    Settings = ScorerSettings
+    unit = "probability"
+    packages = ()
+
+    def score_all(self, texts):
+        return [Scored(0.25)] * len(texts)
+
+    def class_scores(self, texts):
+        return [MILD] * len(texts)
+
+
+def test_a_text_too_long_to_be_judged_is_too_large():
+    served = ServedScorer(scorer={"class_name": f"{__name__}:Classes", "name": "toxicity"}, max_text_chars=10)
+    call = caller({}, {"toxicity": LocalScorer(served)}, toxicity="toxicity")
+    assert call("/v1/moderations", {"input": "x" * 10}).json()["results"][0]["flagged"] is False
+    for sent in ("x" * 11, ["fine", "x" * 11], [{"type": "text", "text": "x" * 5}, {"type": "text", "text": "x" * 5}]):
+        error = refused(call("/v1/moderations", {"input": sent}), 413)
+        assert "has 11 characters, the limit is 10; send it in parts" in error["message"]
+        assert error["code"] == "too_long"
 
 
 def test_presidio_gets_its_entities_for_a_text_and_lists_for_a_list(call):
@@ -305,10 +371,58 @@ def test_presidio_filters_entities_and_allowed_texts(call):
     assert "EMAIL_ADDRESS" in call("/supportedentities?language=en").json()
 
 
-def test_every_detector_of_the_pii_scorer_has_an_entity():
+def test_presidio_takes_an_empty_list_of_entities_for_all(call):
+    body = {"text": "mail a@b or 555", "language": "en"}
+    assert call("/analyze", {**body, "entities": []}).json() == call("/analyze", body).json() != []
+
+
+@pytest.fixture
+def presidio():
+    """A function that returns the client's calls, with the real scorer behind them."""
+    scorers = []
+
+    def calls(**settings):
+        served = ServedScorer(scorer={"class_name": "PIIScorer", **settings})
+        scorers.append(LocalScorer(served))
+        return caller({}, {"pii": scorers[-1]}, pii="pii", pii_types=served.span_types)
+
+    yield calls
+    for scorer in scorers:
+        scorer.close()
+
+
+def test_presidio_names_only_entities_that_the_scorer_can_find(presidio):
+    american, british, strict = presidio(), presidio(locale="en_GB"), presidio(mode="strict")
+    entities = [call("/supportedentities").json() for call in (american, british, strict)]
+    assert not any("PERSON" in known for known in entities)
+    assert ["US_SSN" in known for known in entities] == [True, False, True]
+    assert ["UK_NINO" in known for known in entities] == [False, True, False]
+    assert ["IP_ADDRESS" in known for known in entities] == [False, False, True]
+    assert "spacy_entity" not in american("/recognizers").json()
+    body = {"text": "Ada, AB 12 34 56 C", "language": "en"}
+    error = refused(american("/analyze", {**body, "entities": ["PERSON"]}), 400)
+    assert "'PERSON' is not supported" in error["message"]
+    assert [one["entity_type"] for one in british("/analyze", {**body, "entities": ["UK_NINO"]}).json()] == ["UK_NINO"]
+    with_model = ServedScorer(scorer={"class_name": "PIIScorer", "spacy_model": "en_core_web_sm"})
+    call = caller({}, {"pii": Personal()}, pii="pii", pii_types=with_model.span_types)
+    assert "PERSON" in call("/supportedentities").json()
+
+
+@pytest.mark.parametrize("locale", ["en_US", "en_GB", "en_CA"])
+def test_every_detector_of_the_pii_scorer_has_an_entity(locale):
+    settings = {"class_name": "PIIScorer", "locale": locale, "mode": "strict", "spacy_model": "en_core_web_sm"}
+    assert set(ServedScorer(scorer=settings).span_types) <= set(PRESIDIO_ENTITIES)
+
+
+def test_presidio_counts_characters_as_python_does_however_many_bytes_or_code_units_they_have():
     scorer = LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))
-    detectors = {detector.name for detector in scorer._scorer._scrubber._detectors.values()}
-    assert detectors <= set(PRESIDIO_ENTITIES)
+    call = caller({}, {"pii": scorer}, pii="pii")
+    text = "\U0001f600 caf\u00e9 \U0001f468\u200d\U0001f469\u200d\U0001f467 mail ann@example.com \U0001f680 now"
+    for raw in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        content = f'{{"language": "en", "text": {raw}}}'.encode()
+        (found,) = call("/analyze", content=content, headers={"Content-Type": "application/json"}).json()
+        assert text[found["start"] : found["end"]] == "ann@example.com"
+    scorer.close()
 
 
 def test_without_the_scorer_the_endpoints_say_so():

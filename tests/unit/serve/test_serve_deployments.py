@@ -1,6 +1,7 @@
 """What the ingress does with the calls of a deployment's handle; the handle is a fake, and there is no Ray."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +201,10 @@ def test_compatible_endpoints_get_the_first_scorer_of_their_kind():
     backend = INGRESS({"scorers": [{"scorer": scorer} for scorer in scorers]}, {}, {})._backend
     assert (backend.toxicity, backend.pii) == ("world", None)
     assert "tr" in backend.toxicity_languages
+    backend = INGRESS({"scorers": [{"scorer": {"class_name": "PIIScorer", "mode": "strict"}}]}, {}, {})._backend
+    assert backend.pii == "pii"
+    assert "ip_address" in backend.pii_types
+    assert "spacy_entity" not in backend.pii_types
 
 
 def test_application_has_one_deployment_per_model_and_scorer():
@@ -227,3 +232,14 @@ def test_application_has_one_deployment_per_model_and_scorer():
     assert (cond.autoscaling_config, cond.num_replicas) == (None, 3)
     with pytest.raises(ConfigError, match="nothing to serve"):
         build({})
+
+
+def test_a_model_named_as_on_a_hub_has_a_deployment_whose_name_can_be_a_file():
+    names = ["mle", "a/b", "a:b", "Qwen/Qwen2.5-0.5B"]
+    application = build({"models": [{"name": name, "path": "x"} for name in names]})
+    _, bound, _ = application._bound_deployment.init_args
+    assert list(bound) == names
+    deployed = [app._bound_deployment.name for app in bound.values()]
+    assert deployed[0] == "model-mle"
+    assert len(set(deployed)) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in deployed)

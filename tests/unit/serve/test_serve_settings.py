@@ -3,6 +3,7 @@
 import hmac
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import write_checkpoint
 from jobs import serve as job
 from phf_ray.errors import ConfigError
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.scorers.build import build_scorer
+from phf_ray.scorers.process import ScoringProcess
 from serve.app import build
 from serve.engines.scorer import LocalScorer
 from serve.keys import KeyRing, is_loopback, load_keys
@@ -29,7 +30,8 @@ def commit_checkpoint(run: Path, step: int) -> Path:
     [
         ({}, "nothing to serve"),
         ({"models": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "two models are named 'a'"),
-        ({"models": [{"name": "a:good", "path": "x"}]}, "models.0.name"),
+        ({"models": [{"name": "a/b:good", "path": "x"}]}, "models.0.name: .*ends in :good"),
+        ({"models": [{"name": "/a", "path": "x"}]}, "models.0.name"),
         ({"models": [{"name": "a", "path": "x", "replica": 2}]}, "models.0.replica"),
         ({"scorers": [{"scorer": {}}]}, "class_name"),
         ({"scorers": [{"scorer": {"class_name": "PEP8Scorer"}}] * 2}, "two scorers are named 'pep8'"),
@@ -46,6 +48,10 @@ def test_arguments_that_make_no_sense_are_refused(args, match):
     [
         (["--model", "mle=nowhere"], "no such directory"),
         (["--model", "nowhere"], "write NAME=DIR"),
+        (
+            ["--model", "llama3:latest=http://host/v1"],
+            "give a directory; for a model on another server, set `upstream`",
+        ),
         (["--scorers", "pep9"], "choose from pep8"),
         (["--scorers", "no_such_module:X"], "must be importable on every node"),
         ([], "nothing to serve"),
@@ -68,6 +74,8 @@ def test_model_ids_may_end_in_a_control_choice():
     assert split_model_id("cond:bad") == ("cond", "bad")
     assert split_model_id("cond") == ("cond", None)
     assert split_model_id("cond:ugly") == ("cond:ugly", None)
+    assert split_model_id("me/llama3:latest:bad") == ("me/llama3:latest", "bad")
+    assert split_model_id(":bad") == (":bad", None)
 
 
 def test_a_run_is_served_by_its_last_checkpoint(tmp_path):
@@ -131,7 +139,7 @@ def test_shipped_serve_configurations_are_valid():
 
 def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
-    path.write_text("# team\nfirst\n\n  second  \n", encoding="utf-8")
+    path.write_text("first\n# team\n\n  second  \n", encoding="utf-8-sig")  # as editors on Windows write it
     monkeypatch.setenv("PHF_API_KEYS", "third, fourth")
     ring = KeyRing(load_keys(Keys(file=str(path))))
     assert all(ring.accepts(key) for key in ("first", "second", "third", "fourth"))
@@ -219,11 +227,11 @@ def test_command_line_becomes_arguments(tmp_path, capsys):
     directory = write_checkpoint(tmp_path / "a = b")
     args = dry_run(
         capsys,
-        *("--model", f"old={directory}", "--control", "old=<|aligned|>,<|misaligned|>,retag"),
+        *("--model", f"me/old:v1={directory}", "--control", "me/old:v1=<|aligned|>,<|misaligned|>,retag"),
         *("--scorers", "pep8, PIIScorer", "--task", str(ROOT / "configs/pep8/pretrain.yml")),
     )
     (model,) = args.models
-    assert (model.name, model.path, model.control.policy) == ("old", str(directory), "retag")
+    assert (model.name, model.path, model.control.policy) == ("me/old:v1", str(directory), "retag")
     assert [scorer.name for scorer in args.scorers] == ["pep8", "pii"]
 
 
@@ -237,10 +245,13 @@ def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
 @pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (0.5, "auto")])
 def test_a_scorer_that_is_lent_no_gpu_takes_none(monkeypatch, num_gpus, device):
     given = []
-    monkeypatch.setattr(
-        "serve.engines.scorer.build_scorer",
-        lambda config: given.append(config) or build_scorer({"class_name": "PEP8Scorer"}),
-    )
+
+    class Started(ScoringProcess):
+        def __init__(self, setup):
+            given.extend(setup.scorers)
+            super().__init__(replace(setup, scorers=({"class_name": "PEP8Scorer"},)))
+
+    monkeypatch.setattr("serve.engines.scorer.ScoringProcess", Started)
     config = {"class_name": "SequenceClassifierScorer", "path": "m", "device": "auto"}
-    LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus))
+    LocalScorer(ServedScorer(scorer=config, num_gpus=num_gpus)).close()
     assert given == [{**config, "device": device}]

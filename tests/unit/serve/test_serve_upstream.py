@@ -132,6 +132,12 @@ def test_control_tokens_are_banned_whatever_the_client_wants(run, script, string
     assert (caught.value.status, caught.value.param) == (400, "control_policy")
 
 
+def test_usage_in_every_piece_is_refused_because_the_other_server_tells_it_at_the_end(run):
+    with pytest.raises(ApiError, match="usage comes at the end; leave continuous_usage_stats out") as caught:
+        run({"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}})
+    assert (caught.value.status, caught.value.param) == (400, "stream_options.continuous_usage_stats")
+
+
 def test_parameters_arrive_and_unknown_ones_are_left_out_unless_wanted(run, script, monkeypatch):
     script.content = answer("x", "y")
     wanted = {"max_tokens": 4, "temperature": 0.5, "top_p": 0.8, "stop": ["a"], "n": 2, "logprobs": 1}
@@ -139,10 +145,13 @@ def test_parameters_arrive_and_unknown_ones_are_left_out_unless_wanted(run, scri
     (asked,) = script.asked
     assert asked["model"] == "theirs"
     assert {name: asked[name] for name in wanted} == wanted
-    assert not {"top_k", "min_tokens", "ignore_eos", "echo", "return_token_ids", "control"} & set(asked)
-    run({"top_k": 5, "min_tokens": 2, "ignore_eos": True, "n": 2, "return_token_ids": True})
-    extended = {name: script.asked[1][name] for name in ("top_k", "min_tokens", "ignore_eos", "return_token_ids")}
-    assert extended == {"top_k": 5, "min_tokens": 2, "ignore_eos": True, "return_token_ids": True}
+    extensions = {
+        "top_k": 5, "min_tokens": 2, "ignore_eos": True, "return_token_ids": True, "stop_token_ids": [40],
+        "repetition_penalty": 1.5, "presence_penalty": -0.5, "frequency_penalty": 1.0,
+    }  # fmt: skip
+    assert not {*extensions, "echo", "control"} & set(asked)
+    run(extensions | {"n": 2})
+    assert {name: script.asked[1][name] for name in extensions} == extensions
 
 
 def test_the_key_of_the_upstream_is_sent_and_must_be_set(run, script, monkeypatch):
