@@ -17,6 +17,7 @@ _MAY_CHANGE = {
     "training.max_failures",
     "training.parallelism",
     "training.torch_compile",
+    "model.attn_implementation",
     "training.gradient_checkpointing",
     "training.logging_steps",
     "training.eval_steps",

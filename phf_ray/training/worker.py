@@ -117,7 +117,7 @@ class TrainingWorker:
         shape = shape_of(model)
         self._num_parameters = shape.num_parameters
         self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
-        set_up_layers(model, training, device=self._device, compiles=training.torch_compile)
+        set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,
