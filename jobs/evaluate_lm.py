@@ -16,7 +16,7 @@ from typing import Any
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources
-from phf_ray.checkpoint import ControlChoice, fingerprint, split_model_id
+from phf_ray.checkpoint import CheckpointInfo, Control, ControlChoice, fingerprint, parse_control, split_model_id
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
@@ -24,6 +24,7 @@ from phf_ray.evaluation.kl.arms import check_kl, has_control_per_line, kl_of_arm
 from phf_ray.evaluation.lm_eval import read_lm_eval
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
 from phf_ray.evaluation.report.samples import read_samples
 from phf_ray.evaluation.report.table import format_table
@@ -36,7 +37,7 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
-    models = parse_models(arguments.model)
+    models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     reference = _reference(arguments.reference or config.kl_gpt3_callback.reference, models)
     served = models if reference is None else {**models, reference.name: reference}
@@ -86,10 +87,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         nargs="+",
         action="extend",
-        required=True,
-        metavar="[NAME=]DIR|URL",
-        help="a checkpoint, a run directory (its newest checkpoint), or the URL of a server that calls the model NAME; "
-        "OPENAI_API_KEY holds the server's key",
+        default=[],
+        metavar="[NAME=]DIR|ID|URL",
+        help="a checkpoint, a run directory (its newest checkpoint), a model of the hub (owner/name[@revision]), or "
+        "the URL of a server that calls the model NAME; OPENAI_API_KEY holds the server's key",
+    )
+    parser.add_argument(
+        "--released", metavar="TASK", help="the paper's six published models of toxicity, pii or pep8, besides --model"
+    )
+    parser.add_argument(
+        "--control",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]GOOD,BAD",
+        help="control tokens of models without phf.json, or of the one called NAME",
     )
     parser.add_argument(
         "--arm",
@@ -110,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
             "--task pep8 --output report --model mle=runs/mle good=runs/conditional --seeds 0,1,2",
             "--task pep8 --output report --model good=runs/conditional --arm good:good good:bad --num-samples 64",
             "--task toxicity --output report --model gpt-x=https://api.example.com",
+            "--task toxicity --output report --released toxicity",
         ),
     )
     cli.add_config_arguments(parser, method=False)
@@ -166,6 +179,38 @@ def parser() -> argparse.ArgumentParser:
 
 
 # -- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
+    """Return the models of --model and --released, with the control tokens of --control."""
+    texts = list(arguments.model)
+    controls: dict[str | None, Control] = dict(map(parse_control, arguments.control))
+    if arguments.released is not None:
+        released = released_models(arguments.released)
+        texts += [f"{name}={model_id}" for name, model_id in released.ids.items()]
+        for name, control in released.controls.items():
+            controls.setdefault(name, control)
+    if not texts:
+        raise ConfigError("no models: give --model DIR, or --released TASK")
+    return with_controls(parse_models(texts), controls)
+
+
+def with_controls(models: Mapping[str, NamedModel], controls: Mapping[str | None, Control]) -> dict[str, NamedModel]:
+    """Return the models with control tokens by name. The name None: all others that have none of their own."""
+    for name in controls:
+        if name is not None and name not in models:
+            raise ConfigError(f"--control {name}=...: no model is called {name}; --model names {', '.join(models)}")
+    return {name: _with_control(model, controls) for name, model in models.items()}
+
+
+def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> NamedModel:
+    info = model.info or CheckpointInfo()
+    if model.directory is None or info.control is not None:
+        if model.name in controls:
+            raise ConfigError(f"--control {model.name}=...: {model.source} says itself which control tokens it has")
+        return model
+    control = controls.get(model.name, controls.get(None))
+    return model if control is None else replace(model, info=info.model_copy(update={"control": control}))
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, NamedModel]:
@@ -296,7 +341,11 @@ def servers(
 
     Yields the URL of that server, empty if there is none, and the server of the scores.
     """
-    directories = {name: str(model.directory) for name, model in models.items() if model.directory is not None}
+    directories = {
+        name: {"path": str(model.directory), "control": None if model.info is None else model.info.control}
+        for name, model in models.items()
+        if model.directory is not None
+    }
     scorers = [] if scores_url is not None else [config.evaluation_scorer]
     key = os.environ.get("OPENAI_API_KEY")
     if scores_url is not None and not scores_url.startswith(("http://", "https://")):

@@ -16,8 +16,8 @@ from jobs.evaluate_lm import (
     add_model_arguments,
     arm_of,
     at_least_one,
+    models_from,
     parse_arms,
-    parse_models,
     servers,
 )
 from jobs.resources import add_gpu_argument, check_resources
@@ -35,7 +35,7 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
-    models = parse_models(arguments.model)
+    models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     attacker = _attacker(arguments.attacker, models)
     api: AttackerApi = arguments.attacker_api or ("chat" if attacker.directory is None else "completions")
