@@ -25,12 +25,11 @@ from jobs.resources import add_gpu_argument, check_resources, choose_resources
 from phf_ray.checkpoint import Control, parse_control, read_info
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES
-from phf_ray.storage.hub import fetch_hub_model, hub_model
+from phf_ray.storage.hub import hub_model
 from serve.keys import warnings_without_keys
 from serve.resources import with_resources
-from serve.settings import ServeArgs, parse_args
+from serve.settings import ServeArgs, ServedModel, parse_args
 
 log = logging.getLogger("phf_ray.serve")
 
@@ -51,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     )
     args = _checked(args, host=arguments.host, port=arguments.port)
+    args = _with_control_for_all(args, dict(map(parse_control, arguments.control)).get(None))
     if arguments.dry_run:
         print(_planned(args, asked))
         return 0
@@ -176,23 +176,25 @@ def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 f"--model {text}: give a directory; for a model on another server, set `upstream` in a Serve "
                 "configuration file, with a directory that holds its tokenizer"
             )
-        # Fetched here, if it is a model of the hub, so that a mistake is known before Ray starts.
-        folder = fetch_hub_model(named, option="--model") if (named := hub_model(path)) else Path(path)
-        models.append({"name": name, "path": str(folder.resolve())})
+        models.append({"name": name, "path": path if hub_model(path) is not None else str(Path(path).resolve())})
     names = [model["name"] for model in models]
     for name in controls:
         if name is not None and name not in names:
             raise ConfigError(f"--control {name}=...: no --model is named {name!r}; they are {', '.join(names)}")
-    for model in models:
-        control = controls.get(model["name"], _control_for_all(model["path"], controls))
-        if control is not None:
-            model["control"] = control.model_dump()
-    return models
+    return [model | ({"control": controls[model["name"]]} if model["name"] in controls else {}) for model in models]
 
 
-def _control_for_all(path: str, controls: Mapping[str | None, Control]) -> Control | None:
-    info = read_info(find_checkpoint(path, option="--model")) if None in controls else None
-    return controls.get(None) if info is None or info.control is None else None
+def _with_control_for_all(args: ServeArgs, control: Control | None) -> ServeArgs:
+    """Return the arguments with this control for the models that have no control tokens of their own."""
+    if control is None:
+        return args
+
+    def has_none(model: ServedModel) -> bool:
+        info = read_info(model.directory)
+        return model.control is None and (info is None or info.control is None)
+
+    models = [model.model_copy(update={"control": control}) if has_none(model) else model for model in args.models]
+    return args.model_copy(update={"models": tuple(models)})
 
 
 def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
