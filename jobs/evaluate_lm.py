@@ -30,6 +30,7 @@ from phf_ray.evaluation.report.samples import read_samples
 from phf_ray.evaluation.report.table import format_table
 from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.http.keys import Endpoint, parse_endpoint
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
 
@@ -39,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.config_from(arguments)
     models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
-    reference = _reference(arguments.reference or config.kl_gpt3_callback.reference, models)
+    allow_plain_http = arguments.allow_plain_http
+    reference = _reference(
+        arguments.reference or config.kl_gpt3_callback.reference, models, allow_plain_http=allow_plain_http
+    )
+    scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
     options = EvaluationOptions(
         seeds=_seeds(arguments.seeds),
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port, num_gpus=arguments.num_gpus) as (
+    with servers(config, served, scores_at=scores_at, port=arguments.port, num_gpus=arguments.num_gpus) as (
         base_url,
         scores,
     ):
@@ -90,7 +95,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[NAME=]DIR|ID|URL",
         help="a checkpoint, a run directory (its newest checkpoint), a model of the hub (owner/name[@revision]), or "
-        "the URL of a server that calls the model NAME; OPENAI_API_KEY holds the server's key",
+        "the URL of a server that calls the model NAME; URL,key_env=VARIABLE names the variable that holds the "
+        "server's key (default: OPENAI_API_KEY for OpenAI, PHF_API_KEY for any other server)",
+    )
+    parser.add_argument(
+        "--allow-plain-http", action="store_true", help="send keys over http:// to other machines, unencrypted"
     )
     parser.add_argument(
         "--released", metavar="TASK", help="the paper's six published models of toxicity, pii or pep8, besides --model"
@@ -191,7 +200,7 @@ def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
             controls.setdefault(name, control)
     if not texts:
         raise ConfigError("no models: give --model DIR, or --released TASK")
-    return with_controls(parse_models(texts), controls)
+    return with_controls(parse_models(texts, allow_plain_http=arguments.allow_plain_http), controls)
 
 
 def with_controls(models: Mapping[str, NamedModel], controls: Mapping[str | None, Control]) -> dict[str, NamedModel]:
@@ -212,20 +221,20 @@ def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> 
     return model if control is None else replace(model, info=info.model_copy(update={"control": control}))
 
 
-def parse_models(texts: Sequence[str]) -> dict[str, NamedModel]:
+def parse_models(texts: Sequence[str], *, allow_plain_http: bool = False) -> dict[str, NamedModel]:
     models: dict[str, NamedModel] = {}
     for text in texts:
-        model = parse_model(text, option="--model")
+        model = parse_model(text, option="--model", allow_plain_http=allow_plain_http)
         if model.name in models:
             raise ConfigError(f"--model: two models are called {model.name}; rename one, such as other={model.source}")
         models[model.name] = model
     return models
 
 
-def _reference(text: str | None, models: Mapping[str, NamedModel]) -> NamedModel | None:
+def _reference(text: str | None, models: Mapping[str, NamedModel], *, allow_plain_http: bool) -> NamedModel | None:
     if text is None or text in models:
         return None if text is None else models[text]
-    model = parse_model(text, option="--reference")
+    model = parse_model(text, option="--reference", allow_plain_http=allow_plain_http)
     if model.name in models and models[model.name] != model:
         raise ConfigError(f"--reference {text}: --model uses the name {model.name}; write reference={model.source}")
     return model
@@ -334,7 +343,7 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int, num_gpus: float | None
+    config: Config, models: Mapping[str, NamedModel], *, scores_at: Endpoint | None, port: int, num_gpus: float | None
 ) -> Iterator[tuple[str, ScoresServer]]:
     """Serve the models and the scorer that have no URL. `num_gpus`: those of each model; None: what is free.
 
@@ -345,21 +354,21 @@ def servers(
         for name, model in models.items()
         if model.directory is not None
     }
-    scorers = [] if scores_url is not None else [config.evaluation_scorer]
-    key = os.environ.get("OPENAI_API_KEY")
-    if scores_url is not None and not scores_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--scores-url {scores_url}: write http://host:port")
-    if not directories and not scorers:
-        assert scores_url is not None
-        yield "", ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
+    scorer = scorer_name(config.evaluation_scorer)
+    elsewhere = None if scores_at is None else ScoresServer(scores_at.url, scorer, scores_at.key)
+    if not directories and elsewhere is not None:
+        yield "", elsewhere
         return
+    scorers = [config.evaluation_scorer] if elsewhere is None else []
     from jobs.serve import serving
 
     with serving(directories, scorers, port=port, num_gpus=num_gpus) as url:
-        if scores_url is None:
-            yield url, ScoresServer(url, scorer_name(config.evaluation_scorer), _own_key())
-        else:
-            yield url, ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
+        yield url, elsewhere or ScoresServer(url, scorer, _own_key())
+
+
+def scores_endpoint(text: str | None, *, allow_plain_http: bool) -> Endpoint | None:
+    """Return the server of --scores-url, None if the job starts one."""
+    return None if text is None else parse_endpoint(text, option="--scores-url", allow_plain_http=allow_plain_http)
 
 
 def _own_key() -> str | None:
@@ -383,7 +392,7 @@ def arm_of(model: NamedModel, control: ControlChoice | None, *, base_url: str) -
             url=model.source,
             model=model.name,
             control=control,
-            key=os.environ.get("OPENAI_API_KEY"),
+            key=model.key,
             source=model.source,
         )
     return Arm(
