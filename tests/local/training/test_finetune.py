@@ -47,7 +47,7 @@ def checkpoint_of(run: Path) -> Path:
 def expected_losses(checkpoint: Path, run: Path, *, steps: int) -> list[float]:
     """Likelihood losses of the weights of a checkpoint on the blocks after the first part."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    (blocks,) = (run.parent / "blocks").iterdir()
+    (blocks,) = (run.parent / "blocks").glob("blocks-*")
     order = BlockOrder(read_block_manifest(str(blocks)), seed=42)
     reader = BlockReader(str(blocks), order=order)
     begin = order.position_after(FIRST_TOKENS)
