@@ -24,18 +24,20 @@ from typing import Any
 from jobs.cli import is_url, require_shared, run
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError, ServiceError
+from phf_ray.scorers.toxicity import PUBLISHED_FILES
 from phf_ray.storage.hub import HubModel, fetch_hub_model, parse_hub_model
 
 log = logging.getLogger("phf_ray.fetch_models")
 
 RELEASES = "https://github.com/unitaryai/detoxify/releases/download"
-URLS = {
-    "unbiased": f"{RELEASES}/v0.3-alpha/toxic_debiased-c7548aa0.ckpt",
-    "original": f"{RELEASES}/v0.1-alpha/toxic_original-c1212f89.ckpt",
-    "multilingual": f"{RELEASES}/v0.4-alpha/multilingual_debiased-0b549669.ckpt",
-    "original-small": f"{RELEASES}/v0.1.2/original-albert-0e1d6498.ckpt",
-    "unbiased-small": f"{RELEASES}/v0.1.2/unbiased-albert-c8519128.ckpt",
+_VERSIONS = {
+    "unbiased": "v0.3-alpha",
+    "original": "v0.1-alpha",
+    "multilingual": "v0.4-alpha",
+    "original-small": "v0.1.2",
+    "unbiased-small": "v0.1.2",
 }
+URLS = {name: f"{RELEASES}/{version}/{PUBLISHED_FILES[name]}" for name, version in _VERSIONS.items()}
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
