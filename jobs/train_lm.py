@@ -20,6 +20,7 @@ from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
+from phf_ray.storage.listing import hub_url
 
 if TYPE_CHECKING:
     from phf_ray.runs.directory import RunDirectory
@@ -192,7 +193,8 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _absolute(source: str) -> str:
-    return source if is_url(source) else str(Path(source).resolve())
+    is_name = is_url(source) or hub_url(source) is not None
+    return source if is_name else str(Path(source).resolve())
 
 
 def _print_plan(
