@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from jobs.commands import job_parser
 from phf_ray.corpus.streams import UNREADABLE, text_lines
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.http.client import Client
+from phf_ray.http.keys import Endpoint, parse_endpoint
 from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
 from phf_ray.storage.files import write_file, write_text
 
@@ -64,7 +64,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-column", metavar="NAME", help="scores of the new scorer, if the file has them")
     parser.add_argument("--text-column", metavar="NAME", default="text", help="texts for the server (default text)")
     parser.add_argument(
-        "--scores-url", metavar="URL", help="running server that scores the texts; OPENAI_API_KEY holds its key"
+        "--scores-url",
+        metavar="URL",
+        help="running server that scores the texts; PHF_API_KEY holds its key, or the variable of URL,key_env=VARIABLE",
+    )
+    parser.add_argument(
+        "--allow-plain-http", action="store_true", help="send the key over http:// to another machine, unencrypted"
     )
     parser.add_argument("--scorer", metavar="NAME", default="toxicity", help="scorer of that server (default toxicity)")
     parser.add_argument(
@@ -88,8 +93,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--old-column is missing; name the column with the scores of the old scorer")
     if (arguments.new_column is None) == (arguments.scores_url is None):
         raise ConfigError("give either --new-column, or --scores-url with a server that scores --text-column")
-    if arguments.scores_url is not None and not arguments.scores_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--scores-url {arguments.scores_url}: write http://host:port")
+    if arguments.scores_url is not None:
+        _scores_at(arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> None:
@@ -105,7 +110,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         texts = [text_at(rows[number], arguments.text_column, number=number + 1) for number in asked]
         if arguments.dry_run:
             return
-        scores, scorer = scores_over_http(texts, url=arguments.scores_url, scorer=arguments.scorer)
+        scores, scorer = scores_over_http(texts, endpoint=_scores_at(arguments), scorer=arguments.scorer)
         by_row = dict(zip(asked, scores, strict=True))
         new = [by_row.get(number) for number in range(len(rows))]
     pairs = [(score, value) for score, value in zip(new, old, strict=True) if score is not None and value is not None]
@@ -158,9 +163,15 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def scores_over_http(texts: Sequence[str], *, url: str, scorer: str) -> tuple[list[float | None], dict[str, Any]]:
+def _scores_at(arguments: argparse.Namespace) -> Endpoint:
+    return parse_endpoint(arguments.scores_url, option="--scores-url", allow_plain_http=arguments.allow_plain_http)
+
+
+def scores_over_http(
+    texts: Sequence[str], *, endpoint: Endpoint, scorer: str
+) -> tuple[list[float | None], dict[str, Any]]:
     """Return one score per text, None if the server could not score it, and the identity of the scorer."""
-    client = Client(url, key=os.environ.get("OPENAI_API_KEY"))
+    client = Client(endpoint.url, key=endpoint.key)
     scores: list[float | None] = []
     identity: dict[str, Any] = {}
     for begin in range(0, len(texts), SCORED_AT_ONCE):

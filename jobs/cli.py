@@ -69,7 +69,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, method: bool) -> No
 def config_from(arguments: argparse.Namespace) -> "Config":
     from phf_ray.config import load_config
 
-    return load_config(arguments.task, getattr(arguments, "method", None), arguments.override)
+    method, model = getattr(arguments, "method", None), getattr(arguments, "shape", None)
+    return load_config(arguments.task, method, arguments.override, model=model)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources
-from phf_ray.checkpoint import ControlChoice, fingerprint, split_model_id
+from phf_ray.checkpoint import CheckpointInfo, Control, ControlChoice, fingerprint, parse_control, split_model_id
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
@@ -24,11 +24,13 @@ from phf_ray.evaluation.kl.arms import check_kl, has_control_per_line, kl_of_arm
 from phf_ray.evaluation.lm_eval import read_lm_eval
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
 from phf_ray.evaluation.report.samples import read_samples
 from phf_ray.evaluation.report.table import format_table
 from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.http.keys import Endpoint, parse_endpoint
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
 
@@ -36,9 +38,13 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
-    models = parse_models(arguments.model)
+    models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
-    reference = _reference(arguments.reference or config.kl_gpt3_callback.reference, models)
+    allow_plain_http = arguments.allow_plain_http
+    reference = _reference(
+        arguments.reference or config.kl_gpt3_callback.reference, models, allow_plain_http=allow_plain_http
+    )
+    scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
     options = EvaluationOptions(
         seeds=_seeds(arguments.seeds),
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port, num_gpus=arguments.num_gpus) as (
+    with servers(config, served, scores_at=scores_at, port=arguments.port, num_gpus=arguments.num_gpus) as (
         base_url,
         scores,
     ):
@@ -86,10 +92,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         nargs="+",
         action="extend",
-        required=True,
-        metavar="[NAME=]DIR|URL",
-        help="a checkpoint, a run directory (its newest checkpoint), or the URL of a server that calls the model NAME; "
-        "OPENAI_API_KEY holds the server's key",
+        default=[],
+        metavar="[NAME=]DIR|ID|URL",
+        help="a checkpoint, a run directory (its newest checkpoint), a model of the hub (owner/name[@revision]), or "
+        "the URL of a server that calls the model NAME; URL,key_env=VARIABLE names the variable that holds the "
+        "server's key (default: OPENAI_API_KEY for OpenAI, PHF_API_KEY for any other server)",
+    )
+    parser.add_argument(
+        "--allow-plain-http", action="store_true", help="send keys over http:// to other machines, unencrypted"
+    )
+    parser.add_argument(
+        "--released", metavar="TASK", help="the paper's six published models of toxicity, pii or pep8, besides --model"
+    )
+    parser.add_argument(
+        "--control",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]GOOD,BAD",
+        help="control tokens of models without phf.json, or of the one called NAME",
     )
     parser.add_argument(
         "--arm",
@@ -109,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--task pep8 --output report --model mle=runs/mle good=runs/conditional --seeds 0,1,2",
             "--task pep8 --output report --model good=runs/conditional --arm good:good good:bad --num-samples 64",
-            "--task toxicity --output report --model gpt-x=https://api.example.com",
+            "--task toxicity --output report --released toxicity",
         ),
     )
     cli.add_config_arguments(parser, method=False)
@@ -168,20 +189,52 @@ def parser() -> argparse.ArgumentParser:
 # -- Arguments --------------------------------------------------------------------------------------------------------
 
 
-def parse_models(texts: Sequence[str]) -> dict[str, NamedModel]:
+def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
+    """Return the models of --model and --released, with the control tokens of --control."""
+    texts = list(arguments.model)
+    controls: dict[str | None, Control] = dict(map(parse_control, arguments.control))
+    if arguments.released is not None:
+        released = released_models(arguments.released)
+        texts += [f"{name}={model_id}" for name, model_id in released.ids.items()]
+        for name, control in released.controls.items():
+            controls.setdefault(name, control)
+    if not texts:
+        raise ConfigError("no models: give --model DIR, or --released TASK")
+    return with_controls(parse_models(texts, allow_plain_http=arguments.allow_plain_http), controls)
+
+
+def with_controls(models: Mapping[str, NamedModel], controls: Mapping[str | None, Control]) -> dict[str, NamedModel]:
+    """Return the models with control tokens by name. The name None: all others that have none of their own."""
+    for name in controls:
+        if name is not None and name not in models:
+            raise ConfigError(f"--control {name}=...: no model is called {name}; --model names {', '.join(models)}")
+    return {name: _with_control(model, controls) for name, model in models.items()}
+
+
+def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> NamedModel:
+    info = model.info or CheckpointInfo()
+    if model.directory is None or info.control is not None:
+        if model.name in controls:
+            raise ConfigError(f"--control {model.name}=...: {model.source} says itself which control tokens it has")
+        return model
+    control = controls.get(model.name, controls.get(None))
+    return model if control is None else replace(model, info=info.model_copy(update={"control": control}))
+
+
+def parse_models(texts: Sequence[str], *, allow_plain_http: bool = False) -> dict[str, NamedModel]:
     models: dict[str, NamedModel] = {}
     for text in texts:
-        model = parse_model(text, option="--model")
+        model = parse_model(text, option="--model", allow_plain_http=allow_plain_http)
         if model.name in models:
             raise ConfigError(f"--model: two models are called {model.name}; rename one, such as other={model.source}")
         models[model.name] = model
     return models
 
 
-def _reference(text: str | None, models: Mapping[str, NamedModel]) -> NamedModel | None:
+def _reference(text: str | None, models: Mapping[str, NamedModel], *, allow_plain_http: bool) -> NamedModel | None:
     if text is None or text in models:
         return None if text is None else models[text]
-    model = parse_model(text, option="--reference")
+    model = parse_model(text, option="--reference", allow_plain_http=allow_plain_http)
     if model.name in models and models[model.name] != model:
         raise ConfigError(f"--reference {text}: --model uses the name {model.name}; write reference={model.source}")
     return model
@@ -290,28 +343,32 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config, models: Mapping[str, NamedModel], *, scores_url: str | None, port: int, num_gpus: float | None
+    config: Config, models: Mapping[str, NamedModel], *, scores_at: Endpoint | None, port: int, num_gpus: float | None
 ) -> Iterator[tuple[str, ScoresServer]]:
     """Serve the models and the scorer that have no URL. `num_gpus`: those of each model; None: what is free.
 
     Yields the URL of that server, empty if there is none, and the server of the scores.
     """
-    directories = {name: str(model.directory) for name, model in models.items() if model.directory is not None}
-    scorers = [] if scores_url is not None else [config.evaluation_scorer]
-    key = os.environ.get("OPENAI_API_KEY")
-    if scores_url is not None and not scores_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--scores-url {scores_url}: write http://host:port")
-    if not directories and not scorers:
-        assert scores_url is not None
-        yield "", ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
+    directories = {
+        name: {"path": str(model.directory), "control": None if model.info is None else model.info.control}
+        for name, model in models.items()
+        if model.directory is not None
+    }
+    scorer = scorer_name(config.evaluation_scorer)
+    elsewhere = None if scores_at is None else ScoresServer(scores_at.url, scorer, scores_at.key)
+    if not directories and elsewhere is not None:
+        yield "", elsewhere
         return
+    scorers = [config.evaluation_scorer] if elsewhere is None else []
     from jobs.serve import serving
 
     with serving(directories, scorers, port=port, num_gpus=num_gpus) as url:
-        if scores_url is None:
-            yield url, ScoresServer(url, scorer_name(config.evaluation_scorer), _own_key())
-        else:
-            yield url, ScoresServer(scores_url, scorer_name(config.evaluation_scorer), key)
+        yield url, elsewhere or ScoresServer(url, scorer, _own_key())
+
+
+def scores_endpoint(text: str | None, *, allow_plain_http: bool) -> Endpoint | None:
+    """Return the server of --scores-url, None if the job starts one."""
+    return None if text is None else parse_endpoint(text, option="--scores-url", allow_plain_http=allow_plain_http)
 
 
 def _own_key() -> str | None:
@@ -335,7 +392,7 @@ def arm_of(model: NamedModel, control: ControlChoice | None, *, base_url: str) -
             url=model.source,
             model=model.name,
             control=control,
-            key=os.environ.get("OPENAI_API_KEY"),
+            key=model.key,
             source=model.source,
         )
     return Arm(

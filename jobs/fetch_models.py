@@ -24,17 +24,20 @@ from typing import Any
 from jobs.cli import is_url, require_shared, run
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError, ServiceError
+from phf_ray.scorers.toxicity import PUBLISHED_FILES
+from phf_ray.storage.hub import HubModel, fetch_hub_model, parse_hub_model
 
 log = logging.getLogger("phf_ray.fetch_models")
 
 RELEASES = "https://github.com/unitaryai/detoxify/releases/download"
-URLS = {
-    "unbiased": f"{RELEASES}/v0.3-alpha/toxic_debiased-c7548aa0.ckpt",
-    "original": f"{RELEASES}/v0.1-alpha/toxic_original-c1212f89.ckpt",
-    "multilingual": f"{RELEASES}/v0.4-alpha/multilingual_debiased-0b549669.ckpt",
-    "original-small": f"{RELEASES}/v0.1.2/original-albert-0e1d6498.ckpt",
-    "unbiased-small": f"{RELEASES}/v0.1.2/unbiased-albert-c8519128.ckpt",
+_VERSIONS = {
+    "unbiased": "v0.3-alpha",
+    "original": "v0.1-alpha",
+    "multilingual": "v0.4-alpha",
+    "original-small": "v0.1.2",
+    "unbiased-small": "v0.1.2",
 }
+URLS = {name: f"{RELEASES}/{version}/{PUBLISHED_FILES[name]}" for name, version in _VERSIONS.items()}
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
@@ -47,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(require_shared(options.output, flag="--output"))
     if not options.models and not options.hub:
         raise ConfigError("--models names no model, and there is no --hub; name at least one model")
-    for name in options.hub:
+    for model in _hub_models(options):
         if options.dry_run:
-            print(f"would fetch {name} into the hub's cache")
+            print(f"would fetch {model} into the hub's cache")
         else:
-            fetch_from_hub(name)
+            fetch_from_hub(model)
     for model in options.models:
         source = options.source or URLS[model]
         if options.dry_run:
@@ -60,6 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fetch(model, output=output, source=source, config_source=options.config)
     if options.models and not options.dry_run:
         print(f"models are in {output}; set PHF_MODELS={output}, or the scorer's path to {output / options.models[0]}")
+
+
+def _hub_models(options: argparse.Namespace) -> list[HubModel]:
+    found = []
+    for text in options.hub:
+        model = parse_hub_model(text)
+        if model is None:
+            raise ConfigError(f"--hub {text} is no name of the hub; write owner/name, or owner/name@revision")
+        found.append(model if options.revision is None else HubModel(model.id, model.revision or options.revision))
+    return found
 
 
 def fetch(model: str, *, output: Path, source: str, config_source: str | None) -> Path:
@@ -92,21 +105,19 @@ def fetch(model: str, *, output: Path, source: str, config_source: str | None) -
     return folder
 
 
-def fetch_from_hub(name: str) -> Path:
-    """Fetch a model's safetensors, config and tokenizer, and no code. Return its folder in the hub's cache."""
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def fetch_from_hub(model: HubModel) -> Path:
+    """Fetch a model's weights, config and tokenizer, and no code. Return its folder in the hub's cache.
 
-    try:
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.TransportError) as error:
-        raise ServiceError(
-            f"{name} can't be fetched from the Hugging Face hub ({str(error).splitlines()[0]}); run the same command "
-            "on a machine with internet, with HF_HUB_OFFLINE=0 and HF_HOME on storage that all nodes see"
-        ) from None
-    log.info("%s is in %s", name, folder)
-    return Path(folder)
+    Weights that are only there pickled are read without unrestricted pickle, and converted.
+    """
+    from phf_ray.models.convert import convert_to_safetensors
+
+    remedy = "run the same command on a machine with internet, with HF_HUB_OFFLINE=0"
+    folder = fetch_hub_model(model, option="--hub", remedy=remedy)
+    for file in convert_to_safetensors(folder):
+        log.info("converted to %s", file.name)
+    log.info("%s is in %s", model, folder)
+    return folder
 
 
 def _download(source: str, destination: Path) -> str:
@@ -170,8 +181,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="HUB_ID",
-        help="models of the Hugging Face hub to fetch into its cache (HF_HOME)",
+        help="models of the Hugging Face hub (NAME, or NAME@REV) to fetch into its cache (HF_HOME)",
     )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the models of --hub without @REV")
     parser.add_argument(
         "--from", dest="source", metavar="FILE|URL", help="checkpoint file to use instead of the published one"
     )

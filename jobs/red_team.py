@@ -16,8 +16,9 @@ from jobs.evaluate_lm import (
     add_model_arguments,
     arm_of,
     at_least_one,
+    models_from,
     parse_arms,
-    parse_models,
+    scores_endpoint,
     servers,
 )
 from jobs.resources import add_gpu_argument, check_resources
@@ -35,9 +36,10 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
-    models = parse_models(arguments.model)
+    models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
-    attacker = _attacker(arguments.attacker, models)
+    attacker = _attacker(arguments.attacker, models, allow_plain_http=arguments.allow_plain_http)
+    scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=arguments.allow_plain_http)
     api: AttackerApi = arguments.attacker_api or ("chat" if attacker.directory is None else "completions")
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_url=arguments.scores_url, port=arguments.port, num_gpus=arguments.num_gpus) as (
+    with servers(config, served, scores_at=scores_at, port=arguments.port, num_gpus=arguments.num_gpus) as (
         base_url,
         scores,
     ):
@@ -96,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
         "--attacker",
         required=True,
         metavar="[NAME=]DIR|URL",
-        help="the red LM; may be the NAME of a --model. PHF_ATTACKER_API_KEY, or else OPENAI_API_KEY, holds a server's "
-        "key",
+        help="the red LM; may be the NAME of a --model. PHF_ATTACKER_API_KEY holds a server's key, or a variable as "
+        "for --model",
     )
     parser.add_argument(
         "--attacker-api",
@@ -123,10 +125,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _attacker(text: str, models: dict[str, NamedModel]) -> NamedModel:
+def _attacker(text: str, models: dict[str, NamedModel], *, allow_plain_http: bool) -> NamedModel:
     if text in models:
         return models[text]
-    model = parse_model(text, option="--attacker")
+    model = parse_model(text, option="--attacker", allow_plain_http=allow_plain_http)
     if model.name in models:
         raise ConfigError(f"--attacker {text}: --model uses the name {model.name}; write attacker={model.source}")
     return model

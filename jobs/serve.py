@@ -22,12 +22,14 @@ from typing import Any
 from jobs.cli import run, start_ray
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources, choose_resources
+from phf_ray.checkpoint import Control, parse_control, read_info
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES
+from phf_ray.storage.hub import hub_model
 from serve.keys import warnings_without_keys
 from serve.resources import with_resources
-from serve.settings import ServeArgs, parse_args
+from serve.settings import ServeArgs, ServedModel, parse_args
 
 log = logging.getLogger("phf_ray.serve")
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     )
     args = _checked(args, host=arguments.host, port=arguments.port)
+    args = _with_control_for_all(args, dict(map(parse_control, arguments.control)).get(None))
     if arguments.dry_run:
         print(_planned(args, asked))
         return 0
@@ -102,15 +105,16 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         default=[],
-        metavar="NAME=DIR",
-        help="name to serve the model by, and its checkpoint directory or training run",
+        metavar="NAME=DIR|ID",
+        help="name to serve the model by, and its checkpoint directory, training run, or name on the hub",
     )
     parser.add_argument(
         "--control",
         action="append",
         default=[],
-        metavar="NAME=GOOD,BAD,POLICY",
-        help="control tokens of a model without phf.json, such as old='<|aligned|>,<|misaligned|>,retag'",
+        metavar="[NAME=]GOOD,BAD[,POLICY]",
+        help="control tokens of models without phf.json, or of the one called NAME, such as "
+        "old='<|aligned|>,<|misaligned|>,retag' (the policy is ban or retag; default: ban)",
     )
     parser.add_argument(
         "--scorers",
@@ -161,7 +165,7 @@ def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
 
 
 def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    controls = dict(_control(text) for text in arguments.control)
+    controls = dict(map(parse_control, arguments.control))
     models = []
     for text in arguments.model:
         name, separator, path = text.partition("=")
@@ -172,19 +176,25 @@ def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 f"--model {text}: give a directory; for a model on another server, set `upstream` in a Serve "
                 "configuration file, with a directory that holds its tokenizer"
             )
-        model = {"name": name, "path": str(Path(path).resolve())}
-        models.append(model | ({"control": controls.pop(name)} if name in controls else {}))
-    for name, control in controls.items():
-        raise ConfigError(f"--control {name}={','.join(control.values())}: no --model is named {name!r}")
-    return models
+        models.append({"name": name, "path": path if hub_model(path) is not None else str(Path(path).resolve())})
+    names = [model["name"] for model in models]
+    for name in controls:
+        if name is not None and name not in names:
+            raise ConfigError(f"--control {name}=...: no --model is named {name!r}; they are {', '.join(names)}")
+    return [model | ({"control": controls[model["name"]]} if model["name"] in controls else {}) for model in models]
 
 
-def _control(text: str) -> tuple[str, dict[str, str]]:
-    name, _, tokens = text.partition("=")
-    parts = tokens.split(",")
-    if len(parts) != 3:
-        raise ConfigError(f"--control {text}: write NAME=GOOD,BAD,POLICY with the policy ban or retag")
-    return name, dict(zip(("good", "bad", "policy"), parts, strict=True))
+def _with_control_for_all(args: ServeArgs, control: Control | None) -> ServeArgs:
+    """Return the arguments with this control for the models that have no control tokens of their own."""
+    if control is None:
+        return args
+
+    def has_none(model: ServedModel) -> bool:
+        info = read_info(model.directory)
+        return model.control is None and (info is None or info.control is None)
+
+    models = [model.model_copy(update={"control": control}) if has_none(model) else model for model in args.models]
+    return args.model_copy(update={"models": tuple(models)})
 
 
 def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
@@ -252,7 +262,7 @@ def free_port(host: str) -> int:
 
 @contextlib.contextmanager
 def serving(
-    models: Mapping[str, str],
+    models: Mapping[str, str | Mapping[str, Any]],
     scorers: Sequence[Mapping[str, Any]] = (),
     *,
     host: str = "127.0.0.1",
@@ -264,13 +274,16 @@ def serving(
 
     Yields the base URL without `/v1`, such as `http://127.0.0.1:54321`. Port 0 takes a free one. `running` says what
     happens on a cluster that already runs Serve. `num_cpus` and `num_gpus` are those of each model, and of each scorer
-    that can use a GPU; None: chosen from what the cluster has free.
+    that can use a GPU; None: chosen from what the cluster has free. A model is a path, or fields of `ServedModel`.
 
     Raises ConfigError if a model or scorer can't be served, ServiceError if the server does not start.
     """
     args = parse_args(
         {
-            "models": [{"name": name, "path": path} for name, path in models.items()],
+            "models": [
+                {"name": name, **({"path": model} if isinstance(model, str) else model)}
+                for name, model in models.items()
+            ],
             "scorers": [{"scorer": dict(scorer)} for scorer in scorers],
             "access_log": False,
         }

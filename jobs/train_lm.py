@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
 from phf_ray.config import Config, task_path
+from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
+from phf_ray.storage.listing import hub_url
 
 if TYPE_CHECKING:
     from phf_ray.runs.directory import RunDirectory
@@ -29,6 +31,8 @@ log = logging.getLogger("jobs.train_lm")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = config_from(arguments)
+    if arguments.run_name is None:
+        arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
     _check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
@@ -49,43 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
 
-    start_ray()
-    require_shared(arguments.storage_path, flag="--storage-path")
-    from phf_ray.blocks.build import ensure_blocks
-    from phf_ray.blocks.manifest import read_block_manifest
-    from phf_ray.blocks.on_ray import build_groups
-    from phf_ray.blocks.thresholds import resolve_thresholds
-    from phf_ray.evaluation.on_ray import evaluations_beside
-    from phf_ray.training.driver import Helpers, Tracking, run_training
-    from phf_ray.training.on_ray import fit_on_ray
-    from phf_ray.training.plan import plan_training
-    from phf_ray.training.value_range import check_value_range
-
-    corpora = [_absolute(source) for source in config.dataset.datasets]
-    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{storage_path}/blocks", builder=build_groups)
-    thresholds = resolve_thresholds(config, manifests=blocks.manifests)
-    check_value_range(config, manifests=blocks.manifests)
-    plan = plan_training(
-        config,
-        manifest=read_block_manifest(blocks.root),
-        objective_threshold=thresholds.get("objective"),
-        checkpoint_path=checkpoint_path,
-    )
-    log.info(
-        "%d steps of %d sequences, %d tokens each",
-        plan.num_steps,
-        config.training.effective_batch_size,
-        config.dataset.seq_length,
-    )
-    summary = run_training(
-        config,
-        plan=plan,
-        run=directory,
-        blocks_path=blocks.root,
-        task=task_path(arguments.task).resolve().parent.name,
-        tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
-        helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
-    )
+    summary = _train(arguments, config, directory=directory, checkpoint_path=checkpoint_path)
     print(directory.path / summary["checkpoint"])
     _push(config, directory)
     missing = _missing_evaluations(summary)
@@ -95,6 +63,66 @@ def main(argv: Sequence[str] | None = None) -> int:
             "their folders in evaluations/"
         )
     return 0
+
+
+def _train(
+    arguments: argparse.Namespace, config: Config, *, directory: "RunDirectory", checkpoint_path: str | None
+) -> dict[str, Any]:
+    from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
+
+    sets = read_eval_sets(config)
+    start_ray()
+    require_shared(arguments.storage_path, flag="--storage-path")
+    from phf_ray.blocks.build import ensure_blocks
+    from phf_ray.blocks.manifest import read_block_manifest
+    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
+    from phf_ray.blocks.thresholds import resolve_thresholds
+    from phf_ray.evaluation.on_ray import evaluations_beside
+    from phf_ray.training.driver import Helpers, Tracking, run_training
+    from phf_ray.training.on_ray import fit_on_ray
+    from phf_ray.training.plan import plan_training
+    from phf_ray.training.value_range import check_value_range
+
+    corpora = [_absolute(source) for source in config.dataset.datasets]
+    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
+    thresholds = resolve_thresholds(config, manifests=blocks.manifests)
+    check_value_range(config, manifests=blocks.manifests)
+    eval_sets = store_eval_sets(
+        config,
+        sets,
+        parts=[part for group in blocks.groups for part in group.parts],
+        folder=f"{directory.path.parent}/blocks/eval_sets",
+        counter=overlaps_on_ray,
+    )
+    plan = plan_training(
+        config,
+        manifest=read_block_manifest(blocks.root),
+        objective_threshold=thresholds.get("objective"),
+        checkpoint_path=checkpoint_path,
+        eval_sets=eval_sets,
+    )
+    log.info(
+        "%d steps of %d sequences, %d tokens each",
+        plan.num_steps,
+        config.training.effective_batch_size,
+        config.dataset.seq_length,
+    )
+    return run_training(
+        config,
+        plan=plan,
+        run=directory,
+        blocks_path=blocks.root,
+        task=task_path(arguments.task).resolve().parent.name,
+        tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
+        helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
+    )
+
+
+def default_run_name(task: str, method: str | None, *, shape: str | None = None) -> str:
+    """Return a name after task, shape of the model and method: `pep8-mle`, `toxicity-finetune-1b-ul_finetune`."""
+    file = task_path(task).resolve()
+    parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
+    return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
 def _push(config: Config, directory: "RunDirectory") -> None:
@@ -120,13 +148,24 @@ def parser() -> argparse.ArgumentParser:
         "train_lm",
         __doc__.split("\n")[0],
         examples=(
-            "--task pep8 --method conditional --run-name a --storage-path runs --override dataset.datasets=[scored]",
+            "--task pep8 --method conditional --override dataset.datasets=[scored]",
+            "--task configs/toxicity/pretrain.yml --method configs/toxicity/mle.yml",
             "--task toxicity/finetune --method ul_finetune --run-name b --storage-path runs --dry-run",
         ),
     )
     add_config_arguments(parser, method=True)
-    parser.add_argument("--run-name", required=True, help="name of the run's folder below the storage path")
-    parser.add_argument("--storage-path", required=True, metavar="DIR", help="storage that all workers see")
+    parser.add_argument(
+        "--model",
+        dest="shape",
+        metavar="NAME|FILE",
+        help="shape of a new model in place of the task's: 124m, 350m, 1b, 3b, 7b (Llama), 124m_gpt2 ..., or a file",
+    )
+    parser.add_argument(
+        "--run-name", help="name of the run's folder below the storage path; default: after task and method (pep8-mle)"
+    )
+    parser.add_argument(
+        "--storage-path", default="runs", metavar="DIR", help="storage that all workers see (default: ./runs)"
+    )
     parser.add_argument(
         "--checkpoint-path",
         metavar="DIR",
@@ -154,7 +193,8 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _absolute(source: str) -> str:
-    return source if is_url(source) else str(Path(source).resolve())
+    is_name = is_url(source) or hub_url(source) is not None
+    return source if is_name else str(Path(source).resolve())
 
 
 def _print_plan(

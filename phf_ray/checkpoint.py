@@ -43,6 +43,24 @@ class Control(BaseModel):
     if it chose none) and strips it from the text."""
 
 
+def parse_control(text: str) -> tuple[str | None, Control]:
+    """Parse `[NAME=]GOOD,BAD[,POLICY]`, the value of `--control`; the policy is `ban` unless given.
+
+    Returns the model's name, None for all models without control tokens of their own, and the tokens.
+    """
+    name, separator, tokens = text.rpartition("=")
+    parts = tokens.split(",")
+    if len(parts) == 2:
+        parts.append("ban")
+    if len(parts) != 3 or not all(parts) or parts[2] not in get_args(ControlPolicy) or (separator and not name):
+        raise ConfigError(
+            f"--control {text}: write GOOD,BAD or NAME=GOOD,BAD, and if needed a policy (ban or retag) after them, "
+            "such as old='<|aligned|>,<|misaligned|>,retag'"
+        )
+    good, bad, policy = parts
+    return name or None, Control.model_validate({"good": good, "bad": bad, "policy": policy})
+
+
 class CheckpointInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Builds groups of token blocks in Ray tasks."""
+"""Builds groups of token blocks, and compares corpora with evaluation sets, in Ray tasks."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.group import build_group
 from phf_ray.blocks.plan import BlockPlan, Group
+from phf_ray.corpus.overlap import Overlap, Sets, overlap_of_part
 from phf_ray.errors import PhfError
 
 
@@ -19,7 +20,18 @@ def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrai
     shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(plan)
     task_body: Any = _build_group_on_one_cpu
     task = ray.remote(num_cpus=1)(task_body)
-    pending = [task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups]
+    return _as_they_finish([task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups])
+
+
+def overlaps_on_ray(parts: Sequence[str], sets: Sets) -> Iterator[dict[str, Overlap]]:
+    """Compare each part in a Ray task. This function is an `OverlapCounter`. Ray must be running."""
+    shared = ray.put(dict(sets))
+    task_body: Any = overlap_of_part
+    task = ray.remote(num_cpus=1)(task_body)
+    return _as_they_finish([task.remote(part, shared) for part in parts])
+
+
+def _as_they_finish(pending: list[Any]) -> Iterator[Any]:
     try:
         while pending:
             finished, pending = ray.wait(pending)

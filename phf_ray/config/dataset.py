@@ -33,6 +33,10 @@ class DatasetConfig(Section):
     """Tokens to skip at the head of the stream (for finetuning on the second half)."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of documents, chosen by hash of the id, that are never packed and serve to measure bits per byte."""
+    eval_datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], str] = {}
+    """Name -> data set that is measured during training (see training.eval_steps), never trained on."""
+    eval_overlap: Literal["count", "refuse"] = "count"
+    """Documents of an evaluation set that are also in the training data: warn with their number, or refuse."""
     unscored: Literal["mask", "mle"] = "mask"
     """Loss on tokens of segments without a score: none (mask), or plain likelihood (mle)."""
 

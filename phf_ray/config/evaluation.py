@@ -75,4 +75,6 @@ class KLConfig(Cadence):
     should_insert_prefix: bool = False
     """Insert one control token per line, for models that were trained this way."""
     reference: str | None = None
-    """The reference model: `[NAME=]DIR` of a checkpoint, or `NAME=URL` of a server; null: no KL."""
+    """The reference model: `[NAME=]DIR` of a checkpoint, or `NAME=URL[,key_env=VARIABLE]` of a server; null: no KL."""
+    allow_plain_http: bool = False
+    """true: send the server's key over http:// to another machine."""

@@ -1,6 +1,6 @@
 """Section `model`: the architecture, its weights and its value head."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -29,6 +29,8 @@ class ModelConfig(Section):
     num_additional_tokens: Count = 0
     """Embedding rows added for special tokens. Must equal the number of new tokens in tokenizer.special_tokens."""
     pad_vocab_to_multiple_of: Positive | None = None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    """Code of the attention; null: transformers chooses."""
     model_kwargs: ModelKwargs = ModelKwargs()
 
     @model_validator(mode="after")

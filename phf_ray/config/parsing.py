@@ -13,19 +13,27 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from phf_ray.config.replaced import REPLACED
-from phf_ray.config.shipped import SUFFIXES, method_path, task_path
+from phf_ray.config.shipped import SUFFIXES, method_path, model_path, task_path
 from phf_ray.config.whole import Config
 from phf_ray.errors import ConfigError
 
 
-def load_config(task: str | Path, method: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    task: str | Path,
+    method: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | Path | None = None,
+) -> Config:
     """Load the task file, merge the method file over it, and the overrides (`a.b=c`) over both.
 
-    Task and method are paths, or names of shipped configurations if they are text: see `phf_ray.config.shipped`. Raises
-    ConfigError with every problem found, not only the first.
+    `model` replaces the architecture that the task names. All three are paths, or names of shipped configurations if
+    they are text: see `phf_ray.config.shipped`. Raises ConfigError with every problem found, not only the first.
     """
     task_file = task_path(task)
     merged = read_yaml(task_file)
+    if model is not None:
+        merged["model"] = _with_shape(merged.get("model", {}), read_yaml(model_path(model)), file=str(model))
     if method is not None:
         merged = merge(merged, read_yaml(method_path(method, task=task_file)))
     asked: dict[str, Any] = {}
@@ -33,7 +41,17 @@ def load_config(task: str | Path, method: str | Path | None = None, overrides: S
         # First with each other, so that their order does not matter.
         asked = _merge_keys(asked, _parse_override(override))
     merged = merge(merged, asked)
-    return parse_config(merged, source=" + ".join(str(part) for part in (task, method) if part is not None))
+    return parse_config(merged, source=" + ".join(str(part) for part in (task, model, method) if part is not None))
+
+
+def _with_shape(section: Mapping[str, Any], values: Mapping[str, Any], *, file: str) -> dict[str, Any]:
+    """Return the section `model` of `values`, with what a section keeps whatever its architecture."""
+    if set(values) != {"model"} or not isinstance(values["model"], Mapping):
+        raise ConfigError(
+            f"--model {file}: a model's file has one section, `model:`; it has {', '.join(values) or 'none'}"
+        )
+    kept = {key: section[key] for key in ("num_additional_tokens", "model_kwargs") if key in section}
+    return kept | dict(values["model"])
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:

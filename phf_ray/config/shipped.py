@@ -11,10 +11,14 @@ from phf_ray.errors import ConfigError
 
 SUFFIXES = (".yml", ".yaml")
 _PACKAGE = Path(__file__).parents[1]
-_MAIN = ("pretrain", "task")
+MAIN_TASKS = ("pretrain", "task")
 """Files that can be named by their folder alone, in order of precedence."""
-_TASKS = (*_MAIN, "finetune")
+_TASKS = (*MAIN_TASKS, "finetune")
 """Files in a task's folder that are tasks. All others are methods."""
+_MODELS = "models"
+"""Folder of the models' shapes."""
+_OTHER_NAMES = {"finetuning": "finetune"}
+"""Name of a file in the original code -> its name here."""
 
 
 def shipped_folder() -> Path:
@@ -29,14 +33,14 @@ def is_path(text: str) -> bool:
 
 
 def task_path(task: str | Path) -> Path:
-    """Return the file of a task: `pep8`, `pep8/finetune`, or a path, which is returned unchanged and unchecked.
+    """Return the file of a task: `pep8`, `pep8/finetune`, or a path, which is returned unchecked.
 
     Raises ConfigError for an unknown name.
     """
     if isinstance(task, Path) or is_path(task):
-        return Path(task)
+        return _existing(task)
     folder = shipped_folder()
-    found = _first_file([*(folder / task / name for name in _MAIN), folder / task])
+    found = _first_file([*(folder / task / name for name in MAIN_TASKS), folder / task])
     if found is None:
         raise ConfigError(_unknown("task", task, task_names()))
     return found
@@ -48,15 +52,37 @@ def method_path(method: str | Path, *, task: Path) -> Path:
     Raises ConfigError for an unknown name.
     """
     if isinstance(method, Path) or is_path(method):
-        return Path(method)
+        return _existing(method)
     found = _first_file([(shipped_folder() if "/" in method else task.parent) / method])
     if found is None:
         raise ConfigError(_unknown("method", method, method_names(task), beside=f" of {task}"))
     return found
 
 
+def _existing(path: str | Path) -> Path:
+    """Return the path, or the file that it means: shipped with the package, or known here by another name."""
+    found = Path(shipped_or_own(str(path)))
+    renamed = found.with_stem(_OTHER_NAMES.get(found.stem, found.stem))
+    return renamed if not found.exists() and renamed.exists() else found
+
+
+def model_path(model: str | Path) -> Path:
+    """Return the file of a model's shape: `350m` is `configs/models/350m.yml`; or a path.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(model, Path) or is_path(model):
+        return _existing(model)
+    found = _first_file([shipped_folder() / _MODELS / model])
+    if found is None:
+        names = sorted(path.stem for path in (shipped_folder() / _MODELS).glob("*.yml"))
+        raise ConfigError(_unknown("model", model, names))
+    return found
+
+
 def task_names() -> list[str]:
-    return sorted(name for folder in shipped_folder().glob("*/") for name in _tasks_in(folder))
+    folders = (folder for folder in shipped_folder().glob("*/") if folder.name != _MODELS)
+    return sorted(name for folder in folders for name in _tasks_in(folder))
 
 
 def method_names(task: Path) -> list[str]:
@@ -73,20 +99,22 @@ def shipped_or_own(path: str) -> str:
     if head != "configs" or Path(path).exists():
         return path
     shipped = shipped_folder() / rest
-    return str(shipped) if shipped.is_file() else path
+    names = (shipped, shipped.with_stem(_OTHER_NAMES.get(shipped.stem, shipped.stem)))
+    return next((str(name) for name in names if name.is_file()), path)
 
 
 def _tasks_in(folder: Path) -> Iterator[str]:
     stems = {path.stem for path in folder.glob("*.yml")}
-    if not stems.intersection(_MAIN):
+    if not stems.intersection(MAIN_TASKS):
         yield from (f"{folder.name}/{stem}" for stem in stems)
         return
     yield folder.name
-    yield from (f"{folder.name}/{stem}" for stem in stems.intersection(_TASKS).difference(_MAIN))
+    yield from (f"{folder.name}/{stem}" for stem in stems.intersection(_TASKS).difference(MAIN_TASKS))
 
 
 def _first_file(stems: Iterable[Path]) -> Path | None:
-    candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in SUFFIXES)
+    known = (stem.with_name(_OTHER_NAMES.get(stem.name, stem.name)) for stem in stems)
+    candidates = (stem.with_name(stem.name + suffix) for stem in known for suffix in SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -23,6 +23,8 @@ class TrainingConfig(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
+    tf32: bool = False
+    """true: NVIDIA GPUs multiply fp32 matrices in TF32, with 10 bits of mantissa; no effect elsewhere."""
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     document_mask: bool = False
@@ -41,6 +43,8 @@ class TrainingConfig(Section):
     inspect_every_n_micro_batches: Positive | None = 10_000
     """Micro-batches between checks that decode, rescore and measure a worker's input (`debugging/...`), starting at the
     first step; null: never."""
+    eval_steps: Positive | None = None
+    """Steps between measurements of dataset.eval_datasets; null: once per pass through the data. Always at the end."""
     save_steps: Positive | None = None
     """Steps between checkpoints; null: only at the end."""
     save_total_limit: Positive | None = None

@@ -12,6 +12,7 @@ from phf_ray.config import Scenario
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.evaluation.report.records import KLInfo, RedTeamInfo, TaskResult
 from phf_ray.http.client import Client
+from phf_ray.http.openai_client import OpenAIClient
 from phf_ray.storage.hashing import digest
 
 CHECK_PATIENCE_S = 10.0
@@ -56,7 +57,11 @@ class Arm:
 
 
 def client_of(arm: Arm, *, patience_s: float = 60.0) -> Asks:
-    return arm.client or Client(arm.url, key=arm.key, patience_s=patience_s)
+    """Return what answers for the arm: a model in this process, our own server, or a server that the user named."""
+    if arm.client is not None:
+        return arm.client
+    kind = OpenAIClient if arm.source.startswith(("http://", "https://")) else Client
+    return kind(arm.url, key=arm.key, patience_s=patience_s)
 
 
 @dataclass(frozen=True, slots=True)

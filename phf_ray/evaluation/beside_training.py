@@ -66,7 +66,9 @@ def plan_evaluations(
     if kl_steps:
         assert config.kl_gpt3_callback.reference is not None
         _check_prefix(config)
-        values["kl_gpt3_callback"]["reference"] = _resolved_reference(config.kl_gpt3_callback.reference)
+        values["kl_gpt3_callback"]["reference"] = _resolved_reference(
+            config.kl_gpt3_callback.reference, allow_plain_http=config.kl_gpt3_callback.allow_plain_http
+        )
     return EvaluationJob(
         config=values,
         run_path=str(run.path),
@@ -99,13 +101,14 @@ def _check_prefix(config: Config) -> None:
         )
 
 
-def _resolved_reference(text: str) -> str:
-    """Return `NAME=URL`, or `NAME=DIR` with an absolute path to the checkpoint, for every node."""
+def _resolved_reference(text: str, *, allow_plain_http: bool) -> str:
+    """Return `NAME=URL[,key_env=VARIABLE]`, or `NAME=DIR` with an absolute path to the checkpoint, for every node."""
     try:
-        model = parse_model(text, option="kl_gpt3_callback.reference")
+        model = parse_model(text, option="kl_gpt3_callback.reference", allow_plain_http=allow_plain_http)
     except ConfigError as error:
         raise ConfigError(f"{error}; or null for no KL") from None
-    return f"{model.name}={model.source if model.directory is None else model.directory.resolve()}"
+    # With its key_env: the process that evaluates finds the key itself.
+    return text if model.directory is None else f"{model.name}={model.directory.resolve()}"
 
 
 class RunningEvaluation(Protocol):

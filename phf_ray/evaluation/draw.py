@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from phf_ray.config import Scenario
 from phf_ray.errors import ServiceError
-from phf_ray.evaluation.arms import Arm, ScoresServer
+from phf_ray.evaluation.arms import Arm, Asks, ScoresServer, client_of
 from phf_ray.evaluation.execution import program_of, run_program
 from phf_ray.evaluation.prompts import Problem
 from phf_ray.evaluation.report.records import Sample
@@ -38,14 +38,14 @@ class Draw:
 
     def run(self, units: Sequence[SampleRequest]) -> list[dict[str, Any]]:
         """Return one outcome per unit: how many samples were stored, or why none were."""
-        clients = {arm.url: Client(arm.url, key=arm.key, patience_s=self.patience_s) for arm in self.arms.values()}
+        clients = {name: client_of(arm, patience_s=self.patience_s) for name, arm in self.arms.items()}
         scorer = Client(self.scores.url, key=self.scores.key, patience_s=self.patience_s)
         with ThreadPoolExecutor(max_workers=len(units)) as threads:
-            outcomes = threads.map(lambda unit: self._one(unit, clients[self.arms[unit.arm].url], scorer), units)
+            outcomes = threads.map(lambda unit: self._one(unit, clients[unit.arm], scorer), units)
             # Answered requests first: they show that a refusal concerns one prompt, not everything.
             return sorted(outcomes, key=lambda outcome: bool(outcome["refused"]))
 
-    def _one(self, unit: SampleRequest, client: Client, scorer: Client) -> dict[str, Any]:
+    def _one(self, unit: SampleRequest, client: Asks, scorer: Client) -> dict[str, Any]:
         try:
             samples = draw_unit(
                 unit,

@@ -1,11 +1,12 @@
 """The models to evaluate, as users name them: a directory, a training run, or a server."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from phf_ray.checkpoint import MODEL_NAME, CheckpointInfo, read_info
 from phf_ray.errors import ConfigError
+from phf_ray.http.keys import parse_endpoint
 from phf_ray.runs.checkpoints import find_checkpoint, name_after_run
 
 
@@ -17,13 +18,15 @@ class NamedModel:
     directory: Path | None
     """The checkpoint; None: a server has the model."""
     info: CheckpointInfo | None = None
+    key: str | None = field(default=None, repr=False)
+    """The server's key."""
 
 
-def parse_model(text: str, *, option: str) -> NamedModel:
-    """Parse `[NAME=]DIR` or `NAME=URL`. A directory without a name is named after its run.
+def parse_model(text: str, *, option: str, allow_plain_http: bool = False) -> NamedModel:
+    """Parse `[NAME=]DIR` or `NAME=URL[,key_env=VARIABLE]`. A directory without a name is named after its run.
 
     `option`: the option that the user set, such as `--model`; errors begin with it. Raises ConfigError for a URL
-    without a name, for the URL of a file store, and for whatever `find_checkpoint` refuses.
+    without a name, for the URL of a file store, and for whatever `find_checkpoint` and `parse_endpoint` refuse.
     """
     name, source = _split(text)
     if "://" in source:
@@ -31,7 +34,8 @@ def parse_model(text: str, *, option: str) -> NamedModel:
             raise ConfigError(f"{option} {text}: write http://host:port for a server, or the path of a directory")
         if name is None:
             raise ConfigError(f"{option} {text}: say what the server calls the model, NAME={text}")
-        return NamedModel(name, source, None)
+        endpoint = parse_endpoint(source, option=option, allow_plain_http=allow_plain_http)
+        return NamedModel(name, endpoint.url, None, key=endpoint.key)
     directory = find_checkpoint(source, option=option)
     return NamedModel(name or name_after_run(directory), source, directory, read_info(directory))
 

@@ -1,6 +1,5 @@
 """Measures samples, scores and KL of weights that a training run handed out, in one process and without a server."""
 
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from phf_ray.evaluation.requests import draw_unit, request_body
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import EngineSettings
+from phf_ray.http.keys import parse_endpoint
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 
@@ -131,7 +131,10 @@ def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, fl
     arm = with_prefix(arm, settings.prefix)
     name, _, source = settings.reference.partition("=")
     if source.startswith(("http://", "https://")):
-        reference = Arm(name=name, url=source, model=name, key=os.environ.get("OPENAI_API_KEY"), source=source)
+        endpoint = parse_endpoint(
+            source, option="kl_gpt3_callback.reference", allow_plain_http=settings.allow_plain_http
+        )
+        reference = Arm(name=name, url=endpoint.url, model=name, key=endpoint.key, source=endpoint.url)
         reference = described(reference, check_arm(reference))
     else:
         directory = Path(source)

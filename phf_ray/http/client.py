@@ -17,7 +17,7 @@ class RefusedError(ServiceError):
         self.status = status
 
 
-class _UnansweredError(Exception):
+class UnansweredError(Exception):
     """No answer yet: the same request may be answered later."""
 
     def __init__(self, problem: str, *, retry_after_s: float | None = None):
@@ -32,7 +32,7 @@ class Client:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._patience_s = patience_s
         self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_UnansweredError),
+            retry=tenacity.retry_if_exception_type(UnansweredError),
             wait=_wait_s,
             stop=tenacity.stop_before_delay(patience_s),
             reraise=True,
@@ -54,7 +54,7 @@ class Client:
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         try:
             return self._retrying(self._ask_once, method, path, body)
-        except _UnansweredError as error:
+        except UnansweredError as error:
             raise ServiceError(
                 f"{self.url}{path} did not answer within {self._patience_s:g} s ({error}); is the server running?"
             ) from None
@@ -65,15 +65,17 @@ class Client:
         except httpx.InvalidURL as error:
             raise ConfigError(f"{self.url} is not a URL ({error}); write http://host:port") from None
         except httpx.TransportError as error:
-            raise _UnansweredError(f"{type(error).__name__}: {error}") from None
+            raise UnansweredError(f"{type(error).__name__}: {error}") from None
         if response.is_success:
             return self._json(response)
-        problem = f"status {response.status_code}: {_message(response)}"
-        if response.status_code in (408, 429) or response.status_code >= 500:
-            raise _UnansweredError(problem, retry_after_s=_retry_after(response))
-        raise RefusedError(
-            f"{self.url}{path} answered with {problem}{_remedy(response.status_code)}", response.status_code
-        )
+        raise self._judged(response.status_code, _message(response), response.headers, path=path)
+
+    def _judged(self, status: int, message: str, headers: Mapping[str, str], *, path: str) -> Exception:
+        """Return the error of an answer with this status: whether the same request may be answered later."""
+        problem = f"status {status}: {message}"
+        if status in (408, 429) or status >= 500:
+            return UnansweredError(problem, retry_after_s=_retry_after(headers))
+        return RefusedError(f"{self.url}{path} answered with {problem}{_remedy(status)}", status)
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         try:
@@ -103,13 +105,13 @@ _SPREAD = tenacity.wait_random_exponential(multiplier=0.25, max=8, min=0.1)
 def _wait_s(state: tenacity.RetryCallState) -> float:
     """The wait that the server asked for, or else one that doubles with each try."""
     error = state.outcome.exception() if state.outcome is not None else None
-    asked_for = error.retry_after_s if isinstance(error, _UnansweredError) else None
+    asked_for = error.retry_after_s if isinstance(error, UnansweredError) else None
     return _SPREAD(state) if asked_for is None else asked_for
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
-        return max(0.1, float(response.headers["retry-after"]))
+        return max(0.1, float(headers["retry-after"]))
     except (KeyError, ValueError):
         return None
 
@@ -123,5 +125,8 @@ def _message(response: httpx.Response) -> str:
 
 def _remedy(status: int) -> str:
     if status in (401, 403):
-        return "; set OPENAI_API_KEY to a key that the server accepts"
+        return (
+            "; set a key that the server accepts: OPENAI_API_KEY for OpenAI, PHF_API_KEY for other servers, or name "
+            "another variable (URL,key_env=VARIABLE)"
+        )
     return ""

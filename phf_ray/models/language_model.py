@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phf_ray.errors import ConfigError
+from phf_ray.models.backbone import first_words
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
 from phf_ray.objectives.base import Objective, ObjectiveOutput
@@ -55,6 +56,20 @@ class LanguageModel(nn.Module):
         _probe_document_mask(self)
         self.has_document_mask = True
 
+    def use_attention(self, implementation: str) -> None:
+        """Compute attention with this code of transformers. Raises ConfigError if the model or the machine lacks it."""
+        try:
+            self.backbone.set_attn_implementation(implementation)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"model.attn_implementation: {implementation}: {first_words(error)}; install what it needs on every "
+                "node, or use sdpa"
+            ) from None
+        if self.backbone.config._attn_implementation != implementation:
+            raise ConfigError(
+                f"model.attn_implementation: {type(self.backbone).__name__} has no {implementation}; remove the key"
+            )
+
     def checkpoint_activations(self) -> None:
         """Make each layer keep only its input; the backward pass computes the layer again."""
         self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -80,6 +95,17 @@ class LanguageModel(nn.Module):
         self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
     ) -> ObjectiveOutput:
         hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
+        return self.learn(hidden_BSD, input_ids_BS, token_scores_BS, token_kinds_BS, objective)
+
+    def learn(
+        self,
+        hidden_BSD: Tensor,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        objective: Objective,
+    ) -> ObjectiveOutput:
+        """Pass hidden states, head and values to the objective."""
         weight_VD, bias_V, scale = self.head()
         if scale != 1:
             bias_V = None if bias_V is None else bias_V * scale

@@ -8,6 +8,9 @@ STEP = "train/global_step"
 EVALUATION = "evaluation/wall_s"
 """Only rows of samples and KL have this key."""
 
+EVALUATION_SETS = "eval/sets_wall_s"
+"""Only rows of evaluation sets have this key."""
+
 
 def parse_row(line: str) -> dict[str, Any] | None:
     try:
@@ -19,5 +22,7 @@ def parse_row(line: str) -> dict[str, Any] | None:
 
 def row_key(row: Mapping[str, Any]) -> tuple[int, str]:
     """Return the step and the kind of a row."""
-    kind = next((name for name in ("train/loss", EVALUATION, "debugging/num_segments") if name in row), "eval")
+    kind = next(
+        (name for name in ("train/loss", EVALUATION, EVALUATION_SETS, "debugging/num_segments") if name in row), "eval"
+    )
     return int(row[STEP]), kind

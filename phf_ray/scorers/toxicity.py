@@ -18,11 +18,23 @@ from phf_ray.scorers.classifier_scorer import ClassifierScorer, ClassifierSettin
 MODELS_VARIABLE = "PHF_MODELS"
 """Environment variable with the folder that jobs.fetch_models wrote. Used if the config names no folder."""
 
+PUBLISHED_FILES = {
+    "unbiased": "toxic_debiased-c7548aa0.ckpt",
+    "original": "toxic_original-c1212f89.ckpt",
+    "multilingual": "multilingual_debiased-0b549669.ckpt",
+    "original-small": "original-albert-0e1d6498.ckpt",
+    "unbiased-small": "unbiased-albert-c8519128.ckpt",
+}
+"""Model -> file name of its published weights, under which Detoxify itself keeps them."""
+
 DESCRIPTION_FILE = "detoxify.json"
 """File that jobs.fetch_models adds to the ordinary transformers folder: class names, weights hash, source."""
 
 LANGUAGES = {"multilingual": ("en", "fr", "es", "it", "pt", "tr", "ru")}
 """Training languages of the models that were trained on more than English."""
+
+_OLD_BUFFER = ".position_ids"
+"""Stored by older versions of transformers, which counted it as a weight."""
 
 # detoxify renames the classes of its older models in the same way.
 RENAMED_CLASSES = {"toxic": "toxicity", "identity_hate": "identity_attack", "severe_toxic": "severe_toxicity"}
@@ -102,7 +114,7 @@ def load_detoxify(path: Path, config_path: str | None) -> DetoxifyModel:
         return _load_folder(path)
     if not path.is_file():
         raise ConfigError(f"no Detoxify model at {path}; {_how_to_fetch()}")
-    if config_path is None:
+    if config_path is None and path.parent != _torch_hub_folder():
         raise ConfigError(
             f"{path} is a checkpoint without a tokenizer; set config_path to a folder with the config and tokenizer of "
             f"its base model, or convert the checkpoint: python -m jobs.fetch_models --output DIR --from {path}"
@@ -115,7 +127,8 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
 
     `config_path`: folder or hub id with config and tokenizer; None: the hub id in the checkpoint.
     """
-    import transformers
+    import torch
+    from detoxify.detoxify import get_model_and_tokenizer
 
     from phf_ray.models.backbone import refuse_non_finite
 
@@ -132,17 +145,22 @@ def load_published(path: Path, config_path: str | None) -> DetoxifyModel:
         ("Tokenizer", "TokenizerFast")
     ):
         raise DataError(f"{path} names the classes {model_name} and {tokenizer_name}; expected a sequence classifier")
-    model_class = getattr(transformers, model_name)
-    config = model_class.config_class.from_pretrained(source, num_labels=num_classes)
-    model = model_class(config)
+    known = {name: weight for name, weight in weights.items() if not name.endswith(_OLD_BUFFER)}
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        model, tokenizer = get_model_and_tokenizer(
+            source, model_name, tokenizer_name, num_classes=num_classes, state_dict=known
+        )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} does not fit {model_name} as configured in {source}: {reason}") from None
-    check_names(f"{path}, as {model_name} configured in {source}", missing=missing, unexpected=unexpected)
+    # The builder leaves what it is not given at random values, and says nothing.
+    built = dict(model.named_parameters())
+    where = f"{path}, as {model_name} configured in {source}"
+    check_names(where, missing=built.keys() - known.keys(), unexpected=known.keys() - built.keys())
     refuse_non_finite(model, path)
-    tokenizer = getattr(transformers, tokenizer_name).from_pretrained(source)
+    for name, weight in built.items():
+        if weight.shape != known[name].shape or not torch.equal(weight, known[name].to(weight.dtype)):
+            raise DataError(f"{path} does not fit {model_name} as configured in {source}: {name} differs")
     check_tokenizer(tokenizer, source)
     return DetoxifyModel(model, tokenizer, [RENAMED_CLASSES.get(name, name) for name in class_names])
 
@@ -197,13 +215,22 @@ def _model_path(settings: ToxicitySettings) -> Path:
     if settings.path is not None:
         return Path(settings.path)
     folder = os.environ.get(MODELS_VARIABLE)
-    if not folder:
-        raise ConfigError(f"DetoxifyToxicityScorer has no weights; {_how_to_fetch()}")
-    return Path(folder) / settings.model
+    if folder:
+        return Path(folder) / settings.model
+    cached = _torch_hub_folder() / PUBLISHED_FILES[settings.model]
+    if cached.is_file():
+        return cached
+    raise ConfigError(f"DetoxifyToxicityScorer has no weights, and {cached} does not exist; {_how_to_fetch()}")
+
+
+def _torch_hub_folder() -> Path:
+    """Return where `torch.hub` keeps what `Detoxify(...)` downloaded, without importing torch."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser() / "hub" / "checkpoints"
 
 
 def _how_to_fetch() -> str:
     return (
-        "fetch them once with `python -m jobs.fetch_models --output DIR` and set the scorer's `path: DIR/unbiased`, "
-        f"or {MODELS_VARIABLE}=DIR in the environment"
+        "let `Detoxify('unbiased')` download them here, or fetch them once with `python -m jobs.fetch_models --output "
+        f"DIR` and set the scorer's `path: DIR/unbiased`, or {MODELS_VARIABLE}=DIR in the environment"
     )

@@ -50,4 +50,11 @@ class InspectionDue:
     micro_batches: list[MicroBatch]
 
 
-TrainingEvent = MetricsRow | CheckpointDue | WeightsDue | InspectionDue | NonFinite
+@dataclass(frozen=True, slots=True)
+class EvaluationSetsDue:
+    """Time to measure the evaluation sets with the weights of `step`."""
+
+    step: int
+
+
+TrainingEvent = MetricsRow | CheckpointDue | WeightsDue | InspectionDue | EvaluationSetsDue | NonFinite

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from phf_ray.blocks.held_out import read_held_out
@@ -30,23 +31,37 @@ BITS_PER_BYTE = {
 }
 
 
-class HeldOutText:
-    """The held-out documents of a run, encoded for bits per byte and packed for the objective."""
+class MeasuredText:
+    """Documents encoded for bits per byte and packed for the objective."""
 
-    def __init__(self, config: Config, tokenizer: Any, *, manifest: BlockManifest, blocks_path: str):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Any,
+        *,
+        manifest: BlockManifest,
+        documents: Sequence[ScoredDocument],
+        max_blocks: int | None = None,
+    ):
+        """`max_blocks`: number of blocks on which the objective is measured; None: all."""
         self._config = config
         self._tokenizer = tokenizer
         self._manifest = manifest
-        documents = choose_held_out(read_held_out(blocks_path)) if config.dataset.held_out_fraction else []
-        self._encoded = self._encode(documents) if documents else {}
-        self._batches = self._pack(documents) if documents else []
+        self._encoded = self._encode(documents)
+        self._batches = self._pack(documents, max_blocks)
 
-    def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
-        """Return metrics `eval/...` and `objective/eval/...`, none if no text is held out. All ranks call this."""
-        since = time.perf_counter()
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean number of UTF-8 bytes per token of text."""
+        documents = self._encoded["none"]
+        num_tokens = sum(int(document.is_content.sum()) for document in documents)
+        return sum(document.num_bytes for document in documents) / max(1, num_tokens)
+
+    def bits_per_byte(self, state: TrainState) -> dict[str, float]:
+        """Return bits per byte by the control token before each segment: none, good, bad. All ranks call this."""
         training = self._config.training
-        measured: dict[str, Any] = {
-            BITS_PER_BYTE[name]: held_out_bits_per_byte(
+        return {
+            name: held_out_bits_per_byte(
                 state.model,
                 documents,
                 window=self._manifest.sequence_length,
@@ -55,15 +70,15 @@ class HeldOutText:
             )
             for name, documents in self._encoded.items()
         }
-        if not measured:
-            return {}
-        if self._batches:
-            figures = objective_on(state.model, self._batches, objective=objective, precision=training.precision)
-            measured |= {f"objective/eval/{name}": value for name, value in figures.items()}
-            measured["objective/eval/tokens_seen_during_eval"] = state.tokens_seen
-        return measured | {"eval/wall_s": time.perf_counter() - since}
 
-    def _encode(self, documents: list[ScoredDocument]) -> dict[str, list[EncodedDocument]]:
+    def objective(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
+        """Return the objective's figures; none if no block could be packed. All ranks call this."""
+        if not self._batches:
+            return {}
+        precision = self._config.training.precision
+        return dict(objective_on(state.model, self._batches, objective=objective, precision=precision))
+
+    def _encode(self, documents: Sequence[ScoredDocument]) -> dict[str, list[EncodedDocument]]:
         """Encode the documents without control tokens, and with the good and the bad token if the run has them."""
         tokens: dict[str, str | None] = {"none": None}
         conditional = self._config.dataset.conditional_training_config
@@ -75,7 +90,7 @@ class HeldOutText:
             for name, token in tokens.items()
         }
 
-    def _pack(self, documents: list[ScoredDocument]) -> list[MicroBatch]:
+    def _pack(self, documents: Sequence[ScoredDocument], max_blocks: int | None) -> list[MicroBatch]:
         """Pack blocks with scores and control tokens as in training, but filter out no document."""
         packed = pack(
             documents,
@@ -83,6 +98,32 @@ class HeldOutText:
             sequence_length=self._manifest.sequence_length,
             config=dataclasses.replace(stored_packing_config(self._manifest.packing), filter_threshold=None),
         )
-        blocks = list(itertools.islice(packed, HELD_OUT_BLOCKS))
+        blocks = list(itertools.islice(packed, max_blocks))
         size = self._config.training.per_device_train_batch_size
         return [micro_batch_of(blocks[begin : begin + size]) for begin in range(0, len(blocks), size)]
+
+
+class HeldOutText:
+    """The held-out documents of a run."""
+
+    def __init__(self, config: Config, tokenizer: Any, *, manifest: BlockManifest, blocks_path: str):
+        documents = choose_held_out(read_held_out(blocks_path)) if config.dataset.held_out_fraction else []
+        self._text: MeasuredText | None = None
+        if documents:
+            self._text = MeasuredText(
+                config, tokenizer, manifest=manifest, documents=documents, max_blocks=HELD_OUT_BLOCKS
+            )
+
+    def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
+        """Return metrics `eval/...` and `objective/eval/...`, none if no text is held out. All ranks call this."""
+        if self._text is None:
+            return {}
+        since = time.perf_counter()
+        measured: dict[str, Any] = {
+            BITS_PER_BYTE[name]: value for name, value in self._text.bits_per_byte(state).items()
+        }
+        figures = self._text.objective(state, objective=objective)
+        if figures:
+            measured |= {f"objective/eval/{name}": value for name, value in figures.items()}
+            measured["objective/eval/tokens_seen_during_eval"] = state.tokens_seen
+        return measured | {"eval/wall_s": time.perf_counter() - since}

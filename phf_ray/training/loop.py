@@ -17,7 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.statistics import BinCounts, combine
 from phf_ray.training.batches import MicroBatch
-from phf_ray.training.events import CheckpointDue, InspectionDue, MetricsRow, NonFinite, TrainingEvent, WeightsDue
+from phf_ray.training.events import (
+    CheckpointDue,
+    EvaluationSetsDue,
+    InspectionDue,
+    MetricsRow,
+    NonFinite,
+    TrainingEvent,
+    WeightsDue,
+)
 from phf_ray.training.hardware import peak_memory_gb
 from phf_ray.training.schedule import Schedule, theoretical_loss
 from phf_ray.training.state import TrainState, unwrapped, world_size
@@ -34,6 +42,8 @@ class LoopSettings:
     """Steps between checkpoints; None: only at the end."""
     evaluation_steps: frozenset[int] = frozenset()
     """Steps whose weights are to be evaluated, with or without a checkpoint."""
+    eval_steps: int | None = None
+    """Steps between measurements of the evaluation sets, which also follow the last step; None: no measurements."""
     inspect_steps: int | None = None
     """Steps between inspections, beginning with the first step; None: no inspections."""
     flops_per_token: float | None = None
@@ -82,18 +92,26 @@ def train(
         is_last = state.step == settings.schedule.num_steps or loop.stop
         saves = is_last or (settings.save_steps is not None and state.step % settings.save_steps == 0)
         is_due = saves or state.step in settings.evaluation_steps
-        if inspects or is_due:
+        measures = _measures(state.step, settings)
+        if inspects or is_due or measures:
             yield from loop.read_pending()
         if loop.is_broken:
             return
         if inspects:
             yield from loop.outside(InspectionDue(state.step, micro_batches))
+        if measures:
+            # Before the checkpoint, so that a run that resumes there has this row.
+            yield from loop.outside(EvaluationSetsDue(state.step))
         # The totals just read may ask for a stop; then this step is the last.
         is_last = is_last or loop.stop
         if saves or is_last:
             yield from loop.outside(CheckpointDue(state.step, is_last))
         elif is_due:
             yield from loop.outside(WeightsDue(state.step))
+
+
+def _measures(step: int, settings: LoopSettings) -> bool:
+    return settings.eval_steps is not None and (step % settings.eval_steps == 0 or step == settings.schedule.num_steps)
 
 
 def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Objective, settings: StepSettings) -> None:

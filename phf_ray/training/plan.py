@@ -2,7 +2,8 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from phf_ray.blocks.manifest import BlockManifest
@@ -30,10 +31,17 @@ class TrainingPlan:
     """Thresholds as numbers, by name: `conditional`, `filter`, `objective`."""
     reward_mean: float | None
     reward_std: float | None
+    eval_sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> file of the evaluation set, and how many of its documents are in the training data."""
 
 
 def plan_training(
-    config: Config, *, manifest: BlockManifest, objective_threshold: float | None, checkpoint_path: str | None
+    config: Config,
+    *,
+    manifest: BlockManifest,
+    objective_threshold: float | None,
+    checkpoint_path: str | None,
+    eval_sets: Mapping[str, dict[str, Any]] | None = None,
 ) -> TrainingPlan:
     """Plan a run. Raises ConfigError if the budget is too small for one step, or skipping leaves no blocks."""
     training = config.training
@@ -59,6 +67,7 @@ def plan_training(
         # The reward is minus the score.
         reward_mean=None if score_mean is None else -score_mean,
         reward_std=score_std,
+        eval_sets=dict(eval_sets or {}),
     )
 
 

@@ -64,7 +64,7 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, length = config.training, config.dataset.seq_length
-    set_up_layers(model, training, device=device, compiles=training.torch_compile and device.type == "cuda")
+    set_up_layers(model, config, device=device, compiles=training.torch_compile and device.type == "cuda")
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
     num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1

@@ -6,7 +6,7 @@ import torch
 
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import Control
-from phf_ray.config import Config, ModelConfig, TokenizerConfig, TrainingConfig
+from phf_ray.config import Config, ModelConfig, TokenizerConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.build import build_model
 from phf_ray.models.language_model import LanguageModel
@@ -46,7 +46,10 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     return built
 
 
-def set_up_layers(model: LanguageModel, training: TrainingConfig, *, device: torch.device, compiles: bool) -> None:
+def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device, compiles: bool) -> None:
+    training = config.training
+    if config.model.attn_implementation is not None:
+        model.use_attention(config.model.attn_implementation)
     if training.document_mask:
         model.mask_documents()
     if training.gradient_checkpointing:

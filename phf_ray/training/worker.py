@@ -31,7 +31,15 @@ from phf_ray.objectives.build import build_objective
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 from phf_ray.training.batches import DataShare, prefetched, step_batches
-from phf_ray.training.events import CheckpointDue, InspectionDue, MetricsRow, NonFinite, WeightsDue
+from phf_ray.training.eval_sets import EvalSets, steps_per_epoch
+from phf_ray.training.events import (
+    CheckpointDue,
+    EvaluationSetsDue,
+    InspectionDue,
+    MetricsRow,
+    NonFinite,
+    WeightsDue,
+)
 from phf_ray.training.hardware import peak_flops
 from phf_ray.training.held_out_text import BITS_PER_BYTE, HeldOutText
 from phf_ray.training.inspection import MAX_SPANS, InspectedSpan, Inspector, cosine_and_norms, cut_spans
@@ -62,6 +70,7 @@ class TrainingWorker:
         self._rank, self._world_size = ranks.rank, ranks.world_size
         self._config = parse_config(job.config)
         self._plan = TrainingPlan(**job.plan)
+        torch.set_float32_matmul_precision("high" if self._config.training.tf32 else "highest")
         self._device = ranks.device
         self._tokenizer = load_tokenizer(self._config.tokenizer)
         self._manifest = read_block_manifest(job.blocks_path)
@@ -76,6 +85,7 @@ class TrainingWorker:
         self._held_out = HeldOutText(
             self._config, self._tokenizer, manifest=self._manifest, blocks_path=job.blocks_path
         )
+        self._eval_sets = EvalSets(self._config, self._tokenizer, manifest=self._manifest, sets=self._plan.eval_sets)
 
     def _agree_on_start(self) -> tuple[str | None, Path | None]:
         """Let rank 0 claim the run and choose everyone's checkpoint: other ranks may see an older directory."""
@@ -107,7 +117,7 @@ class TrainingWorker:
         shape = shape_of(model)
         self._num_parameters = shape.num_parameters
         self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
-        set_up_layers(model, training, device=self._device, compiles=training.torch_compile)
+        set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,
@@ -163,6 +173,7 @@ class TrainingWorker:
             logging_steps=training.logging_steps,
             save_steps=training.save_steps,
             evaluation_steps=self._evaluation_steps,
+            eval_steps=self._steps_between_measurements(),
             inspect_steps=self._steps_between_inspections(),
             flops_per_token=self._flops_per_token,
             peak_flops=peak_flops(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None,
@@ -192,6 +203,8 @@ class TrainingWorker:
                 return self._fail(event)
             elif isinstance(event, WeightsDue):
                 self._hand_out_weights()
+            elif isinstance(event, EvaluationSetsDue):
+                self._measure_eval_sets(event)
             elif self._ranks.broadcast(watch.is_superseded()):
                 return {"status": "superseded", "step": event.step}
             else:
@@ -208,6 +221,18 @@ class TrainingWorker:
             return None
         per_worker = training.effective_batch_size / (self._world_size * training.per_device_train_batch_size)
         return max(1, round(training.inspect_every_n_micro_batches / max(per_worker, 1)))
+
+    def _steps_between_measurements(self) -> int | None:
+        if not self._plan.eval_sets:
+            return None
+        training = self._config.training
+        return training.eval_steps or steps_per_epoch(self._manifest, batch_size=training.effective_batch_size)
+
+    def _measure_eval_sets(self, due: EvaluationSetsDue) -> None:
+        with self._cost.of("held_out"):
+            row = self._eval_sets.measure(self._state, objective=self._objective)
+        if self._rank == 0:
+            self._run.append_metrics({STEP: due.step, "train/tokens_seen": self._state.tokens_seen} | row)
 
     def _inspect(self, due: InspectionDue) -> None:
         """Inspect rank 0's share of the step. Every rank joins the forward passes, because FSDP needs all of them."""

@@ -207,7 +207,7 @@ READERS = {
     "PHF_SHARED_ROOTS": "jobs/cli.py",
     "PHF_LOG_FORMAT": "jobs/cli.py",
     "PHF_API_KEYS": "serve/settings.py",
-    "OPENAI_API_KEY": "jobs/evaluate_lm.py",
+    "PHF_API_KEY": "phf_ray/http/keys.py",
     "TOKENIZERS_PARALLELISM": "tokenizers/tokenizers.abi3.so",
     "AWS_ACCESS_KEY_ID": "pyarrow",
     "AWS_SECRET_ACCESS_KEY": "pyarrow",

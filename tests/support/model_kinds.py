@@ -19,7 +19,10 @@ ARCHITECTURES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2},
     "llama": {**LLAMA_LIKE, "num_key_value_heads": 1},
     "qwen3": {**LLAMA_LIKE, "num_key_value_heads": 1, "head_dim": 16},
-    "gpt_neox": LLAMA_LIKE,
+    "mistral": {**LLAMA_LIKE, "num_key_value_heads": 1, "sliding_window": None},
+    "gemma": {**LLAMA_LIKE, "num_key_value_heads": 1, "head_dim": 16},
+    "gpt_neox": LLAMA_LIKE,  # Pythia
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "initializer_range": 0.2},  # bias on the head
     "phi": LLAMA_LIKE,  # bias on the head
     "opt": {
         "hidden_size": 32,

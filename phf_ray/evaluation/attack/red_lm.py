@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from phf_ray.config import GenerateKwargs, RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.arms import CHECK_PATIENCE_S, Arm, check_arm
+from phf_ray.evaluation.arms import CHECK_PATIENCE_S, Arm, check_arm, client_of
 from phf_ray.evaluation.attack.algorithm import RedReply
 from phf_ray.evaluation.attack.instructions import is_refusal
 from phf_ray.evaluation.probe import Probe
-from phf_ray.http.client import Client, RefusedError
+from phf_ray.http.client import RefusedError
 
 AttackerApi = Literal["chat", "completions"]
 
@@ -32,7 +32,7 @@ class RedLM:
         self._api = attacker.api
         self._arm = attacker.arm
         self._settings = config.attacker
-        self._client = Client(attacker.arm.url, key=attacker.arm.key, patience_s=patience_s)
+        self._client = client_of(attacker.arm, patience_s=patience_s)
         self._limit_name = "max_tokens"
         self._probe = Probe(attacker.arm, check_arm(attacker.arm))
 
@@ -100,9 +100,7 @@ def check_attacker(attacker: Attacker) -> dict[str, Any]:
     path = _PATHS[attacker.api]
     try:
         # The request lacks its text on purpose: a server that knows the path answers that something is missing.
-        Client(attacker.arm.url, key=attacker.arm.key, patience_s=CHECK_PATIENCE_S).post(
-            path, {"model": attacker.arm.model}
-        )
+        client_of(attacker.arm, patience_s=CHECK_PATIENCE_S).post(path, {"model": attacker.arm.model})
     except RefusedError as error:
         if error.status in (404, 405):
             other = "completions" if attacker.api == "chat" else "chat"

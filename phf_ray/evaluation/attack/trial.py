@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from phf_ray.config import RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm
+from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, client_of
 from phf_ray.evaluation.attack.algorithm import AskAttacker, RedReply, TriedPrompt, TryPrompts, attack
 from phf_ray.evaluation.attack.instructions import Instruction
 from phf_ray.evaluation.attack.red_lm import Attacker, RedLM
@@ -41,7 +41,7 @@ class AttackTarget:
 
     def __init__(self, arm: Arm, scores: ScoresServer, work: "AttackWork"):
         self._arm, self._scores, self._work = arm, scores, work
-        self._client = Client(arm.url, key=arm.key, patience_s=work.patience_s)
+        self._client = client_of(arm, patience_s=work.patience_s)
         self._scorer = Client(scores.url, key=scores.key, patience_s=work.patience_s)
         self._probe = Probe(arm, check_arm(arm))
         self._scenario = work.scenario

@@ -476,7 +476,7 @@ def test_a_server_that_is_down_is_named_before_the_first_sample(server, tmp_path
 
 
 def test_wrong_key_unknown_model_and_unknown_scorer_are_named_before_the_first_sample(server, tmp_path):
-    with pytest.raises(RefusedError, match="401: no such key; set OPENAI_API_KEY"):
+    with pytest.raises(RefusedError, match="401: no such key; set a key that the server accepts"):
         run(server, tmp_path / "out", arms=make_arms(server.url, key="wrong"))
     with pytest.raises(ConfigError, match="serves no model 'gpt'; it serves conditional, mle"):
         run(server, tmp_path / "out", arms=[Arm(name="a", url=server.url, model="gpt")])

@@ -114,7 +114,10 @@ def test_a_kl_that_can_not_be_measured_costs_no_report(local_ray, tmp_path):
 
 
 def test_models_and_scores_of_servers_elsewhere_are_used_with_the_users_key(local_ray, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    monkeypatch.setenv("PHF_API_KEY", "sesame")
+    # Goes to OpenAI alone.
+    monkeypatch.setenv("OPENAI_API_KEY", "for OpenAI")
+    monkeypatch.setenv("OPENAI_ORG_ID", "ours")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"text": "def f(a):"}) + "\n")
     task = tmp_path / "task.yml"

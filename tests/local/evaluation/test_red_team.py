@@ -243,7 +243,7 @@ def test_what_is_wrong_is_named_before_the_first_question(server, prompts, tmp_p
     with pytest.raises(ConfigError, match="serves no model 'gpt-9'; it serves conditional, mle, red"):
         run(server, tmp_path / "out", config, red_lm=attacker(server.url, model="gpt-9"))
     wrong = Attacker(Arm("red", server.url, "red", key="wrong"), "chat")
-    with pytest.raises(ServiceError, match="status 401: no such key; set OPENAI_API_KEY"):
+    with pytest.raises(ServiceError, match="status 401: no such key; set a key that the server accepts"):
         run(server, tmp_path / "out", config, red_lm=wrong)
     with pytest.raises(ServiceError, match="is the server running"):
         run(server, tmp_path / "out", config, red_lm=attacker("http://127.0.0.1:9"))

@@ -9,6 +9,7 @@ from phf_ray.config import load_config, shipped_folder, task_path
 from phf_ray.config.shipped import method_names, method_path, shipped_or_own, task_names
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.models.shape import planned_shape
 
 CONFIGS = ROOT / "configs"
 
@@ -34,6 +35,17 @@ def test_a_clone_has_them_at_its_top():
 def test_a_task_is_found_by_name(name, file):
     assert task_path(name) == CONFIGS / file
     assert load_config(name) == load_config(CONFIGS / file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["configs/pep8/finetuning.yml", "pep8/finetuning", str(CONFIGS / "pep8" / "finetuning.yml")],
+)
+def test_the_original_name_of_the_task_that_finetunes_is_another_name_of_it(name, elsewhere):
+    assert load_config(name, "configs/pep8/ul_finetune.yml") == load_config("pep8/finetune", "ul_finetune")
+    own = elsewhere / "finetuning.yml"
+    own.write_text("training: {seed: 7}\n")
+    assert load_config("finetuning.yml").training.seed == 7
 
 
 @pytest.mark.parametrize("name", ["conditional", "conditional_finetune", "pep8/conditional"])
@@ -104,3 +116,23 @@ def test_prompts_of_shipped_tasks_are_read_from_any_folder(task, elsewhere):
 def test_other_paths_are_left_alone():
     for path in ("prompts/pii.jsonl", "/configs/prompts/pii.jsonl", "configs/prompts/none.jsonl", "s3://configs/a"):
         assert shipped_or_own(path) == path
+
+
+@pytest.mark.parametrize(("size", "millions"), [("124m", 124), ("350m", 350), ("1b", 1000), ("3b", 3000), ("7b", 7000)])
+@pytest.mark.parametrize("kind", ["", "_gpt2"])
+def test_shapes_of_models_have_the_size_of_their_name(size, millions, kind):
+    config = load_config("toxicity", "conditional", model=f"{size}{kind}")
+    assert config.model.num_additional_tokens == 2
+    shape = planned_shape(config.model, tokenizer=range(50259))
+    assert shape.num_parameters == pytest.approx(millions * 1e6, rel=0.35)
+
+
+def test_a_shape_replaces_the_task_s_and_the_method_goes_over_it(elsewhere):
+    config = load_config("demo", "awr", ["model.config_kwargs.n_layer=3"], model="124m_gpt2")
+    assert config.model.config_kwargs == {"n_embd": 768, "n_layer": 3, "n_head": 12, "n_positions": 2048}
+    assert config.model.model_kwargs.value_head_config is not None
+    with pytest.raises(ConfigError, match=r"there is no model '350'.*did you mean 350m"):
+        load_config("demo", model="350")
+    (elsewhere / "odd.yml").write_text("training: {seed: 1}\n")
+    with pytest.raises(ConfigError, match="one section, `model:`; it has training"):
+        load_config("demo", model="odd.yml")

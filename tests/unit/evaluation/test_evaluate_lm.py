@@ -1,5 +1,6 @@
 """Arguments of jobs.evaluate_lm, and jobs.make_prompts."""
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -15,6 +16,7 @@ from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
+from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.run import EvaluationOptions
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
@@ -57,6 +59,55 @@ def test_a_name_can_be_one_of_a_hub_or_of_another_server(tmp_path, name):
     assert parse_arms([f"{name}:none"], {name: model}) == [(name, "none")]
     with pytest.raises(ConfigError, match=f"write {re.escape(name)}:good, {re.escape(name)}:bad"):
         parse_arms([f"{name}:great"], {name: model})
+
+
+def models_of(*words):
+    parser = argparse.ArgumentParser()
+    evaluate_lm.add_model_arguments(parser)
+    return evaluate_lm.models_from(parser.parse_args(words))
+
+
+def test_models_without_a_description_get_their_control_tokens_by_hand(tmp_path):
+    for name in ("plain", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    write_model(tmp_path / "cond", control=True)
+    folders = [str(tmp_path / name) for name in ("plain", "old", "cond")]
+    for_all = models_of("--model", *folders, "--control", "<a>,<b>")
+    assert for_all["plain"].info.control == for_all["old"].info.control == Control(good="<a>", bad="<b>", policy="ban")
+    assert for_all["cond"].info.control.good == "<|good|>"
+    one = models_of("--model", *folders, "--control", "old=<a>,<b>,retag")
+    assert one["plain"].info is None
+    assert one["old"].info.control == Control(good="<a>", bad="<b>", policy="retag")
+    for control, said in [
+        ("cond=<a>,<b>", "says itself which control tokens it has"),
+        ("other=<a>,<b>", "no model is called other"),
+        ("<a>", "write GOOD,BAD"),
+        ("<a>,<b>,keep", "a policy"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            models_of("--model", *folders, "--control", control)
+    with pytest.raises(ConfigError, match="give --model DIR, or --released TASK"):
+        models_of()
+
+
+def test_the_published_models_of_a_task_come_by_its_name(tmp_path, monkeypatch):
+    asked = []
+
+    def find_checkpoint(path, *, option):
+        asked.append(path)
+        return tmp_path
+
+    monkeypatch.setattr("phf_ray.evaluation.models.find_checkpoint", find_checkpoint)
+    models = models_of("--released", "toxicity")
+    assert list(models) == ["mle", "filtering", "conditional", "ul", "awr", "rwr"]
+    assert asked[:3] == ["tomekkorbak/goofy_pasteur", "tomekkorbak/amazing_shannon", "tomekkorbak/hungry_saha"]
+    assert [name for name, model in models.items() if model.info is not None] == ["conditional"]
+    assert models["conditional"].info.control == Control(good="<|aligned|>", bad="<|misaligned|>", policy="ban")
+    ids = [model_id for task in ("toxicity", "pii", "pep8") for model_id in released_models(task).ids.values()]
+    assert len(set(ids)) == 18
+    with pytest.raises(ConfigError, match=r"--released code: .* of toxicity, pii, pep8"):
+        models_of("--released", "code")
 
 
 def test_a_name_on_a_server_can_end_like_a_choice_of_control():

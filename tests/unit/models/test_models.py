@@ -1,5 +1,6 @@
 """Building, saving and loading language models; any architecture with a linear head."""
 
+import importlib.util
 import itertools
 import json
 import pickle
@@ -530,3 +531,25 @@ def test_a_text_may_use_the_positions_that_the_model_treats_alike_in_any_batch(m
     found, why = position_limit(AutoConfig.for_model(model_type, **fields))
     assert found == limit
     assert reason in why
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_attention_can_be_chosen_and_computes_the_same(model_type):
+    tokenizer = tiny_tokenizer()
+    ids = torch.arange(10, 26)[None]
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model = build_model(config_for(model_type), tokenizer=tokenizer, seed=0).eval()
+        model.use_attention(implementation)
+        assert model.backbone.config._attn_implementation == implementation
+        found.append(model.hidden_states(ids))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_attention_whose_package_is_missing_is_named():
+    model = build_model(config_for(), tokenizer=tiny_tokenizer(), seed=0)
+    with pytest.raises(
+        ConfigError, match=r"model\.attn_implementation: flash_attention_2: .*install what it needs.*sdpa"
+    ):
+        model.use_attention("flash_attention_2")

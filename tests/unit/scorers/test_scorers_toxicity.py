@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from detoxify.detoxify import MODEL_URLS
 from places import ROOT
 from tiny_detoxify import CLASSES, load_original, mixed_texts, write_base, write_published
 
@@ -17,6 +18,7 @@ from phf_ray.errors import ConfigError, DataError, ServiceError
 from phf_ray.records import Scored
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES, build_scorer, on_cpu, scorer_class
 from phf_ray.scorers.classifier import batches_by_tokens
+from phf_ray.scorers.toxicity import PUBLISHED_FILES
 
 AWKWARD = [
     "a",
@@ -322,3 +324,24 @@ def test_all_scorers_that_run_on_devices_can_be_told_to_run_on_a_cpu():
     told = {name for name in SCORERS if on_cpu({"class_name": name}) == {"class_name": name, "device": "cpu"}}
     assert told == on_devices
     assert len(on_devices) == 2
+
+
+def test_weights_that_detoxify_has_downloaded_are_found(checkpoint, base, scorer, tmp_path, monkeypatch):
+    monkeypatch.delenv("PHF_MODELS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = {"class_name": "DetoxifyToxicityScorer", "device": "cpu"}
+    with pytest.raises(
+        ConfigError, match=r"hub/checkpoints/toxic_debiased-c7548aa0\.ckpt does not exist; let `Detoxify"
+    ):
+        build_scorer(config)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    stored = torch.load(checkpoint, weights_only=True)
+    # Detoxify's own cache has config and tokenizer under their name on the hub.
+    stored["config"]["arch"]["args"]["model_type"] = str(base)
+    torch.save(stored, folder / PUBLISHED_FILES["unbiased"])
+    assert build_scorer(config).identity() == scorer.identity()
+
+
+def test_published_files_have_detoxify_s_names():
+    assert {name: url.rpartition("/")[2] for name, url in MODEL_URLS.items()} == PUBLISHED_FILES

@@ -235,10 +235,16 @@ def test_command_line_becomes_arguments(tmp_path, capsys):
     assert [scorer.name for scorer in args.scorers] == ["pep8", "pii"]
 
 
-def test_control_of_a_model_that_is_not_served_is_refused(tmp_path):
+def test_control_of_all_models_and_of_one_that_is_not_served(tmp_path, capsys):
     directory = write_checkpoint(tmp_path / "a")
+    job.main(["--model", f"a={directory}", "--control", "<|aligned|>,<|misaligned|>", "--dry-run", "--port", "0"])
+    assert json.loads(capsys.readouterr().out)["models"][0]["control"] == {
+        "good": "<|aligned|>",
+        "bad": "<|misaligned|>",
+        "policy": "ban",
+    }
     arguments = ["--model", f"a={directory}", "--control", "b=x,y,ban", "--dry-run", "--port", "0"]
-    with pytest.raises(ConfigError, match="--control b=x,y,ban: no --model is named 'b'"):
+    with pytest.raises(ConfigError, match=r"--control b=\.\.\.: no --model is named 'b'; they are a"):
         job.main(arguments)
 
 
