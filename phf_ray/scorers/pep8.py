@@ -30,10 +30,19 @@ class PEP8Scorer(Scorer):
     version = "2"
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
-        return [self.score_segments([text])[0] for text in texts]
+        """Return each text's violations per character.
+
+        A text that ends inside a string, as many samples do that a length limit cuts off, has a score: what pycodestyle
+        reports of it, the missing end included. As segments, the lines of that string have none: nobody knows whether
+        they were meant as text or as code.
+        """
+        return [self._score([text], is_whole=True)[0] for text in texts]
 
     def score_segments(self, segments: Sequence[str]) -> list[Scored]:
         """Return each segment's violations per character. The checker sees the whole document."""
+        return self._score(segments, is_whole=False)
+
+    def _score(self, segments: Sequence[str], *, is_whole: bool) -> list[Scored]:
         text = "".join(segments)
         if not text:
             return [EMPTY] * len(segments)
@@ -42,6 +51,8 @@ class PEP8Scorer(Scorer):
         # DIFFERS: phf-ray gives no score if the checker fails; the original gives the file 0.0, the best score (A-13).
         except Exception as error:  # noqa: BLE001  checks are regular expressions and index arithmetic over any text
             return [failure(error)] * len(segments)
+        if is_whole and found.ends_in_string:
+            return [Scored(len(found.places) / len(text))]
         ends = list(itertools.accumulate(map(len, segments)))
         counts = [0] * len(segments)
         for place in found.places:
@@ -60,6 +71,8 @@ class Violations(NamedTuple):
     """Number of characters up to the line at which Python's tokenizer failed."""
     failure: str | None
     """Why the rest was not read; None if the whole text was."""
+    ends_in_string: bool
+    """Whether the rest is the lines of a string that is not closed."""
 
 
 def find_violations(text: str) -> Violations:
@@ -75,7 +88,7 @@ def find_violations(text: str) -> Violations:
     for number, column in found.places:
         line = min(max(number, 1), len(lines)) - 1
         places.append(line_starts[line] + min(max(column, 0), len(lines[line]) - 1))
-    return Violations(places, line_starts[found.num_read], found.failure)
+    return Violations(places, line_starts[found.num_read], found.failure, found.ends_in_string)
 
 
 def _scored(segment: str, num_violations: int, why_not_read: str | None) -> Scored:

@@ -69,6 +69,8 @@ class Checked(NamedTuple):
     """Number of lines up to the one at which the tokenizer failed. It hides the rest of the file from the checks."""
     failure: str | None
     """Why the rest was not read; None if all lines were."""
+    ends_in_string: bool = False
+    """Whether that is all: the file ends inside a string."""
 
 
 def check(lines: list[str]) -> Checked:
@@ -84,7 +86,7 @@ def check(lines: list[str]) -> Checked:
         # A bracket is still open at the end, but all lines have been checked.
         return Checked(places.places, len(lines), None)
     reason = f"{type(checker.failure).__name__}: {checker.failure.args[0]}, line {row}; nothing is judged from there on"
-    return Checked(places.places, row - 1, reason)
+    return Checked(places.places, row - 1, reason, ends_in_string=isinstance(checker.failure, tokenize.TokenError))
 
 
 def report(lines: list[str], *, checker: type[pycodestyle.Checker] | None = None) -> list[tuple[int, int]]:

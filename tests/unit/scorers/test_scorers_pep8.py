@@ -74,7 +74,7 @@ AWKWARD = [
 
 
 def reference(text):
-    """Line of every violation that pycodestyle prints by itself for a file, and the line at which it stops reading."""
+    """Line of every violation that pycodestyle prints by itself for a file, and where and why it stops reading."""
     checker = pycodestyle.Checker(lines=io.StringIO(text, newline=None).readlines())
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), errors="surrogatepass")):
         total = checker.check_all()
@@ -84,20 +84,20 @@ def reference(text):
 
 
 def stop_of(lines):
-    """Line from 1 at which Python's tokenizer stops; None if it comes to the end."""
+    """Line from 1 at which the tokenizer stops, None if it comes to the end; and whether a string is open there."""
     try:
         for _ in tokenize.generate_tokens(iter([*lines, ""]).__next__):
             pass
     except IndentationError as error:
-        return error.lineno
+        return error.lineno, False
     except tokenize.TokenError as error:
         row = error.args[1][0]
-        return row if row <= len(lines) else None
-    return None
+        return (row, True) if row <= len(lines) else (None, False)
+    return None, False
 
 
 def assert_equals_reference(text):
-    numbers, stop = reference(text)
+    numbers, (stop, is_string) = reference(text)
     lines = io.StringIO(text, newline="").readlines()
     counts = [0] * len(lines)
     for number in numbers:
@@ -107,7 +107,7 @@ def assert_equals_reference(text):
     assert found[:judged] == [Scored(count / len(line)) for count, line in zip(counts, lines, strict=True)][:judged]
     assert all(one.score is None and f"line {stop};" in one.error for one in found[judged:])
     [whole] = SCORER.score_all([text])
-    assert whole.score == (len(numbers) / len(text) if stop is None else None)
+    assert whole.score == (len(numbers) / len(text) if stop is None or is_string else None)
 
 
 # From Python 3.12 on, pycodestyle gets other tokens from the interpreter.
@@ -240,7 +240,16 @@ def test_where_the_tokenizer_stops_the_scores_stop(rest, reason):
     # A segment that holds such a line among others has no score either.
     joined = SCORER.score_segments([lines[0], "".join(lines[1:]) + unread[0], *unread[1:]])
     assert [one.score for one in joined] == [1 / 4, *[None] * len(unread)]
-    assert SCORER.score_texts(["".join(lines) + rest]) == [None]
+    assert [one.score for one in SCORER.score_segments(["".join(lines) + rest])] == [None]
+
+
+def test_a_text_that_is_cut_off_inside_a_string_keeps_its_score():
+    """Many samples of a length limit end so. Without them, a mean is one of the samples without docstrings."""
+    cut = 'a=1\nif a:\n    def f():\n        """Sums a and b.\n'
+    # E225 and the missing end, E902; a function that follows `if a:` has no violation.
+    assert SCORER.score_all([cut]) == [Scored(2 / len(cut))]
+    [dedent] = SCORER.score_all(["if a:\n        b\n    z = 1\n"])
+    assert dedent.error.startswith("IndentationError")
 
 
 READ_ON = {
