@@ -153,7 +153,7 @@ def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str
         yield from _find_in_folder(source, filesystem, path, rules, ignored=ignored, others=others)
     elif is_glob(path):
         root = glob_root(path)
-        entries = match_files(filesystem, path, enters=visible_folders(ignored, pattern=path))
+        entries = match_files(filesystem, path, enters=visible_folders(filesystem, ignored, pattern=path))
         for name in sorted(entries):
             entry = follow(filesystem, entries[name])
             if entry is None:
@@ -182,7 +182,7 @@ def _find_in_folder(
             path = posixpath.relpath(open_filesystem(part.file)[1], root)
             yield InputFile(full_name(filesystem, root), path, kind="table", size=part.size, stamp=part.stamp)
         return
-    entries = list_files(filesystem, root, enters=visible_folders(ignored))
+    entries = list_files(filesystem, root, enters=visible_folders(filesystem, ignored))
     if hub_url(source) is not None:
         left_out, cards = _left_out(entries, root)
     else:

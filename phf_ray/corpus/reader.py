@@ -46,7 +46,7 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
         _check_number(filesystem, root, parts)
         parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root)
     else:
-        parts = sorted(match_files(filesystem, root, enters=visible_folders(Counter(), pattern=root)))
+        parts = sorted(match_files(filesystem, root, enters=visible_folders(filesystem, Counter(), pattern=root)))
     if not parts:
         raise DataError(
             f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of "

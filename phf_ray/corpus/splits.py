@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import fsspec
+
 from phf_ray.corpus.json_text import storable
 
 HIDDEN_FOLDERS = "folders whose names begin with _ or ."
@@ -38,15 +40,21 @@ def is_hidden(folder: str) -> bool:
     return posixpath.basename(folder).startswith((".", "_"))
 
 
-def visible_folders(ignored: Counter[str], *, pattern: str = "") -> Callable[[str], bool]:
+def visible_folders(
+    filesystem: fsspec.AbstractFileSystem, ignored: Counter[str], *, pattern: str = ""
+) -> Callable[[str], bool]:
     """Return a function that says whether to enter a folder, and counts the hidden ones.
 
-    A part of `pattern` that begins with _ or . asks for the folders that it matches.
+    A part of `pattern` that begins with _ or . asks for the folders that it matches. A Python package is source code,
+    whatever its name: `_pytest`, `pip/_internal`.
     """
     asked = [part for part in pattern.split("/") if is_hidden(part)]
 
     def enters(folder: str) -> bool:
-        if not is_hidden(folder) or any(fnmatchcase(posixpath.basename(folder), part) for part in asked):
+        name = posixpath.basename(folder)
+        if not is_hidden(name) or any(fnmatchcase(name, part) for part in asked):
+            return True
+        if name.startswith("_") and filesystem.exists(posixpath.join(folder, "__init__.py")):
             return True
         ignored[HIDDEN_FOLDERS] += 1
         return False

@@ -183,6 +183,15 @@ def test_folders_that_programs_keep_for_themselves_are_left_out_and_counted(tmp_
     assert found.ignored[HIDDEN_FOLDERS] == expected
 
 
+@pytest.mark.parametrize("given", ["", "/**/*.py"])
+def test_a_python_package_is_source_code_whatever_its_name(tmp_path, given):
+    for name in ("_vendor/__init__.py", "_vendor/a.py", "_vendor/_deep/b.py", "__pycache__/c.py", ".venv/__init__.py"):
+        write(tmp_path / name, "x = 1\n")
+    found = find_files([f"{tmp_path}{given}"])
+    assert names_of(found.files) == ["_vendor/__init__.py", "_vendor/a.py"]
+    assert found.ignored[HIDDEN_FOLDERS] == 3
+
+
 def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path):
     for name in (*HIDDEN, "_x.jsonl", "__init__.py"):
         write(tmp_path / name)
