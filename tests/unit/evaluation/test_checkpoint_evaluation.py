@@ -73,10 +73,10 @@ def test_the_demo_evaluates_nothing_beside_its_training():
 def test_a_reference_is_called_after_its_run_unless_named(tmp_path):
     run = RunDirectory(tmp_path / "a ref")
     checkpoint = run.commit_checkpoint(5, lambda folder: (folder / "config.json").write_text("{}"), keep=None)
-    assert _resolved_reference(str(checkpoint)) == f"a-ref={checkpoint}"
-    assert _resolved_reference(str(run.path)) == f"a-ref={checkpoint}", "the newest of a run"
-    assert _resolved_reference(f"gpt={checkpoint}") == f"gpt={checkpoint}"
-    assert _resolved_reference("gpt=http://host:8000") == "gpt=http://host:8000"
+    assert _resolved_reference(str(checkpoint), allow_plain_http=False) == f"a-ref={checkpoint}"
+    assert _resolved_reference(str(run.path), allow_plain_http=False) == f"a-ref={checkpoint}", "the newest of a run"
+    assert _resolved_reference(f"gpt={checkpoint}", allow_plain_http=False) == f"gpt={checkpoint}"
+    assert _resolved_reference("gpt=http://host:8000", allow_plain_http=False) == "gpt=http://host:8000"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_reference_is_called_after_its_run_unless_named(tmp_path):
 )
 def test_a_reference_that_can_not_be_asked_is_refused_before_the_training(text, message):
     with pytest.raises(ConfigError, match=message):
-        _resolved_reference(text)
+        _resolved_reference(text, allow_plain_http=False)
 
 
 def test_a_prefix_that_is_no_control_token_of_the_training_is_refused_before_it(tmp_path):
