@@ -86,12 +86,9 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     argv = sys.argv if argv is None else argv
     handler = log_handler(argv)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for client in ("httpx", "httpx2"):
-        # The clients of the hub and of OpenAI log a line for every request.
-        logging.getLogger(client).setLevel(logging.WARNING)
     if isinstance(handler.formatter, logs.JsonLines):
         logs.name_lines(handler.formatter)
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
+    for noisy in ("httpx", "httpx2", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = main(argv[1:])
