@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     asked = {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus}
     check_resources(**asked)
+    controls = dict(map(parse_control, arguments.control))
     args = parse_args(
         {
-            "models": _models(arguments),
+            "models": _models(arguments.model, controls),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
             # Absolute, because the server runs in another directory.
             "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     )
     args = _checked(args, host=arguments.host, port=arguments.port)
-    args = _with_control_for_all(args, dict(map(parse_control, arguments.control)).get(None))
+    args = _with_control_for_all(args, controls.get(None))
     if arguments.dry_run:
         print(_planned(args, asked))
         return 0
@@ -164,10 +165,9 @@ def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
     )
 
 
-def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    controls = dict(map(parse_control, arguments.control))
+def _models(texts: Sequence[str], controls: Mapping[str | None, Control]) -> list[dict[str, Any]]:
     models = []
-    for text in arguments.model:
+    for text in texts:
         name, separator, path = text.partition("=")
         if not separator or not name or not path:
             raise ConfigError(f"--model {text}: write NAME=DIR, such as mle=out/mle/checkpoints/step-00000500")
@@ -178,9 +178,11 @@ def _models(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
         models.append({"name": name, "path": path if hub_model(path) is not None else str(Path(path).resolve())})
     names = [model["name"] for model in models]
-    for name in controls:
-        if name is not None and name not in names:
-            raise ConfigError(f"--control {name}=...: no --model is named {name!r}; they are {', '.join(names)}")
+    for controlled in controls:
+        if controlled is not None and controlled not in names:
+            raise ConfigError(
+                f"--control {controlled}=...: no --model is named {controlled!r}; they are {', '.join(names)}"
+            )
     return [model | ({"control": controls[model["name"]]} if model["name"] in controls else {}) for model in models]
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
@@ -21,9 +21,6 @@ from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.listing import hub_url
-
-if TYPE_CHECKING:
-    from phf_ray.runs.directory import RunDirectory
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -37,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     storage_path = str(Path(arguments.storage_path).resolve())
 
     from phf_ray.runs.checkpoints import find_checkpoint
-    from phf_ray.runs.directory import RunDirectory
 
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
     directory.check(config=config.model_dump(mode="json"))
@@ -66,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(
-    arguments: argparse.Namespace, config: Config, *, directory: "RunDirectory", checkpoint_path: str | None
+    arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
 ) -> dict[str, Any]:
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
@@ -125,7 +121,7 @@ def default_run_name(task: str, method: str | None, *, shape: str | None = None)
     return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
-def _push(config: Config, directory: "RunDirectory") -> None:
+def _push(config: Config, directory: RunDirectory) -> None:
     """Push the model to the hub once, if the config asks for it. If the push fails, the next start tries again."""
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:

@@ -95,6 +95,8 @@ def _columns_of_file(file: InputFile, *, share: int) -> Iterator[list[str]]:
 def _columns_of_lines(file: InputFile, *, most_records: int, most_bytes: int) -> Iterator[list[str]]:
     num_bytes = 0
     for _, content in itertools.islice(json_records(file, Piece(0, 0)), most_records):
+        if num_bytes >= most_bytes:
+            return
         num_bytes += len(content or b"")
         try:
             record = parse_json((content or b"").decode())
@@ -102,8 +104,6 @@ def _columns_of_lines(file: InputFile, *, most_records: int, most_bytes: int) ->
             continue  # its reader will reject it
         if isinstance(record, dict):
             yield list(record)
-        if num_bytes >= most_bytes:
-            return
 
 
 def table_columns(name: str) -> list[str]:

@@ -146,22 +146,26 @@ def meta_text(record: Mapping[str, Any]) -> str:
     return meta if isinstance(meta, str) else meta_json(meta or {})
 
 
-def has_manifest(path: str) -> bool:
-    """Whether jobs.score_corpus wrote a manifest for this corpus. Other data sets have none."""
+def find_corpus_manifest(path: str) -> CorpusManifest | None:
+    """Return the manifest that jobs.score_corpus wrote for this corpus; None for other data sets.
+
+    Does not look at the parts; see `list_parts`.
+    """
     filesystem, root = open_source(path)
-    with store_errors(path):
-        return bool(filesystem.isdir(root)) and has_ours(filesystem, root, MANIFEST)
+    try:
+        with store_errors(path):
+            if not filesystem.isdir(root) or not has_ours(filesystem, root, MANIFEST):
+                return None
+            content = filesystem.cat_file(posixpath.join(root, MANIFEST))
+        return CorpusManifest.from_json(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}/{MANIFEST} is not a manifest of a scored corpus: {error!r}; score it again") from None
 
 
 def read_corpus_manifest(path: str) -> CorpusManifest:
     """Return the manifest of a corpus that jobs.score_corpus wrote. See `stored` for data sets without one."""
     list_parts(path)
-    if not has_manifest(path):
+    manifest = find_corpus_manifest(path)
+    if manifest is None:
         raise DataError(f"{path} has no {MANIFEST} of jobs.score_corpus; give the --output of a scoring job")
-    filesystem, root = open_source(path)
-    try:
-        with store_errors(path):
-            content = filesystem.cat_file(posixpath.join(root, MANIFEST))
-        return CorpusManifest.from_json(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}/{MANIFEST} is not a manifest of a scored corpus: {error!r}; score it again") from None
+    return manifest

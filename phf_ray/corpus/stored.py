@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.reader import has_manifest, list_parts, read_corpus_manifest, read_part
+from phf_ray.corpus.reader import find_corpus_manifest, list_parts, read_part
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import DataError
 from phf_ray.storage.files import open_filesystem, store_errors, write_text
@@ -56,8 +56,9 @@ def open_corpora(paths: Sequence[str], *, memory: str | None = None, remembers: 
 
 def _open(path: str, *, files: ThreadPoolExecutor, memory: str | None, remembers: bool) -> StoredCorpus:
     parts = tuple(sized_parts(path))
-    if has_manifest(path):
-        return StoredCorpus(path, read_corpus_manifest(path), parts)
+    manifest = find_corpus_manifest(path)
+    if manifest is not None:
+        return StoredCorpus(path, manifest, parts)
     remembered = _memory_of(parts, memory=memory)
     manifest = None if remembered is None else _recall(remembered)
     if manifest is None:

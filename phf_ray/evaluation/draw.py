@@ -38,7 +38,8 @@ class Draw:
 
     def run(self, units: Sequence[SampleRequest]) -> list[dict[str, Any]]:
         """Return one outcome per unit: how many samples were stored, or why none were."""
-        clients = {name: client_of(arm, patience_s=self.patience_s) for name, arm in self.arms.items()}
+        asked = {unit.arm for unit in units}
+        clients = {name: client_of(self.arms[name], patience_s=self.patience_s) for name in asked}
         scorer = Client(self.scores.url, key=self.scores.key, patience_s=self.patience_s)
         with ThreadPoolExecutor(max_workers=len(units)) as threads:
             outcomes = threads.map(lambda unit: self._one(unit, clients[unit.arm], scorer), units)

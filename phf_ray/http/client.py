@@ -8,6 +8,8 @@ import tenacity
 
 from phf_ray.errors import ConfigError, ServiceError
 
+CONNECT_S = 5.0
+
 
 class RefusedError(ServiceError):
     """The server refused this request, and would refuse it again."""
@@ -37,12 +39,13 @@ class Client:
             stop=tenacity.stop_before_delay(patience_s),
             reraise=True,
         )
-        self._http = httpx.Client(
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(timeout_s, connect=5.0),
-            # A proxy from the environment can't reach a server on this machine.
-            trust_env=not is_on_this_machine(self.url),
-        )
+        # A proxy from the environment can't reach a server on this machine.
+        self._connect(key, timeout_s=timeout_s, trust_env=not is_on_this_machine(self.url))
+
+    def _connect(self, key: str | None, *, timeout_s: float, trust_env: bool) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
+        self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=trust_env)
 
     def get(self, path: str) -> dict[str, Any]:
         return self._ask("GET", path, None)

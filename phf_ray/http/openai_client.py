@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phf_ray.errors import ConfigError
-from phf_ray.http.client import Client, RefusedError, UnansweredError
+from phf_ray.http.client import CONNECT_S, Client, RefusedError, UnansweredError
 from phf_ray.http.keys import is_openai
 
 _ORGANIZATION, _PROJECT = (
@@ -17,11 +17,10 @@ _ORGANIZATION, _PROJECT = (
 class OpenAIClient(Client):
     """Like `Client`, for a server that somebody else may run. OpenAI alone learns of organisation and project."""
 
-    def __init__(self, url: str, *, key: str | None = None, patience_s: float = 60.0, timeout_s: float = 600.0):
-        super().__init__(url, key=key, patience_s=patience_s, timeout_s=timeout_s)
+    def _connect(self, key: str | None, *, timeout_s: float, trust_env: bool) -> None:
         import openai
 
-        own = is_openai(url)
+        own = is_openai(self.url)
         self._headers: dict[str, Any] = {} if key is not None else {"Authorization": openai.Omit()}
         for header, names in (("OpenAI-Organization", _ORGANIZATION), ("OpenAI-Project", _PROJECT)):
             # The SDK would take both from the environment, whatever the server.
@@ -30,7 +29,8 @@ class OpenAIClient(Client):
         self._sdk = openai.OpenAI(
             base_url=f"{self.url}/",
             api_key=key or "none",
-            timeout=timeout_s,
+            timeout=openai.Timeout(timeout_s, connect=CONNECT_S),
+            http_client=openai.DefaultHttpxClient(trust_env=trust_env),
             max_retries=0,  # `Client` retries, for as long as it is told
         )
 

@@ -45,8 +45,8 @@ class RunDirectory:
         A run that ended with nothing to keep gives its place to a run with other settings. Raises ConfigError that
         lists the keys that differ.
         """
-        if self._changes(config=config, plan=plan):
-            self.check(config=config, plan=plan)
+        if changed := self._changes(config=config, plan=plan):
+            self._refuse_unless_empty(changed)
             self._forget_empty_run()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Write the plan first: the directory holds a run as soon as config.json exists.
@@ -55,8 +55,11 @@ class RunDirectory:
 
     def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
         """Raise ConfigError if the directory holds a run with another configuration or another `plan`, if given."""
-        changed = self._changes(config=config, plan=plan)
-        if not changed or self._is_empty_run():
+        if changed := self._changes(config=config, plan=plan):
+            self._refuse_unless_empty(changed)
+
+    def _refuse_unless_empty(self, changed: Sequence[str]) -> None:
+        if self._is_empty_run():
             return
         remedy = "choose another --run-name, or undo these changes to resume"
         if not self.complete_checkpoints():

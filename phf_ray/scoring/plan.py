@@ -7,6 +7,7 @@ from typing import Any
 from phf_ray.corpus.cut import plan_shards
 from phf_ray.corpus.find import InputFile, would_read
 from phf_ray.corpus.layout import FILES, SUCCESS, columns_of, is_scored_corpus, part_name
+from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
 from phf_ray.corpus.reader import read_corpus_manifest
@@ -18,7 +19,8 @@ from phf_ray.scoring.request import ScoringRequest, identify_scorers
 def plan_scoring(request: ScoringRequest) -> CorpusPlan:
     """Find the input and cut it into shards. Raises ConfigError if there is nothing to score."""
     files = request.find()
-    alike = _cut_alike(files, request)
+    manifests = _manifests_of(files)
+    alike = _cut_alike(manifests, request)
     cut = plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
     shards = tuple(tuple(shard) for shard in cut)
     if not shards:
@@ -29,7 +31,7 @@ def plan_scoring(request: ScoringRequest) -> CorpusPlan:
         identities=identities,
         files=files,
         shards=shards,
-        reuse=_reusable_of(files, identities),
+        reuse=_reusable_of(manifests, identities),
         cut_alike=alike,
     )
 
@@ -54,11 +56,12 @@ def preview_scoring(request: ScoringRequest) -> ScoringPreview:
     if not num_bytes:
         raise _nothing_to_score(request)
     identities = tuple(as_stored_json(identity.to_json()) for identity in identify_scorers(request))
-    _cut_alike(files, request)
+    manifests = _manifests_of(files)
+    _cut_alike(manifests, request)
     return ScoringPreview(
         files=files,
         identities=identities,
-        reuse=_reusable_of(files, identities),
+        reuse=_reusable_of(manifests, identities),
         num_bytes=num_bytes,
         num_shards=-(-num_bytes // request.target(files)),
     )
@@ -68,33 +71,39 @@ def _nothing_to_score(request: ScoringRequest) -> ConfigError:
     return ConfigError(f"--input {' '.join(request.inputs)} holds no records; give files that are not empty")
 
 
+def _manifests_of(files: Sequence[InputFile]) -> dict[str, CorpusManifest | None]:
+    """Return input root -> its manifest; None if the root is no scored corpus."""
+    roots = sorted({file.root for file in files})
+    return {root: read_corpus_manifest(root) if is_scored_corpus(root) else None for root in roots}
+
+
 def _reusable_of(
-    files: Sequence[InputFile], identities: Sequence[Mapping[str, Any]]
+    manifests: Mapping[str, CorpusManifest | None], identities: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, tuple[str, str]]]:
-    return {root: _reusable(root, identities) for root in sorted({file.root for file in files})}
+    return {root: _reusable(manifest, identities) for root, manifest in manifests.items()}
 
 
-def _reusable(root: str, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+def _reusable(manifest: CorpusManifest | None, identities: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Return scorer -> its two columns in an input corpus, for scores that an identical scorer has already computed."""
-    if not is_scored_corpus(root):
+    if manifest is None:
         return {}
-    stored = read_corpus_manifest(root).scorers
+    stored = manifest.scorers
     columns = {
         identity["name"]: columns_of(identity["name"], is_first=index == 0)[:2] for index, identity in enumerate(stored)
     }
     return {identity["name"]: columns[identity["name"]] for identity in identities if identity in stored}
 
 
-def _cut_alike(files: Sequence[InputFile], request: ScoringRequest) -> tuple[str, ...]:
+def _cut_alike(manifests: Mapping[str, CorpusManifest | None], request: ScoringRequest) -> tuple[str, ...]:
     """Return the roots that are scored corpora with segments of the segmenter that is asked for.
 
     Raises ConfigError for one with other segments: they are kept, so the result would not be what it says.
     """
     wanted, alike = request.config.scoring.segmenter, []
-    for root in sorted({file.root for file in files}):
-        if not is_scored_corpus(root):
+    for root, manifest in manifests.items():
+        if manifest is None:
             continue
-        segmenter = read_corpus_manifest(root).segmenter
+        segmenter = manifest.segmenter
         if segmenter in SEGMENTERS and segmenter != wanted:
             raise ConfigError(
                 f"{root} was cut into {segmenter}, and keeps its segments, but scoring.segmenter is {wanted}; set "
@@ -126,13 +135,14 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
     if request.limit is not None:
         raise ConfigError("--append and --limit can't be combined; remove one of them")
     new_shards = plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
-    new_roots = {file.root for file in added} - set(stored.reuse)
+    manifests = _manifests_of(added)
+    new = {root: manifest for root, manifest in manifests.items() if root not in stored.reuse}
     plan = replace(
         stored,
         files=(*stored.files, *added),
         shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
-        reuse={**stored.reuse, **{root: _reusable(root, stored.identities) for root in sorted(new_roots)}},
-        cut_alike=tuple(sorted({*stored.cut_alike, *_cut_alike(added, request)})),
+        reuse={**stored.reuse, **_reusable_of(new, stored.identities)},
+        cut_alike=tuple(sorted({*stored.cut_alike, *_cut_alike(manifests, request)})),
     )
     output.remove(SUCCESS)
     output.write_plan(plan)

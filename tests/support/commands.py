@@ -12,6 +12,7 @@ from places import ROOT
 from jobs.commands import module_of
 from jobs.evaluate_lm import parse_arms, parse_models
 from jobs.serve import _models, _scorers
+from phf_ray.checkpoint import parse_control
 from phf_ray.config import load_config
 from phf_ray.errors import PhfError
 
@@ -62,7 +63,7 @@ def _check_values(module: str, parsed: Any) -> None:
         with contextlib.chdir(ROOT):
             load_config(task, getattr(parsed, "method", None), getattr(parsed, "override", []))
     if module == "jobs.serve":
-        _models(parsed)
+        _models(parsed.model, dict(map(parse_control, parsed.control)))
         _scorers(parsed.scorers, task=None)
     models = getattr(parsed, "model", None)
     if module in ("jobs.evaluate_lm", "jobs.red_team") and all("://" in model for model in models):

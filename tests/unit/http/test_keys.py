@@ -164,3 +164,12 @@ def test_errors_are_those_of_the_other_client(server):
     server.status, server.answer = 200, [1]
     with pytest.raises(RefusedError, match="something other than a JSON object"):
         OpenAIClient(server.url).get("/v1/models")
+
+
+@pytest.mark.parametrize("kind", [Client, OpenAIClient])
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkeypatch, kind):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert kind(server.url, patience_s=0.3).get("/v1/models") == {"answer": 1}
