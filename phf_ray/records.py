@@ -141,6 +141,8 @@ class TokenKind(IntEnum):
     PAD = 3
     UNSCORED = 4
     """Content of a segment that could not be scored."""
+    GIVEN = 5
+    """Seen, not learned: a prompt, a marker of feedback, a quote."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Shards of token blocks as Parquet files: the same bytes for the same blocks."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,11 @@ class BlockArrays(NamedTuple):
     input_ids: NDArray[np.int32]
     token_scores: NDArray[np.float32]
     token_kinds: NDArray[np.uint8]
+    channels: Mapping[str, NDArray[np.float32]] = {}
+    """Named numbers of each token, float32 (n, L) each, which are stored beside the shards."""
+
+
+COLUMNS = ("input_ids", "token_scores", "token_kinds")
 
 
 def shard_name(group: int, index: int) -> str:
@@ -43,7 +48,7 @@ def encode_shard(blocks: Sequence[TokenBlock]) -> bytes:
         name: pa.FixedSizeListArray.from_arrays(
             np.concatenate([getattr(block, name) for block in blocks]), len(blocks[0].input_ids)
         )
-        for name in BlockArrays._fields
+        for name in COLUMNS
     }
     # Ids rarely repeat within a page, so a dictionary only costs time. Scores and kinds come in runs, which zstd finds.
     return parquet_bytes(pa.table(columns), use_dictionary=False)
@@ -56,7 +61,7 @@ def decode_shard(content: bytes, *, source: str) -> BlockArrays:
         raise DataError(
             f"{source} is not a shard of token blocks: {error}; delete its folder and build again"
         ) from None
-    return BlockArrays(*(_matrix(table, name) for name in BlockArrays._fields))
+    return BlockArrays(*(_matrix(table, name) for name in COLUMNS))
 
 
 def _matrix(table: pa.Table, name: str) -> NDArray[Any]:

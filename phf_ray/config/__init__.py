@@ -11,7 +11,14 @@ from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
 from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
-from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig, RWRConfig, UnlikelihoodConfig
+from phf_ray.config.objective import (
+    AWRConfig,
+    DPOConfig,
+    MLEConfig,
+    ObjectiveConfig,
+    RWRConfig,
+    UnlikelihoodConfig,
+)
 from phf_ray.config.parsing import load_config, merge, parse_config
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
@@ -29,6 +36,7 @@ __all__ = [
     "ConditionalTrainingConfig",
     "Config",
     "Count",
+    "DPOConfig",
     "DatasetConfig",
     "Fraction",
     "GenerateKwargs",

@@ -53,4 +53,30 @@ class RWRConfig(_WeightedConfig):
     """Divisor of the loss: the number of targets (paper), or the sum of weights."""
 
 
-ObjectiveConfig = Annotated[MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig, Field(discriminator="name")]
+class DPOConfig(Section):
+    """Learning from pairs of answers; the names are TRL's."""
+
+    name: Literal["DPO"]
+    loss_type: str | list[str] = "sigmoid"
+    """A loss of a pair, or several; see `phf_ray.objectives.preference_loss`."""
+    loss_weights: list[float] | None = None
+    """One per loss_type; by default each has weight 1."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How firmly the reference holds the policy: rewards are beta x log(policy / reference)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the labels that are taken to be wrong."""
+    reference_free: bool = False
+    """true: no reference (SimPO, ORPO, CPO)."""
+    length_normalised: bool = False
+    """true: means per token in place of sums over an answer (SimPO, ORPO)."""
+    odds: bool = False
+    """true: log-odds of the mean probability per token in place of log-probabilities (ORPO)."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """The chosen answer's reward has to be larger by this (SimPO's gamma)."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answers' negative log-likelihood per token (RPO's alpha, 1 in ORPO)."""
+
+
+ObjectiveConfig = Annotated[
+    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig, Field(discriminator="name")
+]

@@ -9,7 +9,7 @@ no token. Training makes them improbable, not impossible, so code that samples m
 Shapes: B sequences, S tokens, D hidden size, V rows of the head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -92,10 +92,15 @@ class LanguageModel(nn.Module):
             block.compile(backend=backend)
 
     def forward(
-        self, input_ids_BS: Tensor, token_scores_BS: Tensor, token_kinds_BS: Tensor, objective: Objective
+        self,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        objective: Objective,
+        channels_BS: Mapping[str, Tensor] | None = None,
     ) -> ObjectiveOutput:
         hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
-        return self.learn(hidden_BSD, input_ids_BS, token_scores_BS, token_kinds_BS, objective)
+        return self.learn(hidden_BSD, input_ids_BS, token_scores_BS, token_kinds_BS, objective, channels_BS)
 
     def learn(
         self,
@@ -104,6 +109,7 @@ class LanguageModel(nn.Module):
         token_scores_BS: Tensor,
         token_kinds_BS: Tensor,
         objective: Objective,
+        channels_BS: Mapping[str, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """Pass hidden states, head and values to the objective."""
         weight_VD, bias_V, scale = self.head()
@@ -117,6 +123,7 @@ class LanguageModel(nn.Module):
             token_scores_BS=token_scores_BS,
             token_kinds_BS=token_kinds_BS,
             values_BS=self.values(hidden_BSD),
+            channels_BS=channels_BS,
         )
         return output
 

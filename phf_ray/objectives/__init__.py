@@ -11,6 +11,7 @@ from phf_ray.exports import load_export
 
 _EXPORTS = {
     "AWR": "awr",
+    "DPO": "dpo",
     "MLE": "mle",
     "RWR": "rwr",
     "Objective": "base",
@@ -18,6 +19,7 @@ _EXPORTS = {
     "Rules": "base",
     "Unlikelihood": "unlikelihood",
     "build_objective": "build",
+    "preference_loss": "pairs",
 }
 
 

@@ -3,25 +3,29 @@
 Inputs are unshifted: position t predicts token t + 1, and score, kind and validity are those of the PREDICTED token.
 Structural targets (end of text, control) have no score: they count as aligned, with weight 1 and advantage 0.
 
+A loss L of the targets' log-probabilities has the gradient sum_t (dL / dlogp_t) grad logp_t: that of a likelihood with
+the weights w_t = -dL / dlogp_t. So an objective that reads log-probabilities gets them from a pass without gradients,
+answers with weights, and the same fused pass as for every other objective computes the gradients.
+
 Shapes: B sequences, S tokens, T = S - 1 targets each, N = B T targets flattened, D hidden size, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from phf_ray.config import Compat
+from phf_ray.errors import DataError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
 from phf_ray.objectives.statistics import BinCounts, Statistics
 from phf_ray.records import TokenKind
 
 # Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
-_CONTENT, _CONTROL, _PAD, _UNSCORED = (
-    int(kind) for kind in (TokenKind.CONTENT, TokenKind.CONTROL, TokenKind.PAD, TokenKind.UNSCORED)
-)
+_CONTENT, _END_OF_TEXT, _CONTROL, _PAD, _UNSCORED, _GIVEN = map(int, TokenKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class Rules:
     unscored: Literal["mask", "mle"] = "mask"
     """`mask`: tokens without a score are not targets. `mle`: they are targets of plain likelihood."""
     compat: Compat | None = None
+    examples: bool = False
+    """Blocks hold whole examples. The end-of-text token that begins an example is no target, and the head is computed
+    for the learned targets alone: prompts are often most of a block."""
 
 
 class ObjectiveOutput(NamedTuple):
@@ -56,10 +63,17 @@ class Targets:
     """Bool: the target has a loss and counts in the normaliser (m_t)."""
     scored_N: Tensor
     """Bool: the target is valid and has a score that the objective may use."""
+    rows_N: Tensor
+    """Number of the target's document within the micro-batch, from 0. A document begins at its end-of-text token; what
+    continues a document of an earlier block counts to the document before."""
+    channels: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Named numbers of each target, shape (N,); see `Objective.channels`."""
+    logprobs_N: Tensor | None = None
+    """log p[y], if the objective reads it; without gradient, 0 for a target that is not valid."""
 
 
 class Weights(NamedTuple):
-    """An objective's weights for each target, chosen before the model's probabilities are known."""
+    """An objective's weights for each target."""
 
     likelihood_N: Tensor
     unlikelihood_N: Tensor
@@ -68,11 +82,18 @@ class Weights(NamedTuple):
     """Factor of the whole language model term."""
     value_loss: Tensor | None = None
     """Sum over targets times its coefficient; differentiable."""
+    loss: Tensor | None = None
+    """The loss whose slopes the weights are, if it is not the weighted sum itself."""
     statistics: Statistics = {}
 
 
 class Objective(nn.Module):
     """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
+
+    reads_logprobs: ClassVar[bool] = False
+    """`weigh` gets `targets.logprobs_N`. The price is a second product with the head."""
+    channels: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers per token, beside the score, that `weigh` reads."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
@@ -89,24 +110,25 @@ class Objective(nn.Module):
         token_kinds_BS: Tensor,
         head_bias_V: Tensor | None = None,
         values_BS: Tensor | None = None,
+        channels_BS: Mapping[str, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """Compute loss, normaliser and statistics for logits hidden_BSD @ head_VD.T + head_bias_V.
 
-        values_BS holds V_t at position t, the value of target t + 1.
+        values_BS holds V_t at position t, the value of target t + 1. channels_BS holds the named numbers of each token;
+        DataError if one that the objective reads is missing.
         """
-        targets = self.targets(input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS)
-        values_N = None if values_BS is None else values_BS[:, :-1].flatten()
-        weights = self.weigh(targets, values_N)
-        fused = fused_linear_loss(
-            hidden_BSD[:, :-1].flatten(0, 1),
-            head_VD,
-            head_bias_V=head_bias_V,
-            targets_N=targets.ids_N,
-            likelihood_weight_N=weights.likelihood_N,
-            unlikelihood_weight_N=weights.unlikelihood_N,
-            saturating=self.compat is not None,
+        targets = self.targets(
+            input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS, channels_BS=channels_BS
         )
+        values_N = None if values_BS is None else values_BS[:, :-1].flatten()
+        head = _Head(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V, targets, self.rules)
+        if self.reads_logprobs:
+            targets = dataclasses.replace(targets, logprobs_N=head.logprobs())
+        weights = self.weigh(targets, values_N)
+        fused = head.loss(weights)
         loss = weights.coefficient * fused.loss
+        if weights.loss is not None:
+            loss = weights.loss.to(loss.dtype) + (loss - loss.detach())
         if weights.value_loss is not None:
             loss = loss + weights.value_loss
         elif values_N is not None:
@@ -121,10 +143,25 @@ class Objective(nn.Module):
             num_targets = torch.ones_like(num_targets)
         return ObjectiveOutput(loss, num_targets, metrics)
 
-    def targets(self, input_ids_BS: Tensor, *, token_scores_BS: Tensor, token_kinds_BS: Tensor) -> Targets:
+    def targets(
+        self,
+        input_ids_BS: Tensor,
+        *,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        channels_BS: Mapping[str, Tensor] | None = None,
+    ) -> Targets:
         """Flatten the targets. Only this method shifts by one."""
+        missing = [name for name in self.channels if name not in (channels_BS or {})]
+        if missing:
+            raise DataError(
+                f"objective {type(self).__name__} reads {', '.join(missing)} of each token, which these blocks lack; "
+                f"they have {', '.join(channels_BS or {}) or 'no such numbers'}"
+            )
         kinds_N = token_kinds_BS[:, 1:].flatten()
-        valid_N = kinds_N != _PAD
+        valid_N = (kinds_N != _PAD) & (kinds_N != _GIVEN)
+        if self.rules.examples:
+            valid_N = valid_N & (kinds_N != _END_OF_TEXT)
         if self.rules.unscored == "mask":
             valid_N = valid_N & (kinds_N != _UNSCORED)
         if not self.rules.score_control:
@@ -134,11 +171,15 @@ class Objective(nn.Module):
         has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
+        begins_M = (token_kinds_BS == _END_OF_TEXT).flatten()
+        rows_BS = (begins_M.cumsum(0) - 1).clamp(min=0).view(token_kinds_BS.shape)
         return Targets(
             ids_N=input_ids_BS[:, 1:].flatten().long(),
             scores_N=torch.where(scored_N, scores_N, 0.0),
             valid_N=valid_N,
             scored_N=scored_N,
+            rows_N=rows_BS[:, 1:].flatten(),
+            channels={name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()},
         )
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
@@ -148,14 +189,19 @@ class Objective(nn.Module):
         """Turn totals over any number of micro-batches, ranks and steps into figures. Waits for the device."""
         total = {name: float(value) for name, value in totals.items() if value.ndim == 0}
         num_valid = total["sum/num_valid"]
-        squared = total["sum/weight_squared"]
-        effective = total["sum/weight"] ** 2 / squared if squared else float("nan")
-        return {
+        figures = {
             "loss": ratio(total["sum/loss"], total["sum/num_targets"]),
             "original_loss": ratio(total["sum/original_loss"], num_valid),
-            "effective_sample_size": effective,
-            "effective_sample_fraction": ratio(effective, num_valid),
-        } | self._summarize(total, num_valid)
+        }
+        if not self.reads_logprobs:
+            # Slopes have both signs, so they say nothing of how many samples count.
+            squared = total["sum/weight_squared"]
+            effective = total["sum/weight"] ** 2 / squared if squared else float("nan")
+            figures |= {
+                "effective_sample_size": effective,
+                "effective_sample_fraction": ratio(effective, num_valid),
+            }
+        return figures | self._summarize(total, num_valid)
 
     def _summarize(self, _total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
         return {}
@@ -174,6 +220,52 @@ class Objective(nn.Module):
             "sum/weight_squared": total(weights.likelihood_N.double().square()),
             **weights.statistics,
         }
+
+
+class _Head:
+    """The products with the head of one micro-batch."""
+
+    def __init__(
+        self, hidden_ND: Tensor, head_VD: Tensor, head_bias_V: Tensor | None, targets: Targets, rules: Rules
+    ) -> None:
+        self._hidden_ND = hidden_ND
+        self._head_VD = head_VD
+        self._bias_V = head_bias_V
+        self._ids_N = targets.ids_N
+        self._saturating = rules.compat is not None
+        # Waits for the device; the trunk's work is long compared with this.
+        self._learned = targets.valid_N.nonzero().squeeze(1) if rules.examples else None
+
+    def loss(self, weights: Weights) -> FusedLoss:
+        return self._fused(weights.likelihood_N, weights.unlikelihood_N)
+
+    def logprobs(self) -> Tensor:
+        nothing_N = torch.zeros(self._ids_N.shape, device=self._ids_N.device)
+        with torch.no_grad():
+            return -self._fused(nothing_N, nothing_N).likelihood_N
+
+    def _fused(self, likelihood_weight_N: Tensor, unlikelihood_weight_N: Tensor) -> FusedLoss:
+        learned = self._learned
+        hidden_ND, ids_N = self._hidden_ND, self._ids_N
+        if learned is not None:
+            hidden_ND, ids_N = hidden_ND[learned], ids_N[learned]
+            likelihood_weight_N, unlikelihood_weight_N = likelihood_weight_N[learned], unlikelihood_weight_N[learned]
+        fused = fused_linear_loss(
+            hidden_ND,
+            self._head_VD,
+            head_bias_V=self._bias_V,
+            targets_N=ids_N,
+            likelihood_weight_N=likelihood_weight_N,
+            unlikelihood_weight_N=unlikelihood_weight_N,
+            saturating=self._saturating,
+        )
+        if learned is None:
+            return fused
+        return FusedLoss(fused.loss, self._spread(fused.likelihood_N), self._spread(fused.unlikelihood_N))
+
+    def _spread(self, values_M: Tensor) -> Tensor:
+        spread_N = torch.zeros(self._ids_N.shape, dtype=values_M.dtype, device=values_M.device)
+        return spread_N.index_copy_(0, self._learned, values_M)  # type: ignore[arg-type]
 
 
 def total(tensor: Tensor) -> Tensor:

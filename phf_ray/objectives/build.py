@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from phf_ray.config import (
     AWRConfig,
     Compat,
+    DPOConfig,
     MLEConfig,
     ObjectiveConfig,
     Quantile,
@@ -26,12 +27,14 @@ from phf_ray.config import (
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
+from phf_ray.objectives.dpo import DPO, PairSettings
 from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
-_ADAPTER: TypeAdapter[MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig] = TypeAdapter(ObjectiveConfig)
+_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig
+_ADAPTER: TypeAdapter[_Section] = TypeAdapter(ObjectiveConfig)
 
 
 def build_objective(
@@ -41,15 +44,19 @@ def build_objective(
     unscored: Literal["mask", "mle"] = "mask",
     reward_mean: float | None = None,
     reward_std: float | None = None,
+    examples: bool = False,
 ) -> Objective:
     """Build the objective of a config section.
 
     Thresholds must be numbers: the caller, who knows the corpus, resolves quantiles.
     reward_mean, reward_std: of the reward (minus the score) in the block manifest, needed by `reward_norm: zscore`.
     unscored: the value of `dataset.unscored`, which says how to treat tokens without a score.
+    examples: the blocks hold whole examples, not a stream of text.
     """
     section = _parse(config)
-    rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat)
+    if isinstance(section, DPOConfig):
+        return DPO(Rules(unscored=unscored, examples=True), _pair_settings(section))
+    rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat, examples=examples)
     if isinstance(section, MLEConfig):
         return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
     if isinstance(section, UnlikelihoodConfig):
@@ -66,6 +73,19 @@ def build_objective(
         fixed_value=section.fixed_value,
         use_value_head=section.use_value_head,
         normalize_advantage=section.normalize_advantage,
+    )
+
+
+def _pair_settings(section: DPOConfig) -> PairSettings:
+    types = [section.loss_type] if isinstance(section.loss_type, str) else section.loss_type
+    weights = section.loss_weights or [1.0] * len(types)
+    if len(weights) != len(types) or len(set(types)) != len(types):
+        raise ConfigError(
+            f"objective.loss_weights: {weights} for loss_type: {types}; each loss_type is named once, with one weight"
+        )
+    return PairSettings(
+        dict(zip(types, weights, strict=True)),
+        **section.model_dump(exclude={"name", "loss_type", "loss_weights"}),
     )
 
 
@@ -95,9 +115,7 @@ def _check_awr(section: AWRConfig, *, compat: Compat | None) -> None:
             raise ConfigError(f"objective.{key}: {str(not default).lower()} is for compat: korbak2023 only; remove it")
 
 
-def _parse(
-    config: Mapping[str, Any] | BaseModel,
-) -> MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig:
+def _parse(config: Mapping[str, Any] | BaseModel) -> _Section:
     values = config.model_dump() if isinstance(config, BaseModel) else dict(config)
     try:
         return _ADAPTER.validate_python(values)

@@ -7,18 +7,20 @@ Shapes: B sequences per micro-batch, S tokens per sequence.
 """
 
 import contextlib
+import dataclasses
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from phf_ray.objectives.base import Objective, ObjectiveOutput
 from phf_ray.records import TokenKind
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ class BlockSlice(Protocol):
     def token_scores(self) -> NDArray[np.float32]: ...
     @property
     def token_kinds(self) -> NDArray[np.uint8]: ...
+    @property
+    def channels(self) -> Mapping[str, NDArray[np.float32]]: ...
 
 
 ReadBlocks = Callable[[int, int], BlockSlice]
@@ -46,6 +50,8 @@ class MicroBatch:
     token_kinds_BS: Tensor
     first_block: int
     """Position of the first block in the training order; -1 for padding, which has no targets."""
+    channels: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Named numbers of each token, float32 (B, S), for objectives that read them."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
@@ -53,7 +59,15 @@ class MicroBatch:
             _moved(self.token_scores_BS, device),
             _moved(self.token_kinds_BS, device),
             self.first_block,
+            {name: _moved(channel_BS, device) for name, channel_BS in self.channels.items()},
         )
+
+    def through(self, model: nn.Module, objective: Objective) -> ObjectiveOutput:
+        """Run the model on this batch, and the objective inside the same forward call."""
+        output: ObjectiveOutput = model(
+            self.input_ids_BS, self.token_scores_BS, self.token_kinds_BS, objective, self.channels
+        )
+        return output
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -116,6 +130,10 @@ def _micro_batch(read: ReadBlocks, begin: int, end: int) -> MicroBatch:
         torch.from_numpy(np.ascontiguousarray(blocks.token_scores, dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(kinds, dtype=np.uint8)),
         -1 if is_padding else begin,
+        {
+            name: torch.from_numpy(np.ascontiguousarray(channel, dtype=np.float32))
+            for name, channel in blocks.channels.items()
+        },
     )
 
 

@@ -63,7 +63,7 @@ def held_out_bits_per_byte(
         for index in range(num_rounds):
             first = (index * world_size() + rank) * batch_size
             batch = _window_batch(parts[first : first + batch_size], window=window).to(device)
-            out = module(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, likelihood)
+            out = batch.through(module, likelihood)
             nats += out.loss.double()
     module.train(was_training)
     if dist.is_initialized():
@@ -72,13 +72,13 @@ def held_out_bits_per_byte(
 
 
 def _windows(document: EncodedDocument, *, window: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """Yield ids and kinds of each window; kind PAD marks tokens that the window does not predict."""
+    """Yield ids and kinds of each window; kind GIVEN marks tokens that the window does not predict."""
     ids = document.input_ids
-    kinds = np.where(document.is_content, TokenKind.CONTENT, TokenKind.PAD).astype(np.uint8)
+    kinds = np.where(document.is_content, TokenKind.CONTENT, TokenKind.GIVEN).astype(np.uint8)
     begin, predicted = 0, 0
     while predicted < len(ids):
         part = kinds[begin : begin + window].copy()
-        part[: predicted - begin] = TokenKind.PAD
+        part[: predicted - begin] = TokenKind.GIVEN
         yield ids[begin : begin + window], part
         predicted = begin + len(part)
         begin = predicted - window // 2
@@ -116,7 +116,7 @@ def objective_on(
             # Every rank runs the same number of forward passes: in the last round some compute only padding.
             batch = batches[first + rank] if first + rank < len(batches) else _padding_like(batches[0])
             local = batch.to(device)
-            out = module(local.input_ids_BS, local.token_scores_BS, local.token_kinds_BS, objective)
+            out = local.through(module, objective)
             totals = combine(totals, out.metrics)
     module.train(was_training)
     totals = all_reduce(totals)

@@ -127,7 +127,7 @@ def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Obje
     device = next(model.parameters()).device
     batch = host_batch.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-        out = model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+        out = batch.through(model, objective)
     out.loss.backward()
     model.zero_grad(set_to_none=True)
 

@@ -79,7 +79,7 @@ def train_step(
         torch.manual_seed(_dropout_seed(settings.seed, batch.first_block))
         with _gradient_sync(state.model, enabled=index == len(micro_batches) - 1):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-                out = state.model(batch.input_ids_BS, batch.token_scores_BS, batch.token_kinds_BS, objective)
+                out = batch.through(state.model, objective)
             out.loss.backward()
         totals = combine(totals, _statistics(out, batch))
     totals = all_reduce(totals)

@@ -23,6 +23,7 @@ OBJECTIVES = {
     "unlikelihood": {"name": "Unlikelihood", "score_threshold": 0.5, "alpha": 0.5},
     "rwr": {"name": "RWR", "beta": 0.5, "normalise": "weights"},
     "awr": {"name": "AWR", "alpha": 0.5, "beta": 0.5},
+    "dpo": {"name": "DPO", "beta": 0.3, "sft_weight": 0.2},
 }
 # Two fresh processes that import torch: seconds on an idle machine, minutes on a crowded one.
 pytestmark = pytest.mark.timeout(400)
@@ -43,16 +44,22 @@ def make_model():
     return model
 
 
-def make_rows():
+def make_rows(name):
     """Eight rows; the ranks' shares differ in their number of valid targets."""
     generator = torch.Generator().manual_seed(11)
     ids = torch.randint(250, (WORLD * MICRO_BATCHES * 2, 12), generator=generator)
     scores = torch.rand(ids.shape, generator=generator)
     kinds = torch.zeros(ids.shape, dtype=torch.uint8)
-    kinds[:, 5] = TokenKind.END_OF_TEXT
-    kinds[0, 4:] = TokenKind.PAD
-    kinds[1, 3:9] = TokenKind.UNSCORED
-    return ids, scores, kinds
+    if name == "dpo":
+        # A pair in each row, of which two are padding.
+        kinds[:, [0, 6]] = TokenKind.END_OF_TEXT
+        kinds[:, [1, 2, 7, 8, 9]] = TokenKind.GIVEN
+        kinds[1::4] = TokenKind.PAD
+    else:
+        kinds[:, 5] = TokenKind.END_OF_TEXT
+        kinds[0, 4:] = TokenKind.PAD
+        kinds[1, 3:9] = TokenKind.UNSCORED
+    return ids, scores, kinds, -5 * scores
 
 
 def gradients_of(model, num_targets):
@@ -66,13 +73,18 @@ def gradients_of(model, num_targets):
     return found
 
 
+def output_of(model, rows, objective):
+    *inputs, reference = rows
+    return model(*inputs, objective, {"reference_logprob": reference})
+
+
 def accumulate(model, objective, rows, *, no_sync):
     """One rank's share of the step, in micro-batches; only the last one talks to the other rank."""
     num_targets, totals = torch.zeros((), dtype=torch.float64), {}
     parts = list(zip(*(part.chunk(MICRO_BATCHES) for part in rows), strict=True))
     for index, part in enumerate(parts):
         with no_sync(index < len(parts) - 1):
-            out = model(*part, objective)
+            out = output_of(model, part, objective)
             out.loss.backward()
         num_targets += out.num_targets
         totals = combine(totals, out.metrics)
@@ -81,9 +93,9 @@ def accumulate(model, objective, rows, *, no_sync):
 
 
 def on_rank(rank, directory):
-    rows = [part.chunk(WORLD)[rank] for part in make_rows()]
     results = {}
     for name, config in OBJECTIVES.items():
+        rows = [part.chunk(WORLD)[rank] for part in make_rows(name)]
         objective = build_objective(config)
         replicated = DistributedDataParallel(make_model())
 
@@ -120,7 +132,7 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_ranks_and_micro_batches_change_neither_gradients_nor_figures(two_ranks, name, parallelism):
     model, objective = make_model(), build_objective(OBJECTIVES[name])
-    out = model(*make_rows(), objective)
+    out = output_of(model, make_rows(name), objective)
     (out.loss / out.num_targets).backward()
     gradients, figures = two_ranks[name, parallelism]
     assert gradients.keys() == {key for key, _ in model.named_parameters()}
