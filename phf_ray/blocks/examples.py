@@ -1,0 +1,127 @@
+"""Packs examples and pairs of answers into token blocks, whole.
+
+A row is an end-of-text token, a prompt that is given, a completion that is learned, and the end-of-text token that ends
+it. Prompt and completion are tokenized apart and joined, so no token spans the border. The rows of a unit (the two
+answers of a pair, the chosen one first) stay together in one block, so whatever shuffles or deals blocks never tears
+them apart. Training keeps attention inside each row (`training.document_mask`).
+
+A completion that does not fit is cut at its end, and then has no end-of-text token; a prompt is cut at its beginning.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from phf_ray.blocks.tokens import TokenRun, cut_blocks
+from phf_ray.records import TokenBlock, TokenKind
+
+WINDOW_UNITS = 1024
+"""Units that are packed together. More would fill blocks a little better, and hold more of a corpus in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Ids of a prompt and its completion, without structural tokens."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What a row may hold."""
+
+    length: int
+    """Tokens of a row, with its structural tokens."""
+    start_id: int
+    """Id of the token that begins a row."""
+    end_id: int
+    """Id of the token that ends a completion."""
+
+
+@dataclass(slots=True)
+class ExampleCounts:
+    """Counts of packed examples; merging the counts of two parts gives the counts of both."""
+
+    units: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Units that were left out, by reason."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Rows of which a part was cut: `prompts`, `completions`."""
+
+    def merge(self, other: "ExampleCounts") -> None:
+        self.units += other.units
+        self.dropped.update(other.dropped)
+        self.cut.update(other.cut)
+
+
+def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: ExampleCounts) -> list[TokenRun] | None:
+    """Return the rows of a unit, or None, with the reason counted, if nothing of it can be learned.
+
+    `empty_completion`: an answer has no token. `prompt_has_no_room`: an answer takes the whole row, and an answer
+    without its question teaches nothing.
+    """
+    room = limits.length - 1
+    cut: Counter[str] = Counter()
+    rows = []
+    for answer in answers:
+        completion = [*answer.completion, limits.end_id]
+        if not answer.completion:
+            counts.dropped["empty_completion"] += 1
+            return None
+        if len(completion) > room:
+            completion = completion[:room]
+            cut["completions"] += 1
+        prompt = list(answer.prompt)
+        if len(prompt) > room - len(completion):
+            prompt = prompt[len(prompt) - (room - len(completion)) :]
+            cut["prompts"] += 1
+        if answer.prompt and not prompt:
+            counts.dropped["prompt_has_no_room"] += 1
+            return None
+        rows.append(_row(prompt, completion, start_id=limits.start_id))
+    counts.units += 1
+    counts.cut.update(cut)
+    return rows
+
+
+def _row(prompt: Sequence[int], completion: Sequence[int], *, start_id: int) -> TokenRun:
+    ids = np.array([start_id, *prompt, *completion], np.int32)
+    kinds = np.full(len(ids), TokenKind.CONTENT, np.uint8)
+    kinds[: 1 + len(prompt)] = TokenKind.GIVEN
+    kinds[0] = TokenKind.END_OF_TEXT
+    return TokenRun(ids, np.zeros(len(ids), np.float32), kinds)
+
+
+def pack_units(units: Iterable[Sequence[TokenRun]], *, length: int, pad_id: int) -> Iterator[TokenBlock]:
+    """Yield blocks that hold whole units, in an order that depends on the units alone.
+
+    Units are taken WINDOW_UNITS at a time; of these the longest is placed first, into the first block that has room.
+    """
+    window: list[Sequence[TokenRun]] = []
+    for unit in units:
+        window.append(unit)
+        if len(window) == WINDOW_UNITS:
+            yield from _packed(window, length=length, pad_id=pad_id)
+            window = []
+    yield from _packed(window, length=length, pad_id=pad_id)
+
+
+def _packed(units: Sequence[Sequence[TokenRun]], *, length: int, pad_id: int) -> Iterator[TokenBlock]:
+    sizes = [sum(len(row.ids) for row in unit) for unit in units]
+    blocks: list[list[int]] = []
+    room: list[int] = []
+    # Sorting is stable, so units of one length keep their order.
+    for number in sorted(range(len(units)), key=lambda index: -sizes[index]):
+        place = next((index for index, left in enumerate(room) if left >= sizes[number]), None)
+        if place is None:
+            place = len(blocks)
+            blocks.append([])
+            room.append(length)
+        blocks[place].append(number)
+        room[place] -= sizes[number]
+    for chosen in blocks:
+        rows = [row for number in sorted(chosen) for row in units[number]]
+        yield from cut_blocks(rows, length=length, pad_id=pad_id)
