@@ -1,0 +1,70 @@
+"""A tiny GPT-2 with weights of its own, and pairs of answers, on which TRL's trainers were measured."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+WORDS = [f"w{number}" for number in range(40)]
+PAIRS = [
+    ("w1 w2 w3", "w4 w5 w6 w7", "w8"),
+    ("w9", "w10 w11", "w12 w13 w14 w15 w16"),
+    ("w17 w18 w19 w20", "w21", "w22 w23"),
+    ("w24 w25", "w26 w27 w28", "w29 w30 w31"),
+]
+LOSSES = {
+    "sigmoid": {},
+    "hinge": {},
+    "ipo": {},
+    "exo_pair": {"label_smoothing": 0.1},
+    "nca_pair": {},
+    "robust": {"label_smoothing": 0.1},
+    "bco_pair": {},
+    "sppo_hard": {},
+    "apo_zero": {},
+    "apo_down": {},
+}
+BETA = 0.3
+
+
+def make_tokenizer():
+    vocabulary = {word: index for index, word in enumerate(["<|start|>", "<|end|>", "<|pad|>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|pad|>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>"
+    )
+
+
+def make_model(seed):
+    """Weights come from numpy, whose stream of random numbers is the same in every version."""
+    config = GPT2Config(
+        vocab_size=len(WORDS) + 3,
+        n_positions=64,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    model = GPT2LMHeadModel(config)
+    generator = np.random.default_rng(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.from_numpy(0.4 * generator.standard_normal(parameter.shape)))
+    return model
+
+
+def gradients_of(model):
+    """A fingerprint of each gradient: its norm, and its product with a fixed direction."""
+    found = {}
+    generator = np.random.default_rng(99)
+    for name, parameter in model.named_parameters():
+        direction = generator.standard_normal(parameter.shape)
+        gradient = parameter.grad.double().numpy()
+        found[name] = [float(np.linalg.norm(gradient)), float((gradient * direction).sum())]
+    return found
