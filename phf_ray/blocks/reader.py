@@ -1,12 +1,14 @@
 """Reads token blocks by their position in the training order."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phf_ray.blocks.manifest import read_block_file
 from phf_ray.blocks.order import BlockOrder
-from phf_ray.blocks.shards import BlockArrays, decode_shard
+from phf_ray.blocks.shards import BlockArrays, decode_channel, decode_shard
 from phf_ray.errors import DataError
 
 
@@ -16,8 +18,10 @@ class BlockReader:
     A shard is read whole, because all its rows are needed close together. Memory: two shards per corpus, 64 MiB each.
     """
 
-    def __init__(self, root: str, *, order: BlockOrder):
+    def __init__(self, root: str, *, order: BlockOrder, channels: Mapping[str, str] | None = None):
+        """`channels`: name -> folder below `root` with one file of that number per shard."""
         self._root = root
+        self._channels = dict(channels or {})
         self._order = order
         self._shards = order.manifest.shards
         self._length = order.manifest.sequence_length
@@ -28,7 +32,12 @@ class BlockReader:
         """Return the blocks at positions [begin, end), in order. Positions count on across epochs."""
         places = self._order.locate(begin, end)
         shape = (end - begin, self._length)
-        out = BlockArrays(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.uint8))
+        out = BlockArrays(
+            np.empty(shape, np.int32),
+            np.empty(shape, np.float32),
+            np.empty(shape, np.uint8),
+            {name: np.empty(shape, np.float32) for name in self._channels},
+        )
         for number in np.unique(places.shards).tolist():
             chosen = places.shards == number
             shard = self._shard(number)
@@ -36,7 +45,13 @@ class BlockReader:
             out.input_ids[chosen] = shard.input_ids[rows]
             out.token_scores[chosen] = shard.token_scores[rows]
             out.token_kinds[chosen] = shard.token_kinds[rows]
+            for name, channel in out.channels.items():
+                channel[chosen] = shard.channels[name][rows]
         return out
+
+    def _channel(self, name: str, file: str) -> NDArray[np.float32]:
+        path = f"{self._root}/{self._channels[name]}/{file}"
+        return decode_channel(read_block_file(path), name, source=path)
 
     def _shard(self, number: int) -> BlockArrays:
         if number in self._held:
@@ -45,9 +60,11 @@ class BlockReader:
         expected = self._shards[number]
         path = f"{self._root}/{expected.file}"
         shard = decode_shard(read_block_file(path), source=path)
-        if shard.input_ids.shape != (expected.num_blocks, self._length):
+        shard = shard._replace(channels={name: self._channel(name, expected.file) for name in self._channels})
+        shapes = {array.shape for array in (shard.input_ids, *shard.channels.values())}
+        if shapes != {(expected.num_blocks, self._length)}:
             raise DataError(
-                f"{path} holds {shard.input_ids.shape} tokens, but its manifest says "
+                f"{path} and the numbers beside it hold {sorted(shapes)} tokens, but its manifest says "
                 f"{(expected.num_blocks, self._length)}; delete the folder and build the blocks again"
             )
         self._held[number] = shard

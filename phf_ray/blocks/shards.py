@@ -64,6 +64,19 @@ def decode_shard(content: bytes, *, source: str) -> BlockArrays:
     return BlockArrays(*(_matrix(table, name) for name in COLUMNS))
 
 
+def encode_channel(name: str, values: NDArray[np.float32]) -> bytes:
+    """Return a Parquet file with one named number per token of a shard, (n, L)."""
+    column = pa.FixedSizeListArray.from_arrays(values.astype(np.float32).reshape(-1), values.shape[1])
+    return parquet_bytes(pa.table({name: column}), use_dictionary=False)
+
+
+def decode_channel(content: bytes, name: str, *, source: str) -> NDArray[np.float32]:
+    try:
+        return _matrix(pq.read_table(pa.BufferReader(content)), name)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise DataError(f"{source} holds no {name}: {error}; delete its folder, and it is computed again") from None
+
+
 def _matrix(table: pa.Table, name: str) -> NDArray[Any]:
     column = table[name].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

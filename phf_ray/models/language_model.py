@@ -21,6 +21,7 @@ from phf_ray.models.backbone import first_words
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
 from phf_ray.objectives.base import Objective, ObjectiveOutput
+from phf_ray.objectives.fused import fused_linear_loss
 from phf_ray.records import TokenKind
 
 
@@ -130,6 +131,25 @@ class LanguageModel(nn.Module):
     def predict_values(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor | None:
         """What the value head says of each token, as `forward` hands it to an objective: (B, S); None without one."""
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
+
+    def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
+        """Log-probability of each learned token (kind CONTENT), in nats, (B, S); 0 for all others. No gradient."""
+        hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
+        weight_VD, bias_V, scale = self.head()
+        learned_M = (token_kinds_BS[:, 1:] == int(TokenKind.CONTENT)).flatten().nonzero().squeeze(1)
+        nothing_M = torch.zeros(learned_M.shape, device=learned_M.device)
+        with torch.no_grad():
+            fused = fused_linear_loss(
+                hidden_BSD[:, :-1].flatten(0, 1)[learned_M] * scale,
+                weight_VD,
+                head_bias_V=None if bias_V is None else bias_V * scale,
+                targets_N=input_ids_BS[:, 1:].flatten().long()[learned_M],
+                likelihood_weight_N=nothing_M,
+                unlikelihood_weight_N=nothing_M,
+            )
+        found = torch.zeros(input_ids_BS[:, 1:].numel(), dtype=fused.likelihood_N.dtype, device=learned_M.device)
+        found.index_copy_(0, learned_M, -fused.likelihood_N)
+        return nn.functional.pad(found.view(input_ids_BS[:, 1:].shape), (1, 0))
 
     def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
         positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None

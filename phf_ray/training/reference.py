@@ -1,0 +1,125 @@
+"""Log-probabilities of a reference model for the learned tokens of the blocks: computed once, stored beside them.
+
+    <blocks>/reference-<hash of the model's weights>/<name of the shard>    reference_logprob float32[L]
+
+A token that is not learned has 0. No second model is in memory during training, and runs that differ in anything but
+the model they start from share the files.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from phf_ray.blocks.manifest import read_block_file, read_block_manifest
+from phf_ray.blocks.shards import decode_shard, encode_channel
+from phf_ray.config import Config, parse_config
+from phf_ray.models.language_model import LanguageModel
+from phf_ray.objectives.dpo import REFERENCE
+from phf_ray.scorers.classifier import weights_hash
+from phf_ray.storage.files import open_filesystem, write_file
+from phf_ray.storage.hashing import json_fingerprint
+from phf_ray.training.batches import MicroBatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceJob:
+    """Everything that a worker is told, as plain values."""
+
+    config: dict[str, Any]
+    checkpoint_path: str | None
+    """Checkpoint whose weights the reference has; None: the model that the configuration names."""
+    blocks: str
+    folder: str
+
+    def needs(self, shard: str) -> bool:
+        filesystem, inner = open_filesystem(f"{self.blocks}/{self.folder}/{shard}")
+        return not filesystem.exists(inner)
+
+
+class ReferenceRunner(Protocol):
+    def __call__(self, job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
+        """Write the log-probabilities of these shards, and yield the name of each when it is finished."""
+        ...
+
+
+def ensure_reference(
+    config: Config,
+    *,
+    blocks: str,
+    checkpoint_path: str | None,
+    build: Callable[[], LanguageModel],
+    run: ReferenceRunner,
+) -> str:
+    """Compute what is missing of the log-probabilities, and return the folder's name.
+
+    `build` makes the reference: the model that the run starts from.
+    """
+    manifest = read_block_manifest(blocks)
+    job = ReferenceJob(
+        config=config.model_dump(mode="json"),
+        checkpoint_path=checkpoint_path,
+        blocks=blocks,
+        # In bf16 the same weights give other numbers.
+        folder=f"reference-{json_fingerprint([weights_hash(build()), config.training.precision])[:16]}",
+    )
+    missing = [shard.file for shard in manifest.shards if job.needs(shard.file)]
+    if missing:
+        log.info("log-probabilities of the reference for %d of %d shards", len(missing), len(manifest.shards))
+    for done, _ in enumerate(run(job, missing), start=1):
+        log.info("log-probabilities of the reference: %d of %d shards", done, len(missing))
+    return job.folder
+
+
+def compute_here(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
+    """Compute one shard after the other in this process. This function is a `ReferenceRunner`."""
+    if not shards:
+        return
+    computer = ReferenceComputer(job)
+    for shard in shards:
+        yield computer(shard)
+
+
+class ReferenceComputer:
+    """Holds the reference model."""
+
+    def __init__(self, job: ReferenceJob):
+        from phf_ray.blocks.tokenizer import load_tokenizer
+        from phf_ray.training.start import initial_model, set_up_layers
+
+        self._job, self._config = job, parse_config(job.config)
+        tokenizer = load_tokenizer(self._config.tokenizer)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = initial_model(self._config, checkpoint_path=job.checkpoint_path, tokenizer=tokenizer)
+        set_up_layers(model, self._config, device=self._device, compiles=False)
+        self._model = model.to(self._device).eval()
+
+    def __call__(self, shard: str) -> str:
+        path = f"{self._job.blocks}/{shard}"
+        blocks = decode_shard(read_block_file(path), source=path)
+        size = self._config.training.per_device_train_batch_size
+        parts = []
+        for first in range(0, len(blocks.input_ids), size):
+            part = slice(first, first + size)
+            batch = MicroBatch(
+                torch.from_numpy(blocks.input_ids[part].astype(np.int64)),
+                torch.from_numpy(blocks.token_scores[part].copy()),
+                torch.from_numpy(blocks.token_kinds[part].copy()),
+                first_block=0,
+            ).to(self._device)
+            with (
+                torch.no_grad(),
+                torch.autocast(
+                    self._device.type, dtype=torch.bfloat16, enabled=self._config.training.precision == "bf16"
+                ),
+            ):
+                logprobs_BS = self._model.predict_logprobs(batch.input_ids_BS, batch.token_kinds_BS)
+            parts.append(logprobs_BS.float().cpu().numpy())
+        content = encode_channel(REFERENCE, np.concatenate(parts))
+        write_file(f"{self._job.blocks}/{self._job.folder}/{shard}", content)
+        return shard
