@@ -67,10 +67,13 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: Exampl
     cut: Counter[str] = Counter()
     rows = []
     for answer in answers:
-        completion = [*answer.completion, limits.end_id]
+        completion = list(answer.completion)
         if not answer.completion:
             counts.dropped["empty_completion"] += 1
             return None
+        # Some chat templates end an answer with the same token.
+        if completion[-1] != limits.end_id:
+            completion.append(limits.end_id)
         if len(completion) > room:
             completion = completion[:room]
             cut["completions"] += 1
@@ -89,7 +92,7 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: Exampl
 
 def _row(prompt: Sequence[int], completion: Sequence[int], *, start_id: int) -> TokenRun:
     ids = np.array([start_id, *prompt, *completion], np.int32)
-    kinds = np.full(len(ids), TokenKind.CONTENT, np.uint8)
+    kinds = np.full(len(ids), TokenKind.PLAIN, np.uint8)
     kinds[: 1 + len(prompt)] = TokenKind.GIVEN
     kinds[0] = TokenKind.END_OF_TEXT
     return TokenRun(ids, np.zeros(len(ids), np.float32), kinds)

@@ -22,7 +22,7 @@ from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
 from phf_ray.objectives.base import Objective, ObjectiveOutput
 from phf_ray.objectives.fused import fused_linear_loss
-from phf_ray.records import TokenKind
+from phf_ray.records import TEXT_KINDS, TokenKind
 
 
 class LanguageModel(nn.Module):
@@ -133,10 +133,11 @@ class LanguageModel(nn.Module):
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
 
     def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
-        """Log-probability of each learned token (kind CONTENT), in nats, (B, S); 0 for all others. No gradient."""
+        """Log-probability of each token of text (TEXT_KINDS), in nats, (B, S); 0 for all others. No gradient."""
         hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
         weight_VD, bias_V, scale = self.head()
-        learned_M = (token_kinds_BS[:, 1:] == int(TokenKind.CONTENT)).flatten().nonzero().squeeze(1)
+        kinds = torch.tensor(TEXT_KINDS, device=token_kinds_BS.device)
+        learned_M = torch.isin(token_kinds_BS[:, 1:].long(), kinds).flatten().nonzero().squeeze(1)
         nothing_M = torch.zeros(learned_M.shape, device=learned_M.device)
         with torch.no_grad():
             fused = fused_linear_loss(

@@ -25,7 +25,7 @@ from phf_ray.objectives.statistics import BinCounts, Statistics
 from phf_ray.records import TokenKind
 
 # Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
-_CONTENT, _END_OF_TEXT, _CONTROL, _PAD, _UNSCORED, _GIVEN = map(int, TokenKind)
+_CONTENT, _END_OF_TEXT, _CONTROL, _PAD, _UNSCORED, _PLAIN, _GIVEN = map(int, TokenKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,9 @@ class Objective(nn.Module):
             valid_N = valid_N & (kinds_N != _CONTROL)
         # DIFFERS: phf-ray ignores scores of structural tokens; the original gives end-of-text and control tokens
         # the score of the segment after them, and compat blocks store that score.
-        has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
+        has_score_N = kinds_N == _CONTENT
+        if self.compat is not None:
+            has_score_N = (kinds_N != _UNSCORED) & (kinds_N != _PLAIN)
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
         begins_M = (token_kinds_BS == _END_OF_TEXT).flatten()

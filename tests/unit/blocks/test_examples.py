@@ -9,7 +9,7 @@ from phf_ray.blocks.examples import Answer, ExampleCounts, RowLimits, pack_units
 from phf_ray.records import TokenKind
 
 START, END, PAD = 100, 101, 102
-S, G, C, P = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "CONTENT", "PAD"))
+S, G, C, P = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN", "PAD"))
 
 
 def rows_of(*answers, length=10):
@@ -23,6 +23,11 @@ def test_a_row_is_start_prompt_completion_and_an_end_that_is_learned():
     assert row.ids.tolist() == [START, 1, 2, 3, 4, END]
     assert row.kinds.tolist() == [S, G, G, C, C, C]
     assert (counts.units, counts.cut, counts.dropped) == (1, {}, {})
+
+
+def test_an_answer_that_ends_gets_no_second_end():
+    (row,), _ = rows_of(([1], [3, END]))
+    assert row.ids.tolist() == [START, 1, 3, END]
 
 
 def test_a_prompt_is_cut_at_its_beginning():

@@ -13,7 +13,7 @@ from phf_ray.objectives.statistics import combine
 from phf_ray.records import TokenKind
 
 VOCABULARY, WIDTH, LENGTH = 11, 6, 24
-START, GIVEN, CONTENT, PAD = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "CONTENT", "PAD"))
+START, GIVEN, CONTENT, PAD = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN", "PAD"))
 # Two pairs in the first block, one in the second; answers of 1 to 6 tokens.
 BLOCKS = [
     [[2, 3], [2, 1], [1, 4], [1, 2]],

@@ -52,6 +52,7 @@ def make_rows(name):
     kinds = torch.zeros(ids.shape, dtype=torch.uint8)
     if name == "dpo":
         # A pair in each row, of which two are padding.
+        kinds[:] = TokenKind.PLAIN
         kinds[:, [0, 6]] = TokenKind.END_OF_TEXT
         kinds[:, [1, 2, 7, 8, 9]] = TokenKind.GIVEN
         kinds[1::4] = TokenKind.PAD

@@ -94,7 +94,7 @@ def test_numbers_are_those_of_the_model_and_are_read_with_their_blocks(config, b
     with torch.no_grad():
         logits = model._trained_states(ids, kinds) @ model.head()[0].T
     logps = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2).numpy()
-    learned = read.token_kinds[:, 1:] == TokenKind.CONTENT
+    learned = read.token_kinds[:, 1:] == TokenKind.PLAIN
     assert learned.sum() > 30
     assert read.channels[REFERENCE][:, 1:] == pytest.approx(np.where(learned, logps, 0), abs=1e-5)
     assert (read.channels[REFERENCE][:, 0] == 0).all()
