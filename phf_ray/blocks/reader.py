@@ -2,11 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phf_ray.blocks.manifest import read_block_file
+from phf_ray.blocks.manifest import Shard, read_block_file
 from phf_ray.blocks.order import BlockOrder
 from phf_ray.blocks.shards import BlockArrays, decode_channel, decode_shard
 from phf_ray.errors import DataError
@@ -49,9 +50,18 @@ class BlockReader:
                 channel[chosen] = shard.channels[name][rows]
         return out
 
-    def _channel(self, name: str, file: str) -> NDArray[np.float32]:
-        path = f"{self._root}/{self._channels[name]}/{file}"
-        return decode_channel(read_block_file(path), name, source=path)
+    def _channel(self, name: str, expected: Shard) -> NDArray[np.float32]:
+        path = f"{self._root}/{self._channels[name]}/{expected.file}"
+        channel = decode_channel(read_block_file(path), name, source=path)
+        self._check(channel, expected, path=path, remedy="delete its folder, and it is computed again")
+        return channel
+
+    def _check(self, array: NDArray[Any], expected: Shard, *, path: str, remedy: str) -> None:
+        if array.shape != (expected.num_blocks, self._length):
+            raise DataError(
+                f"{path} holds {array.shape} tokens, but the manifest of the blocks says "
+                f"{(expected.num_blocks, self._length)}; {remedy}"
+            )
 
     def _shard(self, number: int) -> BlockArrays:
         if number in self._held:
@@ -60,13 +70,8 @@ class BlockReader:
         expected = self._shards[number]
         path = f"{self._root}/{expected.file}"
         shard = decode_shard(read_block_file(path), source=path)
-        shard = shard._replace(channels={name: self._channel(name, expected.file) for name in self._channels})
-        shapes = {array.shape for array in (shard.input_ids, *shard.channels.values())}
-        if shapes != {(expected.num_blocks, self._length)}:
-            raise DataError(
-                f"{path} and the numbers beside it hold {sorted(shapes)} tokens, but its manifest says "
-                f"{(expected.num_blocks, self._length)}; delete the folder and build the blocks again"
-            )
+        self._check(shard.input_ids, expected, path=path, remedy="delete the folder and build the blocks again")
+        shard = shard._replace(channels={name: self._channel(name, expected) for name in self._channels})
         self._held[number] = shard
         while len(self._held) > self._num_held:
             self._held.popitem(last=False)

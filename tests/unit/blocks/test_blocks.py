@@ -106,7 +106,7 @@ def test_a_shard_gives_back_its_blocks_in_fixed_size_columns():
     arrays = decode_shard(content, source="here")
     for number in range(5):
         for array, expected in zip(
-            arrays,
+            arrays[:3],
             (block_of(number).input_ids, block_of(number).token_scores, block_of(number).token_kinds),
             strict=True,
         ):

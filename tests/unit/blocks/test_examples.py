@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from phf_ray.blocks.examples import Answer, ExampleCounts, RowLimits, pack_units, rows_of_unit
 from phf_ray.records import TokenKind
 
-START, END, PAD = 100, 101, 102
+START, END, PAD = 10_000, 10_001, 10_002
 S, G, C, P = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN", "PAD"))
 
 
