@@ -102,7 +102,7 @@ def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool)
         if paths
     ]
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to score all of the input again")
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to do all of the input again")
     if added and not append:
         paths = [file.path for file in added]
         raise ConfigError(
