@@ -84,8 +84,8 @@ def _detect_in(file: InputFile, wanted: RowSettings, seen: _Seen) -> Detected | 
     if not names:
         return None
     settings = RowSettings(names.most_common(1)[0][0], wanted.to, wanted.as_text)
-    for index, record in records:
-        made = prepare_record(record, source=file.source, index=index, settings=settings)
+    for index, one in records:
+        made = prepare_record(one, source=file.source, index=index, settings=settings)
         if isinstance(made, Prepared):
             return Detected(settings, RowForm.of(made.rows[0]))
         seen.reasons[made.reason] += 1

@@ -106,8 +106,8 @@ def row_of(record: Mapping[str, Any]) -> FeedbackRow:
         return Comparison(prompt=prompt, **answers, **fixed)
     if "completion" not in record:
         return Example(prompt=None, conversation=messages, **fixed)
-    marks = {name: record.get(name) for name in ("label", "control")}
-    return Example(prompt=prompt, completion=record["completion"], **marks, **fixed)
+    label, control = record.get("label"), record.get("control")
+    return Example(prompt=prompt, completion=record["completion"], label=label, control=control, **fixed)
 
 
 def _form_of(prompt: Prompt | None) -> PromptForm:
