@@ -10,10 +10,11 @@ A completion that does not fit is cut at its end, and then has no end-of-text to
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun, cut_blocks
 from phf_ray.records import TokenBlock, TokenKind
 
@@ -41,23 +42,7 @@ class RowLimits:
     """Id of the token that ends a completion."""
 
 
-@dataclass(slots=True)
-class ExampleCounts:
-    """Counts of packed examples; merging the counts of two parts gives the counts of both."""
-
-    units: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Units that were left out, by reason."""
-    cut: Counter[str] = field(default_factory=Counter)
-    """Rows of which a part was cut: `prompts`, `completions`."""
-
-    def merge(self, other: "ExampleCounts") -> None:
-        self.units += other.units
-        self.dropped.update(other.dropped)
-        self.cut.update(other.cut)
-
-
-def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: ExampleCounts) -> list[TokenRun] | None:
+def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: PackingStats) -> list[TokenRun] | None:
     """Return the rows of a unit, or None, with the reason counted, if nothing of it can be learned.
 
     `empty_completion`: an answer has no token. `prompt_has_no_room`: an answer takes the whole row, and an answer
@@ -69,7 +54,7 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: Exampl
     for answer in answers:
         completion = list(answer.completion)
         if not answer.completion:
-            counts.dropped["empty_completion"] += 1
+            stats.num_documents_dropped["empty_completion"] += 1
             return None
         # Some chat templates end an answer with the same token.
         if completion[-1] != limits.end_id:
@@ -82,12 +67,33 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, counts: Exampl
             prompt = prompt[len(prompt) - (room - len(completion)) :]
             cut["prompts"] += 1
         if answer.prompt and not prompt:
-            counts.dropped["prompt_has_no_room"] += 1
+            stats.num_documents_dropped["prompt_has_no_room"] += 1
             return None
         rows.append(_row(prompt, completion, start_id=limits.start_id))
-    counts.units += 1
-    counts.cut.update(cut)
+    stats.num_cut.update(cut)
     return rows
+
+
+def conversation_row(
+    pieces: Sequence[tuple[Sequence[int], bool]], limits: RowLimits, *, stats: PackingStats
+) -> TokenRun | None:
+    """Return the row of a conversation, given as ids and whether the assistant says them, or None if it has no answer.
+
+    A conversation that does not fit is cut at its end.
+    """
+    ids = [limits.start_id, *(token for part, _ in pieces for token in part)]
+    learned = [False, *(is_answer for part, is_answer in pieces for _ in part)]
+    if learned[-1] and ids[-1] != limits.end_id:
+        ids, learned = [*ids, limits.end_id], [*learned, True]
+    is_cut = len(ids) > limits.length
+    ids, learned = ids[: limits.length], learned[: limits.length]
+    if not any(learned):
+        stats.num_documents_dropped["no_answer" if not is_cut else "prompt_has_no_room"] += 1
+        return None
+    stats.num_cut["completions"] += is_cut
+    kinds = np.where(learned, TokenKind.PLAIN, TokenKind.GIVEN).astype(np.uint8)
+    kinds[0] = TokenKind.END_OF_TEXT
+    return TokenRun(np.array(ids, np.int32), np.zeros(len(ids), np.float32), kinds)
 
 
 def _row(prompt: Sequence[int], completion: Sequence[int], *, start_id: int) -> TokenRun:

@@ -20,10 +20,18 @@ def is_held_out(document_id: str, fraction: float) -> bool:
 def read_held_out(root: str) -> Iterator[ScoredDocument]:
     """Yield the held-out documents, in the order of the corpora."""
     manifest = read_block_manifest(root)
-    if manifest.held_out_fraction == 0:
+    if manifest.held_out_fraction == 0 or manifest.examples is not None:
         return
     for group in range(manifest.num_groups):
         yield from decode_documents(read_block_file(f"{root}/{held_out_name(group)}"))
+
+
+def has_held_out(root: str) -> bool:
+    """Whether anything is held out: documents, or examples."""
+    manifest = read_block_manifest(root)
+    if manifest.examples is not None:
+        return bool(manifest.held_out_shards)
+    return next(read_held_out(root), None) is not None
 
 
 def held_out_name(group: int) -> str:

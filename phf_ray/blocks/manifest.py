@@ -88,6 +88,11 @@ class CorpusTokens(_Entry):
     score_std: float | None
 
 
+class HeldOutShard(_Entry):
+    file: str
+    num_blocks: int
+
+
 class BlockManifest(_Entry):
     """Description of a folder of blocks, available without reading the blocks."""
 
@@ -110,6 +115,12 @@ class BlockManifest(_Entry):
     tokens: dict[str, int]
     """By kind; `all` is everything but padding."""
     token_scores: TokenScores
+    examples: dict[str, Any] | None = None
+    """Settings of blocks that hold whole examples (`ExampleSettings`); None: a stream of text."""
+    cut: dict[str, int] = {}
+    """Rows of examples of which a part was cut: `prompts`, `completions`."""
+    held_out_shards: tuple[HeldOutShard, ...] = ()
+    """Held-out examples, packed like the others."""
     by_corpus: tuple[CorpusTokens, ...] = ()
     """In the order of `corpora`; empty if an older version built the blocks."""
 

@@ -14,16 +14,19 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from phf_ray.blocks.example_rows import ExampleSettings
+from phf_ray.blocks.feedback_corpora import open_feedback
 from phf_ray.blocks.manifest import FORMAT, SourceCorpus, UnscoredText
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
-from phf_ray.config import Config
+from phf_ray.config import Config, DPOConfig
 from phf_ray.corpus.data_sets import open_data_sets
 from phf_ray.corpus.find import would_read
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
+from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -55,6 +58,8 @@ class BlockPlan:
     groups: tuple[Group, ...]
     manifests: tuple[CorpusManifest, ...] = ()
     """In the order of `corpora`."""
+    examples: ExampleSettings | None = None
+    """None: the blocks are a stream of text."""
     max_failed_fraction: float = 0.0
     """Share of the records of a data set without scores that may be unreadable."""
 
@@ -74,6 +79,13 @@ def plan_blocks(
     """
     if not corpora:
         raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
+    if any(is_feedback_corpus(path) for path in corpora):
+        return _plan_examples(config, corpora, tokenizer=tokenizer, output_root=output_root)
+    if isinstance(config.objective, DPOConfig):
+        raise ConfigError(
+            f"objective DPO learns from comparisons, and {corpora[0]} is no feedback corpus; make one with `phf "
+            "prepare-feedback --input FILE --output DIR`"
+        )
     memory = f"{output_root.rstrip('/')}/{_MEMORY}"
     opened = open_data_sets(config, corpora, memory=memory, remembers=remembers)
     for corpus in opened:
@@ -105,6 +117,35 @@ def plan_blocks(
         manifests=tuple(manifests),
         groups=tuple(_groups([corpus.parts for corpus in opened], is_one_stream=config.compat is not None)),
         max_failed_fraction=config.scoring.max_failed_fraction,
+    )
+
+
+def _plan_examples(
+    config: Config, corpora: Sequence[str], *, tokenizer: PreTrainedTokenizerFast, output_root: str
+) -> BlockPlan:
+    opened = open_feedback(config, corpora, tokenizer=tokenizer)
+    packing = PackingConfig()
+    identity = {
+        "format": FORMAT,
+        "sequence_length": config.dataset.seq_length,
+        "examples": asdict(opened.settings) | {"template": None},
+        "held_out_fraction": config.dataset.held_out_fraction,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "corpora": [corpus.fingerprint for corpus in opened.corpora],
+        "parts": [[(posixpath.basename(part.label), part.size) for part in parts] for parts in opened.parts],
+    }
+    fingerprint = json_fingerprint(identity)
+    return BlockPlan(
+        root=f"{output_root.rstrip('/')}/blocks-{fingerprint[:16]}",
+        fingerprint=fingerprint,
+        sequence_length=config.dataset.seq_length,
+        packing=packing,
+        held_out_fraction=config.dataset.held_out_fraction,
+        thresholds={},
+        tokenizer=_describe_tokenizer(tokenizer, packing=packing),
+        corpora=opened.corpora,
+        examples=opened.settings,
+        groups=tuple(_groups(opened.parts, is_one_stream=False)),
     )
 
 

@@ -20,6 +20,8 @@ class PackingStats:
     num_documents_kept: int = 0
     num_documents_dropped: Counter[str] = field(default_factory=Counter)
     """By reason: empty, lone_surrogate, filtered, unscored, special_token_in_text, held_out."""
+    num_cut: Counter[str] = field(default_factory=Counter)
+    """Rows of examples of which a part was cut: `prompts`, `completions`."""
     num_characters_kept: int = 0
     num_characters_dropped: Counter[str] = field(default_factory=Counter)
     """By the same reasons."""
@@ -60,6 +62,7 @@ class PackingStats:
             (self.num_characters_dropped, other.num_characters_dropped),
             (self.num_segments, other.num_segments),
             (self.num_tokens, other.num_tokens),
+            (self.num_cut, other.num_cut),
         ):
             mine.update(others)
         self.scores.merge(other.scores)
@@ -70,6 +73,7 @@ class PackingStats:
             "num_blocks": self.num_blocks,
             "num_documents_kept": self.num_documents_kept,
             "num_documents_dropped": dict(sorted(self.num_documents_dropped.items())),
+            "num_cut": dict(sorted(self.num_cut.items())),
             "num_characters_kept": self.num_characters_kept,
             "num_characters_dropped": dict(sorted(self.num_characters_dropped.items())),
             "num_segments": dict(sorted(self.num_segments.items())),
@@ -86,6 +90,7 @@ class PackingStats:
             num_blocks=values["num_blocks"],
             num_documents_kept=values["num_documents_kept"],
             num_documents_dropped=Counter(values["num_documents_dropped"]),
+            num_cut=Counter(values.get("num_cut", {})),
             num_characters_kept=values["num_characters_kept"],
             num_characters_dropped=Counter(values["num_characters_dropped"]),
             num_segments=Counter(values["num_segments"]),

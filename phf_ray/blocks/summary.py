@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, Shard, SourceCorpus, TokenScores
+from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, HeldOutShard, Shard, SourceCorpus, TokenScores
 from phf_ray.blocks.plan import BlockPlan
 from phf_ray.blocks.shards import group_name
 from phf_ray.blocks.stats import PackingStats
@@ -25,12 +25,14 @@ def summarize_blocks(plan: BlockPlan, *, read: Mapping[int, CorpusStats]) -> Blo
     stats = PackingStats()
     by_corpus = [PackingStats() for _ in plan.corpora]
     shards: list[Shard] = []
+    held_out: list[HeldOutShard] = []
     for group in plan.groups:
         filesystem, inner = open_filesystem(f"{plan.root}/{group_name(group.number)}")
         contribution = json.loads(filesystem.cat_file(inner))
         own = PackingStats.from_json(contribution["stats"])
         stats.merge(own)
         by_corpus[group.corpus].merge(own)
+        held_out += [HeldOutShard(**shard) for shard in contribution.get("held_out", [])]
         shards += [
             Shard(
                 **shard,
@@ -63,6 +65,9 @@ def summarize_blocks(plan: BlockPlan, *, read: Mapping[int, CorpusStats]) -> Blo
             quantiles={str(q): stats.scores.quantile(q) for q in _QUANTILES} if stats.scores.count else {},
             quantile_relative_error=round(Histogram.RATIO - 1, 6),
         ),
+        examples=None if plan.examples is None else asdict(plan.examples),
+        cut=dict(sorted(stats.num_cut.items())),
+        held_out_shards=tuple(held_out),
         by_corpus=tuple(corpus_tokens(one) for one in by_corpus),
     )
 

@@ -23,6 +23,14 @@ class DatasetConfig(Section):
     """Column with the text in JSON lines and tables of data sets without scores; null: texts, text or content."""
     text_unit: Literal["document", "line"] = "document"
     """Document of a text file (.txt, .md, ...) without scores: the whole file, or every line that is not blank."""
+    prompt_template: str | None = None
+    """Template of the prompts of feedback corpora: tokenizer (its chat template), alpaca, hh, plain, or a file; null:
+    the tokenizer's own if it has one, else alpaca for instructions, hh for messages, plain for texts."""
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    """Tokens of an example, prompt and completion together; null: seq_length, or half of it for each answer of a
+    pair."""
+    learn: Literal["completions", "all"] = "completions"
+    """Tokens of examples that are learned: those of answers, or those of prompts too."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Share of each data set among the sequences; null: every sequence of every data set once per epoch."""
     is_split_by_sentences: bool = True

@@ -9,6 +9,8 @@ from phf_ray.config.base import Count, Fraction, Positive, Section
 
 class TrainingConfig(Section):
     num_tokens: Positive = 3_300_000_000
+    num_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data, in place of num_tokens."""
     count_tokens: Literal["content", "all"] = "content"
     """Tokens that num_tokens counts: only tokens of text (content), or control and end-of-text tokens too (all)."""
     effective_batch_size: Positive = 64

@@ -9,7 +9,7 @@ from phf_ray.config.base import Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import GenerationConfig, KLConfig
 from phf_ray.config.model import ModelConfig
-from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig
+from phf_ray.config.objective import AWRConfig, DPOConfig, MLEConfig, ObjectiveConfig
 from phf_ray.config.scoring import ScoringConfig
 from phf_ray.config.training import TrainingConfig
 from phf_ray.errors import ConfigError
@@ -43,7 +43,7 @@ class Config(Section):
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
         readers = {
-            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig),
+            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig | DPOConfig),
             "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
             "dataset.conditional_training_config": dataset.conditional_training_config is not None,
             "dataset.filter_threshold": dataset.filter_threshold is not None,
@@ -64,7 +64,7 @@ class Config(Section):
             missing = {conditional.aligned_prefix, conditional.misaligned_prefix} - set(self.tokenizer.special_tokens)
             if missing:
                 problems.append(f"tokenizer.special_tokens lacks the control tokens {sorted(missing)}; add them")
-        if self.training.tokens_already_seen >= self.training.num_tokens:
+        if self.training.num_epochs is None and self.training.tokens_already_seen >= self.training.num_tokens:
             problems.append(
                 f"training.tokens_already_seen={self.training.tokens_already_seen} leaves no tokens of "
                 f"training.num_tokens={self.training.num_tokens} to train on; raise num_tokens"

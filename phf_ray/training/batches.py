@@ -121,20 +121,22 @@ def step_batches(read: ReadBlocks, share: DataShare, *, steps: range) -> Iterato
         ]
 
 
-def _micro_batch(read: ReadBlocks, begin: int, end: int) -> MicroBatch:
-    is_padding = begin == end
-    blocks = read(begin, begin + 1 if is_padding else end)
-    kinds = np.full_like(blocks.token_kinds, TokenKind.PAD) if is_padding else blocks.token_kinds
+def batch_of(blocks: BlockSlice, part: slice, *, first_block: int = 0) -> MicroBatch:
+    """Return some of the blocks as a micro-batch."""
     return MicroBatch(
-        torch.from_numpy(blocks.input_ids.astype(np.int64)),
-        torch.from_numpy(np.ascontiguousarray(blocks.token_scores, dtype=np.float32)),
-        torch.from_numpy(np.ascontiguousarray(kinds, dtype=np.uint8)),
-        -1 if is_padding else begin,
-        {
-            name: torch.from_numpy(np.ascontiguousarray(channel, dtype=np.float32))
-            for name, channel in blocks.channels.items()
-        },
+        torch.from_numpy(blocks.input_ids[part].astype(np.int64)),
+        torch.from_numpy(np.array(blocks.token_scores[part], dtype=np.float32)),
+        torch.from_numpy(np.array(blocks.token_kinds[part], dtype=np.uint8)),
+        first_block,
+        {name: torch.from_numpy(np.array(channel[part], np.float32)) for name, channel in blocks.channels.items()},
     )
+
+
+def _micro_batch(read: ReadBlocks, begin: int, end: int) -> MicroBatch:
+    if begin < end:
+        return batch_of(read(begin, end), slice(None), first_block=begin)
+    padding = batch_of(read(begin, begin + 1), slice(None), first_block=-1)
+    return dataclasses.replace(padding, token_kinds_BS=torch.full_like(padding.token_kinds_BS, int(TokenKind.PAD)))
 
 
 def prefetched(items: Iterable[T], *, depth: int = 4) -> Iterator[T]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from phf_ray import errors
-from phf_ray.blocks.held_out import read_held_out
+from phf_ray.blocks.held_out import has_held_out
 from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.checkpoint import read_info
 from phf_ray.config import AWRConfig, Config, RWRConfig
@@ -95,8 +95,8 @@ def run_training(  # noqa: PLR0913  everything that defines a run
         working_directory=str(Path.cwd()),
     )
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
-    if config.dataset.held_out_fraction > 0 and next(read_held_out(blocks_path), None) is None:
-        log.warning("no document is held out; raise dataset.held_out_fraction to measure bits per byte")
+    if config.dataset.held_out_fraction > 0 and not has_held_out(blocks_path):
+        log.warning("nothing is held out; raise dataset.held_out_fraction to measure on held-out data")
     evaluations = helpers.plan_evaluations(run)
     sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
     if isinstance(config.objective, AWRConfig | RWRConfig):

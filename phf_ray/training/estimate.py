@@ -9,8 +9,7 @@ from phf_ray.config import Config, evaluation_steps
 from phf_ray.errors import DataError
 from phf_ray.models.shape import ModelShape
 from phf_ray.training.memory import GB, memory_per_device
-from phf_ray.training.plan import idle_workers
-from phf_ray.training.schedule import steps_in
+from phf_ray.training.plan import idle_workers, planned_steps
 from phf_ray.training.speed import Speed, has_gpu
 from phf_ray.training.token_count import TokenCount
 
@@ -30,7 +29,9 @@ def describe_run(
     num_content_tokens, num_tokens = (
         sum(getattr(one, name) for one in tokens.mixture.corpora) for name in ("num_content_tokens", "num_tokens")
     )
-    num_steps = steps_in(budget, tokens_per_block=per_block, batch_size=training.effective_batch_size)
+    num_steps = planned_steps(training, num_blocks=tokens.num_blocks, tokens_per_block=per_block)
+    if training.num_epochs is not None:
+        budget = round(num_steps * training.effective_batch_size * per_block)
     about = "" if tokens.is_exact else "about "
     num_positions = num_steps * training.effective_batch_size * dataset.seq_length
     epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)

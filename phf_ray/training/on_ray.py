@@ -10,6 +10,7 @@ import logging
 import shutil
 import threading
 import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
 from phf_ray.training.plan import TrainJob
+from phf_ray.training.reference import ReferenceComputer, ReferenceJob
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,37 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
         # DDP must not outlive Ray's hold on the process group: its destructor would keep the interpreter's lock while
         # waiting for a thread that waits for that lock.
         gc.collect()
+
+
+def compute_reference(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
+    """Compute the shards on a pool of actors that each hold the model. This function is a `ReferenceRunner`."""
+    import ray
+
+    if not shards:
+        return
+    available = ray.cluster_resources()
+    on_gpu = available.get("GPU", 0) > 0
+    data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    most = max(1, min(len(shards), int(available.get("GPU" if on_gpu else "CPU", 1))))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    computed = data.map(
+        _ReferenceActor,  # type: ignore[arg-type]
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=1,
+        num_gpus=1 if on_gpu else None,
+    )
+    for row in computed.iter_rows():
+        yield str(row["shard"])
+
+
+class _ReferenceActor:
+    def __init__(self, job: ReferenceJob):
+        self._computer = ReferenceComputer(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"shard": self._computer(str(row["shard"]))}
 
 
 class RayRanks:

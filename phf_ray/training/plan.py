@@ -32,6 +32,8 @@ class TrainingPlan:
     """Thresholds as numbers, by name: `conditional`, `filter`, `objective`."""
     reward_mean: float | None
     reward_std: float | None
+    reference: str | None = None
+    """Folder below the blocks with the reference's log-probabilities; None: the objective reads none."""
     eval_sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> file of the evaluation set, and how many of its documents are in the training data."""
 
@@ -43,6 +45,7 @@ def plan_training(
     objective_threshold: float | None,
     checkpoint_path: str | None,
     eval_sets: Mapping[str, dict[str, Any]] | None = None,
+    reference: str | None = None,
 ) -> TrainingPlan:
     """Plan a run.
 
@@ -59,11 +62,7 @@ def plan_training(
     order = BlockOrder(manifest, seed=training.seed, weights=config.dataset.weights)
     score_mean, score_std = mixture.score_mean_and_std()
     return TrainingPlan(
-        num_steps=steps_in(
-            training.num_tokens - training.tokens_already_seen,
-            tokens_per_block=tokens_per_block,
-            batch_size=training.effective_batch_size,
-        ),
+        num_steps=planned_steps(training, num_blocks=manifest.num_blocks, tokens_per_block=tokens_per_block),
         first_block=order.position_after(config.dataset.skip_tokens) if config.dataset.skip_tokens else 0,
         tokens_per_block=tokens_per_block,
         blocks_hash=manifest.fingerprint,
@@ -73,7 +72,19 @@ def plan_training(
         # The reward is minus the score.
         reward_mean=None if score_mean is None else -score_mean,
         reward_std=score_std,
+        reference=reference,
         eval_sets=dict(eval_sets or {}),
+    )
+
+
+def planned_steps(training: TrainingConfig, *, num_blocks: int, tokens_per_block: float) -> int:
+    """Return the steps of `training.num_epochs` passes if it is set, else those of `training.num_tokens`."""
+    if training.num_epochs is not None:
+        return max(1, round(training.num_epochs * num_blocks / training.effective_batch_size))
+    return steps_in(
+        training.num_tokens - training.tokens_already_seen,
+        tokens_per_block=tokens_per_block,
+        batch_size=training.effective_batch_size,
     )
 
 

@@ -22,7 +22,7 @@ from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.scorers.classifier import weights_hash
 from phf_ray.storage.files import open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
-from phf_ray.training.batches import MicroBatch
+from phf_ray.training.batches import batch_of
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,8 @@ def ensure_reference(
         # In bf16 the same weights give other numbers.
         folder=f"reference-{json_fingerprint([weights_hash(build()), config.training.precision])[:16]}",
     )
-    missing = [shard.file for shard in manifest.shards if job.needs(shard.file)]
-    if missing:
-        log.info("log-probabilities of the reference for %d of %d shards", len(missing), len(manifest.shards))
+    shards = [shard.file for shard in (*manifest.shards, *manifest.held_out_shards)]
+    missing = [shard for shard in shards if job.needs(shard)]
     for done, _ in enumerate(run(job, missing), start=1):
         log.info("log-probabilities of the reference: %d of %d shards", done, len(missing))
     return job.folder
@@ -105,13 +104,7 @@ class ReferenceComputer:
         size = self._config.training.per_device_train_batch_size
         parts = []
         for first in range(0, len(blocks.input_ids), size):
-            part = slice(first, first + size)
-            batch = MicroBatch(
-                torch.from_numpy(blocks.input_ids[part].astype(np.int64)),
-                torch.from_numpy(blocks.token_scores[part].copy()),
-                torch.from_numpy(blocks.token_kinds[part].copy()),
-                first_block=0,
-            ).to(self._device)
+            batch = batch_of(blocks, slice(first, first + size)).to(self._device)
             with (
                 torch.no_grad(),
                 torch.autocast(

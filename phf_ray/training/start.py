@@ -58,15 +58,16 @@ def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device,
         model.compile_blocks(device)
 
 
-def trained_control(config: Config) -> Control | None:
+def trained_control(config: Config, *, examples: bool = False) -> Control | None:
     """Return the control tokens of the trained model, None if it has none.
 
-    The model may sample them only if the loss covers them and each segment has one.
+    The model may sample them only if the loss covers them and each segment has one. In examples they are given.
     """
     conditional = config.dataset.conditional_training_config
     if conditional is None:
         return None
-    may_sample = config.dataset.is_split_by_sentences and config.objective.score_control
+    learns_them = getattr(config.objective, "score_control", False) and not examples
+    may_sample = config.dataset.is_split_by_sentences and learns_them
     return Control(
         good=conditional.aligned_prefix, bad=conditional.misaligned_prefix, policy="retag" if may_sample else "ban"
     )

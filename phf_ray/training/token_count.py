@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from phf_ray.blocks.example_rows import ExamplePacker
 from phf_ray.blocks.held_out import is_held_out
 from phf_ray.blocks.manifest import SUCCESS, CorpusTokens, read_block_manifest
 from phf_ray.blocks.mixture import Mixture
@@ -71,6 +72,17 @@ def _count_groups(
 def _count_group(
     plan: BlockPlan, parts: Sequence[Part], *, tokenizer: PreTrainedTokenizerFast, stats: PackingStats
 ) -> None:
+    if plan.examples is not None:
+        packer = ExamplePacker(
+            plan.examples,
+            tokenizer,
+            length=plan.sequence_length,
+            held_out_fraction=plan.held_out_fraction,
+            stats=stats,
+        )
+        for _ in packer.blocks(parts):
+            pass
+        return
     documents = (
         document
         for part in parts

@@ -28,6 +28,7 @@ from phf_ray.models.saving import rehearse_save, save_checkpoint
 from phf_ray.models.shape import shape_of
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.build import build_objective
+from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 from phf_ray.training.batches import DataShare, prefetched, step_batches
@@ -41,6 +42,7 @@ from phf_ray.training.events import (
     WeightsDue,
 )
 from phf_ray.training.hardware import peak_flops
+from phf_ray.training.held_out_examples import HeldOutExamples
 from phf_ray.training.held_out_text import BITS_PER_BYTE, HeldOutText
 from phf_ray.training.inspection import MAX_SPANS, InspectedSpan, Inspector, cosine_and_norms, cut_spans
 from phf_ray.training.lasting import refuse_without_room
@@ -82,10 +84,22 @@ class TrainingWorker:
         self._inspector = Inspector(self._config, self._tokenizer)
         self._claim, resume_from = self._agree_on_start()
         self._state = self._build_state(resume_from)
-        self._held_out = HeldOutText(
-            self._config, self._tokenizer, manifest=self._manifest, blocks_path=job.blocks_path
-        )
+        self._held_out = self._build_held_out()
         self._eval_sets = EvalSets(self._config, self._tokenizer, manifest=self._manifest, sets=self._plan.eval_sets)
+
+    @property
+    def _channels(self) -> dict[str, str]:
+        """Numbers per token that are stored beside the blocks: name -> folder."""
+        return {} if self._plan.reference is None else {REFERENCE: self._plan.reference}
+
+    def _build_held_out(self) -> HeldOutText | HeldOutExamples:
+        if self._manifest.examples is None:
+            return HeldOutText(
+                self._config, self._tokenizer, manifest=self._manifest, blocks_path=self._job.blocks_path
+            )
+        return HeldOutExamples(
+            self._config.training, manifest=self._manifest, blocks_path=self._job.blocks_path, channels=self._channels
+        )
 
     def _agree_on_start(self) -> tuple[str | None, Path | None]:
         """Let rank 0 claim the run and choose everyone's checkpoint: other ranks may see an older directory."""
@@ -109,6 +123,7 @@ class TrainingWorker:
             unscored=self._config.dataset.unscored,
             reward_mean=self._plan.reward_mean,
             reward_std=self._plan.reward_std,
+            examples=self._manifest.examples is not None,
         )
 
     def _build_state(self, resume_from: Path | None) -> TrainState:
@@ -186,7 +201,7 @@ class TrainingWorker:
             first_block=plan.first_block,
         )
         order = BlockOrder(self._manifest, seed=training.seed, weights=self._config.dataset.weights)
-        reader = BlockReader(self._job.blocks_path, order=order)
+        reader = BlockReader(self._job.blocks_path, order=order, channels=self._channels)
         batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
         watch = StopWatch(self._run, self._claim)
         self._cost = WallCost()
@@ -217,7 +232,7 @@ class TrainingWorker:
 
     def _steps_between_inspections(self) -> int | None:
         training = self._config.training
-        if training.inspect_every_n_micro_batches is None:
+        if training.inspect_every_n_micro_batches is None or self._manifest.examples is not None:
             return None
         per_worker = training.effective_batch_size / (self._world_size * training.per_device_train_batch_size)
         return max(1, round(training.inspect_every_n_micro_batches / max(per_worker, 1)))
@@ -337,12 +352,15 @@ class TrainingWorker:
 
     def _info(self, *, step: int, tokens_seen: int, measured: dict[str, float]) -> CheckpointInfo:
         config, corpora = self._config, self._manifest.corpora
-        control = trained_control(config)
+        is_examples = self._manifest.examples is not None
+        control = trained_control(config, examples=is_examples)
         return CheckpointInfo(
             task=self._job.task,
             objective=config.objective.model_dump(mode="json"),
             control=control,
-            is_control_per_segment=None if control is None else config.dataset.is_split_by_sentences,
+            is_control_per_segment=(
+                None if control is None else config.dataset.is_split_by_sentences and not is_examples
+            ),
             thresholds=self._plan.thresholds,
             scorer=corpora[0].scorer or None,
             corpus_hash="+".join(corpus.fingerprint for corpus in corpora),

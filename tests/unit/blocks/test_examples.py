@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf_ray.blocks.examples import Answer, ExampleCounts, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.stats import PackingStats
 from phf_ray.records import TokenKind
 
 START, END, PAD = 10_000, 10_001, 10_002
@@ -13,8 +14,8 @@ S, G, C, P = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN",
 
 
 def rows_of(*answers, length=10):
-    counts = ExampleCounts()
-    rows = rows_of_unit([Answer(*answer) for answer in answers], RowLimits(length, START, END), counts=counts)
+    counts = PackingStats()
+    rows = rows_of_unit([Answer(*answer) for answer in answers], RowLimits(length, START, END), stats=counts)
     return rows, counts
 
 
@@ -22,7 +23,7 @@ def test_a_row_is_start_prompt_completion_and_an_end_that_is_learned():
     (row,), counts = rows_of(([1, 2], [3, 4]))
     assert row.ids.tolist() == [START, 1, 2, 3, 4, END]
     assert row.kinds.tolist() == [S, G, G, C, C, C]
-    assert (counts.units, counts.cut, counts.dropped) == (1, {}, {})
+    assert (counts.num_cut, counts.num_documents_dropped) == ({}, {})
 
 
 def test_an_answer_that_ends_gets_no_second_end():
@@ -33,14 +34,14 @@ def test_an_answer_that_ends_gets_no_second_end():
 def test_a_prompt_is_cut_at_its_beginning():
     (row,), counts = rows_of((list(range(20)), [50, 51]))
     assert row.ids.tolist() == [START, 14, 15, 16, 17, 18, 19, 50, 51, END]
-    assert counts.cut == {"prompts": 1}
+    assert counts.num_cut == {"prompts": 1}
 
 
 def test_a_completion_is_cut_at_its_end_and_then_does_not_end():
     (row,), counts = rows_of(([], list(range(20))))
     assert row.ids.tolist() == [START, *range(9)]
     assert row.kinds.tolist() == [S] + [C] * 9
-    assert counts.cut == {"completions": 1}
+    assert counts.num_cut == {"completions": 1}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_a_completion_is_cut_at_its_end_and_then_does_not_end():
 def test_a_unit_of_which_nothing_can_be_learned_is_dropped_whole_and_counted(answer, reason):
     rows, counts = rows_of(([1], [2]), answer)
     assert rows is None
-    assert (counts.units, counts.dropped, counts.cut) == (0, {reason: 1}, {})
+    assert (counts.num_documents_dropped, counts.num_cut) == ({reason: 1}, {})
 
 
 @settings(deadline=None, max_examples=60)
@@ -58,7 +59,7 @@ def test_blocks_hold_every_unit_once_whole_and_their_rows_in_order(sizes):
     units = []
     for number, pair in enumerate(sizes):
         answers = [Answer([number], [10 * number + side] * size) for side, size in enumerate(pair)]
-        units.append(rows_of_unit(answers, RowLimits(9, START, END), counts=ExampleCounts()))
+        units.append(rows_of_unit(answers, RowLimits(9, START, END), stats=PackingStats()))
     blocks = list(pack_units(units, length=18, pad_id=PAD))
     found = []
     for block in blocks:
@@ -77,7 +78,7 @@ def test_packing_leaves_little_room():
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(5.2, 0.7, 2000), 10, 500).astype(int)
     units = [
-        rows_of_unit([Answer([1], [2] * size)], RowLimits(512, START, END), counts=ExampleCounts()) for size in lengths
+        rows_of_unit([Answer([1], [2] * size)], RowLimits(512, START, END), stats=PackingStats()) for size in lengths
     ]
     blocks = list(pack_units(units, length=1024, pad_id=PAD))
     padding = sum(int((block.token_kinds == P).sum()) for block in blocks) / (1024 * len(blocks))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from trl_case import BETA, LOSSES, PAIRS, gradients_of, make_model, make_tokenizer
 
-from phf_ray.blocks.examples import Answer, ExampleCounts, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.dpo import REFERENCE
@@ -31,7 +32,7 @@ def make_batch(*, pairs, length=40):
     units = []
     for prompt, *answers in PAIRS:
         unit = [Answer(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
-        units.append(rows_of_unit(unit, limits, counts=ExampleCounts()))
+        units.append(rows_of_unit(unit, limits, stats=PackingStats()))
     blocks = list(pack_units(units, length=length, pad_id=tokenizer.pad_token_id))
     assert len(blocks) < len(PAIRS), "several units share a block"
     columns = [

@@ -1,0 +1,126 @@
+"""Opens feedback corpora for a training, and checks that its objective can learn from them."""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
+from phf_ray.blocks.manifest import SourceCorpus
+from phf_ray.config import Config, DPOConfig, MLEConfig
+from phf_ray.errors import ConfigError
+from phf_ray.feedback.layout import is_feedback_corpus
+from phf_ray.feedback.manifest import FeedbackManifest
+from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
+from phf_ray.generation.chat import template_source
+from phf_ray.storage.files import open_filesystem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFeedback:
+    settings: ExampleSettings
+    corpora: tuple[SourceCorpus, ...]
+    parts: tuple[tuple[FeedbackPart, ...], ...]
+    """Of each corpus."""
+
+
+def open_feedback(config: Config, paths: Sequence[str], *, tokenizer: "PreTrainedTokenizerFast") -> OpenFeedback:
+    """Open feedback corpora. Raises ConfigError if they are of several kinds, or not what the objective learns from."""
+    others = [path for path in paths if not is_feedback_corpus(path)]
+    if others:
+        raise ConfigError(
+            f"dataset.datasets: {', '.join(others)} is no feedback corpus, but others are; train on one kind after the "
+            "other, the second run with --checkpoint-path"
+        )
+    manifests = [read_feedback_manifest(path) for path in paths]
+    forms = {(manifest.kind, manifest.form.prompts) for manifest in manifests}
+    if len(forms) > 1:
+        raise ConfigError(f"dataset.datasets has feedback corpora of several kinds: {sorted(forms)}; give those of one")
+    for path, manifest in zip(paths, manifests, strict=True):
+        _check_objective(config, path, manifest)
+    return OpenFeedback(
+        settings=_settings(config, manifests, tokenizer=tokenizer),
+        corpora=tuple(
+            SourceCorpus(
+                name=posixpath.basename(path.rstrip("/")),
+                fingerprint=manifest.fingerprint,
+                scorer={},
+                segmenter="none",
+            )
+            for path, manifest in zip(paths, manifests, strict=True)
+        ),
+        parts=tuple(_parts(path) for path in paths),
+    )
+
+
+def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
+    objective, kind = config.objective, manifest.kind
+    if isinstance(objective, DPOConfig):
+        if kind != "comparisons":
+            raise ConfigError(f"objective DPO learns from comparisons, but {path} holds {kind}; use objective MLE")
+    elif not isinstance(objective, MLEConfig) or objective.mask_above is not None:
+        readers = " and ".join(config.score_readers)
+        raise ConfigError(f"{readers} needs scores, which feedback ({path}) has not; use MLE for examples, or DPO")
+    elif kind == "comparisons":
+        raise ConfigError(
+            f"objective MLE learns from examples, but {path} holds comparisons; use objective DPO, or make examples "
+            "with `phf prepare-feedback --to sft` (or feedme, reward-conditioning)"
+        )
+    elif manifest.form.has_label:
+        raise ConfigError(
+            f"{path} holds good and bad answers with labels, and objective MLE would learn both alike; make examples "
+            "with `phf prepare-feedback --to sft` or reward-conditioning"
+        )
+    if manifest.form.has_control and config.dataset.conditional_training_config is None:
+        raise ConfigError(
+            f"{path} has answers behind control tokens; name them in dataset.conditional_training_config and "
+            "tokenizer.special_tokens, as configs/alpaca/reward_conditioning.yml does"
+        )
+    if not config.training.document_mask:
+        raise ConfigError(
+            "training.document_mask: false, but several examples share a block, and none may see another; set it to "
+            "true"
+        )
+    if config.compat is not None:
+        raise ConfigError(f"compat: {config.compat} knows no feedback; remove it")
+
+
+def _settings(
+    config: Config, manifests: Sequence[FeedbackManifest], *, tokenizer: "PreTrainedTokenizerFast"
+) -> ExampleSettings:
+    dataset, form = config.dataset, manifests[0].form
+    name = dataset.prompt_template
+    if name is None:
+        name = "tokenizer" if tokenizer.chat_template else _TEMPLATES[form.prompts]
+    rows_of_unit = 2 if form.kind == "comparisons" else 1
+    longest = dataset.seq_length // rows_of_unit
+    length = dataset.max_length or longest
+    if length > longest:
+        raise ConfigError(
+            f"dataset.max_length: {length} x {rows_of_unit} answers do not fit into a block of dataset.seq_length: "
+            f"{dataset.seq_length}; raise seq_length to {length * rows_of_unit}, or lower max_length"
+        )
+    conditional = dataset.conditional_training_config
+    return ExampleSettings(
+        kind=form.kind,
+        template=str(Path(name).resolve()) if Path(name).is_file() else name,
+        template_text=template_source(name, tokenizer=tokenizer),
+        row_length=length,
+        learn=dataset.learn,
+        good=None if conditional is None else conditional.aligned_prefix,
+        bad=None if conditional is None else conditional.misaligned_prefix,
+    )
+
+
+def _parts(path: str) -> tuple[FeedbackPart, ...]:
+    found = []
+    for part in list_feedback_parts(path):
+        filesystem, inner = open_filesystem(part)
+        found.append(FeedbackPart(part, int(filesystem.size(inner) or 0)))
+    return tuple(found)
