@@ -86,7 +86,7 @@ class ExamplePacker:
         self._reader = UnitReader(settings, tokenizer, held_out_fraction=held_out_fraction)
         self._length, self._stats = length, stats
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._pad_id = int(pad_id)  # type: ignore[arg-type]  # every tokenizer here has an end of text
+        self._pad_id = int(pad_id)
         self._held_out: list[list[TokenRun]] = []
 
     def blocks(self, parts: Iterable[Any]) -> Iterator[TokenBlock]:

@@ -65,7 +65,8 @@ def decode_shard(content: bytes, *, source: str) -> BlockArrays:
         raise DataError(
             f"{source} is not a shard of token blocks: {error}; delete its folder and build again"
         ) from None
-    return BlockArrays(*(_matrix(table, name) for name in COLUMNS))
+    ids, scores, kinds = (_matrix(table, name) for name in COLUMNS)
+    return BlockArrays(ids, scores, kinds)
 
 
 def encode_channel(name: str, values: NDArray[np.float32]) -> bytes:

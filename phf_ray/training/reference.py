@@ -68,7 +68,7 @@ def ensure_reference(
         # In bf16 the same weights give other numbers.
         folder=f"reference-{json_fingerprint([weights_hash(build()), config.training.precision])[:16]}",
     )
-    shards = [shard.file for shard in (*manifest.shards, *manifest.held_out_shards)]
+    shards = [shard.file for shard in manifest.shards] + [shard.file for shard in manifest.held_out_shards]
     missing = [shard for shard in shards if job.needs(shard)]
     for done, _ in enumerate(run(job, missing), start=1):
         log.info("log-probabilities of the reference: %d of %d shards", done, len(missing))
