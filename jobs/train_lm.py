@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from phf_ray.runs.checkpoints import find_checkpoint
 
+    if arguments.checkpoint_path is not None:
+        config = config.with_tokenizer_of(arguments.checkpoint_path)
+    elif not config.model.from_scratch:
+        config = config.with_tokenizer_of(config.model.path_or_name, revision=config.model.revision)
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
     directory.check(config=config.model_dump(mode="json"))
     before = directory.read_summary()
@@ -64,11 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
     arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
 ) -> dict[str, Any]:
+    from phf_ray.blocks.feedback_corpora import check_feedback
     from phf_ray.corpus.data_sets import check_data_sets
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
     corpora = [_absolute(source) for source in config.dataset.datasets]
-    check_data_sets(config, corpora)
+    if not check_feedback(config, corpora):
+        check_data_sets(config, corpora)
     sets = read_eval_sets(config)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
@@ -83,8 +89,10 @@ def _train(
     from phf_ray.training.value_range import check_value_range
 
     blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
-    thresholds = resolve_thresholds(config, manifests=blocks.manifests)
+    # Control tokens of feedback are stated, not chosen by a score.
+    thresholds = {} if blocks.examples is not None else resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
+    reference = _reference(config, blocks=blocks.root, checkpoint_path=checkpoint_path)
     eval_sets = store_eval_sets(
         config,
         sets,
@@ -98,6 +106,7 @@ def _train(
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
         eval_sets=eval_sets,
+        reference=reference,
     )
     log.info(
         "%d steps of %d sequences, %d tokens each",
@@ -113,6 +122,27 @@ def _train(
         task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
         helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
+    )
+
+
+def _reference(config: Config, *, blocks: str, checkpoint_path: str | None) -> str | None:
+    """Compute the log-probabilities of the model that the run starts from, if the objective compares with them."""
+    from phf_ray.config import DPOConfig
+
+    if not isinstance(config.objective, DPOConfig) or config.objective.reference_free:
+        return None
+    from phf_ray.blocks.tokenizer import load_tokenizer
+    from phf_ray.training.on_ray import compute_reference
+    from phf_ray.training.reference import ensure_reference
+    from phf_ray.training.start import initial_model
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    return ensure_reference(
+        config,
+        blocks=blocks,
+        checkpoint_path=checkpoint_path,
+        build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
+        run=compute_reference,
     )
 
 

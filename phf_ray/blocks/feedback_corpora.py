@@ -30,8 +30,18 @@ class OpenFeedback:
     """Of each corpus."""
 
 
-def open_feedback(config: Config, paths: Sequence[str], *, tokenizer: "PreTrainedTokenizerFast") -> OpenFeedback:
-    """Open feedback corpora. Raises ConfigError if they are of several kinds, or not what the objective learns from."""
+def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifest]:
+    """Return the manifest of each corpus, or none if none of them is feedback.
+
+    Raises ConfigError if they are of several kinds, or not what the objective learns from.
+    """
+    if not any(is_feedback_corpus(path) for path in paths):
+        if isinstance(config.objective, DPOConfig) and paths:
+            raise ConfigError(
+                f"objective DPO learns from comparisons, and {paths[0]} is no feedback corpus; make one with `phf "
+                "prepare-feedback --input FILE --output DIR`"
+            )
+        return []
     others = [path for path in paths if not is_feedback_corpus(path)]
     if others:
         raise ConfigError(
@@ -44,6 +54,13 @@ def open_feedback(config: Config, paths: Sequence[str], *, tokenizer: "PreTraine
         raise ConfigError(f"dataset.datasets has feedback corpora of several kinds: {sorted(forms)}; give those of one")
     for path, manifest in zip(paths, manifests, strict=True):
         _check_objective(config, path, manifest)
+    return manifests
+
+
+def open_feedback(
+    config: Config, paths: Sequence[str], manifests: Sequence[FeedbackManifest], *, tokenizer: "PreTrainedTokenizerFast"
+) -> OpenFeedback:
+    """`manifests`: as `check_feedback` returned them. Raises ConfigError if there is no such template, or no room."""
     return OpenFeedback(
         settings=_settings(config, manifests, tokenizer=tokenizer),
         corpora=tuple(

@@ -15,18 +15,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.example_rows import ExampleSettings
-from phf_ray.blocks.feedback_corpora import open_feedback
+from phf_ray.blocks.feedback_corpora import OpenFeedback, check_feedback, open_feedback
 from phf_ray.blocks.manifest import FORMAT, SourceCorpus, UnscoredText
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
-from phf_ray.config import Config, DPOConfig
+from phf_ray.config import Config
 from phf_ray.corpus.data_sets import open_data_sets
 from phf_ray.corpus.find import would_read
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
-from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -79,13 +78,10 @@ def plan_blocks(
     """
     if not corpora:
         raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
-    if any(is_feedback_corpus(path) for path in corpora):
-        return _plan_examples(config, corpora, tokenizer=tokenizer, output_root=output_root)
-    if isinstance(config.objective, DPOConfig):
-        raise ConfigError(
-            f"objective DPO learns from comparisons, and {corpora[0]} is no feedback corpus; make one with `phf "
-            "prepare-feedback --input FILE --output DIR`"
-        )
+    feedback = check_feedback(config, corpora)
+    if feedback:
+        opened_feedback = open_feedback(config, corpora, feedback, tokenizer=tokenizer)
+        return _plan_examples(config, opened_feedback, tokenizer=tokenizer, output_root=output_root)
     memory = f"{output_root.rstrip('/')}/{_MEMORY}"
     opened = open_data_sets(config, corpora, memory=memory, remembers=remembers)
     for corpus in opened:
@@ -121,9 +117,8 @@ def plan_blocks(
 
 
 def _plan_examples(
-    config: Config, corpora: Sequence[str], *, tokenizer: PreTrainedTokenizerFast, output_root: str
+    config: Config, opened: OpenFeedback, *, tokenizer: PreTrainedTokenizerFast, output_root: str
 ) -> BlockPlan:
-    opened = open_feedback(config, corpora, tokenizer=tokenizer)
     packing = PackingConfig()
     identity = {
         "format": FORMAT,

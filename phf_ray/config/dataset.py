@@ -72,5 +72,6 @@ class DatasetConfig(Section):
 
 class TokenizerConfig(Section):
     path_or_name: str = "gpt2"
+    """Default: the tokenizer of the model that training starts from, and gpt2 for a new model."""
     revision: str | None = None
     special_tokens: tuple[str, ...] = ()

@@ -27,6 +27,13 @@ class Config(Section):
     scoring: ScoringConfig = ScoringConfig()
     compat: Literal["korbak2023"] | None = None
 
+    def with_tokenizer_of(self, model: str | None, *, revision: str | None = None) -> Self:
+        """Take the tokenizer of the model that training starts from, unless the configuration names one."""
+        if model is None or "path_or_name" in self.tokenizer.model_fields_set:
+            return self
+        tokenizer = TokenizerConfig(**{**self.tokenizer.model_dump(), "path_or_name": model, "revision": revision})
+        return self.model_copy(update={"tokenizer": tokenizer})
+
     @property
     def scorer(self) -> dict[str, Any]:
         """Config of the scorer for training and, unless `generation.scorer_config` is set, for evaluation."""

@@ -36,6 +36,7 @@ def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: An
 def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
     """Build the model before the first step; see `starting_model`."""
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    _refuse_foreign_tokenizer(starting, tokenizer)
     built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
     limit, reason = position_limit(built.backbone.config.get_text_config())
     if limit is not None and config.dataset.seq_length > limit:
@@ -44,6 +45,24 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
             "lower it or raise the model's limit in model.config_kwargs"
         )
     return built
+
+
+def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
+    """Raise ConfigError if tokens of the model's own tokenizer have other ids in the tokenizer of the training."""
+    if starting.from_scratch or starting.path_or_name is None:
+        return
+    try:
+        own = load_tokenizer(TokenizerConfig(path_or_name=starting.path_or_name, revision=starting.revision))
+    except ConfigError:
+        return  # weights without a tokenizer: nothing to compare with
+    vocabulary = tokenizer.get_vocab()
+    foreign = [token for token, number in own.get_vocab().items() if vocabulary.get(token) != number]
+    if foreign:
+        raise ConfigError(
+            f"tokenizer.path_or_name is another tokenizer than that of {starting.path_or_name}: {len(foreign)} of its "
+            f"{len(own)} tokens have no or another id, such as {sorted(foreign)[0]!r}; remove tokenizer.path_or_name "
+            "to train with the model's own"
+        )
 
 
 def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device, compiles: bool) -> None:

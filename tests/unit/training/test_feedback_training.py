@@ -1,0 +1,215 @@
+"""From comparisons in a file to an SFT model and a DPO model: one worker in this process, without Ray."""
+
+import json
+import math
+
+import pytest
+from tiny_models import tiny_tokenizer
+from train_runs import metrics
+
+from jobs.prepare_feedback import main as prepare_feedback
+from phf_ray.blocks.build import build_here, ensure_blocks
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.blocks.plan import plan_blocks
+from phf_ray.blocks.tokenizer import load_tokenizer
+from phf_ray.config import parse_config
+from phf_ray.errors import ConfigError
+from phf_ray.generation.engine import Engine
+from phf_ray.generation.requests import GenerationRequest
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.training.driver import Helpers, Tracking, run_training
+from phf_ray.training.in_process import fit_here
+from phf_ray.training.plan import plan_training
+from phf_ray.training.reference import compute_here, ensure_reference
+from phf_ray.training.start import initial_model
+from phf_ray.training.token_count import count_tokens
+
+WORDS = ["apple", "brown", "clock", "dog", "eagle", "fox", "grape", "house", "import", "jumps", "lazy", "over"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer, and comparisons in which the answer that repeats the word is the better one."""
+    folder = tmp_path_factory.mktemp("feedback")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    rows = []
+    for first in WORDS:
+        for second in WORDS:
+            prompt = f"{first} and {second}: "
+            rows.append({"prompt": prompt, "chosen": f"{second} again", "rejected": f"never {first}"})
+    source = folder / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_feedback(["--input", str(source), "--output", str(folder / "pairs")])
+    prepare_feedback(["--input", str(source), "--output", str(folder / "examples"), "--to", "sft"])
+    return folder
+
+
+def make_config(folder, *, objective, **training):
+    return parse_config(
+        {
+            "dataset": {"seq_length": 96, "max_length": 40, "held_out_fraction": 0.2, "prompt_template": "plain"},
+            "tokenizer": {"path_or_name": str(folder / "tokenizer")},
+            "model": {
+                "path_or_name": None,
+                "model_type": "gpt2",
+                "config_kwargs": {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 96, "resid_pdrop": 0.1},
+            },
+            "objective": objective,
+            "training": {
+                "num_epochs": 6,
+                "effective_batch_size": 8,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 0.01,
+                "precision": "fp32",
+                "document_mask": True,
+            }
+            | training,
+        }
+    )
+
+
+def train(folder, name, config, *, corpus, checkpoint_path=None):
+    blocks = ensure_blocks(
+        config, corpora=[str(folder / corpus)], output_root=str(folder / "blocks"), builder=build_here
+    )
+    reference = None
+    if config.objective.name == "DPO":
+        tokenizer = load_tokenizer(config.tokenizer)
+        reference = ensure_reference(
+            config,
+            blocks=blocks.root,
+            checkpoint_path=checkpoint_path,
+            build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
+            run=compute_here,
+        )
+    plan = plan_training(
+        config,
+        manifest=read_block_manifest(blocks.root),
+        objective_threshold=None,
+        checkpoint_path=checkpoint_path,
+        reference=reference,
+    )
+    run = RunDirectory(folder / "runs" / name)
+    return run, lambda: run_training(
+        config, plan=plan, run=run, blocks_path=blocks.root, task="alpaca", tracking=Tracking(),
+        helpers=Helpers(fit=fit_here),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sft(folder):
+    """The checkpoint of a model that was finetuned on the better answers."""
+    run, start = train(folder, "sft", make_config(folder, objective={"name": "MLE"}, num_epochs=40), corpus="examples")
+    start()
+    return run
+
+
+def dpo_config(folder, **training):
+    return make_config(folder, objective={"name": "DPO", "beta": 0.1}, num_epochs=2, learning_rate=1e-3, **training)
+
+
+def test_sft_learns_answers_and_measures_them_on_held_out_prompts(folder, sft):
+    rows = [row for row in metrics(sft.path) if "eval/perplexity" in row]
+    assert rows[-1]["eval/perplexity"] < 3
+    manifest = read_block_manifest(next((folder / "blocks").glob("blocks-*")).as_posix())
+    kept, held_out = manifest.documents["kept"], manifest.documents["dropped"]["held_out"]
+    assert kept + held_out == len(WORDS) ** 2
+    assert 10 < held_out < 50
+    with Engine(sft.latest_checkpoint()) as engine:
+        answer = engine.generate(GenerationRequest("fox and house: ", max_tokens=20, temperature=0))
+    assert "again" in answer.text
+    assert answer.finish_reason == "stop"
+
+
+def test_dpo_starts_at_its_reference_and_learns_the_preference(folder, sft):
+    config = dpo_config(folder)
+    run, start = train(folder, "dpo", config, corpus="pairs", checkpoint_path=str(sft.latest_checkpoint()))
+    start()
+    rows = metrics(run.path)
+    first = next(row for row in rows if "train/loss" in row)
+    # Dropout is on in training, so the policy differs a little from its reference.
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=0.02)
+    assert first["objective/train/rewards/margins"] == pytest.approx(0, abs=0.05)
+    last = next(row for row in reversed(rows) if "objective/eval/rewards/accuracies" in row)
+    assert last["objective/eval/rewards/accuracies"] > 0.9
+    assert last["objective/eval/rewards/margins"] > 0.3
+
+
+def test_a_stopped_dpo_run_resumes_bit_for_bit(folder, sft):
+    config = dpo_config(folder, save_steps=3)
+    checkpoint = str(sft.latest_checkpoint())
+    whole, start_whole = train(folder, "whole", config, corpus="pairs", checkpoint_path=checkpoint)
+    start_whole()
+    parts, start_parts = train(folder, "parts", config, corpus="pairs", checkpoint_path=checkpoint)
+    start_parts()
+    newest = parts.latest_checkpoint()
+    for path in sorted(parts.checkpoints.iterdir())[1:]:
+        for file in sorted(path.rglob("*")):
+            file.unlink()
+        path.rmdir()
+    (parts.path / "summary.json").unlink()
+    start_parts()
+    assert parts.latest_checkpoint() == newest
+    weights = [(run.latest_checkpoint() / "model.safetensors").read_bytes() for run in (whole, parts)]
+    assert weights[0] == weights[1]
+
+
+def test_a_dry_run_counts_the_blocks_that_are_built(folder, sft):
+    config = make_config(folder, objective={"name": "MLE"})
+    tokenizer = load_tokenizer(config.tokenizer)
+    planned = plan_blocks(
+        config, corpora=[str(folder / "examples")], tokenizer=tokenizer, output_root=str(folder / "elsewhere")
+    )
+    counted = count_tokens(planned, tokenizer=tokenizer)
+    built = read_block_manifest(str(folder / "blocks" / planned.root.rpartition("/")[2]))
+    assert (counted.is_exact, counted.num_blocks) == (True, built.num_blocks)
+
+
+@pytest.mark.parametrize(
+    ("objective", "corpus", "changes", "says"),
+    [
+        ({"name": "MLE"}, ["pairs"], {}, "objective MLE learns from examples, but .*pairs holds comparisons"),
+        ({"name": "DPO"}, ["examples"], {}, "objective DPO learns from comparisons, but .*examples holds examples"),
+        ({"name": "RWR"}, ["examples"], {}, "RWR needs scores, which feedback"),
+        ({"name": "DPO"}, ["tokenizer"], {}, "tokenizer is no feedback corpus; make one"),
+        ({"name": "MLE"}, ["examples", "tokenizer"], {}, "tokenizer is no feedback corpus, but others are"),
+        ({"name": "MLE"}, ["examples", "pairs"], {}, "several kinds"),
+        ({"name": "DPO"}, ["pairs"], {"dataset": {"max_length": 50}}, "50 x 2 answers do not fit .* seq_length to 100"),
+        ({"name": "DPO"}, ["pairs"], {"dataset": {"prompt_template": "nowhere"}}, "template nowhere does not exist"),
+        ({"name": "DPO"}, ["pairs"], {"training": {"document_mask": False}}, "none may see another"),
+    ],
+)
+def test_feedback_that_the_objective_cannot_learn_from_is_refused(folder, objective, corpus, changes, says):
+    values = make_config(folder, objective=objective).model_dump()
+    for section, keys in changes.items():
+        values[section] |= keys
+    config = parse_config(values)
+    with pytest.raises(ConfigError, match=says):
+        plan_blocks(
+            config,
+            corpora=[str(folder / name) for name in corpus],
+            tokenizer=load_tokenizer(config.tokenizer),
+            output_root=str(folder / "elsewhere"),
+        )
+
+
+def test_a_tokenizer_that_is_not_the_models_own_is_refused(folder, sft):
+    tiny_tokenizer(vocab_size=290).save_pretrained(folder / "other")
+    config = make_config(folder, objective={"name": "MLE"})
+    values = config.model_dump()
+    values["tokenizer"]["path_or_name"] = str(folder / "other")
+    with pytest.raises(ConfigError, match=r"another tokenizer than that of .*remove tokenizer\.path_or_name"):
+        initial_model(
+            parse_config(values),
+            checkpoint_path=str(sft.latest_checkpoint()),
+            tokenizer=load_tokenizer(parse_config(values).tokenizer),
+        )
+
+
+def test_without_a_tokenizer_the_models_own_is_taken(folder, sft):
+    config = parse_config({"model": {"from_scratch": False, "path_or_name": "somebody/model"}})
+    assert config.with_tokenizer_of("somebody/model", revision="abc").tokenizer.path_or_name == "somebody/model"
+    assert config.with_tokenizer_of("somebody/model", revision="abc").tokenizer.revision == "abc"
+    assert config.with_tokenizer_of(None) == config
+    named = make_config(folder, objective={"name": "MLE"})
+    assert named.with_tokenizer_of("somebody/model") == named
