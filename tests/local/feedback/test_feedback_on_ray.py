@@ -11,10 +11,6 @@ from phf_ray.feedback.plan import FeedbackRequest
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def _fail(row):
-    raise DataError(f"shard {row['shard']} is damaged")
-
-
 def test_on_ray_and_in_process_the_files_are_the_same(tmp_path):
     source = write_folder(tmp_path / "in", [hh_record(number % 9) for number in range(20)])
     request = FeedbackRequest([str(source)], shard_bytes=1)
@@ -23,6 +19,12 @@ def test_on_ray_and_in_process_the_files_are_the_same(tmp_path):
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "ray")
 
 
-def test_the_error_of_a_task_is_the_job_s_own():
-    with pytest.raises(DataError, match="shard 1 is damaged"):
-        list(run_feedback_on_ray(_fail, [{"shard": 1}]))
+def test_the_error_of_a_task_is_the_job_s_own(tmp_path):
+    source = write_folder(tmp_path / "in", [hh_record(number) for number in range(6)])
+
+    def runner(work, rows):
+        (source / "1.jsonl").unlink(missing_ok=True)
+        return run_feedback_on_ray(work, rows)
+
+    with pytest.raises(DataError, match=r"1.jsonl was removed after the job began"):
+        prepare_feedback(FeedbackRequest([str(source)], shard_bytes=1), str(tmp_path / "out"), runner=runner)

@@ -268,3 +268,19 @@ def test_results_may_come_in_any_order(tmp_path):
     prepare_feedback(request, str(tmp_path / "b"), runner=backwards)
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     assert "part-00003.parquet" in bytes_of(tmp_path / "a")
+
+
+def test_in_an_object_store_as_on_a_disk(tmp_path, s3):
+    records = [hh_record(number % 4) for number in range(6)]
+    source = write_folder(tmp_path / "in", records)
+    for index, path in enumerate(sorted(source.iterdir())):
+        s3[f"bucket/in/{index}.jsonl"] = path.read_bytes()
+    request = FeedbackRequest(["s3://bucket/in"], shard_bytes=1)
+    manifest = prepare_feedback(request, "s3://bucket/out")
+    assert {name for name in s3 if "/_tmp/" in name} == set()
+    assert {"bucket/out/_SUCCESS", "bucket/out/part-00001.parquet"} <= {*s3}
+    rows = list(read_feedback("s3://bucket/out"))
+    assert len(rows) == manifest.rows == 4
+    _, on_disk = prepare(tmp_path, source, shard_bytes=1)
+    assert on_disk.fingerprint == manifest.fingerprint
+    assert prepare_feedback(request, "s3://bucket/out") == manifest
