@@ -57,6 +57,15 @@ class LanguageModel(nn.Module):
         _probe_document_mask(self)
         self.has_document_mask = True
 
+    def disable_dropout(self) -> None:
+        """Make training compute what inference does: an answer is compared with a reference that has no dropout."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name in ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+
     def use_attention(self, implementation: str) -> None:
         """Compute attention with this code of transformers. Raises ConfigError if the model or the machine lacks it."""
         try:

@@ -133,6 +133,8 @@ class TrainingWorker:
         self._num_parameters = shape.num_parameters
         self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
         set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
+        if REFERENCE in self._objective.channels:
+            model.disable_dropout()
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
             parallel,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from tiny_models import tiny_tokenizer
@@ -14,7 +15,8 @@ from phf_ray.blocks.plan import plan_blocks
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError
-from phf_ray.generation.engine import Engine
+from phf_ray.generation.engine import generate
+from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import GenerationRequest
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.driver import Helpers, Tracking, run_training
@@ -99,7 +101,12 @@ def train(folder, name, config, *, corpus, checkpoint_path=None):
 @pytest.fixture(scope="module")
 def sft(folder):
     """The checkpoint of a model that was finetuned on the better answers."""
-    run, start = train(folder, "sft", make_config(folder, objective={"name": "MLE"}, num_epochs=40), corpus="examples")
+    run, start = train(
+        folder,
+        "sft",
+        make_config(folder, objective={"name": "MLE"}, num_epochs=12, learning_rate=0.02),
+        corpus="examples",
+    )
     start()
     return run
 
@@ -110,13 +117,13 @@ def dpo_config(folder, **training):
 
 def test_sft_learns_answers_and_measures_them_on_held_out_prompts(folder, sft):
     rows = [row for row in metrics(sft.path) if "eval/perplexity" in row]
-    assert rows[-1]["eval/perplexity"] < 3
+    assert rows[-1]["eval/perplexity"] < 5
     manifest = read_block_manifest(next((folder / "blocks").glob("blocks-*")).as_posix())
     kept, held_out = manifest.documents["kept"], manifest.documents["dropped"]["held_out"]
     assert kept + held_out == len(WORDS) ** 2
     assert 10 < held_out < 50
-    with Engine(sft.latest_checkpoint()) as engine:
-        answer = engine.generate(GenerationRequest("fox and house: ", max_tokens=20, temperature=0))
+    request = GenerationRequest(prompt="fox and house: ", max_tokens=20, temperature=0)
+    (answer,) = generate(load_engine(sft.latest_checkpoint()), [request])
     assert "again" in answer.text
     assert answer.finish_reason == "stop"
 
@@ -127,9 +134,9 @@ def test_dpo_starts_at_its_reference_and_learns_the_preference(folder, sft):
     start()
     rows = metrics(run.path)
     first = next(row for row in rows if "train/loss" in row)
-    # Dropout is on in training, so the policy differs a little from its reference.
-    assert first["train/loss"] == pytest.approx(math.log(2), abs=0.02)
-    assert first["objective/train/rewards/margins"] == pytest.approx(0, abs=0.05)
+    # Without dropout, which the configuration has: the policy is its reference.
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["objective/train/rewards/margins"] == pytest.approx(0, abs=1e-5)
     last = next(row for row in reversed(rows) if "objective/eval/rewards/accuracies" in row)
     assert last["objective/eval/rewards/accuracies"] > 0.9
     assert last["objective/eval/rewards/margins"] > 0.3
@@ -144,9 +151,7 @@ def test_a_stopped_dpo_run_resumes_bit_for_bit(folder, sft):
     start_parts()
     newest = parts.latest_checkpoint()
     for path in sorted(parts.checkpoints.iterdir())[1:]:
-        for file in sorted(path.rglob("*")):
-            file.unlink()
-        path.rmdir()
+        shutil.rmtree(path)
     (parts.path / "summary.json").unlink()
     start_parts()
     assert parts.latest_checkpoint() == newest
