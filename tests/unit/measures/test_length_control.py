@@ -134,11 +134,12 @@ def test_what_can_not_be_fitted_is_refused(arguments, message):
 
 
 def test_logistic_regression_steps_back_where_newtons_step_overshoots():
-    # 1 win of 100,000 at a weight of 1e5: from 0, whole Newton steps are too long.
-    design = np.array([[1.0, 50.0], [1.0, -50.0], [1.0, 0.0]])
-    targets, weights = np.array([1e-5, 1 - 1e-5, 0.5]), np.array([1e5, 1e5, 1.0])
+    # Found by search: whole steps from 0 run off to where the loss is linear and the Hessian singular.
+    design = np.array([[-2.1, 1.7], [32.7, -22.9], [36.6, 3.4]])
+    targets, weights = np.array([0.108, 0.3726, 0.598]), np.array([947.9, 11.6, 0.1])
     fitted = fit_logistic(design, targets, weights)
-    assert design[0] @ fitted == pytest.approx(math.log(1e-5 / (1 - 1e-5)), rel=1e-8)
+    # At the maximum the likelihood has no slope.
+    assert design.T @ (weights * (sigmoid(design @ fitted) - targets)) == pytest.approx([0, 0], abs=1e-8)
     assert fit_logistic(np.ones((3, 2)), targets, weights) is None
 
 
