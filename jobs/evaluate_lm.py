@@ -32,7 +32,7 @@ from phf_ray.evaluation.report.samples import read_samples
 from phf_ray.evaluation.report.table import format_table
 from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
-from phf_ray.http.keys import Endpoint, parse_endpoint
+from phf_ray.http.keys import Endpoint, parse_endpoint, with_key_env
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
 
@@ -40,12 +40,14 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
+    name_keys(arguments, config)
     models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     allow_plain_http = arguments.allow_plain_http
     settings = config.kl_gpt3_callback
     texts = texts_of_reference(arguments, settings)
     named = None if texts is not None else arguments.reference or settings.reference
+    named = None if named is None else with_key_env(named, config.key_envs)
     reference = _reference(named, models, allow_plain_http=allow_plain_http)
     scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
@@ -196,6 +198,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 # -- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def name_keys(arguments: argparse.Namespace, config: Config) -> None:
+    """Add the variables of `key_envs` to the servers that the options name without one."""
+    arguments.model = [with_key_env(text, config.key_envs) for text in arguments.model]
+    if arguments.scores_url is not None:
+        arguments.scores_url = with_key_env(arguments.scores_url, config.key_envs)
 
 
 def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:

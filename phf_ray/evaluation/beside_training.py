@@ -24,6 +24,7 @@ from phf_ray.errors import ConfigError, PhfError
 from phf_ray.evaluation.kl.sample_file import file_of_samples
 from phf_ray.evaluation.models import parse_model
 from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.http.keys import with_key_env
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.files import write_file, write_text
 
@@ -67,7 +68,7 @@ def plan_evaluations(
     values["generation"]["scenario_configs"] = _with_own_prompts(values["generation"]["scenario_configs"], run)
     if kl_steps:
         _check_prefix(config)
-        values["kl_gpt3_callback"] |= _own_reference(config.kl_gpt3_callback, run)
+        values["kl_gpt3_callback"] |= _own_reference(config.kl_gpt3_callback, run, key_envs=config.key_envs)
     return EvaluationJob(
         config=values,
         run_path=str(run.path),
@@ -100,11 +101,12 @@ def _check_prefix(config: Config) -> None:
         )
 
 
-def _own_reference(settings: KLConfig, run: RunDirectory) -> dict[str, str]:
+def _own_reference(settings: KLConfig, run: RunDirectory, *, key_envs: Mapping[str, str]) -> dict[str, str]:
     """Return the reference in a way that every node understands; a file of its texts is copied into the run."""
     if settings.reference_samples is None:
         assert settings.reference is not None
-        return {"reference": _resolved_reference(settings.reference, allow_plain_http=settings.allow_plain_http)}
+        text = with_key_env(settings.reference, key_envs)
+        return {"reference": _resolved_reference(text, allow_plain_http=settings.allow_plain_http)}
     content = file_of_samples(settings.reference_samples)
     path = run.evaluations / "reference" / Path(settings.reference_samples).name
     write_file(path, content)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.arms import Arm, check_arm, client_of, knows_vllms_fields
+from phf_ray.evaluation.arms import CHECK_PATIENCE_S, Arm, Asks, check_arm, client_of, knows_vllms_fields
 from phf_ray.evaluation.kl.drawn import DrawnText, text_of_choice
 from phf_ray.evaluation.kl.sample_file import ReferenceSamples, read_reference_samples, write_reference_samples
 from phf_ray.evaluation.kl.sequence_scorer import SequenceScorer
@@ -60,9 +60,10 @@ def api_of(reference: Arm) -> Api | None:
             return None
         except ConfigError as error:
             problems.append(str(error))
+    client = client_of(reference, patience_s=CHECK_PATIENCE_S)
     for api in _PATHS:
         try:
-            [text] = _ask(reference, api, _body(reference, api, prompt="Hi", max_tokens=1), count=1, seed=0)
+            [text] = _ask(client, api, _body(reference, api, prompt="Hi", max_tokens=1), count=1, seed=0)
         except RefusedError as error:
             problems.append(str(error))
             continue
@@ -89,7 +90,7 @@ def kept_samples(reference: Arm, drawing: Drawing, *, cache: str) -> ReferenceSa
 def draw_samples(reference: Arm, api: Api, drawing: Drawing, *, cache: str) -> ReferenceSamples:
     """Draw the texts, and keep them in `cache`."""
     path = _path(reference, api, drawing, cache=cache)
-    card = check_arm(reference)
+    client, card = client_of(reference), check_arm(reference)
     prompt = drawing.prompt if drawing.prompt is not None else _default_prompt(reference, api, card)
     body = _body(reference, api, prompt=prompt, max_tokens=drawing.max_tokens)
     if knows_vllms_fields(card):
@@ -105,7 +106,7 @@ def draw_samples(reference: Arm, api: Api, drawing: Drawing, *, cache: str) -> R
         while len(texts) < wanted:
             # A server that does not know `n` returns one text at a time.
             seed = (drawing.seed * 1_000_003 + first + len(texts)) % (1 << 31)
-            texts += _ask(reference, api, body, count=wanted - len(texts), seed=seed)
+            texts += _ask(client, api, body, count=wanted - len(texts), seed=seed)
         write_file(place, json.dumps([asdict(text) for text in texts]).encode())
         return texts
 
@@ -165,9 +166,9 @@ def _body(reference: Arm, api: Api, *, prompt: str, max_tokens: int) -> dict[str
     return body | {"prompt": prompt, "max_tokens": max_tokens, "logprobs": 1}
 
 
-def _ask(reference: Arm, api: Api, body: Mapping[str, Any], *, count: int, seed: int) -> list[DrawnText]:
-    choices = client_of(reference).post(_PATHS[api], {**body, "n": count, "seed": seed}).get("choices")
+def _ask(client: Asks, api: Api, body: Mapping[str, Any], *, count: int, seed: int) -> list[DrawnText]:
+    choices = client.post(_PATHS[api], {**body, "n": count, "seed": seed}).get("choices")
     if not isinstance(choices, list) or not choices:
-        raise RefusedError(f"{reference.url} answered without choices; is {reference.model} a text model?")
+        raise RefusedError(f"{_PATHS[api]} was answered without choices; is {body['model']} a text model?")
     ordered = sorted(choices, key=lambda choice: choice.get("index", 0))
     return [text_of_choice(choice) for choice in ordered[:count]]

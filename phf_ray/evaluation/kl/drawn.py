@@ -104,6 +104,8 @@ def _counted(text: str, tokens: Sequence[_Token], *, is_over: bool) -> tuple[str
 
     None if the tokens do not make up the text. `is_over`: the text did not meet the token limit.
     """
+    if not is_over:
+        text, tokens = _without_cut_character(text, tokens)
     rest = tokens[:-1]
     # Some servers write the end as a token without letters.
     if is_over and tokens and not tokens[-1].text and _spell(rest, text):
@@ -112,12 +114,23 @@ def _counted(text: str, tokens: Sequence[_Token], *, is_over: bool) -> tuple[str
         return text, tokens, False
     if is_over and tokens and _spell(rest, text):
         return text, tokens, True
-    whole = text.rstrip(_LOST)
-    for count in range(len(tokens) - 1, max(-1, len(tokens) - 5), -1):
-        # A character has 4 bytes at most, so the limit cuts at most 3 tokens of it, and perhaps an end.
-        if _spell(tokens[:count], whole) and not is_over:
-            return whole, tokens[:count], False
     return None
+
+
+def _without_cut_character(text: str, tokens: Sequence[_Token]) -> tuple[str, Sequence[_Token]]:
+    """Drop the tokens at the end that began a character which the token limit cut, and what the text shows of it."""
+    whole = text.rstrip(_LOST)
+    # A character has 4 bytes at most, so 3 tokens can hold a part of it.
+    for count in range(len(tokens) - 1, max(-1, len(tokens) - 4), -1):
+        if not _is_partial(tokens[count]) or (tokens[count].spelling is None and whole == text):
+            break
+        if _spell(tokens[:count], whole):
+            return whole, tokens[:count]
+    return text, tokens
+
+
+def _is_partial(token: _Token) -> bool:
+    return token.spelling is None or token.spelling.decode("utf-8", "ignore").encode() != token.spelling
 
 
 def _spell(tokens: Sequence[_Token], text: str) -> bool:
@@ -130,8 +143,9 @@ def _spell(tokens: Sequence[_Token], text: str) -> bool:
         return False
     place = len(first)
     for part in parts[:-1]:
-        place = text.find(part, place)
+        # A character at least, whose bytes are unknown, is before each part.
+        place = text.find(part, place + 1)
         if place < 0:
             return False
         place += len(part)
-    return text.endswith(parts[-1]) and len(text) - len(parts[-1]) >= place
+    return text.endswith(parts[-1]) and len(text) - len(parts[-1]) > place
