@@ -271,7 +271,7 @@ def test_the_command_asks_a_reference_once_and_takes_a_file_of_texts(local_ray, 
     with listening(gpt.app) as url:
         task = tmp_path / "task.yml"
         task.write_text(
-            "generation: {scenario_configs: [{name: unconditional, num_samples: 4, generate_kwargs: {max_length: 8}}]}\n"
+            "generation: {scenario_configs: [{name: any, num_samples: 4, generate_kwargs: {max_length: 8}}]}\n"
             "scoring: {scorers: [{class_name: PEP8Scorer}]}\n"
             "kl_gpt3_callback: {num_samples: 64, max_tokens: 4}\n"
             f"key_envs: {{'{url}': THEIRS}}\n"
