@@ -17,6 +17,7 @@ from jobs.evaluate_lm import (
     arm_of,
     at_least_one,
     models_from,
+    name_keys,
     parse_arms,
     scores_endpoint,
     servers,
@@ -30,12 +31,15 @@ from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.http.keys import with_key_env
 from phf_ray.scorers.build import scorer_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
+    name_keys(arguments, config)
+    arguments.attacker = with_key_env(arguments.attacker, config.key_envs)
     models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     attacker = _attacker(arguments.attacker, models, allow_plain_http=arguments.allow_plain_http)
