@@ -10,6 +10,7 @@ COMMANDS = {
     "score-corpus": "score a corpus segment by segment",
     "thresholds": "print the score that a given share of a corpus does not exceed",
     "calibrate": "carry a threshold or scores over from an old scorer to a new one",
+    "prepare-feedback": "turn published examples and comparisons into a feedback corpus",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
     "make-prompts": "write prompts from the function headers of Python's library",

@@ -14,7 +14,7 @@ import hashlib
 import json
 import posixpath
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fsspec
@@ -79,7 +79,7 @@ def part_schema(scorers: Sequence[str]) -> pa.Schema:
 
 
 OWN_KEYS = {MANIFEST: {"scorers", "segmenter"}, PLAN: {"identities", "shards"}}
-"""Keys found only in files that phf-ray wrote."""
+"""Keys found only in files that phf-ray wrote for a scored corpus."""
 
 
 def is_scored_corpus(path: str) -> bool:
@@ -89,9 +89,12 @@ def is_scored_corpus(path: str) -> bool:
         return any(has_ours(filesystem, root, name) for name in OWN_KEYS)
 
 
-def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> bool:
+def has_ours(
+    filesystem: fsspec.AbstractFileSystem, root: str, name: str, *, keys: Mapping[str, set[str]] = OWN_KEYS
+) -> bool:
     """Whether this folder has a manifest or plan that phf-ray wrote; other programs use these names too.
 
+    `keys`: file -> keys that tell the kind of corpus; by default a scored one.
     A file that is empty, unreadable or not JSON may be a damaged file of phf-ray. It counts as one if the folder has
     parts.
     """
@@ -104,7 +107,7 @@ def has_ours(filesystem: fsspec.AbstractFileSystem, root: str, name: str) -> boo
         values = None
     if not values:
         return bool(parts_in(filesystem, root))
-    return isinstance(values, dict) and values.keys() >= OWN_KEYS[name]
+    return isinstance(values, dict) and values.keys() >= keys[name]
 
 
 def parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:

@@ -4,12 +4,14 @@ import contextlib
 import json
 import logging
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phf_ray.corpus.find import would_read
 from phf_ray.corpus.footers import read_footer
 from phf_ray.corpus.layout import (
     FILES,
+    OWN_KEYS,
     PLAN,
     REJECTED,
     SUCCESS,
@@ -30,8 +32,10 @@ log = logging.getLogger(__name__)
 class CorpusFolder:
     """The folder that a job writes."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, keys: Mapping[str, set[str]] = OWN_KEYS):
+        """`keys`: what tells our plan from the files of others; by default that of a scored corpus."""
         self.path = path
+        self._keys = keys
         self._filesystem, self._root = open_filesystem(path)
 
     def name(self, *parts: str) -> str:
@@ -60,10 +64,15 @@ class CorpusFolder:
 
     def stats_of(self, shard: int, *, digest: str) -> CorpusStats | None:
         """Return the statistics of a committed part. None if it is missing or its shard has another digest."""
+        footer = self.footer_of(shard, digest=digest)
+        return None if footer is None else CorpusStats.from_json(footer["stats"])
+
+    def footer_of(self, shard: int, *, digest: str) -> dict[str, Any] | None:
+        """Return the footer of a committed part. None if it is missing or its shard has another digest."""
         if not self.has(part_name(shard)):
             return None
         footer = read_footer(self.part(shard))
-        return CorpusStats.from_json(footer["stats"]) if footer is not None and footer["shard"] == digest else None
+        return footer if footer is not None and footer["shard"] == digest else None
 
     def read_plan(self) -> CorpusPlan | None:
         if not self.is_ours():
@@ -81,7 +90,7 @@ class CorpusFolder:
     def is_ours(self) -> bool:
         """Whether a phf-ray job started here. A plan.json of another program must not get the folder cleared."""
         with store_errors(f"--output {self.path}"):
-            return has_ours(self._filesystem, self._root, PLAN)
+            return has_ours(self._filesystem, self._root, PLAN, keys=self._keys)
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Write the summary, as the last step of a job. If the corpus is finished, remove the temporary folder."""
@@ -89,6 +98,15 @@ class CorpusFolder:
         write_corpus_file(self._filesystem, posixpath.join(self._root, "summary.json"), content.encode())
         if self.has(SUCCESS):
             self.remove(TEMPORARY)
+
+    def refuse_in_input(self, inputs: Sequence[str]) -> None:
+        """Refuse an output that the next run would read as input."""
+        for source in inputs:
+            if would_read(source, self.name(), names=(*FILES, part_name(0))):
+                raise ConfigError(
+                    f"--output {self.path} lies in --input {source} and would be read as input; give an output "
+                    "elsewhere"
+                )
 
     def refuse_strangers(self) -> None:
         """Refuse a non-empty folder. Before a plan exists, only `_tmp` can be ours."""

@@ -13,7 +13,7 @@ from phf_ray.storage.hashing import json_fingerprint
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """The input files, the scorers that score them, and the shards."""
+    """The input files, the scorers that score them if any do, and the shards."""
 
     key: Mapping[str, Any]
     """Every setting that can change a row of the output."""
@@ -24,16 +24,17 @@ class CorpusPlan:
     """Input root -> scorer -> columns that already hold the scores and errors that this scorer would compute."""
     cut_alike: tuple[str, ...] = ()
     """Input roots that are scored corpora, cut by the segmenter of this plan."""
+    stage: str = ""
+    """The stage that stores the corpus; empty: scoring, whose plans alone have `identities` and `reuse`."""
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
         alike = {"cut_alike": list(self.cut_alike)} if self.cut_alike else {}
+        scoring = {"identities": list(self.identities), "reuse": self.reuse, **alike}
         return {
             "format": 1,
             "key": dict(self.key),
-            "identities": list(self.identities),
-            "reuse": self.reuse,
-            **alike,
+            **({"stage": self.stage} if self.stage else scoring),
             "roots": roots,
             "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
@@ -67,9 +68,10 @@ class CorpusPlan:
     def from_json(cls, values: Mapping[str, Any]) -> "CorpusPlan":
         return cls(
             key=values["key"],
-            identities=tuple(values["identities"]),
-            reuse=values["reuse"],
+            identities=() if "stage" in values else tuple(values["identities"]),
+            reuse={} if "stage" in values else values["reuse"],
             cut_alike=tuple(values.get("cut_alike", ())),
+            stage=values.get("stage", ""),
             files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
             shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
         )
@@ -100,7 +102,7 @@ def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool)
         if paths
     ]
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to score all of the input again")
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to do all of the input again")
     if added and not append:
         paths = [file.path for file in added]
         raise ConfigError(

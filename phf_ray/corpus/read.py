@@ -45,23 +45,48 @@ def read_piece(
     If a file can't be read to its end, the record where reading stopped is Rejected. On a remote store, only damage
     that a retry would not fix is rejected; other failures are raised, and the job can be run again.
     """
+    if file.kind == "text":
+        records: Iterable[tuple[int, Record]] = _read_text(file)
+    elif file.kind == "lines":
+        records = (
+            (index, _from_row(row, file.source, index, text_column, keep=keep))
+            for index, row in _read_json(file, piece)
+        )
+    else:
+        records = _read_table(file, piece, text_column=text_column, keep=keep, reuse=reuse or {})
+    for _, record in _until_damage(file, piece, records):
+        yield record
+
+
+def read_rows_of(file: InputFile, piece: Piece) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
+    """Yield the records of a piece of JSON or of a table as they are, all columns, each with its index.
+
+    Otherwise like `read_piece`. A cell of a table that Python can't represent is `Unreadable`.
+    """
+    assert file.kind != "text", file.name
+    if file.kind == "lines":
+        return _until_damage(file, piece, _read_json(file, piece))
+    rows = (
+        row
+        for batch in read_batches(file.name, columns=None, begin=piece.begin, end=piece.end)
+        for row in rows_of(batch)
+    )
+    return _until_damage(file, piece, enumerate(rows, piece.begin))
+
+
+def _until_damage(file: InputFile, piece: Piece, records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield the numbered records. One that is Rejected stands for those after the place where the file is damaged."""
     index = piece.begin
     try:
-        if file.kind == "text":
-            records: Iterable[tuple[int, Record]] = _read_text(file)
-        elif file.kind == "lines":
-            records = _read_json(file, piece, text_column=text_column, keep=keep)
-        else:
-            records = _read_table(file, piece, text_column=text_column, keep=keep, reuse=reuse or {})
         for number, record in records:
             index = number + 1
-            yield record
+            yield number, record
     except UNREADABLE as error:
         raise_if_passing(file, error)
         reason = "trailing_bytes" if isinstance(error, TrailingBytesError) else "unreadable"
         loss = loss_of(file, piece, index, error)
         missing = f"; {loss.records} records are missing" if loss.records > 1 else ""
-        yield Rejected(file.source, index, reason, f"{type(error).__name__}: {error}{missing}", loss)
+        yield index, Rejected(file.source, index, reason, f"{type(error).__name__}: {error}{missing}", loss)
 
 
 def _read_text(file: InputFile) -> Iterator[tuple[int, Record]]:
@@ -86,17 +111,12 @@ def _encoding_of(content: bytes) -> str:
     return "; it is UTF-16: convert it to UTF-8" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ""
 
 
-def _read_json(
-    file: InputFile, piece: Piece, *, text_column: str | None, keep: Sequence[str]
-) -> Iterator[tuple[int, Record]]:
+def _read_json(file: InputFile, piece: Piece) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
     for index, content in json_records(file, piece):
-        if content is None:
-            yield index, too_large(file.source, index)
-        else:
-            yield index, _from_json(content, source=file.source, index=index, text_column=text_column, keep=keep)
+        yield index, too_large(file.source, index) if content is None else _parsed(content, file.source, index)
 
 
-def _from_json(content: bytes, *, source: str, index: int, text_column: str | None, keep: Sequence[str]) -> Record:
+def _parsed(content: bytes, source: str, index: int) -> dict[str, Any] | Rejected:
     try:
         record = parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -106,7 +126,15 @@ def _from_json(content: bytes, *, source: str, index: int, text_column: str | No
         return Rejected(source, index, "bad_json", f"{type(error).__name__}: {error}")
     if not isinstance(record, dict):
         return Rejected(source, index, "bad_json", f"a {type(record).__name__}, not an object")
-    return record_of(record, source=source, index=index, text_column=text_column, keep=keep)
+    return record
+
+
+def _from_row(
+    row: dict[str, Any] | Rejected, source: str, index: int, text_column: str | None, *, keep: Sequence[str]
+) -> Record:
+    if isinstance(row, Rejected):
+        return row
+    return record_of(row, source=source, index=index, text_column=text_column, keep=keep)
 
 
 def _read_table(

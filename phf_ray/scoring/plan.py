@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from phf_ray.corpus.cut import plan_shards
-from phf_ray.corpus.find import InputFile, would_read
-from phf_ray.corpus.layout import FILES, SUCCESS, columns_of, is_scored_corpus, part_name
+from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.layout import SUCCESS, columns_of, is_scored_corpus
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
@@ -119,7 +119,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
 
     Raises ConfigError that names the changes.
     """
-    _refuse_output_in_input(request, output)
+    output.refuse_in_input(request.inputs)
     stored = None if restart else output.read_plan()
     if stored is None:
         plan = plan_scoring(request)
@@ -147,15 +147,6 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
     output.remove(SUCCESS)
     output.write_plan(plan)
     return plan
-
-
-def _refuse_output_in_input(request: ScoringRequest, output: CorpusFolder) -> None:
-    """Refuse an output that the next run would read as input."""
-    for source in request.inputs:
-        if would_read(source, output.name(), names=(*FILES, part_name(0))):
-            raise ConfigError(
-                f"--output {output.path} lies in --input {source} and would be read as input; give an output elsewhere"
-            )
 
 
 def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> None:

@@ -16,7 +16,17 @@ from jobs.cli import command_of
 from jobs.commands import COMMANDS, module_of
 from phf_ray import __version__
 
-FLOW = ["fetch-models", "score-corpus", "build-blocks", "train-lm", "evaluate-lm", "red-team", "serve", "demo"]
+FLOW = [
+    "fetch-models",
+    "score-corpus",
+    "prepare-feedback",
+    "build-blocks",
+    "train-lm",
+    "evaluate-lm",
+    "red-team",
+    "serve",
+    "demo",
+]
 
 
 def phf(*words, cwd=ROOT):

@@ -1,0 +1,139 @@
+"""The request of a job that prepares feedback, and its plan: made anew, or the stored one if it still holds."""
+
+import logging
+import posixpath
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from phf_ray.corpus.cut import plan_shards, shard_bytes
+from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.output import CorpusFolder
+from phf_ray.corpus.plan import CorpusPlan, added_files
+from phf_ray.corpus.splits import some_names
+from phf_ray.errors import ConfigError
+from phf_ray.feedback.detect import Detected, detect
+from phf_ray.feedback.formats.table import AUTO, FORMATS
+from phf_ray.feedback.layout import STAGE, is_feedback_corpus
+from phf_ray.feedback.prepare import RowSettings
+from phf_ray.feedback.reader import list_feedback_parts
+from phf_ray.feedback.turn import TURNS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackRequest:
+    """The input of a job, and what its rows are to be."""
+
+    inputs: Sequence[str]
+    format: str = AUTO
+    to: str | None = None
+    as_text: bool = False
+    """Keep HH dialogues as text."""
+    limit: int | None = None
+    """Maximum number of records in total."""
+    shard_bytes: int | None = None
+    """Bytes of text per shard; None: derived from the size of the input."""
+
+    def __post_init__(self) -> None:
+        if self.format not in (AUTO, *FORMATS):
+            raise ConfigError(f"--format {self.format} is unknown; give one of {AUTO}, {', '.join(FORMATS)}")
+        if self.to not in (None, *TURNS):
+            raise ConfigError(f"--to {self.to} is unknown; give one of {', '.join(TURNS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit {self.limit} reads nothing; give 1 or more")
+
+    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
+        """Find the input files. Of a feedback corpus, these are its parts."""
+        inputs = [name for one in self.inputs for name in (list_feedback_parts(one) if _is_ours(one) else [one])]
+        found = find_files(inputs, text_suffixes=frozenset(), known=known)
+        texts = [file.name for file in found.files if file.kind == "text"]
+        if texts:
+            raise ConfigError(
+                f"feedback is read from records, and {some_names(texts, most=3)} is text; give JSON, JSON lines, "
+                "Parquet or Arrow files"
+            )
+        if found.other_splits:
+            log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
+        return found.files
+
+    def detect(self, files: Sequence[InputFile]) -> Detected:
+        """Tell the format of the input. Raises ConfigError if it has none that is known."""
+        found = detect(files, RowSettings(self.format, self.to, self.as_text))
+        if self.as_text and found.settings.format != "hh":
+            raise ConfigError(
+                "--as-text keeps dialogues of HH-RLHF as text, and the input is in the format "
+                f"{found.settings.format}; leave out --as-text"
+            )
+        return found
+
+
+def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, restart: bool) -> CorpusPlan:
+    """Return the plan of this output: the stored plan if it still holds, else a new one, which is stored.
+
+    Raises ConfigError that names the changes.
+    """
+    output.refuse_in_input(request.inputs)
+    stored = None if restart else output.read_plan()
+    if stored is not None:
+        _refuse_changes(stored, request)
+        return stored
+    files = request.find()
+    found = request.detect(files)
+    log.info("the input is read as %s", found)
+    target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))
+    plan = CorpusPlan(
+        key={"--limit": request.limit, "settings": asdict(found.settings), "form": asdict(found.form)},
+        identities=(),
+        files=files,
+        shards=tuple(tuple(shard) for shard in plan_shards(files, shard_bytes=target, limit=request.limit)),
+        stage=STAGE,
+    )
+    if restart and output.is_ours():
+        output.clear()
+    output.refuse_strangers()
+    output.write_plan(plan)
+    return plan
+
+
+def shard_rows(plan: CorpusPlan, output: CorpusFolder) -> list[dict[str, Any]]:
+    """Return everything that a worker needs, for each shard."""
+    shared = {"output": output.name(), "settings": plan.key["settings"], "form": plan.key["form"]}
+    rows = (plan.row(shard) for shard in range(len(plan.shards)))
+    return [{**shared, **{name: row[name] for name in ("shard", "digest", "pieces")}} for row in rows]
+
+
+def _is_ours(source: str) -> bool:
+    return is_feedback_corpus(source.rstrip(posixpath.sep) or source)
+
+
+def _refuse_changes(stored: CorpusPlan, request: FeedbackRequest) -> None:
+    settings = stored.key["settings"]
+    now = {
+        "--format": settings["format"] if request.format == AUTO else request.format,
+        "--to": request.to,
+        "--as-text": request.as_text,
+        "--limit": request.limit,
+    }
+    before = {
+        "--format": settings["format"],
+        "--to": settings["to"],
+        "--as-text": settings["as_text"],
+        "--limit": stored.key["--limit"],
+    }
+    changes = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if before[name] != now[name]]
+    if changes:
+        raise ConfigError(
+            f"this output was begun with another configuration: {'; '.join(changes)}; give another --output, or "
+            "--restart to discard its contents"
+        )
+    found = request.find(stored.files)
+    known = {file.name for file in stored.files}
+    added = [file.path for file in found if file.name not in known]
+    if added:
+        raise ConfigError(
+            f"{len(added)} input file(s) were added since the job began ({some_names(added, most=5)}); give another "
+            "--output, or --restart to prepare all of the input"
+        )
+    added_files(stored, found, append=False)

@@ -1,0 +1,130 @@
+"""Turns one record into the rows of a feedback corpus, with their ids, or into Rejected with a reason."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from phf_ray.corpus.json_text import meta_json, parse_json
+from phf_ray.feedback.formats.base import Converted, Record, UnfitRecord
+from phf_ray.feedback.formats.table import FORMATS
+from phf_ray.feedback.rows import Comparison, FeedbackRow
+from phf_ray.feedback.turn import TURNS, examples_of
+from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Prompt, TextPrompt
+from phf_ray.records import Rejected
+
+KEY_BYTES = 16
+NO_COMPARISON = "no_comparison"
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """Everything that decides how a record becomes rows."""
+
+    format: str
+    to: str | None = None
+    """A key of `TURNS`; None: rows are stored as they are."""
+    as_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The rows that one record became."""
+
+    key: bytes
+    """Hash of the content: of records with equal keys, only the first is stored."""
+    rows: tuple[FeedbackRow, ...]
+
+
+def prepare_record(record: Record, *, source: str, index: int, settings: RowSettings) -> Prepared | Rejected:
+    """Turn a record into rows, or into Rejected."""
+    try:
+        converted = FORMATS[settings.format].convert(record, settings.as_text)
+        content = _checked_content(converted.row)
+        key = _hash(content)
+        row = replace(converted.row, id=_hash([source, content]).hex(), meta=_meta(record, converted, source, index))
+        if isinstance(row, Comparison) and converted.names_better:
+            row = in_drawn_order(row)
+        if settings.to is None:
+            return Prepared(key, (row,))
+        if not isinstance(row, Comparison):
+            raise UnfitRecord(NO_COMPARISON, f"--to {settings.to} needs comparisons, and this is an example")
+        examples = [
+            replace(example, id=_hash([row.id, settings.to, number]).hex(), meta=row.meta)
+            for number, example in enumerate(examples_of(row, settings.to))
+        ]
+        if TURNS[settings.to].drops_equal_examples:
+            key = _hash([_content_of(example) for example in examples])
+        return Prepared(key, tuple(examples))
+    except UnfitRecord as problem:
+        return Rejected(source, index, problem.reason, problem.detail)
+
+
+def in_drawn_order(comparison: Comparison) -> Comparison:
+    """Swap the answers of half of all comparisons; a hash of the id decides which.
+
+    If the better answer always came first, a judge that always says "the first" would look perfect.
+    """
+    drawn = hashlib.blake2b(comparison.id.encode(), digest_size=1, person=b"phf-order").digest()[0]
+    if drawn % 2 == 0:
+        return comparison
+    preference = None if comparison.preference is None else 3 - comparison.preference
+    return replace(comparison, output_1=comparison.output_2, output_2=comparison.output_1, preference=preference)
+
+
+def _checked_content(row: FeedbackRow) -> list[Any]:
+    """Return what decides a row, as JSON. Raises UnfitRecord if an answer is empty or can't be stored."""
+    content = _content_of(row)
+    answers = (row.output_1, row.output_2) if isinstance(row, Comparison) else (row.completion,)
+    if row.prompt is not None and not all(answer.strip() for answer in answers):
+        raise UnfitRecord("empty_answer", "an answer has no characters besides white space")
+    if isinstance(row, Comparison) and row.output_1 == row.output_2 and row.better is not None:
+        raise UnfitRecord("equal_answers", "the two answers are the same, and yet one is called better")
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
+    return content
+
+
+def _content_of(row: FeedbackRow) -> list[Any]:
+    if isinstance(row, Comparison):
+        return [_prompt_content(row.prompt), row.output_1, row.output_2, row.preference, row.annotator]
+    if row.prompt is None:
+        return ["conversation", [[message.role, message.content] for message in row.conversation]]
+    return [_prompt_content(row.prompt), row.completion, row.label, row.control]
+
+
+def _prompt_content(prompt: Prompt) -> list[Any]:
+    if isinstance(prompt, TextPrompt):
+        return ["text", prompt.text]
+    if isinstance(prompt, InstructionPrompt):
+        return ["instruction", prompt.instruction, prompt.input]
+    assert isinstance(prompt, ChatPrompt)
+    return ["messages", [[message.role, message.content] for message in prompt.messages]]
+
+
+def _hash(content: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=KEY_BYTES).digest()
+
+
+def _meta(record: Mapping[str, Any], converted: Converted, source: str, index: int) -> str:
+    """Return the columns that are no part of the row, and where the record came from."""
+    renamed = {"source": "source_column", "record": "record_column"}
+    others = {
+        renamed.get(name, name): _nested(value)
+        for name, value in record.items()
+        if name not in converted.columns and value is not None
+    }
+    return meta_json({**others, "source": source, "record": index})
+
+
+def _nested(value: Any) -> Any:
+    """Return metadata that is stored as JSON, as that of our own corpora is, as the values that it holds."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return parse_json(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,30 @@
+"""On Ray: the same files as in one process, and errors that mean the same."""
+
+import pytest
+from feedback_files import bytes_of, hh_record, write_folder
+
+from phf_ray.errors import DataError
+from phf_ray.feedback.job import prepare_feedback
+from phf_ray.feedback.on_ray import run_feedback_on_ray
+from phf_ray.feedback.plan import FeedbackRequest
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def test_on_ray_and_in_process_the_files_are_the_same(tmp_path):
+    source = write_folder(tmp_path / "in", [hh_record(number % 9) for number in range(20)])
+    request = FeedbackRequest([str(source)], shard_bytes=1)
+    prepare_feedback(request, str(tmp_path / "here"))
+    prepare_feedback(request, str(tmp_path / "ray"), runner=run_feedback_on_ray)
+    assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "ray")
+
+
+def test_the_error_of_a_task_is_the_job_s_own(tmp_path):
+    source = write_folder(tmp_path / "in", [hh_record(number) for number in range(6)])
+
+    def runner(work, rows):
+        (source / "1.jsonl").unlink(missing_ok=True)
+        return run_feedback_on_ray(work, rows)
+
+    with pytest.raises(DataError, match=r"1.jsonl was removed after the job began"):
+        prepare_feedback(FeedbackRequest([str(source)], shard_bytes=1), str(tmp_path / "out"), runner=runner)
