@@ -74,6 +74,9 @@ class Weights(NamedTuple):
 class Objective(nn.Module):
     """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
 
+    reads_scores = True
+    """Whether the loss of a text depends on its scores."""
+
     def __init__(self, rules: Rules) -> None:
         super().__init__()
         self.rules = rules
