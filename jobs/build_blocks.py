@@ -57,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(parser, method=True)
     parser.add_argument(
-        "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="scored corpora or, for plain likelihood, text; default: dataset.datasets",
     )
     parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
     return parser

@@ -40,7 +40,9 @@ def find_tables(path: str) -> list[str]:
     """List the Parquet and Arrow files of any data set in order; none if it has none, or does not exist."""
     with store_errors(path):
         filesystem, root = open_source(path)
-        return [full_name(filesystem, file) for file in _files_of(path, filesystem, root) if _is_table(file)]
+        return [
+            full_name(filesystem, file) for file in _files_of(path, filesystem, root, tells=False) if _is_table(file)
+        ]
 
 
 def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
@@ -53,7 +55,7 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
     return parts
 
 
-def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
+def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str, *, tells: bool = True) -> Sequence[str]:
     if filesystem.isfile(root):
         return [root]
     if filesystem.isdir(root):
@@ -61,7 +63,7 @@ def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Se
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root, tells=tells)
     else:
         parts = sorted(match_files(filesystem, root, enters=visible_folders(filesystem, Counter(), pattern=root)))
     return parts
@@ -83,11 +85,14 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
         )
 
 
-def data_files(files: Iterable[str], root: str) -> list[str]:
-    """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
+def data_files(files: Iterable[str], root: str, *, tells: bool = True) -> list[str]:
+    """Return the tables of a data set in a folder, in order; if it has splits, those to train on.
+
+    `tells`: whether to log which files are left out.
+    """
     tables = [file for file in sorted(files) if _is_table(file) and may_hold_data(file)]
     chosen = training_files(tables)
-    if len(chosen) < len(tables):
+    if tells and len(chosen) < len(tables):
         others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
         log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))
     return chosen
