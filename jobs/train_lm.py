@@ -181,7 +181,8 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
     if not config.dataset.datasets:
         raise ConfigError(
-            "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain likelihood, any text"
+            "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "
+            "likelihood, any text"
         )
     if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
         raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as mle-1")
