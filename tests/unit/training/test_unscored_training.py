@@ -67,6 +67,8 @@ def train(prepared, run):
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(folder):
     whole, parts = RunDirectory(folder / "whole"), RunDirectory(folder / "parts")
     assert train(prepared(folder), whole)["status"] == "finished"
+    seen = [row["train/tokens_seen"] for row in whole.read_metrics() if "train/tokens_seen" in row]
+    assert seen[-1] == pytest.approx(2000, abs=1.5 * 8 * 32), "tokens without scores are paid from the budget"
     assert losses(whole.path)[1] > 1.1 * list(losses(whole.path).values())[-1] > 0
 
     stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 2})
