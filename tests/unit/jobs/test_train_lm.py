@@ -41,9 +41,10 @@ def test_text_without_scores_is_refused_before_ray_starts_where_a_setting_reads_
     (tmp_path / "texts" / "a.txt").write_text("Text.")
     values = {"dataset": {"datasets": [str(tmp_path / "texts")]}, "objective": {"name": "RWR"}}
     (tmp_path / "task.yml").write_text(json.dumps(values))
+    arguments = ["--task", str(tmp_path / "task.yml")]
+    run = build_blocks.main
+    if job == "train_lm":
+        run, arguments = main, [*arguments, "--storage-path", str(tmp_path / "runs")]
     with pytest.raises(ConfigError, match=r"texts has no scores, which objective\.name: RWR needs.*phf score-corpus"):
-        if job == "train_lm":
-            main(["--task", str(tmp_path / "task.yml"), "--storage-path", str(tmp_path / "runs")])
-        else:
-            build_blocks.main(["--task", str(tmp_path / "task.yml")])
+        run(arguments)
     assert not (tmp_path / "runs" / "blocks").exists()
