@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.blocks.on_ray import build_groups
     from phf_ray.blocks.plan import plan_blocks
     from phf_ray.blocks.tokenizer import load_tokenizer
+    from phf_ray.corpus.data_sets import check_data_sets
 
     if not arguments.dry_run:
+        check_data_sets(config, corpora)
         start_ray()
         output = require_shared(output, flag="--output")
     tokenizer = load_tokenizer(config.tokenizer)
@@ -55,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(parser, method=True)
     parser.add_argument(
-        "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="scored corpora or, for plain likelihood, text; default: dataset.datasets",
     )
     parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
     return parser

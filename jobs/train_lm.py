@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
     arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
 ) -> dict[str, Any]:
+    from phf_ray.corpus.data_sets import check_data_sets
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
+    corpora = [_absolute(source) for source in config.dataset.datasets]
+    check_data_sets(config, corpora)
     sets = read_eval_sets(config)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
@@ -79,7 +82,6 @@ def _train(
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    corpora = [_absolute(source) for source in config.dataset.datasets]
     blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -178,7 +180,10 @@ def parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
     if not config.dataset.datasets:
-        raise ConfigError("dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus")
+        raise ConfigError(
+            "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "
+            "likelihood, any text"
+        )
     if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
         raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as mle-1")
     if is_url(arguments.storage_path):

@@ -18,6 +18,9 @@ from phf_ray.errors import DataError
 Scores = tuple[Sequence[float | None], Sequence[str | None]]
 """Scores and errors of one document. Each segment has one of each, and exactly one of the two is None."""
 
+NEVER_SCORED = "never scored"
+"""Error of a text that comes from a data set without scores; other errors say why a scorer failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -141,6 +144,12 @@ class TokenKind(IntEnum):
     PAD = 3
     UNSCORED = 4
     """Content of a segment that could not be scored."""
+    PLAIN = 5
+    """Content of a document that was never meant to have scores: always learned, and no objective gives it a score."""
+
+
+TEXT_KINDS = (TokenKind.CONTENT, TokenKind.UNSCORED, TokenKind.PLAIN)
+"""Kinds of the tokens of a text; the others are structure."""
 
 
 @dataclass(frozen=True, slots=True)

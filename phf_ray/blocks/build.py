@@ -8,6 +8,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.group import build_group
+from phf_ray.blocks.input_budget import InputBudget
 from phf_ray.blocks.manifest import MANIFEST, SUCCESS
 from phf_ray.blocks.plan import BlockPlan, Group, exists_in, plan_blocks, write_in
 from phf_ray.blocks.scorer_check import warn_of_other_scorers
@@ -49,21 +50,30 @@ def ensure_blocks(config: Config, *, corpora: Sequence[str], output_root: str, b
 def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder: GroupBuilder) -> str:
     """Build the missing groups of the plan, and return its folder.
 
-    If no document is left to pack, raises DataError and leaves nothing that looks finished.
+    If no document is left to pack, raises DataError and leaves nothing that looks finished. Raises IncompleteError if
+    too many records of a data set without scores can't be read.
     """
     if exists_in(plan, SUCCESS):
         log.info("token blocks already exist: %s", plan.root)
         return plan.root
     missing = [group for group in plan.groups if not exists_in(plan, group_name(group.number))]
+    budget = InputBudget(plan)
+    for number in sorted({group.number for group in plan.groups}.difference(group.number for group in missing)):
+        budget.add(number)
     log.info("packing %d of %d groups into %s", len(missing), len(plan.groups), plan.root)
-    for done, _ in enumerate(builder(plan, missing, tokenizer=tokenizer), start=1):
+    for done, number in enumerate(builder(plan, missing, tokenizer=tokenizer), start=1):
         log.info("packed %d of %d groups", done, len(missing))
-    manifest = summarize_blocks(plan)
+        budget.add(number)
+        budget.judge(final=False)
+    budget.judge(final=True)
+    manifest = summarize_blocks(plan, read=budget.read)
     if manifest.num_blocks == 0:
+        unread = {one.name: one.unscored.rejected for one in manifest.corpora if one.unscored is not None}
         raise DataError(
             f"no document of {', '.join(one.name for one in plan.corpora)} is left to pack (documents: "
-            f"{json.dumps(manifest.documents)}); change dataset.filter_threshold or dataset.held_out_fraction, or "
-            "score the corpus again"
+            f"{json.dumps(manifest.documents)}{f', rejected records: {json.dumps(unread)}' if unread else ''}); change "
+            "dataset.filter_threshold or dataset.held_out_fraction, or "
+            + ("give other text" if unread else "score the corpus again")
         )
     report_blocks(manifest)
     write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from phf_ray.blocks.settings import PackingConfig
 from phf_ray.blocks.stats import PackingStats
-from phf_ray.records import ScoredDocument
+from phf_ray.records import NEVER_SCORED, ScoredDocument, TokenKind
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,6 +46,8 @@ def reason_to_filter(average: float | None, config: PackingConfig) -> str | None
 
 
 def _as_one_segment(document: ScoredDocument) -> ScoredDocument:
+    if len(document.texts) == 1:
+        return document
     # DIFFERS: phf-ray gives a document that is not split one control token, chosen by its average score; the original
     # gives it none (A-17).
     average = document.avg_score
@@ -58,6 +60,12 @@ def average_of_tokens(document: ScoredDocument, owners: NDArray[np.int64]) -> fl
     scores = scores_of_segments(document)[owners]
     scores = scores[np.isfinite(scores)]
     return float(scores.mean()) if len(scores) else None
+
+
+def kinds_of_segments(document: ScoredDocument) -> NDArray[np.uint8]:
+    """Return the kind of each segment's tokens."""
+    kinds = np.where(np.isfinite(scores_of_segments(document)), TokenKind.CONTENT, TokenKind.UNSCORED)
+    return np.where([error == NEVER_SCORED for error in document.errors], TokenKind.PLAIN, kinds).astype(np.uint8)
 
 
 def scores_of_segments(document: ScoredDocument) -> NDArray[np.float64]:

@@ -3,25 +3,28 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.held_out import encode_documents, held_out_name, is_held_out
 from phf_ray.blocks.packing import pack
 from phf_ray.blocks.plan import BlockPlan, Group, write_in
-from phf_ray.blocks.shards import blocks_per_shard, encode_shard, group_name, shard_name
+from phf_ray.blocks.shards import blocks_per_shard, encode_shard, group_name, rejected_name, shard_name
 from phf_ray.blocks.stats import PackingStats
-from phf_ray.corpus.reader import read_part
-from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
+from phf_ray.corpus.part_file import encode_rejected
+from phf_ray.corpus.stats import CorpusStats
+from phf_ray.records import TEXT_KINDS, Rejected, ScoredDocument, TokenBlock
 
 
 def build_group(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast) -> int:
     """Write the shards of a group, its held-out documents and, last, its description. Return its number.
 
-    Memory: one shard, the held-out documents of the group, and a million characters of text.
+    Memory: one shard, the held-out documents and rejected records of the group, and a million characters of text.
     """
     stats = PackingStats()
     held_out: list[ScoredDocument] = []
-    documents = _to_pack(group, fraction=plan.held_out_fraction, held_out=held_out, stats=stats)
+    read = _Read()
+    documents = _to_pack(read.documents(group), fraction=plan.held_out_fraction, held_out=held_out, stats=stats)
     packed = pack(documents, tokenizer, sequence_length=plan.sequence_length, config=plan.packing, stats=stats)
     shards = []
     for index, shard_blocks in enumerate(_chunks(packed, size=blocks_per_shard(plan.sequence_length))):
@@ -30,21 +33,42 @@ def build_group(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizer
         shards.append({"file": file, "num_blocks": len(shard_blocks), "num_content_tokens": _num_content(shard_blocks)})
     if plan.held_out_fraction > 0:
         write_in(plan, held_out_name(group.number), encode_documents(held_out))
-    contribution = {"shards": shards, "stats": stats.to_json()}
+    if read.rejected:
+        write_in(plan, rejected_name(group.number), encode_rejected(read.rejected))
+    contribution = {"shards": shards, "stats": stats.to_json(), "read": read.stats.to_json()}
     write_in(plan, group_name(group.number), json.dumps(contribution).encode())
     return group.number
 
 
 def _to_pack(
-    group: Group, *, fraction: float, held_out: list[ScoredDocument], stats: PackingStats
+    documents: Iterable[ScoredDocument], *, fraction: float, held_out: list[ScoredDocument], stats: PackingStats
 ) -> Iterator[ScoredDocument]:
-    for part in group.parts:
-        for document in read_part(part):
-            if is_held_out(document.id, fraction):
-                held_out.append(document)
-                stats.drop(document, reason="held_out")
-            else:
+    for document in documents:
+        if is_held_out(document.id, fraction):
+            held_out.append(document)
+            stats.drop(document, reason="held_out")
+        else:
+            yield document
+
+
+class _Read:
+    """Reads the documents of a group, and keeps the records that can't be read."""
+
+    def __init__(self) -> None:
+        self.stats = CorpusStats()
+        """Documents, characters, rejected records and losses."""
+        self.rejected: list[Rejected] = []
+
+    def documents(self, group: Group) -> Iterator[ScoredDocument]:
+        for part in group.parts:
+            for document in part.documents(self._reject):
+                self.stats.documents += 1
+                self.stats.characters += sum(map(len, document.texts))
                 yield document
+
+    def _reject(self, record: Rejected) -> None:
+        self.stats.reject(record)
+        self.rejected.append(record)
 
 
 def _chunks(items: Iterable[TokenBlock], *, size: int) -> Iterator[list[TokenBlock]]:
@@ -59,7 +83,4 @@ def _chunks(items: Iterable[TokenBlock], *, size: int) -> Iterator[list[TokenBlo
 
 
 def _num_content(shard_blocks: Sequence[TokenBlock]) -> int:
-    return sum(
-        int(((block.token_kinds == TokenKind.CONTENT) | (block.token_kinds == TokenKind.UNSCORED)).sum())
-        for block in shard_blocks
-    )
+    return sum(int(np.isin(block.token_kinds, TEXT_KINDS).sum()) for block in shard_blocks)

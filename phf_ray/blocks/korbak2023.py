@@ -1,11 +1,11 @@
 """Packing as the original code does it, for `compat: korbak2023`."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from phf_ray.blocks.documents import kept_documents
+from phf_ray.blocks.documents import kept_documents, kinds_of_segments
 from phf_ray.blocks.segment_tokens import control_id
 from phf_ray.blocks.settings import PackingConfig
 from phf_ray.blocks.stats import PackingStats
@@ -15,6 +15,14 @@ from phf_ray.records import ScoredDocument, TokenKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+class Segment(NamedTuple):
+    """A segment's text after the strings of its structural tokens, its score, and the kind of its tokens."""
+
+    text: str
+    score: float | None
+    kind: int
 
 
 # The original's buffer: num_of_sequences = 1024 sequences of chars_per_token = 3.6 characters per token.
@@ -28,16 +36,17 @@ def korbak2023_buffers(
     length: int,
     config: PackingConfig,
     stats: PackingStats,
-) -> Iterator[list[tuple[str, float | None]]]:
-    """Yield the original's buffers: segments, each after the strings of its structural tokens, with their scores."""
-    buffer: list[tuple[str, float | None]] = []
+) -> Iterator[list[Segment]]:
+    """Yield the original's buffers: segments, each after the strings of its structural tokens."""
+    buffer: list[Segment] = []
     num_chars = 0
     for document in kept_documents(documents, config=config, stats=stats):
         stats.keep(document)
+        kinds = kinds_of_segments(document).tolist()
         for segment, (text, score) in enumerate(zip(document.texts, document.scores, strict=True)):
             separator = str(tokenizer.eos_token) if segment == 0 else ""
             prefixed = separator + _korbak2023_prefix(document, segment, config=config, stats=stats) + text
-            buffer.append((prefixed, score))
+            buffer.append(Segment(prefixed, score, kinds[segment]))
             num_chars += len(prefixed)
         if num_chars >= length * _KORBAK2023_BUFFER_CHARS_PER_POSITION:
             yield buffer
@@ -56,14 +65,14 @@ def _korbak2023_prefix(document: ScoredDocument, segment: int, *, config: Packin
 
 
 def korbak2023_tokens(
-    buffer: Sequence[tuple[str, float | None]], tokenizer: "PreTrainedTokenizerFast", *, structure: Structure
+    buffer: Sequence[Segment], tokenizer: "PreTrainedTokenizerFast", *, structure: Structure
 ) -> list[TokenRun]:
     """Tokenize each segment on its own, and give its score to all of its tokens, structural ones too (A-3)."""
-    encoded = tokenizer([text for text, _ in buffer], truncation=False, verbose=False)["input_ids"]
+    encoded = tokenizer([segment.text for segment in buffer], truncation=False, verbose=False)["input_ids"]
     parts = []
-    for row, (_, score) in zip(encoded, buffer, strict=True):
+    for row, (_, score, kind) in zip(encoded, buffer, strict=True):
         ids = np.array(row, np.int32)
-        kinds = np.full(len(ids), TokenKind.CONTENT if score is not None else TokenKind.UNSCORED, np.uint8)
+        kinds = np.full(len(ids), kind, np.uint8)
         kinds[ids == structure.end_of_text_id] = TokenKind.END_OF_TEXT
         kinds[np.isin(ids, structure.ids()[1:])] = TokenKind.CONTROL
         parts.append(TokenRun(ids, np.full(len(ids), 0.0 if score is None else score, np.float32), kinds))

@@ -2,6 +2,7 @@
 
     shard-00000-000.parquet  blocks of group 0 (some consecutive parts of a corpus): input_ids int32[L],
                              token_scores float32[L], token_kinds uint8[L]
+    rejected-00000.parquet   records of group 0 that could not be read, if any: source, record, reason, detail
     held-out-00000.parquet   documents of group 0 that are never packed: id, texts, scores
     group-00000.json         shards and counts of group 0; written last, so a group is either complete or built again
     manifest.json            shards and counts of all groups, and what they were made from
@@ -38,11 +39,30 @@ class Shard(_Entry):
     characters. Source tokens measure positions in the stream, so that positions do not depend on filtering."""
 
 
+class UnscoredText(_Entry):
+    """A data set without scores, and what could be read of it."""
+
+    unit: str
+    """Document of a text file: `document`, the whole file, or `line`."""
+    column: str | None
+    """Column of the text in JSON lines and tables, if the user named it."""
+    num_files: int
+    num_bytes: int
+    """On disk."""
+    documents: int = 0
+    rejected: dict[str, int] = {}
+    """Records that could not be read, by reason."""
+    lost: dict[str, int] = {}
+    """Known to be missing because files could not be read to their end: `files`, `bytes`, `records`."""
+
+
 class SourceCorpus(_Entry):
     name: str
     fingerprint: str
     scorer: dict[str, Any]
     segmenter: str
+    unscored: UnscoredText | None = None
+    """None: the corpus has scores."""
 
 
 class TokenScores(_Entry):
@@ -92,6 +112,11 @@ class BlockManifest(_Entry):
     token_scores: TokenScores
     by_corpus: tuple[CorpusTokens, ...] = ()
     """In the order of `corpora`; empty if an older version built the blocks."""
+
+    @property
+    def unscored(self) -> list[str]:
+        """Names of the data sets without scores."""
+        return [corpus.name for corpus in self.corpora if corpus.unscored is not None]
 
     @property
     def num_blocks(self) -> int:

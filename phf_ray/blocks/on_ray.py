@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from phf_ray.blocks.group import build_group
 from phf_ray.blocks.plan import BlockPlan, Group
 from phf_ray.corpus.overlap import Overlap, Sets, overlap_of_part
+from phf_ray.corpus.stored import Part
 from phf_ray.errors import PhfError
 
 
@@ -23,7 +24,7 @@ def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrai
     return _as_they_finish([task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups])
 
 
-def overlaps_on_ray(parts: Sequence[str], sets: Sets) -> Iterator[dict[str, Overlap]]:
+def overlaps_on_ray(parts: Sequence[Part], sets: Sets) -> Iterator[dict[str, Overlap]]:
     """Compare each part in a Ray task. This function is an `OverlapCounter`. Ray must be running."""
     shared = ray.put(dict(sets))
     task_body: Any = overlap_of_part

@@ -14,15 +14,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from phf_ray.blocks.manifest import FORMAT, SourceCorpus
+from phf_ray.blocks.manifest import FORMAT, SourceCorpus, UnscoredText
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
 from phf_ray.config import Config
+from phf_ray.corpus.data_sets import open_data_sets
+from phf_ray.corpus.find import would_read
 from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.stored import open_corpora
+from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
-from phf_ray.storage.files import open_filesystem, write_file
+from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
 _GROUP_BYTES = 2 << 20
@@ -35,7 +37,7 @@ class Group:
     number: int
     corpus: int
     """Index in `BlockPlan.corpora`."""
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class BlockPlan:
     groups: tuple[Group, ...]
     manifests: tuple[CorpusManifest, ...] = ()
     """In the order of `corpora`."""
+    max_failed_fraction: float = 0.0
+    """Share of the records of a data set without scores that may be unreadable."""
 
 
 def plan_blocks(
@@ -66,16 +70,18 @@ def plan_blocks(
     """Plan from the corpora's manifests and lists of parts.
 
     `remembers`: whether to keep the statistics of data sets without a manifest in `output_root`, for the next plan.
+    Raises ConfigError if a data set has no scores and the configuration reads them.
     """
     if not corpora:
         raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
     memory = f"{output_root.rstrip('/')}/{_MEMORY}"
-    opened = open_corpora(corpora, memory=memory, remembers=remembers)
+    opened = open_data_sets(config, corpora, memory=memory, remembers=remembers)
+    for corpus in opened:
+        _refuse_output_in_input(corpus, output_root)
     manifests = [corpus.manifest for corpus in opened]
     thresholds = resolve_thresholds(config, manifests=manifests)
     thresholds.pop("objective", None)  # blocks are the same for every objective
     packing = _packing_config(config, thresholds)
-    sized_parts = [[(part.file, part.size) for part in corpus.parts] for corpus in opened]
     identity = {
         "format": FORMAT,
         "sequence_length": config.dataset.seq_length,
@@ -84,7 +90,7 @@ def plan_blocks(
         "tokenizer": tokenizer_hash(tokenizer),
         "corpora": [manifest.fingerprint for manifest in manifests],
         # The same documents, divided into other parts, make other groups.
-        "parts": [[(posixpath.basename(part), size) for part, size in parts] for parts in sized_parts],
+        "parts": [[(posixpath.basename(part.label), part.size) for part in corpus.parts] for corpus in opened],
     }
     fingerprint = json_fingerprint(identity)
     return BlockPlan(
@@ -95,17 +101,40 @@ def plan_blocks(
         held_out_fraction=config.dataset.held_out_fraction,
         thresholds=thresholds,
         tokenizer=_describe_tokenizer(tokenizer, packing=packing),
-        corpora=tuple(
-            SourceCorpus(
-                name=posixpath.basename(corpus.path.rstrip("/")),
-                fingerprint=corpus.manifest.fingerprint,
-                scorer=corpus.manifest.scorer,
-                segmenter=corpus.manifest.segmenter,
-            )
-            for corpus in opened
-        ),
+        corpora=tuple(_source(config, corpus) for corpus in opened),
         manifests=tuple(manifests),
-        groups=tuple(_groups(sized_parts, is_one_stream=config.compat is not None)),
+        groups=tuple(_groups([corpus.parts for corpus in opened], is_one_stream=config.compat is not None)),
+        max_failed_fraction=config.scoring.max_failed_fraction,
+    )
+
+
+def _refuse_output_in_input(corpus: StoredCorpus, output_root: str) -> None:
+    """Refuse blocks that the next plan would read as text."""
+    if corpus.manifest.is_scored:
+        return
+    folder = full_name(*open_filesystem(output_root))
+    if would_read(corpus.path, folder, names=("a.parquet", "a.json", "a.jsonl")):
+        raise ConfigError(
+            f"the token blocks in {output_root} would lie in data set {corpus.path} and be read as text; give another "
+            "folder for them, or name the data set's own folder or files"
+        )
+
+
+def _source(config: Config, corpus: StoredCorpus) -> SourceCorpus:
+    unscored = None
+    if not corpus.manifest.is_scored:
+        unscored = UnscoredText(
+            unit=config.dataset.text_unit,
+            column=config.dataset.text_column,
+            num_files=corpus.num_files,
+            num_bytes=corpus.num_bytes,
+        )
+    return SourceCorpus(
+        name=posixpath.basename(corpus.path.rstrip("/")),
+        fingerprint=corpus.manifest.fingerprint,
+        scorer=corpus.manifest.scorer,
+        segmenter=corpus.manifest.segmenter,
+        unscored=unscored,
     )
 
 
@@ -143,14 +172,14 @@ def _describe_tokenizer(tokenizer: PreTrainedTokenizerFast, *, packing: PackingC
     return described
 
 
-def _groups(corpora: Sequence[Sequence[tuple[str, int]]], *, is_one_stream: bool) -> Iterator[Group]:
+def _groups(corpora: Sequence[Sequence[Part]], *, is_one_stream: bool) -> Iterator[Group]:
     number = 0
-    for place, sized_parts in enumerate(corpora):
-        held: list[str] = []
+    for place, parts in enumerate(corpora):
+        held: list[Part] = []
         num_bytes = 0
-        for part, size in sized_parts:
+        for part in parts:
             held.append(part)
-            num_bytes += size
+            num_bytes += part.size
             if num_bytes >= _GROUP_BYTES and not is_one_stream:
                 yield Group(number, place, tuple(held))
                 number += 1

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phf_ray.blocks.documents import scores_of_segments
+from phf_ray.blocks.documents import kinds_of_segments, scores_of_segments
 from phf_ray.blocks.settings import PackingConfig
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.structure import Structure
 from phf_ray.blocks.tokens import TokenRun
-from phf_ray.records import ScoredDocument, TokenKind
+from phf_ray.records import NEVER_SCORED, ScoredDocument, TokenKind
 
 
 def owners_of_tokens(encoding: Any, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -57,10 +57,8 @@ def with_structure(
     stats: PackingStats,
 ) -> TokenRun:
     """Return an end-of-text token and the document's tokens, with control tokens where segments begin."""
-    scores = scores_of_segments(document)[owners]
-    is_scored = np.isfinite(scores)
-    kinds = np.where(is_scored, TokenKind.CONTENT, TokenKind.UNSCORED).astype(np.uint8)
-    scores = np.where(is_scored, scores, 0.0).astype(np.float32)
+    kinds = kinds_of_segments(document)[owners]
+    scores = np.where(kinds == TokenKind.CONTENT, scores_of_segments(document)[owners], 0.0).astype(np.float32)
     at, inserted = [0], [structure.end_of_text_id]
     for position in [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]:
         segment = int(owners[position])
@@ -79,7 +77,8 @@ def control_id(
 ) -> int | None:
     score = document.scores[segment]
     if score is None or not math.isfinite(score):
-        stats.num_segments["unscored"] += 1
+        if document.errors[segment] != NEVER_SCORED:
+            stats.num_segments["unscored"] += 1
         return None
     if config.conditional is None:
         return None

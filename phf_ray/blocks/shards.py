@@ -33,6 +33,10 @@ def group_name(group: int) -> str:
     return f"group-{group:05d}.json"
 
 
+def rejected_name(group: int) -> str:
+    return f"rejected-{group:05d}.parquet"
+
+
 def blocks_per_shard(sequence_length: int) -> int:
     return max(1, SHARD_BYTES // (BYTES_PER_TOKEN * sequence_length))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from phf_ray.errors import DataError
 from phf_ray.measures.histogram import Histogram
-from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
+from phf_ray.records import TEXT_KINDS, ScoredDocument, TokenBlock, TokenKind
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class PackingStats:
     @property
     def num_content_tokens(self) -> int:
         """Tokens of text, scored or not."""
-        return self.num_tokens["content"] + self.num_tokens["unscored"]
+        return sum(self.num_tokens[kind.name.lower()] for kind in TEXT_KINDS)
 
     def drop(self, document: ScoredDocument, *, reason: str) -> None:
         self.num_documents_dropped[reason] += 1

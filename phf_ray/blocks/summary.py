@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 
-from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, Shard, TokenScores
+from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, Shard, SourceCorpus, TokenScores
 from phf_ray.blocks.plan import BlockPlan
 from phf_ray.blocks.shards import group_name
 from phf_ray.blocks.stats import PackingStats
+from phf_ray.corpus.stats import CorpusStats
 from phf_ray.measures.histogram import Histogram
 from phf_ray.records import TokenKind
 from phf_ray.storage.files import open_filesystem
@@ -18,7 +20,8 @@ log = logging.getLogger(__name__)
 _QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
-def summarize_blocks(plan: BlockPlan) -> BlockManifest:
+def summarize_blocks(plan: BlockPlan, *, read: Mapping[int, CorpusStats]) -> BlockManifest:
+    """`read`: what was read of the data sets without scores, by their number in the plan."""
     stats = PackingStats()
     by_corpus = [PackingStats() for _ in plan.corpora]
     shards: list[Shard] = []
@@ -45,7 +48,7 @@ def summarize_blocks(plan: BlockPlan) -> BlockManifest:
         packing=asdict(plan.packing),
         thresholds=dict(plan.thresholds),
         held_out_fraction=plan.held_out_fraction,
-        corpora=plan.corpora,
+        corpora=tuple(_with_counts(corpus, read.get(place)) for place, corpus in enumerate(plan.corpora)),
         num_groups=len(plan.groups),
         shards=tuple(shards),
         documents={"kept": stats.num_documents_kept, "dropped": dict(sorted(stats.num_documents_dropped.items()))},
@@ -62,6 +65,18 @@ def summarize_blocks(plan: BlockPlan) -> BlockManifest:
         ),
         by_corpus=tuple(corpus_tokens(one) for one in by_corpus),
     )
+
+
+def _with_counts(corpus: SourceCorpus, read: CorpusStats | None) -> SourceCorpus:
+    if corpus.unscored is None or read is None:
+        return corpus
+    losses = read.losses
+    counts = {
+        "documents": read.documents,
+        "rejected": dict(sorted(read.rejected.items())),
+        "lost": {"files": len(losses.files), "bytes": losses.num_bytes, "records": losses.records} if losses else {},
+    }
+    return corpus.model_copy(update={"unscored": corpus.unscored.model_copy(update=counts)})
 
 
 def corpus_tokens(stats: PackingStats) -> CorpusTokens:
@@ -89,6 +104,17 @@ def report_blocks(manifest: BlockManifest) -> None:
         manifest.num_content_tokens,
         json.dumps(manifest.documents),
     )
+    for corpus in manifest.corpora:
+        if corpus.unscored is not None:
+            rejected = corpus.unscored.rejected
+            log.log(
+                logging.WARNING if rejected else logging.INFO,
+                "%s: text without scores, %d documents, %d records rejected%s",
+                corpus.name,
+                corpus.unscored.documents,
+                sum(rejected.values()),
+                f" {json.dumps(rejected)}" if rejected else "",
+            )
     kept, filtered = manifest.documents["kept"], manifest.documents["dropped"].get("filtered", 0)
     aligned, misaligned = manifest.segments.get("aligned", 0), manifest.segments.get("misaligned", 0)
     for what, threshold, part, whole in (

@@ -42,7 +42,8 @@ def resolve_thresholds(config: Config, *, manifests: Sequence[CorpusManifest]) -
     conditional = config.dataset.conditional_training_config
     merged = ScorerStats()
     for manifest in manifests:
-        merged.merge(manifest.scorer_stats())
+        if manifest.is_scored:
+            merged.merge(manifest.scorer_stats())
     wanted: dict[str, tuple[Threshold | None, Histogram]] = {
         "conditional": (None if conditional is None else conditional.threshold, merged.segment_histogram),
         "filter": (config.dataset.filter_threshold, merged.document_histogram),

@@ -18,7 +18,11 @@ class ConditionalTrainingConfig(Section):
 
 class DatasetConfig(Section):
     datasets: tuple[str, ...] = ()
-    """Hub ids, globs, URLs or scored-corpus folders."""
+    """Scored corpora or, where nothing reads scores, any text: folders, files, globs, URLs, hub ids."""
+    text_column: str | None = None
+    """Column with the text in JSON lines and tables of data sets without scores; null: texts, text or content."""
+    text_unit: Literal["document", "line"] = "document"
+    """Document of a text file (.txt, .md, ...) without scores: the whole file, or every line that is not blank."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Share of each data set among the sequences; null: every sequence of every data set once per epoch."""
     is_split_by_sentences: bool = True

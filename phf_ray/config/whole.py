@@ -41,6 +41,18 @@ class Config(Section):
     def evaluation_scorer(self) -> dict[str, Any]:
         return self.generation.scorer_config or self.scorer
 
+    @property
+    def score_readers(self) -> tuple[str, ...]:
+        """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
+        dataset, objective = self.dataset, self.objective
+        readers = {
+            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig),
+            "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
+            "dataset.conditional_training_config": dataset.conditional_training_config is not None,
+            "dataset.filter_threshold": dataset.filter_threshold is not None,
+        }
+        return tuple(name for name, is_set in readers.items() if is_set)
+
     @model_validator(mode="after")
     def _original_has_it(self) -> Self:
         if self.compat is not None and self.dataset.filter_average != "segments":

@@ -40,8 +40,10 @@ class _Look:
         return any(name in self.columns for name in wanted)
 
 
-def check_columns(files: Sequence[InputFile], *, text_column: str | None, keep: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the columns that no document will keep, as far as they were seen.
+def check_columns(
+    files: Sequence[InputFile], *, text_column: str | None, keep: Sequence[str] = (), option: str = "--text-column"
+) -> tuple[str, ...]:
+    """Return the columns that no document will keep, as far as they were seen. `option`: what names the text column.
 
     Tables and JSON lines are looked into until a text and all of `keep` are found: one record without them says
     nothing about the others. Raises ConfigError that lists the columns if there is no text in any record looked at, or
@@ -54,7 +56,7 @@ def check_columns(files: Sequence[InputFile], *, text_column: str | None, keep: 
         where = some_names([file for look in looks for file in look.files], most=3)
         raise ConfigError(
             f"no column {' or '.join(map(repr, texts))} in the records looked at, in {where}; "
-            f"set --text-column to one of {some_names(list(map(repr, seen)), most=50)}"
+            f"set {option} to one of {some_names(list(map(repr, seen)), most=50)}"
         )
     missing = [name for name in keep if name not in seen]
     if missing and seen:

@@ -1,7 +1,7 @@
-"""The records of JSON files as bytes: the lines, or, if the file is not written line by line, the records in it."""
+"""The records of files as bytes: the lines, or, if a JSON file is not written line by line, the records in it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from phf_ray.corpus import streams
 from phf_ray.corpus.cut import Piece
@@ -15,22 +15,37 @@ def json_records(file: InputFile, piece: Piece) -> Iterator[tuple[int, bytes | N
 
     Skips blank lines, which have an index, and byte order marks. Raises one of UNREADABLE at a damage of the file.
     """
-    by_lines = is_by_lines(file)
+    records = raw_lines(file, piece, is_whole=is_json) if is_by_lines(file) else _raw_values(file, piece)
+    for index, record in records:
+        if record is None:
+            yield index, None
+        elif record := record.removeprefix(BYTE_ORDER_MARK).strip():
+            yield index, record
+
+
+def raw_lines(
+    file: InputFile, piece: Piece, *, is_whole: Callable[[bytes], bool] = lambda _: False
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield index and bytes of each line of a piece, None for one of more than `streams.MAX_DOCUMENT_BYTES`.
+
+    `is_whole`: whether a line without end, before a damage of the file, lacks nothing but its end.
+    """
     with open_lines(file.name) as stream:
-        if by_lines:
-            skip_bytes(stream, piece.offset, seekable=not file.is_compressed)
-            records = _lines(stream)
-        else:
-            records = itertools.islice(json_values(stream), piece.begin, None)
-        indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
-        for index, record in zip(indices, records, strict=False):
-            if record is None:
-                yield index, None
-            elif record := record.removeprefix(BYTE_ORDER_MARK).strip():
-                yield index, record
+        skip_bytes(stream, piece.offset, seekable=not file.is_compressed)
+        yield from _numbered(piece, _lines(stream, is_whole))
 
 
-def _lines(stream: InputStream) -> Iterator[bytes | None]:
+def _raw_values(file: InputFile, piece: Piece) -> Iterator[tuple[int, bytes | None]]:
+    with open_lines(file.name) as stream:
+        yield from _numbered(piece, itertools.islice(json_values(stream), piece.begin, None))
+
+
+def _numbered(piece: Piece, records: Iterator[bytes | None]) -> Iterator[tuple[int, bytes | None]]:
+    indices = itertools.count(piece.begin) if piece.end is None else range(piece.begin, piece.end)
+    return zip(indices, records, strict=False)
+
+
+def _lines(stream: InputStream, is_whole: Callable[[bytes], bool]) -> Iterator[bytes | None]:
     while line := stream.readline(streams.MAX_DOCUMENT_BYTES + 1):
         if not line.endswith(b"\n"):
             if len(line) > streams.MAX_DOCUMENT_BYTES:
@@ -38,6 +53,6 @@ def _lines(stream: InputStream) -> Iterator[bytes | None]:
                     line = stream.readline(streams.CHUNK_BYTES)
                 yield None
                 continue
-            if stream.damage is not None and not is_json(line):
+            if stream.damage is not None and not is_whole(line):
                 stream.raise_if_cut()
         yield line

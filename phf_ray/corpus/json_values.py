@@ -22,8 +22,8 @@ _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
 def is_by_lines(file: InputFile) -> bool:
-    """Whether a JSON file has one record per line. Its beginning tells, unless its suffix does."""
-    if file.has_lines_suffix:
+    """Whether a file has one record per line. The beginning of a JSON file tells, unless its suffix does."""
+    if file.has_lines_suffix or file.kind == "text_lines":
         return True
     with open_lines(file.name) as stream:
         return _begins_by_lines(stream.read(_HEAD_BYTES))

@@ -13,7 +13,8 @@ from phf_ray.corpus.decompress import CODECS, Decompressed
 from phf_ray.storage.files import full_name
 from phf_ray.storage.listing import is_glob
 
-FileKind = Literal["text", "lines", "table"]
+FileKind = Literal["text", "lines", "table", "text_lines"]
+"""A document; JSON records by line or otherwise; rows; a document per line. No name says the last: the user asks."""
 
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 

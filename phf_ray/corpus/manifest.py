@@ -33,6 +33,11 @@ class CorpusManifest:
         return self.scorers[0] if self.scorers else {}
 
     @property
+    def is_scored(self) -> bool:
+        """Whether there are scores: not for plain text, which is neither counted before it is packed."""
+        return bool(self.stats.scorers)
+
+    @property
     def documents(self) -> int:
         return self.stats.documents
 

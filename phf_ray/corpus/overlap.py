@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from phf_ray.corpus.reader import read_part
+from phf_ray.corpus.stored import Part, forget
 
 NUM_WORDS = 13
 _WORD = re.compile(r"\w+")
@@ -26,7 +26,7 @@ class Overlap:
 
 Sets = Mapping[str, Sequence[str]]
 """Texts of each set, by the set's name."""
-OverlapCounter = Callable[[Sequence[str], Sets], Iterator[dict[str, Overlap]]]
+OverlapCounter = Callable[[Sequence[Part], Sets], Iterator[dict[str, Overlap]]]
 """Yields the overlap of each of these parts of a corpus with each set: `overlaps_here`, or `overlaps_on_ray`."""
 
 
@@ -52,17 +52,17 @@ class OverlapIndex:
         return found
 
 
-def overlap_of_part(part: str, sets: Sets) -> dict[str, Overlap]:
-    """Return the overlap of one file of a corpus with each set."""
+def overlap_of_part(part: Part, sets: Sets) -> dict[str, Overlap]:
+    """Return the overlap of one part of a corpus with each set."""
     indices = {name: OverlapIndex(texts) for name, texts in sets.items()}
     found = {name: Overlap() for name in sets}
-    for document in read_part(part):
+    for document in part.documents(forget):
         for name, index in indices.items():
             found[name].merge(index.find(document.text))
     return found
 
 
-def overlaps_here(parts: Sequence[str], sets: Sets) -> Iterator[dict[str, Overlap]]:
+def overlaps_here(parts: Sequence[Part], sets: Sets) -> Iterator[dict[str, Overlap]]:
     """Compare one part after the other in this process. This function is an `OverlapCounter`."""
     for part in parts:
         yield overlap_of_part(part, sets)

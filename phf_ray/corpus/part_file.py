@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,19 @@ class PartFile:
             with contextlib.suppress(FileNotFoundError):
                 self._filesystem.rm_file(self._rejects)
             return
-        table = pa.table(
-            {
-                "source": pa.array([entry.source for entry in self._rejected], pa.string()),
-                "record": pa.array([entry.record for entry in self._rejected], pa.int64()),
-                "reason": pa.array([entry.reason for entry in self._rejected], pa.string()),
-                "detail": pa.array([entry.detail for entry in self._rejected], pa.string()),
-            }
-        )
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer)
-        write_corpus_file(self._filesystem, self._rejects, buffer.getvalue().to_pybytes())
+        write_corpus_file(self._filesystem, self._rejects, encode_rejected(self._rejected))
+
+
+def encode_rejected(rejected: Sequence[Rejected]) -> bytes:
+    """Return a Parquet file that lists the records: source, record, reason, detail."""
+    table = pa.table(
+        {
+            "source": pa.array([entry.source for entry in rejected], pa.string()),
+            "record": pa.array([entry.record for entry in rejected], pa.int64()),
+            "reason": pa.array([entry.reason for entry in rejected], pa.string()),
+            "detail": pa.array([entry.detail for entry in rejected], pa.string()),
+        }
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    return buffer.getvalue().to_pybytes()

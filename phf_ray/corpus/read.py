@@ -22,7 +22,7 @@ from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.decompress import TrailingBytesError
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Record, document_of, record_of, too_large
-from phf_ray.corpus.json_files import json_records
+from phf_ray.corpus.json_files import json_records, raw_lines
 from phf_ray.corpus.json_text import parse_json
 from phf_ray.corpus.missing import loss_of
 from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
@@ -47,6 +47,8 @@ def read_piece(
     """
     if file.kind == "text":
         records: Iterable[tuple[int, Record]] = _read_text(file)
+    elif file.kind == "text_lines":
+        records = _read_text_lines(file, piece)
     elif file.kind == "lines":
         records = (
             (index, _from_row(row, file.source, index, text_column, keep=keep))
@@ -63,7 +65,7 @@ def read_rows_of(file: InputFile, piece: Piece) -> Iterator[tuple[int, dict[str,
 
     Otherwise like `read_piece`. A cell of a table that Python can't represent is `Unreadable`.
     """
-    assert file.kind != "text", file.name
+    assert file.kind not in ("text", "text_lines"), file.name
     if file.kind == "lines":
         return _until_damage(file, piece, _read_json(file, piece))
     rows = (
@@ -93,18 +95,27 @@ def _read_text(file: InputFile) -> Iterator[tuple[int, Record]]:
     with open_lines(file.name) as stream:
         content = stream.read(streams.MAX_DOCUMENT_BYTES + 1)
         stream.raise_if_cut()
-        yield 0, _from_text(content, source=file.source)
+        yield 0, _from_text(content, source=file.source, index=0)
         stream.read(1)  # raises if bytes follow that are no data
 
 
-def _from_text(content: bytes, *, source: str) -> Record:
+def _read_text_lines(file: InputFile, piece: Piece) -> Iterator[tuple[int, Record]]:
+    """Yield every line that is not blank, without its end. Blank lines have an index."""
+    for index, line in raw_lines(file, piece):
+        if line is None:
+            yield index, too_large(file.source, index)
+        elif line.strip():
+            yield index, _from_text(line.rstrip(b"\r\n"), source=file.source, index=index)
+
+
+def _from_text(content: bytes, *, source: str, index: int) -> Record:
     if len(content) > streams.MAX_DOCUMENT_BYTES:
-        return too_large(source, 0)
+        return too_large(source, index)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(source, 0, "not_utf8", f"byte {error.start}: {error.reason}{_encoding_of(content)}")
-    return document_of(text, source=source, record=0, meta={"source": source})
+        return Rejected(source, index, "not_utf8", f"byte {error.start}: {error.reason}{_encoding_of(content)}")
+    return document_of(text, source=source, record=index, meta={"source": source})
 
 
 def _encoding_of(content: bytes) -> str:

@@ -36,7 +36,26 @@ def list_parts(path: str) -> list[str]:
         return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
 
 
+def find_tables(path: str) -> list[str]:
+    """List the Parquet and Arrow files of any data set in order; none if it has none, or does not exist."""
+    with store_errors(path):
+        filesystem, root = open_source(path)
+        return [
+            full_name(filesystem, file) for file in _files_of(path, filesystem, root, tells=False) if _is_table(file)
+        ]
+
+
 def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
+    parts = _files_of(path, filesystem, root)
+    if not parts:
+        raise DataError(
+            f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of "
+            "jobs.score_corpus, or a data set with columns texts and scores"
+        )
+    return parts
+
+
+def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str, *, tells: bool = True) -> Sequence[str]:
     if filesystem.isfile(root):
         return [root]
     if filesystem.isdir(root):
@@ -44,14 +63,9 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root, tells=tells)
     else:
         parts = sorted(match_files(filesystem, root, enters=visible_folders(filesystem, Counter(), pattern=root)))
-    if not parts:
-        raise DataError(
-            f"{path} holds no scored corpus (no .parquet or .arrow files); give the --output of "
-            "jobs.score_corpus, or a data set with columns texts and scores"
-        )
     return parts
 
 
@@ -71,14 +85,21 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
         )
 
 
-def data_files(files: Iterable[str], root: str) -> list[str]:
-    """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
-    tables = [file for file in sorted(files) if file.lower().endswith((".parquet", *ARROW)) and may_hold_data(file)]
+def data_files(files: Iterable[str], root: str, *, tells: bool = True) -> list[str]:
+    """Return the tables of a data set in a folder, in order; if it has splits, those to train on.
+
+    `tells`: whether to log which files are left out.
+    """
+    tables = [file for file in sorted(files) if _is_table(file) and may_hold_data(file)]
     chosen = training_files(tables)
-    if len(chosen) < len(tables):
+    if tells and len(chosen) < len(tables):
         others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
         log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))
     return chosen
+
+
+def _is_table(file: str) -> bool:
+    return file.lower().endswith((".parquet", *ARROW))
 
 
 def may_hold_data(file: str) -> bool:

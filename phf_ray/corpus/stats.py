@@ -10,7 +10,7 @@ import numpy as np
 
 from phf_ray.corpus.losses import Losses
 from phf_ray.measures.histogram import Histogram
-from phf_ray.records import Scores
+from phf_ray.records import Rejected, Scores
 
 
 @dataclass(slots=True)
@@ -79,6 +79,11 @@ class CorpusStats:
     losses: Losses = field(default_factory=Losses)
     cut_elsewhere: int = 0
     """Documents whose segments the input gave, and nobody knows which segmenter cut them."""
+
+    def reject(self, record: Rejected) -> None:
+        self.rejected[record.reason] += 1
+        if record.loss is not None:
+            self.losses.add(record.loss)
 
     def merge(self, other: "CorpusStats") -> None:
         self.documents += other.documents

@@ -9,14 +9,16 @@ import json
 import logging
 import posixpath
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.reader import find_corpus_manifest, list_parts, read_part
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import DataError
+from phf_ray.records import Rejected, ScoredDocument
 from phf_ray.storage.files import open_filesystem, store_errors, write_text
 from phf_ray.storage.hashing import json_fingerprint
 from phf_ray.storage.listing import follow, stamp_of
@@ -29,6 +31,8 @@ _THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class CorpusPart:
+    """A file of a scored corpus."""
+
     file: str
     """Path or URL."""
     size: int
@@ -36,12 +40,44 @@ class CorpusPart:
     stamp: str
     """Changes whenever the file does; empty if the store has no such figure."""
 
+    @property
+    def label(self) -> str:
+        return self.file
+
+    def documents(self, _reject: Callable[[Rejected], None], /) -> Iterator[ScoredDocument]:
+        return read_part(self.file)
+
+
+class Part(Protocol):
+    """A part of a data set, small enough to be read by one worker: a `CorpusPart`, or a `TextPart` of `unscored`."""
+
+    @property
+    def label(self) -> str:
+        """Name or hash that tells it from other parts."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes as a stored table."""
+        ...
+
+    def documents(self, reject: Callable[[Rejected], None], /) -> Iterator[ScoredDocument]:
+        """Yield the documents in order, and hand every record that can't be read to `reject`."""
+        ...
+
+
+def forget(_: Rejected) -> None:
+    """Count no rejected record: a `reject` for those who only look at documents."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredCorpus:
     path: str
     manifest: CorpusManifest
-    parts: tuple[CorpusPart, ...]
+    parts: tuple[Part, ...]
+    num_files: int = 0
+    num_bytes: int = 0
+    """Input files of a data set without scores, and their bytes on disk."""
 
 
 def open_corpora(paths: Sequence[str], *, memory: str | None = None, remembers: bool = False) -> list[StoredCorpus]:

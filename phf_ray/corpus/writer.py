@@ -52,9 +52,7 @@ class PartWriter:
             self._flush()
 
     def reject(self, rejected: Rejected) -> None:
-        self.stats.rejected[rejected.reason] += 1
-        if rejected.loss is not None:
-            self.stats.losses.add(rejected.loss)
+        self.stats.reject(rejected)
         self._file.reject(rejected)
 
     def commit(self) -> CorpusStats:

@@ -19,8 +19,8 @@ from phf_ray.objectives.statistics import BinCounts, Statistics
 from phf_ray.records import TokenKind
 
 # Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
-_CONTENT, _CONTROL, _PAD, _UNSCORED = (
-    int(kind) for kind in (TokenKind.CONTENT, TokenKind.CONTROL, TokenKind.PAD, TokenKind.UNSCORED)
+_CONTENT, _CONTROL, _PAD, _UNSCORED, _PLAIN = (
+    int(kind) for kind in (TokenKind.CONTENT, TokenKind.CONTROL, TokenKind.PAD, TokenKind.UNSCORED, TokenKind.PLAIN)
 )
 
 
@@ -73,6 +73,9 @@ class Weights(NamedTuple):
 
 class Objective(nn.Module):
     """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
+
+    reads_scores = True
+    """Whether the loss of a text depends on its scores."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
@@ -131,7 +134,9 @@ class Objective(nn.Module):
             valid_N = valid_N & (kinds_N != _CONTROL)
         # DIFFERS: phf-ray ignores scores of structural tokens (A-3); the original gives end-of-text and control tokens
         # the score of the segment after them, and compat blocks store that score.
-        has_score_N = kinds_N == _CONTENT if self.compat is None else kinds_N != _UNSCORED
+        has_score_N = kinds_N == _CONTENT
+        if self.compat is not None:
+            has_score_N = (kinds_N != _UNSCORED) & (kinds_N != _PLAIN)
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
         return Targets(

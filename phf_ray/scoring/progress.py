@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from phf_ray.corpus.budget import JUDGED, rejected_records, shown_reasons, unread_files
 from phf_ray.corpus.footers import read_footers
 from phf_ray.corpus.layout import REJECTED
 from phf_ray.corpus.output import CorpusFolder
@@ -14,15 +14,6 @@ from phf_ray.corpus.stats import CorpusStats
 from phf_ray.errors import IncompleteError
 
 log = logging.getLogger(__name__)
-
-
-_JUDGED = 1000
-"""Failures are judged once there are this many segments or records, or at the end."""
-_TOLERATED_RECORDS = 10
-"""This many rejected records never stop a job, unless they are more than half of all records. There is no such number
-for files: nobody knows how many records a file has that can't be read."""
-_RESTS = {"unreadable", "trailing_bytes"}
-"""Reasons of rejects that stand for the rest of a file, not for one record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,47 +84,25 @@ class ProgressTracker:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
-        self._judge_files()
-        self._judge_records(final=final)
-        if self.stats.segments < _JUDGED and not final:
-            return
-        for name, scorer in self.stats.scorers.items():
-            failed = scorer.failed.total()
-            if failed > self._limit * self.stats.segments:
-                what = f"{name} could not score {failed} of {self.stats.segments} segments"
-                raise self._too_many(what, scorer.failed, remedy="fix the scorer")
-
-    def _judge_files(self) -> None:
-        """Judge files that can't be read to their end: as files, and by bytes. Both totals are known from the start."""
-        losses = self.stats.losses
-        # If nothing at all can be read, the end of the job says so.
-        if self.stats.documents and (
-            len(losses.files) > self._limit * self._num_files or losses.num_bytes > self._limit * self._file_bytes
+        stats, limit = self.stats, self._limit
+        remedy = f"fix the input (see {self._place.name(REJECTED)})"
+        for found in (
+            unread_files(stats, num_files=self._num_files, num_bytes=self._file_bytes, limit=limit),
+            rejected_records(stats, limit=limit, final=final),
         ):
-            what = (
-                f"{len(losses.files)} of {self._num_files} input files could not be read to their end, "
-                f"{losses.num_bytes:,} of {self._file_bytes:,} bytes are lost"
-            )
-            rests = Counter({reason: self.stats.rejected[reason] for reason in _RESTS & self.stats.rejected.keys()})
-            raise self._too_many(what, rests, remedy=f"fix the input (see {self._place.name(REJECTED)})")
-
-    def _judge_records(self, *, final: bool) -> None:
-        # An empty file is not a failure. The rest of a file counts as the records that are known to be missing.
-        known = {"unreadable": max(self.stats.losses.records, self.stats.rejected["unreadable"])}
-        aside = {"empty", *_RESTS}
-        rejected = Counter({reason: count for reason, count in self.stats.rejected.items() if reason not in aside})
-        rejected += Counter(known)
-        records = self.stats.documents + rejected.total()
-        if records < _JUDGED and not final:
+            if found is not None:
+                raise self._too_many(found, remedy=remedy)
+        if stats.segments < JUDGED and not final:
             return
-        if rejected.total() > max(self._limit * records, min(_TOLERATED_RECORDS, records / 2)):
-            what = f"{rejected.total()} of {records} records could not be read"
-            raise self._too_many(what, rejected, remedy=f"fix the input (see {self._place.name(REJECTED)})")
+        for name, scorer in stats.scorers.items():
+            failed = scorer.failed.total()
+            if failed > limit * stats.segments:
+                what = f"{name} could not score {failed} of {stats.segments} segments ({shown_reasons(scorer.failed)})"
+                raise self._too_many(what, remedy="fix the scorer")
 
-    def _too_many(self, what: str, failed: Counter[str], *, remedy: str) -> IncompleteError:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in failed.most_common(5))
+    def _too_many(self, what: str, *, remedy: str) -> IncompleteError:
         return IncompleteError(
-            f"{what} ({reasons}), more than scoring.max_failed_fraction={self._limit}; stopped after "
+            f"{what}, more than scoring.max_failed_fraction={self._limit}; stopped after "
             f"{len(self.done)} of {len(self._sizes)} shards, which stay in {self._place.path}; raise that fraction to "
             f"continue, or {remedy} and give --restart"
         )

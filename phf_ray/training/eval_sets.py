@@ -10,11 +10,14 @@ from typing import Any
 from phf_ray.blocks.held_out import decode_documents, encode_documents
 from phf_ray.blocks.manifest import BlockManifest, read_block_file
 from phf_ray.config import Config
+from phf_ray.corpus.budget import rejected_records, shown_reasons
+from phf_ray.corpus.data_sets import read_data_set
 from phf_ray.corpus.overlap import Overlap, OverlapCounter, total_overlap
-from phf_ray.corpus.reader import read_corpus
+from phf_ray.corpus.stats import CorpusStats
+from phf_ray.corpus.stored import Part
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.objectives.base import Objective
-from phf_ray.records import ScoredDocument
+from phf_ray.records import NEVER_SCORED, ScoredDocument
 from phf_ray.runs.rows import EVALUATION_SETS
 from phf_ray.storage.files import open_filesystem, write_file, write_text
 from phf_ray.storage.hashing import json_fingerprint
@@ -31,11 +34,24 @@ def read_eval_sets(config: Config) -> dict[str, list[ScoredDocument]]:
     """Read the first EVAL_BYTES of each set. Raises ConfigError or DataError that names a set that can't be read."""
     sets = {}
     for name, source in config.dataset.eval_datasets.items():
-        documents = list(_first_bytes(read_corpus(source)))
-        if not documents:
-            raise DataError(f"dataset.eval_datasets.{name}: {source} has no text; give another data set")
+        read = CorpusStats()
+        documents = list(_first_bytes(read_data_set(config, source, reject=read.reject)))
+        read.documents = len(documents)
+        _judge(f"dataset.eval_datasets.{name}: {source}", read, limit=config.scoring.max_failed_fraction)
         sets[name] = documents
     return sets
+
+
+def _judge(what: str, read: CorpusStats, *, limit: float) -> None:
+    """Refuse a set without text, or with too many records that can't be read; warn of a few."""
+    reasons = f" ({shown_reasons(read.rejected)})" if read.rejected else ""
+    if not read.documents:
+        raise DataError(f"{what} has no text{reasons}; give another data set")
+    failed = rejected_records(read, limit=limit, final=True)
+    if failed is not None:
+        raise DataError(f"{what}: {failed}, more than scoring.max_failed_fraction={limit}; fix the data set")
+    if read.rejected:
+        log.warning("%s: %d records could not be read%s", what, read.rejected.total(), reasons)
 
 
 def _first_bytes(documents: Iterable[ScoredDocument]) -> Iterator[ScoredDocument]:
@@ -54,13 +70,13 @@ def store_eval_sets(
     config: Config,
     sets: Mapping[str, Sequence[ScoredDocument]],
     *,
-    parts: Sequence[str],
+    parts: Sequence[Part],
     folder: str,
     counter: OverlapCounter,
 ) -> dict[str, dict[str, Any]]:
     """Store the sets in `folder`, which all workers see. Return what a plan says of each: file and overlap.
 
-    `parts`: the files of the training data. The comparison is remembered in `folder`. Raises ConfigError if a set
+    `parts`: those of the training data. The comparison is remembered in `folder`. Raises ConfigError if a set
     overlaps with the training data and `dataset.eval_overlap` is `refuse`.
     """
     if not sets:
@@ -71,7 +87,10 @@ def store_eval_sets(
         files[name] = f"{folder}/{json_fingerprint([[one.id, one.texts, one.scores] for one in documents])}.parquet"
         write_file(files[name], content)
     counts = _overlap(
-        sets, parts=parts, remembered=f"{folder}/{json_fingerprint([files, list(parts)])}.json", counter=counter
+        sets,
+        parts=parts,
+        remembered=f"{folder}/{json_fingerprint([files, [part.label for part in parts]])}.json",
+        counter=counter,
     )
     for name, count in counts.items():
         _report_overlap(config, name, count)
@@ -79,13 +98,13 @@ def store_eval_sets(
 
 
 def _overlap(
-    sets: Mapping[str, Sequence[ScoredDocument]], *, parts: Sequence[str], remembered: str, counter: OverlapCounter
+    sets: Mapping[str, Sequence[ScoredDocument]], *, parts: Sequence[Part], remembered: str, counter: OverlapCounter
 ) -> dict[str, dict[str, int]]:
     filesystem, inner = open_filesystem(remembered)
     if filesystem.exists(inner):
         return dict(json.loads(filesystem.cat_file(inner)))
     texts = {name: [document.text for document in documents] for name, documents in sets.items()}
-    log.info("comparing %d evaluation set(s) with %d file(s) of training data", len(sets), len(parts))
+    log.info("comparing %d evaluation set(s) with %d part(s) of training data", len(sets), len(parts))
     found = total_overlap(counter(parts, texts), texts)
     counts = {name: _counts(overlap, len(texts[name])) for name, overlap in found.items()}
     write_text(remembered, json.dumps(counts) + "\n")
@@ -121,12 +140,12 @@ class EvalSets:
         self._counts = {
             f"eval/{name}/{key}": value for name, one in sets.items() for key, value in one.items() if key != "file"
         }
+        documents = {name: list(decode_documents(read_block_file(one["file"]))) for name, one in sets.items()}
         self._sets = {
-            name: MeasuredText(
-                config, tokenizer, manifest=manifest, documents=list(decode_documents(read_block_file(one["file"])))
-            )
-            for name, one in sets.items()
+            name: MeasuredText(config, tokenizer, manifest=manifest, documents=own) for name, own in documents.items()
         }
+        reads_scores = bool({*config.score_readers} - {"dataset.filter_threshold"})  # a set is not filtered
+        self._without_loss = {name for name, own in documents.items() if reads_scores and _is_unscored(own)}
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
         """Return metrics `eval/<name>/...`. All ranks call this."""
@@ -136,8 +155,14 @@ class EvalSets:
             bits = text.bits_per_byte(state)
             row |= {f"eval/{name}/bits_per_byte{suffix}": value for suffix, value in _suffixed(bits)}
             row[f"eval/{name}/perplexity"] = math.exp(bits["none"] * math.log(2) * text.bytes_per_token)
-            row[f"eval/{name}/loss"] = text.objective(state, objective=objective).get("loss", math.nan)
+            # What the objective makes of a text without scores is not its loss.
+            figures = {} if name in self._without_loss else text.objective(state, objective=objective)
+            row[f"eval/{name}/loss"] = figures.get("loss", math.nan)
         return row | {EVALUATION_SETS: time.perf_counter() - since}
+
+
+def _is_unscored(documents: Sequence[ScoredDocument]) -> bool:
+    return all(error == NEVER_SCORED for document in documents for error in document.errors)
 
 
 def _suffixed(bits: Mapping[str, float]) -> Iterator[tuple[str, float]]:

@@ -18,12 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray.config import Config
 from phf_ray.measures.build import build_metric
-from phf_ray.records import TokenKind
+from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import ScoringSetup, ScoringTask, without_gpus
 
 log = logging.getLogger(__name__)
 
+
+_WITHOUT_SCORE = {TokenKind.UNSCORED, TokenKind.PLAIN}
 
 SPAN_TOKENS = 128
 MAX_SPANS = 32
@@ -89,7 +91,7 @@ def inspect(
 
 
 def _is_text(span: InspectedSpan) -> NDArray[np.bool_]:
-    return (span.kinds == TokenKind.CONTENT) | (span.kinds == TokenKind.UNSCORED)
+    return np.isin(span.kinds, TEXT_KINDS)
 
 
 def _mean_and_spread(numbers: Sequence[float], mean: str, spread: str) -> Figures:
@@ -97,8 +99,11 @@ def _mean_and_spread(numbers: Sequence[float], mean: str, spread: str) -> Figure
 
 
 def _raw_row(span: InspectedSpan, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
-    """Return decoded tokens, their rewards and, if there is a value head, its prediction for each token."""
-    rewards = [round(-float(score), 6) for score in span.scores]
+    """Return decoded tokens, their rewards (None: no score) and, if there is a value head, its predictions."""
+    rewards = [
+        None if kind in _WITHOUT_SCORE else round(-float(score), 6)
+        for score, kind in zip(span.scores, span.kinds.tolist(), strict=True)
+    ]
     values = None if span.values is None else [round(float(value), 6) for value in span.values]
     return [tokenizer.decode(span.ids), rewards, values]
 

@@ -10,6 +10,7 @@ from phf_ray.blocks.manifest import BlockManifest
 from phf_ray.blocks.mixture import Mixture
 from phf_ray.blocks.order import BlockOrder
 from phf_ray.config import Config, TrainingConfig
+from phf_ray.corpus.data_sets import refuse_unscored
 from phf_ray.training.schedule import fitting_micro_batch, speed_up, steps_in
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,12 @@ def plan_training(
     checkpoint_path: str | None,
     eval_sets: Mapping[str, dict[str, Any]] | None = None,
 ) -> TrainingPlan:
-    """Plan a run. Raises ConfigError if the budget is too small for one step, or skipping leaves no blocks."""
+    """Plan a run.
+
+    Raises ConfigError if the budget is too small for one step, skipping leaves no blocks, or the configuration reads
+    scores that the blocks lack.
+    """
+    refuse_unscored(config, manifest.unscored)
     training = config.training
     idle = idle_workers(training)
     if idle is not None:

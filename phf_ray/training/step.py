@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from phf_ray.objectives.base import Objective, ObjectiveOutput
 from phf_ray.objectives.statistics import Statistics, all_reduce, combine, unpacked
-from phf_ray.records import TokenKind
+from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.state import TrainState, world_size
 
@@ -110,7 +110,7 @@ def _gradient_sync(model: nn.Module, *, enabled: bool) -> contextlib.AbstractCon
 
 def _statistics(out: ObjectiveOutput, batch: MicroBatch) -> Statistics:
     kinds_BS = batch.token_kinds_BS
-    is_content_BS = (kinds_BS == TokenKind.CONTENT) | (kinds_BS == TokenKind.UNSCORED)
+    is_content_BS = torch.stack([kinds_BS == kind for kind in TEXT_KINDS]).any(0)
     return {
         "sum/step_loss": out.loss.detach().double(),
         # Under compat every micro-batch counts 1, but one of padding counts 0.

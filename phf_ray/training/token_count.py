@@ -12,7 +12,7 @@ from phf_ray.blocks.packing import pack
 from phf_ray.blocks.plan import BlockPlan, Group
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.summary import corpus_tokens
-from phf_ray.corpus.reader import read_part
+from phf_ray.corpus.stored import Part, forget
 from phf_ray.storage.files import open_filesystem
 
 # To count tokens, corpora are packed: whole up to this many bytes of Parquet (some 16 M tokens), else only the head.
@@ -57,7 +57,7 @@ def _count_groups(
     stats = PackingStats()
     num_counted, counted_bytes, total_bytes = 0, 0, 0
     for group in groups:
-        size = sum(_size(part) for part in group.parts)
+        size = sum(part.size for part in group.parts)
         total_bytes += size
         if counted_bytes < num_bytes:
             num_counted, counted_bytes = num_counted + 1, counted_bytes + size
@@ -69,18 +69,13 @@ def _count_groups(
 
 
 def _count_group(
-    plan: BlockPlan, parts: tuple[str, ...], *, tokenizer: PreTrainedTokenizerFast, stats: PackingStats
+    plan: BlockPlan, parts: Sequence[Part], *, tokenizer: PreTrainedTokenizerFast, stats: PackingStats
 ) -> None:
     documents = (
         document
         for part in parts
-        for document in read_part(part)
+        for document in part.documents(forget)
         if not is_held_out(document.id, plan.held_out_fraction)
     )
     for _ in pack(documents, tokenizer, sequence_length=plan.sequence_length, config=plan.packing, stats=stats):
         pass
-
-
-def _size(part: str) -> int:
-    filesystem, inner = open_filesystem(part)
-    return int(filesystem.size(inner))

@@ -435,7 +435,7 @@ def test_a_corpus_of_which_nothing_is_left_is_refused_and_leaves_nothing_finishe
 
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match="holds no scored corpus"):
+    with pytest.raises(ConfigError, match=r"data set .*: no files; give a folder with"):
         ensure_blocks(configured(), corpora=[str(tmp_path)], output_root=str(tmp_path), builder=build_here)
     with pytest.raises(ConfigError, match="give --corpus"):
         ensure_blocks(configured(), corpora=[], output_root=str(tmp_path), builder=build_here)

@@ -26,7 +26,7 @@ from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
 
 CONTROLS = ("<|aligned|>", "<|misaligned|>")
 EOS, ALIGNED, MISALIGNED = 0, 600, 601
-CONTENT, END_OF_TEXT, CONTROL, PAD, UNSCORED = (int(kind) for kind in TokenKind)
+CONTENT, END_OF_TEXT, CONTROL, PAD, UNSCORED, PLAIN = (int(kind) for kind in TokenKind)
 
 
 @cache
@@ -394,8 +394,8 @@ def test_blocks_hold_every_invariant():
         seen["several segments"] += sum(len(one.texts) > 1 for one in documents)
 
     check()
-    # Not vacuous: every kind of token, many blocks, many documents with borders inside.
-    assert all(seen[kind.name] > 100 for kind in TokenKind), seen
+    # Not vacuous: every kind of token of a scored corpus, many blocks, many documents with borders inside.
+    assert all(seen[kind.name] > 100 for kind in TokenKind if kind != TokenKind.PLAIN), seen
     assert seen["blocks"] > 300, seen
     assert seen["several segments"] > 50, seen
 

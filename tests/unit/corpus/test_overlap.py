@@ -2,6 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf_ray.corpus.overlap import OverlapIndex, overlaps_here, total_overlap
+from phf_ray.corpus.stored import CorpusPart
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
@@ -23,6 +24,8 @@ def test_parts_of_a_corpus_add_up(tmp_path):
         table = pa.table({"texts": [[text] for text in texts], "scores": [[0.0]] * len(texts)})
         pq.write_table(table, tmp_path / f"{part}.parquet")
     sets = {"test": [f"{THIRTEEN} y", "A, b.", "fresh"], "empty": []}
-    found = total_overlap(overlaps_here([str(tmp_path / f"{part}.parquet") for part in range(2)], sets), sets)
+    found = total_overlap(
+        overlaps_here([CorpusPart(str(tmp_path / f"{part}.parquet"), 0, "") for part in range(2)], sets), sets
+    )
     assert (found["test"].exact, found["test"].shared) == ({1}, {0})
     assert (found["empty"].exact, found["empty"].shared) == (set(), set())

@@ -1,6 +1,10 @@
+import json
+
 import pytest
 
-from jobs.train_lm import _absolute, default_run_name, parser
+from jobs import build_blocks
+from jobs.train_lm import _absolute, default_run_name, main, parser
+from phf_ray.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,19 @@ def test_data_sets_of_the_hub_keep_their_names_and_folders_become_absolute(tmp_p
         assert _absolute(name) == name
     assert _absolute("data/scored") == str(tmp_path / "data" / "scored")
     assert _absolute("scored") == str(tmp_path / "scored")
+
+
+@pytest.mark.parametrize("job", ["train_lm", "build_blocks"])
+def test_text_without_scores_is_refused_before_ray_starts_where_a_setting_reads_them(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"jobs.{job}.start_ray", lambda: pytest.fail("Ray was started"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Text.")
+    values = {"dataset": {"datasets": [str(tmp_path / "texts")]}, "objective": {"name": "RWR"}}
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    arguments = ["--task", str(tmp_path / "task.yml")]
+    run = build_blocks.main
+    if job == "train_lm":
+        run, arguments = main, [*arguments, "--storage-path", str(tmp_path / "runs")]
+    with pytest.raises(ConfigError, match=r"texts has no scores, which objective\.name: RWR needs.*phf score-corpus"):
+        run(arguments)
+    assert not (tmp_path / "runs" / "blocks").exists()

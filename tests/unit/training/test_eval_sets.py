@@ -12,6 +12,7 @@ from phf_ray.blocks.build import build_here, ensure_blocks
 from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.config import load_config
 from phf_ray.corpus.overlap import overlaps_here
+from phf_ray.corpus.stored import CorpusPart
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.driver import Helpers, Tracking, run_training
@@ -102,7 +103,7 @@ def test_the_training_data_is_compared_once(folder, tmp_path):
         return overlaps_here(parts, sets)
 
     for _ in range(2):
-        part = str(folder / "scored" / "part-00000.parquet")
+        part = CorpusPart(str(folder / "scored" / "part-00000.parquet"), 0, "")
         found = store_eval_sets(
             config, read_eval_sets(config), parts=[part], folder=str(tmp_path / "sets"), counter=counter
         )
