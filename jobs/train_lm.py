@@ -20,7 +20,7 @@ from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.storage.listing import hub_url
+from phf_ray.storage.data_set_names import absolute_source
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -79,7 +79,7 @@ def _train(
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    corpora = [_absolute(source) for source in config.dataset.datasets]
+    corpora = [absolute_source(source) for source in config.dataset.datasets]
     blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -188,11 +188,6 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
         )
 
 
-def _absolute(source: str) -> str:
-    is_name = is_url(source) or hub_url(source) is not None
-    return source if is_name else str(Path(source).resolve())
-
-
 def _print_plan(
     arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
 ) -> None:
@@ -207,7 +202,7 @@ def _print_plan(
     from phf_ray.training.value_range import check_value_range
 
     tokenizer = load_tokenizer(config.tokenizer)
-    corpora = [_absolute(source) for source in config.dataset.datasets]
+    corpora = [absolute_source(source) for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     check_value_range(config, manifests=blocks.manifests)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)

@@ -26,6 +26,8 @@ class CorpusManifest:
     num_parts: int = 0
     segmenter_versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version, for every package that decides where the segmenter cuts."""
+    sources: tuple[Mapping[str, str], ...] = ()
+    """Data sets that the documents come from: `name`, with the commit on the hub, and `license`, each if known."""
 
     @property
     def scorer(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class CorpusManifest:
             "config_fingerprint": self.config_fingerprint,
             "input_fingerprint": self.input_fingerprint,
             "num_parts": self.num_parts,
+            "sources": list(map(dict, self.sources)),
             "config": dict(self.config),
             "quantile_relative_error": round(Histogram.RATIO - 1, 6),
             **stats,
@@ -87,6 +90,7 @@ class CorpusManifest:
             input_fingerprint=values["input_fingerprint"],
             num_parts=values["num_parts"],
             segmenter_versions=values.get("segmenter_versions", {}),
+            sources=tuple(values.get("sources", ())),
         )
 
 

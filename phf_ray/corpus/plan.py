@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -24,6 +25,8 @@ class CorpusPlan:
     """Input root -> scorer -> columns that already hold the scores and errors that this scorer would compute."""
     cut_alike: tuple[str, ...] = ()
     """Input roots that are scored corpora, cut by the segmenter of this plan."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Input -> the data set that it is, at one commit, and its licence."""
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
@@ -34,6 +37,7 @@ class CorpusPlan:
             "identities": list(self.identities),
             "reuse": self.reuse,
             **alike,
+            **({"sources": {source: asdict(one) for source, one in self.sources.items()}} if self.sources else {}),
             "roots": roots,
             "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
@@ -70,6 +74,7 @@ class CorpusPlan:
             identities=tuple(values["identities"]),
             reuse=values["reuse"],
             cut_alike=tuple(values.get("cut_alike", ())),
+            sources={source: Source(**one) for source, one in values.get("sources", {}).items()},
             files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
             shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
         )

@@ -19,8 +19,9 @@ from phf_ray.corpus.splits import is_hidden, some_names, training_files, visible
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
-from phf_ray.storage.files import full_name, store_errors
-from phf_ray.storage.listing import list_files, match_files, open_source
+from phf_ray.storage.data_sets import open_data_set
+from phf_ray.storage.files import full_name, open_filesystem, store_errors
+from phf_ray.storage.listing import list_files, match_files
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,26 @@ def list_parts(path: str) -> list[str]:
     """List the files of a scored corpus in order, to be read with `read_part`.
 
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with
-    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
+    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it), with a choice of configuration and split.
     """
+    data_set = open_data_set(path, option="data set")
     with store_errors(path):
-        filesystem, root = open_source(path)
-        return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
+        filesystem, root = open_filesystem(path if data_set is None else data_set.root)
+        if data_set is None or has_ours(filesystem, root, PLAN):
+            parts = _list_parts(path, filesystem, root)
+        else:
+            parts = [posixpath.join(root, file) for file in data_set.files]
+            _refuse_other_kinds(path, parts)
+        return [full_name(filesystem, part) for part in parts]
+
+
+def _refuse_other_kinds(path: str, parts: Sequence[str]) -> None:
+    others = [posixpath.basename(part) for part in parts if not part.lower().endswith((".parquet", *ARROW))]
+    if others:
+        raise DataError(
+            f"{path} holds no scored corpus: its files ({some_names(others, most=3)}) have no scores; score it with "
+            "jobs.score_corpus, and give the --output of that"
+        )
 
 
 def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
@@ -151,7 +167,8 @@ def find_corpus_manifest(path: str) -> CorpusManifest | None:
 
     Does not look at the parts; see `list_parts`.
     """
-    filesystem, root = open_source(path)
+    data_set = open_data_set(path, option="data set")
+    filesystem, root = open_filesystem(path if data_set is None else data_set.root)
     try:
         with store_errors(path):
             if not filesystem.isdir(root) or not has_ours(filesystem, root, MANIFEST):

@@ -149,7 +149,7 @@ class PartWriter:
         write_corpus_file(self._filesystem, self._rejects, buffer.getvalue().to_pybytes())
 
 
-def finish_corpus(
+def finish_corpus(  # noqa: PLR0913  (everything that a manifest says)
     directory: str,
     *,
     shards: Sequence[str],
@@ -157,6 +157,7 @@ def finish_corpus(
     segmenter: str,
     config: Mapping[str, Any],
     input_fingerprint: str,
+    sources: Sequence[Mapping[str, str]] = (),
 ) -> CorpusManifest:
     """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
 
@@ -183,6 +184,7 @@ def finish_corpus(
         config_fingerprint=json_fingerprint(config),
         input_fingerprint=input_fingerprint,
         num_parts=len(parts),
+        sources=tuple(sources),
     )
     content = json.dumps(manifest.to_json(), indent=2, ensure_ascii=True) + "\n"
     write_corpus_file(filesystem, posixpath.join(root, MANIFEST), content.encode())

@@ -15,6 +15,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
 from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.corpus.sources import described
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.writer import finish_corpus
 from phf_ray.errors import DataError, IncompleteError
@@ -86,4 +87,5 @@ def _finish(plan: CorpusPlan, place: CorpusFolder, *, tracker: "ProgressTracker"
         segmenter=segmenter,
         config=plan.key,
         input_fingerprint=input_fingerprint(plan),
+        sources=described(plan.sources),
     )

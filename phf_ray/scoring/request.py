@@ -2,15 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from phf_ray.config import Config
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
-from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.find import Found, InputFile, find_files
 from phf_ray.corpus.segments import SEGMENTER_VERSIONS, segmenter_versions
+from phf_ray.corpus.sources import Source
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
@@ -57,9 +58,9 @@ class ScoringRequest:
             key["--keep-columns"] = sorted({*self.keep_columns})
         return key
 
-    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
-        """Find the input files. `known`: files of an earlier plan, which stay what they are."""
-        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known)
+    def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
+        """Find the input files. `known`, `sources`: those of an earlier plan, which stay what they are."""
+        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known, sources=sources)
         if found.ignored:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
@@ -70,7 +71,7 @@ class ScoringRequest:
         left_out = check_columns(found.files, text_column=self.text_column, keep=self.keep_columns)
         if left_out:
             log.info("columns that no document keeps: %s; --keep-columns puts them into meta", some_names(left_out))
-        return found.files
+        return found
 
     def _text_suffixes(self) -> frozenset[str] | None:
         """Return the suffixes of text files that all scorers can judge. None: any."""

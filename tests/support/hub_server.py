@@ -1,7 +1,8 @@
 """A Hugging Face hub on this machine: repositories from folders, over the hub's own routes.
 
     root/models/owner/name/main/config.json     file of a model at the revision `main`
-    root/datasets/wikitext/main/README.md       data set without an owner, as the old ones are
+    root/datasets/owner/name/main/README.md     data set
+    root/datasets/owner/name/refs-convert-parquet/en/train/0000.parquet    the hub's Parquet copy of it
 
 Files over 1 kB come by a redirect to another host, like large files of the hub. huggingface_hub finds this server by
 HF_ENDPOINT, which it reads when it is imported: use it in a process of its own.
@@ -40,7 +41,7 @@ class Hub:
         self.gated: set[str] = set()
         """Ids that need a licence to be accepted."""
         self.moved: dict[str, str] = {}
-        """Old id -> id; the hub redirects requests for the old one."""
+        """Old id without an owner -> id; the hub redirects requests for the old one: wikitext."""
         self.requests: list[str] = []
         """Method and path of each request."""
         self.app = FastAPI()
@@ -69,6 +70,14 @@ class Hub:
                 return revision
         return None
 
+    def _words(self, path: str) -> list[str]:
+        return path.replace("refs/convert/parquet", "refs-convert-parquet").split("/")
+
+    def files_read(self) -> list[str]:
+        """Return the files of data sets that were asked for, each once, in order: `data/train-0.parquet`."""
+        found = [request.partition("/main/")[2] for request in self.requests if " /blobs/datasets/" in request]
+        return list(dict.fromkeys(found))
+
     def _error(self, status: int, code: str, message: str) -> Response:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         return JSONResponse({"error": message}, status_code=status, headers=headers)
@@ -85,7 +94,7 @@ class Hub:
         return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if at is None else (name, at)
 
     async def _api(self, kind: str, rest: str, request: Request) -> Response:
-        words = rest.split("/")
+        words = self._words(rest)
         if words[0] in self.moved:
             return RedirectResponse(f"/api/{kind}/{'/'.join([self.moved[words[0]], *words[1:]])}", status_code=307)
         found = self._repository(kind, words)
@@ -95,6 +104,8 @@ class Hub:
         if isinstance(place, Response):
             return place
         name, folder = place
+        if tail == ["auth-check"]:
+            return JSONResponse({})
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if not tail or tail[0] == "revision":
             siblings = [{"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size} for path in files]
@@ -134,7 +145,7 @@ class Hub:
         return {"type": "file", "path": name, "oid": etag_of(path)[:40], "size": path.stat().st_size}
 
     async def _resolve(self, rest: str, request: Request) -> Response:
-        words = rest.split("/")
+        words = self._words(rest)
         kind = "models"
         if words[0] in KINDS:
             kind, words = words[0], words[1:]
