@@ -20,7 +20,6 @@ from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.storage.data_set_names import absolute_source
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -66,7 +65,8 @@ def _train(
 ) -> dict[str, Any]:
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
-    sets = read_eval_sets(config)
+    sources = _sources(config, storage_path=str(directory.path.parent), run_name=arguments.run_name, remembers=True)
+    sets = read_eval_sets(config, sources)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
@@ -79,7 +79,7 @@ def _train(
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    corpora = [absolute_source(source) for source in config.dataset.datasets]
+    corpora = [sources[source] for source in config.dataset.datasets]
     blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
     thresholds = resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -188,6 +188,16 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
         )
 
 
+def _sources(config: Config, *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
+    """Return data set -> the same at the commit with which the run began, or with an absolute path."""
+    from phf_ray.corpus.sources import pinned_sources
+
+    memory = f"{storage_path}/blocks/sources/{run_name}.json"
+    pins = partial(pinned_sources, memory=memory, remembers=remembers)
+    measured = list(config.dataset.eval_datasets.values())
+    return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
+
+
 def _print_plan(
     arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
 ) -> None:
@@ -202,7 +212,8 @@ def _print_plan(
     from phf_ray.training.value_range import check_value_range
 
     tokenizer = load_tokenizer(config.tokenizer)
-    corpora = [absolute_source(source) for source in config.dataset.datasets]
+    sources = _sources(config, storage_path=storage_path, run_name=arguments.run_name, remembers=False)
+    corpora = [sources[source] for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     check_value_range(config, manifests=blocks.manifests)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)

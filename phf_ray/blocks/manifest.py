@@ -43,6 +43,8 @@ class SourceCorpus(_Entry):
     fingerprint: str
     scorer: dict[str, Any]
     segmenter: str
+    sources: tuple[dict[str, str], ...] = ()
+    """The data sets that the documents come from, with commit and licence if known; see `CorpusManifest.sources`."""
 
 
 class TokenScores(_Entry):

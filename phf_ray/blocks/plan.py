@@ -22,6 +22,7 @@ from phf_ray.config import Config
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.stored import open_corpora
 from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import short_name
 from phf_ray.storage.files import open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -97,10 +98,11 @@ def plan_blocks(
         tokenizer=_describe_tokenizer(tokenizer, packing=packing),
         corpora=tuple(
             SourceCorpus(
-                name=posixpath.basename(corpus.path.rstrip("/")),
+                name=short_name(corpus.path),
                 fingerprint=corpus.manifest.fingerprint,
                 scorer=corpus.manifest.scorer,
                 segmenter=corpus.manifest.segmenter,
+                sources=tuple(map(dict, corpus.manifest.sources)),
             )
             for corpus in opened
         ),

@@ -1,11 +1,17 @@
 """Where the documents of a corpus come from: data sets, each at one commit, and their licences."""
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phf_ray.storage.data_sets import DataSet
+from phf_ray.storage.data_set_names import absolute_source, parse_data_set
+from phf_ray.storage.data_sets import DataSet, open_data_set
+from phf_ray.storage.files import open_filesystem, write_text
 from phf_ray.storage.licenses import folder_license
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,26 @@ def known_source(source: str, data_set: DataSet | None) -> dict[str, Source]:
     folder = Path(source)
     license = folder_license(folder) if "://" not in source and folder.is_dir() else None
     return {} if license is None else {source: Source(folder.resolve().name, str(folder.resolve()), license)}
+
+
+def pinned_sources(sources: Sequence[str], *, option: str, memory: str, remembers: bool) -> dict[str, str]:
+    """Return source -> the same at one commit, or with an absolute path.
+
+    `memory`: file that remembers the commits for the next start. `remembers`: whether to write it.
+    """
+    filesystem, inner = open_filesystem(memory)
+    known = dict(json.loads(filesystem.cat_file(inner))) if filesystem.exists(inner) else {}
+    pins = {source: known[source] for source in sources if source in known}
+    for source in sources:
+        name = parse_data_set(source)
+        if name is not None and not name.is_local and source not in pins:
+            data_set = open_data_set(source, option=option)
+            assert data_set is not None, source
+            pins[source] = data_set.name
+            log.info("%s: reading %s", source, data_set.name)
+    if remembers and pins.items() - known.items():
+        write_text(memory, json.dumps({**known, **pins}) + "\n")
+    return {source: pins.get(source) or absolute_source(source) for source in sources}
 
 
 def described(sources: Mapping[str, Source]) -> list[dict[str, str]]:

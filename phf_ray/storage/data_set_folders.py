@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from phf_ray.storage.data_set_names import DataSetName
 from phf_ray.storage.licenses import card_metadata
 
 
-def saved_splits(folder: Path) -> dict[str, Sequence[str]] | None:
+def saved_splits(folder: Path) -> dict[str, list[str]] | None:
     """Return split -> files of a folder that `save_to_disk` wrote; None for other folders."""
     listed = folder / "dataset_dict.json"
     if listed.is_file():
@@ -23,7 +23,7 @@ def _saved_files(folder: Path) -> list[str]:
     return [str(folder / file["filename"]) for file in _state(folder)["_data_files"]]
 
 
-def _state(folder: Path) -> dict:
+def _state(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "state.json").read_text()))
 
 

@@ -68,6 +68,14 @@ def hub_data_set(text: str) -> DataSetName | None:
     return DataSetName(matched["id"], matched["config"], matched["split"])
 
 
+def short_name(source: str) -> str:
+    """Return the last part of a path or URL; of a data set of the hub `owner/name:config@split`, without the commit."""
+    name = parse_data_set(source)
+    if name is None or name.is_local:
+        return source.rstrip("/").rpartition("/")[2]
+    return DataSetName(name.place).with_choice(name.config, name.split)
+
+
 def is_hub_url(text: str) -> bool:
     """Whether the text is the URL of a folder or file of a data set on the hub, to be read as it is."""
     return text.startswith(HUB_URL)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, PhfError
 from phf_ray.storage.data_set_folders import cached_folder, lists_choices, saved_splits
 from phf_ray.storage.data_set_names import HUB_URL, DataSetName, parse_data_set
 from phf_ray.storage.hub import HubModel, explained, first_line
@@ -91,7 +91,9 @@ def _on_hub(name: DataSetName, option: str) -> DataSet:
         split = _chosen_split(name, config, splits, option)
         files = tuple(file.removeprefix(f"{root}/") for file in splits[split])
         return DataSet(f"{root}:{config}@{split}", root, files, _license(info.id, info.sha))
-    except (HfHubHTTPError, OSError) as error:
+    except PhfError:
+        raise
+    except Exception as error:  # noqa: BLE001  (border of libraries, whose errors come from several others)
         cached = cached_folder(name)
         if cached is not None and not isinstance(error, HfHubHTTPError):
             log.warning(

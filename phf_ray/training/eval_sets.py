@@ -27,11 +27,14 @@ EVAL_BYTES = 10_000_000
 """Bytes of text to read from each set, from its beginning."""
 
 
-def read_eval_sets(config: Config) -> dict[str, list[ScoredDocument]]:
-    """Read the first EVAL_BYTES of each set. Raises ConfigError or DataError that names a set that can't be read."""
+def read_eval_sets(config: Config, sources: Mapping[str, str] | None = None) -> dict[str, list[ScoredDocument]]:
+    """Read the first EVAL_BYTES of each set. `sources`: source -> the same at one commit.
+
+    Raises ConfigError or DataError that names a set that can't be read.
+    """
     sets = {}
     for name, source in config.dataset.eval_datasets.items():
-        documents = list(_first_bytes(read_corpus(source)))
+        documents = list(_first_bytes(read_corpus((sources or {}).get(source, source))))
         if not documents:
             raise DataError(f"dataset.eval_datasets.{name}: {source} has no text; give another data set")
         sets[name] = documents

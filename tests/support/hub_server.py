@@ -11,6 +11,7 @@ HF_ENDPOINT, which it reads when it is imported: use it in a process of its own.
 import contextlib
 import hashlib
 import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation_server import listening
@@ -42,6 +43,8 @@ class Hub:
         """Ids that need a licence to be accepted."""
         self.moved: dict[str, str] = {}
         """Old id without an owner -> id; the hub redirects requests for the old one: wikitext."""
+        self.commits: dict[str, Path] = {}
+        """Commits that are no revision any more -> their files."""
         self.requests: list[str] = []
         """Method and path of each request."""
         self.app = FastAPI()
@@ -68,15 +71,16 @@ class Hub:
         for revision in folder.iterdir():
             if name in (revision.name, commit_of(revision)):
                 return revision
-        return None
+        return self.commits.get(name)
 
     def _words(self, path: str) -> list[str]:
         return path.replace("refs/convert/parquet", "refs-convert-parquet").split("/")
 
-    def files_read(self) -> list[str]:
-        """Return the files of data sets that were asked for, each once, in order: `data/train-0.parquet`."""
-        found = [request.partition("/main/")[2] for request in self.requests if " /blobs/datasets/" in request]
-        return list(dict.fromkeys(found))
+    def files_read(self, requests: Sequence[str] | None = None) -> set[str]:
+        """Return the paths of the files that were read, by any part of them: `data/train-0.parquet`."""
+        some = self.requests if requests is None else requests
+        found = (one.partition("/resolve/")[2].partition("/")[2] for one in some if one.startswith("GET "))
+        return {path for path in found if path}
 
     def _error(self, status: int, code: str, message: str) -> Response:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
