@@ -16,6 +16,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.errors import DataError
+from phf_ray.storage.licenses import union
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -94,6 +95,11 @@ class BlockManifest(_Entry):
     token_scores: TokenScores
     by_corpus: tuple[CorpusTokens, ...] = ()
     """In the order of `corpora`; empty if an older version built the blocks."""
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """Licences of the data, as far as known, each once."""
+        return union(one["license"] for corpus in self.corpora for one in corpus.sources if "license" in one)
 
     @property
     def num_blocks(self) -> int:

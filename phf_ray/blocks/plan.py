@@ -20,6 +20,7 @@ from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
 from phf_ray.config import Config
 from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.sources import sources_of
 from phf_ray.corpus.stored import open_corpora
 from phf_ray.errors import ConfigError
 from phf_ray.storage.data_set_names import short_name
@@ -102,7 +103,7 @@ def plan_blocks(
                 fingerprint=corpus.manifest.fingerprint,
                 scorer=corpus.manifest.scorer,
                 segmenter=corpus.manifest.segmenter,
-                sources=tuple(map(dict, corpus.manifest.sources)),
+                sources=sources_of(corpus.path, corpus.manifest),
             )
             for corpus in opened
         ),

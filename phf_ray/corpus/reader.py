@@ -19,8 +19,8 @@ from phf_ray.corpus.splits import is_hidden, some_names, training_files, visible
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
-from phf_ray.storage.data_sets import open_data_set
-from phf_ray.storage.files import full_name, open_filesystem, store_errors
+from phf_ray.storage.data_sets import open_data_set, open_source
+from phf_ray.storage.files import full_name, store_errors
 from phf_ray.storage.listing import list_files, match_files
 
 log = logging.getLogger(__name__)
@@ -32,30 +32,19 @@ def list_parts(path: str) -> list[str]:
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with
     columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it), with a choice of configuration and split.
     """
-    data_set = open_data_set(path, option="data set")
+    filesystem, root = open_source(path)
     with store_errors(path):
-        filesystem, root = open_filesystem(path if data_set is None else data_set.root)
-        if data_set is None or has_ours(filesystem, root, PLAN):
-            parts = _list_parts(path, filesystem, root)
-        else:
-            parts = [posixpath.join(root, file) for file in data_set.files]
-            _refuse_other_kinds(path, parts)
-        return [full_name(filesystem, part) for part in parts]
-
-
-def _refuse_other_kinds(path: str, parts: Sequence[str]) -> None:
-    others = [posixpath.basename(part) for part in parts if not part.lower().endswith((".parquet", *ARROW))]
-    if others:
-        raise DataError(
-            f"{path} holds no scored corpus: its files ({some_names(others, most=3)}) have no scores; score it with "
-            "jobs.score_corpus, and give the --output of that"
-        )
+        return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
 
 
 def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
-    if filesystem.isfile(root):
+    data_set = open_data_set(path, option="data set")
+    if data_set is not None and not has_ours(filesystem, root, PLAN):
+        parts: Sequence[str] = [posixpath.join(root, file) for file in data_set.files]
+        parts = [part for part in parts if _is_table(part)]
+    elif filesystem.isfile(root):
         return [root]
-    if filesystem.isdir(root):
+    elif filesystem.isdir(root):
         if not filesystem.exists(posixpath.join(root, SUCCESS)) and has_ours(filesystem, root, PLAN):
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = parts_in(filesystem, root)
@@ -89,12 +78,16 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
 
 def data_files(files: Iterable[str], root: str) -> list[str]:
     """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
-    tables = [file for file in sorted(files) if file.lower().endswith((".parquet", *ARROW)) and may_hold_data(file)]
+    tables = [file for file in sorted(files) if _is_table(file) and may_hold_data(file)]
     chosen = training_files(tables)
     if len(chosen) < len(tables):
         others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
         log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))
     return chosen
+
+
+def _is_table(file: str) -> bool:
+    return file.lower().endswith((".parquet", *ARROW))
 
 
 def may_hold_data(file: str) -> bool:
@@ -167,8 +160,7 @@ def find_corpus_manifest(path: str) -> CorpusManifest | None:
 
     Does not look at the parts; see `list_parts`.
     """
-    data_set = open_data_set(path, option="data set")
-    filesystem, root = open_filesystem(path if data_set is None else data_set.root)
+    filesystem, root = open_source(path)
     try:
         with store_errors(path):
             if not filesystem.isdir(root) or not has_ours(filesystem, root, MANIFEST):

@@ -2,14 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phf_ray.storage.data_set_names import absolute_source, parse_data_set
+from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.storage.data_set_names import absolute_source, parse_data_set, short_name
 from phf_ray.storage.data_sets import DataSet, open_data_set
 from phf_ray.storage.files import open_filesystem, write_text
-from phf_ray.storage.licenses import folder_license
+from phf_ray.storage.licenses import folder_license, union
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,25 @@ def pinned_sources(sources: Sequence[str], *, option: str, memory: str, remember
     return {source: pins.get(source) or absolute_source(source) for source in sources}
 
 
+def with_license(sources: Mapping[str, Source], inputs: Iterable[str], license: str) -> dict[str, Source]:
+    """Return the sources with a licence that the user states for all inputs."""
+    return {
+        source: replace(sources.get(source) or Source(short_name(source), ""), license=license) for source in inputs
+    }
+
+
 def described(sources: Mapping[str, Source]) -> list[dict[str, str]]:
     """Return what a manifest says of the sources: nothing that only this machine understands."""
     return [{"name": one.name} | ({} if one.license is None else {"license": one.license}) for one in sources.values()]
+
+
+def sources_of(path: str, manifest: CorpusManifest) -> tuple[dict[str, str], ...]:
+    """Return the sources that a corpus names; of a data set without a manifest, the data set itself."""
+    if manifest.sources:
+        return tuple(map(dict, manifest.sources))
+    return tuple(described(known_source(path, open_data_set(path, option="data set"))))
+
+
+def licenses_of(sources: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """Return the licences of some sources, each once."""
+    return union(one["license"] for one in sources if "license" in one)

@@ -8,16 +8,14 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.reader import find_corpus_manifest, list_parts, read_part
-from phf_ray.corpus.sources import described, known_source
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import DataError
-from phf_ray.storage.data_sets import open_data_set
 from phf_ray.storage.files import open_filesystem, store_errors, write_text
 from phf_ray.storage.hashing import json_fingerprint
 from phf_ray.storage.listing import entries_of, stamp_of
@@ -57,21 +55,16 @@ def open_corpora(paths: Sequence[str], *, memory: str | None = None, remembers: 
 
 def _open(path: str, *, files: ThreadPoolExecutor, memory: str | None, remembers: bool) -> StoredCorpus:
     parts = tuple(sized_parts(path))
-    own = described(known_source(path, open_data_set(path, option="data set")))
     manifest = find_corpus_manifest(path)
     if manifest is not None:
-        return StoredCorpus(path, _with_sources(manifest, own), parts)
+        return StoredCorpus(path, manifest, parts)
     remembered = _memory_of(parts, memory=memory)
     manifest = None if remembered is None else _recall(remembered)
     if manifest is None:
         manifest = scan(path, [part.file for part in parts], files=files)
         if remembers and remembered is not None:
             write_text(remembered, json.dumps(manifest.to_json()) + "\n")
-    return StoredCorpus(path, _with_sources(manifest, own), parts)
-
-
-def _with_sources(manifest: CorpusManifest, own: Sequence[Mapping[str, str]]) -> CorpusManifest:
-    return replace(manifest, sources=(*manifest.sources, *(one for one in own if one not in manifest.sources)))
+    return StoredCorpus(path, manifest, parts)
 
 
 def sized_parts(path: str) -> Iterator[CorpusPart]:

@@ -137,8 +137,9 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
     _refuse_other_configuration(stored, request)
     found = request.find(stored.files, stored.sources)
     added = added_files(stored, found.files, append=append)
+    sources = {**stored.sources, **found.sources}
     if not added:
-        return stored
+        return replace(stored, sources=sources)
     if request.limit is not None:
         raise ConfigError("--append and --limit can't be combined; remove one of them")
     new_shards = plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
@@ -150,7 +151,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
         reuse={**stored.reuse, **_reusable_of(new, stored.identities)},
         cut_alike=tuple(sorted({*stored.cut_alike, *_cut_alike(manifests, request)})),
-        sources={**stored.sources, **found.sources},
+        sources=sources,
     )
     output.remove(SUCCESS)
     output.write_plan(plan)

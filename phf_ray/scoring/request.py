@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phf_ray.config import Config
@@ -11,7 +11,7 @@ from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
 from phf_ray.corpus.find import Found, InputFile, find_files
 from phf_ray.corpus.segments import SEGMENTER_VERSIONS, segmenter_versions
-from phf_ray.corpus.sources import Source
+from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
@@ -35,6 +35,8 @@ class ScoringRequest:
     """Columns to put into the metadata of documents, besides id, meta and metadata."""
     shard_bytes: int | None = None
     """Bytes of text per shard; None: derived from the size of the corpus."""
+    license: str | None = None
+    """Licence of all inputs, in place of what their cards say."""
 
     def setup(self) -> ScoringSetup:
         return ScoringSetup(
@@ -61,6 +63,8 @@ class ScoringRequest:
     def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
         """Find the input files. `known`, `sources`: those of an earlier plan, which stay what they are."""
         found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known, sources=sources)
+        if self.license is not None:
+            found = replace(found, sources=with_license(found.sources, self.inputs, self.license))
         if found.ignored:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)

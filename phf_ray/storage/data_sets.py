@@ -12,9 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fsspec import AbstractFileSystem
+
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.storage.data_set_folders import cached_folder, lists_choices, saved_splits
 from phf_ray.storage.data_set_names import HUB_URL, DataSetName, parse_data_set
+from phf_ray.storage.files import open_filesystem
 from phf_ray.storage.hub import HubModel, explained, first_line
 from phf_ray.storage.licenses import folder_license, license_of_card
 
@@ -50,6 +53,12 @@ def open_data_set(source: str, *, option: str) -> DataSet | None:
     if name is None:
         return None
     return _in_folder(name, option) if name.is_local else _on_hub(name, option)
+
+
+def open_source(source: str) -> tuple[AbstractFileSystem, str]:
+    """Like `open_filesystem`, but also takes a data set by name, and returns its folder."""
+    data_set = open_data_set(source, option="data set")
+    return open_filesystem(source if data_set is None else data_set.root)
 
 
 def _in_folder(name: DataSetName, option: str) -> DataSet:

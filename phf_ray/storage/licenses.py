@@ -45,3 +45,20 @@ def is_non_commercial(license: str) -> bool:
 def union(licenses: Iterable[str]) -> tuple[str, ...]:
     """Return each licence once, in order."""
     return tuple(dict.fromkeys(one for text in licenses for one in text.split(", ") if one))
+
+
+def license_warning(licenses: Iterable[str]) -> str | None:
+    """Return a warning if a licence forbids commercial use; None if none says so by its name."""
+    forbidding = [one for one in licenses if is_non_commercial(one)]
+    if not forbidding:
+        return None
+    return (
+        f"the licence of the data ({', '.join(forbidding)}) forbids commercial use: of the data, and perhaps of "
+        "what is made from it"
+    )
+
+
+def front_matter(licenses: Iterable[str]) -> dict[str, Any]:
+    """Return the entries of a card's front matter for some licences, as a hub reads them; empty if there are none."""
+    names = list(dict.fromkeys("other" if one.startswith("other") else one for one in licenses))
+    return {} if not names else {"license": names[0] if len(names) == 1 else names}

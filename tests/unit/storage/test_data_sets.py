@@ -235,7 +235,7 @@ def test_a_program_is_not_run_and_its_parquet_copy_is_read(asked):
 
 def test_a_scored_data_set_is_read_by_split_and_others_are_refused(asked):
     assert asked.found["parts"] == [1, 60]
-    assert "holds no scored corpus: its files (train-0.json.gz" in asked.found["parts without scores"]
+    assert "holds no scored corpus (no .parquet or .arrow files)" in asked.found["parts without scores"]
 
 
 def test_prompts_of_realtoxicityprompts_are_structs(asked):
