@@ -18,7 +18,7 @@ class ConditionalTrainingConfig(Section):
 
 class DatasetConfig(Section):
     datasets: tuple[str, ...] = ()
-    """Hub ids, globs, URLs or scored-corpus folders."""
+    """Scored-corpus folders, globs, URLs, or data sets by name: ID[:CONFIG][@SPLIT]."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Share of each data set among the sequences; null: every sequence of every data set once per epoch."""
     is_split_by_sentences: bool = True

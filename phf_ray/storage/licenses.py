@@ -38,8 +38,9 @@ def folder_license(folder: Path) -> str | None:
 
 
 def is_non_commercial(license: str) -> bool:
-    """Whether a licence says by its name that it forbids commercial use. Others, such as `other`, are not judged."""
-    return _NON_COMMERCIAL.search(license.lower()) is not None
+    """Whether a licence says by its name that it forbids commercial use. Owners' own, `other`, are not judged."""
+    name = license.lower()
+    return not name.startswith("other") and _NON_COMMERCIAL.search(name) is not None
 
 
 def union(licenses: Iterable[str]) -> tuple[str, ...]:

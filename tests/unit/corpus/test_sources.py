@@ -460,6 +460,19 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch,
     assert len(texts_of(read_all(tmp_path, shard_bytes=1000))) == 4000
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_no_file_is_read_after_enough_bytes(tmp_path, suffix):
+    records = [{"text": f"text number {number}"} for number in range(1000)]
+    for name in ("a", "b", "c"):
+        write_lines(tmp_path / f"{name}{suffix}", records)
+    files = find_files([str(tmp_path)]).files
+    for name in ("b", "c"):
+        (tmp_path / f"{name}{suffix}").unlink()
+    pieces = [piece for shard in plan_shards(files, shard_bytes=1000, max_bytes=20_000) for piece in shard]
+    assert {piece.file for piece in pieces} == {0}
+    assert sum(piece.num_bytes for piece in pieces) >= 20_000
+
+
 @pytest.mark.parametrize(
     ("total", "shard"), [(1, 512 << 10), (64 << 20, 2 << 20), (1 << 30, 16 << 20), (1 << 40, 64 << 20)]
 )
