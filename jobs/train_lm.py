@@ -63,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
     arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
 ) -> dict[str, Any]:
+    from phf_ray.evaluation.prompts import check_prompts
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
     sources = _sources(config, storage_path=str(directory.path.parent), run_name=arguments.run_name, remembers=True)
     sets = read_eval_sets(config, sources)
+    check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks

@@ -1,7 +1,7 @@
 """Prompts of a scenario, and how the samples are divided among them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,13 @@ def read_prompts(path: str) -> list[str]:
             f"{path} holds no prompts; write one JSON object per line, such as {{'text': 'def add(a, b):'}}"
         )
     return prompts
+
+
+def check_prompts(paths: Iterable[str | None]) -> None:
+    """Open the data sets among some `prompts_path`, so that a wrong name is an error before any server starts."""
+    for path in paths:
+        if path is not None:
+            open_data_set(shipped_or_own(path), option="prompts_path")
 
 
 def _records(path: str) -> Iterator[tuple[str, Any]]:

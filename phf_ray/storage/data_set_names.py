@@ -23,6 +23,7 @@ _CHOICE = re.compile(rf"(?P<place>.+?)(?::(?P<config>{_CONFIG}))?(?:@(?P<split>{
 # A name without an owner has no dot: `data.jsonl` is a file that does not exist, not a data set.
 _ID = r"(?:[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*)"
 _ON_HUB = re.compile(rf"(?P<id>{_ID})(?::(?P<config>{_CONFIG}))?(?:@(?P<split>{_SPLIT}))?")
+_FILE = re.compile(r"\.(jsonl?|ndjson|jsonlines|parquet|arrow|feather|csv|tsv|txt|md|py|ya?ml|gz|zst|bz2|xz|zip)$")
 _URL = re.compile(rf"{HUB_URL}(?P<id>{_ID})(?:@(?P<revision>[\w./-]+))?:(?P<config>{_CONFIG})(?:@(?P<split>{_SPLIT}))?")
 
 
@@ -62,7 +63,7 @@ def _in_folder(text: str) -> DataSetName | None:
 
 def hub_data_set(text: str) -> DataSetName | None:
     """Return the hub's data set of this name, or None. What lies below a folder that exists is a path."""
-    matched = _ON_HUB.fullmatch(text)
+    matched = None if _FILE.search(text) else _ON_HUB.fullmatch(text)
     if matched is None or is_glob(text) or Path(text).exists() or Path(matched["id"].partition("/")[0]).exists():
         return None
     return DataSetName(matched["id"], matched["config"], matched["split"])

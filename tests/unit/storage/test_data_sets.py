@@ -323,6 +323,7 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
         "./x@train",
         "x/y/z@train",
         "data.jsonl",
+        "a1/b.jsonl",
         "s3://a/b@train",
         "x/*@train",
         "/x:y",
