@@ -26,6 +26,7 @@ from phf_ray.scoring.on_ray import RayScoring
 from phf_ray.scoring.plan import ScoringPreview, preview_scoring
 from phf_ray.scoring.progress import ScoreProgress
 from phf_ray.scoring.request import ScoringRequest
+from phf_ray.storage.data_set_names import parse_data_set
 from phf_ray.storage.licenses import license_warning
 
 log = logging.getLogger("phf_ray.score_corpus")
@@ -57,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "RAY_ADDRESS" in os.environ:
         cli.start_ray()
     for source in arguments.input:
-        if Path(source).exists():
-            cli.require_shared(source, flag="--input")
+        name = parse_data_set(source)
+        if name.is_local if name is not None else Path(source).exists():
+            cli.require_shared(source if name is None else name.place, flag="--input")
     output = cli.require_shared(arguments.output, flag="--output")
     _score(request, output=output, append=arguments.append, restart=arguments.restart)
     return 0
@@ -70,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         examples=(
             "--task pep8 --input src/ 'more/**/*.py' --output scored/ --estimate",
-            "--task pep8 --input src/ 'more/**/*.py' --output scored/",
             "--task toxicity --input allenai/c4:en@validation --limit 10000 --output scored/",
             "--task toxicity --input comments.jsonl.gz --text-column body --output s3://bucket/scored",
         ),

@@ -7,7 +7,7 @@ exactly and knows every file by its hash.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _CONVERTED = "refs/convert/parquet"
 """Branch in which the hub keeps its own Parquet copy of a data set: CONFIG/SPLIT/0000.parquet."""
+_UNREAD = re.compile(r"\.(csv|tsv|xml|zip|tar|tgz|7z|rar|lance|h5|xlsx)(\.\w+)?$|::", re.IGNORECASE)
+"""Files that no reader of phf-ray takes; `::` is a file in an archive."""
 _TIMEOUT_S = 10.0
 
 Files = Mapping[str, Sequence[str]]
@@ -96,8 +98,13 @@ def _on_hub(name: DataSetName, option: str) -> DataSet:
         config, splits = _by_datasets(info.id, name, option, revision=info.sha)
         root = f"{HUB_URL}{info.id}@{info.sha}"
         if config is None:
-            return _converted(api, info.id, name, option, license=_license(info.id, info.sha))
+            why = f"is a program ({info.id.rpartition('/')[2]}.py), which neither phf-ray nor `datasets` runs"
+            return _converted(api, info.id, name, option, why=why)
         split = _chosen_split(name, config, splits, option)
+        unread = next((file for file in splits[split] if _UNREAD.search(file)), None)
+        if unread is not None:
+            why = f"has files that phf-ray does not read ({unread.rpartition('/')[2]})"
+            return _converted(api, info.id, replace(name, config=config, split=split), option, why=why)
         files = tuple(file.removeprefix(f"{root}/") for file in splits[split])
         return DataSet(f"{root}:{config}@{split}", root, files, _license(info.id, info.sha))
     except PhfError:
@@ -157,18 +164,22 @@ def _by_datasets(
         raise ConfigError(f"{option} {shown}: `datasets` finds no data files ({first_line(error)}); {remedy}") from None
 
 
-def _converted(api: Any, identifier: str, name: DataSetName, option: str, *, license: str | None) -> DataSet:
-    """Return the hub's own Parquet copy of a data set that is a program."""
+def _converted(api: Any, identifier: str, name: DataSetName, option: str, *, why: str) -> DataSet:
+    """Return the hub's own Parquet copy of a data set. `why`: why the data set itself can't be read."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     shown = name.with_choice(name.config, name.split)
+    if name.revision is not None:
+        raise ConfigError(
+            f"{option} {shown} {why}, and the hub's Parquet copy is of the newest revision; leave out the revision"
+        )
     try:
         sha = api.dataset_info(identifier, revision=_CONVERTED, timeout=_TIMEOUT_S, expand=["sha"]).sha
         listed = api.list_repo_files(identifier, revision=sha, repo_type="dataset")
     except RevisionNotFoundError:
         raise ConfigError(
-            f"{option} {shown} is a program ({identifier.rpartition('/')[2]}.py), which neither phf-ray nor `datasets` "
-            "runs, and the hub has no Parquet copy of it; convert it elsewhere, and give the folder of its files"
+            f"{option} {shown} {why}, and the hub has no Parquet copy of it; convert it elsewhere, and give the folder "
+            "of its files"
         ) from None
     tables = [path.split("/") for path in sorted(listed) if re.fullmatch(r"[^/]+/[^/]+/[^/]+\.parquet", path)]
     configs = list(dict.fromkeys(config for config, _, _ in tables))
@@ -183,8 +194,8 @@ def _converted(api: Any, identifier: str, name: DataSetName, option: str, *, lic
             splits.setdefault(split, []).append(file)
     split = _chosen_split(name, config, splits, option)
     root = f"{HUB_URL}{identifier}@{sha}/{config}/{split}"
-    log.info("%s is a program; reading the hub's Parquet copy of it", shown)
-    return DataSet(root, root, tuple(splits[split]), license)
+    log.info("%s %s; reading the hub's Parquet copy of it", shown, why)
+    return DataSet(root, root, tuple(splits[split]), _license(identifier, None))
 
 
 def _chosen_split(name: DataSetName, config: str | None, splits: Files, option: str) -> str:
@@ -205,7 +216,7 @@ def _listed(names: Sequence[str], *, most: int = 30) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _license(identifier: str, sha: str) -> str | None:
+def _license(identifier: str, sha: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

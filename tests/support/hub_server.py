@@ -86,13 +86,16 @@ class Hub:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         return JSONResponse({"error": message}, status_code=status, headers=headers)
 
-    def _find(self, kind: str, words: list[str], revision: str) -> tuple[str, Path] | Response:
+    def _find(
+        self, kind: str, words: list[str], revision: str, *, is_about: bool = False
+    ) -> tuple[str, Path] | Response:
+        """`is_about`: the request is about the repository, which anybody may ask, not for its files."""
         found = self._repository(kind, words)
         if found is None:
             # The hub does not tell a missing repository from a private one.
             return self._error(401, "RepoNotFound", "Repository not found")
         name, folder, _ = found
-        if name in self.gated:
+        if name in self.gated and not is_about:
             return self._error(403, "GatedRepo", f"Access to {name} is restricted; accept its licence")
         at = self._revision(folder, revision)
         return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if at is None else (name, at)
@@ -104,7 +107,7 @@ class Hub:
         found = self._repository(kind, words)
         tail = [] if found is None else found[2]
         revision = tail[1] if len(tail) > 1 else "main"
-        place = self._find(kind, words, revision)
+        place = self._find(kind, words, revision, is_about=tail != ["auth-check"])
         if isinstance(place, Response):
             return place
         name, folder = place

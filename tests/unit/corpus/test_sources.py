@@ -461,14 +461,14 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_no_file_is_read_after_enough_bytes(tmp_path, suffix):
+def test_no_file_is_read_after_enough_bytes(tmp_path, monkeypatch, suffix):
     records = [{"text": f"text number {number}"} for number in range(1000)]
     for name in ("a", "b", "c"):
         write_lines(tmp_path / f"{name}{suffix}", records)
-    files = find_files([str(tmp_path)]).files
-    for name in ("b", "c"):
-        (tmp_path / f"{name}{suffix}").unlink()
+    files, opened = find_files([str(tmp_path)]).files, []
+    monkeypatch.setattr(corpus_cut, "open_lines", lambda name: opened.append(name) or streams.open_lines(name))
     pieces = [piece for shard in plan_shards(files, shard_bytes=1000, max_bytes=20_000) for piece in shard]
+    assert opened == [files[0].name]
     assert {piece.file for piece in pieces} == {0}
     assert sum(piece.num_bytes for piece in pieces) >= 20_000
 

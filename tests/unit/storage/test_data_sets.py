@@ -124,6 +124,10 @@ def write_hub(root):
     converted = sets / "owner/program/refs-convert-parquet"
     write_table(converted / "en/train/0000.parquet", "converted")
     write_table(converted / "de/train/0000.parquet", "umgewandelt")
+    for name in ("table", "table2"):
+        (sets / f"owner/{name}/main").mkdir(parents=True)
+        (sets / f"owner/{name}/main/data.csv").write_text("text\na\n")
+    write_table(sets / "owner/table/refs-convert-parquet/default/train/0000.parquet", "a")
     prompts = sets / "allenai/real-toxicity-prompts/main"
     prompts.mkdir(parents=True)
     records = [{"prompt": {"text": f"So I {number}", "toxicity": 0.1}, "challenging": True} for number in range(3)]
@@ -161,6 +165,8 @@ def asked(tmp_path_factory):
         "program": ["files", "owner/program:en"],
         "program, no config": ["files", "owner/program"],
         "program, no copy": ["files", "owner/lost"],
+        "csv": ["files", "owner/table"],
+        "csv, no copy": ["files", "owner/table2"],
         "gated": ["files", "owner/gated"],
         "missing": ["files", "owner/none"],
         "parts": ["parts", "owner/scored@test"],
@@ -225,11 +231,13 @@ def test_what_the_hub_does_not_give_is_explained(asked):
     assert found["missing"].startswith("ConfigError: --input owner/none: there is no such folder here and no such rep")
 
 
-def test_a_program_is_not_run_and_its_parquet_copy_is_read(asked):
+def test_what_can_not_be_read_is_read_from_the_parquet_copy_of_the_hub(asked):
     [[file, kind], _] = asked.found["program"]
     assert file.startswith("hf://datasets/owner/program@")
     assert (file.partition("/en/")[2], kind) == ("train/0000.parquet", "table")
     assert "several configurations; give one of owner/program:de, owner/program:en" in asked.found["program, no config"]
+    assert "/default/train/0000.parquet" in asked.found["csv"][0][0]
+    assert "has files that phf-ray does not read (data.csv), and the hub has no" in asked.found["csv, no copy"]
     assert "is a program (lost.py), which neither phf-ray nor `datasets` runs" in asked.found["program, no copy"]
 
 
