@@ -26,6 +26,7 @@ from phf_ray.evaluation.kl.sample_file import ReferenceSamples, read_reference_s
 from phf_ray.evaluation.lm_eval import read_lm_eval
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.prompts import check_prompts
 from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
 from phf_ray.evaluation.report.samples import read_samples
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = parse_lm_eval(arguments.lm_eval, names)
     attacked = {} if arguments.red_team is None else read_attacks(arguments.red_team, names)
     check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
+    check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     if arguments.dry_run:
         _print_plan(config, wanted, options, scores_url=arguments.scores_url)
         return 0

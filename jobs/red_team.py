@@ -29,6 +29,7 @@ from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
 from phf_ray.evaluation.attack.run import AttackOptions, run_attack
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.prompts import check_prompts
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
 from phf_ray.http.keys import with_key_env
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_other_scorer=arguments.allow_other_scorer,
     )
     check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
+    check_prompts([config.red_team.prompts_path])
     if arguments.dry_run:
         _print_plan(config, num_arms=len(wanted), attacker=attacker, api=api)
         return 0

@@ -27,6 +27,9 @@ class GenerateKwargs(Section):
 class Scenario(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     prompts_path: str | None = None
+    """JSON lines (`{"text": ...}`), or a data set by name: allenai/real-toxicity-prompts."""
+    num_prompts: Positive | None = None
+    """Number of prompts to use, chosen by the scenario's name; null: as many as there are samples."""
     num_samples: Positive = 32
     prefix: str | None = None
     """Control token that goes with the prompts; null: the served model's default."""

@@ -19,8 +19,9 @@ from phf_ray.corpus.splits import is_hidden, some_names, training_files, visible
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
+from phf_ray.storage.data_sets import open_data_set, open_source
 from phf_ray.storage.files import full_name, store_errors
-from phf_ray.storage.listing import list_files, match_files, open_source
+from phf_ray.storage.listing import list_files, match_files
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ def list_parts(path: str) -> list[str]:
     """List the files of a scored corpus in order, to be read with `read_part`.
 
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with
-    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
+    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it), with a choice of configuration and split.
     """
+    filesystem, root = open_source(path)
     with store_errors(path):
-        filesystem, root = open_source(path)
         return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
 
 
@@ -56,6 +57,9 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
 
 
 def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str, *, tells: bool = True) -> Sequence[str]:
+    data_set = open_data_set(path, option="data set")
+    if data_set is not None and not has_ours(filesystem, root, PLAN):
+        return [file for file in (posixpath.join(root, name) for name in data_set.files) if _is_table(file)]
     if filesystem.isfile(root):
         return [root]
     if filesystem.isdir(root):

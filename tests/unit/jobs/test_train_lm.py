@@ -3,8 +3,9 @@ import json
 import pytest
 
 from jobs import build_blocks
-from jobs.train_lm import _absolute, default_run_name, main, parser
+from jobs.train_lm import default_run_name, main, parser
 from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import absolute_source
 
 
 @pytest.mark.parametrize(
@@ -25,13 +26,13 @@ def test_task_and_method_are_all_that_a_run_needs():
     assert (arguments.run_name, arguments.storage_path) == (None, "runs")
 
 
-def test_data_sets_of_the_hub_keep_their_names_and_folders_become_absolute(tmp_path, monkeypatch):
+def test_data_sets_of_the_hub_keep_their_names_and_folders_becomeabsolute_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "scored").mkdir(parents=True)
     for name in ("tomekkorbak/detoxify-pile-chunk3-0-50000", "s3://bucket/scored"):
-        assert _absolute(name) == name
-    assert _absolute("data/scored") == str(tmp_path / "data" / "scored")
-    assert _absolute("scored") == str(tmp_path / "scored")
+        assert absolute_source(name) == name
+    assert absolute_source("data/scored") == str(tmp_path / "data" / "scored")
+    assert absolute_source("data/none") == str(tmp_path / "data" / "none")
 
 
 @pytest.mark.parametrize("job", ["train_lm", "build_blocks"])
