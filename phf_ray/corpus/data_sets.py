@@ -13,8 +13,8 @@ from phf_ray.corpus.streams import UNREADABLE
 from phf_ray.corpus.unscored import find_text, open_text, read_text
 from phf_ray.errors import ConfigError
 from phf_ray.records import Rejected, ScoredDocument
+from phf_ray.storage.data_sets import open_source
 from phf_ray.storage.files import store_errors
-from phf_ray.storage.listing import open_source
 
 _THREADS = 8
 
