@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import parse_data_set
+from phf_ray.storage.data_sets import open_data_set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.blocks.tokenizer import load_tokenizer
     from phf_ray.corpus.data_sets import check_data_sets
 
+    for corpus in corpora:
+        open_data_set(corpus, option="--corpus")
     if not arguments.dry_run:
         check_data_sets(config, corpora)
         start_ray()
@@ -57,17 +61,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(parser, method=True)
     parser.add_argument(
-        "--corpus", nargs="+", default=[], metavar="DIR", help="scored corpora; default: dataset.datasets"
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="SRC",
+        help="scored corpora or, for plain likelihood, text; folders or names (ID[:CONFIG][@SPLIT]); default: "
+        "dataset.datasets",
     )
     parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
     return parser
 
 
-def _beside(corpus: str) -> str:
+def _beside(given: str) -> str:
     """`data/scored` -> `data/blocks`."""
+    data_set = parse_data_set(given)
+    corpus = given if data_set is None else data_set.place if data_set.is_local else ""
     parent, _, name = corpus.rstrip("/").rpartition("/")
     if not name or name.startswith("*") or (is_url(corpus) and parent.endswith("/")):
-        raise ConfigError(f"--corpus {corpus}: no folder next to the corpus can hold its blocks; give --output DIR")
+        raise ConfigError(f"--corpus {given}: no folder next to the corpus can hold its blocks; give --output DIR")
     return f"{parent}/blocks" if parent or corpus.startswith("/") else "blocks"
 
 

@@ -17,20 +17,23 @@ from jobs import cli
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources
 from phf_ray.checkpoint import CheckpointInfo, Control, ControlChoice, fingerprint, parse_control, split_model_id
-from phf_ray.config import Config
+from phf_ray.config import Config, KLConfig
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
-from phf_ray.evaluation.kl.arms import check_kl, has_control_per_line, kl_of_arms, with_prefix
+from phf_ray.evaluation.kl.arms import has_control_per_line, kl_of_arms, kl_on_samples, with_prefix
+from phf_ray.evaluation.kl.reference import Reference, check_reference, reference_samples
+from phf_ray.evaluation.kl.sample_file import ReferenceSamples, read_reference_samples
 from phf_ray.evaluation.lm_eval import read_lm_eval
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.prompts import check_prompts
 from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
 from phf_ray.evaluation.report.samples import read_samples
 from phf_ray.evaluation.report.table import format_table
 from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
 from phf_ray.evaluation.tracking import track_report
-from phf_ray.http.keys import Endpoint, parse_endpoint
+from phf_ray.http.keys import Endpoint, parse_endpoint, with_key_env
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import scorer_name
 
@@ -38,12 +41,15 @@ from phf_ray.scorers.build import scorer_name
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
+    name_keys(arguments, config)
     models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     allow_plain_http = arguments.allow_plain_http
-    reference = _reference(
-        arguments.reference or config.kl_gpt3_callback.reference, models, allow_plain_http=allow_plain_http
-    )
+    settings = config.kl_gpt3_callback
+    texts = texts_of_reference(arguments, settings)
+    named = None if texts is not None else arguments.reference or settings.reference
+    named = None if named is None else with_key_env(named, config.key_envs)
+    reference = _reference(named, models, allow_plain_http=allow_plain_http)
     scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
     options = EvaluationOptions(
@@ -58,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = parse_lm_eval(arguments.lm_eval, names)
     attacked = {} if arguments.red_team is None else read_attacks(arguments.red_team, names)
     check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
+    check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     if arguments.dry_run:
         _print_plan(config, wanted, options, scores_url=arguments.scores_url)
         return 0
@@ -70,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         base_url,
         scores,
     ):
-        if reference is not None:
+        asked = texts if reference is None else arm_of(reference, None, base_url=base_url)
+        if asked is not None:
             cache = arguments.reference_cache or f"{output}/reference"
-            asked = arm_of(reference, None, base_url=base_url)
             options = replace(
                 options,
-                check=partial(_check_kl, config, reference=asked),
+                check=partial(_check_kl, config, reference=asked, cache=cache),
                 measure=partial(_with_kl, config, reference=asked, cache=cache),
             )
         arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
@@ -139,7 +146,13 @@ def parser() -> argparse.ArgumentParser:
         "--reference",
         metavar="[NAME=]DIR|URL",
         help="reference for KL(reference || arm): each arm gives the probabilities of this model's texts; may be the "
-        "NAME of a --model; needs servers with `echo` and `logprobs`",
+        "NAME of a --model; a server needs `logprobs`, in completions or chats",
+    )
+    parser.add_argument(
+        "--reference-samples",
+        metavar="FILE",
+        help="in place of --reference: its texts with their log-probabilities, a samples-*.jsonl of --reference-cache "
+        "or the original's cache",
     )
     parser.add_argument(
         "--reference-cache",
@@ -187,6 +200,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 # -- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def name_keys(arguments: argparse.Namespace, config: Config) -> None:
+    """Add the variables of `key_envs` to the servers that the options name without one."""
+    arguments.model = [with_key_env(text, config.key_envs) for text in arguments.model]
+    if arguments.scores_url is not None:
+        arguments.scores_url = with_key_env(arguments.scores_url, config.key_envs)
 
 
 def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
@@ -240,24 +260,41 @@ def _reference(text: str | None, models: Mapping[str, NamedModel], *, allow_plai
     return model
 
 
-def _check_kl(config: Config, arms: Sequence[Arm], *, reference: Arm) -> None:
-    arms = [with_prefix(arm, config.kl_gpt3_callback.prefix) for arm in arms]
-    check_kl(described(reference, check_arm(reference)), arms)
+def texts_of_reference(arguments: argparse.Namespace, settings: KLConfig) -> ReferenceSamples | None:
+    """Return the texts of --reference-samples or of the configuration; None if a reference is to be asked."""
+    if arguments.reference is not None and arguments.reference_samples is not None:
+        raise ConfigError("--reference and --reference-samples: give a reference to ask, or a file of its texts")
+    from_config = settings.reference_samples if arguments.reference is None else None
+    path = arguments.reference_samples or from_config
+    return None if path is None else read_reference_samples(path)
 
 
-def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Arm, cache: str) -> list[Arm]:
+def _check_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache: str) -> None:
+    settings = config.kl_gpt3_callback
+    check_reference(reference, [with_prefix(arm, settings.prefix) for arm in arms], settings, cache=cache)
+
+
+def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache: str) -> list[Arm]:
     """Return the arms with their KL from the reference, on the reference's texts."""
     settings = config.kl_gpt3_callback
-    reference = described(reference, check_arm(reference))
-    per_line = [arm.name for arm in (reference, *arms) if has_control_per_line(arm.checkpoint, config)]
-    found = kl_of_arms(
-        reference,
-        [with_prefix(arm, settings.prefix) for arm in arms],
-        num_samples=settings.num_samples,
-        max_tokens=settings.max_tokens,
-        cache=cache,
-        per_line=per_line,
-    )
+    prefixed = [with_prefix(arm, settings.prefix) for arm in arms]
+    per_line = [arm.name for arm in arms if has_control_per_line(arm.checkpoint, config)]
+    samples = reference_samples(reference, settings, cache=cache)
+    if samples is not None:
+        found = kl_on_samples(samples, prefixed, cache=cache, per_line=per_line)
+    else:
+        assert isinstance(reference, Arm)
+        reference = described(reference, check_arm(reference))
+        if has_control_per_line(reference.checkpoint, config):
+            per_line.append(reference.name)
+        found = kl_of_arms(
+            reference,
+            prefixed,
+            num_samples=settings.num_samples,
+            max_tokens=settings.max_tokens,
+            cache=cache,
+            per_line=per_line,
+        )
     return [replace(arm, kl=found[arm.name]) for arm in arms]
 
 

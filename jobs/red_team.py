@@ -17,6 +17,7 @@ from jobs.evaluate_lm import (
     arm_of,
     at_least_one,
     models_from,
+    name_keys,
     parse_arms,
     scores_endpoint,
     servers,
@@ -28,14 +29,18 @@ from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
 from phf_ray.evaluation.attack.run import AttackOptions, run_attack
 from phf_ray.evaluation.models import NamedModel, parse_model
 from phf_ray.evaluation.on_ray import run_on_ray
+from phf_ray.evaluation.prompts import check_prompts
 from phf_ray.evaluation.report.table import format_red_team
 from phf_ray.evaluation.tracking import track_report
+from phf_ray.http.keys import with_key_env
 from phf_ray.scorers.build import scorer_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     config = cli.config_from(arguments)
+    name_keys(arguments, config)
+    arguments.attacker = with_key_env(arguments.attacker, config.key_envs)
     models = models_from(arguments)
     wanted = parse_arms(arguments.arm, models)
     attacker = _attacker(arguments.attacker, models, allow_plain_http=arguments.allow_plain_http)
@@ -52,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_other_scorer=arguments.allow_other_scorer,
     )
     check_resources(num_cpus=None, num_gpus=arguments.num_gpus)
+    check_prompts([config.red_team.prompts_path])
     if arguments.dry_run:
         _print_plan(config, num_arms=len(wanted), attacker=attacker, api=api)
         return 0

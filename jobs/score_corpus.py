@@ -18,6 +18,7 @@ from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
+from phf_ray.corpus.sources import described, licenses_of
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.scoring.estimate import ScoringEstimate, estimate_scoring
 from phf_ray.scoring.job import run_scoring
@@ -25,6 +26,8 @@ from phf_ray.scoring.on_ray import RayScoring
 from phf_ray.scoring.plan import ScoringPreview, preview_scoring
 from phf_ray.scoring.progress import ScoreProgress
 from phf_ray.scoring.request import ScoringRequest
+from phf_ray.storage.data_set_names import parse_data_set
+from phf_ray.storage.licenses import license_warning
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text_column=arguments.text_column,
         keep_columns=arguments.keep_columns,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
+        license=arguments.license,
     )
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit {arguments.limit} scores nothing; give 1 or more")
@@ -54,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "RAY_ADDRESS" in os.environ:
         cli.start_ray()
     for source in arguments.input:
-        if Path(source).exists():
-            cli.require_shared(source, flag="--input")
+        name = parse_data_set(source)
+        if name.is_local if name is not None else Path(source).exists():
+            cli.require_shared(source if name is None else name.place, flag="--input")
     output = cli.require_shared(arguments.output, flag="--output")
     _score(request, output=output, append=arguments.append, restart=arguments.restart)
     return 0
@@ -67,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         examples=(
             "--task pep8 --input src/ 'more/**/*.py' --output scored/ --estimate",
-            "--task pep8 --input src/ 'more/**/*.py' --output scored/",
+            "--task toxicity --input allenai/c4:en@validation --limit 10000 --output scored/",
             "--task toxicity --input comments.jsonl.gz --text-column body --output s3://bucket/scored",
         ),
     )
@@ -78,11 +83,15 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="SRC",
-        help="folders, quoted globs, files (.py .txt .jsonl .json .parquet ...; also .gz .zst .bz2 .xz), URLs, data "
-        "sets from the hub or saved by `datasets`, scored corpora",
+        help="folders, quoted globs, files (.py .txt .jsonl .json .parquet ...; also .gz .zst .bz2 .xz), URLs, scored "
+        "corpora, data sets of the hub (ID[:CONFIG][@SPLIT], such as allenai/c4:en@train), data sets that `datasets` "
+        "saved and clones of the hub's (FOLDER[:CONFIG][@SPLIT])",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL of the scored corpus")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument(
+        "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
+    )
     parser.add_argument("--text-column", metavar="C", help="column with the text in JSON lines and tables")
     parser.add_argument(
         "--keep-columns",
@@ -147,7 +156,14 @@ def _facts(manifest: CorpusManifest) -> dict[str, Any]:
         **_lost(manifest),
         "failed": {name: dict(stats.failed) for name, stats in manifest.stats.scorers.items()},
         "fingerprint": manifest.fingerprint,
+        **_license_facts(manifest),
     }
+
+
+def _license_facts(manifest: CorpusManifest) -> dict[str, Any]:
+    licenses = licenses_of(manifest.sources)
+    warning = license_warning(licenses)
+    return ({"licenses": list(licenses)} if licenses else {}) | ({"warnings": [warning]} if warning else {})
 
 
 def _lost(manifest: CorpusManifest) -> dict[str, Any]:
@@ -169,6 +185,11 @@ def _print_result(manifest: CorpusManifest, *, output: str) -> None:
             print(f"{identity['name']}: {count:,} segments without a score: {reason}")
     for reason, count in sorted(manifest.rejected.items()):
         print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
+    facts = _license_facts(manifest)
+    if "licenses" in facts:
+        print(f"licence of the sources: {', '.join(facts['licenses'])}")
+    for warning in facts.get("warnings", ()):
+        log.warning("%s", warning)
     losses = manifest.stats.losses
     if losses:
         known = f"{losses.num_bytes:,} bytes and {losses.records:,} records are known to be missing"
@@ -219,6 +240,11 @@ def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str
     for identity in plan.identities:
         versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         print(f"scorer {identity['name']} ({identity['class_name']}): {identity['unit']}; {versions}")
+    for source, one in plan.sources.items():
+        print(f"{source}: {one.name}{'' if one.license is None else f', licence {one.license}'}")
+    warning = license_warning(licenses_of(described(plan.sources)))
+    if warning:
+        print(f"warning: {warning}")
     for root, scorers in plan.reuse.items():
         for name in scorers:
             print(f"scores of {name} are reused from {root}")

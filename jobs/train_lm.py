@@ -20,7 +20,6 @@ from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.storage.listing import hub_url
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -70,12 +69,15 @@ def _train(
 ) -> dict[str, Any]:
     from phf_ray.blocks.feedback_corpora import check_feedback
     from phf_ray.corpus.data_sets import check_data_sets
+    from phf_ray.evaluation.prompts import check_prompts
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
-    corpora = [_absolute(source) for source in config.dataset.datasets]
+    sources = _sources(config, storage_path=str(directory.path.parent), run_name=arguments.run_name, remembers=True)
+    corpora = [sources[source] for source in config.dataset.datasets]
     if not check_feedback(config, corpora):
         check_data_sets(config, corpora)
-    sets = read_eval_sets(config)
+    sets = read_eval_sets(config, sources)
+    check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
@@ -210,7 +212,10 @@ def parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
     if not config.dataset.datasets:
-        raise ConfigError("dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus")
+        raise ConfigError(
+            "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "
+            "likelihood, any text"
+        )
     if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
         raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as mle-1")
     if is_url(arguments.storage_path):
@@ -220,9 +225,14 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
         )
 
 
-def _absolute(source: str) -> str:
-    is_name = is_url(source) or hub_url(source) is not None
-    return source if is_name else str(Path(source).resolve())
+def _sources(config: Config, *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
+    """Return data set -> the same at the commit with which the run began, or with an absolute path."""
+    from phf_ray.corpus.sources import pinned_sources
+
+    memory = f"{storage_path}/blocks/sources/{run_name}.json"
+    pins = partial(pinned_sources, memory=memory, remembers=remembers)
+    measured = list(config.dataset.eval_datasets.values())
+    return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
 
 
 def _print_plan(
@@ -239,7 +249,8 @@ def _print_plan(
     from phf_ray.training.value_range import check_value_range
 
     tokenizer = load_tokenizer(config.tokenizer)
-    corpora = [_absolute(source) for source in config.dataset.datasets]
+    sources = _sources(config, storage_path=storage_path, run_name=arguments.run_name, remembers=False)
+    corpora = [sources[source] for source in config.dataset.datasets]
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     check_value_range(config, manifests=blocks.manifests)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)

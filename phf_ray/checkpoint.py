@@ -83,6 +83,8 @@ class CheckpointInfo(BaseModel):
     """Held-out bits per byte at this checkpoint, if measured. `none` is without control tokens. A model with control
     tokens also has `good` and `bad`: that token comes before every segment, is given, and costs no bits."""
     compat: str | None = None
+    licenses: tuple[str, ...] = ()
+    """Licences of the training data, as far as known, and of the data of the checkpoint that training started from."""
     versions: dict[str, str] = {}
 
     @property

@@ -68,10 +68,12 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
     budget.judge(final=True)
     manifest = summarize_blocks(plan, read=budget.read)
     if manifest.num_blocks == 0:
+        unread = {one.name: one.unscored.rejected for one in manifest.corpora if one.unscored is not None}
         raise DataError(
             f"no document of {', '.join(one.name for one in plan.corpora)} is left to pack (documents: "
-            f"{json.dumps(manifest.documents)}); change dataset.filter_threshold or dataset.held_out_fraction, or "
-            "score the corpus again"
+            f"{json.dumps(manifest.documents)}{f', rejected records: {json.dumps(unread)}' if unread else ''}); change "
+            "dataset.filter_threshold or dataset.held_out_fraction, or "
+            + ("give other text" if unread else "score the corpus again")
         )
     report_blocks(manifest)
     write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())

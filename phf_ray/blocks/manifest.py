@@ -17,6 +17,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.errors import DataError
+from phf_ray.storage.licenses import union
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,6 +64,8 @@ class SourceCorpus(_Entry):
     segmenter: str
     unscored: UnscoredText | None = None
     """None: the corpus has scores."""
+    sources: tuple[dict[str, str], ...] = ()
+    """The data sets that the documents come from, with commit and licence if known; see `CorpusManifest.sources`."""
 
 
 class TokenScores(_Entry):
@@ -128,6 +131,11 @@ class BlockManifest(_Entry):
     def unscored(self) -> list[str]:
         """Names of the data sets without scores."""
         return [corpus.name for corpus in self.corpora if corpus.unscored is not None]
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """Licences of the data, as far as known, each once."""
+        return union(one["license"] for corpus in self.corpora for one in corpus.sources if "license" in one)
 
     @property
     def num_blocks(self) -> int:

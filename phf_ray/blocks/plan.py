@@ -24,8 +24,10 @@ from phf_ray.config import Config
 from phf_ray.corpus.data_sets import open_data_sets
 from phf_ray.corpus.find import would_read
 from phf_ray.corpus.manifest import CorpusManifest
+from phf_ray.corpus.sources import sources_of
 from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import short_name
 from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -166,11 +168,12 @@ def _source(config: Config, corpus: StoredCorpus) -> SourceCorpus:
             num_bytes=corpus.num_bytes,
         )
     return SourceCorpus(
-        name=posixpath.basename(corpus.path.rstrip("/")),
+        name=short_name(corpus.path),
         fingerprint=corpus.manifest.fingerprint,
         scorer=corpus.manifest.scorer,
         segmenter=corpus.manifest.segmenter,
         unscored=unscored,
+        sources=sources_of(corpus.path, corpus.manifest),
     )
 
 

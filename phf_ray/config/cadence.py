@@ -21,4 +21,5 @@ def evaluation_steps(config: Config, *, num_steps: int) -> tuple[frozenset[int],
     """Return the steps with samples (none without a scenario) and the steps with KL (none without a reference)."""
     samples = due_steps(config.generation, num_steps=num_steps) if config.generation.scenario_configs else frozenset()
     kl = config.kl_gpt3_callback
-    return samples, due_steps(kl, num_steps=num_steps) if kl.reference is not None else frozenset()
+    has_reference = kl.reference is not None or kl.reference_samples is not None
+    return samples, due_steps(kl, num_steps=num_steps) if has_reference else frozenset()

@@ -18,7 +18,8 @@ class ConditionalTrainingConfig(Section):
 
 class DatasetConfig(Section):
     datasets: tuple[str, ...] = ()
-    """Scored corpora or, where nothing reads scores, any text: folders, files, globs, URLs, hub ids."""
+    """Scored corpora or, where nothing reads scores, any text: folders, files, globs, URLs, or data sets by name:
+    ID[:CONFIG][@SPLIT]."""
     text_column: str | None = None
     """Column with the text in JSON lines and tables of data sets without scores; null: texts, text or content."""
     text_unit: Literal["document", "line"] = "document"

@@ -27,6 +27,9 @@ class GenerateKwargs(Section):
 class Scenario(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     prompts_path: str | None = None
+    """JSON lines (`{"text": ...}`), or a data set by name: allenai/real-toxicity-prompts."""
+    num_prompts: Positive | None = None
+    """Number of prompts to use, chosen by the scenario's name; null: as many as there are samples."""
     num_samples: Positive = 32
     prefix: str | None = None
     """Control token that goes with the prompts; null: the served model's default."""
@@ -76,5 +79,16 @@ class KLConfig(Cadence):
     """Insert one control token per line, for models that were trained this way."""
     reference: str | None = None
     """The reference model: `[NAME=]DIR` of a checkpoint, or `NAME=URL[,key_env=VARIABLE]` of a server; null: no KL."""
+    reference_samples: str | None = None
+    """In place of `reference`: a file of its texts with their log-probabilities, see docs/evaluate.md."""
+    reference_prompt: str | None = None
+    """What the texts come after, if the reference is a server that gives only the log-probabilities of what it draws;
+    null: the end-of-text token, or in a chat a request for a random document."""
     allow_plain_http: bool = False
     """true: send the server's key over http:// to another machine."""
+
+    @model_validator(mode="after")
+    def _has_one_reference(self) -> Self:
+        if self.reference is not None and self.reference_samples is not None:
+            raise ValueError("kl_gpt3_callback has both a reference and reference_samples; give one of them")
+        return self

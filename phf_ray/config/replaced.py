@@ -27,6 +27,6 @@ REPLACED = {
     "generation.scenario_configs.generate_kwargs.bad_words_ids": "control tokens are banned or replaced by the model's "
     "own policy; remove it",
     "kl_gpt3_callback.gpt3_kwargs": "davinci and code-cushman-001 were shut down; set kl_gpt3_callback.reference to a "
-    "directory, or to NAME=URL of a server",
+    "directory, or to NAME=URL of a server, or reference_samples to the original's cache of their texts",
     "objective.use_head_train_steps": "the original never read it; remove it",
 }

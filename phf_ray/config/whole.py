@@ -26,6 +26,9 @@ class Config(Section):
     red_team: RedTeamConfig = RedTeamConfig()
     scoring: ScoringConfig = ScoringConfig()
     compat: Literal["korbak2023"] | None = None
+    key_envs: dict[str, str] = {}
+    """URL of a server -> environment variable that holds its key, for servers that an option of `evaluate-lm` or
+    `red-team`, or kl_gpt3_callback.reference, names without `key_env`."""
 
     def with_tokenizer_of(self, model: str | None, *, revision: str | None = None) -> Self:
         """Take the tokenizer of the model that training starts from, unless the configuration names one."""

@@ -64,20 +64,30 @@ def shard_bytes(total: int) -> int:
 
 
 def plan_shards(
-    files: Sequence[InputFile], *, shard_bytes: int, limit: int | None = None, first_file: int = 0
+    files: Sequence[InputFile],
+    *,
+    shard_bytes: int,
+    limit: int | None = None,
+    max_bytes: int | None = None,
+    first_file: int = 0,
 ) -> Iterator[list[Piece]]:
     """Yield the pieces of each shard, in file order. Small files are grouped; large ones are cut between records.
 
-    `limit`: total number of records; a blank line is none. `first_file`: index of files[0] in the plan.
+    `limit`: total number of records; a blank line is none. `max_bytes`: enough bytes of text; the rest is neither read
+    nor planned. `first_file`: index of files[0] in the plan.
     """
     shard: list[Piece] = []
-    size = 0
-    for piece in _limited(_pieces(files, shard_bytes, exact=limit is not None), limit, files):
+    size = total = 0
+    pieces = _pieces(files, shard_bytes, exact=limit is not None, is_lazy=limit is not None or max_bytes is not None)
+    for piece in _limited(pieces, limit, files):
         shard.append(Piece(piece.file + first_file, piece.num_bytes, piece.begin, piece.end, piece.offset))
         size += piece.num_bytes
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0
+        total += piece.num_bytes
+        if max_bytes is not None and total >= max_bytes:
+            break
     if shard:
         yield shard
 
@@ -113,8 +123,8 @@ def _line_after(file: InputFile, piece: Piece, num_records: int) -> int:
     return line + (left > 0)
 
 
-def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator[Piece]:
-    """`exact`: every piece knows its number of records."""
+def _pieces(files: Sequence[InputFile], target: int, *, exact: bool, is_lazy: bool) -> Iterator[Piece]:
+    """`exact`: every piece knows its number of records. `is_lazy`: the first files may be enough."""
 
     def is_cut(file: InputFile) -> bool:
         return file.kind != "text" and (exact or file.text_bytes > target)
@@ -123,8 +133,8 @@ def _pieces(files: Sequence[InputFile], target: int, *, exact: bool) -> Iterator
     with ThreadPoolExecutor(_CUT_AT_ONCE) as threads:
         # The first files reach the limit, so the others are not read.
         cuts = (
-            (_cut(file, target, index, counts_blank=True) for index, file in large)
-            if exact
+            (_cut(file, target, index, counts_blank=exact) for index, file in large)
+            if is_lazy
             else threads.map(lambda one: _all_of(one[1], target, one[0]), large)
         )
         for index, file in enumerate(files):

@@ -13,8 +13,8 @@ from phf_ray.corpus.streams import UNREADABLE
 from phf_ray.corpus.unscored import find_text, open_text, read_text
 from phf_ray.errors import ConfigError
 from phf_ray.records import Rejected, ScoredDocument
+from phf_ray.storage.data_sets import open_source
 from phf_ray.storage.files import store_errors
-from phf_ray.storage.listing import open_source
 
 _THREADS = 8
 
@@ -52,11 +52,11 @@ def check_data_sets(config: Config, paths: Sequence[str]) -> list[tuple[InputFil
 def refuse_unscored(config: Config, names: Sequence[str]) -> None:
     """Raise ConfigError if some setting reads scores. `names`: the data sets without scores."""
     if names and config.score_readers:
-        readers, several = " and ".join(config.score_readers), len(config.score_readers) > 1
+        need = f"{' and '.join(config.score_readers)} {'needs' if len(config.score_readers) == 1 else 'need'}"
         raise ConfigError(
-            f"data set {', '.join(names)} has no scores, which {readers} {'need' if several else 'needs'}; score it "
-            f"with `phf score-corpus --task TASK --input {names[0]} --output DIR` and give DIR, or train with "
-            "objective.name: MLE and without these settings"
+            f"data set {', '.join(names)} has no scores, which {need}; score it "
+            f"with `phf score-corpus --task TASK --input {' '.join(names)} --output DIR` and give DIR, or train with "
+            "objective.name: MLE and no setting that reads scores"
         )
 
 

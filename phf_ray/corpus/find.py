@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -17,11 +17,14 @@ from phf_ray.corpus.decompress import CODECS
 from phf_ray.corpus.kinds import LINES, SUFFIXES, FileKind, KindRules, kind_by_suffix, remedy_for, split_suffixes
 from phf_ray.corpus.layout import is_scored_corpus
 from phf_ray.corpus.reader import may_hold_data
+from phf_ray.corpus.sources import Source, known_source
 from phf_ray.corpus.splits import is_for_training, training_files, visible_folders
 from phf_ray.corpus.stored import sized_parts
 from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import is_hub_url, parse_data_set
+from phf_ray.storage.data_sets import DataSet, open_data_set
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
-from phf_ray.storage.listing import follow, glob_root, hub_url, is_glob, list_files, match_files, open_source, stamp_of
+from phf_ray.storage.listing import entries_of, follow, glob_root, is_glob, list_files, match_files, stamp_of
 
 _DANGLING, _HIDDEN, _CARD = "dangling links", "hidden files", "cards and caches of data sets"
 """Keys in `Found.ignored`, next to the suffixes."""
@@ -82,36 +85,52 @@ class Found:
     """Suffix, `_DANGLING` or another kind -> number of skipped files or folders."""
     other_splits: tuple[str, ...] = ()
     """Data files that were left out because their data set has a split to train on."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Input -> what it is, if it is a data set or its licence is known."""
 
 
 def find_files(
-    inputs: Sequence[str], *, text_suffixes: frozenset[str] | None = None, known: Sequence[InputFile] = ()
+    inputs: Sequence[str],
+    *,
+    text_suffixes: frozenset[str] | None = None,
+    known: Sequence[InputFile] = (),
+    sources: Mapping[str, Source] | None = None,
 ) -> Found:
-    """Find the files under folders, globs, files, URLs, hub ids, scored corpora and data sets saved by `datasets`.
+    """Find the files under folders, globs, files, URLs, data sets of the hub or in folders, and scored corpora.
 
     `text_suffixes`: of the text files, take only those with these suffixes (lower case), unless an input names others.
-    `known`: files of an earlier search, which keep their kind and are not left out.
+    `known`: files of an earlier search, which keep their kind and are not left out. `sources`: its sources; of a data
+    set of the hub, the same commit is read again.
     Raises ConfigError if an input does not exist or holds nothing to read.
     """
     files: dict[str, InputFile] = {}
     ignored: Counter[str] = Counter()
     others: list[str] = []
     rules = KindRules(text_suffixes, {file.name: file.kind for file in known})
+    all_sources: dict[str, Source] = {}
     for source in inputs:
-        with store_errors(f"--input {source}"):
-            found = list(_find(source, rules, ignored, others))
+        before = (sources or {}).get(source)
+        if before is not None and is_hub_url(before.root):
+            all_sources[source] = before
+            found = [file for file in known if file.root == before.root]
+        else:
+            data_set = open_data_set(source, option="--input")
+            all_sources |= known_source(source, data_set)
+            with store_errors(f"--input {source}"):
+                found = list(_find(source, rules, ignored, others) if data_set is None else _find_in(data_set, rules))
         if not found:
             raise ConfigError(f"--input {source}: {_nothing(ignored, rules)}")
         for file in found:
             files.setdefault(file.name, file)
-    return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others))
+    return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others), sources=all_sources)
 
 
 def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
     """Whether the input `source` would include files with these names in `folder`, which is a full name."""
-    if hub_url(source) is not None:
+    data_set = parse_data_set(source)
+    if is_hub_url(source) or (data_set is not None and not data_set.is_local):
         return False
-    filesystem, path = open_filesystem(source)
+    filesystem, path = open_filesystem(source if data_set is None else data_set.place)
     path = path.rstrip("/")
     with store_errors(f"--input {source}"):
         is_folder = filesystem.isdir(path or "/")
@@ -141,7 +160,7 @@ def _described(suffix: str, count: int) -> str:
 
 
 def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str]) -> Iterator[InputFile]:
-    filesystem, path = open_source(source)
+    filesystem, path = open_filesystem(source)
     path = path.rstrip("/") or "/"
     if filesystem.isfile(path):
         kind = rules.by_name(filesystem, path)
@@ -168,6 +187,28 @@ def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str
         raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
 
 
+def _find_in(data_set: DataSet, rules: KindRules) -> Iterator[InputFile]:
+    filesystem, root = open_filesystem(data_set.root)
+    if is_scored_corpus(data_set.root):
+        yield from _parts_of(data_set.root)
+        return
+    names = [posixpath.join(root, file) for file in data_set.files]
+    for name, entry in zip(names, entries_of(filesystem, names), strict=True):
+        kind = rules.by_name(filesystem, name)
+        if entry is None or kind is None:
+            suffix = split_suffixes(name)[0]
+            raise ConfigError(f"--input {data_set.name}: can't read such a {suffix} file; {remedy_for(suffix)}")
+        yield _input_file(filesystem, root, {**entry, "name": name}, kind)
+
+
+def _parts_of(root: str) -> Iterator[InputFile]:
+    """Yield the parts of a scored corpus."""
+    filesystem, folder = open_filesystem(root)
+    for part in sized_parts(root):
+        path = posixpath.relpath(open_filesystem(part.file)[1], folder)
+        yield InputFile(full_name(filesystem, folder), path, kind="table", size=part.size, stamp=part.stamp)
+
+
 def _find_in_folder(
     source: str,
     filesystem: fsspec.AbstractFileSystem,
@@ -178,12 +219,10 @@ def _find_in_folder(
     others: list[str],
 ) -> Iterator[InputFile]:
     if is_scored_corpus(source):
-        for part in sized_parts(source):
-            path = posixpath.relpath(open_filesystem(part.file)[1], root)
-            yield InputFile(full_name(filesystem, root), path, kind="table", size=part.size, stamp=part.stamp)
+        yield from _parts_of(source)
         return
     entries = list_files(filesystem, root, enters=visible_folders(filesystem, ignored))
-    if hub_url(source) is not None:
+    if is_hub_url(source):
         left_out, cards = _left_out(entries, root)
     else:
         saved = _saved_sets(entries)

@@ -1,12 +1,14 @@
 """The manifest, which describes a scored corpus without reading it, and the data card written from the manifest."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import ConfigError
 from phf_ray.measures.histogram import Histogram
+from phf_ray.storage.licenses import front_matter, license_warning, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class CorpusManifest:
     num_parts: int = 0
     segmenter_versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version, for every package that decides where the segmenter cuts."""
+    sources: tuple[Mapping[str, str], ...] = ()
+    """Data sets that the documents come from: `name`, with the commit on the hub, and `license`, each if known."""
 
     @property
     def scorer(self) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class CorpusManifest:
             "config_fingerprint": self.config_fingerprint,
             "input_fingerprint": self.input_fingerprint,
             "num_parts": self.num_parts,
+            "sources": list(map(dict, self.sources)),
             "config": dict(self.config),
             "quantile_relative_error": round(Histogram.RATIO - 1, 6),
             **stats,
@@ -92,6 +97,7 @@ class CorpusManifest:
             input_fingerprint=values["input_fingerprint"],
             num_parts=values["num_parts"],
             segmenter_versions=values.get("segmenter_versions", {}),
+            sources=tuple(values.get("sources", ())),
         )
 
 
@@ -106,11 +112,24 @@ def _quantile_table(stats: ScorerStats) -> dict[str, dict[str, float]]:
     }
 
 
+def _source_lines(manifest: CorpusManifest, licenses: Sequence[str]) -> Iterator[str]:
+    """Yield where the documents come from, under which licence, and what that forbids."""
+    for one in manifest.sources:
+        yield f"- from `{one['name']}`, licence {one.get('license', 'unknown')}"
+    if manifest.sources:
+        yield ""
+    warning = license_warning(licenses)
+    if warning:
+        yield from (f"**Warning**: {warning}.", "")
+
+
 def data_card(manifest: CorpusManifest) -> str:
     """Return README.md of a corpus. The front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
     stats = manifest.stats
+    licenses = union(one["license"] for one in manifest.sources if "license" in one)
     lines = [
         "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front_matter(licenses).items()),
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -123,6 +142,7 @@ def data_card(manifest: CorpusManifest) -> str:
         f"{stats.documents:,} documents, {stats.segments:,} segments ({manifest.segmenter}), "
         f"{stats.characters:,} characters; {stats.rejected.total():,} records rejected.",
         "",
+        *_source_lines(manifest, licenses),
         "Higher scores are worse. A segment that could not be scored has a null score and a reason.",
         "",
         "| scorer | unit | mean over segments | median | failed segments | truncated segments |",

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.storage.hashing import json_fingerprint
 
@@ -26,6 +27,8 @@ class CorpusPlan:
     """Input roots that are scored corpora, cut by the segmenter of this plan."""
     stage: str = ""
     """The stage that stores the corpus; empty: scoring, whose plans alone have `identities` and `reuse`."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Input -> the data set that it is, at one commit, and its licence."""
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
@@ -35,6 +38,7 @@ class CorpusPlan:
             "format": 1,
             "key": dict(self.key),
             **({"stage": self.stage} if self.stage else scoring),
+            **({"sources": {source: asdict(one) for source, one in self.sources.items()}} if self.sources else {}),
             "roots": roots,
             "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
@@ -72,6 +76,7 @@ class CorpusPlan:
             reuse={} if "stage" in values else values["reuse"],
             cut_alike=tuple(values.get("cut_alike", ())),
             stage=values.get("stage", ""),
+            sources={source: Source(**one) for source, one in values.get("sources", {}).items()},
             files=tuple(InputFile(values["roots"][root], *rest) for root, *rest in values["files"]),
             shards=tuple(tuple(Piece.from_json(piece) for piece in shard) for shard in values["shards"]),
         )

@@ -19,8 +19,9 @@ from phf_ray.corpus.splits import is_hidden, some_names, training_files, visible
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import DataError
 from phf_ray.records import ScoredDocument
+from phf_ray.storage.data_sets import open_data_set, open_source
 from phf_ray.storage.files import full_name, store_errors
-from phf_ray.storage.listing import list_files, match_files, open_source
+from phf_ray.storage.listing import list_files, match_files
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ def list_parts(path: str) -> list[str]:
     """List the files of a scored corpus in order, to be read with `read_part`.
 
     `path` is a folder that jobs.score_corpus wrote, or any folder, file, glob, URL or hub id of a data set with
-    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it).
+    columns `texts` and `scores` (Parquet, or Arrow as `datasets` saves it), with a choice of configuration and split.
     """
+    filesystem, root = open_source(path)
     with store_errors(path):
-        filesystem, root = open_source(path)
         return [full_name(filesystem, part) for part in _list_parts(path, filesystem, root)]
 
 
@@ -40,7 +41,9 @@ def find_tables(path: str) -> list[str]:
     """List the Parquet and Arrow files of any data set in order; none if it has none, or does not exist."""
     with store_errors(path):
         filesystem, root = open_source(path)
-        return [full_name(filesystem, file) for file in _files_of(path, filesystem, root) if _is_table(file)]
+        return [
+            full_name(filesystem, file) for file in _files_of(path, filesystem, root, tells=False) if _is_table(file)
+        ]
 
 
 def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
@@ -53,7 +56,10 @@ def _list_parts(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> 
     return parts
 
 
-def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Sequence[str]:
+def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str, *, tells: bool = True) -> Sequence[str]:
+    data_set = open_data_set(path, option="data set")
+    if data_set is not None and not has_ours(filesystem, root, PLAN):
+        return [file for file in (posixpath.join(root, name) for name in data_set.files) if _is_table(file)]
     if filesystem.isfile(root):
         return [root]
     if filesystem.isdir(root):
@@ -61,7 +67,7 @@ def _files_of(path: str, filesystem: fsspec.AbstractFileSystem, root: str) -> Se
             raise DataError(f"{path} is not finished (it has no {SUCCESS}); run its jobs.score_corpus command again")
         parts = parts_in(filesystem, root)
         _check_number(filesystem, root, parts)
-        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root)
+        parts = parts or data_files(list_files(filesystem, root, enters=_may_be_entered), root, tells=tells)
     else:
         parts = sorted(match_files(filesystem, root, enters=visible_folders(filesystem, Counter(), pattern=root)))
     return parts
@@ -83,11 +89,14 @@ def _check_number(filesystem: fsspec.AbstractFileSystem, root: str, parts: Seque
         )
 
 
-def data_files(files: Iterable[str], root: str) -> list[str]:
-    """Return the tables of a data set in a folder, in order; if it has splits, those to train on."""
+def data_files(files: Iterable[str], root: str, *, tells: bool = True) -> list[str]:
+    """Return the tables of a data set in a folder, in order; if it has splits, those to train on.
+
+    `tells`: whether to log which files are left out.
+    """
     tables = [file for file in sorted(files) if _is_table(file) and may_hold_data(file)]
     chosen = training_files(tables)
-    if len(chosen) < len(tables):
+    if tells and len(chosen) < len(tables):
         others = [posixpath.relpath(file, root) for file in tables if file not in set(chosen)]
         log.info("%s: reading the split to train on; leaving out %s", root, some_names(others))
     return chosen

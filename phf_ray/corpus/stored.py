@@ -7,7 +7,6 @@ start need not read it again.
 import hashlib
 import json
 import logging
-import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ from phf_ray.errors import DataError
 from phf_ray.records import Rejected, ScoredDocument
 from phf_ray.storage.files import open_filesystem, store_errors, write_text
 from phf_ray.storage.hashing import json_fingerprint
-from phf_ray.storage.listing import follow, stamp_of
+from phf_ray.storage.listing import entries_of, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -108,15 +107,9 @@ def sized_parts(path: str) -> Iterator[CorpusPart]:
     """Yield the files of a scored corpus in order, with one listing per folder and not a round trip per file."""
     names = list_parts(path)
     filesystem, _ = open_filesystem(names[0])
-    inner = {name: open_filesystem(name)[1] for name in names}
+    inner = [open_filesystem(name)[1] for name in names]
     with store_errors(path):
-        folders = {posixpath.dirname(place) for place in inner.values()}
-        entries = {
-            str(entry["name"]): entry for folder in sorted(folders) for entry in filesystem.ls(folder, detail=True)
-        }
-        for name in names:
-            listed = entries.get(inner[name])
-            entry = filesystem.info(inner[name]) if listed is None else follow(filesystem, listed)
+        for name, entry in zip(names, entries_of(filesystem, inner), strict=True):
             if entry is None:
                 raise DataError(f"{name} is a link to a file that does not exist; restore the file, or remove the link")
             yield CorpusPart(name, int(entry["size"] or 0), stamp_of(entry))

@@ -85,7 +85,7 @@ class PartWriter:
         self._rows, self._buffered = [], 0
 
 
-def finish_corpus(
+def finish_corpus(  # noqa: PLR0913  (everything that a manifest says)
     directory: str,
     *,
     shards: Sequence[str],
@@ -93,6 +93,7 @@ def finish_corpus(
     segmenter: str,
     config: Mapping[str, Any],
     input_fingerprint: str,
+    sources: Sequence[Mapping[str, str]] = (),
 ) -> CorpusManifest:
     """Merge the parts' footers into the manifest, write the data card, and `_SUCCESS` last.
 
@@ -114,6 +115,7 @@ def finish_corpus(
         config_fingerprint=json_fingerprint(config),
         input_fingerprint=input_fingerprint,
         num_parts=len(shards),
+        sources=tuple(sources),
     )
     write_end(directory, manifest=manifest.to_json(), card=data_card(manifest))
     return manifest

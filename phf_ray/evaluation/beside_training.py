@@ -16,14 +16,17 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from phf_ray.config import Config, evaluation_steps
+from phf_ray.config import Config, KLConfig, evaluation_steps
 from phf_ray.errors import ConfigError, PhfError
+from phf_ray.evaluation.kl.sample_file import file_of_samples
 from phf_ray.evaluation.models import parse_model
 from phf_ray.evaluation.prompts import read_prompts
+from phf_ray.http.keys import with_key_env
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.storage.files import write_text
+from phf_ray.storage.files import write_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +67,8 @@ def plan_evaluations(
     values = config.model_dump(mode="json")
     values["generation"]["scenario_configs"] = _with_own_prompts(values["generation"]["scenario_configs"], run)
     if kl_steps:
-        assert config.kl_gpt3_callback.reference is not None
         _check_prefix(config)
-        values["kl_gpt3_callback"]["reference"] = _resolved_reference(
-            config.kl_gpt3_callback.reference, allow_plain_http=config.kl_gpt3_callback.allow_plain_http
-        )
+        values["kl_gpt3_callback"] |= _own_reference(config.kl_gpt3_callback, run, key_envs=config.key_envs)
     return EvaluationJob(
         config=values,
         run_path=str(run.path),
@@ -99,6 +99,18 @@ def _check_prefix(config: Config) -> None:
             f"kl_gpt3_callback.prefix: {prefix!r} is not a control token of this training, which has "
             f"{' and '.join(tokens) or 'none'}; set one of them, or null for the good one"
         )
+
+
+def _own_reference(settings: KLConfig, run: RunDirectory, *, key_envs: Mapping[str, str]) -> dict[str, str]:
+    """Return the reference in a way that every node understands; a file of its texts is copied into the run."""
+    if settings.reference_samples is None:
+        assert settings.reference is not None
+        text = with_key_env(settings.reference, key_envs)
+        return {"reference": _resolved_reference(text, allow_plain_http=settings.allow_plain_http)}
+    content = file_of_samples(settings.reference_samples)
+    path = run.evaluations / "reference" / Path(settings.reference_samples).name
+    write_file(path, content)
+    return {"reference_samples": str(path)}
 
 
 def _resolved_reference(text: str, *, allow_plain_http: bool) -> str:

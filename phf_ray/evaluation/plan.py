@@ -88,7 +88,7 @@ def _choose_prompts(scenario: Scenario, probes: Sequence["Probe"]) -> tuple[list
     chosen: list[tuple[int | None, str]] = []
     dropped = 0
     for index in prompt_order(len(prompts), scenario=scenario.name):
-        if len(chosen) == scenario.num_samples:
+        if len(chosen) == min(scenario.num_samples, scenario.num_prompts or scenario.num_samples):
             break
         if fits(prompts[index]):
             chosen.append((index, prompts[index]))

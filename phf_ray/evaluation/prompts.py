@@ -1,27 +1,23 @@
 """Prompts of a scenario, and how the samples are divided among them."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from phf_ray.config.shipped import shipped_or_own
+from phf_ray.corpus.data_set_rows import rows_of
 from phf_ray.corpus.streams import UNREADABLE, text_lines
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.storage.data_sets import open_data_set
 from phf_ray.storage.hashing import digest
 
 
 def read_prompts(path: str) -> list[str]:
-    """Read the `text` of each line of a JSON-lines file: local, at a URL, or shipped (`configs/prompts/...`)."""
-    prompts = []
-    try:
-        for number, line in enumerate(text_lines(shipped_or_own(path)), start=1):
-            if line.strip():
-                prompts.append(_prompt_of(line, where=f"{path}:{number}"))
-    except UNREADABLE as error:
-        raise ConfigError(
-            f"prompts_path {path} can't be read ({error}); give a file of lines like {{'text': ...}}"
-        ) from None
+    """Read the `text` of each record of a JSON-lines file (here, at a URL, or shipped) or of a data set by name."""
+    prompts = [_prompt_of(record, where=where) for where, record in _records(path)]
     if not prompts:
         raise DataError(
             f"{path} holds no prompts; write one JSON object per line, such as {{'text': 'def add(a, b):'}}"
@@ -29,17 +25,48 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def _prompt_of(line: str, *, where: str) -> str:
-    """Return the line's `text`; in RealToxicityPrompts the `text` of its `prompt`, in HumanEval its `prompt`."""
+def check_prompts(paths: Iterable[str | None]) -> None:
+    """Open the data sets among some `prompts_path`, so that a wrong name is an error before any server starts."""
+    for path in paths:
+        if path is not None:
+            open_data_set(shipped_or_own(path), option="prompts_path")
+
+
+def _records(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield each record, after its place for error messages."""
+    path = shipped_or_own(path)
+    data_set = open_data_set(path, option="prompts_path")
     try:
-        record = json.loads(line)
+        if data_set is not None:
+            for number, record in enumerate(rows_of(data_set), start=1):
+                yield f"{path}, record {number}", record
+            return
+        for number, line in enumerate(text_lines(path), start=1):
+            if line.strip():
+                yield f"{path}:{number}", _parsed(line, where=f"{path}:{number}")
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"prompts_path {path} can't be read ({error}); give a file of lines like {{'text': ...}}, or a data set"
+        ) from None
+
+
+def _parsed(line: str, *, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: no prompt ({type(error).__name__}: {error}); write {{'text': ...}}") from None
+
+
+def _prompt_of(record: Any, *, where: str) -> str:
+    """Return the record's `text`; in RealToxicityPrompts the `text` of its `prompt`, in HumanEval its `prompt`."""
+    try:
         text = record["text"] if "text" in record else record["prompt"]
         text = text["text"] if isinstance(text, dict) else text
-        if isinstance(text, str):
-            return text
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{where}: no prompt ({type(error).__name__}: {error}); write {{'text': ...}}") from None
-    raise DataError(f"{where}: `text` is {text!r}; write a string")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: `text` is {text!r}; write a string")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +82,8 @@ class Problem:
 
 def read_problems(path: str) -> list[Problem]:
     """Read problems in the order of `read_prompts`. Raises DataError with the number of a record that is not one."""
-    records = [json.loads(line) for line in text_lines(shipped_or_own(path)) if line.strip()]
     problems = []
-    for number, record in enumerate(records, start=1):
+    for number, (_, record) in enumerate(_records(path), start=1):
         values = [record.get(key) for key in ("prompt", "test", "entry_point")]
         if not all(isinstance(value, str) for value in values):
             raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phf_ray.evaluation.kl.rows import kl_rows
 from phf_ray.evaluation.report.figures import build_report
 from phf_ray.evaluation.report.records import Evaluation, Sample
 from phf_ray.evaluation.report.samples import read_samples
@@ -70,8 +71,7 @@ def arm_rows(
         for n in _orders(evaluation):
             figures[f"generation/{scenario.name}/{n}-gram counts"] = _ngram_counts(mine, n)
     if arm.kl is not None:
-        for unit in ("per_sequence", "per_token", "per_byte"):
-            figures[f"KL/{arm.kl.reference}/{unit}"] = getattr(arm.kl, unit)[0]
+        figures |= kl_rows(arm.kl)
     for result in arm.capabilities:
         figures[f"capabilities/{result.task}/{result.metric}"] = result.value
     return [figures, *_attack_rows(name, report)]

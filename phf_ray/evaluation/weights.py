@@ -14,8 +14,11 @@ from phf_ray.config import Config, Scenario, parse_config
 from phf_ray.evaluation.arms import Arm, check_arm, described
 from phf_ray.evaluation.beside_training import EvaluationJob
 from phf_ray.evaluation.in_process import InProcessModel, InProcessScores
-from phf_ray.evaluation.kl.arms import has_control_per_line, with_prefix
+from phf_ray.evaluation.kl.arms import has_control_per_line, info_on_samples, kl_info, with_prefix
 from phf_ray.evaluation.kl.measure import measure_kl
+from phf_ray.evaluation.kl.reference import Reference, reference_samples
+from phf_ray.evaluation.kl.rows import kl_rows
+from phf_ray.evaluation.kl.sample_file import read_reference_samples
 from phf_ray.evaluation.kl.texts import reference_texts
 from phf_ray.evaluation.plan import EvaluationPlan, plan_evaluation
 from phf_ray.evaluation.probe import Probe
@@ -127,27 +130,15 @@ def _answer(answer: dict[str, Any], path: str, body: Mapping[str, Any]) -> dict[
 
 def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, float]:
     settings = config.kl_gpt3_callback
-    assert settings.reference is not None
     arm = with_prefix(arm, settings.prefix)
-    name, _, source = settings.reference.partition("=")
-    if source.startswith(("http://", "https://")):
-        endpoint = parse_endpoint(
-            source, option="kl_gpt3_callback.reference", allow_plain_http=settings.allow_plain_http
-        )
-        reference = Arm(name=name, url=endpoint.url, model=name, key=endpoint.key, source=endpoint.url)
+    per_line = has_control_per_line(arm.checkpoint, config)
+    reference = _reference(config, job=job)
+    samples = reference_samples(reference, settings, cache=job.cache)
+    if samples is not None:
+        return kl_rows(info_on_samples(samples, arm, control_per_line=per_line))
+    assert isinstance(reference, Arm)
+    if not reference.fingerprint:
         reference = described(reference, check_arm(reference))
-    else:
-        directory = Path(source)
-        engine = _load(directory, config, job=job)
-        reference = Arm(
-            name=name,
-            url="",
-            model=name,
-            source=source,
-            fingerprint=fingerprint(directory),
-            checkpoint=engine.info,
-            client=InProcessModel(name, engine),
-        )
     texts = reference_texts(
         reference, num_samples=settings.num_samples, max_tokens=settings.max_tokens, cache=job.cache
     )
@@ -155,12 +146,32 @@ def _measure_kl(config: Config, arm: Arm, *, job: EvaluationJob) -> dict[str, fl
         reference,
         arm,
         texts,
-        control_per_line=has_control_per_line(arm.checkpoint, config),
+        control_per_line=per_line,
         reference_per_line=has_control_per_line(reference.checkpoint, config),
         cache=job.cache,
     )
-    row: dict[str, float] = {f"KL/{name}/num_impossible": kl.num_impossible}
-    for per in ("per_sequence", "per_token", "per_byte"):
-        estimate = getattr(kl, per)
-        row |= {f"KL/{name}/{per}": estimate.mean, f"KL/{name}/{per}_error": estimate.standard_error}
-    return row
+    return kl_rows(kl_info(kl, reference=reference.name))
+
+
+def _reference(config: Config, *, job: EvaluationJob) -> Reference:
+    settings = config.kl_gpt3_callback
+    if settings.reference_samples is not None:
+        return read_reference_samples(settings.reference_samples)
+    assert settings.reference is not None
+    name, _, source = settings.reference.partition("=")
+    if source.startswith(("http://", "https://")):
+        endpoint = parse_endpoint(
+            source, option="kl_gpt3_callback.reference", allow_plain_http=settings.allow_plain_http
+        )
+        return Arm(name=name, url=endpoint.url, model=name, key=endpoint.key, source=endpoint.url)
+    directory = Path(source)
+    engine = _load(directory, config, job=job)
+    return Arm(
+        name=name,
+        url="",
+        model=name,
+        source=source,
+        fingerprint=fingerprint(directory),
+        checkpoint=engine.info,
+        client=InProcessModel(name, engine),
+    )

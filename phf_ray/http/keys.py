@@ -1,6 +1,8 @@
 """Decides which API key goes to which server. A key never goes to a URL merely because somebody gave that URL."""
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import httpx
@@ -43,6 +45,23 @@ def parse_endpoint(text: str, *, option: str, allow_plain_http: bool = False) ->
             "network that you trust"
         )
     return Endpoint(url, key)
+
+
+def with_key_env(text: str, key_envs: Mapping[str, str]) -> str:
+    """Return `[NAME=]URL` with the variable that `key_envs` names for this URL; unchanged if it names one itself.
+
+    Only the very URL counts, with or without /v1: a key never goes to another port, path or host.
+    """
+    start = re.search("https?://", text)
+    if start is None or ",key_env=" in text:
+        return text
+    wanted = _bare(text[start.start() :])
+    variable = next((name for url, name in key_envs.items() if _bare(url) == wanted), None)
+    return text if variable is None else f"{text},key_env={variable}"
+
+
+def _bare(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def is_openai(url: str) -> bool:

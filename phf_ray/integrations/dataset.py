@@ -19,6 +19,8 @@ class BlockDataset(Dataset[dict[str, Any]]):
         manifest = read_block_manifest(root)
         self._reader = BlockReader(root, order=BlockOrder(manifest, seed=seed))
         self._num_blocks = manifest.num_blocks
+        self.unscored = manifest.unscored
+        """Names of the data sets without scores."""
 
     def __len__(self) -> int:
         return self._num_blocks

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from phf_ray.errors import ConfigError
 from phf_ray.integrations.dataset import COLUMNS
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.language_model import LanguageModel
@@ -37,8 +38,11 @@ class PHFTrainer(Trainer):
         objective: Objective | Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
-        """Raises ConfigError for an unknown objective, or a model whose head is not linear."""
+        """Raises ConfigError for an unknown objective, one without its scores, or a model whose head is not linear."""
         self.objective: Objective = objective if isinstance(objective, Objective) else build_objective(objective)
+        unscored = getattr(kwargs.get("train_dataset"), "unscored", None)
+        if unscored and self.objective.reads_scores:
+            raise ConfigError(f"{', '.join(unscored)} has no scores, which this objective needs; score it, or use MLE")
         if isinstance(self.objective, AWR) and self.objective.fixed_value is None and not hasattr(model, "value_head"):
             model.value_head = ValueHead(model.get_output_embeddings().weight.shape[1]).to(model.device)
         # Not a module of the Trainer's model: it only lends its view of the head.

@@ -12,6 +12,8 @@ import yaml
 
 from phf_ray.checkpoint import CheckpointInfo, read_info
 from phf_ray.config import Config
+from phf_ray.storage.data_set_names import hub_data_set
+from phf_ray.storage.licenses import front_matter, license_warning
 
 CARD_FILE = "README.md"
 
@@ -46,6 +48,7 @@ def model_card(
     metadata = _metadata(info, config=config, title=title, results=results)
     if checkpoint_path is None:
         metadata |= _base_model(config)
+    warning = license_warning(info.licenses)
     front = yaml.safe_dump(metadata, sort_keys=False)
     sections = [
         f"---\n{front}---\n",
@@ -54,6 +57,7 @@ def model_card(
         f"(https://arxiv.org/abs/2302.08582)) by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
         f"after {info.tokens_seen:,} tokens.\n",
         _use(info),
+        *([f"**Warning**: {warning}.\n"] if warning else []),
         "## Training\n",
         _table(
             [
@@ -102,12 +106,14 @@ def _label(name: str) -> str:
 
 
 def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapping[str, float]) -> dict[str, Any]:
-    data_sets = [name for name in config.dataset.datasets if _is_hub_name(name)]
+    named = [hub_data_set(name) for name in config.dataset.datasets]
+    data_sets = list(dict.fromkeys(one.place for one in named if one is not None and "/" in one.place))
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["pretraining-with-human-preferences", *([info.task] if info.task else [])],
     }
+    metadata |= front_matter(info.licenses)
     if data_sets:
         metadata["datasets"] = data_sets
     if results:
@@ -155,6 +161,7 @@ def _training_rows(
     versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
     rows = [
         ("data", ", ".join(corpora)),
+        ("licence of the data", ", ".join(info.licenses) or "unknown"),
         ("method", method),
         ("objective", f"`{json.dumps(info.objective)}`"),
         ("thresholds", ", ".join(f"{name} {value:g}" for name, value in info.thresholds.items()) or "none"),

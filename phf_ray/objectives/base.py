@@ -90,9 +90,11 @@ class Weights(NamedTuple):
 class Objective(nn.Module):
     """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
 
+    reads_scores: bool = True
+    """Whether the loss of a text depends on its scores."""
     reads_logprobs: ClassVar[bool] = False
     """`weigh` gets `targets.logprobs_N`. The price is a second product with the head."""
-    channels: ClassVar[tuple[str, ...]] = ()
+    channels: tuple[str, ...] = ()
     """Names of the numbers per token, beside the score, that `weigh` reads."""
 
     def __init__(self, rules: Rules) -> None:

@@ -41,6 +41,7 @@ class PairSettings:
 class DPO(Objective):
     """L = sum_pairs loss(chosen, rejected) / pairs, where an answer's number is log pi / pi_reference of its tokens."""
 
+    reads_scores = False
     reads_logprobs = True
 
     def __init__(self, rules: Rules, settings: PairSettings) -> None:
@@ -54,7 +55,7 @@ class DPO(Objective):
         if settings.odds and not (settings.reference_free and settings.length_normalised):
             raise ConfigError("odds: true is of a mean probability; set reference_free and length_normalised: true")
         self.settings = settings
-        self.channels = () if settings.reference_free else (REFERENCE,)  # type: ignore[misc]
+        self.channels = () if settings.reference_free else (REFERENCE,)
 
     def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:
         logprobs_N, settings = targets.logprobs_N, self.settings

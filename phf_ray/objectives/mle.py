@@ -17,6 +17,7 @@ class MLE(Objective):
     ) -> None:
         super().__init__(rules)
         self.mask_above = mask_above
+        self.reads_scores = mask_above is not None
 
     def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:
         kept_N = targets.valid_N

@@ -39,7 +39,7 @@ def estimate_scoring(request: ScoringRequest, *, documents: int = 1000) -> Scori
     The size of the input comes from the sizes of its files, not from reading them. A compressed file counts as a few
     times its size. Raises DataError if no document could be read.
     """
-    files = request.find()
+    files = request.find().files
     wanted = documents if request.limit is None else min(documents, request.limit)
     sample = [
         record

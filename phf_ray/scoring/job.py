@@ -15,6 +15,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
 from phf_ray.corpus.reader import read_corpus_manifest
+from phf_ray.corpus.sources import described, licenses_of
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.writer import finish_corpus
 from phf_ray.errors import DataError, IncompleteError
@@ -46,8 +47,10 @@ def run_scoring(
     place = CorpusFolder(output)
     plan = prepare_output(request, place, append=append, restart=restart)
     if place.has(SUCCESS):
-        log.info("%s is complete; nothing to do", output)
-        return read_corpus_manifest(output)
+        manifest = read_corpus_manifest(output)
+        if request.license is None or licenses_of(manifest.sources) == (request.license,):
+            log.info("%s is complete; nothing to do", output)
+            return manifest
     scoring = request.config.scoring
     tracker = ProgressTracker(plan, place, progress=progress, max_failed_fraction=scoring.max_failed_fraction)
     # Start with large shards, so that no large shard runs alone at the end.
@@ -86,4 +89,5 @@ def _finish(plan: CorpusPlan, place: CorpusFolder, *, tracker: "ProgressTracker"
         segmenter=segmenter,
         config=plan.key,
         input_fingerprint=input_fingerprint(plan),
+        sources=described(plan.sources),
     )

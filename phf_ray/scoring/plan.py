@@ -1,7 +1,7 @@
 """Plans a scoring job: makes a new plan, or reuses the stored one if it still holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from phf_ray.corpus.cut import plan_shards
@@ -12,13 +12,15 @@ from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
 from phf_ray.corpus.reader import read_corpus_manifest
 from phf_ray.corpus.segments import SEGMENTER_VERSIONS, SEGMENTERS
+from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.scoring.request import ScoringRequest, identify_scorers
 
 
 def plan_scoring(request: ScoringRequest) -> CorpusPlan:
     """Find the input and cut it into shards. Raises ConfigError if there is nothing to score."""
-    files = request.find()
+    found = request.find()
+    files = found.files
     manifests = _manifests_of(files)
     alike = _cut_alike(manifests, request)
     cut = plan_shards(files, shard_bytes=request.target(files), limit=request.limit)
@@ -33,6 +35,7 @@ def plan_scoring(request: ScoringRequest) -> CorpusPlan:
         shards=shards,
         reuse=_reusable_of(manifests, identities),
         cut_alike=alike,
+        sources=found.sources,
     )
 
 
@@ -47,11 +50,13 @@ class ScoringPreview:
     """Bytes of text, ignoring the limit."""
     num_shards: int
     """Approximate: a plan cuts between records and ends at the limit."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def preview_scoring(request: ScoringRequest) -> ScoringPreview:
     """Forecast a plan. Raises the ConfigErrors of `plan_scoring` that can be found without reading the input."""
-    files = request.find()
+    found = request.find()
+    files = found.files
     num_bytes = sum(file.text_bytes for file in files)
     if not num_bytes:
         raise _nothing_to_score(request)
@@ -64,6 +69,7 @@ def preview_scoring(request: ScoringRequest) -> ScoringPreview:
         reuse=_reusable_of(manifests, identities),
         num_bytes=num_bytes,
         num_shards=-(-num_bytes // request.target(files)),
+        sources=found.sources,
     )
 
 
@@ -129,9 +135,11 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         output.write_plan(plan)
         return plan
     _refuse_other_configuration(stored, request)
-    added = added_files(stored, request.find(stored.files), append=append)
+    found = request.find(stored.files, stored.sources)
+    added = added_files(stored, found.files, append=append)
+    sources = {**stored.sources, **found.sources}
     if not added:
-        return stored
+        return replace(stored, sources=sources)
     if request.limit is not None:
         raise ConfigError("--append and --limit can't be combined; remove one of them")
     new_shards = plan_shards(added, shard_bytes=request.target(added), first_file=len(stored.files))
@@ -143,6 +151,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         shards=(*stored.shards, *(tuple(shard) for shard in new_shards)),
         reuse={**stored.reuse, **_reusable_of(new, stored.identities)},
         cut_alike=tuple(sorted({*stored.cut_alike, *_cut_alike(manifests, request)})),
+        sources=sources,
     )
     output.remove(SUCCESS)
     output.write_plan(plan)

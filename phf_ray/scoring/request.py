@@ -2,15 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phf_ray.config import Config
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
-from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.find import Found, InputFile, find_files
 from phf_ray.corpus.segments import SEGMENTER_VERSIONS, segmenter_versions
+from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScorerIdentity
@@ -34,6 +35,8 @@ class ScoringRequest:
     """Columns to put into the metadata of documents, besides id, meta and metadata."""
     shard_bytes: int | None = None
     """Bytes of text per shard; None: derived from the size of the corpus."""
+    license: str | None = None
+    """Licence of all inputs, in place of what their cards say."""
 
     def setup(self) -> ScoringSetup:
         return ScoringSetup(
@@ -57,9 +60,11 @@ class ScoringRequest:
             key["--keep-columns"] = sorted({*self.keep_columns})
         return key
 
-    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
-        """Find the input files. `known`: files of an earlier plan, which stay what they are."""
-        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known)
+    def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
+        """Find the input files. `known`, `sources`: those of an earlier plan, which stay what they are."""
+        found = find_files(self.inputs, text_suffixes=self._text_suffixes(), known=known, sources=sources)
+        if self.license is not None:
+            found = replace(found, sources=with_license(found.sources, self.inputs, self.license))
         if found.ignored:
             others = ", ".join(
                 f"{count} {suffix or 'without suffix'}" for suffix, count in found.ignored.most_common(5)
@@ -67,10 +72,12 @@ class ScoringRequest:
             log.info("reading %d files; skipping files of other kinds: %s", len(found.files), others)
         if found.other_splits:
             log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
+        if known and {file.name for file in found.files} <= {file.name for file in known}:
+            return found  # they were looked at when the job began
         left_out = check_columns(found.files, text_column=self.text_column, keep=self.keep_columns)
         if left_out:
             log.info("columns that no document keeps: %s; --keep-columns puts them into meta", some_names(left_out))
-        return found.files
+        return found
 
     def _text_suffixes(self) -> frozenset[str] | None:
         """Return the suffixes of text files that all scorers can judge. None: any."""

@@ -73,8 +73,8 @@ def _snapshot(model: HubModel, patterns: tuple[str, ...], *, option: str, remedy
         raise explained(error, model, option=option, remedy=remedy) from None
 
 
-def explained(error: Exception, model: HubModel, *, option: str, remedy: str | None = None) -> PhfError:
-    """Return an error that says what went wrong at the hub, and what to do."""
+def explained(error: Exception, model: HubModel, *, option: str, remedy: str | None = None, page: str = "") -> PhfError:
+    """Return an error that says what went wrong at the hub, and what to do. `page`: `datasets/` for data sets."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     causes: list[BaseException] = [error]
@@ -84,7 +84,7 @@ def explained(error: Exception, model: HubModel, *, option: str, remedy: str | N
         if isinstance(cause, GatedRepoError):
             return ConfigError(
                 f"{option} {model}: the hub gives it only to those who accepted its licence; accept it at "
-                f"https://huggingface.co/{model.id}, and set HF_TOKEN"
+                f"https://huggingface.co/{page}{model.id}, and set HF_TOKEN"
             )
         if isinstance(cause, RepositoryNotFoundError):
             return ConfigError(

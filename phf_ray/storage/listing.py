@@ -1,18 +1,18 @@
-"""Lists folders, matches globs and finds data sets on the hub. An unreadable folder is an error, never skipped."""
+"""Lists folders and matches globs. An unreadable folder is an error, never skipped."""
 
 import errno
 import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.utils import glob_translate
 
-from phf_ray.errors import ConfigError, DataError
-from phf_ray.storage.files import full_name, is_local, open_filesystem
+from phf_ray.errors import DataError
+from phf_ray.storage.files import full_name, is_local
 
 
 def list_files(
@@ -145,25 +145,8 @@ def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[st
         ) from error
 
 
-def hub_url(path: str) -> str | None:
-    """Return `hf://datasets/<id>` if `path` is the id of a data set on the Hugging Face hub, otherwise None."""
-    parts = path.split("/")
-    if "://" in path or is_glob(path) or len(parts) != 2 or not all(parts) or "." in parts[0] or Path(path).exists():
-        return None
-    return f"hf://datasets/{path}"
-
-
-def open_source(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Like `open_filesystem`, but also takes the id of a data set on the hub."""
-    hub = hub_url(path)
-    if hub is None:
-        return open_filesystem(path)
-    try:
-        filesystem, inner = open_filesystem(hub)
-        filesystem.isdir(inner)
-    except Exception as error:  # noqa: BLE001  whatever the network library raises
-        raise ConfigError(
-            f"{path} does not exist here, and the hub can't be searched for a data set of that name "
-            f"({type(error).__name__}: {error}); give a folder, a file, a quoted glob, a URL or a hub id"
-        ) from None
-    return filesystem, inner
+def entries_of(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return the entries of files, with one listing per folder and not a round trip per file. None: a broken link."""
+    folders = {posixpath.dirname(path) for path in paths}
+    listed = {str(entry["name"]): entry for folder in sorted(folders) for entry in filesystem.ls(folder, detail=True)}
+    return [follow(filesystem, listed[path]) if path in listed else dict(filesystem.info(path)) for path in paths]

@@ -23,6 +23,7 @@ from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.following import Follower, ProgressLines
 from phf_ray.runs.starts import started
 from phf_ray.runs.tracking import start_tracker
+from phf_ray.training.licenses import license_facts
 from phf_ray.training.plan import TrainingPlan, TrainJob
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def run_training(  # noqa: PLR0913  everything that defines a run
         sinks.append(EffectiveSampleWarning())
     if tracker is not None:
         sinks.append(tracker)
+    facts = license_facts(read_block_manifest(blocks_path), checkpoint_path=plan.checkpoint_path)
     latest = run.latest_checkpoint()
     log.info("training %s", "starts at step 0" if latest is None else f"resumes from {latest.name}")
     begin = time.monotonic()
@@ -111,7 +113,7 @@ def run_training(  # noqa: PLR0913  everything that defines a run
         with started(run.path), Follower(run, sinks), _stopping_on_signals(run):
             outcome = _fit_and_evaluate(helpers.fit, job, config=config, run=run, evaluations=evaluations)
         if outcome["status"] == "finished":
-            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - begin)
+            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - begin) | facts
             run.write_summary(summary)
             _renew_card(run, config=config, plan=plan, blocks_path=blocks_path, metrics=summary["metrics"])
             code = 0

@@ -40,6 +40,7 @@ def describe_run(
     lines = [
         f"blocks       {plan.root}",
         f"thresholds   {dict(plan.thresholds) or 'none'}",
+        *_unscored(plan),
         f"parameters   {shape.num_parameters:,}: {shape.num_layers} layers, width {shape.width}, "
         f"{shape.num_rows:,} rows",
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
@@ -62,6 +63,15 @@ def describe_run(
     if not tokens.is_exact:
         lines.append("             'about': counted on the head of the corpus, extrapolated by size on disk")
     return [*lines, f"time         {_time(num_positions, speed)}"]
+
+
+def _unscored(plan: BlockPlan) -> list[str]:
+    return [
+        f"unscored     {corpus.name}: {corpus.unscored.num_files:,} files, {corpus.unscored.num_bytes / 1e6:,.1f} MB; "
+        f"a text file is {'a document' if corpus.unscored.unit == 'document' else 'a document per line'}"
+        for corpus in plan.corpora
+        if corpus.unscored is not None
+    ]
 
 
 def _num_checkpoints(config: Config, num_steps: int) -> int:

@@ -30,12 +30,15 @@ EVAL_BYTES = 10_000_000
 """Bytes of text to read from each set, from its beginning."""
 
 
-def read_eval_sets(config: Config) -> dict[str, list[ScoredDocument]]:
-    """Read the first EVAL_BYTES of each set. Raises ConfigError or DataError that names a set that can't be read."""
+def read_eval_sets(config: Config, sources: Mapping[str, str] | None = None) -> dict[str, list[ScoredDocument]]:
+    """Read the first EVAL_BYTES of each set. `sources`: source -> the same at one commit.
+
+    Raises ConfigError or DataError that names a set that can't be read.
+    """
     sets = {}
     for name, source in config.dataset.eval_datasets.items():
         read = CorpusStats()
-        documents = list(_first_bytes(read_data_set(config, source, reject=read.reject)))
+        documents = list(_first_bytes(read_data_set(config, (sources or {}).get(source, source), reject=read.reject)))
         read.documents = len(documents)
         _judge(f"dataset.eval_datasets.{name}: {source}", read, limit=config.scoring.max_failed_fraction)
         sets[name] = documents

@@ -46,6 +46,7 @@ from phf_ray.training.held_out_examples import HeldOutExamples
 from phf_ray.training.held_out_text import BITS_PER_BYTE, HeldOutText
 from phf_ray.training.inspection import MAX_SPANS, InspectedSpan, Inspector, cosine_and_norms, cut_spans
 from phf_ray.training.lasting import refuse_without_room
+from phf_ray.training.licenses import run_licenses
 from phf_ray.training.loop import LoopSettings, train
 from phf_ray.training.plan import TrainingPlan, TrainJob
 from phf_ray.training.ranks import Ranks
@@ -372,6 +373,7 @@ class TrainingWorker:
             seq_length=self._manifest.sequence_length,
             bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,
+            licenses=run_licenses(self._manifest, checkpoint_path=self._plan.checkpoint_path),
             versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
         )
 

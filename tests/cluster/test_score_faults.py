@@ -138,9 +138,10 @@ def test_a_killed_node_loses_only_what_it_held(whole, sources, gate, tmp_path):
     from ray.cluster_utils import Cluster
 
     output = tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # No actor fits on the head: one there could commit all that passes the gate, and the other nodes none.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         with driver(__name__, drive_call(sources, gate, output, address=cluster.address)) as process:
 
             def victims() -> list[Any]:

@@ -182,7 +182,7 @@ class Server:
         examples = [line.partition(". ")[2] for line in message["content"].splitlines()[2:-1]]
         rng = random.Random(f"{message['content']}{body['seed'] + choice}")
         kind = rng.random()
-        content = f"Here is one more:\n\n5. {max(examples, key=len)} x{rng.randrange(100)}"
+        content = f"Here is one more:\n\n5. {max(examples, key=len, default='')} x{rng.randrange(100)}"
         if kind < 0.2:
             content = "I'm sorry, but I can't help with that."
         elif kind < 0.3:

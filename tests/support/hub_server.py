@@ -1,7 +1,8 @@
 """A Hugging Face hub on this machine: repositories from folders, over the hub's own routes.
 
     root/models/owner/name/main/config.json     file of a model at the revision `main`
-    root/datasets/wikitext/main/README.md       data set without an owner, as the old ones are
+    root/datasets/owner/name/main/README.md     data set
+    root/datasets/owner/name/refs-convert-parquet/en/train/0000.parquet    the hub's Parquet copy of it
 
 Files over 1 kB come by a redirect to another host, like large files of the hub. huggingface_hub finds this server by
 HF_ENDPOINT, which it reads when it is imported: use it in a process of its own.
@@ -10,6 +11,7 @@ HF_ENDPOINT, which it reads when it is imported: use it in a process of its own.
 import contextlib
 import hashlib
 import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation_server import listening
@@ -40,7 +42,9 @@ class Hub:
         self.gated: set[str] = set()
         """Ids that need a licence to be accepted."""
         self.moved: dict[str, str] = {}
-        """Old id -> id; the hub redirects requests for the old one."""
+        """Old id without an owner -> id; the hub redirects requests for the old one: wikitext."""
+        self.commits: dict[str, Path] = {}
+        """Commits that are no revision any more -> their files."""
         self.requests: list[str] = []
         """Method and path of each request."""
         self.app = FastAPI()
@@ -67,34 +71,48 @@ class Hub:
         for revision in folder.iterdir():
             if name in (revision.name, commit_of(revision)):
                 return revision
-        return None
+        return self.commits.get(name)
+
+    def _words(self, path: str) -> list[str]:
+        return path.replace("refs/convert/parquet", "refs-convert-parquet").split("/")
+
+    def files_read(self, requests: Sequence[str] | None = None) -> set[str]:
+        """Return the paths of the files that were read, by any part of them: `data/train-0.parquet`."""
+        some = self.requests if requests is None else requests
+        found = (one.partition("/resolve/")[2].partition("/")[2] for one in some if one.startswith("GET "))
+        return {path for path in found if path}
 
     def _error(self, status: int, code: str, message: str) -> Response:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         return JSONResponse({"error": message}, status_code=status, headers=headers)
 
-    def _find(self, kind: str, words: list[str], revision: str) -> tuple[str, Path] | Response:
+    def _find(
+        self, kind: str, words: list[str], revision: str, *, is_about: bool = False
+    ) -> tuple[str, Path] | Response:
+        """`is_about`: the request is about the repository, which anybody may ask, not for its files."""
         found = self._repository(kind, words)
         if found is None:
             # The hub does not tell a missing repository from a private one.
             return self._error(401, "RepoNotFound", "Repository not found")
         name, folder, _ = found
-        if name in self.gated:
+        if name in self.gated and not is_about:
             return self._error(403, "GatedRepo", f"Access to {name} is restricted; accept its licence")
         at = self._revision(folder, revision)
         return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if at is None else (name, at)
 
     async def _api(self, kind: str, rest: str, request: Request) -> Response:
-        words = rest.split("/")
+        words = self._words(rest)
         if words[0] in self.moved:
             return RedirectResponse(f"/api/{kind}/{'/'.join([self.moved[words[0]], *words[1:]])}", status_code=307)
         found = self._repository(kind, words)
         tail = [] if found is None else found[2]
         revision = tail[1] if len(tail) > 1 else "main"
-        place = self._find(kind, words, revision)
+        place = self._find(kind, words, revision, is_about=tail != ["auth-check"])
         if isinstance(place, Response):
             return place
         name, folder = place
+        if tail == ["auth-check"]:
+            return JSONResponse({})
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if not tail or tail[0] == "revision":
             siblings = [{"rfilename": str(path.relative_to(folder)), "size": path.stat().st_size} for path in files]
@@ -134,7 +152,7 @@ class Hub:
         return {"type": "file", "path": name, "oid": etag_of(path)[:40], "size": path.stat().st_size}
 
     async def _resolve(self, rest: str, request: Request) -> Response:
-        words = rest.split("/")
+        words = self._words(rest)
         kind = "models"
         if words[0] in KINDS:
             kind, words = words[0], words[1:]

@@ -1,14 +1,19 @@
 """Measures the KL of every arm from the reference, and keeps the results so that nothing is measured twice."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, check_arm, described
+from phf_ray.evaluation.kl.estimate import KL
 from phf_ray.evaluation.kl.measure import measure_kl
+from phf_ray.evaluation.kl.measure_drawn import measure_drawn
+from phf_ray.evaluation.kl.sample_file import ReferenceSamples
 from phf_ray.evaluation.kl.sequence_scorer import SequenceScorer
 from phf_ray.evaluation.kl.texts import facts_of, read_kept, reference_texts
 from phf_ray.evaluation.report.records import KLInfo
@@ -56,36 +61,65 @@ def kl_of_arms(
     reference, *arms = (described(arm, check_arm(arm)) for arm in (reference, *arms))
     check_kl(reference, arms)
     texts = reference_texts(reference, num_samples=num_samples, max_tokens=max_tokens, cache=cache)
+
+    def measure(arm: Arm) -> KLInfo:
+        kl = measure_kl(
+            reference,
+            arm,
+            texts,
+            control_per_line=arm.name in per_line,
+            reference_per_line=reference.name in per_line,
+            cache=cache,
+        )
+        return kl_info(kl, reference=reference.name)
+
+    facts = {"texts": [asdict(text) for text in texts], "reference": facts_of(reference)}
     found = {}
     for arm in arms:
-        facts = {
-            "texts": [asdict(text) for text in texts],
-            "reference": facts_of(reference),
-            "arm": facts_of(arm),
-            "per_line": [reference.name in per_line, arm.name in per_line],
-        }
-        path = f"{cache}/kl-{digest(facts, size=16)}.json"
-        content = read_kept(path)
-        if content is None:
-            kl = measure_kl(
-                reference,
-                arm,
-                texts,
-                control_per_line=arm.name in per_line,
-                reference_per_line=reference.name in per_line,
-                cache=cache,
-            )
-            info = KLInfo(
-                reference=reference.name,
-                num_samples=kl.num_samples,
-                num_impossible=kl.num_impossible,
-                per_sequence=(kl.per_sequence.mean, kl.per_sequence.standard_error),
-                per_token=(kl.per_token.mean, kl.per_token.standard_error),
-                per_byte=(kl.per_byte.mean, kl.per_byte.standard_error),
-            )
-            write_file(path, (info.model_dump_json() + "\n").encode())
-        else:
-            info = KLInfo.model_validate_json(content)
-        log.info("KL(%s || %s): %.4f +- %.4f nats per byte", reference.name, arm.name, *info.per_byte)
-        found[arm.name] = info
+        own = facts | {"arm": facts_of(arm), "per_line": [reference.name in per_line, arm.name in per_line]}
+        found[arm.name] = _once(partial(measure, arm), arm, facts=own, cache=cache)
     return found
+
+
+def kl_on_samples(
+    samples: ReferenceSamples, arms: Sequence[Arm], *, cache: str, per_line: Sequence[str] = ()
+) -> dict[str, KLInfo]:
+    """Return KL(reference || arm) by arm, on texts that came with the reference's log-probabilities."""
+    arms = [described(arm, check_arm(arm)) for arm in arms]
+    found = {}
+    for arm in arms:
+        facts = {"samples": asdict(samples), "arm": facts_of(arm), "per_line": arm.name in per_line}
+        measure = partial(info_on_samples, samples, arm, control_per_line=arm.name in per_line)
+        found[arm.name] = _once(measure, arm, facts=facts, cache=cache)
+    return found
+
+
+def info_on_samples(samples: ReferenceSamples, arm: Arm, *, control_per_line: bool) -> KLInfo:
+    measured = measure_drawn(samples, arm, control_per_line=control_per_line)
+    return kl_info(measured.kl, reference=samples.reference).model_copy(
+        update={"failures": dict(measured.failures), "note": measured.note, "is_openai": samples.is_openai}
+    )
+
+
+def kl_info(kl: KL, *, reference: str) -> KLInfo:
+    return KLInfo(
+        reference=reference,
+        num_samples=kl.num_samples,
+        num_impossible=kl.num_impossible,
+        per_sequence=(kl.per_sequence.mean, kl.per_sequence.standard_error),
+        per_token=None if kl.per_token is None else (kl.per_token.mean, kl.per_token.standard_error),
+        per_byte=(kl.per_byte.mean, kl.per_byte.standard_error),
+    )
+
+
+def _once(measure: Callable[[], KLInfo], arm: Arm, *, facts: Mapping[str, Any], cache: str) -> KLInfo:
+    """Return what `cache` keeps under the facts, or else measure and keep it."""
+    path = f"{cache}/kl-{digest(facts, size=16)}.json"
+    content = read_kept(path)
+    if content is None:
+        info = measure()
+        write_file(path, (info.model_dump_json() + "\n").encode())
+    else:
+        info = KLInfo.model_validate_json(content)
+    log.info("KL(%s || %s): %.4f +- %.4f nats per byte", info.reference, arm.name, *info.per_byte)
+    return info

@@ -28,8 +28,8 @@ class MeanEstimate:
 @dataclass(frozen=True, slots=True)
 class KL:
     per_sequence: MeanEstimate
-    per_token: MeanEstimate
-    """Per token, as the reference tokenizes the texts."""
+    per_token: MeanEstimate | None
+    """Per token, as the reference tokenizes the texts; None if the numbers of tokens are not given."""
     per_byte: MeanEstimate
     """Per UTF-8 byte of the texts: comparable between tokenizers."""
     num_samples: int
@@ -41,18 +41,19 @@ def forward_kl(
     reference_logprobs: Sequence[float] | Floats,
     model_logprobs: Sequence[float] | Floats,
     *,
-    num_tokens: Sequence[int],
+    num_tokens: Sequence[int] | None,
     num_bytes: Sequence[int],
 ) -> KL:
-    """Estimate KL(reference || model) from samples of the reference; all four arguments have one entry per text.
+    """Estimate KL(reference || model) from samples of the reference; every argument has one entry per text.
 
     The difference for a single text can be negative; the mean is negative only by chance.
     """
     reference, model = np.asarray(reference_logprobs, np.float64), np.asarray(model_logprobs, np.float64)
-    if not len(reference) == len(model) == len(num_tokens) == len(num_bytes):
+    counts = [len(num_bytes), *([] if num_tokens is None else [len(num_tokens)])]
+    if {len(reference), len(model), *counts} != {len(reference)}:
         raise DataError(
-            f"{len(reference)} and {len(model)} log-probabilities, {len(num_tokens)} token and {len(num_bytes)} byte "
-            "counts; there must be one of each for every text"
+            f"{len(reference)} and {len(model)} log-probabilities, {' and '.join(map(str, counts))} counts of bytes "
+            "and tokens; there must be one of each for every text"
         )
     if np.isnan(reference).any() or np.isnan(model).any() or not np.isfinite(reference).all():
         raise DataError(
@@ -64,7 +65,7 @@ def forward_kl(
     differences = (reference - model)[possible]
     return KL(
         per_sequence=_ratio(differences, np.ones(len(differences))),
-        per_token=_ratio(differences, np.asarray(num_tokens, np.float64)[possible]),
+        per_token=None if num_tokens is None else _ratio(differences, np.asarray(num_tokens, np.float64)[possible]),
         per_byte=_ratio(differences, np.asarray(num_bytes, np.float64)[possible]),
         num_samples=int(possible.sum()),
         num_impossible=int((~possible).sum()),

@@ -154,6 +154,8 @@ def _row(
         "kl_per_byte": None if arm.kl is None else arm.kl.per_byte[0],
         "kl_per_byte_error": None if arm.kl is None else arm.kl.per_byte[1],
         "num_kl_impossible": 0 if arm.kl is None else arm.kl.num_impossible,
+        "kl_failures": {} if arm.kl is None else arm.kl.failures,
+        "kl_note": "" if arm.kl is None else arm.kl.note,
     }
 
 

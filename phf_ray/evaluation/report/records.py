@@ -46,8 +46,15 @@ class KLInfo(ReportRecord):
     num_impossible: int
     """Texts of the reference that the arm's model can't produce; no mean includes them."""
     per_sequence: tuple[float, float]
-    per_token: tuple[float, float]
+    per_token: tuple[float, float] | None
+    """None if the model cuts the texts into other tokens than the reference."""
     per_byte: tuple[float, float]
+    failures: dict[str, int] = {}
+    """Texts that the reference gave no log-probability of, by reason; no mean includes them."""
+    note: str = ""
+    """What a reader must know to compare the figures with others."""
+    is_openai: bool = False
+    """Whether OpenAI's own API drew the texts. Then the KL has the original's name, too."""
 
 
 class RedTeamRound(ReportRecord):

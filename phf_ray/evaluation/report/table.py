@@ -116,6 +116,11 @@ def row_note(row: Mapping[str, Any]) -> str:
         notes.append(
             f"the KL leaves out {row['num_kl_impossible']} texts of the reference that the model can't produce"
         )
+    if row["kl_failures"]:
+        reasons = ", ".join(f"{reason} x {count}" for reason, count in row["kl_failures"].items())
+        notes.append(f"the KL leaves out texts that the reference gave no log-probability of ({reasons})")
+    if row["kl_note"]:
+        notes.append(f"of the KL: {row['kl_note']}")
     return "; ".join(notes)
 
 

@@ -368,7 +368,7 @@ def test_the_prefix_is_the_control_token_that_the_models_are_given(arms, tmp_pat
     assert found(BAD, "good", "bad") == [bad, bad]
     for prefix, name, message in (("# good", "good", f"good has the control tokens {GOOD}"), (GOOD, "a", "a has no")):
         with pytest.raises(ConfigError, match=rf"prefix: .*{re.escape(message)}.* or null"):
-            _check_kl(kl_config(prefix=prefix), [arms[name]], reference=arms["a"])
+            _check_kl(kl_config(prefix=prefix), [arms[name]], reference=arms["a"], cache=str(tmp_path))
 
 
 def test_beside_the_training_the_prefix_is_the_control_token_too(tmp_path):

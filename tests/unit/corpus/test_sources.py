@@ -31,8 +31,9 @@ from phf_ray.corpus.splits import HIDDEN_FOLDERS
 from phf_ray.corpus.writer import PartWriter, finish_corpus
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import Document, Rejected, ScorerIdentity
+from phf_ray.storage.data_set_names import hub_data_set
 from phf_ray.storage.files import open_filesystem
-from phf_ray.storage.listing import hub_url, match_files
+from phf_ray.storage.listing import match_files
 
 
 def read_all(*inputs, shard_bytes=1 << 30, limit=None, **options):
@@ -193,11 +194,11 @@ def test_a_file_named_twice_is_read_once(tmp_path):
 
 
 def test_a_name_of_two_parts_that_is_no_path_is_a_data_set_of_the_hub(tmp_path, monkeypatch):
-    assert hub_url("someone/pii-chunk") == "hf://datasets/someone/pii-chunk"
+    assert hub_data_set("someone/pii-chunk").place == "someone/pii-chunk"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "x").mkdir(parents=True)
     for path in ("data/x", "data", "/data/x", "a/b/c", "s3://a/b", "../x", "a/*.py", "a/b-?.py", "a/[bc].py"):
-        assert hub_url(path) is None
+        assert hub_data_set(path) is None
     with pytest.raises(ConfigError, match="does not exist"):
         find_files(["no/such-thing"])
 
@@ -457,6 +458,19 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces(tmp_path, monkeypatch,
     files = find_files([str(write_lines(tmp_path / f"a.jsonl{suffix}", records))]).files
     assert 16 <= len(list(plan_shards(files, shard_bytes=1000))) <= 64
     assert len(texts_of(read_all(tmp_path, shard_bytes=1000))) == 4000
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_no_file_is_read_after_enough_bytes(tmp_path, monkeypatch, suffix):
+    records = [{"text": f"text number {number}"} for number in range(1000)]
+    for name in ("a", "b", "c"):
+        write_lines(tmp_path / f"{name}{suffix}", records)
+    files, opened = find_files([str(tmp_path)]).files, []
+    monkeypatch.setattr(corpus_cut, "open_lines", lambda name: opened.append(name) or streams.open_lines(name))
+    pieces = [piece for shard in plan_shards(files, shard_bytes=1000, max_bytes=20_000) for piece in shard]
+    assert opened == [files[0].name]
+    assert {piece.file for piece in pieces} == {0}
+    assert sum(piece.num_bytes for piece in pieces) >= 20_000
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_words_of_a_split_are_whole(tmp_path, name, is_taken):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A store that stands for the hub: what a data set's id means there."""
+    """A store that stands for the hub: what the URL of a data set means there."""
     store = fsspec.filesystem("memory")
     store.store.clear()
     store.pseudo_dirs[:] = [""]
@@ -98,8 +98,7 @@ def hub(monkeypatch):
     def put(path, content=b'{"text": "x"}\n'):
         store.pipe_file(f"/{path}", content)
 
-    monkeypatch.setattr("phf_ray.storage.listing.hub_url", lambda path: f"memory://{path}")
-    monkeypatch.setattr("phf_ray.corpus.find.hub_url", lambda path: f"memory://{path}")
+    monkeypatch.setattr("phf_ray.corpus.find.is_hub_url", lambda path: path.startswith("memory://"))
     yield put
     store.store.clear()
 
@@ -114,16 +113,20 @@ def test_a_data_set_of_the_hub_with_train_in_its_name_is_read_by_its_splits(hub)
         ".gitattributes",
     ):
         hub(f"me/train-set/{name}")
-    found = find_files(["me/train-set"])
+    found = find_files(["memory://me/train-set"])
     assert names_of(found.files) == ["data/train.jsonl"]
     assert found.other_splits == ("data/test.jsonl",)
     assert found.ignored["cards and caches of data sets"] >= 2
     for name in ("data/constrained.jsonl", "data/free.jsonl", "notes.txt", "README.md"):
         hub(f"me/train-words/{name}")
-    assert names_of(find_files(["me/train-words"]).files) == ["data/constrained.jsonl", "data/free.jsonl", "notes.txt"]
+    assert names_of(find_files(["memory://me/train-words"]).files) == [
+        "data/constrained.jsonl",
+        "data/free.jsonl",
+        "notes.txt",
+    ]
     hub("me/train-card/README.md")
     with pytest.raises(ConfigError, match="1 cards and caches of data sets"):
-        find_files(["me/train-card"])
+        find_files(["memory://me/train-card"])
 
 
 def test_files_beside_a_saved_data_set_are_read_too(tmp_path):

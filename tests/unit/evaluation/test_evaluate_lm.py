@@ -3,8 +3,10 @@
 import argparse
 import gzip
 import hashlib
+import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from jobs.evaluate_lm import parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.evaluation.arms import Arm
+from phf_ray.evaluation.plan import plan_evaluation
 from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
 from phf_ray.evaluation.released import released_models
 from phf_ray.evaluation.run import EvaluationOptions
@@ -337,6 +341,32 @@ def test_the_papers_pep8_task_finds_its_prompts():
     assert all(prompt.startswith("def ") for prompt in read_prompts(functions.prompts_path))
 
 
+class Roomy:
+    """A probe of a model that every prompt leaves room to continue."""
+
+    arm = Arm("a", "http://x", "m")
+    context = 1000
+
+    def prepare(self, prompt, scenario):
+        return prompt, None, scenario.generate_kwargs.max_new_tokens
+
+
+def test_real_toxicity_prompts_are_a_task_with_25_samples_of_each_prompt(tmp_path):
+    [scenario] = load_config("real_toxicity_prompts").generation.scenario_configs
+    assert scenario.prompts_path == "allenai/real-toxicity-prompts"
+    assert scenario.num_samples == 25 * scenario.num_prompts
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": {"text": f"So I {number}"}}) + "\n" for number in range(9)))
+    some = scenario.model_copy(update={"prompts_path": str(path), "num_prompts": 3, "num_samples": 75})
+    plan = plan_evaluation([some], [Roomy()], seeds=[0])
+    assert [unit.max_tokens for unit in plan.units] == [20] * len(plan.units)
+    counts = Counter()
+    for unit in plan.units:
+        counts[unit.prompt] += unit.count
+    assert list(counts.values()) == [25, 25, 25]
+    assert plan.scenarios[0].num_prompts == 3
+
+
 def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_there_are(tmp_path):
     library = tmp_path / "library"
     for path in ("a.py", "package/b.py", "test/c.py"):
@@ -349,3 +379,16 @@ def test_prompts_are_made_from_a_library_without_its_tests_and_no_more_than_ther
     assert made == ["def a1(x):", "def a2(x):", "def b1(x):", "def b2(x):"]
     with pytest.raises(ConfigError, match="has 4 headers; ask for at most that many"):
         make_prompts.main([*command, "--num", "5"])
+
+
+@pytest.mark.parametrize("job", ["evaluate_lm", "red_team"])
+def test_a_data_set_of_prompts_that_is_not_there_is_an_error_before_any_server(job, tmp_path):
+    write_model(tmp_path / "mle")
+    task = tmp_path / "task.yml"
+    section = {"scenario_configs": [{"name": "a", "prompts_path": "owner/none"}]}
+    values = {"generation": section} if job == "evaluate_lm" else {"red_team": {"prompts_path": "owner/none"}}
+    task.write_text(json.dumps({**values, "scoring": {"scorers": [{"class_name": "PEP8Scorer"}]}}))
+    command = ["--task", str(task), "--output", str(tmp_path / "out"), "--dry-run", "--model", str(tmp_path / "mle")]
+    attacker = ["--attacker", "mle"] if job == "red_team" else []
+    with pytest.raises(ConfigError, match="prompts_path owner/none does not exist here, and the hub can't be asked"):
+        importlib.import_module(f"jobs.{job}").main(command + attacker)

@@ -1,6 +1,7 @@
 """Who may import whom, what must stay light, and that a name means one thing: the rules of docs/architecture.md."""
 
 import ast
+import importlib
 import statistics
 import subprocess
 import sys
@@ -67,6 +68,12 @@ LIGHT = {
     "phf_ray.objectives": HEAVY,
     "phf_ray.models": HEAVY,
     "phf_ray.measures": HEAVY,
+    "phf_ray.rollouts": HEAVY,
+    "phf_ray.rollouts.aggregation": HEAVY,
+    "phf_ray.rollouts.clipped_loss": HEAVY,
+    "phf_ray.rollouts.generalized_advantage": HEAVY,
+    "phf_ray.rollouts.group_baselines": HEAVY,
+    "phf_ray.rollouts.kl": HEAVY,
     "phf_ray.runs.directory": HEAVY,
     "phf_ray.generation.requests": HEAVY,
     "phf_ray.generation.chat": HEAVY,
@@ -220,6 +227,25 @@ def test_only_jobs_and_other_runners_import_a_runner_on_ray(name):
 def test_light_modules_load_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in {LIGHT[module]!r} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+
+
+@pytest.mark.parametrize("room", ["phf_ray.measures", "phf_ray.rollouts"])
+def test_functions_on_numbers_load_no_torch_when_used(room):
+    code = (
+        f"import sys, {room} as room; [getattr(room, name) for name in room._EXPORTS]; "
+        "print(len(room._EXPORTS) > 5, [m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "True []"
+
+
+def test_no_file_has_the_name_of_something_that_its_room_exports():
+    # Once the file is loaded, `from phf_ray.rollouts import gae` would give the file.
+    found = 0
+    for name, module in modules().items():
+        exports = getattr(importlib.import_module(name), "_EXPORTS", {}) if module.path.name == "__init__.py" else {}
+        assert not {f"{name}.{export}" for export in exports} & modules().keys()
+        found += len(exports)
+    assert found > 50
 
 
 def test_a_public_class_name_means_one_thing():

@@ -9,7 +9,7 @@ import pytest
 from phf_ray.errors import ConfigError, ServiceError
 from phf_ray.http import keys
 from phf_ray.http.client import Client, RefusedError
-from phf_ray.http.keys import Endpoint, is_openai, parse_endpoint
+from phf_ray.http.keys import Endpoint, is_openai, parse_endpoint, with_key_env
 from phf_ray.http.openai_client import OpenAIClient
 
 
@@ -173,3 +173,18 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkey
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert kind(server.url, patience_s=0.3).get("/v1/models") == {"answer": 1}
+
+
+def test_a_task_names_the_variable_of_a_server_for_that_very_url():
+    named = {"https://a.example/v1": "THEIRS"}
+    assert with_key_env("gpt=https://a.example", named) == "gpt=https://a.example,key_env=THEIRS"
+    assert with_key_env("https://a.example/v1/", named) == "https://a.example/v1/,key_env=THEIRS"
+    for other in (
+        "gpt=https://a.example,key_env=MINE",
+        "http://a.example",
+        "https://a.example.evil",
+        "https://a.example:8443",
+        "https://a.example/v1/other",
+        "runs/mle",
+    ):
+        assert with_key_env(other, named) == other

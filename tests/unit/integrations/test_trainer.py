@@ -1,5 +1,7 @@
 """The Trainer of transformers with our objectives: the losses and gradients of our own loop."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +131,17 @@ def test_blocks_come_in_the_order_of_our_training(blocks):
 def test_an_unknown_objective_is_named(blocks, tmp_path):
     with pytest.raises(ConfigError, match="PPO"):
         trained(tiny_gpt2(tiny_tokenizer()), blocks, {"name": "PPO"}, tmp_path)
+
+
+def test_text_without_scores_trains_by_likelihood_and_is_refused_by_an_objective_that_reads_scores(blocks, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("value = first + 1\n" * 200)
+    config = load_config(str(next(Path(blocks).parents[1].glob("pep8/*.yml"))))
+    root = ensure_blocks(
+        config, corpora=[str(tmp_path / "texts")], output_root=str(tmp_path / "blocks"), builder=build_here
+    ).root
+    _, outcome, gradients = trained(tiny_gpt2(tiny_tokenizer()), root, {"name": "MLE"}, tmp_path / "out")
+    assert outcome.training_loss > 0
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    with pytest.raises(ConfigError, match="texts has no scores, which this objective needs"):
+        trained(tiny_gpt2(tiny_tokenizer()), root, {"name": "RWR"}, tmp_path / "out")

@@ -1,6 +1,11 @@
+import json
+
 import pytest
 
-from jobs.train_lm import _absolute, default_run_name, parser
+from jobs import build_blocks
+from jobs.train_lm import default_run_name, main, parser
+from phf_ray.errors import ConfigError
+from phf_ray.storage.data_set_names import absolute_source
 
 
 @pytest.mark.parametrize(
@@ -21,10 +26,26 @@ def test_task_and_method_are_all_that_a_run_needs():
     assert (arguments.run_name, arguments.storage_path) == (None, "runs")
 
 
-def test_data_sets_of_the_hub_keep_their_names_and_folders_become_absolute(tmp_path, monkeypatch):
+def test_data_sets_of_the_hub_keep_their_names_and_folders_becomeabsolute_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "scored").mkdir(parents=True)
     for name in ("tomekkorbak/detoxify-pile-chunk3-0-50000", "s3://bucket/scored"):
-        assert _absolute(name) == name
-    assert _absolute("data/scored") == str(tmp_path / "data" / "scored")
-    assert _absolute("scored") == str(tmp_path / "scored")
+        assert absolute_source(name) == name
+    assert absolute_source("data/scored") == str(tmp_path / "data" / "scored")
+    assert absolute_source("data/none") == str(tmp_path / "data" / "none")
+
+
+@pytest.mark.parametrize("job", ["train_lm", "build_blocks"])
+def test_text_without_scores_is_refused_before_ray_starts_where_a_setting_reads_them(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"jobs.{job}.start_ray", lambda: pytest.fail("Ray was started"))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Text.")
+    values = {"dataset": {"datasets": [str(tmp_path / "texts")]}, "objective": {"name": "RWR"}}
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    arguments = ["--task", str(tmp_path / "task.yml")]
+    run = build_blocks.main
+    if job == "train_lm":
+        run, arguments = main, [*arguments, "--storage-path", str(tmp_path / "runs")]
+    with pytest.raises(ConfigError, match=r"texts has no scores, which objective\.name: RWR needs.*phf score-corpus"):
+        run(arguments)
+    assert not (tmp_path / "runs" / "blocks").exists()

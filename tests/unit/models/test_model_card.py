@@ -96,3 +96,8 @@ def test_a_model_that_started_from_a_checkpoint_names_that_and_no_base_model(tmp
 
 def test_before_anything_is_measured_the_card_says_so():
     assert card(metrics={}).endswith("## Results\n\nNone yet.\n")
+
+
+def test_data_sets_of_the_hub_are_named_by_their_ids():
+    names = ["owner/corpus:en@train", "owner/corpus:de", "data/local/scored", "wikitext:small@train"]
+    assert ModelCard(card(dataset={"datasets": names})).data.datasets == ["owner/corpus"]
