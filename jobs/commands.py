@@ -12,6 +12,7 @@ COMMANDS = {
     "calibrate": "carry a threshold or scores over from an old scorer to a new one",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
+    "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "red-team": "attack models with prompts that a red LM writes",

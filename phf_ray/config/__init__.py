@@ -10,7 +10,7 @@ from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Thr
 from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
-from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
+from phf_ray.config.model import LoraSettings, ModelConfig, ModelKwargs, ValueHeadConfig
 from phf_ray.config.objective import AWRConfig, MLEConfig, ObjectiveConfig, RWRConfig, UnlikelihoodConfig
 from phf_ray.config.parsing import load_config, merge, parse_config
 from phf_ray.config.replaced import REPLACED
@@ -35,6 +35,7 @@ __all__ = [
     "GenerationConfig",
     "GpuPoolConfig",
     "KLConfig",
+    "LoraSettings",
     "MLEConfig",
     "MetricConfig",
     "ModelConfig",

@@ -35,11 +35,11 @@ def describe_run(
     num_positions = num_steps * training.effective_batch_size * dataset.seq_length
     epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)
     memory = memory_per_device(config, shape, has_gpu=has_gpu())
-    checkpoint = 12 * shape.num_parameters
+    checkpoint = 12 * shape.num_trained
     lines = [
         f"blocks       {plan.root}",
         f"thresholds   {dict(plan.thresholds) or 'none'}",
-        f"parameters   {shape.num_parameters:,}: {shape.num_layers} layers, width {shape.width}, "
+        f"parameters   {shape.num_parameters:,}{_trained(shape)}: {shape.num_layers} layers, width {shape.width}, "
         f"{shape.num_rows:,} rows",
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
         f"tokens       {budget:,} {training.count_tokens} tokens to train on; the data has {about}"
@@ -61,6 +61,11 @@ def describe_run(
     if not tokens.is_exact:
         lines.append("             'about': counted on the head of the corpus, extrapolated by size on disk")
     return [*lines, f"time         {_time(num_positions, speed)}"]
+
+
+def _trained(shape: ModelShape) -> str:
+    is_whole = shape.num_trained == shape.num_parameters
+    return "" if is_whole else f" ({shape.num_trained:,} of them trained)"
 
 
 def _num_checkpoints(config: Config, num_steps: int) -> int:

@@ -1,15 +1,21 @@
 """Builds the model that a run starts from."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from phf_ray.blocks.tokenizer import load_tokenizer
-from phf_ray.checkpoint import Control
+from phf_ray.checkpoint import BaseInfo, Control
 from phf_ray.config import Config, ModelConfig, TokenizerConfig
 from phf_ray.errors import ConfigError
+from phf_ray.model_folder import weights_fingerprint
+from phf_ray.models.adapters import restore_adapter
 from phf_ray.models.build import build_model
+from phf_ray.models.heads import load_value_head
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.merging import checked_base
 from phf_ray.models.positions import position_limit
 
 
@@ -44,6 +50,33 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
             "lower it or raise the model's limit in model.config_kwargs"
         )
     return built
+
+
+def resumed_model(config: Config, directory: Path, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """Build the model of a run's checkpoint, to continue the run. Raises DataError if its base model has changed."""
+    if config.model.lora is None:
+        model = load_checkpoint(directory).model
+        for parameter in model.parameters():
+            # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
+            parameter.data = parameter.data.clone()
+    else:
+        model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+        checked_base(directory)
+        restore_adapter(directory, model.backbone)
+        if model.value_head is not None:
+            load_value_head(model.value_head, str(directory), revision=None)
+    value_head = config.model.model_kwargs.value_head_config
+    model.detach_values = value_head is not None and value_head.is_detached
+    return model
+
+
+def base_info(model: LanguageModel) -> BaseInfo | None:
+    """Describe the base model of the model's adapter; None if the whole model trains. Takes a second per GB."""
+    if model.adapter is None:
+        return None
+    base = model.adapter.base
+    digest = weights_fingerprint(base.folder(option="model.path_or_name"))
+    return BaseInfo(name=base.name, revision=base.revision, fingerprint=digest)
 
 
 def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device, compiles: bool) -> None:
