@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from phf_ray.config import ModelConfig
 from phf_ray.models.adapters import add_adapter
 from phf_ray.models.architecture import architecture_of, padded_rows
-from phf_ray.models.frozen_base import base_model
+from phf_ray.models.frozen_base import base_model, refuse_rows_without_tokens
 from phf_ray.models.heads import ValueHead, head_width
 from phf_ray.models.language_model import LanguageModel, transformer_blocks
 
@@ -84,8 +84,10 @@ def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
         architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
     else:
         architecture = architecture_of(config.model_copy(update={"config_kwargs": {}}))
-        num_rows = max(architecture.vocab_size, len(tokenizer))
-        architecture.vocab_size = padded_rows(num_rows, multiple=config.pad_vocab_to_multiple_of)
+        num_rows = architecture.vocab_size
+        architecture.vocab_size = padded_rows(max(num_rows, len(tokenizer)), multiple=config.pad_vocab_to_multiple_of)
+        if architecture.vocab_size > num_rows:
+            refuse_rows_without_tokens(config, num_rows=num_rows, wanted=architecture.vocab_size)
     if (getattr(architecture, "pad_token_id", None) or 0) >= architecture.vocab_size:
         # The default of some (Phi-3: 32000) is beyond a small vocabulary; `build_model` sets the tokenizer's own.
         architecture.pad_token_id = 0

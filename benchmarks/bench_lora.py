@@ -1,0 +1,132 @@
+"""What a step of LoRA costs beside a step of the whole model: the same blocks, the same step, in turns.
+
+    python -m benchmarks.bench_lora [--pairs 9] [--threads 2]
+
+Llama and GPT-2 of 4 layers x 256, vocabulary 8192, context 256, batch 16, in fp32 on the CPU; adapters of rank 8 beside
+all linear layers, without dropout. A ratio is the median over pairs, with the lowest and the highest; `within noise`: the
+median misses the target, the best pair meets it. Prints a table and one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.bench_train import Verdict, judge
+from phf_ray.adapter_folder import AdapterBase
+from phf_ray.config import LoraSettings
+from phf_ray.models.adapters import add_adapter
+from phf_ray.models.language_model import LanguageModel
+from phf_ray.objectives.build import build_objective
+from phf_ray.records import TokenKind
+from phf_ray.training.batches import MicroBatch
+from phf_ray.training.state import TrainState, build_optimizer
+from phf_ray.training.step import StepSettings, train_step
+
+STEP_TIME, OPTIMIZER_SHARE = 0.8, 0.05
+"""Targets: seconds of a step over those of the whole model, and bytes of the optimizer, at most."""
+KINDS = ("gpt2", "llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    vocabulary: int = 8192
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    length: int = 256
+    batch: int = 16
+    rank: int = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_lora", description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    for name, value in asdict(Shape()).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    shape = Shape(**{name: getattr(arguments, name) for name in asdict(Shape())})
+    verdicts: list[Verdict] = []
+    for kind in KINDS:
+        verdicts += compare(kind, shape, num_pairs=arguments.pairs)
+    for each in verdicts:
+        spread = f"{each.median:8.4f} [{each.lowest:.4f}, {each.highest:.4f}]"
+        print(f"{each.name:44} {spread}  target {each.target:14} {each.verdict}")
+    hardware = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads}
+    report = {"bench": "lora", "sizes": asdict(shape), "hardware": hardware}
+    print(json.dumps(report | {"verdicts": [asdict(each) for each in verdicts]}))
+    return 0
+
+
+def compare(kind: str, shape: Shape, *, num_pairs: int) -> list[Verdict]:
+    """LoRA with and without new tokens, each beside the whole model."""
+    whole = _state(_backbone(kind, shape), shape, adapted=False)
+    lora = _state(_backbone(kind, shape), shape, adapted=True)
+    tokens = _state(_backbone(kind, shape), shape, adapted=True, num_new=2)
+    for state in (whole, lora, tokens):
+        _seconds(state, shape, 0)
+    times = [[_seconds(state, shape, number) for state in (whole, lora, tokens)] for number in range(1, num_pairs + 1)]
+    ratios = [adapted / full for full, adapted, _ in times]
+    with_tokens = [adapted / full for full, _, adapted in times]
+    share = _optimizer_bytes(lora) / _optimizer_bytes(whole)
+    return [
+        judge(f"{kind}: seconds, LoRA / whole", ratios, at_most=STEP_TIME),
+        judge(f"{kind}: seconds, LoRA and new tokens / whole", with_tokens, at_most=1.0),
+        judge(f"{kind}: bytes of the optimizer, LoRA / whole", [share], at_most=OPTIMIZER_SHARE),
+    ]
+
+
+def _backbone(kind: str, shape: Shape) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "n_positions": shape.length}
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocabulary, **sizes, **dropout))
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=11 * shape.width // 4,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.length,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _state(backbone: PreTrainedModel, shape: Shape, *, adapted: bool, num_new: int = 0) -> TrainState:
+    model = LanguageModel(backbone)
+    if adapted:
+        first = shape.vocabulary - num_new if num_new else None
+        base, settings = AdapterBase("base"), LoraSettings(r=shape.rank)
+        model.adapter = add_adapter(backbone, settings, base=base, first_new_row=first, seed=0)
+    model.train()
+    return TrainState(model, build_optimizer(model, weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8))
+
+
+def _seconds(state: TrainState, shape: Shape, number: int) -> float:
+    generator = torch.Generator().manual_seed(number)
+    ids = torch.randint(shape.vocabulary, (shape.batch, shape.length), generator=generator, dtype=torch.int32)
+    kinds = torch.full(ids.shape, int(TokenKind.CONTENT), dtype=torch.uint8)
+    batch = MicroBatch(ids, torch.zeros(ids.shape), kinds, first_block=number)
+    objective = build_objective({"name": "MLE"})
+    since = time.perf_counter()
+    train_step(state, [batch], objective=objective, learning_rate=1e-4, settings=StepSettings()).read()
+    return time.perf_counter() - since
+
+
+def _optimizer_bytes(state: TrainState) -> int:
+    return sum(
+        value.numel() * value.element_size() for held in state.optimizer.state.values() for value in held.values()
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
