@@ -16,11 +16,10 @@ def keep_old_rows(model: nn.Module) -> None:
 
     A hook on the parameter would not do: FSDP computes gradients for other tensors than its shards.
     """
-    if not isinstance(model, LanguageModel):
+    if not isinstance(model, LanguageModel) or model.adapter is None or model.adapter.first_new_row is None:
         return
+    first = model.adapter.first_new_row
     for parameter in model.partly_trained():
-        assert model.adapter is not None
-        first = model.adapter.first_new_row
         gradient = parameter.grad
         if isinstance(gradient, DTensor):
             # Each rank's part of the numbers of all rows.
