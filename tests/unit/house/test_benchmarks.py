@@ -56,7 +56,7 @@ def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(capsys):
     )
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["sizes"] == sizes
-    assert [each["name"].partition(":")[0] for each in report["verdicts"]] == ["gpt2"] * 3 + ["llama"] * 3
+    assert [each["name"].partition(",")[0] for each in report["verdicts"]] == ["gpt2"] * 4 + ["llama"] * 4
     assert all(each["median"] > 0 for each in report["verdicts"])
 
 
