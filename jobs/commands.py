@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare-feedback": "turn published examples and comparisons into a feedback corpus",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
+    "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "red-team": "attack models with prompts that a red LM writes",

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint_path = None
     if arguments.checkpoint_path is not None:
         checkpoint_path = str(find_checkpoint(arguments.checkpoint_path, option="--checkpoint-path").resolve())
+    _check_adapters(config, checkpoint_path=checkpoint_path)
     if arguments.dry_run:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
@@ -233,6 +234,26 @@ def _sources(config: Config, *, storage_path: str, run_name: str, remembers: boo
     pins = partial(pinned_sources, memory=memory, remembers=remembers)
     measured = list(config.dataset.eval_datasets.values())
     return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
+
+
+def _check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
+    """Check what `model.lora` names against its base model, without loading a weight."""
+    if config.model.lora is None:
+        return
+    from phf_ray.blocks.tokenizer import load_tokenizer
+    from phf_ray.models.frozen_base import refuse_4bit
+    from phf_ray.models.shape import planned_shape
+    from phf_ray.training.speed import has_gpu
+    from phf_ray.training.start import starting_model
+
+    training = config.training
+    if config.model.load_in_4bit:
+        asked = training.resources_per_worker.get("GPU", 0) > 0
+        refuse_4bit(
+            has_gpu=asked or (not training.resources_per_worker and has_gpu()), parallelism=training.parallelism
+        )
+    tokenizer = load_tokenizer(config.tokenizer)
+    planned_shape(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer), tokenizer=tokenizer)
 
 
 def _print_plan(

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from phf_ray.adapter_folder import is_adapter
 from phf_ray.errors import ConfigError, DataError
 
 CHECKPOINT_FILE = "phf.json"
@@ -61,6 +62,18 @@ def parse_control(text: str) -> tuple[str | None, Control]:
     return name or None, Control.model_validate({"good": good, "bad": bad, "policy": policy})
 
 
+class BaseInfo(BaseModel):
+    """The model that an adapter was trained on."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    """Folder or hub name."""
+    revision: str | None = None
+    fingerprint: str
+    """`model_folder.weights_fingerprint` of it: an adapter fits no other weights."""
+
+
 class CheckpointInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -79,6 +92,8 @@ class CheckpointInfo(BaseModel):
     step: int = 0
     tokens_seen: int = 0
     seq_length: int | None = None
+    base: BaseInfo | None = None
+    """None if the checkpoint is a whole model."""
     bits_per_byte: dict[str, float] = {}
     """Held-out bits per byte at this checkpoint, if measured. `none` is without control tokens. A model with control
     tokens also has `good` and `bad`: that token comes before every segment, is given, and costs no bits."""
@@ -123,15 +138,14 @@ def write_info(directory: str | Path, info: CheckpointInfo) -> None:
 
 
 def require_model(directory: str | Path, *, option: str | None = None) -> Path:
-    """Return the path of a model directory. Raises ConfigError, beginning with `option`, if it has no config.json."""
+    """Return the path of the directory of a model or an adapter.
+
+    Raises ConfigError, beginning with `option`, if it is neither.
+    """
     path = Path(directory)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or is_adapter(path):
         return path
     shown = str(path) if option is None else f"{option} {path}"
-    if (path / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{shown} is an adapter, not a whole model; merge it into its base model, and give the folder of the result"
-        )
     raise ConfigError(
         f"{shown} is not a model directory: it has no config.json; give a checkpoint such as "
         "out/mle/checkpoints/step-00000500"

@@ -3,6 +3,7 @@
 This module imports no torch. It reads JSON, the first bytes of files and the headers of safetensors files.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -39,12 +40,23 @@ def check_weight_files(folder: Path) -> None:
             raise DataError(f"{folder}: {_quantised(name)}")
     if (folder / "adapter_config.json").is_file():
         raise DataError(
-            f"{folder} holds an adapter (adapter_config.json), which would be left out; merge it into its base model "
-            "and save the whole model"
+            f"{folder} holds an adapter (adapter_config.json) beside a model, which would be left out; move one of "
+            "them, or merge the adapter: phf merge-adapter"
         )
     for path in _weight_files(folder):
         _refuse_pointer(path)
         _refuse_integers(path)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Hash config.json and the weights that are loaded from the folder. Takes about a second per GB."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in [folder / "config.json", *_weight_files(folder)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as source:
+            while chunk := source.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -150,7 +162,7 @@ def _remedy(lacking: Collection[str], unknown: Collection[str]) -> str:
     if any(_QUANTISED_NAME.search(name) for name in unknown):
         return "these weights are quantised; give the model as it was before"
     if any(".lora_" in name or name.startswith("base_model.") for name in unknown):
-        return "these are weights of an adapter; merge it into its base model and save the whole model"
+        return "these are weights of an adapter; merge it into its base model: phf merge-adapter"
     if not unknown:
         return "write or fetch them again, correct config.json, or choose a model that was trained for this use"
     if not lacking:

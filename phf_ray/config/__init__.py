@@ -10,7 +10,7 @@ from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Thr
 from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
-from phf_ray.config.model import ModelConfig, ModelKwargs, ValueHeadConfig
+from phf_ray.config.model import LoraSettings, ModelConfig, ModelKwargs, ValueHeadConfig
 from phf_ray.config.objective import (
     AWRConfig,
     DPOConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "GenerationConfig",
     "GpuPoolConfig",
     "KLConfig",
+    "LoraSettings",
     "MLEConfig",
     "MetricConfig",
     "ModelConfig",

@@ -1,8 +1,8 @@
 """Section `model`: the architecture, its weights and its value head."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from phf_ray.config.base import Count, Positive, Section
 
@@ -14,6 +14,20 @@ class ValueHeadConfig(Section):
 
 class ModelKwargs(Section):
     value_head_config: ValueHeadConfig | None = None
+
+
+class LoraSettings(Section):
+    """Small matrices beside frozen weights: each target W becomes W + alpha / r * B A."""
+
+    r: Positive = 8
+    """Rank: columns of B and rows of A."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the inputs of A that are zeroed in training."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Last parts of the names of linear layers, such as [q_proj, v_proj]; all-linear: all but the head."""
+    use_rslora: bool = False
+    """true: alpha / sqrt(r) in place of alpha / r, which lets large ranks learn."""
 
 
 class ModelConfig(Section):
@@ -32,6 +46,10 @@ class ModelConfig(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     """Code of the attention; null: transformers chooses."""
     model_kwargs: ModelKwargs = ModelKwargs()
+    lora: LoraSettings | None = None
+    """Train adapters of these sizes and freeze the weights; null: train all weights."""
+    load_in_4bit: bool = False
+    """true: keep the frozen weights in 4 bits (QLoRA); needs lora, NVIDIA GPUs and bitsandbytes."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -41,4 +59,8 @@ class ModelConfig(Section):
             )
         if self.path_or_name is None and not self.from_scratch:
             raise ValueError("from_scratch=false needs path_or_name, the directory or hub name of the weights")
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError(
+                "load_in_4bit=true needs lora: weights in 4 bits can't be trained; add lora: {} or remove it"
+            )
         return self

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from phf_ray.adapter_folder import base_folder, is_adapter
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.backbone import first_words
@@ -13,7 +14,7 @@ from phf_ray.models.backbone import first_words
 def architecture_of(config: ModelConfig) -> Any:
     try:
         if config.path_or_name is not None:
-            stored, _ = PreTrainedConfig.get_config_dict(config.path_or_name, revision=config.revision)
+            stored, _ = PreTrainedConfig.get_config_dict(_folder_or_name(config.path_or_name), revision=config.revision)
         else:
             stored = {"model_type": config.model_type}
         # It describes the stored weights, and a new model has its own.
@@ -39,6 +40,10 @@ def architecture_of(config: ModelConfig) -> Any:
         return kind(**{**stored, **named})
     except Exception as error:  # noqa: BLE001 - each architecture checks its fields with exceptions of its own
         raise ConfigError(f"model.config_kwargs={overrides}: {' '.join(str(error).split())}") from None
+
+
+def _folder_or_name(source: str) -> str:
+    return str(base_folder(source)) if is_adapter(source) else source
 
 
 def padded_rows(num_ids: int, *, multiple: int | None) -> int:

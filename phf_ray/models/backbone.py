@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.adapter_folder import base_folder, is_adapter
+from phf_ray.errors import ConfigError, DataError, PhfError
 from phf_ray.model_folder import (
     INNER_WRAPPER_PATTERN,
     WRAPPER_PATTERN,
@@ -34,9 +35,14 @@ from phf_ray.model_folder import (
 _WRAPPERS = {WRAPPER_PATTERN: "", INNER_WRAPPER_PATTERN: "."}
 
 
-def load_backbone(source: str | Path, *, revision: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load a causal language model. Raises ConfigError if there is none, DataError if its weights can't be used."""
-    model = _load(AutoModelForCausalLM, source, kind="causal language model", revision=revision, dtype=dtype)
+def load_backbone(
+    source: str | Path, *, revision: str | None, dtype: torch.dtype | None, **options: Any
+) -> PreTrainedModel:
+    """Load a causal language model. Raises ConfigError if there is none, DataError if its weights can't be used.
+
+    `options` go to transformers.
+    """
+    model = _load(AutoModelForCausalLM, source, kind="causal language model", revision=revision, dtype=dtype, **options)
     model.train()
     return model
 
@@ -126,12 +132,17 @@ def _forget_wrappers(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer_beside(source: str | Path, *, revision: str | None = None) -> Any:
-    """Load the tokenizer of a model's folder or hub name. Raises DataError if it has none, or one that is not fast."""
+    """Load the tokenizer of a model's folder or hub name; an adapter without one has its base model's.
+
+    Raises DataError if there is none, or one that is not fast.
+    """
     try:
+        if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
+            source = base_folder(source)
         if Path(source).is_dir():
             check_tokenizer_files(Path(source))
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except DataError:
+    except PhfError:
         raise
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception for a damaged file
         raise DataError(

@@ -7,17 +7,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phf_ray.config import ModelConfig
 from phf_ray.errors import ConfigError
+from phf_ray.models.adapters import Adapter, add_adapter
 from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.backbone import first_words, load_backbone
 from phf_ray.models.embeddings import embedding_weights, fill_with_mean, learn_padding_rows, start_new_rows
+from phf_ray.models.frozen_base import base_model, load_in_4bit, refuse_rows_without_tokens
 from phf_ray.models.generation_config import savable_generation_config
 from phf_ray.models.heads import ValueHead, head_width, load_value_head
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.merging import load_merged
 from phf_ray.models.probing import probe_batches
 
 
 def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageModel:
-    """Build a model on the CPU in fp32. The same seed gives the same weights on any number of workers.
+    """Build a model on the CPU in fp32, with adapters if `model.lora` is set.
+
+    The same seed gives the same weights on any number of workers.
 
     Raises ConfigError for an architecture, field or revision that does not exist, for a head that is not linear, and
     for a model that could not be served.
@@ -30,10 +35,20 @@ def build_model(config: ModelConfig, *, tokenizer: Any, seed: int) -> LanguageMo
         backbone: PreTrainedModel = make(config, tokenizer)
         learn_padding_rows(backbone, is_new=config.from_scratch)
         start_new_rows(backbone, tokenizer, num_new=config.num_additional_tokens)
+    adapter = _with_adapter(backbone, config, tokenizer, seed=seed)
     _set_special_tokens(backbone, tokenizer)
     model = _with_value_head(backbone, config)
+    model.adapter = adapter
     probe_batches(backbone)
     return model
+
+
+def _with_adapter(backbone: PreTrainedModel, config: ModelConfig, tokenizer: Any, *, seed: int) -> Adapter | None:
+    if config.lora is None:
+        return None
+    num_new = config.num_additional_tokens
+    first_new_row = len(tokenizer) - num_new if num_new else None
+    return add_adapter(backbone, config.lora, base=base_model(config), first_new_row=first_new_row, seed=seed)
 
 
 def _with_value_head(backbone: PreTrainedModel, config: ModelConfig) -> LanguageModel:
@@ -67,7 +82,7 @@ def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
             "remove them or set model.from_scratch: true"
         )
     assert config.path_or_name is not None  # ModelConfig checks it
-    model = load_backbone(config.path_or_name, revision=config.revision, dtype=torch.float32)
+    model = _loaded(config)
     num_rows = embedding_weights(model)[0].shape[0]
     num_old_ids = len(tokenizer) - config.num_additional_tokens
     if num_rows < num_old_ids:
@@ -77,10 +92,21 @@ def _from_pretrained(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
         )
     wanted = padded_rows(max(num_rows, len(tokenizer)), multiple=config.pad_vocab_to_multiple_of)
     if wanted > num_rows:
+        refuse_rows_without_tokens(config, num_rows=num_rows, wanted=wanted)
         model.resize_token_embeddings(wanted, mean_resizing=False)
         for weight in embedding_weights(model):
             fill_with_mean(weight, first=num_rows, last=wanted, num_known=min(num_rows, num_old_ids))
     return model
+
+
+def _loaded(config: ModelConfig) -> PreTrainedModel:
+    assert config.path_or_name is not None
+    if config.lora is None:
+        return load_merged(config.path_or_name, revision=config.revision, dtype=torch.float32)
+    folder = base_model(config).folder(option="model.path_or_name")
+    if config.load_in_4bit:
+        return load_in_4bit(folder)
+    return load_backbone(folder, revision=None, dtype=torch.float32)
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:

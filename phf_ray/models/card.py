@@ -109,7 +109,7 @@ def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapp
     named = [hub_data_set(name) for name in config.dataset.datasets]
     data_sets = list(dict.fromkeys(one.place for one in named if one is not None and "/" in one.place))
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "transformers" if info.base is None else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["pretraining-with-human-preferences", *([info.task] if info.task else [])],
     }
@@ -145,6 +145,12 @@ def _is_hub_name(name: str) -> bool:
 
 def _use(info: CheckpointInfo) -> str:
     load = "`AutoModelForCausalLM.from_pretrained` loads it without phf-ray."
+    if info.base is not None:
+        load = (
+            "It is a LoRA adapter: `PeftModel.from_pretrained` loads it onto its base model, whose embedding needs a "
+            "row for each token (`resize_token_embeddings(len(tokenizer))`); `phf merge-adapter` makes a whole "
+            "model of both."
+        )
     if info.control is None:
         return f"{load} A prompt begins with the end-of-text token.\n"
     ban = "must not be sampled" if info.control.policy == "ban" else "is removed from samples"

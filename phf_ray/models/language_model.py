@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from phf_ray.errors import ConfigError
+from phf_ray.models.adapters import Adapter, token_parameters
 from phf_ray.models.backbone import first_words
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
@@ -47,6 +48,8 @@ class LanguageModel(nn.Module):
         self.value_head = value_head
         self.detach_values = detach_values
         self.has_document_mask = False
+        self.adapter: Adapter | None = None
+        """Set if the weights are frozen, all but those of an adapter, new tokens and the value head."""
 
     def mask_documents(self) -> None:
         """Make `forward` restart positions at each document of a block and hide other documents from its tokens.
@@ -191,6 +194,19 @@ class LanguageModel(nn.Module):
         """Return the name of the head's weight in the state dict."""
         weight = self.backbone.get_output_embeddings().weight
         return next(name for name, each in self.named_parameters(remove_duplicate=False) if each is weight)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold, by name: all tensors, or those that train if the base model is frozen."""
+        tensors: dict[str, Tensor] = self.state_dict(keep_vars=True)
+        if self.adapter is None:
+            return tensors
+        return {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+
+    def partly_trained(self) -> list[nn.Parameter]:
+        """Return the parameters of which only the rows from `adapter.first_new_row` on train."""
+        if self.adapter is None or self.adapter.first_new_row is None:
+            return []
+        return token_parameters(self.backbone)
 
     def values(self, hidden_BSD: Tensor) -> Tensor | None:
         """Return value predictions, shape (B, S), or None without a value head."""

@@ -1,5 +1,7 @@
 """Writes a checkpoint: an ordinary model directory plus `phf.json` and `value_head.safetensors`.
 
+Of a model with an adapter, the adapter alone is written, as peft would write it.
+
 Whether transformers writes a model's configuration and tokenizer is known before training: `rehearse_save`.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from phf_ray.checkpoint import CheckpointInfo, write_info
 from phf_ray.errors import ConfigError
+from phf_ray.models.adapters import save_adapter, write_adapter_config
 from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY
 from phf_ray.models.language_model import LanguageModel
 
@@ -31,10 +34,16 @@ def save_checkpoint(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
-    # List each tied weight once: a copied state dict no longer shows that two entries are one tensor.
-    names = [name for name, _ in model.backbone.named_parameters()]
-    names += [name for name, _ in model.backbone.named_buffers() if f"backbone.{name}" in state]
-    model.backbone.save_pretrained(directory, state_dict={name: state[f"backbone.{name}"] for name in names})
+    backbone_state = {
+        name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")
+    }
+    if model.adapter is not None:
+        save_adapter(directory, model.backbone, backbone_state)
+    else:
+        # List each tied weight once: a copied state dict no longer shows that two entries are one tensor.
+        names = [name for name, _ in model.backbone.named_parameters()]
+        names += [name for name, _ in model.backbone.named_buffers() if name in backbone_state]
+        model.backbone.save_pretrained(directory, state_dict={name: backbone_state[name] for name in names})
     tokenizer.save_pretrained(directory)
     if VALUE_HEAD_KEY in state:
         save_file({VALUE_HEAD_KEY: state[VALUE_HEAD_KEY].detach().cpu().contiguous()}, directory / VALUE_HEAD_FILE)
@@ -48,11 +57,14 @@ def rehearse_save(directory: Path, model: LanguageModel, tokenizer: Any, info: C
     """
     backbone: Any = model.backbone
     parts: dict[str, Callable[[], object]] = {
-        "config.json": lambda: backbone.config.save_pretrained(directory),
         "tokenizer": lambda: tokenizer.save_pretrained(directory),
         "phf.json": lambda: write_info(directory, info),
     }
-    if backbone.can_generate():
+    if model.adapter is not None:
+        parts["adapter_config.json"] = lambda: write_adapter_config(directory, backbone)
+    else:
+        parts["config.json"] = lambda: backbone.config.save_pretrained(directory)
+    if model.adapter is None and backbone.can_generate():
         parts["generation_config.json"] = lambda: backbone.generation_config.save_pretrained(directory)
     for name, write in parts.items():
         try:

@@ -11,7 +11,8 @@ Let q be the softmax over the OTHER tokens v != y. The gradient of a l + b u for
 
 and stays finite at p_y = 1, where -p_v p_y / (1 - p_y) is 0 / 0. So all objectives cost the same: one softmax per
 chunk. The forward pass computes the gradients for hidden states and head, and the backward pass scales them. The price:
-a gradient of the head's size stays in memory between the passes, and the backward pass can run only once.
+a gradient of the head's size stays in memory between the passes, and the backward pass can run only once. An operand
+that is frozen, such as the head under LoRA, costs neither a product nor memory.
 
 Shapes: N tokens, C tokens per chunk, D hidden size, V vocabulary.
 """
@@ -65,14 +66,17 @@ def fused_linear_loss(  # noqa: PLR0913 - the operands of one product
         product_dtype = torch.get_autocast_dtype(device)
     else:
         product_dtype = torch.promote_types(hidden_ND.dtype, head_VD.dtype)
-    with_gradients = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (hidden_ND, head_VD, head_bias_V)
-    )
+    learns = [
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+        for tensor in (hidden_ND, head_VD, head_bias_V)
+    ]
     settings = _Settings(
         product_dtype=product_dtype,
         chunk_tokens=chunk_tokens or _default_chunk(head_VD.shape[0], device=device, product_dtype=product_dtype),
         saturating=saturating,
-        with_gradients=with_gradients,
+        for_hidden=learns[0],
+        for_head=learns[1],
+        for_bias=learns[2],
     )
     weights_2N = torch.stack([likelihood_weight_N, unlikelihood_weight_N]).detach()
     outputs = _FusedLinearLoss.apply(hidden_ND, head_VD, head_bias_V, targets_N, weights_2N, settings)
@@ -83,7 +87,14 @@ class _Settings(NamedTuple):
     product_dtype: torch.dtype
     chunk_tokens: int
     saturating: bool
-    with_gradients: bool
+    for_hidden: bool
+    """Whether the hidden states need a gradient; likewise the head and its bias."""
+    for_head: bool
+    for_bias: bool
+
+    @property
+    def with_gradients(self) -> bool:
+        return self.for_hidden or self.for_head or self.for_bias
 
 
 def _default_chunk(vocabulary: int, *, device: str, product_dtype: torch.dtype) -> int:
@@ -138,9 +149,9 @@ def _forward(
     bias = None if head_bias_V is None else head_bias_V.to(exact)
     weights_2N = weights_2N.to(exact)
     # A new head gradient accumulates in fp32 over chunks, whatever the dtype of the products.
-    grad_hidden = torch.empty_like(hidden_ND) if settings.with_gradients else None
-    grad_head = torch.zeros_like(head_VD, dtype=exact) if settings.with_gradients else None
-    grad_bias = torch.zeros_like(bias) if settings.with_gradients and bias is not None else None
+    grad_hidden = torch.empty_like(hidden_ND) if settings.for_hidden else None
+    grad_head = torch.zeros_like(head_VD, dtype=exact) if settings.for_head else None
+    grad_bias = torch.zeros_like(bias) if settings.for_bias and bias is not None else None
     losses_2N = torch.empty_like(weights_2N)
 
     for start in range(0, hidden.shape[0], settings.chunk_tokens):
@@ -157,27 +168,33 @@ def _forward(
             losses_2C[1] = losses_2C[1].masked_fill(saturated_C, -math.log(_ORIGINAL_FLOOR))
             slope_C = torch.where(saturated_C, -weights_2N[0, part] * (-log_odds_C).sigmoid(), slope_C)
         losses_2N[:, part] = losses_2C
-        if grad_hidden is not None and grad_head is not None:
+        if settings.with_gradients:
             # This is total x (q - onehot(y)). The remaining factor scales the smaller operand, D wide instead of V.
             direction_CV = logits_CV.scatter_(1, targets_C1, -total_C[:, None]).to(settings.product_dtype)
             scale_C1 = (-slope_C / total_C)[:, None]
-            grad_hidden[part] = torch.mm(direction_CV, head) * scale_C1
-            scaled_CD = (hidden[part] * scale_C1).to(settings.product_dtype)
-            if settings.product_dtype == exact:
-                grad_head.addmm_(direction_CV.T, scaled_CD)
-            else:
-                grad_head += torch.mm(direction_CV.T, scaled_CD)
+            if grad_hidden is not None:
+                grad_hidden[part] = torch.mm(direction_CV, head) * scale_C1
+            if grad_head is not None:
+                _add_product(grad_head, direction_CV, (hidden[part] * scale_C1).to(settings.product_dtype))
             if grad_bias is not None:
                 grad_bias += torch.mv(direction_CV.to(exact).T, scale_C1.squeeze(1))
             del direction_CV
         del logits_CV
 
     loss = (weights_2N * losses_2N).sum()
-    if grad_hidden is None or grad_head is None:
-        return loss, losses_2N[0], losses_2N[1], None
-    if grad_bias is not None and head_bias_V is not None:
-        grad_bias = grad_bias.to(head_bias_V.dtype)
-    return loss, losses_2N[0], losses_2N[1], (grad_hidden, grad_head.to(head_VD.dtype), grad_bias)
+    gradients = (
+        grad_hidden,
+        None if grad_head is None else grad_head.to(head_VD.dtype),
+        None if grad_bias is None or head_bias_V is None else grad_bias.to(head_bias_V.dtype),
+    )
+    return loss, losses_2N[0], losses_2N[1], gradients if settings.with_gradients else None
+
+
+def _add_product(grad_head_VD: Tensor, direction_CV: Tensor, scaled_CD: Tensor) -> None:
+    if direction_CV.dtype == grad_head_VD.dtype:
+        grad_head_VD.addmm_(direction_CV.T, scaled_CD)
+    else:
+        grad_head_VD += torch.mm(direction_CV.T, scaled_CD)
 
 
 def _split_target(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor]:

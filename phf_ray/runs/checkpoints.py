@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from phf_ray.adapter_folder import base_folder, is_adapter
 from phf_ray.checkpoint import require_model
 from phf_ray.errors import ConfigError
 from phf_ray.runs.directory import RunDirectory
@@ -14,8 +15,17 @@ def find_checkpoint(path: str | Path, *, option: str) -> Path:
 
     A name such as `owner/name@revision` that is no path is a model of the Hugging Face hub, fetched into the hub's
     cache. `option`: the option that the user gave the path to, such as `--model`; errors begin with it. Raises
-    ConfigError if `path` does not exist, holds no model, or is a run without a complete checkpoint.
+    ConfigError if `path` does not exist, holds no model, is a run without a complete checkpoint, or holds an adapter
+    whose base model does not exist.
     """
+    checkpoint = checkpoint_at(path, option=option)
+    if is_adapter(checkpoint):
+        base_folder(checkpoint, option=option)
+    return checkpoint
+
+
+def checkpoint_at(path: str | Path, *, option: str) -> Path:
+    """As `find_checkpoint`, without asking for the base model of an adapter."""
     named = hub_model(str(path))
     path = Path(path)
     if not path.is_dir():

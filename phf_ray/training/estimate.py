@@ -36,12 +36,12 @@ def describe_run(
     num_positions = num_steps * training.effective_batch_size * dataset.seq_length
     epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)
     memory = memory_per_device(config, shape, has_gpu=has_gpu())
-    checkpoint = 12 * shape.num_parameters
+    checkpoint = 12 * shape.num_trained
     lines = [
         f"blocks       {plan.root}",
         f"thresholds   {dict(plan.thresholds) or 'none'}",
         *_unscored(plan),
-        f"parameters   {shape.num_parameters:,}: {shape.num_layers} layers, width {shape.width}, "
+        f"parameters   {shape.num_parameters:,}{_trained(shape)}: {shape.num_layers} layers, width {shape.width}, "
         f"{shape.num_rows:,} rows",
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
         f"tokens       {budget:,} {training.count_tokens} tokens to train on; the data has {about}"
@@ -72,6 +72,11 @@ def _unscored(plan: BlockPlan) -> list[str]:
         for corpus in plan.corpora
         if corpus.unscored is not None
     ]
+
+
+def _trained(shape: ModelShape) -> str:
+    is_whole = shape.num_trained == shape.num_parameters
+    return "" if is_whole else f" ({shape.num_trained:,} of them trained)"
 
 
 def _num_checkpoints(config: Config, num_steps: int) -> int:

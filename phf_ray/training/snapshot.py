@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phf_ray.errors import DataError
+from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.statistics import Statistics
 from phf_ray.training.state import TrainState, unwrapped
 
@@ -19,10 +20,10 @@ STATE_DIRECTORY = "training_state"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Whole copy of a state in host memory; training may continue while the copy is written."""
+    """Copy of a state in host memory; training may continue while the copy is written."""
 
     model: dict[str, Tensor]
-    """State dict of the `LanguageModel`; tied entries are one tensor."""
+    """What a checkpoint holds of the `LanguageModel`'s state dict; tied entries are one tensor."""
     optimizer: dict[str, Tensor]
     """`<parameter name>/<state name>`."""
     step: int
@@ -42,7 +43,8 @@ def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool 
             copies[id(tensor)] = whole.detach().to("cpu", copy=True) if keep else None
         return copies[id(tensor)]
 
-    model = {name: copied(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
+    assert isinstance(module, LanguageModel)
+    model = {name: copied(tensor) for name, tensor in module.stored_tensors().items()}
     optimizer = {
         f"{name}/{key}": copied(value)
         for name, parameter in module.named_parameters()
@@ -88,6 +90,8 @@ def restore_training_state(directory: Path, state: TrainState) -> None:
         with safe_open(source / "optimizer.safetensors", framework="pt") as stored:
             names = set(stored.keys())
             for name, parameter in unwrapped(state.model).named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 keys = [key for key in names if key.rpartition("/")[0] == name]
                 state.optimizer.state[parameter] = {
                     key.rpartition("/")[2]: _placed_like(parameter, stored.get_tensor(key)) for key in keys

@@ -1,15 +1,21 @@
 """Builds the model that a run starts from."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from phf_ray.blocks.tokenizer import load_tokenizer
-from phf_ray.checkpoint import Control
+from phf_ray.checkpoint import BaseInfo, Control
 from phf_ray.config import Config, ModelConfig, TokenizerConfig
 from phf_ray.errors import ConfigError
+from phf_ray.model_folder import weights_fingerprint
+from phf_ray.models.adapters import restore_adapter
 from phf_ray.models.build import build_model
+from phf_ray.models.heads import load_value_head
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.loading import load_checkpoint
+from phf_ray.models.merging import checked_base
 from phf_ray.models.positions import position_limit
 
 
@@ -39,10 +45,13 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     _refuse_foreign_tokenizer(starting, tokenizer)
     built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
     limit, reason = position_limit(built.backbone.config.get_text_config())
-    if limit is not None and config.dataset.seq_length > limit:
+    # Positions restart in each example of a block.
+    key = "seq_length" if config.dataset.max_length is None else "max_length"
+    longest = getattr(config.dataset, key)
+    if limit is not None and longest > limit:
         raise ConfigError(
-            f"dataset.seq_length={config.dataset.seq_length} is longer than the model's {limit} positions ({reason}); "
-            "lower it or raise the model's limit in model.config_kwargs"
+            f"dataset.{key}={longest} is longer than the model's {limit} positions ({reason}); lower it or raise the "
+            "model's limit in model.config_kwargs"
         )
     return built
 
@@ -63,6 +72,33 @@ def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
             f"{len(own)} tokens have no or another id, such as {sorted(foreign)[0]!r}; remove tokenizer.path_or_name "
             "to train with the model's own"
         )
+
+
+def resumed_model(config: Config, directory: Path, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """Build the model of a run's checkpoint, to continue the run. Raises DataError if its base model has changed."""
+    if config.model.lora is None:
+        model = load_checkpoint(directory).model
+        for parameter in model.parameters():
+            # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
+            parameter.data = parameter.data.clone()
+    else:
+        model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+        checked_base(directory)
+        restore_adapter(directory, model.backbone)
+        if model.value_head is not None:
+            load_value_head(model.value_head, str(directory), revision=None)
+    value_head = config.model.model_kwargs.value_head_config
+    model.detach_values = value_head is not None and value_head.is_detached
+    return model
+
+
+def base_info(model: LanguageModel) -> BaseInfo | None:
+    """Describe the base model of the model's adapter; None if the whole model trains. Takes a second per GB."""
+    if model.adapter is None:
+        return None
+    base = model.adapter.base
+    digest = weights_fingerprint(base.folder(option="model.path_or_name"))
+    return BaseInfo(name=base.name, revision=base.revision, fingerprint=digest)
 
 
 def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device, compiles: bool) -> None:

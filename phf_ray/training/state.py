@@ -56,12 +56,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def build_optimizer(
     model: nn.Module, *, weight_decay: float, betas: tuple[float, float], epsilon: float
 ) -> torch.optim.Optimizer:
-    """Build AdamW. As in the original, matrices and embeddings decay; biases and norms do not."""
+    """Build AdamW for what trains. As in the original, matrices and embeddings decay; biases and norms do not.
+
+    Neither do embeddings of which some rows are frozen: decay would move those as well.
+    """
+    module = unwrapped(model)
+    partly = {id(each) for each in module.partly_trained()} if isinstance(module, LanguageModel) else set()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in partly]
+    others = [p for p in parameters if p.ndim < 2 or id(p) in partly]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     # The fused kernel is the fastest on CPU as well as on GPU. The learning rate is set before each step.
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=epsilon, fused=True)
 

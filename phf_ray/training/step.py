@@ -20,7 +20,8 @@ from phf_ray.objectives.base import Objective, ObjectiveOutput
 from phf_ray.objectives.statistics import Statistics, all_reduce, combine, unpacked
 from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.training.batches import MicroBatch
-from phf_ray.training.state import TrainState, world_size
+from phf_ray.training.frozen import keep_old_rows, refuse_without_gradients
+from phf_ray.training.state import TrainState, unwrapped, world_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ def train_step(
                 out = batch.through(state.model, objective)
             out.loss.backward()
         totals = combine(totals, _statistics(out, batch))
+    if state.step == 0:
+        refuse_without_gradients(unwrapped(state.model))
+    keep_old_rows(unwrapped(state.model))
     totals = all_reduce(totals)
     totals["sum/grad_norm"] = _scale_and_clip_gradients(
         state.model, totals["sum/step_targets"], max_norm=settings.max_grad_norm

@@ -23,7 +23,6 @@ from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import evaluation_steps, parse_config
 from phf_ray.models.card import write_card
 from phf_ray.models.language_model import LanguageModel
-from phf_ray.models.loading import load_checkpoint
 from phf_ray.models.saving import rehearse_save, save_checkpoint
 from phf_ray.models.shape import shape_of
 from phf_ray.objectives.base import Objective
@@ -53,7 +52,7 @@ from phf_ray.training.ranks import Ranks
 from phf_ray.training.saving import Saver, WallCost
 from phf_ray.training.schedule import Schedule
 from phf_ray.training.snapshot import Snapshot, restore_training_state, take_snapshot, write_training_state
-from phf_ray.training.start import initial_model, set_up_layers, trained_control
+from phf_ray.training.start import base_info, initial_model, resumed_model, set_up_layers, trained_control
 from phf_ray.training.state import TrainState, build_optimizer, parallelize, unwrapped
 from phf_ray.training.step import StepSettings
 from phf_ray.training.values import value_predictions
@@ -131,7 +130,8 @@ class TrainingWorker:
         training = self._config.training
         model = self._build_model(resume_from)
         shape = shape_of(model)
-        self._num_parameters = shape.num_parameters
+        self._num_trained = shape.num_trained
+        self._base = base_info(model) if self._rank == 0 else None
         self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
         set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
         if REFERENCE in self._objective.channels:
@@ -153,13 +153,9 @@ class TrainingWorker:
     def _build_model(self, resume_from: Path | None) -> LanguageModel:
         if resume_from is None:
             return initial_model(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
-        model = load_checkpoint(resume_from).model
-        for parameter in model.parameters():
-            # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
-            parameter.data = parameter.data.clone()
-        value_head = self._config.model.model_kwargs.value_head_config
-        model.detach_values = value_head is not None and value_head.is_detached
-        return model
+        return resumed_model(
+            self._config, resume_from, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer
+        )
 
     def train(self) -> dict[str, Any]:
         with closing(self._saver), closing(self._weights_saver):
@@ -167,7 +163,7 @@ class TrainingWorker:
 
     def _rehearse_checkpoint(self) -> None:
         """Write all of a checkpoint but its tensors, so that what can't be saved is known before the first step."""
-        refuse_without_room(self._run, num_parameters=self._num_parameters)
+        refuse_without_room(self._run, num_parameters=self._num_trained)
         info = self._info(step=self._state.step, tokens_seen=self._state.tokens_seen, measured={})
         model = unwrapped(self._state.model)
         assert isinstance(model, LanguageModel)
@@ -299,7 +295,7 @@ class TrainingWorker:
             return
         model = unwrapped(self._state.model)
         assert isinstance(model, LanguageModel)
-        found = measured | self._control_token_figures(snapshot.model[model.head_name()])
+        found = measured | self._control_token_figures(snapshot.model.get(model.head_name()))
         if found:
             counters = {STEP: due.step, "train/tokens_seen": snapshot.tokens_seen}
             self._run.append_metrics(counters | found)
@@ -335,9 +331,9 @@ class TrainingWorker:
 
         self._weights_saver.submit(lambda: _hand_out(self._run, snapshot.step, write))
 
-    def _control_token_figures(self, head_VD: torch.Tensor) -> dict[str, float]:
+    def _control_token_figures(self, head_VD: torch.Tensor | None) -> dict[str, float]:
         conditional = self._config.dataset.conditional_training_config
-        if conditional is None:
+        if conditional is None or head_VD is None:  # a frozen head has the same figures at every step
             return {}
         tokens = (conditional.aligned_prefix, conditional.misaligned_prefix)
         rows = {token: head_VD[self._tokenizer.convert_tokens_to_ids(token)].float().numpy() for token in tokens}
@@ -371,6 +367,7 @@ class TrainingWorker:
             step=step,
             tokens_seen=tokens_seen,
             seq_length=self._manifest.sequence_length,
+            base=self._base,
             bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,
             licenses=run_licenses(self._manifest, checkpoint_path=self._plan.checkpoint_path),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import bench_objectives, bench_score, bench_train
+from benchmarks import bench_lora, bench_objectives, bench_score, bench_train
 from benchmarks.__main__ import command
 from benchmarks.bench_objectives import Result, Sizes, bench_training
 
@@ -43,6 +43,21 @@ def test_training_steps_are_measured_for_each_objective(capsys):
     assert all(speed.mfu is None for speed in speeds)
     bench_objectives.print_speeds(speeds)
     assert "MFU unknown" in capsys.readouterr().out
+
+
+def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(capsys):
+    sizes = {**TINY, "batch": 2, "rank": 1}
+    sizes.pop("rows")
+    assert (
+        bench_lora.main(
+            ["--pairs", "1", *(part for name, value in sizes.items() for part in (f"--{name}", str(value)))]
+        )
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["sizes"] == sizes
+    assert [each["name"].partition(",")[0] for each in report["verdicts"]] == ["gpt2"] * 4 + ["llama"] * 4
+    assert all(each["median"] > 0 for each in report["verdicts"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,19 @@ from places import ROOT
 PACKAGES = ("phf_ray", "serve", "jobs")
 MAX_LINES = 500
 
-GROUND = {"errors", "logs", "records", "checkpoint", "model_folder", "exports", "config", "storage", "measures", "http"}
+GROUND = {
+    "errors",
+    "logs",
+    "records",
+    "checkpoint",
+    "model_folder",
+    "adapter_folder",
+    "exports",
+    "config",
+    "storage",
+    "measures",
+    "http",
+}
 """What every room may import. `phf_ray/__init__.py` belongs to it."""
 EDGES = {
     "corpus": set(),
@@ -60,6 +72,7 @@ LIGHT = {
     "phf_ray.records": HEAVY,
     "phf_ray.checkpoint": HEAVY,
     "phf_ray.model_folder": HEAVY,
+    "phf_ray.adapter_folder": HEAVY,
     "phf_ray.scorers": HEAVY,
     "phf_ray.scorers.pii": (*HEAVY, "scrubadub", "dateparser"),
     "phf_ray.scorers.toxicity": HEAVY,

@@ -129,7 +129,10 @@ FAULTS = {
     "another width": (lambda at: edit_json(at / "config.json", n_inner=8), r"has shape .*needs .*config\.json"),
     "other names": (in_weights(renamed("model.")), r"lack .*no place for .*model\."),
     "names of an adapter": (in_weights(renamed("base_model.model.")), "merge it into its base model"),
-    "an adapter beside": (lambda at: (at / "adapter_config.json").write_text("{}"), "merge it into its base model"),
+    "an adapter beside": (
+        lambda at: (at / "adapter_config.json").write_text("{}"),
+        r"beside a model, .*phf merge-adapter",
+    ),
     "GPTQ": (
         lambda at: edit_json(at / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         "quantised .gptq.*give the model as it was before",
@@ -281,10 +284,10 @@ def test_an_encoder_and_decoder_is_refused_in_one_line(tmp_path):
         assert len(str(caught.value)) < 400
 
 
-def test_an_adapter_alone_is_refused_with_what_to_do(tmp_path):
+def test_an_adapter_of_a_kind_that_is_not_known_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     for load in (load_checkpoint, load_engine):
-        with pytest.raises(ConfigError, match=r"is an adapter, .*merge it into its base model"):
+        with pytest.raises(DataError, match=r"peft_type is None, and only LORA can be loaded"):
             load(tmp_path)
 
 

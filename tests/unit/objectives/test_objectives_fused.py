@@ -169,13 +169,24 @@ def test_second_backward_says_that_gradients_are_gone():
         loss.backward()
 
 
-def test_frozen_head_gets_no_gradient():
-    leaves, targets, weights = operands()
-    leaves[1].requires_grad_(False)
+@pytest.mark.parametrize("frozen", [(1,), (1, 2), (2,), (0,), (0, 2)])
+def test_a_frozen_operand_gets_no_gradient_and_the_others_keep_theirs(frozen):
+    leaves, targets, weights = operands(bias=True)
+    wanted = torch.autograd.grad(fused(leaves, targets, weights).loss, leaves)
+    for index in frozen:
+        leaves[index].requires_grad_(False)
     fused(leaves, targets, weights).loss.backward()
-    (expected,) = torch.autograd.grad(plain(leaves, targets, weights), leaves[:1])
-    assert torch.allclose(leaves[0].grad, expected)
-    assert leaves[1].grad is None
+    for index, (leaf, gradient) in enumerate(zip(leaves, wanted, strict=True)):
+        assert leaf.grad is None if index in frozen else torch.equal(leaf.grad, gradient)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_tensor_of_the_heads_size_is_made_only_if_the_head_learns(learns):
+    (hidden, head), targets, weights = operands()
+    hidden = hidden.detach()[:8].requires_grad_()
+    with LargestTensor() as largest:
+        fused([hidden, head.requires_grad_(learns)], targets[:8], weights[:, :8], chunk_tokens=2).loss.backward()
+    assert (largest.numel >= VOCABULARY * WIDTH) == learns
 
 
 @pytest.mark.parametrize("autocast", [True, False])
