@@ -219,12 +219,13 @@ class LanguageModel(nn.Module):
 def document_positions(token_kinds_BS: Tensor) -> Tensor:
     """Return each token's position in its document, int64 (B, S): 0 at an end-of-text token, which begins a document.
 
-    If a document continues from an earlier block, its positions count from the start of this block.
+    If a document continues from an earlier block, its positions count from the start of this block. Padding has
+    position 0: behind short examples it may be longer than the model has positions.
     """
     places_S = torch.arange(token_kinds_BS.shape[1], device=token_kinds_BS.device)
     # A plain number: torch.compile evaluates `tensor == TokenKind.END_OF_TEXT` to a bool.
     begins_BS = torch.where(token_kinds_BS == int(TokenKind.END_OF_TEXT), places_S, 0).cummax(dim=1).values
-    return places_S - begins_BS
+    return torch.where(token_kinds_BS == int(TokenKind.PAD), 0, places_S - begins_BS)
 
 
 def _probe_document_mask(model: LanguageModel) -> None:

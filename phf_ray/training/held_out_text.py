@@ -47,6 +47,8 @@ class MeasuredText:
         self._config = config
         self._tokenizer = tokenizer
         self._manifest = manifest
+        # A block of examples may be longer than the model has positions.
+        self._window = manifest.sequence_length if manifest.examples is None else int(manifest.examples["row_length"])
         self._encoded = self._encode(documents)
         self._batches = self._pack(documents, max_blocks)
 
@@ -64,7 +66,7 @@ class MeasuredText:
             name: held_out_bits_per_byte(
                 state.model,
                 documents,
-                window=self._manifest.sequence_length,
+                window=self._window,
                 batch_size=training.per_device_train_batch_size,
                 precision=training.precision,
             )
@@ -95,7 +97,7 @@ class MeasuredText:
         packed = pack(
             documents,
             self._tokenizer,
-            sequence_length=self._manifest.sequence_length,
+            sequence_length=self._window,
             config=dataclasses.replace(stored_packing_config(self._manifest.packing), filter_threshold=None),
         )
         blocks = list(itertools.islice(packed, max_blocks))

@@ -10,6 +10,7 @@ from phf_ray.config import Config
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.shape import ModelShape
 from phf_ray.objectives.build import build_objective
+from phf_ray.records import TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.memory import GB, memory_per_device
 from phf_ray.training.schedule import speed_up
@@ -68,7 +69,9 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
     num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1
-    batches = _random_batches(num_rows, length, vocabulary=model.head()[0].shape[0])
+    batches = _random_batches(
+        num_rows, length, vocabulary=model.head()[0].shape[0], document=config.dataset.max_length or length
+    )
     objective = build_objective({"name": "MLE"})
     settings = StepSettings(precision=training.precision)
     num_steps, since = 0, 0.0
@@ -87,8 +90,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _random_batches(batch_size: int, length: int, *, vocabulary: int) -> Iterator[MicroBatch]:
+def _random_batches(batch_size: int, length: int, *, vocabulary: int, document: int) -> Iterator[MicroBatch]:
+    """`document`: tokens of a document; a block of examples may be longer than the model has positions."""
     draw = np.random.default_rng(0)
+    kinds_BS = torch.full((batch_size, length), int(TokenKind.PLAIN), dtype=torch.uint8)
+    kinds_BS[:, ::document] = int(TokenKind.END_OF_TEXT)
     for number in range(21):
         ids_BS = torch.from_numpy(draw.integers(vocabulary, size=(batch_size, length)))
-        yield MicroBatch(ids_BS, torch.zeros(ids_BS.shape), torch.zeros(ids_BS.shape, dtype=torch.uint8), number)
+        yield MicroBatch(ids_BS, torch.zeros(ids_BS.shape), kinds_BS, number)

@@ -262,8 +262,8 @@ def block_of_documents(model, *, lengths=(5, 1, 7)):
 
 
 def test_positions_begin_anew_with_each_end_of_text_token():
-    kinds = torch.tensor([[0, 0, 1, 1, 0, 2, 0], [1, 0, 0, 0, 1, 0, 3]], dtype=torch.uint8)
-    assert document_positions(kinds).tolist() == [[0, 1, 0, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2]]
+    kinds = torch.tensor([[0, 0, 1, 1, 0, 2, 0], [1, 0, 0, 1, 0, 3, 3]], dtype=torch.uint8)
+    assert document_positions(kinds).tolist() == [[0, 1, 0, 0, 1, 2, 3], [0, 1, 2, 0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
