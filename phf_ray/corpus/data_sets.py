@@ -17,6 +17,8 @@ from phf_ray.storage.data_sets import open_source
 from phf_ray.storage.files import store_errors
 
 _THREADS = 8
+_BYTES_PER_TOKEN = 8
+"""More than the mean of tokenizers on texts that they were made for, which is between 2 and 6."""
 
 
 def has_scores(path: str) -> bool:
@@ -70,9 +72,22 @@ def open_data_sets(
     return [
         next(opened)
         if files is None
-        else open_text(path, files, settings=config.dataset, memory=memory, remembers=remembers)
+        else open_text(
+            path,
+            files,
+            settings=config.dataset,
+            memory=memory,
+            remembers=remembers,
+            enough_bytes=_enough_bytes(config),
+        )
         for path, files in zip(paths, found, strict=True)
     ]
+
+
+def _enough_bytes(config: Config) -> int:
+    """Return the bytes of text that hold the run's tokens for certain, so that C4 need not be read whole."""
+    num_tokens = config.training.num_tokens + config.dataset.skip_tokens
+    return round(_BYTES_PER_TOKEN * num_tokens / (1 - config.dataset.held_out_fraction))
 
 
 def read_data_set(config: Config, path: str, *, reject: Callable[[Rejected], None]) -> Iterator[ScoredDocument]:

@@ -76,11 +76,24 @@ def find_text(path: str, settings: DatasetConfig) -> tuple[InputFile, ...]:
 
 
 def open_text(
-    path: str, files: Sequence[InputFile], *, settings: DatasetConfig, memory: str | None, remembers: bool
+    path: str,
+    files: Sequence[InputFile],
+    *,
+    settings: DatasetConfig,
+    memory: str | None,
+    remembers: bool,
+    enough_bytes: int | None = None,
 ) -> StoredCorpus:
-    """Cut the files into parts, or recall from `memory` how they were cut."""
-    fingerprint = json_fingerprint(["text", settings.text_column, _PART_BYTES, *map(_identity, files)])
-    shards = _shards(files, remembered=None if memory is None else f"{memory}/{fingerprint}.json", remembers=remembers)
+    """Cut the files into parts, or recall from `memory` how they were cut.
+
+    `enough_bytes`: bytes of text that a training can use at most. What lies behind them is not read.
+    """
+    if enough_bytes is not None and sum(file.text_bytes for file in files) <= enough_bytes:
+        enough_bytes = None
+    limits = [] if enough_bytes is None else [enough_bytes]
+    fingerprint = json_fingerprint(["text", settings.text_column, _PART_BYTES, *limits, *map(_identity, files)])
+    remembered = None if memory is None else f"{memory}/{fingerprint}.json"
+    shards = _shards(files, remembered=remembered, remembers=remembers, enough_bytes=enough_bytes)
     parts = tuple(
         TextPart(tuple((files[piece.file], piece) for piece in shard), settings.text_column) for shard in shards
     )
@@ -90,12 +103,14 @@ def open_text(
     return StoredCorpus(path, manifest, parts, num_files=len(files), num_bytes=sum(file.size for file in files))
 
 
-def _shards(files: Sequence[InputFile], *, remembered: str | None, remembers: bool) -> list[list[Piece]]:
+def _shards(
+    files: Sequence[InputFile], *, remembered: str | None, remembers: bool, enough_bytes: int | None
+) -> list[list[Piece]]:
     if remembered is None or not all(file.stamp for file in files):
-        return list(plan_shards(files, shard_bytes=_PART_BYTES))
+        return list(plan_shards(files, shard_bytes=_PART_BYTES, max_bytes=enough_bytes))
     shards = _recall(remembered)
     if shards is None:
-        shards = list(plan_shards(files, shard_bytes=_PART_BYTES))
+        shards = list(plan_shards(files, shard_bytes=_PART_BYTES, max_bytes=enough_bytes))
         if remembers:
             write_text(remembered, json.dumps([[piece.to_json() for piece in shard] for shard in shards]) + "\n")
     return shards

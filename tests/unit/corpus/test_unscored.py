@@ -110,6 +110,23 @@ def test_where_a_data_set_was_cut_is_remembered_until_a_file_changes(folder, tmp
     assert changed.manifest.fingerprint != opened[0][0].manifest.fingerprint
 
 
+def test_no_file_is_planned_behind_those_that_hold_the_tokens_of_the_run(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("word " * 200)
+
+    def opened(**training):
+        return open_data_sets(parse_config({"training": training}), [str(tmp_path)])[0]
+
+    def names(corpus):
+        return [file.path for part in corpus.parts for file, _ in part.pieces]
+
+    assert names(opened(num_tokens=150)) == ["0.txt", "1.txt"]
+    assert names(opened(num_tokens=10_000)) == [f"{number}.txt" for number in range(4)]
+    # Runs that read all of it share their blocks.
+    fingerprints = [opened(num_tokens=number).manifest.fingerprint for number in (150, 10_000, 20_000)]
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
+
+
 def test_a_data_set_has_scores_if_its_tables_say_so_or_a_job_wrote_it(tmp_path):
     columns = {"scored": {"texts": [["a"]], "scores": [[0.5]]}, "cut": {"texts": [["a"]]}, "rated": {"scores": [[0.5]]}}
     for name, table in columns.items():

@@ -162,7 +162,7 @@ SOURCES = {"a.py": "x = 1\n", "b.pyi": "x: int\n", "README.md": "# x\n", "requir
 
 
 def read_by(tmp_path, *inputs, scorers=(PEP8,)):
-    return sorted(file.path for file in request(*inputs, scorers=scorers).find())
+    return sorted(file.path for file in request(*inputs, scorers=scorers).find().files)
 
 
 def test_pep8_takes_the_python_of_a_folder(tmp_path, caplog):
