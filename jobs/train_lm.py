@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from phf_ray.runs.checkpoints import find_checkpoint
 
+    checkpoint_path = None
     if arguments.checkpoint_path is not None:
-        config = config.with_tokenizer_of(arguments.checkpoint_path)
+        checkpoint_path = str(find_checkpoint(arguments.checkpoint_path, option="--checkpoint-path").resolve())
+        config = config.with_tokenizer_of(checkpoint_path)
     elif not config.model.from_scratch:
         config = config.with_tokenizer_of(config.model.path_or_name, revision=config.model.revision)
     directory = RunDirectory(Path(storage_path) / arguments.run_name)
@@ -45,9 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("%s is finished; nothing to do", directory.path)
         _push(config, directory)
         return 0
-    checkpoint_path = None
-    if arguments.checkpoint_path is not None:
-        checkpoint_path = str(find_checkpoint(arguments.checkpoint_path, option="--checkpoint-path").resolve())
     _check_adapters(config, checkpoint_path=checkpoint_path)
     if arguments.dry_run:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)

@@ -84,8 +84,10 @@ def open_data_sets(
     ]
 
 
-def _enough_bytes(config: Config) -> int:
+def _enough_bytes(config: Config) -> int | None:
     """Return the bytes of text that hold the run's tokens for certain, so that C4 need not be read whole."""
+    if config.training.num_epochs is not None:
+        return None
     num_tokens = config.training.num_tokens + config.dataset.skip_tokens
     return round(_BYTES_PER_TOKEN * num_tokens / (1 - config.dataset.held_out_fraction))
 
