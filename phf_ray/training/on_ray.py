@@ -154,8 +154,8 @@ def compute_reference(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]
     on_gpu = available.get("GPU", 0) > 0
     data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     most = max(1, min(len(shards), int(available.get("GPU" if on_gpu else "CPU", 1))))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     computed = data.map(
         _ReferenceActor,  # type: ignore[arg-type]
         fn_constructor_args=(job,),
