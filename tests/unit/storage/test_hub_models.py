@@ -74,6 +74,23 @@ def test_weights_config_and_tokenizer_come_and_nothing_else(root, tmp_path):
     assert again == [safe]
 
 
+def test_an_adapter_of_the_hub_comes_with_its_base_model(root, tmp_path):
+    for name, base in (("whole", "owner/safe"), ("alone", "owner/gone")):
+        folder = root / "models" / "owner" / name / "main"
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"weights" * 500)
+        about = {"peft_type": "LORA", "base_model_name_or_path": base, "revision": "v2"}
+        (folder / "adapter_config.json").write_text(json.dumps(about))
+    with serving_hub(root) as (_, url):
+        whole, alone = find(["owner/whole", "owner/alone"], endpoint=url, home=tmp_path / "home")
+        second, main = find(["owner/safe@v2", "owner/safe"], endpoint=url, home=tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert whole[0] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert second[0] == ["config.json", "model.safetensors"], "the base model, at its revision, is in the cache"
+    assert "owner/safe" in main, "no other revision is"
+    assert alone.startswith("--model ")
+    assert "base_model_name_or_path owner/gone@v2: there is no such folder here and no such repository" in alone
+
+
 def test_what_the_hub_does_not_give_is_explained(root, tmp_path):
     with serving_hub(root) as (hub, url):
         hub.gated.add("owner/gated")
