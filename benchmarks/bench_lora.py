@@ -72,21 +72,18 @@ def compare(kind: str, shape: Shape, *, num_pairs: int) -> list[Verdict]:
     few, every = LoraSettings(r=shape.rank, target_modules=ATTENTION[kind]), LoraSettings(r=shape.rank)
     whole = _state(_backbone(kind, shape), None)
     adapted = {
-        "attention": (_state(_backbone(kind, shape), few), STEP_TIME),
-        "all linear": (_state(_backbone(kind, shape), every), 1.0),
-        "attention, new tokens": (_state(_backbone(kind, shape), few, first_new_row=shape.vocabulary - 2), 1.0),
+        "attention": _state(_backbone(kind, shape), few),
+        "all linear": _state(_backbone(kind, shape), every),
+        "attention, new tokens": _state(_backbone(kind, shape), few, first_new_row=shape.vocabulary - 2),
     }
     ratios: dict[str, list[float]] = {name: [] for name in adapted}
     for number in range(num_pairs + 1):
         seconds = _seconds(whole, shape, number)
-        for name, (state, _) in adapted.items():
+        for name, state in adapted.items():
             ratios[name].append(_seconds(state, shape, number) / seconds)
     # The first step of each is a warm-up.
-    verdicts = [
-        judge(f"{kind}, {name}: CPU seconds / whole", ratios[name][1:], at_most=bound)
-        for name, (_, bound) in adapted.items()
-    ]
-    share = _optimizer_bytes(adapted["all linear"][0]) / _optimizer_bytes(whole)
+    verdicts = [judge(f"{kind}, {name}: CPU seconds / whole", ratios[name][1:], at_most=STEP_TIME) for name in adapted]
+    share = _optimizer_bytes(adapted["all linear"]) / _optimizer_bytes(whole)
     return [*verdicts, judge(f"{kind}, all linear: optimizer's bytes / whole", [share], at_most=OPTIMIZER_SHARE)]
 
 
