@@ -1,0 +1,177 @@
+"""Rows of feedback corpora as token rows: what is given, what is learned, what is left out and counted."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_tokenizer
+
+from jobs.prepare_feedback import main as prepare_feedback
+from phf_ray.blocks.build import build_here, ensure_blocks
+from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart, UnitReader
+from phf_ray.blocks.manifest import read_block_manifest
+from phf_ray.blocks.stats import PackingStats
+from phf_ray.config import parse_config
+from phf_ray.errors import ConfigError
+from phf_ray.feedback.reader import list_feedback_parts
+from phf_ray.records import TokenKind
+
+GIVEN, LEARNED = int(TokenKind.GIVEN), int(TokenKind.PLAIN)
+
+
+def prepared(folder, rows, *options):
+    source = folder / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_feedback(["--input", str(source), "--output", str(folder / "feedback"), *options])
+    return folder / "feedback"
+
+
+def units_of(corpus, *, kind="examples", template="plain", length=64, learn="completions", held_out=0.0):
+    tokenizer = tiny_tokenizer(control=True)
+    settings = ExampleSettings(kind, template, "", length, learn, good=GOOD, bad=BAD)
+    reader = UnitReader(settings, tokenizer, held_out_fraction=held_out)
+    stats = PackingStats()
+    found = []
+    for part in list_feedback_parts(str(corpus)):
+        for apart, rows in reader.units(FeedbackPart(part, 1), stats=stats):
+            found.append((apart, [shown(tokenizer, row) for row in rows]))
+    return found, stats
+
+
+def shown(tokenizer, row):
+    """Each run of equal kinds as (kind, text)."""
+    borders = np.flatnonzero(np.diff(row.kinds)) + 1
+    runs = zip(np.split(row.ids, borders), np.split(row.kinds, borders), strict=True)
+    return [(int(kinds[0]), tokenizer.decode(ids)) for ids, kinds in runs]
+
+
+def test_a_pair_is_the_chosen_answer_and_then_the_rejected_one_whatever_its_stored_order(tmp_path):
+    rows = [{"prompt": f"{number}?", "chosen": " good", "rejected": " bad"} for number in range(6)]
+    found, _ = units_of(prepared(tmp_path, rows), kind="comparisons")
+    assert len(found) == 6
+    for _, (chosen, rejected) in found:
+        assert [text for _, text in chosen][-1] == f" good{END_OF_TEXT}"
+        assert [text for _, text in rejected][-1] == f" bad{END_OF_TEXT}"
+        assert chosen[0] == (int(TokenKind.END_OF_TEXT), END_OF_TEXT)
+        assert chosen[1][0] == GIVEN
+        assert chosen[2][0] == LEARNED
+
+
+def test_ties_and_unknown_labels_are_no_pairs_and_are_counted(tmp_path):
+    rows = [
+        {"instruction": "a", "output_1": "b", "output_2": "c", "preference": preference} for preference in (1, 0, None)
+    ]
+    found, stats = units_of(prepared(tmp_path, rows), kind="comparisons", template="alpaca")
+    assert len(found) == 1
+    assert stats.num_documents_dropped == {"tie": 1, "unknown": 1}
+
+
+def test_of_a_conversation_all_that_the_assistant_says_is_learned(tmp_path):
+    messages = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in messages]}]
+    ((_, (row,)),), _ = units_of(prepared(tmp_path, rows), template="hh")
+    learned = [text for kind, text in row if kind == LEARNED]
+    assert [text.strip() for text in learned] == ["two", f"four{END_OF_TEXT}"]
+    given = "".join(text for kind, text in row if kind == GIVEN)
+    assert "one" in given
+    assert "three" in given
+
+
+def test_answers_stand_behind_the_control_token_that_their_row_names(tmp_path):
+    rows = [{"prompt": "say", "chosen": " good", "rejected": " bad"}]
+    found, _ = units_of(prepared(tmp_path, rows, "--to", "reward-conditioning"))
+    texts = sorted("".join(text for _, text in row) for _, (row,) in found)
+    assert texts == [
+        f"{END_OF_TEXT}{GOOD}say good{END_OF_TEXT}",
+        f"{END_OF_TEXT}{BAD}say bad{END_OF_TEXT}",
+    ]
+    assert all(row[1][0] == GIVEN for _, (row,) in found)
+
+
+def test_prompts_are_learned_too_if_the_user_says_so(tmp_path):
+    rows = [{"prompt": "say", "completion": " it"}]
+    ((_, (row,)),), _ = units_of(prepared(tmp_path, rows), learn="all")
+    assert row == [(int(TokenKind.END_OF_TEXT), END_OF_TEXT), (LEARNED, f"say it{END_OF_TEXT}")]
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+def test_words_that_spell_out_a_special_token_drop_their_row(tmp_path, field):
+    row = {"prompt": "say", "chosen": " good", "rejected": " bad"}
+    rows = [row, {**row, field: f"a {END_OF_TEXT} b {GOOD}"}]
+    found, stats = units_of(prepared(tmp_path, rows), kind="comparisons")
+    assert len(found) == 1
+    assert stats.num_documents_dropped == {"special_token_in_text": 1}
+
+
+def test_a_prompt_that_the_template_cannot_hold_drops_its_row(tmp_path):
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    rows = [{"prompt": messages, "completion": [{"role": "assistant", "content": "d"}]}]
+    found, stats = units_of(prepared(tmp_path, rows), template="alpaca")
+    assert found == []
+    assert stats.num_documents_dropped == {"template_cannot_hold_it": 1}
+
+
+def test_equal_prompts_are_held_out_together(tmp_path):
+    rows = [{"prompt": f"{number % 20}?", "completion": f" {number}"} for number in range(80)]
+    found, _ = units_of(prepared(tmp_path, rows), held_out=0.4)
+    sides = {}
+    for apart, (row,) in found:
+        sides.setdefault(row[1][1], set()).add(apart)
+    assert len(sides) == 20
+    assert all(len(side) == 1 for side in sides.values())
+    assert {True, False} == set().union(*sides.values())
+
+
+@pytest.fixture
+def config(tmp_path):
+    tiny_tokenizer(control=True).save_pretrained(tmp_path / "tokenizer")
+
+    def make(**dataset):
+        return parse_config(
+            {
+                "tokenizer": {"path_or_name": str(tmp_path / "tokenizer")},
+                "dataset": {"seq_length": 64, "prompt_template": "plain", **dataset},
+                "training": {"document_mask": True},
+            }
+        )
+
+    return make
+
+
+def build(config, corpus, folder):
+    plan = ensure_blocks(config, corpora=[str(corpus)], output_root=str(folder / "blocks"), builder=build_here)
+    return plan.root
+
+
+def test_the_manifest_counts_rows_cuts_and_what_is_held_out(config, tmp_path):
+    rows = [{"prompt": f"{number} " * (1 + 20 * (number % 2)), "completion": f" {number}"} for number in range(30)]
+    root = build(config(held_out_fraction=0.3, max_length=24), prepared(tmp_path, rows), tmp_path)
+    manifest = read_block_manifest(root)
+    held_out = manifest.documents["dropped"]["held_out"]
+    assert manifest.documents["kept"] + held_out == 30
+    assert manifest.cut == {"prompts": 15}
+    assert sum(shard.num_blocks for shard in manifest.held_out_shards) > 0
+    assert manifest.examples["row_length"] == 24
+    assert manifest.token_scores.mean is None
+
+
+def test_an_edited_template_makes_other_blocks_and_a_moved_one_the_same(config, tmp_path):
+    corpus = prepared(tmp_path, [{"instruction": "do", "input": "", "output": "done"}])
+    texts = {"prompt_inputs": "{instruction} {input}: ", "prompt_noinputs": "{instruction}: "}
+    roots = []
+    for name, extra in (("a.json", ""), ("b.json", ""), ("a.json", "Now ")):
+        file = tmp_path / name
+        file.write_text(json.dumps({key: extra + text for key, text in texts.items()}))
+        roots.append(build(config(prompt_template=str(file)), corpus, tmp_path))
+    assert roots[0] == roots[1] != roots[2]
+
+
+def test_control_tokens_need_names(config, tmp_path):
+    rows = [{"prompt": "say", "chosen": " good", "rejected": " bad"}]
+    corpus = prepared(tmp_path, rows, "--to", "reward-conditioning")
+    with pytest.raises(ConfigError, match="name them in dataset\\.conditional_training_config"):
+        build(config(), corpus, tmp_path)
