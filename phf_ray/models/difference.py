@@ -1,7 +1,7 @@
 """A model as a base and a difference to it, in AlpacaFarm's format: weight = base + difference.
 
-Embeddings may have rows that the base lacks. If it is one, the padding token's, its difference is to the mean of the base's
-rows. An embedding with more than that is stored whole, as are the head of a reward model and its bias.
+Embeddings may have rows that the base lacks. If it is one, the padding token's, its difference is to the mean of the
+base's rows. An embedding with more than that is stored whole, as are the head of a reward model and its bias.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """Recovers a model from AlpacaFarm's weight difference, and checks its sum.
 
-One file of the result, at most 2 GB, is in memory at a time. A reward model of AlpacaFarm (`backbone_model`,
+One file of the result, of about 2 GB, is in memory at a time. A reward model of AlpacaFarm (`backbone_model`,
 `reward_head`) becomes a sequence classifier: `score` holds the head's weight. Classifiers of transformers have no bias
 there, so config.json keeps it as `reward_bias`, unless it is 0: reward = logit + reward_bias.
 """
@@ -65,8 +65,8 @@ def doubt_about(base: Path) -> str | None:
         return None
     wanted = ".".join(map(str, _OLDEST_CONVERTER))
     return (
-        f"{base} was converted by transformers {version}; before {wanted}, conversions could have rows in another order, "
-        "which the sum of the weights can't tell; if the recovered models write gibberish, convert LLaMA again"
+        f"{base} was converted by transformers {version}; before {wanted}, conversions could have rows in another "
+        "order, which the sum of the weights can't tell; if the recovered models write gibberish, convert LLaMA again"
     )
 
 
@@ -98,9 +98,10 @@ def recover(difference: Path, *, base: Path, output: Path, is_difference: bool =
         total = _write_weights(weights, folder)
         if expected is not None and not is_weight_sum(expected, total, config):
             raise DataError(
-                f"{output.name}: the weights sum to {total:.8g}, but {CHECKSUM_FILE} says {expected:.8g}, so {base} is not "
-                f"the base model, or {difference} is damaged. AlpacaFarm's differences are to the first LLaMA 7B: give it "
-                "as converted by transformers 4.29.2 or later, and fetch the difference again if that does not help"
+                f"{output.name}: the weights sum to {total:.8g}, but {CHECKSUM_FILE} says {expected:.8g}, so {base} is "
+                f"not the base model, or {difference} is damaged. AlpacaFarm's differences are to the first LLaMA 7B: "
+                "give it as converted by transformers 4.29.2 or later, and fetch the difference again if that does not "
+                "help"
             )
         publish(folder, output)
     return Recovered(total, bias)
@@ -136,8 +137,7 @@ def _classifier(base: Path, *, num_rows: int, bias: float) -> dict[str, Any]:
     config = _config(base)
     [name, *_] = config.get("architectures") or ["LlamaForCausalLM"]
     config["architectures"] = [name.removesuffix("ForCausalLM") + "ForSequenceClassification"]
-    config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    config |= {"vocab_size": num_rows}
+    config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "vocab_size": num_rows}
     return config | ({REWARD_BIAS: bias} if bias else {})
 
 
@@ -170,38 +170,40 @@ def _check_fits(weights: Mapping[str, StoredTensor], config: Any, *, source: Pat
 
 def _write_weights(weights: Mapping[str, StoredTensor], folder: Path) -> float:
     """Write the weights, and return the sum of all, also of those that the result does not need."""
-    total = 0.0
+    total = sum(_sum(stored.read()) for name, stored in weights.items() if _name_in_result(name) is None)
     files = _files(weights)
     places: dict[str, str] = {}
     for number, names in enumerate(files, 1):
-        whole = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        kept: dict[str, torch.Tensor] = {}
-        for name in names:
-            tensor = weights[name].read()
-            total += tensor.sum(dtype=torch.float64).item()
-            renamed = _name_in_result(name)
-            if renamed is not None:
-                kept[renamed] = tensor
-        save_file(kept, folder / whole, metadata={"format": "pt"})
-        sync(folder / whole)
-        places |= dict.fromkeys(kept, whole)
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {renamed: weights[name].read() for renamed, name in names.items()}
+        total += sum(map(_sum, tensors.values()))
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        sync(folder / file)
+        places |= dict.fromkeys(tensors, file)
     if len(files) > 1:
-        size = sum(_num_bytes(weights[name]) for names in files for name in names if _name_in_result(name) is not None)
+        size = sum(_num_bytes(weights[name]) for names in files for name in names.values())
         index = {"metadata": {"total_size": size}, "weight_map": places}
         write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return total
 
 
-def _files(weights: Mapping[str, StoredTensor]) -> list[list[str]]:
-    """Return the names of the weights by the files that they go to."""
-    files: list[list[str]] = [[]]
+def _sum(tensor: torch.Tensor) -> float:
+    return tensor.sum(dtype=torch.float64).item()
+
+
+def _files(weights: Mapping[str, StoredTensor]) -> list[dict[str, str]]:
+    """Return the weights by the files that they go to: name in the result -> name."""
+    files: list[dict[str, str]] = [{}]
     size = 0
     for name, stored in weights.items():
+        renamed = _name_in_result(name)
+        if renamed is None:
+            continue
         size += _num_bytes(stored)
         if files[-1] and size > _LARGEST_FILE:
-            files.append([])
+            files.append({})
             size = _num_bytes(stored)
-        files[-1].append(name)
+        files[-1][renamed] = name
     return files
 
 

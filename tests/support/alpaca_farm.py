@@ -32,10 +32,12 @@ class RewardModel(torch.nn.Module):
 def write_base(folder, *, seed=0):
     """Write a base model in fp16, with a tokenizer that has no padding token. Return it in fp32."""
     tokenizer = tiny_sentencepiece()
-    model = tiny_llama(tokenizer, seed=seed).half()
-    model.save_pretrained(folder)
+    model = tiny_llama(tokenizer, seed=seed)
+    copy.deepcopy(model).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return model.float()
+    for weight in model.parameters():
+        weight.data = weight.data.half().float()
+    return model
 
 
 def trained(base, *, num_new_rows=1, seed=1):
