@@ -14,6 +14,8 @@ from pathlib import Path
 from jobs.cli import run
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
+from phf_ray.model_folder import check_weight_files
+from phf_ray.models.recovery_checks import check_base, doubt_about, read_weight_sum
 from phf_ray.storage.hub import HubModel, fetch_hub_about, fetch_hub_model, hub_model
 
 log = logging.getLogger("jobs.recover")
@@ -35,6 +37,8 @@ NAMES = (
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     names = _names(options.name) if options.reward_model is None else [options.reward_model.resolve().name]
+    if options.reward_model is not None and options.differences is not None:
+        raise ConfigError("--differences belongs to --name; a --reward-model is whole, so leave it out")
     missing = [name for name in names if not _is_there(options.output / name)]
     if missing:
         _recover(missing, options)
@@ -61,18 +65,21 @@ def _is_there(output: Path) -> bool:
 
 
 def _recover(names: list[str], options: argparse.Namespace) -> None:
-    from phf_ray.models.recovery import check_base, doubt_about, recover
-    from phf_ray.models.weight_sum import read_weight_sum
-
     base = _folder(options.base, option="--base")
     check_base(base)
     is_difference = options.reward_model is None
     if is_difference:
         # The hub answers, and each difference can be checked, before the first of them is worked on for minutes.
         for name in names:
-            read_weight_sum(_difference(name, options.differences, whole=False))
+            difference = _difference(name, options.differences, whole=False)
+            read_weight_sum(difference)
+            if options.differences is not None:
+                check_weight_files(difference)
         if (doubt := doubt_about(base)) is not None:
             log.warning(doubt)
+    # Takes seconds to import.
+    from phf_ray.models.recovery import recover
+
     for name in names:
         difference = _difference(name, options.differences, whole=True) if is_difference else options.reward_model
         recovered = recover(difference, base=base, output=options.output / name, is_difference=is_difference)

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.model_folder import check_names, check_weight_files, refuse_quantised
+from phf_ray.model_folder import check_names
 from phf_ray.models.backbone import load_tokenizer_beside
 from phf_ray.models.difference import BACKBONE, HEAD_BIAS, HEAD_WEIGHT, trained_weights
+from phf_ray.models.recovery_checks import CHECKSUM_FILE, read_config, read_weight_sum
 from phf_ray.models.stored_weights import StoredTensor
-from phf_ray.models.weight_sum import CHECKSUM_FILE, is_weight_sum, read_weight_sum
+from phf_ray.models.weight_sum import is_weight_sum
 from phf_ray.storage.files import publish, sync, write_text
 
 REWARD_BIAS = "reward_bias"
@@ -40,7 +41,6 @@ _BESIDE = (
     "merges.txt",
     "*.jinja",
 )
-_OLDEST_CONVERTER = (4, 29, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +49,6 @@ class Recovered:
     """Sum of all weights."""
     reward_bias: float | None
     """Bias of a reward model's head; None: a language model."""
-
-
-def check_base(base: Path) -> None:
-    """Raise DataError if the folder is no model, or one whose weights can't be added to."""
-    refuse_quantised(_config(base), base)
-    check_weight_files(base)
-
-
-def doubt_about(base: Path) -> str | None:
-    """Return a warning if the base was converted by too old a version of transformers, which a sum can't tell."""
-    version = str(_config(base).get("transformers_version", ""))
-    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if not numbers or numbers >= _OLDEST_CONVERTER:
-        return None
-    wanted = ".".join(map(str, _OLDEST_CONVERTER))
-    return (
-        f"{base} was converted by transformers {version}; before {wanted}, conversions could have rows in another "
-        "order, which the sum of the weights can't tell; if the recovered models write gibberish, convert LLaMA again"
-    )
 
 
 def recover(difference: Path, *, base: Path, output: Path, is_difference: bool = True) -> Recovered:
@@ -87,7 +68,9 @@ def recover(difference: Path, *, base: Path, output: Path, is_difference: bool =
         folder = Path(scratch) / output.name
         folder.mkdir()
         _copy_files_beside(difference, folder)
-        settings = _config(difference) if bias is None else _classifier(base, num_rows=_num_rows(weights), bias=bias)
+        settings = (
+            read_config(difference) if bias is None else _classifier(base, num_rows=_num_rows(weights), bias=bias)
+        )
         _write_config(folder, settings)
         tokenizer = load_tokenizer_beside(folder)
         if bias is not None and tokenizer.pad_token_id is not None:
@@ -107,19 +90,6 @@ def recover(difference: Path, *, base: Path, output: Path, is_difference: bool =
     return Recovered(total, bias)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} has no config.json; give the folder of a model") from None
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise DataError(f"{path} is no configuration of a model; fetch it again")
-    return config
-
-
 def _copy_files_beside(source: Path, folder: Path) -> None:
     for pattern in _BESIDE:
         for path in source.glob(pattern):
@@ -134,7 +104,7 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _classifier(base: Path, *, num_rows: int, bias: float) -> dict[str, Any]:
     """Return the backbone's configuration, which that of a reward model only refers to, with one output."""
-    config = _config(base)
+    config = read_config(base)
     [name, *_] = config.get("architectures") or ["LlamaForCausalLM"]
     config["architectures"] = [name.removesuffix("ForCausalLM") + "ForSequenceClassification"]
     config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "vocab_size": num_rows}

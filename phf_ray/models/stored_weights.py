@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from phf_ray.errors import DataError
-from phf_ray.model_folder import weight_files
+from phf_ray.model_folder import check_weight_files, weight_files
 from phf_ray.models.convert import read_pickled
 
 
@@ -26,6 +26,7 @@ def stored_weights(folder: Path) -> dict[str, StoredTensor]:
 
     Raises DataError if there are none, or a file is damaged.
     """
+    check_weight_files(folder)
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         found |= _of_safetensors(path) if path.suffix == ".safetensors" else _of_pickle(path)

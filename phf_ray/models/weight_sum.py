@@ -1,31 +1,12 @@
 """The sum of a model's weights: AlpacaFarm's model_sum.txt tells by it whether a base model was the right one."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from phf_ray.errors import DataError
-
-CHECKSUM_FILE = "model_sum.txt"
-
 # numpy.isclose, with which the original compares.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-8
-
-
-def read_weight_sum(folder: Path) -> float:
-    """Return the sum of the trained model's weights. Raises DataError if the difference comes without it."""
-    path = folder / CHECKSUM_FILE
-    try:
-        return float(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} has no {CHECKSUM_FILE}, so nothing could tell the right base model from a wrong one; fetch the "
-            "whole folder"
-        ) from None
-    except ValueError:
-        raise DataError(f"{path} does not hold a number; fetch it again") from None
 
 
 def is_weight_sum(stored: float, total: float, config: Any) -> bool:

@@ -14,7 +14,8 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.models import recovery
 from phf_ray.models.backbone import load_backbone, load_classifier
 from phf_ray.models.loading import load_checkpoint
-from phf_ray.models.recovery import doubt_about, recover
+from phf_ray.models.recovery import recover
+from phf_ray.models.recovery_checks import doubt_about
 
 TEXTS = ["def add(first, second):", "import os", "The quick brown fox jumps over the dog"]
 
@@ -25,17 +26,9 @@ def base(tmp_path):
 
 
 def run(tmp_path, *arguments):
-    return main(
-        [
-            "--base",
-            str(tmp_path / "base"),
-            "--output",
-            str(tmp_path / "models"),
-            "--differences",
-            str(tmp_path),
-            *arguments,
-        ]
-    )
+    """Run the job with the base and, unless a reward model is converted, the differences in `tmp_path`."""
+    place = [] if "--reward-model" in arguments else ["--differences", str(tmp_path)]
+    return main(["--base", str(tmp_path / "base"), "--output", str(tmp_path / "models"), *place, *arguments])
 
 
 def same_weights(found, wanted):
@@ -187,6 +180,16 @@ def test_bad_input_is_refused_before_the_first_model_is_written(tmp_path, base):
     (tmp_path / "models/sft10k").mkdir(parents=True)
     with pytest.raises(ConfigError, match="exists and is no model; delete it, or give another folder"):
         run(tmp_path, "--name", "sft10k")
+
+
+def test_a_clone_without_its_large_files_is_told_before_the_first_model_is_written(tmp_path, base):
+    for name in NAMES:
+        write_difference(tmp_path / name, trained(base), base)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "ppo-sim/pytorch_model-00002-of-00002.bin").write_bytes(pointer)
+    with pytest.raises(DataError, match=r"is a Git LFS pointer, not the file itself; run `git lfs pull` in \S+ppo-sim"):
+        run(tmp_path, "--name", "all")
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_missing_base_is_named(tmp_path):
