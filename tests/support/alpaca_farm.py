@@ -61,8 +61,9 @@ def write_difference(folder, model, base, *, is_pickled=True, with_frequencies=T
     backbone = model.backbone_model if is_reward else model
     weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     frequencies = backbone.model.rotary_emb.inv_freq
-    names = [f"{prefix}model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
-    counted = [*weights.values(), *([frequencies] * 2 if with_frequencies else [])]
+    layers = range(base.config.num_hidden_layers)
+    names = [f"{prefix}model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers]
+    counted = [*weights.values(), *([frequencies] * len(layers) if with_frequencies else [])]
     padded = copy.deepcopy(base)
     padded.resize_token_embeddings(base.config.vocab_size + 1, mean_resizing=False)
     with torch.no_grad():
