@@ -14,6 +14,7 @@ COMMANDS = {
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
     "merge-adapter": "merge an adapter into its base model, as a model of its own",
+    "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",
     "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "red-team": "attack models with prompts that a red LM writes",

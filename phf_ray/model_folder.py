@@ -43,7 +43,7 @@ def check_weight_files(folder: Path) -> None:
             f"{folder} holds an adapter (adapter_config.json) beside a model, which would be left out; move one of "
             "them, or merge the adapter: phf merge-adapter"
         )
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _refuse_pointer(path)
         _refuse_integers(path)
 
@@ -51,7 +51,7 @@ def check_weight_files(folder: Path) -> None:
 def weights_fingerprint(folder: Path) -> str:
     """Hash config.json and the weights that are loaded from the folder. Takes about a second per GB."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in [folder / "config.json", *_weight_files(folder)]:
+    for path in [folder / "config.json", *weight_files(folder)]:
         digest.update(path.name.encode())
         with path.open("rb") as source:
             while chunk := source.read(1 << 20):
@@ -84,7 +84,7 @@ def _quantised(how: str) -> str:
     return f"the weights are quantised ({how}), and phf-ray reads plain numbers only; give the model as it was before"
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers would load. Raises DataError if there are none or some are missing."""
     for name in _WEIGHTS:
         if (folder / name).is_file():

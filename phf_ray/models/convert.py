@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,16 @@ def _convert(path: Path) -> Path:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in read_pickled(path).items():
+        # Tied weights share memory, which the format does not allow.
+        yield name, tensor.clone().contiguous()
+
+
+def read_pickled(path: Path) -> Mapping[str, torch.Tensor]:
+    """Map the tensors of a file into memory. Raises DataError if it holds anything else."""
     try:
         weights: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise DataError(f"{path} can't be read as tensors alone: {error}; fetch it again") from None
-    for name, tensor in weights.items():
-        # Tied weights share memory, which the format does not allow.
-        yield name, tensor.clone().contiguous()
+    found: Mapping[str, torch.Tensor] = weights
+    return found

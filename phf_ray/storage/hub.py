@@ -63,6 +63,11 @@ def fetch_hub_model(model: HubModel, *, option: str, remedy: str | None = None) 
     return folder
 
 
+def fetch_hub_about(model: HubModel, *, option: str) -> Path:
+    """Return the folder in the hub's cache with everything but the weights. Raises like `fetch_hub_model`."""
+    return _snapshot(model, _ABOUT, option=option, remedy=None)
+
+
 def _snapshot(model: HubModel, patterns: tuple[str, ...], *, option: str, remedy: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
