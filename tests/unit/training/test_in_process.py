@@ -4,22 +4,17 @@ import dataclasses
 import json
 import sys
 import threading
-import time
 
 import pytest
+from train_here import prepared_run, stop_after, train_here
 from train_runs import checkpoint_names, losses, write_inputs
 
-from phf_ray.blocks.build import build_here, ensure_blocks
-from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.models.saving import save_checkpoint
 from phf_ray.runs.directory import RunDirectory
-from phf_ray.training.driver import Helpers, Tracking, run_training
-from phf_ray.training.in_process import fit_here
-from phf_ray.training.plan import plan_training
 from phf_ray.training.start import initial_model
 
 
@@ -28,44 +23,22 @@ def prepared(tmp_path_factory):
     """Configuration, plan and blocks of a tiny run."""
     folder = tmp_path_factory.mktemp("in process")
     config = load_config(str(write_inputs(folder)))
-    corpora = [str(folder / "scored")]
-    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here).root
-    plan = plan_training(config, manifest=read_block_manifest(blocks), objective_threshold=None, checkpoint_path=None)
-    return config, plan, blocks
-
-
-def train(prepared, run):
-    config, plan, blocks = prepared
-    return run_training(
-        config,
-        plan=plan,
-        run=run,
-        blocks_path=blocks,
-        task="pep8",
-        tracking=Tracking(group=None, tags=()),
-        helpers=Helpers(fit=fit_here),
-    )
-
-
-def stop_after(run, *, num_rows):
-    while not run.metrics_path.exists() or len(run.read_metrics()) < num_rows:
-        time.sleep(0.01)
-    run.request_stop()
+    return prepared_run(config, corpus=str(folder / "scored"), folder=str(folder))
 
 
 def test_a_run_that_was_stopped_resumes_bit_for_bit(prepared, tmp_path):
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
-    summary = train(prepared, whole)
+    summary = train_here(prepared, whole)
     assert summary["status"] == "finished"
     assert losses(whole.path).keys() == set(range(1, prepared[1].num_steps + 1))
 
     stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 3})
     stopper.start()
     with pytest.raises(IncompleteError):
-        train(prepared, parts)
+        train_here(prepared, parts)
     stopper.join()
     assert 0 < parts.latest_step() < prepared[1].num_steps
-    train(prepared, parts)
+    train_here(prepared, parts)
     assert losses(parts.path) == losses(whole.path)
     assert checkpoint_names(parts.path)[-1] == checkpoint_names(whole.path)[-1]
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
@@ -86,7 +59,7 @@ def started_from(prepared, tmp_path):
 
 def test_a_base_model_that_samples_without_do_sample_is_trained_and_saved(started_from, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    assert train(started_from, run)["status"] == "finished"
+    assert train_here(started_from, run)["status"] == "finished"
     saved = json.loads((run.latest_checkpoint() / "generation_config.json").read_text())
     assert (saved["temperature"], saved["top_p"], saved["do_sample"]) == (0.9, 0.6, True)
 
@@ -95,6 +68,6 @@ def test_what_can_not_be_saved_is_refused_before_the_first_step(started_from, tm
     monkeypatch.setattr("phf_ray.models.build.savable_generation_config", lambda config: config)
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"no checkpoint of this model could be saved.*generation_config\.json"):
-        train(started_from, run)
+        train_here(started_from, run)
     assert run.read_metrics() == []
     assert list(run.checkpoints.iterdir()) == []

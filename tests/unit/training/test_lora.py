@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -11,11 +10,10 @@ import yaml
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_llama, tiny_tokenizer
+from train_here import prepared_run, stop_after, train_here
 from train_runs import losses, write_inputs
 
 from jobs.train_lm import main as train_lm
-from phf_ray.blocks.build import build_here, ensure_blocks
-from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import read_info
 from phf_ray.config import ModelConfig, TokenizerConfig, load_config
@@ -28,9 +26,6 @@ from phf_ray.records import TokenKind
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.batches import MicroBatch
-from phf_ray.training.driver import Helpers, Tracking, run_training
-from phf_ray.training.in_process import fit_here
-from phf_ray.training.plan import plan_training
 from phf_ray.training.snapshot import take_snapshot
 from phf_ray.training.start import initial_model
 from phf_ray.training.state import TrainState, build_optimizer, parallelize, unwrapped
@@ -184,41 +179,19 @@ def prepare(folder, kind, **changes):
 def prepared(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"run {request.param}")
     config = load_config(str(prepare(folder, request.param)))
-    corpora = [str(folder / "scored")]
-    blocks = ensure_blocks(config, corpora=corpora, output_root=str(folder / "blocks"), builder=build_here).root
-    plan = plan_training(config, manifest=read_block_manifest(blocks), objective_threshold=None, checkpoint_path=None)
-    return config, plan, blocks
-
-
-def train(prepared, run):
-    config, plan, blocks = prepared
-    return run_training(
-        config,
-        plan=plan,
-        run=run,
-        blocks_path=blocks,
-        task="pep8",
-        tracking=Tracking(group=None, tags=()),
-        helpers=Helpers(fit=fit_here),
-    )
-
-
-def stop_after(run, *, num_rows):
-    while not run.metrics_path.exists() or len(run.read_metrics()) < num_rows:
-        time.sleep(0.01)
-    run.request_stop()
+    return prepared_run(config, corpus=str(folder / "scored"), folder=str(folder))
 
 
 def test_a_stopped_run_of_adapters_with_new_tokens_and_a_value_head_ends_bit_for_bit(prepared, tmp_path):
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
-    assert train(prepared, whole)["status"] == "finished"
+    assert train_here(prepared, whole)["status"] == "finished"
     stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 3})
     stopper.start()
     with pytest.raises(IncompleteError):
-        train(prepared, parts)
+        train_here(prepared, parts)
     stopper.join()
     assert 0 < parts.latest_step() < prepared[1].num_steps
-    train(prepared, parts)
+    train_here(prepared, parts)
     assert losses(parts.path) == losses(whole.path)
     files = ["adapter_model.safetensors", "adapter_config.json", "value_head.safetensors"]
     for name in [*files, "training_state/optimizer.safetensors"]:
@@ -247,13 +220,13 @@ def test_a_run_whose_base_has_changed_is_not_continued(prepared, tmp_path):
     stopper = threading.Thread(target=stop_after, args=(run,), kwargs={"num_rows": 2})
     stopper.start()
     with pytest.raises(IncompleteError):
-        train(prepared, run)
+        train_here(prepared, run)
     stopper.join()
     info = read_info(run.latest_checkpoint())
     path = run.latest_checkpoint() / "phf.json"
     path.write_text(path.read_text().replace(info.base.fingerprint, "0" * 32))
     with pytest.raises(DataError, match="has other weights than the base model"):
-        train((config, dataclasses.replace(plan), blocks), run)
+        train_here((config, dataclasses.replace(plan), blocks), run)
 
 
 BAD_INPUT = {
