@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or _beside(corpora[0])
 
     from phf_ray.blocks.build import build_blocks
+    from phf_ray.blocks.feedback_corpora import check_feedback
     from phf_ray.blocks.on_ray import build_groups
     from phf_ray.blocks.plan import plan_blocks
     from phf_ray.blocks.tokenizer import load_tokenizer
@@ -32,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for corpus in corpora:
         open_data_set(corpus, option="--corpus")
+    is_feedback = bool(check_feedback(config, corpora))
     if not arguments.dry_run:
-        check_data_sets(config, corpora)
+        if not is_feedback:
+            check_data_sets(config, corpora)
         start_ray()
         output = require_shared(output, flag="--output")
     tokenizer = load_tokenizer(config.tokenizer)
@@ -65,8 +68,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="SRC",
-        help="scored corpora or, for plain likelihood, text; folders or names (ID[:CONFIG][@SPLIT]); default: "
-        "dataset.datasets",
+        help="scored corpora, feedback corpora or, for plain likelihood, text; folders or names (ID[:CONFIG][@SPLIT]); "
+        "default: dataset.datasets",
     )
     parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
     return parser

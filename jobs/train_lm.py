@@ -34,13 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from phf_ray.runs.checkpoints import find_checkpoint
 
+    directory = RunDirectory(Path(storage_path) / arguments.run_name)
     checkpoint_path = None
     if arguments.checkpoint_path is not None:
         checkpoint_path = str(find_checkpoint(arguments.checkpoint_path, option="--checkpoint-path").resolve())
+    begun = directory.read_config().get("tokenizer")
+    if begun is not None:
+        # Runs of earlier versions took gpt2 where the task names no tokenizer.
+        config = config.with_tokenizer_of(begun["path_or_name"], revision=begun.get("revision"))
+    elif checkpoint_path is not None:
         config = config.with_tokenizer_of(checkpoint_path)
     elif not config.model.from_scratch:
         config = config.with_tokenizer_of(config.model.path_or_name, revision=config.model.revision)
-    directory = RunDirectory(Path(storage_path) / arguments.run_name)
     directory.check(config=config.model_dump(mode="json"))
     before = directory.read_summary()
     if before.get("status") == "finished" and not _missing_evaluations(before):

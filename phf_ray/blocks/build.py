@@ -74,6 +74,10 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
             f"{json.dumps(manifest.documents)}{f', rejected records: {json.dumps(unread)}' if unread else ''}); change "
             "dataset.filter_threshold or dataset.held_out_fraction, or "
             + ("give other text" if unread else "score the corpus again")
+            if plan.examples is None
+            else f"no row of {', '.join(one.name for one in plan.corpora)} is left to learn from (rows: "
+            f"{json.dumps(manifest.documents)}); change dataset.prompt_template ({plan.examples.template}) or "
+            f"dataset.max_length ({plan.examples.row_length})"
         )
     report_blocks(manifest)
     write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())

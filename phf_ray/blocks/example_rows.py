@@ -120,8 +120,10 @@ class UnitReader:
         self._fraction = held_out_fraction
         end_id = tokenizer.eos_token_id
         self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id)
-        # Words of a data set that spell out a special token would be read as that token.
-        self._special = [token for token in tokenizer.all_special_tokens if token]
+        # Words of a data set that spell out a special token would be read as that token. `all_special_tokens` lacks
+        # those that were only added as special, such as the marks of turns.
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = sorted({*filter(None, tokenizer.all_special_tokens), *added})
 
     def units(self, part: FeedbackPart, *, stats: PackingStats) -> Iterator[tuple[bool, list[TokenRun]]]:
         """Yield each unit, and whether it is held out."""
@@ -137,7 +139,7 @@ class UnitReader:
                 return None
             texts = [row.better, row.worse]
         else:
-            texts = [row.completion, *(one.content for one in row.conversation)]
+            texts = [row.completion, *(text for one in row.conversation for text in (one.role, one.content))]
         if self._spells_special_token([*texts, _prompt_of(row)]):
             stats.num_documents_dropped["special_token_in_text"] += 1
             return None
@@ -157,7 +159,7 @@ class UnitReader:
         rendered = self._template.example(prompt, completion)
         token = {"good": self._settings.good, "bad": self._settings.bad}.get(control or "")
         before = [] if token is None else [int(self._tokenizer.convert_tokens_to_ids(token))]  # type: ignore[arg-type]
-        return Answer([*before, *self._ids(rendered.prompt)], self._ids(rendered.completion))
+        return Answer(self._ids(rendered.prompt), self._ids(rendered.completion), before)
 
     def _conversation(self, messages: Sequence[Message], *, stats: PackingStats) -> list[TokenRun] | None:
         pieces = [(self._ids(piece.text), piece.is_answer) for piece in self._template.conversation(messages)]

@@ -24,10 +24,12 @@ WINDOW_UNITS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Ids of a prompt and its completion, without structural tokens."""
+    """Ids of a prompt and its completion, without the tokens that begin and end a row."""
 
     prompt: Sequence[int]
     completion: Sequence[int]
+    control: Sequence[int] = ()
+    """Control token before the prompt. It is never cut: without it, nothing says which answers are bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,10 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
     `empty_completion`: an answer has no token. `prompt_has_no_room`: an answer takes the whole row, and an answer
     without its question teaches nothing.
     """
-    room = limits.length - 1
     cut: Counter[str] = Counter()
     rows = []
     for answer in answers:
+        room = limits.length - 1 - len(answer.control)
         completion = list(answer.completion)
         if not answer.completion:
             stats.num_documents_dropped["empty_completion"] += 1
@@ -69,7 +71,7 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
         if answer.prompt and not prompt:
             stats.num_documents_dropped["prompt_has_no_room"] += 1
             return None
-        rows.append(_row(prompt, completion, start_id=limits.start_id))
+        rows.append(_row([*answer.control, *prompt], completion, start_id=limits.start_id))
     stats.num_cut.update(cut)
     return rows
 

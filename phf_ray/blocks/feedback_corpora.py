@@ -41,6 +41,11 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
                 f"objective DPO learns from comparisons, and {paths[0]} is no feedback corpus; make one with `phf "
                 "prepare-feedback --input FILE --output DIR`"
             )
+        if config.dataset.max_length is not None:
+            raise ConfigError(
+                f"dataset.max_length: {config.dataset.max_length} limits the examples of feedback, and "
+                "dataset.datasets names none; remove it, dataset.seq_length is the length of the blocks"
+            )
         return []
     others = [path for path in paths if not is_feedback_corpus(path)]
     if others:
@@ -98,6 +103,11 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
         raise ConfigError(
             f"{path} has answers behind control tokens; name them in dataset.conditional_training_config and "
             "tokenizer.special_tokens, as configs/alpaca/reward_conditioning.yml does"
+        )
+    if not manifest.form.has_control and config.dataset.conditional_training_config is not None:
+        raise ConfigError(
+            f"dataset.conditional_training_config names control tokens, but no answer of {path} stands behind one; "
+            "make it with `phf prepare-feedback --to reward-conditioning`, or remove that section"
         )
     if not config.training.document_mask:
         raise ConfigError(

@@ -21,7 +21,7 @@ def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrai
     shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(plan)
     task_body: Any = _build_group_on_one_cpu
     task = ray.remote(num_cpus=1)(task_body)
-    return _as_they_finish([task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups])
+    return as_they_finish([task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups])
 
 
 def overlaps_on_ray(parts: Sequence[Part], sets: Sets) -> Iterator[dict[str, Overlap]]:
@@ -29,10 +29,11 @@ def overlaps_on_ray(parts: Sequence[Part], sets: Sets) -> Iterator[dict[str, Ove
     shared = ray.put(dict(sets))
     task_body: Any = overlap_of_part
     task = ray.remote(num_cpus=1)(task_body)
-    return _as_they_finish([task.remote(part, shared) for part in parts])
+    return as_they_finish([task.remote(part, shared) for part in parts])
 
 
-def _as_they_finish(pending: list[Any]) -> Iterator[Any]:
+def as_they_finish(pending: list[Any]) -> Iterator[Any]:
+    """Yield the results of tasks. Raises a task's PhfError as it is; cancels the rest if the caller stops."""
     try:
         while pending:
             finished, pending = ray.wait(pending)

@@ -120,6 +120,8 @@ def report_blocks(manifest: BlockManifest) -> None:
                 sum(rejected.values()),
                 f" {json.dumps(rejected)}" if rejected else "",
             )
+    if manifest.examples is not None:
+        _warn_of_dropped_rows(manifest)
     kept, filtered = manifest.documents["kept"], manifest.documents["dropped"].get("filtered", 0)
     aligned, misaligned = manifest.segments.get("aligned", 0), manifest.segments.get("misaligned", 0)
     for what, threshold, part, whole in (
@@ -131,3 +133,18 @@ def report_blocks(manifest: BlockManifest) -> None:
         share = part / whole
         level = logging.INFO if 0.2 <= share <= 0.8 else logging.WARNING
         log.log(level, "%.1f%% of the %s by threshold %g", 100 * share, what, manifest.thresholds[threshold])
+
+
+_REMEDIES = {
+    "template_cannot_hold_it": "choose another dataset.prompt_template, one that holds several turns",
+    "prompt_has_no_room": "raise dataset.max_length",
+    "special_token_in_text": "their words spell out special tokens of the tokenizer",
+}
+
+
+def _warn_of_dropped_rows(manifest: BlockManifest) -> None:
+    dropped = manifest.documents["dropped"]
+    total = manifest.documents["kept"] + sum(dropped.values())
+    for reason, remedy in _REMEDIES.items():
+        if dropped.get(reason, 0) > 0.05 * total:
+            log.warning("%d of %d rows are left out (%s): %s", dropped[reason], total, reason, remedy)

@@ -1,5 +1,6 @@
 """JSON over HTTP to served models and scorers, with retries."""
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,11 @@ def is_on_this_machine(url: str) -> bool:
         host = httpx.URL(url).host
     except httpx.InvalidURL:  # named at the first request
         return False
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        # Not by its beginning: 127.0.0.1.example.com may be anywhere.
+        return host == "localhost"
 
 
 # Up to 8 s, at random, so that clients that were rejected together don't all retry at once.

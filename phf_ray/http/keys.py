@@ -61,7 +61,9 @@ def with_key_env(text: str, key_envs: Mapping[str, str]) -> str:
 
 
 def _bare(url: str) -> str:
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    scheme, separator, rest = url.rstrip("/").removesuffix("/v1").rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}{separator}{host.lower()}{slash}{path}"
 
 
 def is_openai(url: str) -> bool:

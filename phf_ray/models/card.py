@@ -25,6 +25,13 @@ _RESULTS = {
     "train/loss": "training loss, nats per token",
     "objective/train/original_loss": "training likelihood loss, nats per token",
 }
+_PRETRAINED = (
+    "A causal language model pretrained with human preferences ([Korbak et al. 2023](https://arxiv.org/abs/2302.08582))"
+)
+_KINDS = {
+    "DPO": "A causal language model that learned from comparisons of answers ([Rafailov et al. 2023]"
+    "(https://arxiv.org/abs/2305.18290))"
+}
 _PREFIXES = {"generation/": "samples: ", "KL/": "KL "}
 
 
@@ -53,8 +60,7 @@ def model_card(
     sections = [
         f"---\n{front}---\n",
         f"# {title}\n",
-        f"A causal language model pretrained with human preferences ([Korbak et al. 2023]"
-        f"(https://arxiv.org/abs/2302.08582)) by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
+        f"{_KINDS.get(objective, _PRETRAINED)} by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
         f"after {info.tokens_seen:,} tokens.\n",
         _use(info),
         *([f"**Warning**: {warning}.\n"] if warning else []),

@@ -53,6 +53,10 @@ class RunDirectory:
         self._write_json("plan.json", plan)
         self._write_json("config.json", config)
 
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration of the run that is here, empty if there is none."""
+        return self._read_json("config.json") or {}
+
     def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
         """Raise ConfigError if the directory holds a run with another configuration or another `plan`, if given."""
         if changed := self._changes(config=config, plan=plan):

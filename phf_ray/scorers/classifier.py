@@ -160,7 +160,7 @@ def weights_hash(model: Any) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if not name.endswith("position_ids"):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(memoryview(tensor.contiguous().view(torch.uint8).numpy().reshape(-1)))
+            digest.update(memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().reshape(-1)))
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from phf_ray.blocks.held_out import decode_documents, encode_documents
 from phf_ray.blocks.manifest import BlockManifest, read_block_file
-from phf_ray.config import Config
+from phf_ray.config import Config, DPOConfig
 from phf_ray.corpus.budget import rejected_records, shown_reasons
 from phf_ray.corpus.data_sets import read_data_set
 from phf_ray.corpus.overlap import Overlap, OverlapCounter, total_overlap
@@ -148,7 +148,11 @@ class EvalSets:
             name: MeasuredText(config, tokenizer, manifest=manifest, documents=own) for name, own in documents.items()
         }
         reads_scores = bool({*config.score_readers} - {"dataset.filter_threshold"})  # a set is not filtered
-        self._without_loss = {name for name, own in documents.items() if reads_scores and _is_unscored(own)}
+        self._without_loss = {
+            name
+            for name, own in documents.items()
+            if isinstance(config.objective, DPOConfig) or (reads_scores and _is_unscored(own))
+        }
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
         """Return metrics `eval/<name>/...`. All ranks call this."""
@@ -158,7 +162,7 @@ class EvalSets:
             bits = text.bits_per_byte(state)
             row |= {f"eval/{name}/bits_per_byte{suffix}": value for suffix, value in _suffixed(bits)}
             row[f"eval/{name}/perplexity"] = math.exp(bits["none"] * math.log(2) * text.bytes_per_token)
-            # What the objective makes of a text without scores is not its loss.
+            # What the objective makes of a text without scores, or without pairs, is not its loss.
             figures = {} if name in self._without_loss else text.objective(state, objective=objective)
             row[f"eval/{name}/loss"] = figures.get("loss", math.nan)
         return row | {EVALUATION_SETS: time.perf_counter() - since}

@@ -41,7 +41,8 @@ class HeldOutExamples:
         figures = objective_on(state.model, self._batches, objective=objective, precision=self._precision)
         measured: dict[str, Any] = {f"objective/eval/{name}": value for name, value in figures.items()}
         loss = figures["original_loss"]
-        if isinstance(loss, float) and math.isfinite(loss):
+        # Of pairs it would be the mean over good and bad answers.
+        if isinstance(loss, float) and math.isfinite(loss) and not objective.reads_logprobs:
             measured["eval/perplexity"] = math.exp(loss)
         measured["objective/eval/tokens_seen_during_eval"] = state.tokens_seen
         return measured | {"eval/wall_s": time.perf_counter() - since}

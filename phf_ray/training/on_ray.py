@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from phf_ray.blocks.on_ray import as_they_finish
 from phf_ray.config import Config
 from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
 from phf_ray.training.plan import TrainJob
-from phf_ray.training.reference import ReferenceComputer, ReferenceJob
+from phf_ray.training.reference import ReferenceJob, compute_here
 
 log = logging.getLogger(__name__)
 
@@ -145,34 +146,20 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def compute_reference(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
-    """Compute the shards on a pool of actors that each hold the model. This function is a `ReferenceRunner`."""
+    """Compute the shards in Ray tasks that each load the model once. This function is a `ReferenceRunner`."""
     import ray
 
-    if not shards:
-        return
     available = ray.cluster_resources()
-    on_gpu = available.get("GPU", 0) > 0
-    data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    most = max(1, min(len(shards), int(available.get("GPU" if on_gpu else "CPU", 1))))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    computed = data.map(
-        _ReferenceActor,  # type: ignore[arg-type]
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        num_cpus=1,
-        num_gpus=1 if on_gpu else None,
-    )
-    for row in computed.iter_rows():
-        yield str(row["shard"])
+    num_gpus = int(available.get("GPU", 0))
+    num_tasks = max(1, min(len(shards), num_gpus or int(available.get("CPU", 1))))
+    task_body: Any = _compute_shards
+    task = ray.remote(num_cpus=1, num_gpus=1 if num_gpus else 0)(task_body)
+    for names in as_they_finish([task.remote(job, list(shards[number::num_tasks])) for number in range(num_tasks)]):
+        yield from names
 
 
-class _ReferenceActor:
-    def __init__(self, job: ReferenceJob):
-        self._computer = ReferenceComputer(job)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"shard": self._computer(str(row["shard"]))}
+def _compute_shards(job: ReferenceJob, shards: Sequence[str]) -> list[str]:
+    return list(compute_here(job, shards))
 
 
 class RayRanks:

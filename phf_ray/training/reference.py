@@ -6,9 +6,12 @@ A token that is not learned has 0. No second model is in memory during training,
 the model they start from share the files.
 """
 
+import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +39,8 @@ class ReferenceJob:
     """Checkpoint whose weights the reference has; None: the model that the configuration names."""
     blocks: str
     folder: str
+    working_directory: str
+    """Directory that the config's relative paths start from."""
 
     def needs(self, shard: str) -> bool:
         filesystem, inner = open_filesystem(f"{self.blocks}/{self.folder}/{shard}")
@@ -61,18 +66,30 @@ def ensure_reference(
     `build` makes the reference: the model that the run starts from.
     """
     manifest = read_block_manifest(blocks)
+    model = build()
+    model.mask_documents()  # raises here, and not on every node, if the model can't
     job = ReferenceJob(
         config=config.model_dump(mode="json"),
         checkpoint_path=checkpoint_path,
         blocks=blocks,
-        # In bf16 the same weights give other numbers.
-        folder=f"reference-{json_fingerprint([weights_hash(build()), config.training.precision])[:16]}",
+        folder=f"reference-{_identity(config, model)[:16]}",
+        working_directory=str(Path.cwd()),
     )
     shards = [shard.file for shard in manifest.shards] + [shard.file for shard in manifest.held_out_shards]
     missing = [shard for shard in shards if job.needs(shard)]
     for done, _ in enumerate(run(job, missing), start=1):
         log.info("log-probabilities of the reference: %d of %d shards", done, len(missing))
     return job.folder
+
+
+def _identity(config: Config, model: LanguageModel) -> str:
+    """Hash all that decides the numbers: weights, architecture and precision."""
+    architecture = model.backbone.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        architecture.pop(name, None)
+    training = config.training
+    numbers = [training.precision, training.tf32, config.model.load_in_4bit]
+    return json_fingerprint([weights_hash(model), json.dumps(architecture, sort_keys=True, default=str), numbers])
 
 
 def compute_here(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
@@ -91,7 +108,11 @@ class ReferenceComputer:
         from phf_ray.blocks.tokenizer import load_tokenizer
         from phf_ray.training.start import initial_model, set_up_layers
 
+        # A worker of Ray starts in a folder of its own. A submitted job's directory has the same path on every node.
+        if Path(job.working_directory).is_dir():
+            os.chdir(job.working_directory)
         self._job, self._config = job, parse_config(job.config)
+        torch.set_float32_matmul_precision("high" if self._config.training.tf32 else "highest")
         tokenizer = load_tokenizer(self._config.tokenizer)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = initial_model(self._config, checkpoint_path=job.checkpoint_path, tokenizer=tokenizer)

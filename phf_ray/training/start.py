@@ -45,7 +45,7 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     _refuse_foreign_tokenizer(starting, tokenizer)
     built = build_model(starting, tokenizer=tokenizer, seed=config.training.seed)
     limit, reason = position_limit(built.backbone.config.get_text_config())
-    # Positions restart in each example of a block.
+    # Positions restart in each example of a block. Only feedback has a max_length (see `plan_blocks`).
     key = "seq_length" if config.dataset.max_length is None else "max_length"
     longest = getattr(config.dataset, key)
     if limit is not None and longest > limit:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_tokenizer
 
+from jobs import build_blocks
 from jobs.prepare_feedback import main as prepare_feedback
 from phf_ray.blocks.build import build_here, ensure_blocks
 from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart, UnitReader
 from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.config import parse_config
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.reader import list_feedback_parts
 from phf_ray.records import TokenKind
 
@@ -20,6 +21,7 @@ GIVEN, LEARNED = int(TokenKind.GIVEN), int(TokenKind.PLAIN)
 
 
 def prepared(folder, rows, *options):
+    folder.mkdir(exist_ok=True)
     source = folder / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare_feedback(["--input", str(source), "--output", str(folder / "feedback"), *options])
@@ -103,6 +105,16 @@ def test_words_that_spell_out_a_special_token_drop_their_row(tmp_path, field):
     assert stats.num_documents_dropped == {"special_token_in_text": 1}
 
 
+def test_tokens_that_were_only_added_as_special_count_too(tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer(control=True)
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    monkeypatch.setattr("test_example_rows.tiny_tokenizer", lambda **_: tokenizer)
+    rows = [{"prompt": "say", "completion": " it"}, {"prompt": "hi <|im_start|>system", "completion": " obey"}]
+    found, stats = units_of(prepared(tmp_path, rows))
+    assert len(found) == 1
+    assert stats.num_documents_dropped == {"special_token_in_text": 1}
+
+
 def test_a_prompt_that_the_template_cannot_hold_drops_its_row(tmp_path):
     messages = [
         {"role": "user", "content": "a"},
@@ -168,6 +180,46 @@ def test_an_edited_template_makes_other_blocks_and_a_moved_one_the_same(config, 
         file.write_text(json.dumps({key: extra + text for key, text in texts.items()}))
         roots.append(build(config(prompt_template=str(file)), corpus, tmp_path))
     assert roots[0] == roots[1] != roots[2]
+
+
+def test_control_tokens_of_the_configuration_need_answers_behind_them(config, tmp_path):
+    corpus = prepared(tmp_path, [{"prompt": "say", "completion": " it"}])
+    values = config().model_dump()
+    values["dataset"]["conditional_training_config"] = {"aligned_prefix": GOOD, "misaligned_prefix": BAD}
+    values["tokenizer"]["special_tokens"] = [GOOD, BAD]
+    with pytest.raises(ConfigError, match=r"no answer of .* stands behind one"):
+        build(parse_config(values), corpus, tmp_path)
+
+
+def test_the_job_builds_blocks_of_feedback(config, tmp_path, monkeypatch):
+    corpus = prepared(tmp_path, [{"prompt": "say", "completion": " it"}])
+    values = config().model_dump(mode="json")
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    monkeypatch.setattr("jobs.build_blocks.start_ray", lambda: None)
+    monkeypatch.setattr("phf_ray.blocks.on_ray.build_groups", build_here)
+    arguments = ["--task", str(tmp_path / "task.yml"), "--corpus", str(corpus), "--output", str(tmp_path / "built")]
+    assert build_blocks.main([*arguments, "--dry-run"]) == 0
+    assert build_blocks.main(arguments) == 0
+    (root,) = (tmp_path / "built").iterdir()
+    assert read_block_manifest(str(root)).examples["kind"] == "examples"
+
+
+def test_a_length_of_examples_is_refused_where_there_are_none(config, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Text.")
+    with pytest.raises(ConfigError, match="max_length: 12 limits the examples of feedback"):
+        build(config(max_length=12), tmp_path / "text", tmp_path)
+
+
+def test_a_template_that_holds_few_rows_is_warned_of(config, tmp_path, caplog):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    answer = [{"role": "assistant", "content": "d"}]
+    rows = [{"prompt": turns, "completion": answer}, {"prompt": turns[:1], "completion": answer}]
+    build(config(prompt_template="alpaca"), prepared(tmp_path, rows), tmp_path)
+    assert "1 of 2 rows are left out (template_cannot_hold_it): choose another" in caplog.text
+    rows[1]["prompt"] = turns[:2] + turns[:1]
+    with pytest.raises(DataError, match=r"left to learn from .*change dataset\.prompt_template \(alpaca\)"):
+        build(config(prompt_template="alpaca"), prepared(tmp_path / "b", rows), tmp_path)
 
 
 def test_control_tokens_need_names(config, tmp_path):

@@ -37,6 +37,14 @@ def test_a_prompt_is_cut_at_its_beginning():
     assert counts.num_cut == {"prompts": 1}
 
 
+def test_a_control_token_is_never_cut():
+    (row,), counts = rows_of((list(range(20)), [50, 51], [77]))
+    assert row.ids.tolist() == [START, 77, 15, 16, 17, 18, 19, 50, 51, END]
+    assert row.kinds.tolist() == [S, G, G, G, G, G, G, C, C, C]
+    rows, counts = rows_of(([1], list(range(8)), [77]))
+    assert (rows, counts.num_documents_dropped) == (None, {"prompt_has_no_room": 1})
+
+
 def test_a_completion_is_cut_at_its_end_and_then_does_not_end():
     (row,), counts = rows_of(([], list(range(20))))
     assert row.ids.tolist() == [START, *range(9)]

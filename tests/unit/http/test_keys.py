@@ -48,8 +48,14 @@ def test_our_servers_get_their_own_key_and_any_server_the_one_that_it_names(monk
 def test_no_key_travels_unencrypted_to_another_machine(monkeypatch, url):
     monkeypatch.setenv("PHF_API_KEY", "ours")
     assert endpoint(url).key == "ours"
-    with pytest.raises(ConfigError, match=r"key in PHF_API_KEY would travel unencrypted.*--allow-plain-http"):
-        endpoint("http://10.0.0.7:8000")
+    for other in (
+        "http://10.0.0.7:8000",
+        "http://127.0.0.1.example.com",
+        "http://127.example.com",
+        "http://localhost.a",
+    ):
+        with pytest.raises(ConfigError, match=r"key in PHF_API_KEY would travel unencrypted.*--allow-plain-http"):
+            endpoint(other)
     assert endpoint("http://10.0.0.7:8000", allow_plain_http=True).key == "ours"
     monkeypatch.delenv("PHF_API_KEY")
     assert endpoint("http://10.0.0.7:8000").key is None

@@ -4,7 +4,9 @@ import pytest
 
 from jobs import build_blocks
 from jobs.train_lm import default_run_name, main, parser
+from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.data_set_names import absolute_source
 
 
@@ -26,7 +28,7 @@ def test_task_and_method_are_all_that_a_run_needs():
     assert (arguments.run_name, arguments.storage_path) == (None, "runs")
 
 
-def test_data_sets_of_the_hub_keep_their_names_and_folders_becomeabsolute_source(tmp_path, monkeypatch):
+def test_data_sets_of_the_hub_keep_their_names_and_folders_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "scored").mkdir(parents=True)
     for name in ("tomekkorbak/detoxify-pile-chunk3-0-50000", "s3://bucket/scored"):
@@ -49,3 +51,20 @@ def test_text_without_scores_is_refused_before_ray_starts_where_a_setting_reads_
     with pytest.raises(ConfigError, match=r"texts has no scores, which objective\.name: RWR needs.*phf score-corpus"):
         run(arguments)
     assert not (tmp_path / "runs" / "blocks").exists()
+
+
+def test_a_run_of_an_earlier_version_keeps_the_tokenizer_with_which_it_began(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    values = {"dataset": {"datasets": ["nothing"]}, "model": {"from_scratch": False, "path_or_name": "owner/model"}}
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    arguments = ["--task", str(tmp_path / "task.yml"), "--storage-path", str(tmp_path), "--run-name", "run"]
+    seen = []
+    monkeypatch.setattr("jobs.train_lm._check_adapters", lambda config, **_: seen.append(config.tokenizer.path_or_name))
+    monkeypatch.setattr("jobs.train_lm._train", lambda *_, **__: pytest.exit("trained"))
+    monkeypatch.setattr("jobs.train_lm._print_plan", lambda *_, **__: None)
+    assert main([*arguments, "--dry-run"]) == 0
+    before = load_config(str(tmp_path / "task.yml")).model_dump(mode="json")
+    RunDirectory(tmp_path / "run").prepare(config=before, plan={})
+    assert main([*arguments, "--dry-run"]) == 0
+    assert seen == ["owner/model", "gpt2"]

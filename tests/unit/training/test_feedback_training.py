@@ -14,12 +14,14 @@ from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.plan import plan_blocks
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import parse_config
+from phf_ray.corpus.overlap import overlaps_here
 from phf_ray.errors import ConfigError
 from phf_ray.generation.engine import generate
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import GenerationRequest
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.driver import Helpers, Tracking, run_training
+from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 from phf_ray.training.in_process import fit_here
 from phf_ray.training.plan import plan_training
 from phf_ray.training.reference import compute_here, ensure_reference
@@ -75,7 +77,7 @@ def train(folder, name, config, *, corpus, checkpoint_path=None):
         config, corpora=[str(folder / corpus)], output_root=str(folder / "blocks"), builder=build_here
     )
     reference = None
-    if config.objective.name == "DPO":
+    if config.objective.name == "DPO" and not config.objective.reference_free:
         tokenizer = load_tokenizer(config.tokenizer)
         reference = ensure_reference(
             config,
@@ -90,6 +92,9 @@ def train(folder, name, config, *, corpus, checkpoint_path=None):
         objective_threshold=None,
         checkpoint_path=checkpoint_path,
         reference=reference,
+        eval_sets=store_eval_sets(
+            config, read_eval_sets(config), parts=[], folder=str(folder / "sets"), counter=overlaps_here
+        ),
     )
     run = RunDirectory(folder / "runs" / name)
     return run, lambda: run_training(
@@ -157,6 +162,23 @@ def test_a_stopped_dpo_run_resumes_bit_for_bit(folder, sft):
     assert parts.latest_checkpoint() == newest
     weights = [(run.latest_checkpoint() / "model.safetensors").read_bytes() for run in (whole, parts)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"reference_free": True, "length_normalised": True}])
+def test_text_is_measured_beside_dpo_without_a_loss_of_pairs(folder, sft, changes):
+    (folder / "text").mkdir(exist_ok=True)
+    for number in range(4):
+        (folder / "text" / f"{number}.txt").write_text("The quick brown fox. " * 10)
+    values = dpo_config(folder).model_dump()
+    values["objective"] |= changes
+    values["training"]["num_epochs"] = 0.5
+    config = parse_config(values | {"dataset": values["dataset"] | {"eval_datasets": {"text": str(folder / "text")}}})
+    name = f"measured-{len(changes)}"
+    run, start = train(folder, name, config, corpus="pairs", checkpoint_path=str(sft.latest_checkpoint()))
+    start()
+    (row,) = [row for row in metrics(run.path) if "eval/text/bits_per_byte" in row]
+    assert row["eval/text/bits_per_byte"] > 0
+    assert row["eval/text/loss"] is None or math.isnan(row["eval/text/loss"])
 
 
 def test_a_dry_run_counts_the_blocks_that_are_built(folder, sft):

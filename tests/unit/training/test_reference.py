@@ -122,6 +122,12 @@ def test_another_model_has_other_files(config, blocks):
     assert ensure(config, blocks) != ensure(other, blocks)
 
 
+def test_the_same_weights_in_another_architecture_have_other_files(config, blocks):
+    shape = {**config.model.config_kwargs, "n_head": 4}
+    other = config.model_copy(update={"model": config.model.model_copy(update={"config_kwargs": shape})})
+    assert ensure(config, blocks) != ensure(other, blocks)
+
+
 def test_a_file_of_other_blocks_is_refused(config, blocks):
     folder = ensure(config, blocks)
     (blocks / folder / "shard-00001-000.parquet").write_bytes((blocks / "shard-00001-000.parquet").read_bytes())
