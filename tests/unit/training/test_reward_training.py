@@ -22,10 +22,13 @@ ANSWERS = [(f"{first} and {second}: ", answer) for first, second, answer in (
 )]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["padding of its own", "padding is the end of text"])
+OWN, END = "padding of its own", "padding is the end of text"
+
+
+@pytest.fixture(scope="module", params=[OWN, END])
 def folder(tmp_path_factory, request):
     folder = write_feedback(tmp_path_factory.mktemp("reward"))
-    if request.param == "padding of its own":
+    if request.param == OWN:
         tokenizer = tiny_tokenizer()
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -38,7 +41,7 @@ def reward_config(folder, **training):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    run, start = train(folder, "reward", reward_config(folder), corpus="pairs")
+    run, start = train(folder, "reward", reward_config(folder, num_epochs=4, learning_rate=0.02), corpus="pairs")
     start()
     return run
 
@@ -51,7 +54,6 @@ def test_it_learns_which_answer_is_better(trained):
     assert last["objective/eval/accuracy"] > 0.9
     assert last["objective/eval/margin"] > 1
     assert last["objective/eval/calibration_error"] < 0.3
-    # Answers are about as long, so the length says little.
     assert 0 <= last["objective/eval/accuracy_of_longer"] <= 1
     assert "eval/perplexity" not in last
 
@@ -78,12 +80,12 @@ def test_the_checkpoint_is_a_classifier_of_transformers_and_a_scorer_with_the_sa
     assert found == pytest.approx([-reward for reward in wanted], abs=1e-5)
     assert found[0] < found[1]
     assert found[2] < found[3]
-    # The rewards of training itself, from the same weights: the figures of the last checkpoint.
     assert json.loads((checkpoint / "phf.json").read_text())["rows"]["template"] == "plain"
 
 
+@pytest.mark.parametrize("folder", [END], indirect=True)
 def test_a_stopped_run_resumes_bit_for_bit(folder):
-    config = reward_config(folder, save_steps=3, num_epochs=2)
+    config = reward_config(folder, save_steps=3, num_epochs=1)
     whole, start_whole = train(folder, "whole", config, corpus="pairs")
     start_whole()
     parts, start_parts = train(folder, "parts", config, corpus="pairs")
@@ -100,6 +102,7 @@ def test_a_stopped_run_resumes_bit_for_bit(folder):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("folder", [END], indirect=True)
 def test_a_reward_model_is_no_language_model(folder, trained):
     checkpoint = trained.latest_checkpoint()
     with pytest.raises(DataError, match=r"is a sequence classifier.*RewardModelScorer"):
