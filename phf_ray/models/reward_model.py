@@ -114,9 +114,10 @@ def load_reward_model(directory: str | Path) -> RewardModel:
 def load_reward_classifier(source: str | Path, *, revision: str | None) -> PreTrainedModel:
     """Load a classifier with one output. Raises like `load_classifier`, and DataError if it has several."""
     classifier = load_classifier(source, revision=revision)
-    num_labels = int(classifier.config.num_labels)
+    config: Any = classifier.config
+    num_labels = int(config.num_labels)
     if num_labels != 1:
-        names = ", ".join(str(name) for name in classifier.config.id2label.values())
+        names = ", ".join(str(name) for name in config.id2label.values())
         raise DataError(
             f"{source} is a classifier with {num_labels} labels ({names}), and a reward model has one; give a reward "
             "model, or score with SequenceClassifierScorer and one of the labels"

@@ -51,7 +51,7 @@ class PairwiseReward(Objective):
         super().__init__(rules)
         self.settings = settings
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         *,
         rewards_BS: Tensor | None = None,

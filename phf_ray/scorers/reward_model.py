@@ -93,8 +93,10 @@ class RewardModelScorer(ClassifierScorer):
                 places.append(place)
                 num_truncated += is_cut
         for place, logits_C in zip(places, self._classifier.logits_of_rows(rows), strict=True):
-            is_failure = isinstance(logits_C, str)
-            found[place] = Scored(None, logits_C) if is_failure else Scored(self._score(logits_C.astype(np.float64)))
+            if isinstance(logits_C, str):
+                found[place] = Scored(None, logits_C)
+            else:
+                found[place] = Scored(self._score(logits_C.astype(np.float64)))
         # Count only now: if the model raised above, the caller may try the same texts again.
         self.num_truncated += num_truncated
         return found

@@ -39,10 +39,10 @@ class TwoKeyTemplate:
         return cls.from_text(str(file), file.read_text(encoding="utf-8"))
 
     @classmethod
-    def from_text(cls, file: str, text: str) -> Self:
+    def from_text(cls, file: str, content: str) -> Self:
         """`file`: where the text is from, for errors."""
         try:
-            values = json.loads(text)
+            values = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"template {file} is not JSON: {error}") from None
         for key, places in _PLACES.items():
