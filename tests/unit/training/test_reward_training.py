@@ -81,6 +81,9 @@ def test_the_checkpoint_is_a_classifier_of_transformers_and_a_scorer_with_the_sa
     assert found[0] < found[1]
     assert found[2] < found[3]
     assert json.loads((checkpoint / "phf.json").read_text())["rows"]["template"] == "plain"
+    card = (checkpoint / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "| held-out accuracy |" in card
 
 
 @pytest.mark.parametrize("folder", [END], indirect=True)
