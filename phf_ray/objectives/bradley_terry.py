@@ -74,8 +74,8 @@ class PairwiseReward(Objective):
             losses_P = (1 - settings.label_smoothing) * losses_P + settings.label_smoothing * wrong_P
         if settings.centring:
             losses_P = losses_P + settings.centring * (chosen_P + rejected_P).square()
-        # A micro-batch of padding has no pair, and every rank still needs a gradient for every parameter.
-        loss = losses_P.sum() + 0.0 * rewards_BS.sum()
+        # A micro-batch of padding has no pair. Its sum is 0 with gradients of 0, for which other ranks wait.
+        loss = losses_P.sum()
         num_pairs = torch.full((), len(losses_P), dtype=torch.float64, device=rewards_BS.device)
         metrics = _statistics(chosen_P.detach().double(), rejected_P.detach().double(), rows.lengths_R)
         return ObjectiveOutput(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
