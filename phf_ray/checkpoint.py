@@ -74,6 +74,19 @@ class BaseInfo(BaseModel):
     """`model_folder.weights_fingerprint` of it: an adapter fits no other weights."""
 
 
+class RowInfo(BaseModel):
+    """How examples became the rows that the model was trained on."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    template: str
+    """Name of the prompts' template; see `phf_ray.generation.chat`."""
+    template_text: str
+    """Its content, so that prompts are put into the same words later."""
+    length: int
+    """Tokens of a row at most."""
+
+
 class CheckpointInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -92,6 +105,8 @@ class CheckpointInfo(BaseModel):
     step: int = 0
     tokens_seen: int = 0
     seq_length: int | None = None
+    rows: RowInfo | None = None
+    """None if the model was trained on a stream of text, and in older checkpoints."""
     base: BaseInfo | None = None
     """None if the checkpoint is a whole model."""
     bits_per_byte: dict[str, float] = {}

@@ -5,7 +5,7 @@ it. Prompt and completion are tokenized apart and joined, so no token spans the 
 answers of a pair, the chosen one first) stay together in one block, so whatever shuffles or deals blocks never tears
 them apart. Training keeps attention inside each row (`training.document_mask`).
 
-A completion that does not fit is cut at its end, and then has no end-of-text token; a prompt is cut at its beginning.
+`generation/chat/token_rows.py` cuts what does not fit.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ import numpy as np
 
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun, cut_blocks
+from phf_ray.generation.chat.token_rows import TokenRow, token_row
 from phf_ray.records import TokenBlock, TokenKind
 
 WINDOW_UNITS = 1024
@@ -53,26 +54,23 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
     cut: Counter[str] = Counter()
     rows = []
     for answer in answers:
-        room = limits.length - 1 - len(answer.control)
-        completion = list(answer.completion)
         if not answer.completion:
             stats.num_documents_dropped["empty_completion"] += 1
             return None
-        # Some chat templates end an answer with the same token.
-        if completion[-1] != limits.end_id:
-            completion.append(limits.end_id)
-        if len(completion) > room:
-            completion = completion[:room]
-            cut["completions"] += 1
-        prompt = list(answer.prompt)
-        if len(prompt) > room - len(completion):
-            prompt = prompt[len(prompt) - (room - len(completion)) :]
-            cut["prompts"] += 1
-        if answer.prompt and not prompt:
+        row = token_row(
+            answer.prompt,
+            answer.completion,
+            length=limits.length - len(answer.control),
+            start_id=limits.start_id,
+            end_id=limits.end_id,
+        )
+        cut["completions"] += row.is_completion_cut
+        cut["prompts"] += row.is_prompt_cut
+        if answer.prompt and not row.prompt:
             stats.num_documents_dropped["prompt_has_no_room"] += 1
             return None
-        rows.append(_row([*answer.control, *prompt], completion, start_id=limits.start_id))
-    stats.num_cut.update(cut)
+        rows.append(_run(row._replace(prompt=[*answer.control, *row.prompt])))
+    stats.num_cut.update(+cut)
     return rows
 
 
@@ -98,10 +96,10 @@ def conversation_row(
     return TokenRun(np.array(ids, np.int32), np.zeros(len(ids), np.float32), kinds)
 
 
-def _row(prompt: Sequence[int], completion: Sequence[int], *, start_id: int) -> TokenRun:
-    ids = np.array([start_id, *prompt, *completion], np.int32)
+def _run(row: TokenRow) -> TokenRun:
+    ids = np.array(row.ids, np.int32)
     kinds = np.full(len(ids), TokenKind.PLAIN, np.uint8)
-    kinds[: 1 + len(prompt)] = TokenKind.GIVEN
+    kinds[: 1 + len(row.prompt)] = TokenKind.GIVEN
     kinds[0] = TokenKind.END_OF_TEXT
     return TokenRun(ids, np.zeros(len(ids), np.float32), kinds)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
 from phf_ray.blocks.manifest import SourceCorpus
-from phf_ray.config import Config, DPOConfig, MLEConfig
+from phf_ray.config import BradleyTerryConfig, Config, DPOConfig, MLEConfig
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
@@ -36,10 +36,10 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
     Raises ConfigError if they are of several kinds, or not what the objective learns from.
     """
     if not any(is_feedback_corpus(path) for path in paths):
-        if isinstance(config.objective, DPOConfig) and paths:
+        if isinstance(config.objective, DPOConfig | BradleyTerryConfig) and paths:
             raise ConfigError(
-                f"objective DPO learns from comparisons, and {paths[0]} is no feedback corpus; make one with `phf "
-                "prepare-feedback --input FILE --output DIR`"
+                f"objective {config.objective.name} learns from comparisons, and {paths[0]} is no feedback "
+                "corpus; make one with `phf prepare-feedback --input FILE --output DIR`"
             )
         if config.dataset.max_length is not None:
             raise ConfigError(
@@ -83,16 +83,19 @@ def open_feedback(
 
 def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
     objective, kind = config.objective, manifest.kind
-    if isinstance(objective, DPOConfig):
+    if isinstance(objective, DPOConfig | BradleyTerryConfig):
         if kind != "comparisons":
-            raise ConfigError(f"objective DPO learns from comparisons, but {path} holds {kind}; use objective MLE")
+            raise ConfigError(
+                f"objective {objective.name} learns from comparisons, but {path} holds {kind}; use objective MLE"
+            )
     elif not isinstance(objective, MLEConfig) or objective.mask_above is not None:
         readers = " and ".join(config.score_readers)
         raise ConfigError(f"{readers} needs scores, which feedback ({path}) has not; use MLE for examples, or DPO")
     elif kind == "comparisons":
         raise ConfigError(
-            f"objective MLE learns from examples, but {path} holds comparisons; use objective DPO, or make examples "
-            "with `phf prepare-feedback --to sft` (or feedme, reward-conditioning)"
+            f"objective MLE learns from examples, but {path} holds comparisons; use objective DPO (or "
+            "BradleyTerry, for a reward model), or make examples with `phf prepare-feedback "
+            "--to sft` (or feedme, reward-conditioning)"
         )
     elif manifest.form.has_label:
         raise ConfigError(

@@ -13,6 +13,7 @@ from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig,
 from phf_ray.config.model import LoraSettings, ModelConfig, ModelKwargs, ValueHeadConfig
 from phf_ray.config.objective import (
     AWRConfig,
+    BradleyTerryConfig,
     DPOConfig,
     MLEConfig,
     ObjectiveConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "AWRConfig",
     "AttackedKwargs",
     "AttackerConfig",
+    "BradleyTerryConfig",
     "Cadence",
     "Compat",
     "ConditionalTrainingConfig",

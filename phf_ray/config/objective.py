@@ -77,6 +77,19 @@ class DPOConfig(Section):
     """Weight of the chosen answers' negative log-likelihood per token (RPO's alpha, 1 in ORPO)."""
 
 
+class BradleyTerryConfig(Section):
+    """A reward model, learned from pairs of answers: p(chosen is better) = sigmoid(r_chosen - r_rejected)."""
+
+    name: Literal["BradleyTerry"]
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """The better answer's reward has to be larger by this."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the labels that are taken to be wrong."""
+    centring: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (TRL's center_rewards_coefficient)."""
+
+
 ObjectiveConfig = Annotated[
-    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig, Field(discriminator="name")
+    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig,
+    Field(discriminator="name"),
 ]

@@ -9,7 +9,7 @@ from phf_ray.config.base import Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import GenerationConfig, KLConfig
 from phf_ray.config.model import ModelConfig
-from phf_ray.config.objective import AWRConfig, DPOConfig, MLEConfig, ObjectiveConfig
+from phf_ray.config.objective import AWRConfig, BradleyTerryConfig, DPOConfig, MLEConfig, ObjectiveConfig
 from phf_ray.config.scoring import ScoringConfig
 from phf_ray.config.training import TrainingConfig
 from phf_ray.errors import ConfigError
@@ -53,7 +53,7 @@ class Config(Section):
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
         readers = {
-            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig | DPOConfig),
+            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig | DPOConfig | BradleyTerryConfig),
             "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
             "dataset.conditional_training_config": dataset.conditional_training_config is not None,
             "dataset.filter_threshold": dataset.filter_threshold is not None,
@@ -85,9 +85,25 @@ class Config(Section):
                 problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
             if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
                 problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        if isinstance(objective, BradleyTerryConfig):
+            problems += self._problems_of_reward_model()
         names = [scenario.name for scenario in self.generation.scenario_configs]
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"generation.scenario_configs has two scenarios named {name!r}; names must differ")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_reward_model(self) -> list[str]:
+        """A reward model writes no text, and says one number of a whole text."""
+        kl = self.kl_gpt3_callback
+        misfits = {
+            "model.lora (a reward model trains all weights)": self.model.lora is not None,
+            "model.model_kwargs.value_head_config": self.model.model_kwargs.value_head_config is not None,
+            "dataset.conditional_training_config": self.dataset.conditional_training_config is not None,
+            "dataset.eval_datasets": bool(self.dataset.eval_datasets),
+            "generation.scenario_configs": bool(self.generation.scenario_configs),
+            "kl_gpt3_callback.reference": kl.reference is not None or kl.reference_samples is not None,
+        }
+        found = ", ".join(name for name, is_set in misfits.items() if is_set)
+        return [f"objective BradleyTerry trains a reward model, which has no use for {found}; remove it"] * bool(found)

@@ -38,6 +38,7 @@ _EXPORTS = {
     "bradley_terry": "ratings",
     "build_metric": "build",
     "calibrate": "calibration",
+    "calibration_error": "calibration",
     "cohen_kappa": "judges",
     "elo": "ratings",
     "fit_bradley_terry": "ratings",

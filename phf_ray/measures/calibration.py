@@ -123,6 +123,18 @@ def isotonic(new_N: Floats, old_N: Floats) -> tuple[Floats, Floats]:
     return fitted.X_thresholds_, fitted.y_thresholds_
 
 
+def calibration_error(confidence_sums: ArrayLike, right_sums: ArrayLike, *, num_judged: float) -> float | None:
+    """Return the expected calibration error: the mean over judgements of |confidence - share that is right| of a bin.
+
+    The sums are over the judgements of each bin of confidence, shape (bins,): of the probability that the judge gave
+    its own answer, and of 1 where it was right. None if there are no judgements.
+    """
+    if not num_judged:
+        return None
+    gaps = np.asarray(confidence_sums, dtype=np.float64) - np.asarray(right_sums, dtype=np.float64)
+    return float(np.abs(gaps).sum() / num_judged)
+
+
 def _held_out(new_N: Floats, old_N: Floats, *, seed: int) -> Floats:
     """Return calibrated scores; each fold is mapped by knots fitted to the other folds."""
     fold_N = np.random.default_rng(seed).permutation(len(new_N)) % NUM_FOLDS

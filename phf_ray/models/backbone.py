@@ -42,6 +42,7 @@ def load_backbone(
 
     `options` go to transformers.
     """
+    _refuse_classifier(source, revision=revision)
     model = _load(AutoModelForCausalLM, source, kind="causal language model", revision=revision, dtype=dtype, **options)
     model.train()
     return model
@@ -57,6 +58,20 @@ def load_classifier(source: str | Path, *, revision: str | None) -> PreTrainedMo
         dtype=torch.float32,
         use_safetensors=True,
     )
+
+
+def _refuse_classifier(source: str | Path, *, revision: str | None) -> None:
+    """Raise DataError if config.json says that the model judges texts, and so has no head to write them."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError):
+        return  # loading says more
+    names = config.get("architectures") or []
+    if names and all(str(name).endswith("ForSequenceClassification") for name in names):
+        raise DataError(
+            f"{source} is a sequence classifier ({', '.join(names)}), not a language model; score with it "
+            "(class_name: RewardModelScorer for a reward model), and give the model that it was trained from here"
+        )
 
 
 def _load(

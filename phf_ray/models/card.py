@@ -24,13 +24,17 @@ _RESULTS = {
     "eval/bits_per_byte_bad": "held-out bits per byte after the bad token",
     "train/loss": "training loss, nats per token",
     "objective/train/original_loss": "training likelihood loss, nats per token",
+    "objective/eval/accuracy": "held-out accuracy",
+    "objective/eval/calibration_error": "held-out calibration error",
+    "objective/eval/accuracy_of_longer": "held-out accuracy of preferring the longer answer",
 }
 _PRETRAINED = (
     "A causal language model pretrained with human preferences ([Korbak et al. 2023](https://arxiv.org/abs/2302.08582))"
 )
 _KINDS = {
     "DPO": "A causal language model that learned from comparisons of answers ([Rafailov et al. 2023]"
-    "(https://arxiv.org/abs/2305.18290))"
+    "(https://arxiv.org/abs/2305.18290))",
+    "BradleyTerry": "A reward model, learned from comparisons of answers",
 }
 _PREFIXES = {"generation/": "samples: ", "KL/": "KL "}
 
@@ -116,7 +120,7 @@ def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapp
     data_sets = list(dict.fromkeys(one.place for one in named if one is not None and "/" in one.place))
     metadata: dict[str, Any] = {
         "library_name": "transformers" if info.base is None else "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _pipeline(info),
         "tags": ["pretraining-with-human-preferences", *([info.task] if info.task else [])],
     }
     metadata |= front_matter(info.licenses)
@@ -125,9 +129,13 @@ def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapp
     if results:
         data_set = {"name": "held-out documents and samples of the run", "type": data_sets[0] if data_sets else "local"}
         measured = [{"type": name, "name": _label(name), "value": value} for name, value in results.items()]
-        result = {"task": {"type": "text-generation"}, "dataset": data_set, "metrics": measured}
+        result = {"task": {"type": _pipeline(info)}, "dataset": data_set, "metrics": measured}
         metadata["model-index"] = [{"name": title, "results": [result]}]
     return metadata
+
+
+def _pipeline(info: CheckpointInfo) -> str:
+    return "text-classification" if info.objective.get("name") == "BradleyTerry" else "text-generation"
 
 
 def _base_model(config: Config) -> dict[str, str]:
@@ -150,6 +158,11 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _use(info: CheckpointInfo) -> str:
+    if info.objective.get("name") == "BradleyTerry":
+        return (
+            "`AutoModelForSequenceClassification.from_pretrained` loads it without phf-ray; its one output is the "
+            "reward. A row is the end-of-text token, the prompt, the answer and the end-of-text token.\n"
+        )
     load = "`AutoModelForCausalLM.from_pretrained` loads it without phf-ray."
     if info.base is not None:
         load = (

@@ -16,6 +16,7 @@ _EXPORTS = {
     "RWR": "rwr",
     "Objective": "base",
     "ObjectiveOutput": "base",
+    "PairwiseReward": "bradley_terry",
     "Rules": "base",
     "Unlikelihood": "unlikelihood",
     "build_objective": "build",

@@ -94,6 +94,8 @@ class Objective(nn.Module):
     """Whether the loss of a text depends on its scores."""
     reads_logprobs: ClassVar[bool] = False
     """`weigh` gets `targets.logprobs_N`. The price is a second product with the head."""
+    without_dropout: bool = False
+    """The answers of a pair are compared, and other dropout in each would be noise."""
     channels: tuple[str, ...] = ()
     """Names of the numbers per token, beside the score, that `weigh` reads."""
 

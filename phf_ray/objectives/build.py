@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from phf_ray.config import (
     AWRConfig,
+    BradleyTerryConfig,
     Compat,
     DPOConfig,
     MLEConfig,
@@ -27,13 +28,14 @@ from phf_ray.config import (
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
+from phf_ray.objectives.bradley_terry import PairwiseReward, RewardSettings
 from phf_ray.objectives.dpo import DPO, PairSettings
 from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
-_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig
+_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig
 _ADAPTER: TypeAdapter[_Section] = TypeAdapter(ObjectiveConfig)
 
 
@@ -56,6 +58,9 @@ def build_objective(
     section = _parse(config)
     if isinstance(section, DPOConfig):
         return DPO(Rules(unscored=unscored, examples=True), _pair_settings(section))
+    if isinstance(section, BradleyTerryConfig):
+        settings = RewardSettings(**section.model_dump(exclude={"name"}))
+        return PairwiseReward(Rules(unscored=unscored, examples=True), settings)
     rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat, examples=examples)
     if isinstance(section, MLEConfig):
         return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))

@@ -55,6 +55,7 @@ class DPO(Objective):
         if settings.odds and not (settings.reference_free and settings.length_normalised):
             raise ConfigError("odds: true is of a mean probability; set reference_free and length_normalised: true")
         self.settings = settings
+        self.without_dropout = not settings.reference_free
         self.channels = () if settings.reference_free else (REFERENCE,)
 
     def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:

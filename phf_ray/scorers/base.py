@@ -115,6 +115,15 @@ class FindsSpans(Protocol):
 
 
 @runtime_checkable
+class ReadsPrompts(Protocol):
+    """A scorer that can judge an answer to its prompt."""
+
+    def score_answers(self, answers: Sequence[tuple[str, str]]) -> list[Scored]:
+        """Return one score per pair of prompt and answer, in the same order."""
+        ...
+
+
+@runtime_checkable
 class HasClasses(Protocol):
     """A scorer that can judge several kinds of harm."""
 

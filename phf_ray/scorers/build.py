@@ -30,6 +30,7 @@ SCORERS = {
     "DetoxifyToxicityScorer": "phf_ray.scorers.toxicity",
     "WordListScorer": "phf_ray.scorers.word_list",
     "SequenceClassifierScorer": "phf_ray.scorers.huggingface",
+    "RewardModelScorer": "phf_ray.scorers.reward_model",
 }
 """Class name -> module, whose import must be cheap. Scorers outside this package are named `my_module:MyScorer`."""
 

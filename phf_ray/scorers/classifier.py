@@ -54,7 +54,7 @@ class TextClassifier:
         self._pad = model.config.pad_token_id
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         self._tokens_per_batch = tokens_per_batch if tokens_per_batch is not None else TOKENS_PER_BATCH[kind]
-        self._max_tokens = min(tokenizer.model_max_length, max_positions(model.config))
+        self.max_tokens = min(tokenizer.model_max_length, max_positions(model.config))
         self.num_truncated = 0
 
     def logits(self, texts: Sequence[str]) -> list[NDArray[np.float32] | str]:
@@ -62,7 +62,7 @@ class TextClassifier:
         results: list[NDArray[np.float32] | str] = ["UnicodeEncodeError: the text has a lone surrogate"] * len(texts)
         # Sort by characters: the number of tokens is not known yet.
         usable = sorted(
-            (index for index, text in enumerate(texts) if _is_unicode(text)), key=lambda index: -len(texts[index])
+            (index for index, text in enumerate(texts) if is_unicode(text)), key=lambda index: -len(texts[index])
         )
         num_truncated = 0
         pending = []
@@ -83,6 +83,19 @@ class TextClassifier:
         self.num_truncated += num_truncated
         return results
 
+    def logits_of_rows(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32] | str]:
+        """Like `logits`, for texts that are token ids already, each within the model's limit."""
+        results: list[NDArray[np.float32] | str] = ["not_finite: the model's output is not a number"] * len(rows)
+        most = self._tokens_per_batch if self._pad is not None else 0
+        pending = []
+        for batch in batches_by_tokens([len(row) for row in rows], tokens_per_batch=most):
+            pending.append((batch, self._run([list(rows[index]) for index in batch])))
+        for batch, logits_BC in pending:
+            for index, logits_C in zip(batch, logits_BC.cpu().numpy(), strict=True):
+                if np.isfinite(logits_C).all():
+                    results[index] = logits_C
+        return results
+
     def _tokenized(self, order: Sequence[int], texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
         """Yield the indices of a chunk of texts and their encodings, tokenizing one chunk ahead.
 
@@ -99,7 +112,7 @@ class TextClassifier:
                 yield ahead[0], ahead[1].result()
 
     def _tokenize(self, texts: list[str]) -> Any:
-        return self._tokenizer(texts, truncation=True, max_length=self._max_tokens, return_attention_mask=False)
+        return self._tokenizer(texts, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
 
     @torch.inference_mode()
     def _run(self, token_ids: list[list[int]]) -> torch.Tensor:
@@ -168,7 +181,7 @@ def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -40,7 +40,7 @@ class HeldOutExamples:
         since = time.perf_counter()
         figures = objective_on(state.model, self._batches, objective=objective, precision=self._precision)
         measured: dict[str, Any] = {f"objective/eval/{name}": value for name, value in figures.items()}
-        loss = figures["original_loss"]
+        loss = figures.get("original_loss", math.nan)
         # Of pairs it would be the mean over good and bad answers.
         if isinstance(loss, float) and math.isfinite(loss) and not objective.reads_logprobs:
             measured["eval/perplexity"] = math.exp(loss)

@@ -1,13 +1,14 @@
 """Builds the model that a run starts from."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
+from phf_ray.blocks.manifest import BlockManifest
 from phf_ray.blocks.tokenizer import load_tokenizer
-from phf_ray.checkpoint import BaseInfo, Control
-from phf_ray.config import Config, ModelConfig, TokenizerConfig
+from phf_ray.checkpoint import BaseInfo, Control, RowInfo
+from phf_ray.config import BradleyTerryConfig, Config, ModelConfig, TokenizerConfig
 from phf_ray.errors import ConfigError
 from phf_ray.model_folder import weights_fingerprint
 from phf_ray.models.adapters import restore_adapter
@@ -17,6 +18,7 @@ from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.loading import load_checkpoint
 from phf_ray.models.merging import checked_base
 from phf_ray.models.positions import position_limit
+from phf_ray.models.reward_model import as_reward_model, load_reward_model
 
 
 def starting_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> ModelConfig:
@@ -56,6 +58,12 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     return built
 
 
+def initial_learner(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
+    """Build what learns: the initial model, with the head of a reward model if the objective trains one."""
+    built = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    return as_reward_model(built) if isinstance(config.objective, BradleyTerryConfig) else built
+
+
 def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
     """Raise ConfigError if tokens of the model's own tokenizer have other ids in the tokenizer of the training."""
     if starting.from_scratch or starting.path_or_name is None:
@@ -77,7 +85,8 @@ def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
 def resumed_model(config: Config, directory: Path, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
     """Build the model of a run's checkpoint, to continue the run. Raises DataError if its base model has changed."""
     if config.model.lora is None:
-        model = load_checkpoint(directory).model
+        is_reward_model = isinstance(config.objective, BradleyTerryConfig)
+        model = load_reward_model(directory) if is_reward_model else load_checkpoint(directory).model
         for parameter in model.parameters():
             # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
             parameter.data = parameter.data.clone()
@@ -90,6 +99,16 @@ def resumed_model(config: Config, directory: Path, *, checkpoint_path: str | Non
     value_head = config.model.model_kwargs.value_head_config
     model.detach_values = value_head is not None and value_head.is_detached
     return model
+
+
+def row_info(manifest: BlockManifest) -> RowInfo | None:
+    """Say how the examples of the blocks became rows; None if they are a stream of text."""
+    settings = manifest.examples
+    if settings is None:
+        return None
+    # The path of a template's file means nothing elsewhere.
+    name = PurePath(settings["template"]).stem
+    return RowInfo(template=name, template_text=settings["template_text"], length=settings["row_length"])
 
 
 def base_info(model: LanguageModel) -> BaseInfo | None:

@@ -52,7 +52,7 @@ from phf_ray.training.ranks import Ranks
 from phf_ray.training.saving import Saver, WallCost
 from phf_ray.training.schedule import Schedule
 from phf_ray.training.snapshot import Snapshot, restore_training_state, take_snapshot, write_training_state
-from phf_ray.training.start import base_info, initial_model, resumed_model, set_up_layers, trained_control
+from phf_ray.training.start import base_info, initial_learner, resumed_model, row_info, set_up_layers, trained_control
 from phf_ray.training.state import TrainState, build_optimizer, parallelize, unwrapped
 from phf_ray.training.step import StepSettings
 from phf_ray.training.values import value_predictions
@@ -134,7 +134,7 @@ class TrainingWorker:
         self._base = base_info(model) if self._rank == 0 else None
         self._flops_per_token = shape.flops_per_token(self._manifest.sequence_length)
         set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
-        if REFERENCE in self._objective.channels:
+        if self._objective.without_dropout:
             model.disable_dropout()
         parallel = parallelize(model, training.parallelism, device=self._device)
         optimizer = build_optimizer(
@@ -152,7 +152,7 @@ class TrainingWorker:
 
     def _build_model(self, resume_from: Path | None) -> LanguageModel:
         if resume_from is None:
-            return initial_model(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
+            return initial_learner(self._config, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer)
         return resumed_model(
             self._config, resume_from, checkpoint_path=self._plan.checkpoint_path, tokenizer=self._tokenizer
         )
@@ -367,6 +367,7 @@ class TrainingWorker:
             step=step,
             tokens_seen=tokens_seen,
             seq_length=self._manifest.sequence_length,
+            rows=row_info(self._manifest),
             base=self._base,
             bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,

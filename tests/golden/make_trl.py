@@ -10,8 +10,18 @@ import tempfile
 
 import numpy as np
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl_case import BETA, LOSSES, PAIRS, gradients_of, make_model, make_tokenizer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl_case import (
+    BETA,
+    LOSSES,
+    MARGIN,
+    PAIRS,
+    REWARDS,
+    gradients_of,
+    make_model,
+    make_reward_model,
+    make_tokenizer,
+)
 
 
 def measured(trainer):
@@ -55,6 +65,15 @@ def main():
             args=SFTConfig(folder, completion_only_loss=True, **common),
         )
         values["sft"] = measured(trainer)
+        for name, settings in REWARDS.items():
+            margin = {"margin": MARGIN} if name == "reward_margin" else {}
+            trainer = RewardTrainer(
+                make_reward_model(1),
+                processing_class=make_tokenizer(),
+                train_dataset=Dataset.from_list([{**row, **margin} for row in rows]),
+                args=RewardConfig(folder, **settings, **common),
+            )
+            values[name] = measured(trainer)
     versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
     json.dump({"made_by": "tests/golden/make_trl.py", "versions": versions, "values": values}, sys.stdout, indent=1)
 

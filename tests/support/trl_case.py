@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 WORDS = [f"w{number}" for number in range(40)]
 PAIRS = [
@@ -25,6 +25,9 @@ LOSSES = {
     "apo_down": {},
 }
 BETA = 0.3
+REWARDS = {"reward": {}, "reward_centred": {"center_rewards_coefficient": 0.05}, "reward_margin": {}}
+"""Cases of RewardTrainer. `reward_margin` has MARGIN in each pair."""
+MARGIN = 0.5
 
 
 def make_tokenizer():
@@ -56,6 +59,18 @@ def make_model(seed):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.from_numpy(0.4 * generator.standard_normal(parameter.shape)))
+    return model
+
+
+def make_reward_model(seed):
+    """The same trunk, with a head of one number."""
+    backbone = make_model(seed)
+    backbone.config.num_labels = 1
+    model = GPT2ForSequenceClassification(backbone.config)
+    model.transformer = backbone.transformer
+    weight = np.random.default_rng(seed + 100).standard_normal((1, 16))
+    with torch.no_grad():
+        model.score.weight.copy_(torch.from_numpy(weight))
     return model
 
 

@@ -19,10 +19,13 @@ _EXPORTS = {
     "RenderedExample": "prompts",
     "TextPrompt": "prompts",
     "TextPiece": "prompts",
+    "TokenRow": "token_rows",
     "as_messages": "prompts",
     "load_template": "templates",
     "prompt_text": "prompts",
+    "stored_template": "templates",
     "template_source": "templates",
+    "token_row": "token_rows",
 }
 
 

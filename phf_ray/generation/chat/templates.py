@@ -55,10 +55,26 @@ def load_template(name: str, *, tokenizer: Any = None) -> PromptTemplate:
     file = _file_of(name)
     if file.suffix == ".json":
         return TwoKeyTemplate.from_file(file)
+    return _of_jinja(name, file.read_text(encoding="utf-8"), file=str(file), tokenizer=tokenizer)
+
+
+def _of_jinja(name: str, text: str, *, file: str, tokenizer: Any) -> "MessageTemplate":
     from phf_ray.generation.chat.jinja import compile_template
 
     special = {} if tokenizer is None else dict(tokenizer.special_tokens_map)
-    return MessageTemplate(name, compile_template(file.read_text(encoding="utf-8"), name=str(file), values=special))
+    return MessageTemplate(name, compile_template(text, name=file, values=special))
+
+
+def stored_template(name: str, text: str, *, tokenizer: Any = None) -> PromptTemplate:
+    """Return the template that had this text when a model was trained, whatever its file holds today.
+
+    `name`: as it was given to `load_template`. Raises ConfigError if the text can't be a template.
+    """
+    if name == OWN:
+        return _of_tokenizer(tokenizer)
+    if text.lstrip().startswith("{") and not text.lstrip().startswith(("{{", "{%", "{#")):
+        return TwoKeyTemplate.from_text(name, text)
+    return _of_jinja(name, text, file=name, tokenizer=tokenizer)
 
 
 def template_source(name: str, *, tokenizer: Any = None) -> str:

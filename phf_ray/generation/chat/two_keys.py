@@ -36,8 +36,13 @@ class TwoKeyTemplate:
 
     @classmethod
     def from_file(cls, file: Path) -> Self:
+        return cls.from_text(str(file), file.read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_text(cls, file: str, content: str) -> Self:
+        """`file`: where the text is from, for errors."""
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"template {file} is not JSON: {error}") from None
         for key, places in _PLACES.items():
@@ -51,7 +56,7 @@ class TwoKeyTemplate:
             for place in places:
                 if place not in text:
                     raise ConfigError(f"template {file}: {key!r} has no place for {place}; write {place} where it goes")
-        return cls(file.stem, with_input=values["prompt_inputs"], without_input=values["prompt_noinputs"])
+        return cls(Path(file).stem, with_input=values["prompt_inputs"], without_input=values["prompt_noinputs"])
 
     def prompt(self, prompt: Prompt) -> str:
         one = self._instruction_of(prompt)

@@ -1,4 +1,4 @@
-"""SFT and DPO on packed blocks have the losses, gradients and log keys of TRL's trainers, to 1e-5.
+"""SFT, DPO and reward models on packed blocks have the losses, gradients and log keys of TRL's trainers, to 1e-5.
 
 The stored values come from TRL itself, see tests/golden/make_trl.py.
 """
@@ -9,11 +9,22 @@ import numpy as np
 import places
 import pytest
 import torch
-from trl_case import BETA, LOSSES, PAIRS, gradients_of, make_model, make_tokenizer
+from trl_case import (
+    BETA,
+    LOSSES,
+    MARGIN,
+    PAIRS,
+    REWARDS,
+    gradients_of,
+    make_model,
+    make_reward_model,
+    make_tokenizer,
+)
 
 from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.reward_model import RewardModel
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.records import TokenKind
@@ -41,8 +52,8 @@ def make_batch(*, pairs, length=40):
     return MicroBatch(*map(torch.from_numpy, columns), first_block=0)
 
 
-def masked(model):
-    learner = LanguageModel(model)
+def masked(model, kind=LanguageModel):
+    learner = kind(model)
     learner.mask_documents()
     return learner
 
@@ -58,10 +69,11 @@ def reference_logprobs(batch):
     return torch.nn.functional.pad(found, (1, 0))
 
 
-def assert_like_trl(name, config, batch, *, examples=False):
-    backbone = make_model(1)
+def assert_like_trl(name, config, batch, *, examples=False, learner=None):
+    learner = learner or masked(make_model(1))
+    backbone = learner.backbone
     objective = build_objective(config, examples=examples)
-    out = batch.through(masked(backbone), objective)
+    out = batch.through(learner, objective)
     (out.loss / out.num_targets).backward()
     wanted = GOLDEN[name]
     assert (out.loss / out.num_targets).item() == pytest.approx(wanted["loss"], rel=1e-5)
@@ -84,3 +96,17 @@ def test_dpo(loss_type):
 
 def test_sft_on_completions():
     assert_like_trl("sft", {"name": "MLE"}, make_batch(pairs=False, length=20), examples=True)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_reward_model(name):
+    config = {
+        "name": "BradleyTerry",
+        "centring": REWARDS[name].get("center_rewards_coefficient", 0.0),
+        "margin": MARGIN if name == "reward_margin" else 0.0,
+    }
+    learner = masked(make_reward_model(1), RewardModel)
+    figures, wanted = assert_like_trl(name, config, make_batch(pairs=True), learner=learner)
+    keys = [key for key in wanted if key in figures]
+    assert len(keys) == 5
+    assert [figures[key] for key in keys] == pytest.approx([wanted[key] for key in keys], rel=1e-5)

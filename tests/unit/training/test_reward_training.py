@@ -1,0 +1,133 @@
+"""From comparisons to a reward model and a scorer: one worker in this process, without Ray."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from feedback_runs import make_config, train, write_feedback
+from tiny_models import tiny_tokenizer
+from train_runs import metrics
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from phf_ray.config import parse_config
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.generation.load import load_engine
+from phf_ray.scorers.build import build_scorer
+from phf_ray.training.start import initial_model
+
+ANSWERS = [(f"{first} and {second}: ", answer) for first, second, answer in (
+    ("fox", "house", "house again"), ("fox", "house", "never fox"), ("dog", "lazy", "lazy again"), ("dog", "lazy", "x"),
+)]  # fmt: skip
+
+
+OWN, END = "padding of its own", "padding is the end of text"
+
+
+@pytest.fixture(scope="module", params=[OWN, END])
+def folder(tmp_path_factory, request):
+    folder = write_feedback(tmp_path_factory.mktemp("reward"))
+    if request.param == OWN:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def reward_config(folder, **training):
+    return make_config(folder, objective={"name": "BradleyTerry"}, **training)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    run, start = train(folder, "reward", reward_config(folder, num_epochs=4, learning_rate=0.02), corpus="pairs")
+    start()
+    return run
+
+
+def test_it_learns_which_answer_is_better(trained):
+    rows = metrics(trained.path)
+    first = next(row for row in rows if "train/loss" in row)
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)  # all rewards are 0
+    last = next(row for row in reversed(rows) if "objective/eval/accuracy" in row)
+    assert last["objective/eval/accuracy"] > 0.9
+    assert last["objective/eval/margin"] > 1
+    assert last["objective/eval/calibration_error"] < 0.3
+    assert 0 <= last["objective/eval/accuracy_of_longer"] <= 1
+    assert "eval/perplexity" not in last
+
+
+def test_the_checkpoint_is_a_classifier_of_transformers_and_a_scorer_with_the_same_rewards(folder, trained):
+    checkpoint = trained.latest_checkpoint()
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["architectures"] == ["GPT2ForSequenceClassification"]
+    assert len(config["id2label"]) == 1
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    end = tokenizer.eos_token
+    ids = [
+        tokenizer(f"{end}{prompt}", add_special_tokens=False)["input_ids"]
+        + tokenizer(f"{answer}{end}", add_special_tokens=False)["input_ids"]
+        for prompt, answer in ANSWERS
+    ]
+    longest = max(map(len, ids))
+    batch = torch.tensor([row + [config["pad_token_id"]] * (longest - len(row)) for row in ids])
+    with torch.no_grad():
+        wanted = model(batch).logits.squeeze(1).tolist()
+    scorer = build_scorer({"class_name": "RewardModelScorer", "path": str(checkpoint), "device": "cpu"})
+    found = [scored.score for scored in scorer.score_answers(ANSWERS)]
+    assert found == pytest.approx([-reward for reward in wanted], abs=1e-5)
+    assert found[0] < found[1]
+    assert found[2] < found[3]
+    assert json.loads((checkpoint / "phf.json").read_text())["rows"]["template"] == "plain"
+    card = (checkpoint / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "| held-out accuracy |" in card
+
+
+@pytest.mark.parametrize("folder", [END], indirect=True)
+def test_a_stopped_run_resumes_bit_for_bit(folder):
+    config = reward_config(folder, save_steps=3, num_epochs=1)
+    whole, start_whole = train(folder, "whole", config, corpus="pairs")
+    start_whole()
+    # Dropout is off while a reward model trains, so a model with much of it learns the same.
+    values = config.model_dump()
+    values["model"]["config_kwargs"]["resid_pdrop"] = 0.5
+    parts, start_parts = train(folder, "parts", parse_config(values), corpus="pairs")
+    start_parts()
+    newest = parts.latest_checkpoint()
+    removed = sorted(parts.checkpoints.iterdir())[1:]
+    assert removed
+    for path in removed:
+        shutil.rmtree(path)
+    (parts.path / "summary.json").unlink()
+    start_parts()
+    assert parts.latest_checkpoint() == newest
+    weights = [(run.latest_checkpoint() / "model.safetensors").read_bytes() for run in (whole, parts)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("folder", [END], indirect=True)
+def test_a_reward_model_is_no_language_model(folder, trained):
+    checkpoint = trained.latest_checkpoint()
+    with pytest.raises(DataError, match=r"is a sequence classifier.*RewardModelScorer"):
+        load_engine(checkpoint)
+    with pytest.raises(DataError, match=r"is a sequence classifier.*RewardModelScorer"):
+        initial_model(
+            make_config(folder, objective={"name": "MLE"}),
+            checkpoint_path=str(checkpoint),
+            tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+        )
+
+
+def test_what_a_reward_model_has_no_use_for_is_refused():
+    values = {
+        "objective": {"name": "BradleyTerry"},
+        "model": {"lora": {}, "model_kwargs": {"value_head_config": {}}},
+        "generation": {"scenario_configs": [{"name": "all"}]},
+        "dataset": {"eval_datasets": {"a": "b"}},
+    }
+    named = r"lora.*value_head_config, dataset\.eval_datasets, generation\.scenario_configs; remove"
+    with pytest.raises(ConfigError, match=named):
+        parse_config(values)
