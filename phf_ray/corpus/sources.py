@@ -10,7 +10,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.storage.data_set_names import absolute_source, parse_data_set, short_name
 from phf_ray.storage.data_sets import DataSet, open_data_set
 from phf_ray.storage.files import open_filesystem, write_text
-from phf_ray.storage.licenses import folder_license, union
+from phf_ray.storage.licenses import folder_license
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,3 @@ def sources_of(path: str, manifest: CorpusManifest) -> tuple[dict[str, str], ...
     if manifest.sources:
         return tuple(map(dict, manifest.sources))
     return tuple(described(known_source(path, open_data_set(path, option="data set"))))
-
-
-def licenses_of(sources: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return the licences of some sources, each once."""
-    return union(one["license"] for one in sources if "license" in one)

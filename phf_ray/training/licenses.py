@@ -5,7 +5,8 @@ from typing import Any
 
 from phf_ray.blocks.manifest import BlockManifest
 from phf_ray.checkpoint import read_info
-from phf_ray.storage.licenses import license_warning, union
+from phf_ray.storage.licenses import license_facts as stated
+from phf_ray.storage.licenses import union
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def run_licenses(manifest: BlockManifest, *, checkpoint_path: str | None) -> tup
 def license_facts(manifest: BlockManifest, *, checkpoint_path: str | None) -> dict[str, Any]:
     """Return what the run's summary says of the licences, and log a warning if one forbids commercial use."""
     licenses = run_licenses(manifest, checkpoint_path=checkpoint_path)
-    warning = license_warning(licenses)
-    if warning:
+    facts = stated(licenses)
+    for warning in facts.get("warnings", ()):
         log.warning("%s", warning)
-    return ({"licenses": list(licenses)} if licenses else {}) | ({"warnings": [warning]} if warning else {})
+    return facts

@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feedback_files import hh_record, write_lines
 from hub_server import commit_of, serving_hub
 from places import ROOT, SUPPORT
 
@@ -23,8 +24,9 @@ from phf_ray.storage.data_set_names import DataSetName, absolute_source, parse_d
 
 # huggingface_hub reads its environment when it is imported, and importing datasets takes seconds: one process asks all.
 CODE = """
-import httpx, json, os, sys
+import contextlib, httpx, json, os, sys
 from pathlib import Path
+from jobs.prepare_feedback import main as prepare_feedback
 from phf_ray.config import parse_config
 from phf_ray.corpus.find import find_files
 from phf_ray.corpus.reader import list_parts, read_corpus
@@ -49,6 +51,12 @@ def score(name, limit, output):
     request = ScoringRequest(parse_config({"scoring": scoring}), inputs=[name], limit=limit, shard_bytes=1)
     done = run_scoring(request, output, executor=InProcessScoring())
     return [done.documents, [dict(one) for one in done.sources], json.loads(Path(output, "plan.json").read_text())]
+
+def prepare(name, output):
+    with contextlib.redirect_stdout(None):
+        prepare_feedback(["--input", name, "--output", output])
+    manifest = json.loads(Path(output, "manifest.json").read_text())
+    return [manifest["sources"], manifest["fingerprint"], manifest["rows"]]
 
 def parts(name):
     return [len(list_parts(name)), sum(1 for _ in read_corpus(name))]
@@ -133,7 +141,13 @@ def write_hub(root):
     records = [{"prompt": {"text": f"So I {number}", "toxicity": 0.1}, "challenging": True} for number in range(3)]
     (prompts / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (sets / "owner/gated/main").mkdir(parents=True)
+    write_lines(sets / "owner/pairs/main/train.jsonl", [hh_record(number) for number in range(9)])
+    (sets / "owner/pairs/main/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Pairs\n")
     return root
+
+
+PINNED = ("Salesforce/wikitext", "owner/lines", "owner/scored", "owner/pairs")
+"""Data sets whose commits the tests know."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     root = write_hub(folder / "root")
     sets = root / "datasets"
-    commits = {name: commit_of(sets / name / "main") for name in ("Salesforce/wikitext", "owner/lines", "owner/scored")}
+    commits = {name: commit_of(sets / name / "main") for name in PINNED}
     calls = {
         "no config": ["files", "wikitext"],
         "no split": ["files", "wikitext:small"],
@@ -174,6 +188,7 @@ def asked(tmp_path_factory):
         "prompts": ["read_prompts", "allenai/real-toxicity-prompts"],
         "pins": ["pins", "owner/scored@train", str(folder / "pins.json")],
         "second piece": ["second_piece", "owner/lines"],
+        "feedback": ["prepare", "owner/pairs", str(folder / "pairs")],
         "some of a table": ["score", "wikitext:large@train", 25, str(folder / "tables")],
         "some lines": ["score", "owner/lines", 5, str(folder / "lines")],
     }
@@ -182,14 +197,16 @@ def asked(tmp_path_factory):
         server.gated.add("owner/gated")
         found = dict(zip(calls, ask(calls, endpoint=url, home=folder / "home"), strict=True))
         read = {name: server.files_read(some) for name, some in _by_call(calls, server.requests)}
-        for name in ("Salesforce/wikitext", "owner/scored"):
+        for name in ("Salesforce/wikitext", "owner/scored", "owner/pairs"):
             server.commits[commits[name]] = sets / name / "old"
             shutil.copytree(sets / name / "main", sets / name / "old")
         write_table(sets / "Salesforce/wikitext/main/large/train-00000-of-00003.parquet", "new")
         write_table(sets / "owner/scored/main/train.parquet", "new")
+        write_lines(sets / "owner/pairs/main/train.jsonl", [hh_record(number) for number in range(99)])
         for name in ("_SUCCESS", "part-00000.parquet"):
             (folder / "tables" / name).unlink()
-        again = {name: calls[name] for name in ("some of a table", "pins", "chosen")}
+            (folder / "pairs" / name).unlink()
+        again = {name: calls[name] for name in ("some of a table", "pins", "chosen", "feedback")}
         later = dict(zip(again, ask(again, endpoint=url, home=folder / "home"), strict=True))
     return Asked(found, later, read, commits)
 
@@ -274,6 +291,14 @@ def test_a_job_that_goes_on_reads_the_commit_with_which_it_began(asked):
     name = f"hf://datasets/owner/scored@{asked.commits['owner/scored']}:default@train"
     assert asked.later["pins"] == asked.found["pins"] == {"owner/scored@train": name}
     assert asked.later["chosen"] != asked.found["chosen"]
+
+
+def test_a_feedback_corpus_is_made_of_the_commit_with_which_it_began(asked):
+    sources, _, rows = asked.found["feedback"]
+    name = f"hf://datasets/owner/pairs@{asked.commits['owner/pairs']}:default@train"
+    assert sources == [{"name": name, "license": "cc-by-nc-4.0"}]
+    assert rows == 9
+    assert asked.later["feedback"] == asked.found["feedback"]
 
 
 def test_without_a_hub_the_remedy_is_named_and_the_cache_of_datasets_is_read(tmp_path):
