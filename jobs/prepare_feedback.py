@@ -11,8 +11,11 @@ from pathlib import Path
 
 from jobs import cli
 from jobs.commands import job_parser
+from jobs.source_notes import print_licenses, print_planned_sources
+from phf_ray.corpus.output import CorpusFolder
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
+from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.plan import FeedbackRequest
 from phf_ray.feedback.turn import TURNS
@@ -33,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         as_text=arguments.as_text,
         limit=arguments.limit,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
+        license=arguments.license,
     )
     if arguments.dry_run:
-        files = request.find()
-        size = sum(file.text_bytes for file in files) / 1e6
-        print(f"{len(files):,} files, about {size:,.1f} MB, into {arguments.output}")
-        print(f"format {request.detect(files)}")
+        found = request.find()
+        size = sum(file.text_bytes for file in found.files) / 1e6
+        print(f"{len(found.files):,} files, about {size:,.1f} MB, into {arguments.output}")
+        print(f"format {request.detect(found.files)}")
+        print_planned_sources(found.sources)
         return 0
-    runner = _runner(request)
+    runner = _runner(request, output=arguments.output, restart=arguments.restart)
     for source in arguments.input:
         if Path(source).exists():
             cli.require_shared(source, flag="--input")
@@ -78,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--to", choices=tuple(TURNS), help="make such examples of comparisons")
     parser.add_argument("--as-text", action="store_true", help="keep dialogues of HH-RLHF as text, not as messages")
+    parser.add_argument(
+        "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
@@ -87,13 +95,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _runner(request: FeedbackRequest) -> FeedbackRunner:
-    size = sum(file.text_bytes for file in request.find())
+def _runner(request: FeedbackRequest, *, output: str, restart: bool) -> FeedbackRunner:
+    stored = None if restart else CorpusFolder(output, keys=FEEDBACK_KEYS).read_plan()
+    files = request.find().files if stored is None else stored.files
+    size = sum(file.text_bytes for file in files)
     if "RAY_ADDRESS" not in os.environ and size <= _BYTES_HERE:
         return run_feedback_here
     from phf_ray.feedback.on_ray import run_feedback_on_ray
 
-    request.detect(request.find())
+    if stored is None:
+        request.detect(files)
     cli.start_ray()
     return run_feedback_on_ray
 
@@ -106,6 +117,7 @@ def _print_result(manifest: FeedbackManifest, *, output: str) -> None:
         print(f"{name}: {count:,}")
     for reason, count in sorted(stats.rejected.items()):
         print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
+    print_licenses(manifest.sources)
     if stats.losses:
         print(f"{len(stats.losses.files):,} input files could not be read to their end")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from jobs import cli
 from jobs.commands import job_parser
+from jobs.source_notes import print_licenses, print_planned_sources
 from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
-from phf_ray.corpus.sources import described, licenses_of
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.scoring.estimate import ScoringEstimate, estimate_scoring
 from phf_ray.scoring.job import run_scoring
@@ -27,7 +27,7 @@ from phf_ray.scoring.plan import ScoringPreview, preview_scoring
 from phf_ray.scoring.progress import ScoreProgress
 from phf_ray.scoring.request import ScoringRequest
 from phf_ray.storage.data_set_names import parse_data_set
-from phf_ray.storage.licenses import license_warning
+from phf_ray.storage.licenses import license_facts, licenses_of
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -156,14 +156,8 @@ def _facts(manifest: CorpusManifest) -> dict[str, Any]:
         **_lost(manifest),
         "failed": {name: dict(stats.failed) for name, stats in manifest.stats.scorers.items()},
         "fingerprint": manifest.fingerprint,
-        **_license_facts(manifest),
+        **license_facts(licenses_of(manifest.sources)),
     }
-
-
-def _license_facts(manifest: CorpusManifest) -> dict[str, Any]:
-    licenses = licenses_of(manifest.sources)
-    warning = license_warning(licenses)
-    return ({"licenses": list(licenses)} if licenses else {}) | ({"warnings": [warning]} if warning else {})
 
 
 def _lost(manifest: CorpusManifest) -> dict[str, Any]:
@@ -185,11 +179,7 @@ def _print_result(manifest: CorpusManifest, *, output: str) -> None:
             print(f"{identity['name']}: {count:,} segments without a score: {reason}")
     for reason, count in sorted(manifest.rejected.items()):
         print(f"{count:,} records rejected: {reason} (listed in {output}/rejected)")
-    facts = _license_facts(manifest)
-    if "licenses" in facts:
-        print(f"licence of the sources: {', '.join(facts['licenses'])}")
-    for warning in facts.get("warnings", ()):
-        log.warning("%s", warning)
+    print_licenses(manifest.sources)
     losses = manifest.stats.losses
     if losses:
         known = f"{losses.num_bytes:,} bytes and {losses.records:,} records are known to be missing"
@@ -240,11 +230,7 @@ def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str
     for identity in plan.identities:
         versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         print(f"scorer {identity['name']} ({identity['class_name']}): {identity['unit']}; {versions}")
-    for source, one in plan.sources.items():
-        print(f"{source}: {one.name}{'' if one.license is None else f', licence {one.license}'}")
-    warning = license_warning(licenses_of(described(plan.sources)))
-    if warning:
-        print(f"warning: {warning}")
+    print_planned_sources(plan.sources)
     for root, scorers in plan.reuse.items():
         for name in scorers:
             print(f"scores of {name} are reused from {root}")

@@ -74,6 +74,7 @@ def open_feedback(
                 fingerprint=manifest.fingerprint,
                 scorer={},
                 segmenter="none",
+                sources=tuple(map(dict, manifest.sources)),
             )
             for path, manifest in zip(paths, manifests, strict=True)
         ),

@@ -17,7 +17,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.errors import DataError
-from phf_ray.storage.licenses import union
+from phf_ray.storage.licenses import licenses_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -135,7 +135,7 @@ class BlockManifest(_Entry):
     @property
     def licenses(self) -> tuple[str, ...]:
         """Licences of the data, as far as known, each once."""
-        return union(one["license"] for corpus in self.corpora for one in corpus.sources if "license" in one)
+        return licenses_of(one for corpus in self.corpora for one in corpus.sources)
 
     @property
     def num_blocks(self) -> int:

@@ -1,14 +1,13 @@
 """The manifest, which describes a scored corpus without reading it, and the data card written from the manifest."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from phf_ray.corpus.card_lines import front_lines, source_lines
 from phf_ray.corpus.stats import CorpusStats, ScorerStats
 from phf_ray.errors import ConfigError
 from phf_ray.measures.histogram import Histogram
-from phf_ray.storage.licenses import front_matter, license_warning, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,37 +111,18 @@ def _quantile_table(stats: ScorerStats) -> dict[str, dict[str, float]]:
     }
 
 
-def _source_lines(manifest: CorpusManifest, licenses: Sequence[str]) -> Iterator[str]:
-    """Yield where the documents come from, under which licence, and what that forbids."""
-    for one in manifest.sources:
-        yield f"- from `{one['name']}`, licence {one.get('license', 'unknown')}"
-    if manifest.sources:
-        yield ""
-    warning = license_warning(licenses)
-    if warning:
-        yield from (f"**Warning**: {warning}.", "")
-
-
 def data_card(manifest: CorpusManifest) -> str:
-    """Return README.md of a corpus. The front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
+    """Return README.md of a corpus."""
     stats = manifest.stats
-    licenses = union(one["license"] for one in manifest.sources if "license" in one)
     lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in front_matter(licenses).items()),
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: part-*.parquet",
-        "---",
+        *front_lines(manifest.sources),
         "",
         "# Scored corpus",
         "",
         f"{stats.documents:,} documents, {stats.segments:,} segments ({manifest.segmenter}), "
         f"{stats.characters:,} characters; {stats.rejected.total():,} records rejected.",
         "",
-        *_source_lines(manifest, licenses),
+        *source_lines(manifest.sources),
         "Higher scores are worse. A segment that could not be scored has a null score and a reason.",
         "",
         "| scorer | unit | mean over segments | median | failed segments | truncated segments |",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.storage.data_set_names import absolute_source, parse_data_set, short_name
-from phf_ray.storage.data_sets import DataSet, open_data_set
+from phf_ray.storage.data_set_names import absolute_source, is_hub_url, parse_data_set, short_name
+from phf_ray.storage.data_sets import DataSet, license_on_hub, open_data_set
 from phf_ray.storage.files import open_filesystem, write_text
-from phf_ray.storage.licenses import folder_license, union
+from phf_ray.storage.licenses import folder_license
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ def known_source(source: str, data_set: DataSet | None) -> dict[str, Source]:
     if data_set is not None:
         name = data_set.name if "://" in data_set.name else data_set.name.removeprefix(f"{Path(data_set.root).parent}/")
         return {source: Source(name, data_set.root, data_set.license)}
+    if is_hub_url(source):
+        license = license_on_hub(source)
+        # Files that are read as they are have no pin, so the source has no root that would be one.
+        return {} if license is None else {source: Source(source, "", license)}
     folder = Path(source)
     license = folder_license(folder) if "://" not in source and folder.is_dir() else None
     return {} if license is None else {source: Source(folder.resolve().name, str(folder.resolve()), license)}
@@ -71,8 +75,3 @@ def sources_of(path: str, manifest: CorpusManifest) -> tuple[dict[str, str], ...
     if manifest.sources:
         return tuple(map(dict, manifest.sources))
     return tuple(described(known_source(path, open_data_set(path, option="data set"))))
-
-
-def licenses_of(sources: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return the licences of some sources, each once."""
-    return union(one["license"] for one in sources if "license" in one)

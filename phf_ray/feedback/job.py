@@ -14,6 +14,7 @@ from phf_ray.corpus.footers import read_footers
 from phf_ray.corpus.layout import REJECTED, SUCCESS
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
+from phf_ray.corpus.sources import described
 from phf_ray.errors import DataError, IncompleteError
 from phf_ray.feedback.duplicates import keys_from, repeats
 from phf_ray.feedback.layout import FEEDBACK_KEYS, RowForm
@@ -22,6 +23,7 @@ from phf_ray.feedback.plan import FeedbackRequest, prepare_feedback_plan, shard_
 from phf_ray.feedback.reader import read_feedback_manifest
 from phf_ray.feedback.shard import keys_file, store_keys, write_part
 from phf_ray.storage.files import open_filesystem
+from phf_ray.storage.licenses import licenses_of
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,10 @@ def prepare_feedback(
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
     plan = prepare_feedback_plan(request, place, restart=restart)
     if place.has(SUCCESS):
-        log.info("%s is complete; nothing to do", output)
-        return read_feedback_manifest(output)
+        manifest = read_feedback_manifest(output)
+        if request.license is None or licenses_of(manifest.sources) == (request.license,):
+            log.info("%s is complete; nothing to do", output)
+            return manifest
     rows = shard_rows(plan, place)
     todo = _missing(rows, place)
     if todo:
@@ -106,6 +110,7 @@ def _finish(plan: CorpusPlan, place: CorpusFolder, rows: Sequence[Mapping[str, A
         config=plan.key,
         input_fingerprint=input_fingerprint(plan),
         num_parts=len(rows),
+        sources=tuple(described(plan.sources)),
     )
     write_end(place.name(), manifest=manifest.to_json(), card=feedback_card(manifest))
     return manifest

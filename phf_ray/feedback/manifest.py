@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from phf_ray.corpus.card_lines import front_lines, source_lines
 from phf_ray.corpus.losses import Losses
 from phf_ray.feedback.layout import RowForm
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
@@ -105,6 +106,8 @@ class FeedbackManifest:
     """Settings that decided the rows."""
     input_fingerprint: str
     num_parts: int
+    sources: tuple[Mapping[str, str], ...] = ()
+    """Data sets that the rows come from: `name`, with the commit on the hub, and `license`, each if known."""
 
     @property
     def kind(self) -> str:
@@ -125,6 +128,7 @@ class FeedbackManifest:
             "fingerprint": self.fingerprint,
             "input_fingerprint": self.input_fingerprint,
             "num_parts": self.num_parts,
+            "sources": list(map(dict, self.sources)),
             "config": dict(self.config),
             **self.stats.to_json(),
         }
@@ -140,6 +144,7 @@ class FeedbackManifest:
             config=values["config"],
             input_fingerprint=values["input_fingerprint"],
             num_parts=values["num_parts"],
+            sources=tuple(values.get("sources", ())),
         )
 
 
@@ -161,17 +166,11 @@ _MEANINGS = {
 
 
 def feedback_card(manifest: FeedbackManifest) -> str:
-    """Return README.md of a corpus. The front matter keeps `datasets.load_dataset` from reading rejected/ as data."""
+    """Return README.md of a corpus."""
     stats = manifest.stats
     counts = {**stats.preferences, **stats.marks}
     lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - split: train",
-        "    path: part-*.parquet",
-        "---",
+        *front_lines(manifest.sources),
         "",
         f"# Feedback corpus: {manifest.kind}",
         "",
@@ -181,6 +180,7 @@ def feedback_card(manifest: FeedbackManifest) -> str:
         "",
         *[f"- {name}: {count:,}" for name, count in sorted(counts.items())],
         "",
+        *source_lines(manifest.sources),
         "| column | content |",
         "|---|---|",
         *[f"| {name} | {_MEANINGS[name]} |" for name in manifest.form.schema.names],

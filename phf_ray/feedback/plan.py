@@ -2,21 +2,22 @@
 
 import logging
 import posixpath
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from phf_ray.corpus.cut import plan_shards, shard_bytes
-from phf_ray.corpus.find import InputFile, find_files
+from phf_ray.corpus.find import Found, InputFile, find_files
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files
+from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.detect import Detected, detect
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.layout import STAGE, is_feedback_corpus
 from phf_ray.feedback.prepare import RowSettings
-from phf_ray.feedback.reader import list_feedback_parts
+from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
 from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class FeedbackRequest:
     """Maximum number of records in total."""
     shard_bytes: int | None = None
     """Bytes of text per shard; None: derived from the size of the input."""
+    license: str | None = None
+    """Licence of all inputs, in place of what their cards say."""
 
     def __post_init__(self) -> None:
         if self.format not in (AUTO, *FORMATS):
@@ -44,10 +47,14 @@ class FeedbackRequest:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit} reads nothing; give 1 or more")
 
-    def find(self, known: Sequence[InputFile] = ()) -> tuple[InputFile, ...]:
-        """Find the input files. Of a feedback corpus, these are its parts."""
-        inputs = [name for one in self.inputs for name in (list_feedback_parts(one) if _is_ours(one) else [one])]
-        found = find_files(inputs, text_suffixes=frozenset(), known=known)
+    def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
+        """Find the input files. Of a feedback corpus, these are its parts, and the sources are those that it names.
+
+        `known`, `sources`: those of an earlier plan, which stay what they are.
+        """
+        ours = [one for one in self.inputs if _is_ours(one)]
+        inputs = [name for one in self.inputs for name in (list_feedback_parts(one) if one in ours else [one])]
+        found = find_files(inputs, text_suffixes=frozenset(), known=known, sources=sources)
         texts = [file.name for file in found.files if file.kind == "text"]
         if texts:
             raise ConfigError(
@@ -56,7 +63,10 @@ class FeedbackRequest:
             )
         if found.other_splits:
             log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
-        return found.files
+        if self.license is not None:
+            return replace(found, sources=with_license(found.sources, self.inputs, self.license))
+        inherited = {name: source for one in ours for name, source in _sources_of(one).items()}
+        return replace(found, sources={**inherited, **found.sources})
 
     def detect(self, files: Sequence[InputFile]) -> Detected:
         """Tell the format of the input. Raises ConfigError if it has none that is known."""
@@ -77,18 +87,22 @@ def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, res
     output.refuse_in_input(request.inputs)
     stored = None if restart else output.read_plan()
     if stored is not None:
-        _refuse_changes(stored, request)
-        return stored
-    files = request.find()
-    found = request.detect(files)
-    log.info("the input is read as %s", found)
-    target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))
+        _refuse_other_settings(stored, request)
+        found = request.find(stored.files, stored.sources)
+        _refuse_other_files(stored, found.files)
+        # A licence that was stated when the job began need not be stated again.
+        return stored if request.license is None else replace(stored, sources=found.sources)
+    found = request.find()
+    detected = request.detect(found.files)
+    log.info("the input is read as %s", detected)
+    target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in found.files))
     plan = CorpusPlan(
-        key={"--limit": request.limit, "settings": asdict(found.settings), "form": asdict(found.form)},
+        key={"--limit": request.limit, "settings": asdict(detected.settings), "form": asdict(detected.form)},
         identities=(),
-        files=files,
-        shards=tuple(tuple(shard) for shard in plan_shards(files, shard_bytes=target, limit=request.limit)),
+        files=found.files,
+        shards=tuple(tuple(shard) for shard in plan_shards(found.files, shard_bytes=target, limit=request.limit)),
         stage=STAGE,
+        sources=found.sources,
     )
     if restart and output.is_ours():
         output.clear()
@@ -108,7 +122,13 @@ def _is_ours(source: str) -> bool:
     return is_feedback_corpus(source.rstrip(posixpath.sep) or source)
 
 
-def _refuse_changes(stored: CorpusPlan, request: FeedbackRequest) -> None:
+def _sources_of(corpus: str) -> dict[str, Source]:
+    """Return name -> source, of those that the manifest of a feedback corpus names."""
+    named = read_feedback_manifest(corpus).sources
+    return {one["name"]: Source(one["name"], "", one.get("license")) for one in named}
+
+
+def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None:
     settings = stored.key["settings"]
     now = {
         "--format": settings["format"] if request.format == AUTO else request.format,
@@ -128,7 +148,9 @@ def _refuse_changes(stored: CorpusPlan, request: FeedbackRequest) -> None:
             f"this output was begun with another configuration: {'; '.join(changes)}; give another --output, or "
             "--restart to discard its contents"
         )
-    found = request.find(stored.files)
+
+
+def _refuse_other_files(stored: CorpusPlan, found: Sequence[InputFile]) -> None:
     known = {file.name for file in stored.files}
     added = [file.path for file in found if file.name not in known]
     if added:

@@ -15,7 +15,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
 from phf_ray.corpus.reader import read_corpus_manifest
-from phf_ray.corpus.sources import described, licenses_of
+from phf_ray.corpus.sources import described
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.writer import finish_corpus
 from phf_ray.errors import DataError, IncompleteError
@@ -25,6 +25,7 @@ from phf_ray.scoring.plan import prepare_output
 from phf_ray.scoring.pools import scoring_pools, takes_gpu_pool
 from phf_ray.scoring.progress import ProgressTracker, ScoreProgress
 from phf_ray.scoring.request import ScoringRequest
+from phf_ray.storage.licenses import licenses_of
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ A path that exists wins: a folder really named `a@b` is that folder, and a split
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from phf_ray.storage.listing import is_glob
 
@@ -25,6 +26,10 @@ _ID = r"(?:[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*)"
 _ON_HUB = re.compile(rf"(?P<id>{_ID})(?::(?P<config>{_CONFIG}))?(?:@(?P<split>{_SPLIT}))?")
 _FILE = re.compile(r"\.(jsonl?|ndjson|jsonlines|parquet|arrow|feather|csv|tsv|txt|md|py|ya?ml|gz|zst|bz2|xz|zip)$")
 _URL = re.compile(rf"{HUB_URL}(?P<id>{_ID})(?:@(?P<revision>[\w./-]+))?:(?P<config>{_CONFIG})(?:@(?P<split>{_SPLIT}))?")
+
+_PLACE = re.compile(
+    rf"{HUB_URL}(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?P<inside>/.*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,20 @@ def hub_data_set(text: str) -> DataSetName | None:
     return DataSetName(matched["id"], matched["config"], matched["split"])
 
 
+def place_on_hub(url: str) -> DataSetName | None:
+    """Return the data set in which a folder or file of the hub lies, by the URL; None if this is no such URL."""
+    matched = _PLACE.fullmatch(url)
+    return None if matched is None else DataSetName(matched["id"], revision=unquote(matched["revision"] or "") or None)
+
+
 def short_name(source: str) -> str:
-    """Return the last part of a path or URL; of a data set of the hub `owner/name:config@split`, without the commit."""
+    """Return the last part of a path or URL; of a data set of the hub `owner/name:config@split`, without the commit.
+
+    A folder or file of one is `owner/name/folder`.
+    """
     name = parse_data_set(source)
+    if name is None and (matched := _PLACE.fullmatch(source.rstrip("/"))):
+        return f"{matched['id']}{matched['inside'] or ''}"
     if name is None or name.is_local:
         return source.rstrip("/").rpartition("/")[2]
     return DataSetName(name.place).with_choice(name.config, name.split)

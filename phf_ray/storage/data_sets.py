@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.storage.data_set_folders import cached_folder, lists_choices, saved_splits
-from phf_ray.storage.data_set_names import HUB_URL, DataSetName, parse_data_set
+from phf_ray.storage.data_set_names import HUB_URL, DataSetName, parse_data_set, place_on_hub
 from phf_ray.storage.files import open_filesystem
 from phf_ray.storage.hub import HubModel, explained, first_line
 from phf_ray.storage.licenses import folder_license, license_of_card
@@ -216,12 +216,37 @@ def _listed(names: Sequence[str], *, most: int = 30) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+@lru_cache
+def license_on_hub(url: str) -> str | None:
+    """Return the licence that the card states of the data set in which a folder or file of the hub lies.
+
+    Raises ConfigError if there is no such data set, ServiceError if the hub can't be asked.
+    """
+    place = place_on_hub(url)
+    if place is None:
+        return None
+    try:
+        card = _card(place.place, place.revision)
+        if card is None and place.revision is not None:
+            card = _card(place.place, None)  # the hub's Parquet copy has none of its own
+    except Exception as error:  # noqa: BLE001  (border of libraries, whose errors come from several others)
+        model = HubModel(place.place, place.revision)
+        remedy = "give a folder with its files"
+        raise explained(error, model, option="data set", remedy=remedy, page="datasets/") from None
+    return None if card is None else license_of_card(card)
+
+
 def _license(identifier: str, sha: str | None) -> str | None:
+    card = _card(identifier, sha)
+    return None if card is None else license_of_card(card)
+
+
+def _card(identifier: str, revision: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        card = hf_hub_download(identifier, "README.md", repo_type="dataset", revision=sha)
-    except EntryNotFoundError:
+        card = hf_hub_download(identifier, "README.md", repo_type="dataset", revision=revision)
+    except RemoteEntryNotFoundError:
         return None
-    return license_of_card(Path(card).read_text(encoding="utf-8", errors="replace"))
+    return Path(card).read_text(encoding="utf-8", errors="replace")

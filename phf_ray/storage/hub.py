@@ -1,15 +1,20 @@
 """Models of the Hugging Face hub by name: `owner/name` or `owner/name@revision`, in the hub's own cache."""
 
+import logging
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, PhfError, ServiceError
+from phf_ray.storage.licenses import license_of_card
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<id>(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-_ABOUT = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configuration, tokenizer and template; no code."""
+_ABOUT = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
+"""Configuration, tokenizer, template and the card with the licence; no code."""
 _SAFETENSORS = "*.safetensors"
 _PICKLED = "pytorch_model*.bin"
 """Fetched only if there are no safetensors, and read without unrestricted pickle."""
@@ -66,6 +71,22 @@ def fetch_hub_model(model: HubModel, *, option: str, remedy: str | None = None) 
 def fetch_hub_about(model: HubModel, *, option: str) -> Path:
     """Return the folder in the hub's cache with everything but the weights. Raises like `fetch_hub_model`."""
     return _snapshot(model, _ABOUT, option=option, remedy=None)
+
+
+@lru_cache
+def hub_model_license(model: HubModel) -> str | None:
+    """Return the licence that the model's card states; None if it states none, or, with a warning, can't be read."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        card = hf_hub_download(model.id, "README.md", revision=model.revision)
+    except RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001  (border of libraries; a missing card must not stop a run)
+        log.warning("the licence of %s is unknown, because its card can't be read: %s", model, first_line(error))
+        return None
+    return license_of_card(Path(card).read_text(encoding="utf-8", errors="replace"))
 
 
 def _snapshot(model: HubModel, patterns: tuple[str, ...], *, option: str, remedy: str | None) -> Path:

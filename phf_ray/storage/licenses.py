@@ -1,7 +1,7 @@
 """Licences of data: read from the card of a data set, and carried to everything that is made from it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ def is_non_commercial(license: str) -> bool:
 def union(licenses: Iterable[str]) -> tuple[str, ...]:
     """Return each licence once, in order."""
     return tuple(dict.fromkeys(one for text in licenses for one in text.split(", ") if one))
+
+
+def licenses_of(sources: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """Return the licences of the sources that a manifest names, each once."""
+    return union(one["license"] for one in sources if "license" in one)
+
+
+def license_facts(licenses: Sequence[str]) -> dict[str, Any]:
+    """Return what a summary says of some licences: `licenses`, and `warnings` if one forbids commercial use."""
+    warning = license_warning(licenses)
+    return ({"licenses": list(licenses)} if licenses else {}) | ({"warnings": [warning]} if warning else {})
 
 
 def license_warning(licenses: Iterable[str]) -> str | None:

@@ -104,7 +104,7 @@ def run_training(  # noqa: PLR0913  everything that defines a run
         sinks.append(EffectiveSampleWarning())
     if tracker is not None:
         sinks.append(tracker)
-    facts = license_facts(read_block_manifest(blocks_path), checkpoint_path=plan.checkpoint_path)
+    facts = license_facts(read_block_manifest(blocks_path), model=config.model, checkpoint_path=plan.checkpoint_path)
     latest = run.latest_checkpoint()
     log.info("training %s", "starts at step 0" if latest is None else f"resumes from {latest.name}")
     begin = time.monotonic()

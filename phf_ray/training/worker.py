@@ -371,7 +371,7 @@ class TrainingWorker:
             base=self._base,
             bits_per_byte={name: measured[key] for name, key in BITS_PER_BYTE.items() if key in measured},
             compat=config.compat,
-            licenses=run_licenses(self._manifest, checkpoint_path=self._plan.checkpoint_path),
+            licenses=run_licenses(self._manifest, model=config.model, checkpoint_path=self._plan.checkpoint_path),
             versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
         )
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feedback_files import hh_record, write_lines
 from hub_server import commit_of, serving_hub
 from places import ROOT, SUPPORT
 
@@ -23,9 +25,14 @@ from phf_ray.storage.data_set_names import DataSetName, absolute_source, parse_d
 
 # huggingface_hub reads its environment when it is imported, and importing datasets takes seconds: one process asks all.
 CODE = """
-import httpx, json, os, sys
+import contextlib, httpx, json, os, sys
 from pathlib import Path
+from jobs.prepare_feedback import main as prepare_feedback
+from types import SimpleNamespace
+from phf_ray.corpus.data_sets import open_data_sets
+from phf_ray.storage.data_set_names import short_name
 from phf_ray.config import parse_config
+from phf_ray.training.licenses import run_licenses
 from phf_ray.corpus.find import find_files
 from phf_ray.corpus.reader import list_parts, read_corpus
 from phf_ray.corpus.read import read_piece
@@ -35,7 +42,7 @@ from phf_ray.evaluation.prompts import read_prompts
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.request import ScoringRequest
-from phf_ray.corpus.sources import pinned_sources
+from phf_ray.corpus.sources import pinned_sources, sources_of
 
 def files(name):
     found = find_files([name])
@@ -49,6 +56,22 @@ def score(name, limit, output):
     request = ScoringRequest(parse_config({"scoring": scoring}), inputs=[name], limit=limit, shard_bytes=1)
     done = run_scoring(request, output, executor=InProcessScoring())
     return [done.documents, [dict(one) for one in done.sources], json.loads(Path(output, "plan.json").read_text())]
+
+def prepare(name, output):
+    with contextlib.redirect_stdout(None):
+        prepare_feedback(["--input", name, "--output", output])
+    manifest = json.loads(Path(output, "manifest.json").read_text())
+    return [manifest["sources"], manifest["fingerprint"], manifest["rows"]]
+
+def blocks(name, output):
+    # What the manifest of token blocks says of a data set by its pinned name. Planning blocks would import torch.
+    (pin,) = pins(name, f"{output}/pins.json").values()
+    config = parse_config({"dataset": {"seq_length": 16, "datasets": [name]}})
+    return [[short_name(one.path), sources_of(one.path, one.manifest)] for one in open_data_sets(config, [pin])]
+
+def model_license(name, revision=None):
+    model = parse_config({"model": {"path_or_name": name, "revision": revision, "from_scratch": False}}).model
+    return run_licenses(SimpleNamespace(licenses=()), model=model, checkpoint_path=None)
 
 def parts(name):
     return [len(list_parts(name)), sum(1 for _ in read_corpus(name))]
@@ -121,6 +144,11 @@ def write_hub(root):
     for name in ("program", "lost"):
         (sets / f"owner/{name}/main").mkdir(parents=True)
         (sets / f"owner/{name}/main/{name}.py").write_text("raise SystemExit('run')")
+    (sets / "owner/program/main/README.md").write_text("---\nlicense: odc-by\n---\n# Program\n")
+    base = root / "models/owner/base/main"
+    base.mkdir(parents=True)
+    (base / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Base\n")
+    (root / "models/owner/bare/main").mkdir(parents=True)
     converted = sets / "owner/program/refs-convert-parquet"
     write_table(converted / "en/train/0000.parquet", "converted")
     write_table(converted / "de/train/0000.parquet", "umgewandelt")
@@ -133,7 +161,14 @@ def write_hub(root):
     records = [{"prompt": {"text": f"So I {number}", "toxicity": 0.1}, "challenging": True} for number in range(3)]
     (prompts / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (sets / "owner/gated/main").mkdir(parents=True)
+    pairs = [{"text": f"{number}", **hh_record(number)} for number in range(9)]
+    write_lines(sets / "owner/pairs/main/train.jsonl", pairs)
+    (sets / "owner/pairs/main/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Pairs\n")
     return root
+
+
+PINNED = ("Salesforce/wikitext", "owner/lines", "owner/scored", "owner/pairs")
+"""Data sets whose commits the tests know."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +187,7 @@ def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     root = write_hub(folder / "root")
     sets = root / "datasets"
-    commits = {name: commit_of(sets / name / "main") for name in ("Salesforce/wikitext", "owner/lines", "owner/scored")}
+    commits = {name: commit_of(sets / name / "main") for name in PINNED}
     calls = {
         "no config": ["files", "wikitext"],
         "no split": ["files", "wikitext:small"],
@@ -174,6 +209,18 @@ def asked(tmp_path_factory):
         "prompts": ["read_prompts", "allenai/real-toxicity-prompts"],
         "pins": ["pins", "owner/scored@train", str(folder / "pins.json")],
         "second piece": ["second_piece", "owner/lines"],
+        "copy in blocks": ["blocks", "owner/program:en", str(folder / "copy")],
+        "URL": ["files", "hf://datasets/owner/pairs"],
+        "URL in blocks": [
+            "blocks",
+            f"hf://datasets/owner/pairs@{commits['owner/pairs']}/train.jsonl",
+            str(folder / "file"),
+        ],
+        "URL of none": ["files", "hf://datasets/owner/none/x.jsonl"],
+        "base model": ["model_license", "owner/base"],
+        "base model without a card": ["model_license", "owner/bare"],
+        "base model, no revision": ["model_license", "owner/base", "v9"],
+        "feedback": ["prepare", "owner/pairs", str(folder / "pairs")],
         "some of a table": ["score", "wikitext:large@train", 25, str(folder / "tables")],
         "some lines": ["score", "owner/lines", 5, str(folder / "lines")],
     }
@@ -182,14 +229,16 @@ def asked(tmp_path_factory):
         server.gated.add("owner/gated")
         found = dict(zip(calls, ask(calls, endpoint=url, home=folder / "home"), strict=True))
         read = {name: server.files_read(some) for name, some in _by_call(calls, server.requests)}
-        for name in ("Salesforce/wikitext", "owner/scored"):
+        for name in ("Salesforce/wikitext", "owner/scored", "owner/pairs"):
             server.commits[commits[name]] = sets / name / "old"
             shutil.copytree(sets / name / "main", sets / name / "old")
         write_table(sets / "Salesforce/wikitext/main/large/train-00000-of-00003.parquet", "new")
         write_table(sets / "owner/scored/main/train.parquet", "new")
+        write_lines(sets / "owner/pairs/main/train.jsonl", [hh_record(number) for number in range(99)])
         for name in ("_SUCCESS", "part-00000.parquet"):
             (folder / "tables" / name).unlink()
-        again = {name: calls[name] for name in ("some of a table", "pins", "chosen")}
+            (folder / "pairs" / name).unlink()
+        again = {name: calls[name] for name in ("some of a table", "pins", "chosen", "feedback")}
         later = dict(zip(again, ask(again, endpoint=url, home=folder / "home"), strict=True))
     return Asked(found, later, read, commits)
 
@@ -276,6 +325,35 @@ def test_a_job_that_goes_on_reads_the_commit_with_which_it_began(asked):
     assert asked.later["chosen"] != asked.found["chosen"]
 
 
+def test_a_feedback_corpus_is_made_of_the_commit_with_which_it_began(asked):
+    sources, _, rows = asked.found["feedback"]
+    name = f"hf://datasets/owner/pairs@{asked.commits['owner/pairs']}:default@train"
+    assert sources == [{"name": name, "license": "cc-by-nc-4.0"}]
+    assert rows == 9
+    assert asked.later["feedback"] == asked.found["feedback"]
+
+
+def test_token_blocks_name_the_source_and_the_licence_of_the_copy_of_the_hub(asked):
+    [[name, [source]]] = asked.found["copy in blocks"]
+    assert name == "owner/program/en/train"
+    assert re.fullmatch(r"hf://datasets/owner/program@[0-9a-f]{40}/en/train", source["name"])
+    assert source["license"] == "odc-by"
+
+
+def test_files_of_the_hub_have_the_licence_of_their_data_set(asked):
+    assert asked.found["URL"][-1] == ["hf://datasets/owner/pairs", "cc-by-nc-4.0"]
+    [[name, sources]] = asked.found["URL in blocks"]
+    assert name == "owner/pairs/train.jsonl"
+    file = f"hf://datasets/owner/pairs@{asked.commits['owner/pairs']}/train.jsonl"
+    assert sources == [{"name": file, "license": "cc-by-nc-4.0"}]
+    assert asked.found["URL of none"].startswith("ConfigError: data set owner/none: there is no such folder here and")
+
+
+def test_a_base_model_of_the_hub_has_the_licence_of_its_card(asked):
+    assert asked.found["base model"] == ["cc-by-nc-4.0"]
+    assert asked.found["base model without a card"] == asked.found["base model, no revision"] == []
+
+
 def test_without_a_hub_the_remedy_is_named_and_the_cache_of_datasets_is_read(tmp_path):
     cache = tmp_path / "home/datasets/owner___known/plain/0.0.0/abc"
     cache.mkdir(parents=True)
@@ -341,4 +419,6 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
     assert absolute_source("glue:mnli") == "glue:mnli"
     assert absolute_source("a/b") == f"{tmp_path}/a/b"
     assert short_name("hf://datasets/owner/name@0123:en@train") == "owner/name:en@train"
+    assert short_name("hf://datasets/owner/name@refs/convert/parquet/en/train") == "owner/name/en/train"
+    assert short_name("hf://datasets/owner/name/") == "owner/name"
     assert short_name("runs/scored/") == "scored"

@@ -1,6 +1,7 @@
 """Licences: read from cards, judged by their names, and carried from a data set to the models made from it."""
 
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from phf_ray.storage.licenses import (
     license_warning,
     union,
 )
-from phf_ray.training.licenses import license_facts
+from phf_ray.training.licenses import license_facts, run_licenses
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_blocks_and_models_carry_the_licences_of_all_their_data(scored, tmp_path
     start = tmp_path / "start"
     start.mkdir()
     write_info(start, CheckpointInfo(licenses=("odc-by",)))
-    facts = license_facts(manifest, checkpoint_path=str(start))
+    facts = license_facts(manifest, model=config.model, checkpoint_path=str(start))
     assert facts["licenses"] == ["cc-by-nc-4.0", "mit", "odc-by"]
     assert facts["warnings"][0] in caplog.text
     card = model_card(CheckpointInfo(licenses=facts["licenses"]), config=config, corpora=["scored"], metrics={})
@@ -138,3 +139,26 @@ def test_blocks_and_models_carry_the_licences_of_all_their_data(scored, tmp_path
     assert "| licence of the data | cc-by-nc-4.0, mit, odc-by |" in card
     assert "**Warning**: the licence of the data (cc-by-nc-4.0) forbids commercial use" in card
     assert "Warning" not in model_card(CheckpointInfo(), config=config, corpora=["scored"], metrics={})
+
+
+def test_a_run_has_the_licence_of_the_model_that_it_starts_from(tmp_path):
+    for name, license in (("base", "cc-by-nc-4.0"), ("ours", "mit"), ("bare", None)):
+        (tmp_path / name).mkdir()
+        if license is not None:
+            (tmp_path / name / "README.md").write_text(f"---\nlicense: {license}\n---\n")
+    write_info(tmp_path / "ours", CheckpointInfo(licenses=("odc-by", "mit")))
+    blocks = SimpleNamespace(licenses=("mit",))
+
+    def licenses(name, checkpoint=None, **model):
+        config = parse_config({"model": {"path_or_name": str(tmp_path / name), "from_scratch": False, **model}})
+        path = None if checkpoint is None else str(tmp_path / checkpoint)
+        return run_licenses(blocks, model=config.model, checkpoint_path=path)
+
+    assert licenses("base") == ("mit", "cc-by-nc-4.0")
+    assert licenses("bare") == ("mit",)
+    assert licenses("ours") == ("mit", "odc-by")
+    # These weights are not used.
+    assert licenses("base", from_scratch=True) == ("mit",)
+    assert licenses("base", "bare") == ("mit",)
+    assert licenses("bare", "base") == ("mit", "cc-by-nc-4.0")
+    assert licenses("base", "ours", from_scratch=True) == ("mit", "odc-by")
