@@ -136,4 +136,4 @@ def _refuse_changes(stored: CorpusPlan, request: FeedbackRequest) -> None:
             f"{len(added)} input file(s) were added since the job began ({some_names(added, most=5)}); give another "
             "--output, or --restart to prepare all of the input"
         )
-    added_files(stored, found, append=False)
+    added_files(stored, found, inputs=request.inputs, append=False)
