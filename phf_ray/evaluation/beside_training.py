@@ -127,11 +127,15 @@ def _own_reference(settings: KLConfig, run: RunDirectory, *, key_envs: Mapping[s
 
 
 def _checked_reference(settings: KLConfig, *, key_envs: Mapping[str, str]) -> str:
-    """Return `NAME=URL[,key_env=VARIABLE]`, or `NAME=DIR` with an absolute path to the checkpoint, for every node."""
     assert settings.reference is not None
     text = with_key_env(settings.reference, key_envs)
+    return _resolved_reference(text, allow_plain_http=settings.allow_plain_http)
+
+
+def _resolved_reference(text: str, *, allow_plain_http: bool) -> str:
+    """Return `NAME=URL[,key_env=VARIABLE]`, or `NAME=DIR` with an absolute path to the checkpoint, for every node."""
     try:
-        model = parse_model(text, option="kl_gpt3_callback.reference", allow_plain_http=settings.allow_plain_http)
+        model = parse_model(text, option="kl_gpt3_callback.reference", allow_plain_http=allow_plain_http)
     except ConfigError as error:
         raise ConfigError(f"{error}; or null for no KL") from None
     # With its key_env: the process that evaluates finds the key itself.

@@ -124,14 +124,15 @@ class Completions(OpenAI):
 
 
 def test_the_prompt_that_texts_continue_is_kept_with_them(tmp_path):
-    reference = Arm("gpt-4o", "https://api.openai.com/v1", "gpt-4o", client=Completions())
+    url = "https://api.openai.com/v1"
+    reference = Arm("gpt-4o", url, "gpt-4o", source=url, client=Completions())
     samples = draw_samples(reference, "completions", Drawing(2, 7, prompt="def "), cache=str(tmp_path))
     assert (samples.prompt, samples.is_chat) == ("def ", False)
     assert samples.first(1).prompt == "def "
     assert kept_samples(reference, Drawing(2, 7, prompt="def "), cache=str(tmp_path)) == samples
     # End-of-text is no prompt: the texts start from nothing.
     assert draw_samples(reference, "completions", Drawing(2, 7), cache=str(tmp_path)).prompt == ""
-    chat = Arm("gpt-4o", "https://api.openai.com/v1", "gpt-4o", client=OpenAI())
+    chat = Arm("gpt-4o", url, "gpt-4o", source=url, client=OpenAI())
     assert draw_samples(chat, "chat", Drawing(2, 7), cache=str(tmp_path)).is_chat
 
 
