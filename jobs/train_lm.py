@@ -74,6 +74,7 @@ def _train(
 ) -> dict[str, Any]:
     from phf_ray.blocks.feedback_corpora import check_feedback
     from phf_ray.corpus.data_sets import check_data_sets
+    from phf_ray.evaluation.beside_training import check_kl_settings
     from phf_ray.evaluation.prompts import check_prompts
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
@@ -83,6 +84,7 @@ def _train(
         check_data_sets(config, corpora)
     sets = read_eval_sets(config, sources)
     check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
+    check_kl_settings(config)
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,15 +69,17 @@ def plan_shards(
     shard_bytes: int,
     limit: int | None = None,
     max_bytes: int | None = None,
+    text_share: Callable[[InputFile, Piece], float] = lambda _file, _piece: 1.0,
     first_file: int = 0,
 ) -> Iterator[list[Piece]]:
     """Yield the pieces of each shard, in file order. Small files are grouped; large ones are cut between records.
 
     `limit`: total number of records; a blank line is none. `max_bytes`: enough bytes of text; the rest is neither read
-    nor planned. `first_file`: index of files[0] in the plan.
+    nor planned. `text_share`: text per byte of a piece, to compare with `max_bytes`. `first_file`: index of files[0]
+    in the plan.
     """
     shard: list[Piece] = []
-    size = total = 0
+    size, text_bytes = 0, 0.0
     pieces = _pieces(files, shard_bytes, exact=limit is not None, is_lazy=limit is not None or max_bytes is not None)
     for piece in _limited(pieces, limit, files):
         shard.append(Piece(piece.file + first_file, piece.num_bytes, piece.begin, piece.end, piece.offset))
@@ -85,9 +87,10 @@ def plan_shards(
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0
-        total += piece.num_bytes
-        if max_bytes is not None and total >= max_bytes:
-            break
+        if max_bytes is not None:
+            text_bytes += piece.num_bytes * text_share(files[piece.file], piece)
+            if text_bytes >= max_bytes:
+                break
     if shard:
         yield shard
 

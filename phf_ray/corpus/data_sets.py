@@ -85,7 +85,7 @@ def open_data_sets(
 
 
 def _enough_bytes(config: Config) -> int | None:
-    """Return the bytes of text that hold the run's tokens for certain, so that C4 need not be read whole."""
+    """Return bytes of text, without other columns, that should hold the run's tokens: C4 need not be read whole."""
     if config.training.num_epochs is not None:
         return None
     num_tokens = config.training.num_tokens + config.dataset.skip_tokens

@@ -6,7 +6,7 @@ Size and time stamp (or ETag) identify a file, so a changed input is noticed wit
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,14 +130,30 @@ def would_read(source: str, folder: str, *, names: Iterable[str]) -> bool:
     data_set = parse_data_set(source)
     if is_hub_url(source) or (data_set is not None and not data_set.is_local):
         return False
-    filesystem, path = open_filesystem(source if data_set is None else data_set.place)
+    includes = _includes(source if data_set is None else data_set.place)
+    return any(includes(posixpath.join(folder, name)) for name in names)
+
+
+def read_by(inputs: Iterable[str], files: Iterable[InputFile]) -> list[InputFile]:
+    """Return the files that folders and globs of these inputs include, also those that are gone.
+
+    Nobody can tell that of a split of a data set: it is what its files are now.
+    """
+    tests = [_includes(source) for source in inputs if parse_data_set(source) is None]
+    return [file for file in files if any(includes(file.name) for includes in tests)]
+
+
+def _includes(source: str) -> Callable[[str], bool]:
+    """Return whether a folder or a glob includes a file, which is a full name."""
+    filesystem, path = open_filesystem(source)
     path = path.rstrip("/")
     with store_errors(f"--input {source}"):
         is_folder = filesystem.isdir(path or "/")
+    place = full_name(filesystem, path)
     if is_folder:
-        return f"{folder}/".startswith(f"{full_name(filesystem, path)}/")
-    pattern = re.compile(glob_translate(full_name(filesystem, path)))
-    return is_glob(path) and any(pattern.match(posixpath.join(folder, name)) for name in names)
+        return lambda name: name.startswith(f"{place}/")
+    pattern = re.compile(glob_translate(place))
+    return lambda name: is_glob(path) and pattern.match(name) is not None
 
 
 def _nothing(ignored: Counter[str], rules: KindRules) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from phf_ray.corpus.cut import Piece
-from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.find import InputFile, read_by
 from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.storage.hashing import json_fingerprint
@@ -91,15 +91,21 @@ def input_fingerprint(plan: CorpusPlan) -> str:
     return json_fingerprint([[file.path, file.kind, file.size, file.stamp] for file in plan.files])
 
 
-def added_files(stored: CorpusPlan, found: Sequence[InputFile], *, append: bool) -> tuple[InputFile, ...]:
-    """Return the new files. Raises ConfigError if planned files changed or are missing, or new ones lack `append`."""
+def added_files(
+    stored: CorpusPlan, found: Sequence[InputFile], *, inputs: Sequence[str], append: bool
+) -> tuple[InputFile, ...]:
+    """Return the new files. Raises ConfigError if planned files changed or are missing, or new ones lack `append`.
+
+    With `append`, only those files can be missing that `inputs` include: the new input may be given alone.
+    """
     now = {file.name: file for file in found}
     known = {file.name for file in stored.files}
     roots = {file.root for file in found}
-    # With --append the new input may be given alone.
-    expected = [file for file in stored.files if not append or file.root in roots]
-    missing = [file.path for file in expected if file.name not in now]
-    changed = [file.path for file in expected if file.name in now and now[file.name] != file]
+    lost = [file for file in stored.files if file.name not in now]
+    if append and lost:
+        lost = read_by(inputs, [file for file in lost if file.root in roots])
+    missing = [file.path for file in lost]
+    changed = [file.path for file in stored.files if file.name in now and now[file.name] != file]
     added = [file for file in found if file.name not in known]
     problems = [
         f"{len(paths)} input file(s) {what} since the job began ({_some(paths)})"

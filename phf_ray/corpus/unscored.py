@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from phf_ray.config import DatasetConfig
 from phf_ray.corpus.columns import check_columns
@@ -18,6 +19,7 @@ from phf_ray.corpus.read import read_piece
 from phf_ray.corpus.splits import some_names
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.stored import StoredCorpus
+from phf_ray.corpus.text_share import TextShares
 from phf_ray.errors import ConfigError
 from phf_ray.records import NEVER_SCORED, Document, Rejected, ScoredDocument
 from phf_ray.storage.files import open_filesystem, write_text
@@ -86,14 +88,22 @@ def open_text(
 ) -> StoredCorpus:
     """Cut the files into parts, or recall from `memory` how they were cut.
 
-    `enough_bytes`: bytes of text that a training can use at most. What lies behind them is not read.
+    `enough_bytes`: bytes of text that are enough for a training, other columns not counted. What lies behind them is
+    not read.
     """
     if enough_bytes is not None and sum(file.text_bytes for file in files) <= enough_bytes:
         enough_bytes = None
-    limits = [] if enough_bytes is None else [enough_bytes]
+    limits = [] if enough_bytes is None else ["text", enough_bytes]
     fingerprint = json_fingerprint(["text", settings.text_column, _PART_BYTES, *limits, *map(_identity, files)])
     remembered = None if memory is None else f"{memory}/{fingerprint}.json"
-    shards = _shards(files, remembered=remembered, remembers=remembers, enough_bytes=enough_bytes)
+    cut = partial(
+        plan_shards,
+        files,
+        shard_bytes=_PART_BYTES,
+        max_bytes=enough_bytes,
+        text_share=TextShares(settings.text_column).of,
+    )
+    shards = _shards(files, cut, remembered=remembered, remembers=remembers)
     parts = tuple(
         TextPart(tuple((files[piece.file], piece) for piece in shard), settings.text_column) for shard in shards
     )
@@ -104,13 +114,13 @@ def open_text(
 
 
 def _shards(
-    files: Sequence[InputFile], *, remembered: str | None, remembers: bool, enough_bytes: int | None
+    files: Sequence[InputFile], cut: Callable[[], Iterator[list[Piece]]], *, remembered: str | None, remembers: bool
 ) -> list[list[Piece]]:
     if remembered is None or not all(file.stamp for file in files):
-        return list(plan_shards(files, shard_bytes=_PART_BYTES, max_bytes=enough_bytes))
+        return list(cut())
     shards = _recall(remembered)
     if shards is None:
-        shards = list(plan_shards(files, shard_bytes=_PART_BYTES, max_bytes=enough_bytes))
+        shards = list(cut())
         if remembers:
             write_text(remembered, json.dumps([[piece.to_json() for piece in shard] for shard in shards]) + "\n")
     return shards

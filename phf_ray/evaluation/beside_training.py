@@ -78,6 +78,21 @@ def plan_evaluations(
     )
 
 
+def check_kl_settings(config: Config) -> None:
+    """Raise ConfigError if a KL during training has a bad prefix, reference or file of samples. Asks no server."""
+    settings = config.kl_gpt3_callback
+    is_due = any(
+        (settings.every_n_steps, settings.force_call_on, settings.run_on_train_start, settings.run_on_train_end)
+    )
+    if not is_due or (settings.reference is None and settings.reference_samples is None):
+        return
+    _check_prefix(config)
+    if settings.reference_samples is not None:
+        file_of_samples(settings.reference_samples)
+    else:
+        _checked_reference(settings, key_envs=config.key_envs)
+
+
 def _with_own_prompts(scenarios: list[dict[str, Any]], run: RunDirectory) -> list[dict[str, Any]]:
     """Copy the prompts into the run: the node that evaluates may not see the driver's files."""
     found = []
@@ -104,13 +119,17 @@ def _check_prefix(config: Config) -> None:
 def _own_reference(settings: KLConfig, run: RunDirectory, *, key_envs: Mapping[str, str]) -> dict[str, str]:
     """Return the reference in a way that every node understands; a file of its texts is copied into the run."""
     if settings.reference_samples is None:
-        assert settings.reference is not None
-        text = with_key_env(settings.reference, key_envs)
-        return {"reference": _resolved_reference(text, allow_plain_http=settings.allow_plain_http)}
+        return {"reference": _checked_reference(settings, key_envs=key_envs)}
     content = file_of_samples(settings.reference_samples)
     path = run.evaluations / "reference" / Path(settings.reference_samples).name
     write_file(path, content)
     return {"reference_samples": str(path)}
+
+
+def _checked_reference(settings: KLConfig, *, key_envs: Mapping[str, str]) -> str:
+    assert settings.reference is not None
+    text = with_key_env(settings.reference, key_envs)
+    return _resolved_reference(text, allow_plain_http=settings.allow_plain_http)
 
 
 def _resolved_reference(text: str, *, allow_plain_http: bool) -> str:

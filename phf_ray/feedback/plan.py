@@ -89,7 +89,7 @@ def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, res
     if stored is not None:
         _refuse_other_settings(stored, request)
         found = request.find(stored.files, stored.sources)
-        _refuse_other_files(stored, found.files)
+        _refuse_other_files(stored, found.files, inputs=request.inputs)
         # A licence that was stated when the job began need not be stated again.
         return stored if request.license is None else replace(stored, sources=found.sources)
     found = request.find()
@@ -150,7 +150,7 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
         )
 
 
-def _refuse_other_files(stored: CorpusPlan, found: Sequence[InputFile]) -> None:
+def _refuse_other_files(stored: CorpusPlan, found: Sequence[InputFile], *, inputs: Sequence[str]) -> None:
     known = {file.name for file in stored.files}
     added = [file.path for file in found if file.name not in known]
     if added:
@@ -158,4 +158,4 @@ def _refuse_other_files(stored: CorpusPlan, found: Sequence[InputFile]) -> None:
             f"{len(added)} input file(s) were added since the job began ({some_names(added, most=5)}); give another "
             "--output, or --restart to prepare all of the input"
         )
-    added_files(stored, found, append=False)
+    added_files(stored, found, inputs=inputs, append=False)

@@ -136,7 +136,7 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
         return plan
     _refuse_other_configuration(stored, request)
     found = request.find(stored.files, stored.sources)
-    added = added_files(stored, found.files, append=append)
+    added = added_files(stored, found.files, inputs=request.inputs, append=append)
     sources = {**stored.sources, **found.sources}
     if not added:
         return replace(stored, sources=sources)

@@ -41,8 +41,11 @@ def lists_choices(folder: Path) -> bool:
     )
 
 
-def cached_folder(name: DataSetName) -> Path | None:
-    """Return the newest folder with the data set in the cache that `datasets` fills when it loads one."""
+def cached_folders(name: DataSetName) -> list[Path]:
+    """Return the folders CONFIG/VERSION/COMMIT with the data set in the cache that `datasets` fills, newest first.
+
+    All commits, whichever the name asks for; all configurations if it asks for none.
+    """
     from datasets.config import HF_DATASETS_CACHE
     from datasets.naming import camelcase_to_snakecase
 
@@ -50,4 +53,4 @@ def cached_folder(name: DataSetName) -> Path | None:
     folder = Path(HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(last)])
     config = "*" if name.config is None else re.sub(r"[\[\]*?]", "?", name.config)
     found = [path for path in folder.glob(f"{config}/*/*") if any(path.glob("*.arrow"))]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

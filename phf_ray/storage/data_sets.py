@@ -15,7 +15,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.storage.data_set_folders import cached_folder, lists_choices, saved_splits
+from phf_ray.storage.data_set_folders import cached_folders, lists_choices, saved_splits
 from phf_ray.storage.data_set_names import HUB_URL, DataSetName, parse_data_set, place_on_hub
 from phf_ray.storage.files import open_filesystem
 from phf_ray.storage.hub import HubModel, explained, first_line
@@ -110,13 +110,38 @@ def _on_hub(name: DataSetName, option: str) -> DataSet:
     except PhfError:
         raise
     except Exception as error:  # noqa: BLE001  (border of libraries, whose errors come from several others)
-        cached = cached_folder(name)
-        if cached is not None and not isinstance(error, HfHubHTTPError):
-            log.warning(
-                "the hub can't be asked (%s): reading %s from the cache of `datasets`", first_line(error), shown
-            )
-            return _in_folder(DataSetName(str(cached), split=name.split, is_local=True), option)
-        raise _explained(error, name, option) from None
+        cached = cached_folders(name)
+        if not cached or isinstance(error, HfHubHTTPError):
+            raise _explained(error, name, option) from None
+        why = f"the hub can't be asked ({first_line(error)})"
+        data_set = _in_cache(cached, name, option, why=why)
+        log.warning("%s: reading %s from the cache of `datasets`, at %s", why, shown, Path(data_set.root).name)
+        return data_set
+
+
+def _in_cache(cached: Sequence[Path], name: DataSetName, option: str, *, why: str) -> DataSet:
+    """Return the data set in one of the folders CONFIG/VERSION/COMMIT. `why`: why the hub was not asked."""
+    shown = name.with_choice(name.config, name.split)
+    fitting = [folder for folder in cached if name.revision is None or folder.name == name.revision]
+    if not fitting:
+        commits = _listed(
+            [replace(name, revision=folder.name).with_choice(folder.parents[1].name, name.split) for folder in cached]
+        )
+        raise ConfigError(f"{option} {shown}: {why}, and the cache of `datasets` has other commits; give {commits}")
+    configs = sorted({folder.parents[1].name for folder in fitting})
+    if len(configs) > 1:
+        choices = _listed([name.with_choice(config, name.split) for config in configs])
+        raise ConfigError(f"{option} {shown}: {why}; the cache has several configurations; give one of {choices}")
+    folder = fitting[0].resolve()
+    # The folder holds one configuration, so that its files have none.
+    config, splits = _by_datasets(str(folder), replace(name, config=None), option, revision=None)
+    split = _chosen_split(name, name.config, splits, option)
+    return DataSet(
+        DataSetName(str(folder)).with_choice(config, split),
+        str(folder),
+        tuple(str(Path(file).relative_to(folder)) for file in splits[split]),
+        folder_license(folder),
+    )
 
 
 def _explained(error: Exception, name: DataSetName, option: str) -> Exception:

@@ -119,6 +119,8 @@ def draw_samples(reference: Arm, api: Api, drawing: Drawing, *, cache: str) -> R
         "is_openai": is_openai(reference.url),
         "api": api,
         **{**asdict(drawing), "prompt": prompt},
+        # A text after the end-of-text token starts from nothing.
+        "has_own_prompt": api == "chat" or drawing.prompt is not None,
         "temperature": 1.0,
         "top_p": 1.0,
     }

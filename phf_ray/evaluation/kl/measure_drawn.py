@@ -53,7 +53,8 @@ def measure_drawn(samples: ReferenceSamples, model: Arm, *, control_per_line: bo
     if num_ends == 0:
         notes.append("no text's end counts, because its log-probabilities lack it")
     if samples.prompt:
-        notes.append(f"its texts answer the chat prompt {samples.prompt!r}, which the model does not see")
+        what = "answer the chat prompt" if samples.is_chat else "continue the prompt"
+        notes.append(f"its texts {what} {samples.prompt!r}, which the model does not see")
     return DrawnKL(kl, failures, "; ".join(notes))
 
 

@@ -1,7 +1,8 @@
 """The file of a reference's texts and their log-probabilities: written here, and read in the original's format too.
 
 Ours is JSON lines. The first says what the texts are: `format`, `reference`, `url`, `is_openai`, `api` (`completions`
-or `chat`), `prompt`, `max_tokens`, `num_samples`, `seed`, `temperature`, `top_p`. Each further line is a `DrawnText`.
+or `chat`), `prompt`, `has_own_prompt` (whether the texts follow words, not end-of-text), `max_tokens`,
+`num_samples`, `seed`, `temperature`, `top_p`. Each further line is a `DrawnText`.
 
 The original's `~/.kl_gpt3/MODEL_N_tokens_cache.json` is one object: `model_name`, `texts` and `logprobs`, one sum per
 text. Its texts begin with the prompt, the end-of-text token, which their log-probabilities leave out.
@@ -9,7 +10,7 @@ text. Its texts begin with the prompt, the end-of-text token, which their log-pr
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
@@ -29,10 +30,11 @@ class ReferenceSamples:
     """Whether OpenAI's own API drew them: then their KL has the original's name, too."""
     texts: tuple[DrawnText, ...]
     prompt: str = ""
-    """What a chat was asked for; empty if the texts start from nothing."""
+    """What a chat was asked for, or what the texts continue; empty if they start from nothing."""
+    is_chat: bool = False
 
     def first(self, num_samples: int) -> "ReferenceSamples":
-        return ReferenceSamples(self.reference, self.is_openai, self.texts[:num_samples], self.prompt)
+        return replace(self, texts=self.texts[:num_samples])
 
 
 def write_reference_samples(path: str, texts: Sequence[DrawnText], facts: Mapping[str, Any]) -> None:
@@ -78,8 +80,12 @@ def _ours(head: Mapping[str, Any], lines: Sequence[str]) -> ReferenceSamples:
     if head["format"] != _FORMAT:
         raise ValueError(f"the format is {head['format']}, not {_FORMAT}")
     texts = tuple(DrawnText(**json.loads(line)) for line in lines)
-    prompt = str(head["prompt"]) if head.get("api") == "chat" else ""
-    return ReferenceSamples(str(head["reference"]), bool(head.get("is_openai")), texts, prompt)
+    # Files of older versions say it of no completions.
+    is_after_prompt = head.get("has_own_prompt", head.get("api") == "chat")
+    prompt = str(head["prompt"]) if is_after_prompt else ""
+    return ReferenceSamples(
+        str(head["reference"]), bool(head.get("is_openai")), texts, prompt, is_chat=head.get("api") == "chat"
+    )
 
 
 def _original(content: Mapping[str, Any]) -> ReferenceSamples:

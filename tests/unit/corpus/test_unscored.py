@@ -2,15 +2,17 @@
 
 import gzip
 import json
+import os
 
 import datasets
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from phf_ray.config import parse_config
-from phf_ray.corpus import unscored
+from phf_ray.corpus import streams, unscored
 from phf_ray.corpus.data_sets import check_data_sets, has_scores, open_data_sets, read_data_set
 from phf_ray.corpus.layout import document_id
 from phf_ray.errors import ConfigError, DataError
@@ -125,6 +127,32 @@ def test_no_file_is_planned_behind_those_that_hold_the_tokens_of_the_run(tmp_pat
     # Runs that read all of it share their blocks.
     fingerprints = [opened(num_tokens=number).manifest.fingerprint for number in (150, 10_000, 20_000)]
     assert fingerprints[0] != fingerprints[1] == fingerprints[2]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "arrow"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_the_text_alone_counts_as_text_of_the_run(tmp_path, monkeypatch, suffix, is_cut):
+    """Other columns used to count, so that a run read a small part of the data again and again."""
+    for number in range(4):
+        rows = [{"text": f"{number}-{row:03} " + "word " * 19, "html": os.urandom(1500).hex()} for row in range(40)]
+        path, table = tmp_path / f"{number}.{suffix}", pa.Table.from_pylist(rows)
+        if suffix == "jsonl":
+            path.write_text("\n".join(map(json.dumps, rows)))
+        elif suffix == "json":
+            path.write_text(json.dumps(rows))
+        elif suffix == "parquet":
+            pq.write_table(table, path)
+        else:
+            pyarrow.feather.write_feather(table, path, compression="uncompressed")
+    if is_cut:
+        monkeypatch.setattr(unscored, "_PART_BYTES", 10_000)
+        monkeypatch.setattr(streams, "CHUNK_BYTES", 1000)
+    [corpus] = open_data_sets(parse_config({"training": {"num_tokens": 1000}}), [str(tmp_path / f"*.{suffix}")])
+    texts = [one.text for part in corpus.parts for one in part.documents(pytest.fail)]
+    # The lengths of texts in tables count as text.
+    assert 0.85 * 8000 <= sum(map(len, texts)) < 12_000
+    [again] = open_data_sets(parse_config({"training": {"num_tokens": 1000}}), [str(tmp_path / f"*.{suffix}")])
+    assert (again.parts, again.manifest.fingerprint) == (corpus.parts, corpus.manifest.fingerprint)
 
 
 def test_a_data_set_has_scores_if_its_tables_say_so_or_a_job_wrote_it(tmp_path):

@@ -115,6 +115,27 @@ def test_openais_own_api_is_asked_in_its_own_words_and_its_kl_has_the_originals_
     assert json.loads(file.read_text().partition("\n")[0])["prompt"] == "Write."
 
 
+class Completions(OpenAI):
+    """Answers completions as OpenAI's older models do."""
+
+    def post(self, path, body):
+        one = {"tokens": ["a"], "token_logprobs": [-0.5]}
+        return {"choices": [{"index": 0, "text": "a", "finish_reason": "length", "logprobs": one}] * body["n"]}
+
+
+def test_the_prompt_that_texts_continue_is_kept_with_them(tmp_path):
+    url = "https://api.openai.com/v1"
+    reference = Arm("gpt-4o", url, "gpt-4o", source=url, client=Completions())
+    samples = draw_samples(reference, "completions", Drawing(2, 7, prompt="def "), cache=str(tmp_path))
+    assert (samples.prompt, samples.is_chat) == ("def ", False)
+    assert samples.first(1).prompt == "def "
+    assert kept_samples(reference, Drawing(2, 7, prompt="def "), cache=str(tmp_path)) == samples
+    # End-of-text is no prompt: the texts start from nothing.
+    assert draw_samples(reference, "completions", Drawing(2, 7), cache=str(tmp_path)).prompt == ""
+    chat = Arm("gpt-4o", url, "gpt-4o", source=url, client=OpenAI())
+    assert draw_samples(chat, "chat", Drawing(2, 7), cache=str(tmp_path)).is_chat
+
+
 @pytest.mark.parametrize("is_openai", [True, False])
 def test_only_a_reference_of_openais_has_the_originals_name(is_openai):
     info = KLInfo(

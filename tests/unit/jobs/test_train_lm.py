@@ -68,3 +68,31 @@ def test_a_run_of_an_earlier_version_keeps_the_tokenizer_with_which_it_began(tmp
     RunDirectory(tmp_path / "run").prepare(config=before, plan={})
     assert main([*arguments, "--dry-run"]) == 0
     assert seen == ["owner/model", "gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reference": "gpt=https://a.example,key_env=UNSET_KEY"}, "the environment variable UNSET_KEY holds no key"),
+        ({"reference": "./none"}, r"kl_gpt3_callback\.reference"),
+        ({"reference_samples": "none.jsonl"}, "none.jsonl: no such file"),
+    ],
+)
+def test_a_reference_of_the_kl_is_checked_before_ray_starts(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.train_lm.start_ray", lambda: pytest.fail("Ray was started"))
+    (tmp_path / "texts.txt").write_text("Text.")
+    values = {"dataset": {"datasets": [str(tmp_path / "texts.txt")]}, "kl_gpt3_callback": settings}
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=message):
+        main(["--task", str(tmp_path / "task.yml"), "--storage-path", str(tmp_path / "runs")])
+
+
+def test_a_reference_that_no_step_asks_for_is_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.train_lm.start_ray", lambda: (_ for _ in ()).throw(InterruptedError))
+    (tmp_path / "texts.txt").write_text("Text.")
+    never = {"every_n_steps": None, "run_on_train_end": False, "run_on_train_start": False}
+    kl = {"reference_samples": "none.jsonl", **never}
+    values = {"dataset": {"datasets": [str(tmp_path / "texts.txt")]}, "kl_gpt3_callback": kl}
+    (tmp_path / "task.yml").write_text(json.dumps(values))
+    with pytest.raises(InterruptedError):
+        main(["--task", str(tmp_path / "task.yml"), "--storage-path", str(tmp_path / "runs")])

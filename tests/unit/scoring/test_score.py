@@ -207,6 +207,37 @@ def test_append_adds_parts_and_keeps_the_others(sources, tmp_path):
     assert run(request(more), str(out), append=True).documents == 23
 
 
+CHOICES = """---
+configs:
+- config_name: en
+  data_files: en/train.jsonl
+- config_name: de
+  data_files: de/train.jsonl
+---
+"""
+
+
+@pytest.mark.parametrize("inputs", [("clone:en@train", "clone:de@train"), ("clone/a.jsonl", "clone/b.jsonl")])
+def test_new_input_may_share_a_folder_with_what_was_scored_before(tmp_path, monkeypatch, inputs):
+    monkeypatch.chdir(tmp_path)
+    for name in ("clone/en/train", "clone/de/train", "clone/a", "clone/b"):
+        Path(f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{name}.jsonl").write_text(json.dumps({"text": f"{name}\n"}))
+    Path("clone/README.md").write_text(CHOICES)
+    run(request(inputs[0]), "out")
+    assert run(request(inputs[1]), "out", append=True).documents == 2
+    assert run(request(*inputs), "out").documents == 2
+
+
+@pytest.mark.parametrize("place", ["", "*.py"])
+def test_append_names_the_files_that_its_input_has_lost(sources, tmp_path, place):
+    run(request(sources), str(tmp_path / "out"))
+    (sources / "new.py").write_text("new\n")
+    (sources / "3.py").unlink()
+    with pytest.raises(ConfigError, match=r"1 input file\(s\) are missing since the job began \(3\.py\)"):
+        run(request(sources / place), str(tmp_path / "out"), append=True)
+
+
 def test_another_configuration_is_named_and_refused(sources, tmp_path):
     out = str(tmp_path / "out")
     run(request(sources), out)

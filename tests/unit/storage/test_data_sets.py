@@ -355,17 +355,32 @@ def test_a_base_model_of_the_hub_has_the_licence_of_its_card(asked):
 
 
 def test_without_a_hub_the_remedy_is_named_and_the_cache_of_datasets_is_read(tmp_path):
-    cache = tmp_path / "home/datasets/owner___known/plain/0.0.0/abc"
-    cache.mkdir(parents=True)
-    for name in ("train", "test"):
-        with pa.ipc.new_stream(cache / f"known-{name}.arrow", pa.schema({"text": pa.string()})) as stream:
-            stream.write_table(pa.table({"text": [name]}))
-    (cache / "dataset_info.json").write_text("{}")
-    calls = {"none": ["files", "wikitext:small@train"], "known": ["files", "owner/known:plain@train"]}
-    none, known = ask(calls, endpoint="http://127.0.0.1:9", home=tmp_path / "home")
+    for commit in ("plain/0.0.0/abc", "plain/0.0.0/def", "other/0.0.0/abc"):
+        cache = tmp_path / "home/datasets/owner___known" / commit
+        cache.mkdir(parents=True)
+        for name in ("train", "test"):
+            with pa.ipc.new_stream(cache / f"known-{name}.arrow", pa.schema({"text": pa.string()})) as stream:
+                stream.write_table(pa.table({"text": [name]}))
+        (cache / "dataset_info.json").write_text("{}")
+        os.utime(cache, (1, 1) if cache.name == "abc" else None)
+    calls = {
+        "none": ["files", "wikitext:small@train"],
+        "known": ["files", "owner/known:plain@train"],
+        "pinned": ["files", "hf://datasets/owner/known@abc:plain@train"],
+        "other commit": ["files", "hf://datasets/owner/known@123:plain@train"],
+        "no config": ["files", "owner/known@train"],
+        "no split": ["files", "owner/known:plain"],
+    }
+    none, known, pinned, other, no_config, no_split = ask(calls, endpoint="http://127.0.0.1:9", home=tmp_path / "home")
     assert none.startswith("ConfigError: --input wikitext:small@train does not exist here, and the hub can't be asked")
     assert "run `hf download wikitext --repo-type dataset --local-dir DIR` on a machine with internet" in none
-    assert [Path(file).name for file, _ in known[:-1]] == ["known-train.arrow"]
+    assert [Path(file).parts[-2:] for file, _ in known[:-1]] == [("def", "known-train.arrow")]
+    assert [Path(file).parts[-2:] for file, _ in pinned[:-1]] == [("abc", "known-train.arrow")]
+    assert "@123:plain@train: the hub can't be asked" in other
+    assert "has other commits; give hf://datasets/owner/known@def:plain@train, hf://datasets/owner/known@abc" in other
+    assert "several configurations; give one of owner/known:other@train, owner/known:plain@train" in no_config
+    # The order of the splits is that of the folder's files.
+    assert "--input owner/known:plain has several splits; give one of owner/known:plain@t" in no_split
 
 
 def names_of(source):
