@@ -170,3 +170,14 @@ def test_a_reward_model_of_others_reads_a_text_as_its_tokenizer_has_it(tmp_path)
         scorer.score_answers([("a", "b")])
     named = open_scorer(tmp_path, prompt_template="plain")
     assert named.score_answers([("The fox", " jumps.")])[0].score == pytest.approx(wanted[0], abs=1e-6)
+
+
+def test_the_bias_of_a_recovered_head_is_part_of_the_reward(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "biased")
+    config = json.loads((tmp_path / "biased" / "config.json").read_text())
+    (tmp_path / "biased" / "config.json").write_text(json.dumps(config | {"reward_bias": 0.75}))
+    plain, biased = open_scorer(folder), open_scorer(tmp_path / "biased")
+    scores = [[one.score for one in scorer.score_all(TEXTS)] for scorer in (plain, biased)]
+    assert scores[1] == pytest.approx([score - 0.75 for score in scores[0]], abs=1e-9)
+    assert plain.identity() != biased.identity()
+    assert "reward_bias" not in plain.identity().settings
