@@ -1,11 +1,12 @@
 """The benchmarks run, at sizes that prove nothing, and judge as they say."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from benchmarks import bench_lora, bench_objectives, bench_score, bench_train
+from benchmarks import bench_feedback, bench_lora, bench_objectives, bench_score, bench_train
 from benchmarks.__main__ import command
 from benchmarks.bench_objectives import Result, Sizes, bench_training
 
@@ -99,3 +100,21 @@ def test_a_detection_that_a_shortcut_loses_fails_the_benchmark(tmp_path, monkeyp
     )
     assert bench_score.compare_pii(tmp_path, 20) == 1
     assert "different detections" in capsys.readouterr().out
+
+
+def test_steps_on_feedback_are_compared_with_trl(capsys):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    sizes = {"vocabulary": 300, "width": 16, "layers": 1, "heads": 2, "pairs": 2, "row": 48}
+    parts = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    assert bench_feedback.main(["--rounds", "1", "--parts", "time", *parts]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["sizes"] == sizes
+    assert [each["name"] for each in report["verdicts"]] == [
+        f"{method}: tokens/s / TRL" for method in ("dpo", "sft", "reward")
+    ]
+
+
+def test_without_trl_the_comparison_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert bench_feedback.main([]) == 2
+    assert "pip install trl" in capsys.readouterr().err
