@@ -6,20 +6,22 @@
 GPT-2 of 4 layers x 256, vocabulary 8192, 8 pairs a step, rows of log-normal length (mean about 221, at most 512), fp32
 on the CPU, one thread. Ours packs the rows into blocks of 1024; TRL pads them. Both step AdamW. Tokens are those of
 rows, without padding; a ratio is of tokens per second of CPU time, the median over pairs of steps with lowest and
-highest. Memory is the growth of the process's peak over three steps, in a process of its own. Prints a table and one
-line of JSON.
+highest. Memory is the peak of a step above what is held before it, in a process of its own. Prints a table and one line
+of JSON.
 """
 
 import argparse
 import json
+import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,16 +101,25 @@ def _ratios(method: str, shape: Shape, rounds: int) -> list[float]:
 def _measured_apart(method: str, side: str, shape: Shape) -> float:
     sizes = [part for name, value in asdict(shape).items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.bench_feedback", "--measure", method, side, *sizes]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    # One arena and no cache of freed blocks: resident memory then follows what is allocated.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout.split()[-1])
 
 
 def _peak_growth(method: str, side: str, shape: Shape) -> int:
     with tempfile.TemporaryDirectory() as folder:
         step = our_step(method, shape) if side == "ours" else trl_step(method, shape, folder)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for number in range(3):
-            step(number)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        step(0)  # a warm-up, and the rows of the step to be measured
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = _status_bytes("VmRSS")
+        step(0)
+        return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def rows(shape: Shape, number: int) -> list[tuple[list[int], list[int], list[int]]]:
@@ -178,6 +189,7 @@ def trl_step(method: str, shape: Shape, folder: str) -> Step:
     def text(ids: Sequence[int]) -> str:
         return " ".join(words[number] for number in ids)
 
+    @cache
     def batch_of(number: int) -> tuple[Any, Any]:
         pairs = [
             (text([START, *prompt]), f" {text(a)} <|end|>", f" {text(b)} <|end|>")
