@@ -136,9 +136,7 @@ def _train(
 
 def _reference(config: Config, *, blocks: str, checkpoint_path: str | None) -> str | None:
     """Compute the log-probabilities of the model that the run starts from, if the objective compares with them."""
-    from phf_ray.config import DPOConfig
-
-    if not isinstance(config.objective, DPOConfig) or config.objective.reference_free:
+    if not config.objective.reads_reference:
         return None
     from phf_ray.blocks.tokenizer import load_tokenizer
     from phf_ray.training.on_ray import compute_reference

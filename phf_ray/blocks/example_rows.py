@@ -133,22 +133,22 @@ class UnitReader:
                 yield is_held_out(_prompt_of(row), self._fraction), rows
 
     def _unit(self, row: FeedbackRow, *, stats: PackingStats) -> list[TokenRun] | None:
+        turns: tuple[Message, ...] = ()
         if isinstance(row, Comparison):
             if row.better is None or row.worse is None:
                 stats.num_documents_dropped[row.verdict] += 1
                 return None
-            texts = [row.better, row.worse]
+            completions, control = [row.better, row.worse], None
         else:
-            texts = [row.completion, *(text for one in row.conversation for text in (one.role, one.content))]
-        if self._spells_special_token([*texts, _prompt_of(row)]):
+            completions, control, turns = [row.completion], row.control, row.conversation
+        spoken = [text for one in turns for text in (one.role, one.content)]
+        if self._spells_special_token([*completions, *spoken, _prompt_of(row)]):
             stats.num_documents_dropped["special_token_in_text"] += 1
             return None
         try:
             if row.prompt is None:
-                assert isinstance(row, Example)
-                return self._conversation(row.conversation, stats=stats)
-            control = None if isinstance(row, Comparison) else row.control
-            answers = [self._answer(row.prompt, text, control) for text in texts[: len(_answers(row))]]
+                return self._conversation(turns, stats=stats)
+            answers = [self._answer(row.prompt, text, control) for text in completions]
         except PromptError:
             stats.num_documents_dropped["template_cannot_hold_it"] += 1
             return None
@@ -173,10 +173,6 @@ class UnitReader:
 
     def _spells_special_token(self, texts: Sequence[str]) -> bool:
         return any(token in text for text in texts for token in self._special)
-
-
-def _answers(row: FeedbackRow) -> tuple[str, ...]:
-    return (row.output_1, row.output_2) if isinstance(row, Comparison) else (row.completion,)
 
 
 def _learned(row: TokenRun) -> TokenRun:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
 from phf_ray.blocks.manifest import SourceCorpus
-from phf_ray.config import BradleyTerryConfig, Config, DPOConfig, MLEConfig
+from phf_ray.config import Config, MLEConfig
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
@@ -36,7 +36,7 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
     Raises ConfigError if they are of several kinds, or not what the objective learns from.
     """
     if not any(is_feedback_corpus(path) for path in paths):
-        if isinstance(config.objective, DPOConfig | BradleyTerryConfig) and paths:
+        if config.objective.compares_answers and paths:
             raise ConfigError(
                 f"objective {config.objective.name} learns from comparisons, and {paths[0]} is no feedback "
                 "corpus; make one with `phf prepare-feedback --input FILE --output DIR`"
@@ -84,7 +84,7 @@ def open_feedback(
 
 def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
     objective, kind = config.objective, manifest.kind
-    if isinstance(objective, DPOConfig | BradleyTerryConfig):
+    if objective.compares_answers:
         if kind != "comparisons":
             raise ConfigError(
                 f"objective {objective.name} learns from comparisons, but {path} holds {kind}; use objective MLE"

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.group import build_group
 from phf_ray.blocks.plan import BlockPlan, Group
+from phf_ray.corpus.on_ray import as_they_finish
 from phf_ray.corpus.overlap import Overlap, Sets, overlap_of_part
 from phf_ray.corpus.stored import Part
-from phf_ray.errors import PhfError
 
 
 def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
@@ -30,21 +29,6 @@ def overlaps_on_ray(parts: Sequence[Part], sets: Sets) -> Iterator[dict[str, Ove
     task_body: Any = overlap_of_part
     task = ray.remote(num_cpus=1)(task_body)
     return as_they_finish([task.remote(part, shared) for part in parts])
-
-
-def as_they_finish(pending: list[Any]) -> Iterator[Any]:
-    """Yield the results of tasks. Raises a task's PhfError as it is; cancels the rest if the caller stops."""
-    try:
-        while pending:
-            finished, pending = ray.wait(pending)
-            yield from ray.get(finished)
-    except RayTaskError as error:
-        if isinstance(error.cause, PhfError):
-            raise error.cause from None
-        raise
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
 
 
 def _build_group_on_one_cpu(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast) -> int:

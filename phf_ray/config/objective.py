@@ -1,13 +1,23 @@
 """Section `objective`: one class per objective, chosen by `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from phf_ray.config.base import Fraction, Quantile, Section, Threshold
 
 
-class MLEConfig(Section):
+class _ObjectiveSection(Section):
+    compares_answers: ClassVar[bool] = False
+    """Whether the objective learns from comparisons of answers, and not from texts or examples."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether answers are compared with the model that the run starts from."""
+        return False
+
+
+class MLEConfig(_ObjectiveSection):
     name: Literal["MLE"] = "MLE"
     score_control: bool = True
     """true: the loss includes control tokens."""
@@ -15,7 +25,7 @@ class MLEConfig(Section):
     """Token masking: segments with a score above this have no loss."""
 
 
-class UnlikelihoodConfig(Section):
+class UnlikelihoodConfig(_ObjectiveSection):
     name: Literal["Unlikelihood"]
     score_threshold: Threshold | None = Quantile(quantile=0.5)
     """Tokens of segments that score above this get the unlikelihood term; null: soft mixture with weight 1 - score."""
@@ -23,7 +33,7 @@ class UnlikelihoodConfig(Section):
     score_control: bool = True
 
 
-class _WeightedConfig(Section):
+class _WeightedConfig(_ObjectiveSection):
     beta: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of the weights exp(reward / beta)."""
     clip_weight_max: Annotated[float, Field(gt=0)] = 1000.0
@@ -53,8 +63,10 @@ class RWRConfig(_WeightedConfig):
     """Divisor of the loss: the number of targets (paper), or the sum of weights."""
 
 
-class DPOConfig(Section):
+class DPOConfig(_ObjectiveSection):
     """Learning from pairs of answers; the names are TRL's."""
+
+    compares_answers = True
 
     name: Literal["DPO"]
     loss_type: str | list[str] = "sigmoid"
@@ -76,9 +88,15 @@ class DPOConfig(Section):
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the chosen answers' negative log-likelihood per token (RPO's alpha, 1 in ORPO)."""
 
+    @property
+    def reads_reference(self) -> bool:
+        return not self.reference_free
 
-class BradleyTerryConfig(Section):
+
+class BradleyTerryConfig(_ObjectiveSection):
     """A reward model, learned from pairs of answers: p(chosen is better) = sigmoid(r_chosen - r_rejected)."""
+
+    compares_answers = True
 
     name: Literal["BradleyTerry"]
     margin: Annotated[float, Field(ge=0)] = 0.0

@@ -9,7 +9,7 @@ from phf_ray.config.base import Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import GenerationConfig, KLConfig
 from phf_ray.config.model import ModelConfig
-from phf_ray.config.objective import AWRConfig, BradleyTerryConfig, DPOConfig, MLEConfig, ObjectiveConfig
+from phf_ray.config.objective import AWRConfig, BradleyTerryConfig, MLEConfig, ObjectiveConfig
 from phf_ray.config.scoring import ScoringConfig
 from phf_ray.config.training import TrainingConfig
 from phf_ray.errors import ConfigError
@@ -53,7 +53,7 @@ class Config(Section):
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
         readers = {
-            f"objective.name: {objective.name}": not isinstance(objective, MLEConfig | DPOConfig | BradleyTerryConfig),
+            f"objective.name: {objective.name}": not (isinstance(objective, MLEConfig) or objective.compares_answers),
             "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
             "dataset.conditional_training_config": dataset.conditional_training_config is not None,
             "dataset.filter_threshold": dataset.filter_threshold is not None,

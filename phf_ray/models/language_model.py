@@ -21,9 +21,8 @@ from phf_ray.models.adapters import Adapter, token_parameters
 from phf_ray.models.backbone import first_words
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
-from phf_ray.objectives.base import Objective, ObjectiveOutput
-from phf_ray.objectives.fused import fused_linear_loss
-from phf_ray.records import TEXT_KINDS, TokenKind
+from phf_ray.objectives.base import Objective, ObjectiveOutput, target_logprobs
+from phf_ray.records import TokenKind
 
 
 class LanguageModel(nn.Module):
@@ -125,11 +124,9 @@ class LanguageModel(nn.Module):
         channels_BS: Mapping[str, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """Pass hidden states, head and values to the objective."""
-        weight_VD, bias_V, scale = self.head()
-        if scale != 1:
-            bias_V = None if bias_V is None else bias_V * scale
+        scaled_BSD, weight_VD, bias_V = self._operands(hidden_BSD)
         output: ObjectiveOutput = objective(
-            hidden_BSD=hidden_BSD if scale == 1 else hidden_BSD * scale,
+            hidden_BSD=scaled_BSD,
             head_VD=weight_VD,
             head_bias_V=bias_V,
             input_ids_BS=input_ids_BS,
@@ -145,24 +142,16 @@ class LanguageModel(nn.Module):
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
 
     def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
-        """Log-probability of each token of text (TEXT_KINDS), in nats, (B, S); 0 for all others. No gradient."""
-        hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
+        """Log-probability of each learned token, in nats, (B, S); 0 for all others. No gradient."""
+        hidden_BSD, weight_VD, bias_V = self._operands(self._trained_states(input_ids_BS, token_kinds_BS))
+        return target_logprobs(hidden_BSD, weight_VD, bias_V, input_ids_BS=input_ids_BS, token_kinds_BS=token_kinds_BS)
+
+    def _operands(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return states, weight and bias whose plain product is the logits: the scale is in the states and the bias."""
         weight_VD, bias_V, scale = self.head()
-        kinds = torch.tensor(TEXT_KINDS, device=token_kinds_BS.device)
-        learned_M = torch.isin(token_kinds_BS[:, 1:].long(), kinds).flatten().nonzero().squeeze(1)
-        nothing_M = torch.zeros(learned_M.shape, device=learned_M.device)
-        with torch.no_grad():
-            fused = fused_linear_loss(
-                hidden_BSD[:, :-1].flatten(0, 1)[learned_M] * scale,
-                weight_VD,
-                head_bias_V=None if bias_V is None else bias_V * scale,
-                targets_N=input_ids_BS[:, 1:].flatten().long()[learned_M],
-                likelihood_weight_N=nothing_M,
-                unlikelihood_weight_N=nothing_M,
-            )
-        found = torch.zeros(input_ids_BS[:, 1:].numel(), dtype=fused.likelihood_N.dtype, device=learned_M.device)
-        found.index_copy_(0, learned_M, -fused.likelihood_N)
-        return nn.functional.pad(found.view(input_ids_BS[:, 1:].shape), (1, 0))
+        if scale == 1:
+            return hidden_BSD, weight_VD, bias_V
+        return hidden_BSD * scale, weight_VD, None if bias_V is None else bias_V * scale
 
     def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
         positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None

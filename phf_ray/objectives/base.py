@@ -63,9 +63,10 @@ class Targets:
     """Bool: the target has a loss and counts in the normaliser (m_t)."""
     scored_N: Tensor
     """Bool: the target is valid and has a score that the objective may use."""
-    rows_N: Tensor
-    """Number of the target's document within the micro-batch, from 0. A document begins at its end-of-text token; what
-    continues a document of an earlier block counts to the document before."""
+    rows_N: Tensor | None = None
+    """Number of the target's document within the micro-batch, from 0; None if the objective reads no log-probabilities.
+    A document begins at its end-of-text token; what continues a document of an earlier block counts to the document
+    before."""
     channels: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Named numbers of each target, shape (N,); see `Objective.channels`."""
     logprobs_N: Tensor | None = None
@@ -177,14 +178,12 @@ class Objective(nn.Module):
             has_score_N = (kinds_N != _UNSCORED) & (kinds_N != _PLAIN)
         scored_N = valid_N & has_score_N
         scores_N = token_scores_BS[:, 1:].flatten().float()
-        begins_M = (token_kinds_BS == _END_OF_TEXT).flatten()
-        rows_BS = (begins_M.cumsum(0) - 1).clamp(min=0).view(token_kinds_BS.shape)
         return Targets(
             ids_N=input_ids_BS[:, 1:].flatten().long(),
             scores_N=torch.where(scored_N, scores_N, 0.0),
             valid_N=valid_N,
             scored_N=scored_N,
-            rows_N=rows_BS[:, 1:].flatten(),
+            rows_N=_rows(token_kinds_BS) if self.reads_logprobs else None,
             channels={name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()},
         )
 
@@ -226,6 +225,12 @@ class Objective(nn.Module):
             "sum/weight_squared": total(weights.likelihood_N.double().square()),
             **weights.statistics,
         }
+
+
+def _rows(token_kinds_BS: Tensor) -> Tensor:
+    begins_M = (token_kinds_BS == _END_OF_TEXT).flatten()
+    rows_BS = (begins_M.cumsum(0) - 1).clamp(min=0).view(token_kinds_BS.shape)
+    return rows_BS[:, 1:].flatten()
 
 
 class _Head:
@@ -272,6 +277,17 @@ class _Head:
     def _spread(self, values_M: Tensor) -> Tensor:
         spread_N = torch.zeros(self._ids_N.shape, dtype=values_M.dtype, device=values_M.device)
         return spread_N.index_copy_(0, self._learned, values_M)  # type: ignore[arg-type]
+
+
+def target_logprobs(
+    hidden_BSD: Tensor, head_VD: Tensor, head_bias_V: Tensor | None, *, input_ids_BS: Tensor, token_kinds_BS: Tensor
+) -> Tensor:
+    """Return what an objective on blocks of examples reads as `logprobs_N`, by token, (B, S); 0 if not learned."""
+    rules = Rules(examples=True, unscored="mle")
+    scores_BS = torch.zeros(input_ids_BS.shape, device=input_ids_BS.device)
+    targets = Objective(rules).targets(input_ids_BS, token_scores_BS=scores_BS, token_kinds_BS=token_kinds_BS)
+    logprobs_N = _Head(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V, targets, rules).logprobs()
+    return nn.functional.pad(logprobs_N.view(len(input_ids_BS), -1), (1, 0))
 
 
 def total(tensor: Tensor) -> Tensor:

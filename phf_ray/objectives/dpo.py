@@ -127,6 +127,7 @@ class _Rows(NamedTuple):
 def _rows_of(targets: Targets, logprobs_N: Tensor, reference_N: Tensor) -> _Rows:
     """Sum over rows. Only rows with learned tokens count, so padding adds none."""
     valid_N, rows_N = targets.valid_N, targets.rows_N
+    assert rows_N is not None  # the objective reads log-probabilities
     sums_3N = torch.stack([logprobs_N, reference_N.to(logprobs_N.device), torch.ones_like(logprobs_N)]).double()
     sums_3R = torch.zeros(3, len(rows_N) + 1, dtype=torch.float64, device=rows_N.device)
     sums_3R.index_add_(1, rows_N, torch.where(valid_N, sums_3N, 0.0))

@@ -9,7 +9,7 @@ from typing import Any
 
 from phf_ray.blocks.held_out import decode_documents, encode_documents
 from phf_ray.blocks.manifest import BlockManifest, read_block_file
-from phf_ray.config import Config, DPOConfig
+from phf_ray.config import Config
 from phf_ray.corpus.budget import rejected_records, shown_reasons
 from phf_ray.corpus.data_sets import read_data_set
 from phf_ray.corpus.overlap import Overlap, OverlapCounter, total_overlap
@@ -151,7 +151,7 @@ class EvalSets:
         self._without_loss = {
             name
             for name, own in documents.items()
-            if isinstance(config.objective, DPOConfig) or (reads_scores and _is_unscored(own))
+            if config.objective.compares_answers or (reads_scores and _is_unscored(own))
         }
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from phf_ray.blocks.on_ray import as_they_finish
 from phf_ray.config import Config
+from phf_ray.corpus.on_ray import as_they_finish
 from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work

@@ -65,7 +65,7 @@ def train(folder, name, config, *, corpus, checkpoint_path=None):
         config, corpora=[str(folder / corpus)], output_root=str(folder / "blocks"), builder=build_here
     )
     reference = None
-    if config.objective.name == "DPO" and not config.objective.reference_free:
+    if config.objective.reads_reference:
         tokenizer = load_tokenizer(config.tokenizer)
         reference = ensure_reference(
             config,
