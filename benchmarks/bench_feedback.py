@@ -1,13 +1,14 @@
 """Steps of DPO, finetuning and reward models beside TRL's trainers: the same rows, the same shape, in turns.
 
     pip install trl==1.16.0
-    python -m benchmarks.bench_feedback [--pairs 5] [--parts time memory]
+    python -m benchmarks.bench_feedback [--rounds 5] [--parts time memory] [--models small tiny wide]
 
-GPT-2 of 4 layers x 256, vocabulary 8192, 8 pairs a step, rows of log-normal length (mean about 221, at most 512), fp32
-on the CPU, one thread. Ours packs the rows into blocks of 1024; TRL pads them. Both step AdamW. Tokens are those of
-rows, without padding; a ratio is of tokens per second of CPU time, the median over pairs of steps with lowest and
-highest. Memory is the peak of a step above what is held before it, in a process of its own. Prints a table and one line
-of JSON.
+GPT-2 of 4 layers x 256 with vocabulary 8192 (`small`), of 2 x 64 with 1024 (`tiny`), and `small` with 50,257 (`wide`),
+where only DPO is measured. 8 pairs a step, rows of log-normal length (mean about 221, at most 512), fp32 on the CPU,
+one thread. Ours packs the rows into blocks of 1024. TRL pads them, or packs them in its two ways: `bfd` keeps attention
+inside each row, as ours does, and `wrapped` does not. Both sides step AdamW. Tokens are those of rows, without padding;
+a ratio is of tokens per second of CPU time, the median over pairs of steps with lowest and highest. Memory is the peak
+of a step above what is held before it, in a process of its own. Prints a table and one line of JSON.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks.bench_train import Verdict, judge
+from benchmarks.bench_train import judge
 from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
@@ -39,7 +40,6 @@ from phf_ray.training.batches import MicroBatch
 from phf_ray.training.state import TrainState, build_optimizer
 from phf_ray.training.step import StepSettings, train_step
 
-FASTER = {"dpo": 1.3, "sft": 1.5, "reward": 1.3}
 MEMORY = 0.5
 START, END, PAD = 0, 1, 2
 Step = Callable[[int], float]
@@ -55,16 +55,41 @@ class Shape:
     pairs: int = 8
     row: int = 512
 
+    @property
+    def block(self) -> int:
+        return 2 * self.row
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    method: str
+    """dpo, sft or reward."""
+    at_least: float | None
+    packing: str | None = None
+    """How TRL packs; None: it pads."""
+    by_length: bool = False
+    """The pairs of a step have like lengths, as in data sorted by length: padding then costs little."""
+
+
+MODELS = {"small": Shape(), "tiny": Shape(vocabulary=1024, width=64, layers=2), "wide": Shape(vocabulary=50257)}
+CASES = {
+    "dpo": Case("dpo", 1.3),
+    "sft / padded": Case("sft", 1.5),
+    "sft / packed (bfd)": Case("sft", 1.0, packing="bfd"),
+    "sft / packed (wrapped)": Case("sft", 1.0, packing="wrapped"),
+    "reward / random": Case("reward", 1.3),
+    "reward / sorted by length": Case("reward", 1.0, by_length=True),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_feedback", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=["time", "memory"], default=["time", "memory"])
-    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "SIDE"), help=argparse.SUPPRESS)
-    for name, value in asdict(Shape()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--measure", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    shape = Shape(**{name: getattr(arguments, name) for name in asdict(Shape())})
     torch.set_num_threads(1)
     try:
         import trl
@@ -72,44 +97,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("TRL is not installed; pip install trl==1.16.0", file=sys.stderr)
         return 2
     if arguments.measure:
-        print(_peak_growth(*arguments.measure, shape))
+        print(_peak_growth(*arguments.measure))
         return 0
-    verdicts: list[Verdict] = []
-    for method, bound in FASTER.items():
-        if "time" in arguments.parts:
-            verdicts.append(
-                judge(f"{method}: tokens/s / TRL", _ratios(method, shape, arguments.rounds), at_least=bound)
-            )
-        if "memory" in arguments.parts and method == "dpo":
-            ours, theirs = (_measured_apart(method, side, shape) for side in ("ours", "trl"))
-            verdicts.append(judge(f"{method}: peak memory / TRL", [ours / theirs], at_most=MEMORY))
-    for each in verdicts:
-        spread = f"{each.median:8.3f} [{each.lowest:.3f}, {each.highest:.3f}]"
-        print(f"{each.name:32} {spread}  target {each.target:14} {each.verdict}")
-    report = {"bench": "feedback", "trl": trl.__version__, "sizes": asdict(shape), "machine": platform.machine()}
-    print(json.dumps(report | {"verdicts": [asdict(each) for each in verdicts]}))
+    report: dict[str, Any] = {"bench": "feedback", "trl": trl.__version__, "machine": platform.machine(), "models": {}}
+    for model in arguments.models:
+        verdicts = []
+        for name in arguments.cases if model != "wide" else {"dpo"} & set(arguments.cases):
+            case = CASES[name]
+            if "time" in arguments.parts:
+                bound = case.at_least if model != "wide" else 0.0  # only to be reported
+                ratios = _ratios(case, MODELS[model], arguments.rounds)
+                verdicts.append(judge(f"{model}, {name}: tokens/s / TRL", ratios, at_least=bound))
+            if "memory" in arguments.parts and case.method == "dpo":
+                ours, theirs = (_measured_apart(model, side) for side in ("ours", "trl"))
+                verdicts.append(judge(f"{model}, {name}: peak memory / TRL", [ours / theirs], at_most=MEMORY))
+        for each in verdicts:
+            spread = f"{each.median:8.3f} [{each.lowest:.3f}, {each.highest:.3f}]"
+            print(f"{each.name:48} {spread}  target {each.target:14} {each.verdict}", flush=True)
+        report["models"][model] = {"sizes": asdict(MODELS[model]), "verdicts": [asdict(each) for each in verdicts]}
+    print(json.dumps(report))
     return 0
 
 
-def _ratios(method: str, shape: Shape, rounds: int) -> list[float]:
+def _ratios(case: Case, shape: Shape, rounds: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = our_step(method, shape), trl_step(method, shape, folder)
+        ours, theirs = our_step(case, shape), trl_step(case, shape, folder)
         # The first step of each is a warm-up.
         return [theirs(number) / ours(number) for number in range(rounds + 1)][1:]
 
 
-def _measured_apart(method: str, side: str, shape: Shape) -> float:
-    sizes = [part for name, value in asdict(shape).items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.bench_feedback", "--measure", method, side, *sizes]
+def _measured_apart(model: str, side: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.bench_feedback", "--measure", model, side]
     # One arena and no cache of freed blocks: resident memory then follows what is allocated.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(done.stdout.split()[-1])
 
 
-def _peak_growth(method: str, side: str, shape: Shape) -> int:
+def _peak_growth(model: str, side: str) -> int:
+    case, shape = CASES["dpo"], MODELS[model]
     with tempfile.TemporaryDirectory() as folder:
-        step = our_step(method, shape) if side == "ours" else trl_step(method, shape, folder)
+        step = our_step(case, shape) if side == "ours" else trl_step(case, shape, folder)
         step(0)  # a warm-up, and the rows of the step to be measured
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _status_bytes("VmRSS")
@@ -122,19 +150,25 @@ def _status_bytes(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def rows(shape: Shape, number: int) -> list[tuple[list[int], list[int], list[int]]]:
+def rows(case: Case, shape: Shape, number: int) -> list[tuple[list[int], list[int], list[int]]]:
     """Prompt, chosen and rejected of each pair, as ids of words."""
     draw = np.random.default_rng(number)
+    num_drawn = shape.pairs * (16 if case.by_length else 1)
+    lengths_P2 = np.clip(draw.lognormal(5.2, 0.6, (num_drawn, 2)), 8, shape.row - 2).astype(int)
+    if case.by_length:
+        lengths_P2 = lengths_P2[lengths_P2.max(1).argsort()]
+        first = shape.pairs * int(draw.integers(num_drawn // shape.pairs))
+        lengths_P2 = lengths_P2[first : first + shape.pairs]
     found = []
-    for _ in range(shape.pairs):
-        lengths = np.clip(draw.lognormal(5.2, 0.6, 2), 8, shape.row - 2).astype(int)
+    for lengths in lengths_P2:
         prompt = draw.integers(3, shape.vocabulary, max(2, min(lengths) // 2)).tolist()
         answers = [draw.integers(3, shape.vocabulary, max(2, length - len(prompt))).tolist() for length in lengths]
         found.append((prompt, *answers))
     return found
 
 
-def our_step(method: str, shape: Shape) -> Step:
+def our_step(case: Case, shape: Shape) -> Step:
+    method = case.method
     model = LanguageModel(GPT2LMHeadModel(_config(shape)))
     if method == "reward":
         model = as_reward_model(model)
@@ -147,14 +181,14 @@ def our_step(method: str, shape: Shape) -> Step:
 
     def step(number: int) -> float:
         units = []
-        for prompt, *answers in rows(shape, number):
+        for prompt, *answers in rows(case, shape, number):
             pair = [Answer(prompt, answer) for answer in answers]
             # Finetuning has an answer for each row, so that it reads as many.
             for unit in [[one] for one in pair] if method == "sft" else [pair]:
                 kept = rows_of_unit(unit, limits, stats=PackingStats())
                 assert kept is not None
                 units.append(kept)
-        blocks = list(pack_units(units, length=2 * shape.row, pad_id=PAD))
+        blocks = list(pack_units(units, length=shape.block, pad_id=PAD))
         arrays = [
             np.stack([getattr(block, each) for block in blocks])
             for each in ("input_ids", "token_scores", "token_kinds")
@@ -168,7 +202,8 @@ def our_step(method: str, shape: Shape) -> Step:
     return step
 
 
-def trl_step(method: str, shape: Shape, folder: str) -> Step:
+def trl_step(case: Case, shape: Shape, folder: str) -> Step:
+    method = case.method
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -185,6 +220,8 @@ def trl_step(method: str, shape: Shape, folder: str) -> Step:
         "output_dir": folder, "per_device_train_batch_size": num_rows, "max_length": shape.row, "report_to": [],
         "use_cpu": True, "gradient_checkpointing": False, "bf16": False, "disable_tqdm": True,
     }  # fmt: skip
+    if case.packing is not None:
+        common |= {"packing": True, "packing_strategy": case.packing, "max_length": shape.block}
 
     def text(ids: Sequence[int]) -> str:
         return " ".join(words[number] for number in ids)
@@ -193,7 +230,7 @@ def trl_step(method: str, shape: Shape, folder: str) -> Step:
     def batch_of(number: int) -> tuple[Any, Any]:
         pairs = [
             (text([START, *prompt]), f" {text(a)} <|end|>", f" {text(b)} <|end|>")
-            for prompt, a, b in rows(shape, number)
+            for prompt, a, b in rows(case, shape, number)
         ]
         if method == "sft":
             data = [{"prompt": p, "completion": one} for p, a, b in pairs for one in (a, b)]
@@ -236,7 +273,7 @@ def trl_step(method: str, shape: Shape, folder: str) -> Step:
 
 def _config(shape: Shape, **more: Any) -> GPT2Config:
     return GPT2Config(
-        vocab_size=shape.vocabulary, n_positions=shape.row, n_embd=shape.width, n_layer=shape.layers,
+        vocab_size=shape.vocabulary, n_positions=shape.block, n_embd=shape.width, n_layer=shape.layers,
         n_head=shape.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=START, eos_token_id=END, pad_token_id=PAD, **more,
     )  # fmt: skip
