@@ -30,8 +30,11 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from benchmarks.bench_train import judge
+from phf_ray.adapter_folder import AdapterBase
 from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
+from phf_ray.config import LoraSettings
+from phf_ray.models.adapters import add_adapter
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import as_reward_model
 from phf_ray.objectives.build import build_objective
@@ -167,11 +170,13 @@ def rows(case: Case, shape: Shape, number: int) -> list[tuple[list[int], list[in
     return found
 
 
-def our_step(case: Case, shape: Shape) -> Step:
+def our_step(case: Case, shape: Shape, *, lora: LoraSettings | None = None) -> Step:
     method = case.method
     model = LanguageModel(GPT2LMHeadModel(_config(shape)))
     if method == "reward":
         model = as_reward_model(model)
+    if lora is not None:
+        model.adapter = add_adapter(model.backbone, lora, base=AdapterBase("base"), first_new_row=None, seed=0)
     model.mask_documents()
     model.train()
     state = TrainState(model, build_optimizer(model, weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8))

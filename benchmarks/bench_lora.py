@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_lora [--pairs 9] [--threads 1]
 
-Llama and GPT-2 of 4 layers x 256, vocabulary 8192, context 256, batch 8, in fp32 on the CPU; adapters of rank 8 without
-dropout, beside the attention's projections (peft's default) or all linear layers (ours). Seconds are CPU time, of one
+Llama and GPT-2 of 4 layers x 256, vocabulary 8192, context 256, batch 8, in fp32 on the CPU; and GPT-2 on the rows of
+`bench_feedback`, finetuned or by DPO. Adapters of rank 8 without dropout, beside the attention's projections (peft's
+default) or all linear layers (ours). Seconds are CPU time, of one
 thread by default: threads that wait for each other count as busy. A ratio is the median over pairs, with the lowest and
 the highest; `within noise`: the median misses the target, the best pair meets it. Prints a table and one line of JSON.
 """
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.bench_feedback import MODELS, Case, our_step
 from benchmarks.bench_train import Verdict, judge
 from phf_ray.adapter_folder import AdapterBase
 from phf_ray.config import LoraSettings
@@ -31,6 +33,7 @@ from phf_ray.training.step import StepSettings, train_step
 
 STEP_TIME, OPTIMIZER_SHARE = 0.8, 0.05
 """Targets: seconds of a step over those of the whole model, and bytes of the optimizer, at most."""
+FEEDBACK_TIME = {"sft": 0.8, "dpo": 0.9}
 ATTENTION = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 """By architecture, the layers that peft adapts unless it is told otherwise. All linear layers cost more."""
 
@@ -58,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verdicts: list[Verdict] = []
     for kind in ATTENTION:
         verdicts += compare(kind, shape, num_pairs=arguments.pairs)
+    for method, bound in FEEDBACK_TIME.items():
+        verdicts += compare_feedback(method, bound, rank=shape.rank, num_pairs=arguments.pairs)
     for each in verdicts:
         spread = f"{each.median:8.4f} [{each.lowest:.4f}, {each.highest:.4f}]"
         print(f"{each.name:44} {spread}  target {each.target:14} {each.verdict}")
@@ -85,6 +90,22 @@ def compare(kind: str, shape: Shape, *, num_pairs: int) -> list[Verdict]:
     verdicts = [judge(f"{kind}, {name}: CPU seconds / whole", ratios[name][1:], at_most=STEP_TIME) for name in adapted]
     share = _optimizer_bytes(adapted["all linear"]) / _optimizer_bytes(whole)
     return [*verdicts, judge(f"{kind}, all linear: optimizer's bytes / whole", [share], at_most=OPTIMIZER_SHARE)]
+
+
+def compare_feedback(method: str, bound: float, *, rank: int, num_pairs: int) -> list[Verdict]:
+    case, model = Case(method, at_least=None), MODELS["small"]
+    whole = our_step(case, model)
+    adapted = {
+        "attention": our_step(case, model, lora=LoraSettings(r=rank, target_modules=ATTENTION["gpt2"])),
+        "all linear": our_step(case, model, lora=LoraSettings(r=rank)),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in adapted}
+    for number in range(num_pairs + 1):
+        seconds = whole(number)
+        for name, step in adapted.items():
+            ratios[name].append(step(number) / seconds)
+    # The first step of each is a warm-up.
+    return [judge(f"gpt2 {method}, {name}: CPU seconds / whole", ratios[name][1:], at_most=bound) for name in adapted]
 
 
 def _backbone(kind: str, shape: Shape) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from phf_ray.errors import ConfigError
 from phf_ray.models.adapters import Adapter, token_parameters
 from phf_ray.models.backbone import first_words
+from phf_ray.models.document_attention import states_by_document, use_attention_by_document
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
 from phf_ray.objectives.base import Objective, ObjectiveOutput, target_logprobs
@@ -47,17 +48,21 @@ class LanguageModel(nn.Module):
         self.value_head = value_head
         self.detach_values = detach_values
         self.has_document_mask = False
+        self._attends_by_document = False
         self.adapter: Adapter | None = None
         """Set if the weights are frozen, all but those of an adapter, new tokens and the value head."""
 
     def mask_documents(self) -> None:
         """Make `forward` restart positions at each document of a block and hide other documents from its tokens.
 
-        Raises ConfigError if the model does not separate documents by their positions. The price: each block needs a
-        mask of tokens x tokens, with which torch's attention can't use its fastest kernels.
+        Raises ConfigError if the model does not separate documents by their positions. The price on a GPU: each block
+        needs a mask of tokens x tokens, with which torch's attention can't use its fastest kernels.
         """
         _probe_document_mask(self)
         self.has_document_mask = True
+        self._attends_by_document = use_attention_by_document(self.backbone) and _separates_documents(
+            self, lambda ids_BS, positions_BS: self._states_by_document(ids_BS, positions_BS, positions_BS >= 0)
+        )
 
     def disable_dropout(self) -> None:
         """Make training compute what inference does: an answer is compared with a reference that has no dropout."""
@@ -100,6 +105,7 @@ class LanguageModel(nn.Module):
                 f"torch can't compile for the CPU from {torch.__file__}: it passes that path to g++ without quotes; "
                 "remove torch_compile, or create the environment in a folder without a space in its path"
             )
+        self._attends_by_document = False  # lengths of documents are no shapes that a compiler could count on
         for block in transformer_blocks(self):
             block.compile(backend=backend)
 
@@ -154,8 +160,15 @@ class LanguageModel(nn.Module):
         return hidden_BSD * scale, weight_VD, None if bias_V is None else bias_V * scale
 
     def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
-        positions_BS = document_positions(token_kinds_BS) if self.has_document_mask else None
+        if not self.has_document_mask:
+            return self.hidden_states(input_ids_BS)
+        positions_BS, kept_BS = document_positions(token_kinds_BS), token_kinds_BS != int(TokenKind.PAD)
+        if self._attends_by_document and input_ids_BS.device.type == "cpu" and kept_BS.any():
+            return self._states_by_document(input_ids_BS, positions_BS, kept_BS)
         return self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
+
+    def _states_by_document(self, input_ids_BS: Tensor, positions_BS: Tensor, kept_BS: Tensor) -> Tensor:
+        return states_by_document(self.hidden_states, input_ids_BS, positions_BS, kept_BS)
 
     def hidden_states(
         self, input_ids_BS: Tensor, *, attention_mask: Tensor | None = None, position_ids_BS: Tensor | None = None
@@ -218,6 +231,14 @@ def document_positions(token_kinds_BS: Tensor) -> Tensor:
 
 
 def _probe_document_mask(model: LanguageModel) -> None:
+    if not _separates_documents(model, lambda ids, positions: model.hidden_states(ids, position_ids_BS=positions)):
+        raise ConfigError(
+            f"{type(model.backbone).__name__}: the model can't tell a block's documents apart by their positions; set "
+            "training.document_mask: false or choose another model"
+        )
+
+
+def _separates_documents(model: LanguageModel, run: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """Run the model to check that the second document of a block gets the same states as on its own."""
     weight = model.head()[0]
     ids_BS = torch.arange(4, device=weight.device)[None] + weight.shape[0] // 2
@@ -226,18 +247,13 @@ def _probe_document_mask(model: LanguageModel) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            together_BSD = model.hidden_states(ids_BS, position_ids_BS=positions_BS)
+            together_BSD = run(ids_BS, positions_BS)
             alone_BSD = model.hidden_states(ids_BS[:, 2:])
-        separated = torch.allclose(together_BSD[:, 2:].float(), alone_BSD.float(), rtol=1e-3, atol=1e-5)
+        return torch.allclose(together_BSD[:, 2:].float(), alone_BSD.float(), rtol=1e-3, atol=1e-5)
     except TypeError:  # the model takes no positions
-        separated = False
+        return False
     finally:
         model.train(was_training)
-    if not separated:
-        raise ConfigError(
-            f"{type(model.backbone).__name__}: the model can't tell a block's documents apart by their positions; set "
-            "training.document_mask: false or choose another model"
-        )
 
 
 def transformer_blocks(model: LanguageModel) -> list[nn.Module]:

@@ -283,6 +283,53 @@ def test_with_a_document_mask_a_block_gives_the_logits_of_each_document_alone(mo
     assert model(ids, scores, kinds, objective).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def padded_blocks(model):
+    """Two blocks of documents; in the second, padding follows, in all more tokens than the model has positions."""
+    ids, scores, kinds = batch_for(model, rows=2, length=50)
+    kinds[:, [0, 7, 8, 30]] = TokenKind.END_OF_TEXT
+    kinds[1, 41:] = TokenKind.PAD
+    return ids, scores, kinds
+
+
+def loss_and_gradients(model, batch, objective):
+    model.zero_grad()
+    loss = model(*batch, objective).loss
+    loss.backward()
+    return loss.item(), {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3", "gpt_neox", "phi", "cohere"])
+def test_attention_by_document_learns_what_a_mask_learns_and_reads_no_padding(model_type):
+    batch, objective = None, build_objective({"name": "MLE"})
+    found, read = {}, []
+    for attention in ("sdpa", "eager"):
+        model = build_model(config_for(model_type), tokenizer=tiny_tokenizer(), seed=1)
+        model.disable_dropout()
+        model.backbone.set_attn_implementation(attention)
+        model.mask_documents()
+        model.train()
+        batch = batch or padded_blocks(model)
+        embedding = model.backbone.get_input_embeddings()
+        embedding.register_forward_hook(lambda _module, inputs, _output: read.append(inputs[0].numel()))
+        found[attention] = loss_and_gradients(model, batch, objective)
+    assert read == [91, 100]
+    (loss, gradients), (expected_loss, expected) = found["sdpa"], found["eager"]
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in expected.items():
+        assert torch.allclose(gradients[name], gradient, rtol=1e-4, atol=1e-4), name
+
+
+def test_a_model_with_a_window_keeps_its_mask():
+    settings = config_for("mistral", config_kwargs={**ARCHITECTURES["mistral"], "sliding_window": 4})
+    model = build_model(settings, tokenizer=tiny_tokenizer(), seed=1).eval()
+    ids, scores, kinds, borders = block_of_documents(model, lengths=(9, 3, 8))
+    alone = [model.backbone(input_ids=ids[:, a:b]).logits for a, b in itertools.pairwise(borders)]
+    expected = torch.nn.functional.cross_entropy(torch.cat(alone, dim=1)[0, :-1], ids[0, 1:], reduction="sum").item()
+    model.mask_documents()
+    objective = build_objective({"name": "MLE"})
+    assert model(ids, scores, kinds, objective).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_model_that_takes_no_positions_is_refused_a_document_mask():
     config = AutoConfig.for_model("bloom", vocab_size=300, hidden_size=32, n_layer=1, n_head=2)
     model = LanguageModel(AutoModelForCausalLM.from_config(config))

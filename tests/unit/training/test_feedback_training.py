@@ -31,7 +31,7 @@ def sft(folder):
     run, start = train(
         folder,
         "sft",
-        make_config(folder, objective={"name": "MLE"}, num_epochs=12, learning_rate=0.02),
+        make_config(folder, objective={"name": "MLE"}, num_epochs=24, learning_rate=0.02),
         corpus="examples",
     )
     start()
