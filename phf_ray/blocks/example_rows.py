@@ -5,18 +5,19 @@ Ties and comparisons whose better answer is unknown are skipped and counted: not
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit
 from phf_ray.blocks.held_out import is_held_out
+from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
-from phf_ray.records import NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
+from phf_ray.records import LABEL, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,6 +38,14 @@ class ExampleSettings:
     good: str | None = None
     """Control token of answers that stand behind `good`."""
     bad: str | None = None
+    has_labels: bool = False
+    """Whether each row carries its label (KTO)."""
+    has_mismatched: bool = False
+    """Whether behind each row stands its prompt with another prompt's answer; see `blocks/mismatched.py`."""
+
+    @property
+    def rows_of_unit(self) -> int:
+        return 2 if self.kind == "comparisons" or self.has_mismatched else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +96,38 @@ class ExamplePacker:
         self._length, self._stats = length, stats
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad_id = int(pad_id)
-        self._held_out: list[list[TokenRun]] = []
+        self._held_out: list[Unit] = []
 
     def blocks(self, parts: Iterable[Any]) -> Iterator[TokenBlock]:
-        for block in pack_units(self._units(parts), length=self._length, pad_id=self._pad_id):
+        for block in pack_units(self._kept(parts), length=self._length, pad_id=self._pad_id):
             self._stats.add_block(block)
             yield block
 
     def held_out_blocks(self) -> Iterator[TokenBlock]:
         """Yield the blocks of the rows that `blocks` has left out so far."""
-        return pack_units(self._held_out, length=self._length, pad_id=self._pad_id)
+        whole = self._reader.whole_units(self._held_out, stats=PackingStats())
+        return pack_units(whole, length=self._length, pad_id=self._pad_id)
 
-    def _units(self, parts: Iterable[Any]) -> Iterator[list[TokenRun]]:
+    def _kept(self, parts: Iterable[Any]) -> Iterator[Sequence[TokenRun]]:
+        for rows in self._reader.whole_units(self._units(parts), stats=self._stats):
+            self._stats.num_documents_kept += 1
+            yield rows
+
+    def _units(self, parts: Iterable[Any]) -> Iterator["Unit"]:
         for part in parts:
             assert isinstance(part, FeedbackPart), part
-            for apart, unit in self._reader.units(part, stats=self._stats):
-                if apart:
+            for unit in self._reader.units(part, stats=self._stats):
+                if unit.is_held_out:
                     self._stats.num_documents_dropped["held_out"] += 1
                     self._held_out.append(unit)
                 else:
-                    self._stats.num_documents_kept += 1
                     yield unit
+
+
+class Unit(NamedTuple):
+    is_held_out: bool
+    prompt: str
+    rows: list[TokenRun]
 
 
 class UnitReader:
@@ -125,12 +145,20 @@ class UnitReader:
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = sorted({*filter(None, tokenizer.all_special_tokens), *added})
 
-    def units(self, part: FeedbackPart, *, stats: PackingStats) -> Iterator[tuple[bool, list[TokenRun]]]:
-        """Yield each unit, and whether it is held out."""
+    def units(self, part: FeedbackPart, *, stats: PackingStats) -> Iterator[Unit]:
+        """Yield the units that one row of the corpus makes by itself."""
         for row in part.rows():
             rows = self._unit(row, stats=stats)
             if rows is not None:
-                yield is_held_out(_prompt_of(row), self._fraction), rows
+                prompt = _prompt_of(row)
+                yield Unit(is_held_out(prompt, self._fraction), prompt, rows)
+
+    def whole_units(self, units: Iterable[Unit], *, stats: PackingStats) -> Iterator[Sequence[TokenRun]]:
+        """Yield the rows of each unit, with those that other rows of the corpus lend it."""
+        if not self._settings.has_mismatched:
+            return (unit.rows for unit in units)
+        examples = (ExampleRow(unit.prompt, row) for unit in units for row in unit.rows)
+        return with_mismatched(examples, self._limits, stats=stats)
 
     def _unit(self, row: FeedbackRow, *, stats: PackingStats) -> list[TokenRun] | None:
         turns: tuple[Message, ...] = ()
@@ -153,6 +181,9 @@ class UnitReader:
             stats.num_documents_dropped["template_cannot_hold_it"] += 1
             return None
         rows = rows_of_unit(answers, self._limits, stats=stats)
+        if rows is not None and self._settings.has_labels:
+            assert isinstance(row, Example)
+            rows = [one.with_number(LABEL, 1.0 if row.label else -1.0) for one in rows]
         return rows if rows is None or self._settings.learn == "completions" else [_learned(one) for one in rows]
 
     def _answer(self, prompt: Prompt, completion: str, control: str | None) -> Answer:

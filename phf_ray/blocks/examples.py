@@ -2,8 +2,8 @@
 
 A row is an end-of-text token, a prompt that is given, a completion that is learned, and the end-of-text token that ends
 it. Prompt and completion are tokenized apart and joined, so no token spans the border. The rows of a unit (the two
-answers of a pair, the chosen one first) stay together in one block, so whatever shuffles or deals blocks never tears
-them apart. Training keeps attention inside each row (`training.document_mask`).
+answers of a pair, the chosen one first; a labelled answer and a mismatched one) stay together in one block, so whatever
+shuffles or deals blocks never tears them apart. Training keeps attention inside each row (`training.document_mask`).
 
 `generation/chat/token_rows.py` cuts what does not fit.
 """
@@ -69,7 +69,7 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
         if answer.prompt and not row.prompt:
             stats.num_documents_dropped["prompt_has_no_room"] += 1
             return None
-        rows.append(_run(row._replace(prompt=[*answer.control, *row.prompt])))
+        rows.append(run_of(row._replace(prompt=[*answer.control, *row.prompt])))
     stats.num_cut.update(+cut)
     return rows
 
@@ -96,7 +96,8 @@ def conversation_row(
     return TokenRun(np.array(ids, np.int32), np.zeros(len(ids), np.float32), kinds)
 
 
-def _run(row: TokenRow) -> TokenRun:
+def run_of(row: TokenRow) -> TokenRun:
+    """The prompt is given, the completion learned."""
     ids = np.array(row.ids, np.int32)
     kinds = np.full(len(ids), TokenKind.PLAIN, np.uint8)
     kinds[: 1 + len(row.prompt)] = TokenKind.GIVEN

@@ -10,10 +10,17 @@ from phf_ray.config.base import Fraction, Quantile, Section, Threshold
 class _ObjectiveSection(Section):
     compares_answers: ClassVar[bool] = False
     """Whether the objective learns from comparisons of answers, and not from texts or examples."""
+    reads_labels: ClassVar[bool] = False
+    """Whether it learns from answers that are judged one by one."""
 
     @property
     def reads_reference(self) -> bool:
         """Whether answers are compared with the model that the run starts from."""
+        return False
+
+    @property
+    def reads_kl(self) -> bool:
+        """Whether blocks hold each prompt with another prompt's answer, too."""
         return False
 
 
@@ -93,6 +100,30 @@ class DPOConfig(_ObjectiveSection):
         return not self.reference_free
 
 
+class KTOConfig(_ObjectiveSection):
+    """Learning from answers that are judged one by one; the names are TRL's."""
+
+    reads_labels = True
+
+    name: Literal["KTO"]
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """kto: a reward counts as a gain from the KL of policy and reference on; apo_zero_unpaired: from 0 on."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How firmly the reference holds the policy: rewards are beta x log(policy / reference)."""
+    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of good answers. Eq. 8 of KTO: weight x number of good answers is 1 to 4/3 of that of bad ones."""
+    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of bad answers."""
+
+    @property
+    def reads_reference(self) -> bool:
+        return True
+
+    @property
+    def reads_kl(self) -> bool:
+        return self.loss_type == "kto"
+
+
 class BradleyTerryConfig(_ObjectiveSection):
     """A reward model, learned from pairs of answers: p(chosen is better) = sigmoid(r_chosen - r_rejected)."""
 
@@ -108,6 +139,6 @@ class BradleyTerryConfig(_ObjectiveSection):
 
 
 ObjectiveConfig = Annotated[
-    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig,
+    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | KTOConfig | BradleyTerryConfig,
     Field(discriminator="name"),
 ]

@@ -53,7 +53,9 @@ class Config(Section):
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
         readers = {
-            f"objective.name: {objective.name}": not (isinstance(objective, MLEConfig) or objective.compares_answers),
+            f"objective.name: {objective.name}": not (
+                isinstance(objective, MLEConfig) or objective.compares_answers or objective.reads_labels
+            ),
             "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
             "dataset.conditional_training_config": dataset.conditional_training_config is not None,
             "dataset.filter_threshold": dataset.filter_threshold is not None,

@@ -105,6 +105,17 @@ class Objective(nn.Module):
         self.rules = rules
         self.compat = rules.compat
 
+    def survey(self) -> "Survey | None":
+        """Return what counts, over all of a step, the numbers that `weigh` has to know before it; None: it needs none.
+
+        Training runs it without gradients on all micro-batches of the step, and hands `weigh` its numbers as channels.
+        """
+        return None
+
+    def reads(self, _channels: Mapping[str, Tensor], /) -> Tensor | None:
+        """Return whether each token belongs to a row that this pass has to read, bool (B, S); None: all do."""
+        return None
+
     def forward(  # noqa: PLR0913 - one block and one model's outputs
         self,
         *,
@@ -225,6 +236,38 @@ class Objective(nn.Module):
             "sum/weight_squared": total(weights.likelihood_N.double().square()),
             **weights.statistics,
         }
+
+
+class Survey(Objective):
+    """Counts something in all micro-batches of a step, in a pass without gradients; see `Objective.survey`."""
+
+    def forward(  # noqa: PLR0913 - one block and one model's outputs
+        self,
+        *,
+        hidden_BSD: Tensor,
+        head_VD: Tensor,
+        head_bias_V: Tensor | None = None,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        channels_BS: Mapping[str, Tensor] | None = None,
+        **_others: object,
+    ) -> ObjectiveOutput:
+        targets = self.targets(
+            input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS, channels_BS=channels_BS
+        )
+        head = _Head(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V, targets, self.rules)
+        targets = dataclasses.replace(targets, logprobs_N=head.logprobs())
+        counts = {name: value.to(hidden_BSD.device) for name, value in self.count(targets).items()}
+        nothing = torch.zeros((), device=hidden_BSD.device)
+        return ObjectiveOutput(nothing, nothing.double(), counts)
+
+    def count(self, targets: Targets, /) -> Statistics:
+        raise NotImplementedError
+
+    def numbers(self, totals: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Turn totals over all micro-batches and ranks into numbers, by the name of their channel."""
+        raise NotImplementedError
 
 
 def _rows(token_kinds_BS: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from phf_ray.config import (
     BradleyTerryConfig,
     Compat,
     DPOConfig,
+    KTOConfig,
     MLEConfig,
     ObjectiveConfig,
     Quantile,
@@ -30,12 +31,13 @@ from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
 from phf_ray.objectives.bradley_terry import PairwiseReward, RewardSettings
 from phf_ray.objectives.dpo import DPO, PairSettings
+from phf_ray.objectives.kto import KTO, UnpairedSettings
 from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
-_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig
+_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | KTOConfig | BradleyTerryConfig
 _ADAPTER: TypeAdapter[_Section] = TypeAdapter(ObjectiveConfig)
 
 
@@ -58,6 +60,8 @@ def build_objective(
     section = _parse(config)
     if isinstance(section, DPOConfig):
         return DPO(Rules(unscored=unscored, examples=True), _pair_settings(section))
+    if isinstance(section, KTOConfig):
+        return KTO(Rules(unscored=unscored, examples=True), UnpairedSettings(**section.model_dump(exclude={"name"})))
     if isinstance(section, BradleyTerryConfig):
         settings = RewardSettings(**section.model_dump(exclude={"name"}))
         return PairwiseReward(Rules(unscored=unscored, examples=True), settings)

@@ -25,8 +25,8 @@ from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import RewardModel
+from phf_ray.objectives.answers import REFERENCE
 from phf_ray.objectives.build import build_objective
-from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.records import TokenKind
 from phf_ray.training.batches import MicroBatch
 
