@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from phf_ray.config import Compat
+from phf_ray.config import Compat, FeedbackCompat
 from phf_ray.errors import DataError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
 from phf_ray.objectives.statistics import BinCounts, Statistics
@@ -37,6 +37,7 @@ class Rules:
     unscored: Literal["mask", "mle"] = "mask"
     """`mask`: tokens without a score are not targets. `mle`: they are targets of plain likelihood."""
     compat: Compat | None = None
+    feedback_compat: FeedbackCompat = None
     examples: bool = False
     """Blocks hold whole examples. The end-of-text token that begins an example is no target, and the head is computed
     for the learned targets alone: prompts are often most of a block."""
@@ -104,6 +105,7 @@ class Objective(nn.Module):
         super().__init__()
         self.rules = rules
         self.compat = rules.compat
+        self.averages_micro_batches = rules.compat is not None or rules.feedback_compat is not None
 
     def survey(self) -> "Survey | None":
         """Return what counts, over all of a step, the numbers that `weigh` has to know before it; None: it needs none.
@@ -152,12 +154,17 @@ class Objective(nn.Module):
             loss = loss + 0.0 * values_N.sum()
         metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
         num_targets = weights.num_targets
-        if self.compat is not None:
-            # DIFFERS: phf-ray divides once per step by the global number of targets; the original averages per
-            # micro-batch.
-            loss = loss / num_targets.clamp(min=1).to(loss.dtype)
-            num_targets = torch.ones_like(num_targets)
-        return ObjectiveOutput(loss, num_targets, metrics)
+        return self._normalised(loss, num_targets, metrics)
+
+    def _normalised(self, loss: Tensor, num_targets: Tensor, metrics: Statistics) -> ObjectiveOutput:
+        if not self.averages_micro_batches:
+            return ObjectiveOutput(loss, num_targets, metrics)
+        # DIFFERS: phf-ray divides once per step by the global number of targets; the original averages per
+        # micro-batch.
+        # DIFFERS: phf-ray divides once per step by the global number of pairs or answers; TRL (but for finetuning) and
+        # AlpacaFarm average per micro-batch, so that an answer counts more in a micro-batch with few.
+        loss = loss / num_targets.clamp(min=1).to(loss.dtype)
+        return ObjectiveOutput(loss, torch.ones_like(num_targets), metrics)
 
     def targets(
         self,
@@ -240,6 +247,11 @@ class Objective(nn.Module):
 
 class Survey(Objective):
     """Counts something in all micro-batches of a step, in a pass without gradients; see `Objective.survey`."""
+
+    def __init__(self, rules: Rules, *, is_of_step: bool = True) -> None:
+        """`is_of_step`: false to count each micro-batch by itself."""
+        super().__init__(rules)
+        self.is_of_step = is_of_step
 
     def forward(  # noqa: PLR0913 - one block and one model's outputs
         self,

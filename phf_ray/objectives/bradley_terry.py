@@ -78,7 +78,7 @@ class PairwiseReward(Objective):
         loss = losses_P.sum()
         num_pairs = torch.full((), len(losses_P), dtype=torch.float64, device=rewards_BS.device)
         metrics = _statistics(chosen_P.detach().double(), rejected_P.detach().double(), rows.lengths_R)
-        return ObjectiveOutput(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
+        return self._normalised(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         value = {name: float(each) for name, each in totals.items() if each.ndim == 0}

@@ -83,8 +83,12 @@ class DPO(Objective):
         losses_P, slopes_2P = self._losses(ratios_2P - shift, lengths_2P)
         slopes_2P = slopes_2P * odds_slopes_2P / divisors_2P
         chosen_logps_P = rows.logprobs[0::2]
-        losses_P = losses_P - settings.sft_weight * chosen_logps_P / lengths_2P[0]
-        slopes_2P[0] -= settings.sft_weight / lengths_2P[0]
+        chosen_lengths_P = lengths_2P[0]
+        if self.rules.feedback_compat == "trl":
+            # DIFFERS: phf-ray takes the mean of each chosen answer's tokens; TRL that of all in the micro-batch.
+            chosen_lengths_P = np.full_like(chosen_lengths_P, chosen_lengths_P.mean())
+        losses_P = losses_P - settings.sft_weight * chosen_logps_P / chosen_lengths_P
+        slopes_2P[0] -= settings.sft_weight / chosen_lengths_P
         weights_N = rows.spread(slopes_2P.T.reshape(-1), targets)
         figures = _Figures(losses_P, settings.beta * ratios_2P, rows.logprobs.reshape(-1, 2).T)
         return Weights(

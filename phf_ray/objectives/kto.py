@@ -49,7 +49,9 @@ class KTO(Objective):
         self.channels = (REFERENCE, LABEL, KL) if self.reads_kl else (REFERENCE, LABEL)
 
     def survey(self) -> Survey | None:
-        return MismatchedAnswers(self.rules) if self.reads_kl else None
+        # DIFFERS: phf-ray estimates KTO's KL on all mismatched answers of a step; TRL on those of a micro-batch.
+        is_of_step = self.rules.feedback_compat != "trl"
+        return MismatchedAnswers(self.rules, is_of_step=is_of_step) if self.reads_kl else None
 
     def reads(self, channels: Mapping[str, Tensor], /) -> Tensor:
         return channels[LABEL] != 0

@@ -1,11 +1,12 @@
 """The pass before a step, for objectives that have to know a number of the whole step; see `Objective.survey`."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.statistics import Statistics, all_reduce, combine
@@ -27,20 +28,17 @@ def surveyed(
         return micro_batches
     module = unwrapped(model)
     device = next(module.parameters()).device
-    totals: Statistics = {}
+    counts: list[Statistics] = []
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         for batch in micro_batches:
             part = batch.only(survey.reads(batch.channels)).to(device)
-            totals = combine(totals, part.through(module, survey).metrics)
-    numbers = survey.numbers(all_reduce(totals))
+            counts.append(part.through(module, survey).metrics)
+    if survey.is_of_step:
+        counts = [all_reduce(functools.reduce(combine, counts))] * len(counts)
     parts = [batch.only(objective.reads(batch.channels)).to(device) for batch in micro_batches]
-    return [
-        dataclasses.replace(
-            part,
-            channels={
-                **part.channels,
-                **{name: number.expand(part.input_ids_BS.shape) for name, number in numbers.items()},
-            },
-        )
-        for part in parts
-    ]
+    return [_with_numbers(part, survey.numbers(totals)) for part, totals in zip(parts, counts, strict=True)]
+
+
+def _with_numbers(batch: MicroBatch, numbers: Mapping[str, Tensor]) -> MicroBatch:
+    spread = {name: number.expand(batch.input_ids_BS.shape) for name, number in numbers.items()}
+    return dataclasses.replace(batch, channels={**batch.channels, **spread})

@@ -28,6 +28,19 @@ BETA = 0.3
 REWARDS = {"reward": {}, "reward_centred": {"center_rewards_coefficient": 0.05}, "reward_margin": {}}
 """Cases of RewardTrainer. `reward_margin` has MARGIN in each pair."""
 MARGIN = 0.5
+LABELS = (True, False, True, True)
+"""Of the answers to PAIRS in KTOTrainer's cases: the first answer if it is good, the second if it is bad."""
+KTO_LOSSES = {
+    "kto": {},
+    "kto_weights": {"desirable_weight": 0.7, "undesirable_weight": 1.9},
+    "kto_clamped": {},
+    "apo_zero_unpaired": {},
+}
+"""`kto_clamped`: policy and reference are exchanged, and the estimate of the KL is negative."""
+FIRST = 3
+"""Pairs of the first of the two micro-batches of the cases `step_...`; the second has the others."""
+SFT_WEIGHT = 0.4
+"""Of the likelihood of chosen answers in `step_dpo`."""
 
 
 def make_tokenizer():
