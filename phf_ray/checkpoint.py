@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.adapter_folder import is_adapter
+from phf_ray.config import FeedbackCompat
 from phf_ray.errors import ConfigError, DataError
 
 CHECKPOINT_FILE = "phf.json"
@@ -116,6 +117,11 @@ class CheckpointInfo(BaseModel):
     licenses: tuple[str, ...] = ()
     """Licences of the training data, as far as known, and of the data of the checkpoint that training started from."""
     versions: dict[str, str] = {}
+
+    @property
+    def feedback_compat(self) -> FeedbackCompat:
+        """`compat`, if rows were made as another system makes them."""
+        return "trl" if self.compat == "trl" else "alpaca_farm" if self.compat == "alpaca_farm" else None
 
     @property
     def has_control_per_segment(self) -> bool:

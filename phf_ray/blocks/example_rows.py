@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit
+from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit, runs_of
 from phf_ray.blocks.held_out import is_held_out
 from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
+from phf_ray.config import FeedbackCompat
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
+from phf_ray.generation.chat.joint_rows import JointRows
 from phf_ray.records import LABEL, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ class ExampleSettings:
     """Whether each row carries its label (KTO)."""
     has_mismatched: bool = False
     """Whether behind each row stands its prompt with another prompt's answer; see `blocks/mismatched.py`."""
+
+    compat: FeedbackCompat = None
+    """Rows as another system makes them."""
+    for_reward: bool = False
+    """Under compat: whether the rows are for a reward model."""
 
     @property
     def rows_of_unit(self) -> int:
@@ -139,7 +146,15 @@ class UnitReader:
         self._template: PromptTemplate = load_template(settings.template, tokenizer=tokenizer)
         self._fraction = held_out_fraction
         end_id = tokenizer.eos_token_id
-        self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id)
+        is_joint = settings.compat is not None
+        self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id, cuts_end=is_joint)
+        self._joint_rows = JointRows(
+            settings.compat,
+            tokenizer=tokenizer,
+            template=self._template,
+            for_reward=settings.for_reward,
+            length=settings.row_length,
+        )
         # Words of a data set that spell out a special token would be read as that token. `all_special_tokens` lacks
         # those that were only added as special, such as the marks of turns.
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -176,15 +191,25 @@ class UnitReader:
         try:
             if row.prompt is None:
                 return self._conversation(turns, stats=stats)
-            answers = [self._answer(row.prompt, text, control) for text in completions]
+            rows = self._rows(row.prompt, completions, control, stats=stats)
         except PromptError:
             stats.num_documents_dropped["template_cannot_hold_it"] += 1
             return None
-        rows = rows_of_unit(answers, self._limits, stats=stats)
         if rows is not None and self._settings.has_labels:
             assert isinstance(row, Example)
             rows = [one.with_number(LABEL, 1.0 if row.label else -1.0) for one in rows]
         return rows if rows is None or self._settings.learn == "completions" else [_learned(one) for one in rows]
+
+    def _rows(
+        self, prompt: Prompt, completions: Sequence[str], control: str | None, *, stats: PackingStats
+    ) -> list[TokenRun] | None:
+        if self._settings.compat is None:
+            answers = [self._answer(prompt, text, control) for text in completions]
+            return rows_of_unit(answers, self._limits, stats=stats)
+        joint = [self._joint_rows.row(self._template.example(prompt, text)) for text in completions]
+        # DIFFERS: phf-ray cuts pairs that are too long for a reward model; TRL leaves them out.
+        drops_cut = self._settings.for_reward and self._settings.compat == "trl"
+        return runs_of(joint, drops_cut=drops_cut, stats=stats)
 
     def _answer(self, prompt: Prompt, completion: str, control: str | None) -> Answer:
         rendered = self._template.example(prompt, completion)

@@ -43,6 +43,8 @@ class RowLimits:
     """Id of the token that begins a row."""
     end_id: int
     """Id of the token that ends a completion."""
+    cuts_end: bool = False
+    """Whether what does not fit is cut at the end of a row, and not at the beginning of its prompt."""
 
 
 def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: PackingStats) -> list[TokenRun] | None:
@@ -72,6 +74,22 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
         rows.append(run_of(row._replace(prompt=[*answer.control, *row.prompt])))
     stats.num_cut.update(+cut)
     return rows
+
+
+def runs_of(rows: Sequence[TokenRow], *, drops_cut: bool, stats: PackingStats) -> list[TokenRun] | None:
+    """Return the rows of a unit that were made elsewhere, or None, with the reason counted.
+
+    `prompt_has_no_room`: nothing of an answer is left. `too_long`: a row was cut, and `drops_cut` keeps none of those.
+    """
+    cut = sum(row.is_completion_cut for row in rows)
+    reason = "too_long" if drops_cut and cut else None
+    if not all(row.completion for row in rows):
+        reason = "prompt_has_no_room"
+    if reason is not None:
+        stats.num_documents_dropped[reason] += 1
+        return None
+    stats.num_cut.update(Counter(completions=cut) if cut else {})
+    return [run_of(row) for row in rows]
 
 
 def conversation_row(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
 from phf_ray.blocks.manifest import SourceCorpus
-from phf_ray.config import Config, KTOConfig, MLEConfig
+from phf_ray.config import BradleyTerryConfig, Config, KTOConfig, MLEConfig
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
@@ -48,6 +48,11 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
             raise ConfigError(
                 f"dataset.max_length: {config.dataset.max_length} limits the examples of feedback, and "
                 "dataset.datasets names none; remove it, dataset.seq_length is the length of the blocks"
+            )
+        if config.feedback_compat is not None:
+            raise ConfigError(
+                f"compat: {config.compat} is for feedback, and dataset.datasets names none; remove it, or make a "
+                "feedback corpus with `phf prepare-feedback`"
             )
         return []
     others = [path for path in paths if not is_feedback_corpus(path)]
@@ -106,8 +111,21 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
             "training.document_mask: false, but several examples share a block, and none may see another; set it to "
             "true"
         )
-    if config.compat is not None:
-        raise ConfigError(f"compat: {config.compat} knows no feedback; remove it")
+    _check_compat(config, path, manifest)
+
+
+def _check_compat(config: Config, path: str, manifest: FeedbackManifest) -> None:
+    unknown = None
+    if config.original is not None:
+        unknown = "feedback"
+    elif manifest.form.prompts == "conversation":
+        unknown = f"conversations with several answers, which {path} holds"
+    elif manifest.form.has_control:
+        unknown = f"answers behind control tokens, which {path} holds"
+    elif config.compat == "alpaca_farm" and config.objective.reads_labels:
+        unknown = f"objective {config.objective.name}"
+    if config.compat is not None and unknown is not None:
+        raise ConfigError(f"compat: {config.compat} knows no {unknown}; remove it")
 
 
 def _check_rows(config: Config, path: str, manifest: FeedbackManifest) -> None:
@@ -195,6 +213,8 @@ def _settings(
         bad=None if conditional is None else conditional.misaligned_prefix,
         has_labels=config.objective.reads_labels,
         has_mismatched=config.objective.reads_kl,
+        compat=config.feedback_compat,
+        for_reward=config.feedback_compat is not None and isinstance(config.objective, BradleyTerryConfig),
     )
     num_rows = settings.rows_of_unit
     longest = dataset.seq_length // num_rows

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from phf_ray.blocks.examples import RowLimits, run_of
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
-from phf_ray.generation.chat.token_rows import token_row
+from phf_ray.generation.chat.token_rows import TokenRow, token_row
 from phf_ray.records import LABEL, TokenKind
 
 WINDOW = 1024
@@ -69,6 +69,9 @@ def lenders(prompts: Sequence[str]) -> list[int | None]:
 def _mismatched(row: TokenRun, lender: TokenRun, limits: RowLimits) -> TokenRun:
     prompt = row.ids[row.kinds == TokenKind.GIVEN].tolist()
     answer = lender.ids[lender.kinds == TokenKind.PLAIN].tolist()
+    if limits.cuts_end:
+        kept = answer[: limits.length - 1 - len(prompt)]
+        return run_of(TokenRow(int(row.ids[0]), prompt, kept, False, len(kept) < len(answer))).with_number(LABEL, 0.0)
     # An answer that was cut has no end, and gets none here.
     joined = token_row(prompt, answer, length=limits.length, start_id=int(row.ids[0]), end_id=answer[-1])
     return run_of(joined).with_number(LABEL, 0.0)

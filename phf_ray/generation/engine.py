@@ -69,7 +69,7 @@ class Engine:
             tokenizer,
             num_logits=self._config.vocab_size,
             control=control,
-            starts_with_eos=info is not None or control is not None,
+            starts_with_eos=control is not None or (info is not None and info.feedback_compat is None),
             end_ids=end_ids_of(model.config, self._config, getattr(model, "generation_config", None)),
         )
         self._waiting: deque[ActiveRequest] = deque()

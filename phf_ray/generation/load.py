@@ -35,7 +35,7 @@ def load_strings(
         # An adapter may have tokens that its base model lacks.
         num_logits=max(config.vocab_size, len(tokenizer)),
         control=control,
-        starts_with_eos=info is not None or control is not None,
+        starts_with_eos=control is not None or (info is not None and info.feedback_compat is None),
     )
     # The other server applies the model's windows itself.
     return strings, info, declared_positions(config) or DEFAULT_CONTEXT

@@ -32,9 +32,12 @@ from trl_case import (
     PAIRS,
     REWARDS,
     SFT_WEIGHT,
+    TEXT_LENGTH,
+    TEXTS,
     gradients_of,
     make_model,
     make_reward_model,
+    make_text_tokenizer,
     make_tokenizer,
 )
 
@@ -61,6 +64,30 @@ def stepped(trainer):
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {"loss": losses[0], "gradients": kept.found}
+
+
+def rows_of(trainer):
+    """(ids, number of those that are given) of each row; None for a reward model, which is given no less than all."""
+    trainer.args.train_sampling_strategy = "sequential"
+    (batch,) = trainer.get_train_dataloader()
+    given = batch.get("completion_mask")
+    return [
+        [ids[mask == 1].tolist(), None if given is None else int((given[row] == 0)[mask == 1].sum())]
+        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True))
+    ]
+
+
+def text_rows(folder, *, begins):
+    columns = ("prompt", "chosen", "rejected")
+    common = {
+        "processing_class": make_text_tokenizer(begins=begins),
+        "train_dataset": Dataset.from_list([dict(zip(columns, texts, strict=True)) for texts in TEXTS]),
+    }
+    options = {"per_device_train_batch_size": len(TEXTS), "use_cpu": True, "report_to": [], "max_length": TEXT_LENGTH}
+    return {
+        "dpo": rows_of(DPOTrainer(make_model(1), ref_model=make_model(2), args=DPOConfig(folder, **options), **common)),
+        "reward": rows_of(RewardTrainer(make_reward_model(1), args=RewardConfig(folder, **options), **common)),
+    }
 
 
 def main():
@@ -163,8 +190,13 @@ def main():
             args=KTOConfig(folder, beta=BETA, **{**accumulated, "per_device_train_batch_size": 2}),
         )
         values["step_kto"] = stepped(trainer)
+        rows = {str(begins): text_rows(folder, begins=begins) for begins in (False, True)}
     versions = {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
-    json.dump({"made_by": "tests/golden/make_trl.py", "versions": versions, "values": values}, sys.stdout, indent=1)
+    json.dump(
+        {"made_by": "tests/golden/make_trl.py", "versions": versions, "values": values, "rows": rows},
+        sys.stdout,
+        indent=1,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,30 @@
 """A tiny GPT-2 with weights of its own, and pairs of answers, on which TRL's trainers were measured."""
 
 import numpy as np
+import places
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+TEXTS = [
+    ("say: ", "it is round", "no"),
+    ("say the w", "orld is round", "hole"),
+    ("say it", " " * 3 + "and then some more words that are cut", "no"),
+    ("a question that is so long that it leaves no room for any answer at all", "yes", "no"),
+]
+"""Pairs whose tokens merge across the border of prompt and answer, are cut, and are left out."""
+TEXT_LENGTH = 16
+
+
+def make_text_tokenizer(*, begins):
+    """`begins`: whether a text gets a token at its beginning, as LLaMA's do."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(places.GOLDEN / "tokenizer")
+    if begins:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = begin
+    return tokenizer
+
 
 WORDS = [f"w{number}" for number in range(40)]
 PAIRS = [
