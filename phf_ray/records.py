@@ -167,6 +167,8 @@ class TokenBlock:
 
 LABEL = "label"
 """Channel of answers that are judged one by one: 1 good, -1 bad, 0 an answer to another prompt."""
+MARGIN = "margin"
+"""Channel of pairs: how much larger the better answer's reward has to be."""
 
 PASSED = "passed"
 """Outcome of a model-written program that passes its tests."""

@@ -3,6 +3,8 @@
 Ties and comparisons whose better answer is unknown are skipped and counted: nothing can be learned from them.
 """
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,7 +21,7 @@ from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
 from phf_ray.generation.chat.joint_rows import JointRows
-from phf_ray.records import LABEL, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
+from phf_ray.records import LABEL, MARGIN, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +47,8 @@ class ExampleSettings:
     has_mismatched: bool = False
     """Whether behind each row stands its prompt with another prompt's answer; see `blocks/mismatched.py`."""
 
+    margin: Literal["column", "preference"] | None = None
+    """Where the margin comes from that each pair carries; None: it carries none."""
     compat: FeedbackCompat = None
     """Rows as another system makes them."""
     for_reward: bool = False
@@ -177,9 +181,14 @@ class UnitReader:
 
     def _unit(self, row: FeedbackRow, *, stats: PackingStats) -> list[TokenRun] | None:
         turns: tuple[Message, ...] = ()
+        margin: float | None = None
         if isinstance(row, Comparison):
             if row.better is None or row.worse is None:
                 stats.num_documents_dropped[row.verdict] += 1
+                return None
+            margin = _margin_of(row, self._settings.margin)
+            if margin is None:
+                stats.num_documents_dropped["no_margin"] += 1
                 return None
             completions, control = [row.better, row.worse], None
         else:
@@ -195,10 +204,18 @@ class UnitReader:
         except PromptError:
             stats.num_documents_dropped["template_cannot_hold_it"] += 1
             return None
-        if rows is not None and self._settings.has_labels:
-            assert isinstance(row, Example)
-            rows = [one.with_number(LABEL, 1.0 if row.label else -1.0) for one in rows]
+        if rows is not None:
+            rows = [self._with_numbers(one, row, margin) for one in rows]
         return rows if rows is None or self._settings.learn == "completions" else [_learned(one) for one in rows]
+
+    def _with_numbers(self, run: TokenRun, row: FeedbackRow, margin: float | None) -> TokenRun:
+        if self._settings.has_labels:
+            assert isinstance(row, Example)
+            run = run.with_number(LABEL, 1.0 if row.label else -1.0)
+        if self._settings.margin is not None:
+            assert margin is not None
+            run = run.with_number(MARGIN, margin)
+        return run
 
     def _rows(
         self, prompt: Prompt, completions: Sequence[str], control: str | None, *, stats: PackingStats
@@ -229,6 +246,17 @@ class UnitReader:
 
     def _spells_special_token(self, texts: Sequence[str]) -> bool:
         return any(token in text for text in texts for token in self._special)
+
+
+def _margin_of(row: Comparison, source: Literal["column", "preference"] | None) -> float | None:
+    """Return 0 if pairs carry no margin, and None if this one should and has none."""
+    if source is None or row.preference is None:
+        return 0.0
+    if source == "preference":
+        return 2 * abs(row.preference - 1.5)
+    value = json.loads(row.meta).get(MARGIN)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def _learned(row: TokenRun) -> TokenRun:

@@ -213,6 +213,7 @@ def _settings(
         bad=None if conditional is None else conditional.misaligned_prefix,
         has_labels=config.objective.reads_labels,
         has_mismatched=config.objective.reads_kl,
+        margin=config.objective.margin_of_pairs,
         compat=config.feedback_compat,
         for_reward=config.feedback_compat is not None and isinstance(config.objective, BradleyTerryConfig),
     )

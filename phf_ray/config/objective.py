@@ -23,6 +23,11 @@ class _ObjectiveSection(Section):
         """Whether blocks hold each prompt with another prompt's answer, too."""
         return False
 
+    @property
+    def margin_of_pairs(self) -> Literal["column", "preference"] | None:
+        """Where each pair's own margin comes from; None: pairs have none of their own."""
+        return None
+
 
 class MLEConfig(_ObjectiveSection):
     name: Literal["MLE"] = "MLE"
@@ -130,12 +135,17 @@ class BradleyTerryConfig(_ObjectiveSection):
     compares_answers = True
 
     name: Literal["BradleyTerry"]
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """The better answer's reward has to be larger by this."""
+    margin: Annotated[float, Field(ge=0)] | Literal["column", "preference"] = 0.0
+    """The better answer's reward has to be larger by this. column: by the column `margin` of each pair (TRL's);
+    preference: by the degree of its preference, 1 for 1 and 2, 0.5 for 1.25 and 1.75."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of the labels that are taken to be wrong."""
     centring: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (TRL's center_rewards_coefficient)."""
+
+    @property
+    def margin_of_pairs(self) -> Literal["column", "preference"] | None:
+        return self.margin if isinstance(self.margin, str) else None
 
 
 ObjectiveConfig = Annotated[

@@ -175,12 +175,7 @@ class Objective(nn.Module):
         channels_BS: Mapping[str, Tensor] | None = None,
     ) -> Targets:
         """Flatten the targets. Only this method shifts by one."""
-        missing = [name for name in self.channels if name not in (channels_BS or {})]
-        if missing:
-            raise DataError(
-                f"objective {type(self).__name__} reads {', '.join(missing)} of each token, which these blocks lack; "
-                f"they have {', '.join(channels_BS or {}) or 'no such numbers'}"
-            )
+        self.refuse_missing(channels_BS)
         kinds_N = token_kinds_BS[:, 1:].flatten()
         valid_N = (kinds_N != _PAD) & (kinds_N != _GIVEN)
         if self.rules.examples:
@@ -204,6 +199,15 @@ class Objective(nn.Module):
             rows_N=_rows(token_kinds_BS) if self.reads_logprobs else None,
             channels={name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()},
         )
+
+    def refuse_missing(self, channels_BS: Mapping[str, Tensor] | None) -> None:
+        """Raise DataError if a channel that the objective reads is not there."""
+        missing = [name for name in self.channels if name not in (channels_BS or {})]
+        if missing:
+            raise DataError(
+                f"objective {type(self).__name__} reads {', '.join(missing)} of each token, which these blocks lack; "
+                f"they have {', '.join(channels_BS or {}) or 'no such numbers'}"
+            )
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         raise NotImplementedError

@@ -59,7 +59,7 @@ def build_objective(
     examples: the blocks hold whole examples, not a stream of text.
     """
     section = _parse(config)
-    original = "korbak2023" if compat == "korbak2023" else None
+    original: Compat = "korbak2023" if compat == "korbak2023" else None
     feedback_compat = None if compat == "korbak2023" else compat
     answers = Rules(unscored=unscored, feedback_compat=feedback_compat, examples=True)
     if isinstance(section, DPOConfig):

@@ -29,6 +29,7 @@ from trl_case import (
     LABELS,
     LOSSES,
     MARGIN,
+    MARGINS,
     PAIRS,
     REWARDS,
     SFT_WEIGHT,
@@ -123,11 +124,12 @@ def main():
         )
         values["sft"] = measured(trainer)
         for name, settings in REWARDS.items():
-            margin = {"margin": MARGIN} if name == "reward_margin" else {}
+            margins = {"reward_margin": [MARGIN] * len(rows), "reward_margins": MARGINS}.get(name)
+            columns = [{}] * len(rows) if margins is None else [{"margin": margin} for margin in margins]
             trainer = RewardTrainer(
                 make_reward_model(1),
                 processing_class=make_tokenizer(),
-                train_dataset=Dataset.from_list([{**row, **margin} for row in rows]),
+                train_dataset=Dataset.from_list([{**row, **margin} for row, margin in zip(rows, columns, strict=True)]),
                 args=RewardConfig(folder, **settings, **common),
             )
             values[name] = measured(trainer)

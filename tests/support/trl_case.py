@@ -46,8 +46,14 @@ LOSSES = {
     "apo_down": {},
 }
 BETA = 0.3
-REWARDS = {"reward": {}, "reward_centred": {"center_rewards_coefficient": 0.05}, "reward_margin": {}}
-"""Cases of RewardTrainer. `reward_margin` has MARGIN in each pair."""
+REWARDS = {
+    "reward": {},
+    "reward_centred": {"center_rewards_coefficient": 0.05},
+    "reward_margin": {},
+    "reward_margins": {},
+}
+"""Cases of RewardTrainer. `reward_margin` has MARGIN in each pair, `reward_margins` those of MARGINS."""
+MARGINS = (0.5, -0.2, 0.0, 1.5)
 MARGIN = 0.5
 LABELS = (True, False, True, True)
 """Of the answers to PAIRS in KTOTrainer's cases: the first answer if it is good, the second if it is bad."""

@@ -9,12 +9,16 @@ import re
 from places import ROOT
 
 LIST = ROOT / "docs" / "differs.md"
-HEADER = """# Where phf-ray differs from the original code
+HEADER = """# Where phf-ray differs from the original code, TRL and AlpacaFarm
 
 The original is `tomekkorbak/pretraining-with-human-feedback` at 152e6b6. Each line is a comment at the place where the
 departure is made; this page is made from them. `compat: korbak2023` in a configuration brings back the original's
 behaviour in objectives, packing and metrics, for comparison with its released models; KL, and errors that make scores
 wrong, are never brought back.
+
+Departures from TRL 1.16 and AlpacaFarm, which name these, are those of learning from feedback: `compat: trl` and `compat:
+alpaca_farm` bring their rows and normalisers back, without their padding: a micro-batch is `per_device_train_batch_size`
+blocks, so it holds the rows of theirs if a block (`dataset.seq_length`) has room for one example or pair.
 
 """
 

@@ -16,6 +16,7 @@ from trl_case import (
     LABELS,
     LOSSES,
     MARGIN,
+    MARGINS,
     PAIRS,
     REWARDS,
     SFT_WEIGHT,
@@ -34,18 +35,20 @@ from phf_ray.objectives.answers import REFERENCE
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.statistics import combine
 from phf_ray.records import LABEL, TokenKind
+from phf_ray.records import MARGIN as MARGIN_CHANNEL
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.survey import surveyed
 
 GOLDEN = json.loads((places.GOLDEN / "trl.json").read_text())["values"]
 
 
-def make_batch(*, pairs, length=40, rows=PAIRS):
+def make_batch(*, pairs, length=40, rows=PAIRS, margins=None):
     limits = row_limits()
     units = []
-    for prompt, *answers in rows:
+    for place, (prompt, *answers) in enumerate(rows):
         unit = [Answer(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
-        units.append(rows_of_unit(unit, limits, stats=PackingStats()))
+        made = rows_of_unit(unit, limits, stats=PackingStats())
+        units.append(made if margins is None else [row.with_number(MARGIN_CHANNEL, margins[place]) for row in made])
     return packed(units, length=length)
 
 
@@ -195,10 +198,11 @@ def test_reward_model(name):
     config = {
         "name": "BradleyTerry",
         "centring": REWARDS[name].get("center_rewards_coefficient", 0.0),
-        "margin": MARGIN if name == "reward_margin" else 0.0,
+        "margin": {"reward_margin": MARGIN, "reward_margins": "column"}.get(name, 0.0),
     }
+    batch = make_batch(pairs=True, margins=MARGINS if name == "reward_margins" else None)
     learner = masked(make_reward_model(1), RewardModel)
-    figures, wanted = assert_like_trl(name, config, make_batch(pairs=True), learner=learner)
+    figures, wanted = assert_like_trl(name, config, batch, learner=learner)
     keys = [key for key in wanted if key in figures]
     assert len(keys) == 5
     assert [figures[key] for key in keys] == pytest.approx([wanted[key] for key in keys], rel=1e-5)
