@@ -46,6 +46,8 @@ def _units(held: Sequence[ExampleRow], limits: RowLimits, *, stats: PackingStats
             yield [example.row, _mismatched(example.row, held[lender].row, limits)]
 
 
+# DIFFERS: phf-ray lets the examples of a window of the corpus lend to one another, and never an answer to the same
+# prompt; TRL those of each micro-batch, whatever their prompts, which compat: trl does not bring back.
 def lenders(prompts: Sequence[str]) -> list[int | None]:
     """Return, for each example, the place of another one with another prompt; None if there is no other prompt.
 

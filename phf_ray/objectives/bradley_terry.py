@@ -72,10 +72,7 @@ class PairwiseReward(Objective):
         chosen_P, rejected_P = rewards_R[0::2], rewards_R[1::2]
         settings = self.settings
         difference_P = chosen_P - rejected_P
-        margin = settings.margin
-        if isinstance(margin, str):
-            self.refuse_missing(channels_BS)
-            margin = (channels_BS or {})[MARGIN].flatten()[rows.last_R[0::2]].to(difference_P.dtype)
+        margin = self._margin(rows, channels_BS)
         losses_P = -F.logsigmoid(difference_P - margin)
         if settings.label_smoothing:
             wrong_P = -F.logsigmoid(-difference_P - margin)
@@ -87,6 +84,12 @@ class PairwiseReward(Objective):
         num_pairs = torch.full((), len(losses_P), dtype=torch.float64, device=rewards_BS.device)
         metrics = _statistics(chosen_P.detach().double(), rejected_P.detach().double(), rows.lengths_R)
         return self._normalised(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
+
+    def _margin(self, rows: PairedRows, channels_BS: Mapping[str, Tensor] | None) -> Tensor | float:
+        if not isinstance(self.settings.margin, str):
+            return self.settings.margin
+        self.refuse_missing(channels_BS)
+        return (channels_BS or {})[MARGIN].flatten()[rows.last_R[0::2]]
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         value = {name: float(each) for name, each in totals.items() if each.ndim == 0}

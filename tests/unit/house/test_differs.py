@@ -16,9 +16,9 @@ departure is made; this page is made from them. `compat: korbak2023` in a config
 behaviour in objectives, packing and metrics, for comparison with its released models; KL, and errors that make scores
 wrong, are never brought back.
 
-Departures from TRL 1.16 and AlpacaFarm, which name these, are those of learning from feedback: `compat: trl` and `compat:
-alpaca_farm` bring their rows and normalisers back, without their padding: a micro-batch is `per_device_train_batch_size`
-blocks, so it holds the rows of theirs if a block (`dataset.seq_length`) has room for one example or pair.
+Lines that name TRL (1.16) or AlpacaFarm are about learning from feedback. `compat: trl` and `compat: alpaca_farm` bring
+their rows and normalisers back. A micro-batch is `per_device_train_batch_size` blocks: it holds as many rows as theirs
+if a block (`dataset.seq_length`) has room for one example or pair.
 
 """
 
