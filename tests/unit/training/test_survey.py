@@ -34,9 +34,9 @@ def make_batch(rows=ROWS, *, length=28):
 
 @pytest.fixture(scope="module")
 def model():
-    learner = LanguageModel(tiny_gpt2(tiny_tokenizer()).double().eval())
+    learner = LanguageModel(tiny_gpt2(tiny_tokenizer()).double())
     learner.mask_documents()
-    return learner
+    return learner.eval()
 
 
 def gradients_of(model, batch, objective):
