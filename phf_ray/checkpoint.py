@@ -141,6 +141,11 @@ def read_info(directory: str | Path) -> CheckpointInfo | None:
         raise DataError(f"{path} is not a checkpoint description: {error}; write the checkpoint again") from None
 
 
+def starts_with_end_of_text(info: CheckpointInfo | None, control: Control | None) -> bool:
+    """Whether the model learned texts with the end of text before them, as all but those of `compat: trl` did."""
+    return control is not None or (info is not None and info.feedback_compat is None)
+
+
 def fingerprint(directory: Path) -> str:
     """Hash the files that decide a model's output. Takes about a second per GB."""
     digest = hashlib.blake2b(digest_size=16)
