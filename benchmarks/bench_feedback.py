@@ -37,8 +37,8 @@ from phf_ray.config import LoraSettings
 from phf_ray.models.adapters import add_adapter
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import as_reward_model
+from phf_ray.objectives.answers import REFERENCE
 from phf_ray.objectives.build import build_objective
-from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.state import TrainState, build_optimizer
 from phf_ray.training.step import StepSettings, train_step

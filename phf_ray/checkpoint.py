@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from phf_ray.adapter_folder import is_adapter
+from phf_ray.config import FeedbackCompat
 from phf_ray.errors import ConfigError, DataError
 
 CHECKPOINT_FILE = "phf.json"
@@ -118,6 +119,11 @@ class CheckpointInfo(BaseModel):
     versions: dict[str, str] = {}
 
     @property
+    def feedback_compat(self) -> FeedbackCompat:
+        """`compat`, if rows were made as another system makes them."""
+        return "trl" if self.compat == "trl" else "alpaca_farm" if self.compat == "alpaca_farm" else None
+
+    @property
     def has_control_per_segment(self) -> bool:
         if self.control is None or self.is_control_per_segment is not None:
             return bool(self.is_control_per_segment)
@@ -133,6 +139,11 @@ def read_info(directory: str | Path) -> CheckpointInfo | None:
         return CheckpointInfo.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DataError(f"{path} is not a checkpoint description: {error}; write the checkpoint again") from None
+
+
+def starts_with_end_of_text(info: CheckpointInfo | None, control: Control | None) -> bool:
+    """Whether the model learned texts with the end of text before them, as all but those of `compat: trl` did."""
+    return control is not None or (info is not None and info.feedback_compat is None)
 
 
 def fingerprint(directory: Path) -> str:

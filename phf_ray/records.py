@@ -161,7 +161,14 @@ class TokenBlock:
     input_ids: NDArray[np.int32]
     token_scores: NDArray[np.float32]
     token_kinds: NDArray[np.uint8]
+    channels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Named numbers of each token, such as LABEL, which a row of tokens has all alike."""
 
+
+LABEL = "label"
+"""Channel of answers that are judged one by one: 1 good, -1 bad, 0 an answer to another prompt."""
+MARGIN = "margin"
+"""Channel of pairs: how much larger the better answer's reward has to be."""
 
 PASSED = "passed"
 """Outcome of a model-written program that passes its tests."""

@@ -3,20 +3,25 @@
 Ties and comparisons whose better answer is unknown are skipped and counted: nothing can be learned from them.
 """
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit
+from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit, runs_of
 from phf_ray.blocks.held_out import is_held_out
+from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
+from phf_ray.config import FeedbackCompat
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
-from phf_ray.records import NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
+from phf_ray.generation.chat.joint_rows import JointRows
+from phf_ray.records import LABEL, MARGIN, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,6 +42,21 @@ class ExampleSettings:
     good: str | None = None
     """Control token of answers that stand behind `good`."""
     bad: str | None = None
+    has_labels: bool = False
+    """Whether each row carries its label (KTO)."""
+    has_mismatched: bool = False
+    """Whether behind each row stands its prompt with another prompt's answer; see `blocks/mismatched.py`."""
+
+    margin: Literal["column", "preference"] | None = None
+    """Where the margin comes from that each pair carries; None: it carries none."""
+    compat: FeedbackCompat = None
+    """Rows as another system makes them."""
+    for_reward: bool = False
+    """Under compat: whether the rows are for a reward model."""
+
+    @property
+    def rows_of_unit(self) -> int:
+        return 2 if self.kind == "comparisons" or self.has_mismatched else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +107,38 @@ class ExamplePacker:
         self._length, self._stats = length, stats
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad_id = int(pad_id)
-        self._held_out: list[list[TokenRun]] = []
+        self._held_out: list[Unit] = []
 
     def blocks(self, parts: Iterable[Any]) -> Iterator[TokenBlock]:
-        for block in pack_units(self._units(parts), length=self._length, pad_id=self._pad_id):
+        for block in pack_units(self._kept(parts), length=self._length, pad_id=self._pad_id):
             self._stats.add_block(block)
             yield block
 
     def held_out_blocks(self) -> Iterator[TokenBlock]:
         """Yield the blocks of the rows that `blocks` has left out so far."""
-        return pack_units(self._held_out, length=self._length, pad_id=self._pad_id)
+        whole = self._reader.whole_units(self._held_out, stats=PackingStats())
+        return pack_units(whole, length=self._length, pad_id=self._pad_id)
 
-    def _units(self, parts: Iterable[Any]) -> Iterator[list[TokenRun]]:
+    def _kept(self, parts: Iterable[Any]) -> Iterator[Sequence[TokenRun]]:
+        for rows in self._reader.whole_units(self._units(parts), stats=self._stats):
+            self._stats.num_documents_kept += 1
+            yield rows
+
+    def _units(self, parts: Iterable[Any]) -> Iterator["Unit"]:
         for part in parts:
             assert isinstance(part, FeedbackPart), part
-            for apart, unit in self._reader.units(part, stats=self._stats):
-                if apart:
+            for unit in self._reader.units(part, stats=self._stats):
+                if unit.is_held_out:
                     self._stats.num_documents_dropped["held_out"] += 1
                     self._held_out.append(unit)
                 else:
-                    self._stats.num_documents_kept += 1
                     yield unit
+
+
+class Unit(NamedTuple):
+    is_held_out: bool
+    prompt: str
+    rows: list[TokenRun]
 
 
 class UnitReader:
@@ -119,24 +150,45 @@ class UnitReader:
         self._template: PromptTemplate = load_template(settings.template, tokenizer=tokenizer)
         self._fraction = held_out_fraction
         end_id = tokenizer.eos_token_id
-        self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id)
+        is_joint = settings.compat is not None
+        self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id, cuts_end=is_joint)
+        self._joint_rows = JointRows(
+            settings.compat,
+            tokenizer=tokenizer,
+            template=self._template,
+            for_reward=settings.for_reward,
+            length=settings.row_length,
+        )
         # Words of a data set that spell out a special token would be read as that token. `all_special_tokens` lacks
         # those that were only added as special, such as the marks of turns.
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = sorted({*filter(None, tokenizer.all_special_tokens), *added})
 
-    def units(self, part: FeedbackPart, *, stats: PackingStats) -> Iterator[tuple[bool, list[TokenRun]]]:
-        """Yield each unit, and whether it is held out."""
+    def units(self, part: FeedbackPart, *, stats: PackingStats) -> Iterator[Unit]:
+        """Yield the units that one row of the corpus makes by itself."""
         for row in part.rows():
             rows = self._unit(row, stats=stats)
             if rows is not None:
-                yield is_held_out(_prompt_of(row), self._fraction), rows
+                prompt = _prompt_of(row)
+                yield Unit(is_held_out(prompt, self._fraction), prompt, rows)
+
+    def whole_units(self, units: Iterable[Unit], *, stats: PackingStats) -> Iterator[Sequence[TokenRun]]:
+        """Yield the rows of each unit, with those that other rows of the corpus lend it."""
+        if not self._settings.has_mismatched:
+            return (unit.rows for unit in units)
+        examples = (ExampleRow(unit.prompt, row) for unit in units for row in unit.rows)
+        return with_mismatched(examples, self._limits, stats=stats)
 
     def _unit(self, row: FeedbackRow, *, stats: PackingStats) -> list[TokenRun] | None:
         turns: tuple[Message, ...] = ()
+        margin: float | None = None
         if isinstance(row, Comparison):
             if row.better is None or row.worse is None:
                 stats.num_documents_dropped[row.verdict] += 1
+                return None
+            margin = _margin_of(row, self._settings.margin)
+            if margin is None:
+                stats.num_documents_dropped["no_margin"] += 1
                 return None
             completions, control = [row.better, row.worse], None
         else:
@@ -148,12 +200,33 @@ class UnitReader:
         try:
             if row.prompt is None:
                 return self._conversation(turns, stats=stats)
-            answers = [self._answer(row.prompt, text, control) for text in completions]
+            rows = self._rows(row.prompt, completions, control, stats=stats)
         except PromptError:
             stats.num_documents_dropped["template_cannot_hold_it"] += 1
             return None
-        rows = rows_of_unit(answers, self._limits, stats=stats)
+        if rows is not None:
+            rows = [self._with_numbers(one, row, margin) for one in rows]
         return rows if rows is None or self._settings.learn == "completions" else [_learned(one) for one in rows]
+
+    def _with_numbers(self, run: TokenRun, row: FeedbackRow, margin: float | None) -> TokenRun:
+        if self._settings.has_labels:
+            assert isinstance(row, Example)
+            run = run.with_number(LABEL, 1.0 if row.label else -1.0)
+        if self._settings.margin is not None:
+            assert margin is not None
+            run = run.with_number(MARGIN, margin)
+        return run
+
+    def _rows(
+        self, prompt: Prompt, completions: Sequence[str], control: str | None, *, stats: PackingStats
+    ) -> list[TokenRun] | None:
+        if self._settings.compat is None:
+            answers = [self._answer(prompt, text, control) for text in completions]
+            return rows_of_unit(answers, self._limits, stats=stats)
+        joint = [self._joint_rows.row(self._template.example(prompt, text)) for text in completions]
+        # DIFFERS: phf-ray cuts pairs that are too long for a reward model; TRL leaves them out.
+        drops_cut = self._settings.for_reward and self._settings.compat == "trl"
+        return runs_of(joint, drops_cut=drops_cut, stats=stats)
 
     def _answer(self, prompt: Prompt, completion: str, control: str | None) -> Answer:
         rendered = self._template.example(prompt, completion)
@@ -173,6 +246,17 @@ class UnitReader:
 
     def _spells_special_token(self, texts: Sequence[str]) -> bool:
         return any(token in text for text in texts for token in self._special)
+
+
+def _margin_of(row: Comparison, source: Literal["column", "preference"] | None) -> float | None:
+    """Return 0 if pairs carry no margin, and None if this one should and has none."""
+    if source is None or row.preference is None:
+        return 0.0
+    if source == "preference":
+        return 2 * abs(row.preference - 1.5)
+    value = json.loads(row.meta).get(MARGIN)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def _learned(row: TokenRun) -> TokenRun:

@@ -2,8 +2,8 @@
 
 A row is an end-of-text token, a prompt that is given, a completion that is learned, and the end-of-text token that ends
 it. Prompt and completion are tokenized apart and joined, so no token spans the border. The rows of a unit (the two
-answers of a pair, the chosen one first) stay together in one block, so whatever shuffles or deals blocks never tears
-them apart. Training keeps attention inside each row (`training.document_mask`).
+answers of a pair, the chosen one first; a labelled answer and a mismatched one) stay together in one block, so whatever
+shuffles or deals blocks never tears them apart. Training keeps attention inside each row (`training.document_mask`).
 
 `generation/chat/token_rows.py` cuts what does not fit.
 """
@@ -43,6 +43,8 @@ class RowLimits:
     """Id of the token that begins a row."""
     end_id: int
     """Id of the token that ends a completion."""
+    cuts_end: bool = False
+    """Whether what does not fit is cut at the end of a row, and not at the beginning of its prompt."""
 
 
 def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: PackingStats) -> list[TokenRun] | None:
@@ -69,9 +71,25 @@ def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: Packing
         if answer.prompt and not row.prompt:
             stats.num_documents_dropped["prompt_has_no_room"] += 1
             return None
-        rows.append(_run(row._replace(prompt=[*answer.control, *row.prompt])))
+        rows.append(run_of(row._replace(prompt=[*answer.control, *row.prompt])))
     stats.num_cut.update(+cut)
     return rows
+
+
+def runs_of(rows: Sequence[TokenRow], *, drops_cut: bool, stats: PackingStats) -> list[TokenRun] | None:
+    """Return the rows of a unit that were made elsewhere, or None, with the reason counted.
+
+    `prompt_has_no_room`: nothing of an answer is left. `too_long`: a row was cut, and `drops_cut` keeps none of those.
+    """
+    cut = sum(row.is_completion_cut for row in rows)
+    reason = "too_long" if drops_cut and cut else None
+    if not all(row.completion for row in rows):
+        reason = "prompt_has_no_room"
+    if reason is not None:
+        stats.num_documents_dropped[reason] += 1
+        return None
+    stats.num_cut.update(Counter(completions=cut) if cut else {})
+    return [run_of(row) for row in rows]
 
 
 def conversation_row(
@@ -96,7 +114,8 @@ def conversation_row(
     return TokenRun(np.array(ids, np.int32), np.zeros(len(ids), np.float32), kinds)
 
 
-def _run(row: TokenRow) -> TokenRun:
+def run_of(row: TokenRow) -> TokenRun:
+    """The prompt is given, the completion learned."""
     ids = np.array(row.ids, np.int32)
     kinds = np.full(len(ids), TokenKind.PLAIN, np.uint8)
     kinds[: 1 + len(row.prompt)] = TokenKind.GIVEN

@@ -1,14 +1,15 @@
 """Opens feedback corpora for a training, and checks that its objective can learn from them."""
 
+import logging
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
 from phf_ray.blocks.manifest import SourceCorpus
-from phf_ray.config import Config, MLEConfig
+from phf_ray.config import BradleyTerryConfig, Config, KTOConfig, MLEConfig
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
@@ -18,6 +19,8 @@ from phf_ray.storage.files import open_filesystem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
 
 _TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh"}
 
@@ -46,6 +49,11 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
                 f"dataset.max_length: {config.dataset.max_length} limits the examples of feedback, and "
                 "dataset.datasets names none; remove it, dataset.seq_length is the length of the blocks"
             )
+        if config.feedback_compat is not None:
+            raise ConfigError(
+                f"compat: {config.compat} is for feedback, and dataset.datasets names none; remove it, or make a "
+                "feedback corpus with `phf prepare-feedback`"
+            )
         return []
     others = [path for path in paths if not is_feedback_corpus(path)]
     if others:
@@ -59,6 +67,8 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
         raise ConfigError(f"dataset.datasets has feedback corpora of several kinds: {sorted(forms)}; give those of one")
     for path, manifest in zip(paths, manifests, strict=True):
         _check_objective(config, path, manifest)
+    if config.objective.reads_labels:
+        _check_labels(config, manifests)
     return manifests
 
 
@@ -66,6 +76,8 @@ def open_feedback(
     config: Config, paths: Sequence[str], manifests: Sequence[FeedbackManifest], *, tokenizer: "PreTrainedTokenizerFast"
 ) -> OpenFeedback:
     """`manifests`: as `check_feedback` returned them. Raises ConfigError if there is no such template, or no room."""
+    if isinstance(config.objective, KTOConfig):
+        _warn_of_unequal_labels(config.objective, manifests)
     return OpenFeedback(
         settings=_settings(config, manifests, tokenizer=tokenizer),
         corpora=tuple(
@@ -83,26 +95,7 @@ def open_feedback(
 
 
 def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
-    objective, kind = config.objective, manifest.kind
-    if objective.compares_answers:
-        if kind != "comparisons":
-            raise ConfigError(
-                f"objective {objective.name} learns from comparisons, but {path} holds {kind}; use objective MLE"
-            )
-    elif not isinstance(objective, MLEConfig) or objective.mask_above is not None:
-        readers = " and ".join(config.score_readers)
-        raise ConfigError(f"{readers} needs scores, which feedback ({path}) has not; use MLE for examples, or DPO")
-    elif kind == "comparisons":
-        raise ConfigError(
-            f"objective MLE learns from examples, but {path} holds comparisons; use objective DPO (or "
-            "BradleyTerry, for a reward model), or make examples with `phf prepare-feedback "
-            "--to sft` (or feedme, reward-conditioning)"
-        )
-    elif manifest.form.has_label:
-        raise ConfigError(
-            f"{path} holds good and bad answers with labels, and objective MLE would learn both alike; make examples "
-            "with `phf prepare-feedback --to sft` or reward-conditioning"
-        )
+    _check_rows(config, path, manifest)
     if manifest.form.has_control and config.dataset.conditional_training_config is None:
         raise ConfigError(
             f"{path} has answers behind control tokens; name them in dataset.conditional_training_config and "
@@ -118,8 +111,88 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
             "training.document_mask: false, but several examples share a block, and none may see another; set it to "
             "true"
         )
-    if config.compat is not None:
-        raise ConfigError(f"compat: {config.compat} knows no feedback; remove it")
+    _check_compat(config, path, manifest)
+
+
+def _check_compat(config: Config, path: str, manifest: FeedbackManifest) -> None:
+    unknown = None
+    if config.original is not None:
+        unknown = "feedback"
+    elif manifest.form.prompts == "conversation":
+        unknown = f"conversations with several answers, which {path} holds"
+    elif manifest.form.has_control:
+        unknown = f"answers behind control tokens, which {path} holds"
+    elif config.compat == "alpaca_farm" and config.objective.reads_labels:
+        unknown = f"objective {config.objective.name}"
+    if config.compat is not None and unknown is not None:
+        raise ConfigError(f"compat: {config.compat} knows no {unknown}; remove it")
+
+
+def _check_rows(config: Config, path: str, manifest: FeedbackManifest) -> None:
+    """Check that the rows are what the objective learns from."""
+    objective, kind = config.objective, manifest.kind
+    if objective.compares_answers:
+        if kind != "comparisons":
+            raise ConfigError(
+                f"objective {objective.name} learns from comparisons, but {path} holds {kind}; use objective MLE"
+            )
+    elif objective.reads_labels:
+        if not manifest.form.has_label:
+            raise ConfigError(
+                f"objective {objective.name} learns from answers with a label, but {path} holds {kind} without; make "
+                "them with `phf prepare-feedback --to kto` of comparisons, or of columns prompt, completion, label"
+            )
+        if config.dataset.learn != "completions":
+            raise ConfigError(
+                f"dataset.learn: {config.dataset.learn}, but objective {objective.name} judges answers; use completions"
+            )
+    elif not isinstance(objective, MLEConfig) or objective.mask_above is not None:
+        readers = " and ".join(config.score_readers)
+        raise ConfigError(f"{readers} needs scores, which feedback ({path}) has not; use MLE for examples, or DPO")
+    elif kind == "comparisons":
+        raise ConfigError(
+            f"objective MLE learns from examples, but {path} holds comparisons; use objective DPO (or "
+            "BradleyTerry, for a reward model), or make examples with `phf prepare-feedback "
+            "--to sft` (or feedme, reward-conditioning)"
+        )
+    elif manifest.form.has_label:
+        raise ConfigError(
+            f"{path} holds good and bad answers with labels, and objective MLE would learn both alike; make examples "
+            "with `phf prepare-feedback --to sft` or reward-conditioning, or use objective KTO"
+        )
+
+
+def _check_labels(config: Config, manifests: Sequence[FeedbackManifest]) -> None:
+    good, bad = _labels(manifests)
+    if not good or not bad:
+        alike, count = ("good", good) if good else ("bad", bad)
+        raise ConfigError(
+            f"all {count} answers of {', '.join(config.dataset.datasets) or 'the corpora'} are labelled {alike}, and "
+            f"objective {config.objective.name} learns from good and bad ones; add the others"
+            + ("; for good answers alone, use objective MLE" if good else "")
+        )
+
+
+def _labels(manifests: Sequence[FeedbackManifest]) -> tuple[int, int]:
+    marks = [manifest.stats.marks for manifest in manifests]
+    return sum(one["label_true"] for one in marks), sum(one["label_false"] for one in marks)
+
+
+def _warn_of_unequal_labels(objective: KTOConfig, manifests: Sequence[FeedbackManifest]) -> None:
+    """Say which weights Eq. 8 of KTO recommends: together, the good answers weigh 1 to 4/3 of the bad ones."""
+    good, bad = _labels(manifests)
+    weighed = good * objective.desirable_weight / max(1e-9, bad * objective.undesirable_weight)
+    if not 0.99 < weighed < 4 / 3 + 0.01:
+        wanted = bad * objective.undesirable_weight / good
+        log.warning(
+            "%d good and %d bad answers: together, the good ones weigh %.3g of the bad ones, and 1 to 1.33 is best; "
+            "set objective.desirable_weight to %.3g to %.3g",
+            good,
+            bad,
+            weighed,
+            wanted,
+            wanted * 4 / 3,
+        )
 
 
 def _settings(
@@ -129,24 +202,30 @@ def _settings(
     name = dataset.prompt_template
     if name is None:
         name = "tokenizer" if tokenizer.chat_template else _TEMPLATES[form.prompts]
-    rows_of_unit = 2 if form.kind == "comparisons" else 1
-    longest = dataset.seq_length // rows_of_unit
-    length = dataset.max_length or longest
-    if length > longest:
-        raise ConfigError(
-            f"dataset.max_length: {length} x {rows_of_unit} answers do not fit into a block of dataset.seq_length: "
-            f"{dataset.seq_length}; raise seq_length to {length * rows_of_unit}, or lower max_length"
-        )
     conditional = dataset.conditional_training_config
-    return ExampleSettings(
+    settings = ExampleSettings(
         kind=form.kind,
         template=str(Path(name).resolve()) if Path(name).is_file() else name,
         template_text=template_source(name, tokenizer=tokenizer),
-        row_length=length,
+        row_length=dataset.max_length or 0,
         learn=dataset.learn,
         good=None if conditional is None else conditional.aligned_prefix,
         bad=None if conditional is None else conditional.misaligned_prefix,
+        has_labels=config.objective.reads_labels,
+        has_mismatched=config.objective.reads_kl,
+        margin=config.objective.margin_of_pairs,
+        compat=config.feedback_compat,
+        for_reward=config.feedback_compat is not None and isinstance(config.objective, BradleyTerryConfig),
     )
+    num_rows = settings.rows_of_unit
+    longest = dataset.seq_length // num_rows
+    length = dataset.max_length or longest
+    if length > longest:
+        raise ConfigError(
+            f"dataset.max_length: {length} x {num_rows} answers do not fit into a block of dataset.seq_length: "
+            f"{dataset.seq_length}; raise seq_length to {length * num_rows}, or lower max_length"
+        )
+    return replace(settings, row_length=length)
 
 
 def _parts(path: str) -> tuple[FeedbackPart, ...]:

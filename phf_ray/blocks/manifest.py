@@ -1,7 +1,8 @@
 """The manifest, which describes a folder of token blocks without reading them.
 
     shard-00000-000.parquet  blocks of group 0 (some consecutive parts of a corpus): input_ids int32[L],
-                             token_scores float32[L], token_kinds uint8[L]
+                             token_scores float32[L], token_kinds uint8[L], and named numbers float32[L] where the
+                             objective learns from them: `label`, `margin` (see `phf_ray.records`)
     rejected-00000.parquet   records of group 0 that could not be read, if any: source, record, reason, detail
     held-out-00000.parquet   documents of group 0 that are never packed: id, texts, scores
     group-00000.json         shards and counts of group 0; written last, so a group is either complete or built again

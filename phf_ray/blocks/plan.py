@@ -113,7 +113,7 @@ def plan_blocks(
         tokenizer=_describe_tokenizer(tokenizer, packing=packing),
         corpora=tuple(_source(config, corpus) for corpus in opened),
         manifests=tuple(manifests),
-        groups=tuple(_groups([corpus.parts for corpus in opened], is_one_stream=config.compat is not None)),
+        groups=tuple(_groups([corpus.parts for corpus in opened], is_one_stream=config.original is not None)),
         max_failed_fraction=config.scoring.max_failed_fraction,
     )
 
@@ -195,7 +195,7 @@ def _packing_config(config: Config, thresholds: Mapping[str, float]) -> PackingC
         per_document=not config.dataset.is_split_by_sentences,
         # Nothing else depends on the seed, so runs with different seeds share blocks.
         seed=config.training.seed if draws else 0,
-        compat=config.compat,
+        compat=config.original,
     )
 
 

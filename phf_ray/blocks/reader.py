@@ -33,13 +33,14 @@ class BlockReader:
         """Return the blocks at positions [begin, end), in order. Positions count on across epochs."""
         places = self._order.locate(begin, end)
         shape = (end - begin, self._length)
+        numbers = np.unique(places.shards).tolist()
         out = BlockArrays(
             np.empty(shape, np.int32),
             np.empty(shape, np.float32),
             np.empty(shape, np.uint8),
-            {name: np.empty(shape, np.float32) for name in self._channels},
+            {name: np.empty(shape, np.float32) for number in numbers[:1] for name in self._shard(number).channels},
         )
-        for number in np.unique(places.shards).tolist():
+        for number in numbers:
             chosen = places.shards == number
             shard = self._shard(number)
             rows = places.rows[chosen]
@@ -71,7 +72,8 @@ class BlockReader:
         path = f"{self._root}/{expected.file}"
         shard = decode_shard(read_block_file(path), source=path)
         self._check(shard.input_ids, expected, path=path, remedy="delete the folder and build the blocks again")
-        shard = shard._replace(channels={name: self._channel(name, expected) for name in self._channels})
+        beside = {name: self._channel(name, expected) for name in self._channels}
+        shard = shard._replace(channels={**shard.channels, **beside})
         self._held[number] = shard
         while len(self._held) > self._num_held:
             self._held.popitem(last=False)

@@ -24,7 +24,7 @@ class BlockArrays(NamedTuple):
     token_scores: NDArray[np.float32]
     token_kinds: NDArray[np.uint8]
     channels: Mapping[str, NDArray[np.float32]] = {}
-    """Named numbers of each token, float32 (n, L) each, which are stored beside the shards."""
+    """Named numbers of each token, float32 (n, L) each: columns of the shard, or of files beside it."""
 
 
 COLUMNS = ("input_ids", "token_scores", "token_kinds")
@@ -48,12 +48,10 @@ def blocks_per_shard(sequence_length: int) -> int:
 
 def encode_shard(blocks: Sequence[TokenBlock]) -> bytes:
     """Return a Parquet file, with the same bytes for the same blocks. `blocks` must not be empty."""
-    columns = {
-        name: pa.FixedSizeListArray.from_arrays(
-            np.concatenate([getattr(block, name) for block in blocks]), len(blocks[0].input_ids)
-        )
-        for name in COLUMNS
-    }
+    first, length = blocks[0], len(blocks[0].input_ids)
+    arrays = {name: [getattr(block, name) for block in blocks] for name in COLUMNS}
+    arrays |= {name: [block.channels[name] for block in blocks] for name in first.channels}
+    columns = {name: pa.FixedSizeListArray.from_arrays(np.concatenate(parts), length) for name, parts in arrays.items()}
     # Ids rarely repeat within a page, so a dictionary only costs time. Scores and kinds come in runs, which zstd finds.
     return parquet_bytes(pa.table(columns), use_dictionary=False)
 
@@ -66,7 +64,8 @@ def decode_shard(content: bytes, *, source: str) -> BlockArrays:
             f"{source} is not a shard of token blocks: {error}; delete its folder and build again"
         ) from None
     ids, scores, kinds = (_matrix(table, name) for name in COLUMNS)
-    return BlockArrays(ids, scores, kinds)
+    channels = {name: _matrix(table, name) for name in table.column_names if name not in COLUMNS}
+    return BlockArrays(ids, scores, kinds, channels)
 
 
 def encode_channel(name: str, values: NDArray[np.float32]) -> bytes:

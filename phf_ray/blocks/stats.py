@@ -19,7 +19,9 @@ class PackingStats:
     num_blocks: int = 0
     num_documents_kept: int = 0
     num_documents_dropped: Counter[str] = field(default_factory=Counter)
-    """By reason: empty, lone_surrogate, filtered, unscored, special_token_in_text, held_out."""
+    """By reason: empty, lone_surrogate, filtered, unscored, special_token_in_text, held_out. Of
+    feedback also empty_completion, prompt_has_no_room, too_long, tie, unknown, template_cannot_hold_it, no_margin and
+    no_other_prompt."""
     num_cut: Counter[str] = field(default_factory=Counter)
     """Rows of examples of which a part was cut: `prompts`, `completions`."""
     num_characters_kept: int = 0

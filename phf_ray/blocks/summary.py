@@ -138,6 +138,9 @@ def report_blocks(manifest: BlockManifest) -> None:
 _REMEDIES = {
     "template_cannot_hold_it": "choose another dataset.prompt_template, one that holds several turns",
     "prompt_has_no_room": "raise dataset.max_length",
+    "no_margin": "give each pair a number in column margin, or set objective.margin: preference or a number",
+    "too_long": "raise dataset.max_length",
+    "no_other_prompt": "KTO needs answers to at least two prompts",
     "special_token_in_text": "their words spell out special tokens of the tokenizer",
 }
 

@@ -50,7 +50,7 @@ def resolve_thresholds(config: Config, *, manifests: Sequence[CorpusManifest]) -
         "objective": (_objective_threshold(config), merged.segment_histogram),
     }
     resolved = {
-        name: resolve_threshold(threshold, quantile_of=histogram.quantile, compat=config.compat)
+        name: resolve_threshold(threshold, quantile_of=histogram.quantile, compat=config.original)
         for name, (threshold, histogram) in wanted.items()
     }
     return {name: threshold for name, threshold in resolved.items() if threshold is not None}

@@ -6,7 +6,7 @@ names if the meaning is unchanged, so that its users recognise them. Open `whole
 """
 
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
-from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Threshold
+from phf_ray.config.base import Compat, Count, FeedbackCompat, Fraction, Positive, Quantile, Threshold
 from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
@@ -15,6 +15,7 @@ from phf_ray.config.objective import (
     AWRConfig,
     BradleyTerryConfig,
     DPOConfig,
+    KTOConfig,
     MLEConfig,
     ObjectiveConfig,
     RWRConfig,
@@ -40,11 +41,13 @@ __all__ = [
     "Count",
     "DPOConfig",
     "DatasetConfig",
+    "FeedbackCompat",
     "Fraction",
     "GenerateKwargs",
     "GenerationConfig",
     "GpuPoolConfig",
     "KLConfig",
+    "KTOConfig",
     "LoraSettings",
     "MLEConfig",
     "MetricConfig",

@@ -10,11 +10,23 @@ from phf_ray.config.base import Fraction, Quantile, Section, Threshold
 class _ObjectiveSection(Section):
     compares_answers: ClassVar[bool] = False
     """Whether the objective learns from comparisons of answers, and not from texts or examples."""
+    reads_labels: ClassVar[bool] = False
+    """Whether it learns from answers that are judged one by one."""
 
     @property
     def reads_reference(self) -> bool:
         """Whether answers are compared with the model that the run starts from."""
         return False
+
+    @property
+    def reads_kl(self) -> bool:
+        """Whether blocks hold each prompt with another prompt's answer, too."""
+        return False
+
+    @property
+    def margin_of_pairs(self) -> Literal["column", "preference"] | None:
+        """Where each pair's own margin comes from; None: pairs have none of their own."""
+        return None
 
 
 class MLEConfig(_ObjectiveSection):
@@ -93,21 +105,50 @@ class DPOConfig(_ObjectiveSection):
         return not self.reference_free
 
 
+class KTOConfig(_ObjectiveSection):
+    """Learning from answers that are judged one by one; the names are TRL's."""
+
+    reads_labels = True
+
+    name: Literal["KTO"]
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """kto: a reward counts as a gain from the KL of policy and reference on; apo_zero_unpaired: from 0 on."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How firmly the reference holds the policy: rewards are beta x log(policy / reference)."""
+    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of good answers. Eq. 8 of KTO: weight x number of good answers is 1 to 4/3 of that of bad ones."""
+    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of bad answers."""
+
+    @property
+    def reads_reference(self) -> bool:
+        return True
+
+    @property
+    def reads_kl(self) -> bool:
+        return self.loss_type == "kto"
+
+
 class BradleyTerryConfig(_ObjectiveSection):
     """A reward model, learned from pairs of answers: p(chosen is better) = sigmoid(r_chosen - r_rejected)."""
 
     compares_answers = True
 
     name: Literal["BradleyTerry"]
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """The better answer's reward has to be larger by this."""
+    margin: Annotated[float, Field(ge=0)] | Literal["column", "preference"] = 0.0
+    """The better answer's reward has to be larger by this. column: by the column `margin` of each pair (TRL's);
+    preference: by the degree of its preference, 1 for 1 and 2, 0.5 for 1.25 and 1.75."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of the labels that are taken to be wrong."""
     centring: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (TRL's center_rewards_coefficient)."""
 
+    @property
+    def margin_of_pairs(self) -> Literal["column", "preference"] | None:
+        return self.margin if isinstance(self.margin, str) else None
+
 
 ObjectiveConfig = Annotated[
-    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig,
+    MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | KTOConfig | BradleyTerryConfig,
     Field(discriminator="name"),
 ]

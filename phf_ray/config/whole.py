@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from phf_ray.config.attack import RedTeamConfig
-from phf_ray.config.base import Section
+from phf_ray.config.base import Compat, FeedbackCompat, Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import GenerationConfig, KLConfig
 from phf_ray.config.model import ModelConfig
@@ -25,7 +25,9 @@ class Config(Section):
     kl_gpt3_callback: KLConfig = KLConfig()
     red_team: RedTeamConfig = RedTeamConfig()
     scoring: ScoringConfig = ScoringConfig()
-    compat: Literal["korbak2023"] | None = None
+    compat: Literal["korbak2023", "trl", "alpaca_farm"] | None = None
+    """Numbers of another system where they differ: of the original (text with scores), or of TRL or AlpacaFarm
+    (feedback). See docs/differs.md."""
     key_envs: dict[str, str] = {}
     """URL of a server -> environment variable that holds its key, for servers that an option of `evaluate-lm` or
     `red-team`, or kl_gpt3_callback.reference, names without `key_env`."""
@@ -36,6 +38,16 @@ class Config(Section):
             return self
         tokenizer = TokenizerConfig(**{**self.tokenizer.model_dump(), "path_or_name": model, "revision": revision})
         return self.model_copy(update={"tokenizer": tokenizer})
+
+    @property
+    def original(self) -> Compat:
+        """`compat`, if it is the original of pretraining with human feedback."""
+        return "korbak2023" if self.compat == "korbak2023" else None
+
+    @property
+    def feedback_compat(self) -> FeedbackCompat:
+        """`compat`, if it is a system that learns from feedback."""
+        return None if self.compat == "korbak2023" else self.compat
 
     @property
     def scorer(self) -> dict[str, Any]:
@@ -53,7 +65,9 @@ class Config(Section):
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
         readers = {
-            f"objective.name: {objective.name}": not (isinstance(objective, MLEConfig) or objective.compares_answers),
+            f"objective.name: {objective.name}": not (
+                isinstance(objective, MLEConfig) or objective.compares_answers or objective.reads_labels
+            ),
             "objective.mask_above": isinstance(objective, MLEConfig) and objective.mask_above is not None,
             "dataset.conditional_training_config": dataset.conditional_training_config is not None,
             "dataset.filter_threshold": dataset.filter_threshold is not None,
@@ -62,7 +76,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _original_has_it(self) -> Self:
-        if self.compat is not None and self.dataset.filter_average != "segments":
+        if self.original is not None and self.dataset.filter_average != "segments":
             raise ValueError("dataset.filter_average: tokens does not exist in the original; use segments with compat")
         return self
 
@@ -81,7 +95,7 @@ class Config(Section):
             )
         objective = self.objective
         if isinstance(objective, AWRConfig):
-            if self.compat is None and objective.alpha == 1:
+            if self.original is None and objective.alpha == 1:
                 problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
             if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
                 problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")

@@ -105,7 +105,7 @@ def evaluate_arms(
         seeds=options.seeds,
         scorer=identity,
         metrics=config.generation.metrics_configs,
-        compat=config.compat,
+        compat=config.original,
     )
     todo = store.missing(plan.units)
     log.info("%d of %d samples to draw", sum(unit.count for unit in todo), sum(unit.count for unit in plan.units))

@@ -94,7 +94,7 @@ def _measure_samples(config: Config, arm: Arm, *, output: Path, has_gpu: bool) -
         seeds=(SEED,),
         scorer=scores.identity,
         metrics=config.generation.metrics_configs,
-        compat=config.compat,
+        compat=config.original,
     )
     write_samples(str(output), samples, evaluation)
     row: dict[str, float] = {}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.checkpoint import CheckpointInfo, Control, starts_with_end_of_text
 from phf_ray.generation.active import ActiveRequest
 from phf_ray.generation.attention import AttentionMasks
 from phf_ray.generation.cache import KeyValueSlots
@@ -69,7 +69,7 @@ class Engine:
             tokenizer,
             num_logits=self._config.vocab_size,
             control=control,
-            starts_with_eos=info is not None or control is not None,
+            starts_with_eos=starts_with_end_of_text(info, control),
             end_ids=end_ids_of(model.config, self._config, getattr(model, "generation_config", None)),
         )
         self._waiting: deque[ActiveRequest] = deque()

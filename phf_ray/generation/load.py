@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from phf_ray.adapter_folder import model_or_base
-from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model
+from phf_ray.checkpoint import CheckpointInfo, Control, read_info, require_model, starts_with_end_of_text
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.reach import DEFAULT_CONTEXT
@@ -35,7 +35,7 @@ def load_strings(
         # An adapter may have tokens that its base model lacks.
         num_logits=max(config.vocab_size, len(tokenizer)),
         control=control,
-        starts_with_eos=info is not None or control is not None,
+        starts_with_eos=starts_with_end_of_text(info, control),
     )
     # The other server applies the model's windows itself.
     return strings, info, declared_positions(config) or DEFAULT_CONTEXT

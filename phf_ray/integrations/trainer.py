@@ -83,7 +83,7 @@ class PHFTrainer(Trainer):
         return batches, self.accelerator.gather(num_targets.to(device)).sum()
 
     def _num_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        if self.objective.compat is not None:
+        if self.objective.averages_micro_batches:
             return torch.ones((), dtype=torch.float64)
         ids_BS, scores_BS, kinds_BS = (batch[name].cpu() for name in COLUMNS)
         targets = self.objective.targets(ids_BS, token_scores_BS=scores_BS, token_kinds_BS=kinds_BS)

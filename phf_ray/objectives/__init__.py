@@ -21,6 +21,7 @@ _EXPORTS = {
     "Unlikelihood": "unlikelihood",
     "build_objective": "build",
     "preference_loss": "pairs",
+    "unpaired_loss": "unpaired",
 }
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from phf_ray.config import Compat
+from phf_ray.config import Compat, FeedbackCompat
 from phf_ray.errors import DataError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
 from phf_ray.objectives.statistics import BinCounts, Statistics
@@ -37,6 +37,7 @@ class Rules:
     unscored: Literal["mask", "mle"] = "mask"
     """`mask`: tokens without a score are not targets. `mle`: they are targets of plain likelihood."""
     compat: Compat | None = None
+    feedback_compat: FeedbackCompat = None
     examples: bool = False
     """Blocks hold whole examples. The end-of-text token that begins an example is no target, and the head is computed
     for the learned targets alone: prompts are often most of a block."""
@@ -104,6 +105,18 @@ class Objective(nn.Module):
         super().__init__()
         self.rules = rules
         self.compat = rules.compat
+        self.averages_micro_batches = rules.compat is not None or rules.feedback_compat is not None
+
+    def survey(self) -> "Survey | None":
+        """Return what counts, over all of a step, the numbers that `weigh` has to know before it; None: it needs none.
+
+        Training runs it without gradients on all micro-batches of the step, and hands `weigh` its numbers as channels.
+        """
+        return None
+
+    def reads(self, _channels: Mapping[str, Tensor], /) -> Tensor | None:
+        """Return whether each token belongs to a row that this pass has to read, bool (B, S); None: all do."""
+        return None
 
     def forward(  # noqa: PLR0913 - one block and one model's outputs
         self,
@@ -141,12 +154,17 @@ class Objective(nn.Module):
             loss = loss + 0.0 * values_N.sum()
         metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
         num_targets = weights.num_targets
-        if self.compat is not None:
-            # DIFFERS: phf-ray divides once per step by the global number of targets; the original averages per
-            # micro-batch.
-            loss = loss / num_targets.clamp(min=1).to(loss.dtype)
-            num_targets = torch.ones_like(num_targets)
-        return ObjectiveOutput(loss, num_targets, metrics)
+        return self._normalised(loss, num_targets, metrics)
+
+    def _normalised(self, loss: Tensor, num_targets: Tensor, metrics: Statistics) -> ObjectiveOutput:
+        if not self.averages_micro_batches:
+            return ObjectiveOutput(loss, num_targets, metrics)
+        # DIFFERS: phf-ray divides once per step by the global number of targets; the original averages per
+        # micro-batch.
+        # DIFFERS: phf-ray divides once per step by the global number of pairs or answers; TRL (but for finetuning) and
+        # AlpacaFarm average per micro-batch, so that an answer counts more in a micro-batch with few.
+        loss = loss / num_targets.clamp(min=1).to(loss.dtype)
+        return ObjectiveOutput(loss, torch.ones_like(num_targets), metrics)
 
     def targets(
         self,
@@ -157,12 +175,7 @@ class Objective(nn.Module):
         channels_BS: Mapping[str, Tensor] | None = None,
     ) -> Targets:
         """Flatten the targets. Only this method shifts by one."""
-        missing = [name for name in self.channels if name not in (channels_BS or {})]
-        if missing:
-            raise DataError(
-                f"objective {type(self).__name__} reads {', '.join(missing)} of each token, which these blocks lack; "
-                f"they have {', '.join(channels_BS or {}) or 'no such numbers'}"
-            )
+        self.refuse_missing(channels_BS)
         kinds_N = token_kinds_BS[:, 1:].flatten()
         valid_N = (kinds_N != _PAD) & (kinds_N != _GIVEN)
         if self.rules.examples:
@@ -186,6 +199,15 @@ class Objective(nn.Module):
             rows_N=_rows(token_kinds_BS) if self.reads_logprobs else None,
             channels={name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()},
         )
+
+    def refuse_missing(self, channels_BS: Mapping[str, Tensor] | None) -> None:
+        """Raise DataError if a channel that the objective reads is not there."""
+        missing = [name for name in self.channels if name not in (channels_BS or {})]
+        if missing:
+            raise DataError(
+                f"objective {type(self).__name__} reads {', '.join(missing)} of each token, which these blocks lack; "
+                f"they have {', '.join(channels_BS or {}) or 'no such numbers'}"
+            )
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         raise NotImplementedError
@@ -225,6 +247,43 @@ class Objective(nn.Module):
             "sum/weight_squared": total(weights.likelihood_N.double().square()),
             **weights.statistics,
         }
+
+
+class Survey(Objective):
+    """Counts something in all micro-batches of a step, in a pass without gradients; see `Objective.survey`."""
+
+    def __init__(self, rules: Rules, *, is_of_step: bool = True) -> None:
+        """`is_of_step`: false to count each micro-batch by itself."""
+        super().__init__(rules)
+        self.is_of_step = is_of_step
+
+    def forward(  # noqa: PLR0913 - one block and one model's outputs
+        self,
+        *,
+        hidden_BSD: Tensor,
+        head_VD: Tensor,
+        head_bias_V: Tensor | None = None,
+        input_ids_BS: Tensor,
+        token_scores_BS: Tensor,
+        token_kinds_BS: Tensor,
+        channels_BS: Mapping[str, Tensor] | None = None,
+        **_others: object,
+    ) -> ObjectiveOutput:
+        targets = self.targets(
+            input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS, channels_BS=channels_BS
+        )
+        head = _Head(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V, targets, self.rules)
+        targets = dataclasses.replace(targets, logprobs_N=head.logprobs())
+        counts = {name: value.to(hidden_BSD.device) for name, value in self.count(targets).items()}
+        nothing = torch.zeros((), device=hidden_BSD.device)
+        return ObjectiveOutput(nothing, nothing.double(), counts)
+
+    def count(self, targets: Targets, /) -> Statistics:
+        raise NotImplementedError
+
+    def numbers(self, totals: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Turn totals over all micro-batches and ranks into numbers, by the name of their channel."""
+        raise NotImplementedError
 
 
 def _rows(token_kinds_BS: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ the answer's last token if padding is the end of text. Figures have TRL's names.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.measures.calibration import calibration_error
 from phf_ray.objectives.base import Objective, ObjectiveOutput, Rules, ratio, total
 from phf_ray.objectives.statistics import Statistics
-from phf_ray.records import TokenKind
+from phf_ray.records import MARGIN, TokenKind
 
 _END_OF_TEXT, _PAD, _GIVEN = int(TokenKind.END_OF_TEXT), int(TokenKind.PAD), int(TokenKind.GIVEN)
 NUM_CONFIDENCE_BINS = 10
@@ -27,7 +27,8 @@ NUM_CONFIDENCE_BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    margin: float = 0.0
+    margin: float | Literal["column", "preference"] = 0.0
+    """A word: each pair carries its own."""
     label_smoothing: float = 0.0
     centring: float = 0.0
 
@@ -50,6 +51,8 @@ class PairwiseReward(Objective):
     def __init__(self, rules: Rules, settings: RewardSettings) -> None:
         super().__init__(rules)
         self.settings = settings
+        if isinstance(settings.margin, str):
+            self.channels = (MARGIN,)
 
     def forward(
         self,
@@ -57,6 +60,7 @@ class PairwiseReward(Objective):
         rewards_BS: Tensor | None = None,
         input_ids_BS: Tensor,
         token_kinds_BS: Tensor,
+        channels_BS: Mapping[str, Tensor] | None = None,
         pad_id: int | None = None,
         **_others: object,
     ) -> ObjectiveOutput:
@@ -68,9 +72,10 @@ class PairwiseReward(Objective):
         chosen_P, rejected_P = rewards_R[0::2], rewards_R[1::2]
         settings = self.settings
         difference_P = chosen_P - rejected_P
-        losses_P = -F.logsigmoid(difference_P - settings.margin)
+        margin = self._margin(rows, channels_BS)
+        losses_P = -F.logsigmoid(difference_P - margin)
         if settings.label_smoothing:
-            wrong_P = -F.logsigmoid(-difference_P - settings.margin)
+            wrong_P = -F.logsigmoid(-difference_P - margin)
             losses_P = (1 - settings.label_smoothing) * losses_P + settings.label_smoothing * wrong_P
         if settings.centring:
             losses_P = losses_P + settings.centring * (chosen_P + rejected_P).square()
@@ -78,7 +83,13 @@ class PairwiseReward(Objective):
         loss = losses_P.sum()
         num_pairs = torch.full((), len(losses_P), dtype=torch.float64, device=rewards_BS.device)
         metrics = _statistics(chosen_P.detach().double(), rejected_P.detach().double(), rows.lengths_R)
-        return ObjectiveOutput(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
+        return self._normalised(loss, num_pairs, metrics | {"sum/loss": total(loss), "sum/num_pairs": num_pairs})
+
+    def _margin(self, rows: PairedRows, channels_BS: Mapping[str, Tensor] | None) -> Tensor | float:
+        if not isinstance(self.settings.margin, str):
+            return self.settings.margin
+        self.refuse_missing(channels_BS)
+        return (channels_BS or {})[MARGIN].flatten()[rows.last_R[0::2]]
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         value = {name: float(each) for name, each in totals.items() if each.ndim == 0}

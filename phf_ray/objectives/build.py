@@ -18,6 +18,8 @@ from phf_ray.config import (
     BradleyTerryConfig,
     Compat,
     DPOConfig,
+    FeedbackCompat,
+    KTOConfig,
     MLEConfig,
     ObjectiveConfig,
     Quantile,
@@ -30,19 +32,20 @@ from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
 from phf_ray.objectives.bradley_terry import PairwiseReward, RewardSettings
 from phf_ray.objectives.dpo import DPO, PairSettings
+from phf_ray.objectives.kto import KTO, UnpairedSettings
 from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
-_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | BradleyTerryConfig
+_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | KTOConfig | BradleyTerryConfig
 _ADAPTER: TypeAdapter[_Section] = TypeAdapter(ObjectiveConfig)
 
 
 def build_objective(
     config: Mapping[str, Any] | BaseModel,
     *,
-    compat: Compat | None = None,
+    compat: Compat | FeedbackCompat = None,
     unscored: Literal["mask", "mle"] = "mask",
     reward_mean: float | None = None,
     reward_std: float | None = None,
@@ -56,12 +59,23 @@ def build_objective(
     examples: the blocks hold whole examples, not a stream of text.
     """
     section = _parse(config)
+    original: Compat = "korbak2023" if compat == "korbak2023" else None
+    feedback_compat = None if compat == "korbak2023" else compat
+    answers = Rules(unscored=unscored, feedback_compat=feedback_compat, examples=True)
     if isinstance(section, DPOConfig):
-        return DPO(Rules(unscored=unscored, examples=True), _pair_settings(section))
+        return DPO(answers, _pair_settings(section))
+    if isinstance(section, KTOConfig):
+        return KTO(answers, UnpairedSettings(**section.model_dump(exclude={"name"})))
     if isinstance(section, BradleyTerryConfig):
         settings = RewardSettings(**section.model_dump(exclude={"name"}))
-        return PairwiseReward(Rules(unscored=unscored, examples=True), settings)
-    rules = Rules(score_control=section.score_control, unscored=unscored, compat=compat, examples=examples)
+        return PairwiseReward(answers, settings)
+    rules = Rules(
+        score_control=section.score_control,
+        unscored=unscored,
+        compat=original,
+        feedback_compat=feedback_compat,
+        examples=examples,
+    )
     if isinstance(section, MLEConfig):
         return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
     if isinstance(section, UnlikelihoodConfig):
@@ -70,7 +84,7 @@ def build_objective(
     weighting = _weighting(section, reward_mean=reward_mean, reward_std=reward_std)
     if isinstance(section, RWRConfig):
         return RWR(rules, weighting=weighting, normalise=section.normalise)
-    _check_awr(section, compat=compat)
+    _check_awr(section, compat=original)
     return AWR(
         rules,
         weighting=weighting,

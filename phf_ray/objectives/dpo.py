@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.objectives.answers import REFERENCE, answers_of
 from phf_ray.objectives.base import Objective, Rules, Targets, Weights, ratio
 from phf_ray.objectives.pairs import Floats, check_settings, preference_loss
 from phf_ray.objectives.statistics import Statistics
-
-REFERENCE = "reference_logprob"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +61,19 @@ class DPO(Objective):
         logprobs_N, settings = targets.logprobs_N, self.settings
         if logprobs_N is None:
             raise DataError("objective DPO needs the log-probabilities of its targets")
-        reference_N = torch.zeros_like(logprobs_N) if settings.reference_free else targets.channels[REFERENCE]
-        rows = _rows_of(targets, logprobs_N, reference_N)
+        rows = answers_of(targets, self.channels)
+        if len(rows.lengths) % 2:
+            raise DataError(
+                f"{len(rows.lengths)} answers in a micro-batch can't be pairs; every pair needs learned tokens in both "
+                "answers: build the blocks again"
+            )
         if not len(rows.lengths):
             nothing_N = torch.zeros_like(logprobs_N)
             zero = nothing_N.sum()
             return Weights(nothing_N, nothing_N, num_targets=zero.double(), loss=zero, statistics=_statistics(None))
         lengths_2P = rows.lengths.reshape(-1, 2).T
         divisors_2P = lengths_2P if settings.length_normalised else np.ones_like(lengths_2P)
-        ratios_2P = (rows.logprobs - rows.reference).reshape(-1, 2).T / divisors_2P
+        ratios_2P = (rows.logprobs - rows.sums.get(REFERENCE, 0.0)).reshape(-1, 2).T / divisors_2P
         odds_slopes_2P = np.ones_like(ratios_2P)
         if settings.odds:
             # A certain answer (p = 1) has infinite odds; p rounded to below 1 keeps loss and slope finite.
@@ -80,10 +83,13 @@ class DPO(Objective):
         losses_P, slopes_2P = self._losses(ratios_2P - shift, lengths_2P)
         slopes_2P = slopes_2P * odds_slopes_2P / divisors_2P
         chosen_logps_P = rows.logprobs[0::2]
-        losses_P = losses_P - settings.sft_weight * chosen_logps_P / lengths_2P[0]
-        slopes_2P[0] -= settings.sft_weight / lengths_2P[0]
-        slopes_R = torch.from_numpy(slopes_2P.T.reshape(-1)).to(logprobs_N.device, logprobs_N.dtype)
-        weights_N = torch.where(targets.valid_N, -slopes_R[rows.places_N], 0.0)
+        chosen_lengths_P = lengths_2P[0]
+        if self.rules.feedback_compat == "trl":
+            # DIFFERS: phf-ray takes the mean of each chosen answer's tokens; TRL that of all in the micro-batch.
+            chosen_lengths_P = np.full_like(chosen_lengths_P, chosen_lengths_P.mean())
+        losses_P = losses_P - settings.sft_weight * chosen_logps_P / chosen_lengths_P
+        slopes_2P[0] -= settings.sft_weight / chosen_lengths_P
+        weights_N = rows.spread(slopes_2P.T.reshape(-1), targets)
         figures = _Figures(losses_P, settings.beta * ratios_2P, rows.logprobs.reshape(-1, 2).T)
         return Weights(
             weights_N,
@@ -113,33 +119,6 @@ class DPO(Objective):
     def _summarize(self, total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
         num_pairs = total["sum/num_pairs"]
         return {name: ratio(total[f"sum/{name}"], num_pairs) for name in _NAMES}
-
-
-class _Rows(NamedTuple):
-    logprobs: Floats
-    """Sum over the learned tokens of each row, shape (R,)."""
-    reference: Floats
-    lengths: Floats
-    places_N: Tensor
-    """Index of each target's row in the three arrays; 0 for a target that is not learned."""
-
-
-def _rows_of(targets: Targets, logprobs_N: Tensor, reference_N: Tensor) -> _Rows:
-    """Sum over rows. Only rows with learned tokens count, so padding adds none."""
-    valid_N, rows_N = targets.valid_N, targets.rows_N
-    assert rows_N is not None  # the objective reads log-probabilities
-    sums_3N = torch.stack([logprobs_N, reference_N.to(logprobs_N.device), torch.ones_like(logprobs_N)]).double()
-    sums_3R = torch.zeros(3, len(rows_N) + 1, dtype=torch.float64, device=rows_N.device)
-    sums_3R.index_add_(1, rows_N, torch.where(valid_N, sums_3N, 0.0))
-    is_row_R = sums_3R[2] > 0
-    places_N = torch.where(valid_N, (is_row_R.cumsum(0) - 1)[rows_N], 0)
-    logprobs, reference, lengths = sums_3R[:, is_row_R].cpu().numpy()
-    if len(lengths) % 2:
-        raise DataError(
-            f"{len(lengths)} answers in a micro-batch can't be pairs; every pair needs learned tokens in both answers: "
-            "build the blocks again"
-        )
-    return _Rows(logprobs, reference, lengths, places_N)
 
 
 class _Figures(NamedTuple):

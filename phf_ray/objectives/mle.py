@@ -17,6 +17,8 @@ class MLE(Objective):
     ) -> None:
         super().__init__(rules)
         self.mask_above = mask_above
+        if rules.feedback_compat == "trl":
+            self.averages_micro_batches = False  # TRL counts the tokens of the whole step, too
         self.reads_scores = mask_above is not None
 
     def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from phf_ray.checkpoint import RowInfo, read_info
 from phf_ray.errors import ConfigError
-from phf_ray.generation.chat.prompts import PromptError, TextPrompt
+from phf_ray.generation.chat.joint_rows import JointRows
+from phf_ray.generation.chat.prompts import PromptError, RenderedExample, TextPrompt
 from phf_ray.generation.chat.templates import OWN, PromptTemplate, load_template, stored_template
 from phf_ray.generation.chat.token_rows import token_row
 from phf_ray.records import Scored
@@ -54,6 +55,12 @@ class RewardModelScorer(ClassifierScorer):
         limit = self._classifier.max_tokens
         self._length = limit if self._rows is None else min(limit, self._rows.length)
         self._template = _template(settings.prompt_template, self._rows, tokenizer=tokenizer)
+        compat = None if info is None or self._rows is None else info.feedback_compat
+        self._joint_rows: JointRows | None = None
+        if compat is not None:
+            self._joint_rows = JointRows(
+                compat, tokenizer=tokenizer, template=self._template, for_reward=True, length=self._length
+            )
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         """Judge each text as it is, as the answer to an empty prompt."""
@@ -108,6 +115,9 @@ class RewardModelScorer(ClassifierScorer):
         if self._rows is None:
             ids = self._ids(before + text, special=True)
             return ids[: self._length], len(ids) > self._length
+        if self._joint_rows is not None:
+            joint = self._joint_rows.row(RenderedExample(before, text))
+            return joint.ids, joint.is_completion_cut
         # As in blocks of examples.
         end_id = self._tokenizer.eos_token_id
         row = token_row(self._ids(before), self._ids(text), length=self._length, start_id=end_id, end_id=end_id)

@@ -62,6 +62,26 @@ class MicroBatch:
             {name: _moved(channel_BS, device) for name, channel_BS in self.channels.items()},
         )
 
+    def only(self, keep_BS: Tensor | None) -> "MicroBatch":
+        """Return these tokens, moved together at the beginning of each sequence. None: all."""
+        if keep_BS is None:
+            return self
+        keep_BS = keep_BS & (self.token_kinds_BS != int(TokenKind.PAD))
+        # At least two tokens, because an objective reads what one says of the next.
+        width = max(2, int(keep_BS.sum(1).max()))
+        order_BS = torch.argsort(~keep_BS, dim=1, stable=True)[:, :width]
+
+        def moved(tensor_BS: Tensor) -> Tensor:
+            return tensor_BS.gather(1, order_BS)
+
+        return MicroBatch(
+            moved(self.input_ids_BS),
+            moved(self.token_scores_BS),
+            torch.where(moved(keep_BS), moved(self.token_kinds_BS), int(TokenKind.PAD)),
+            self.first_block,
+            {name: moved(channel_BS) for name, channel_BS in self.channels.items()},
+        )
+
     def through(self, model: nn.Module, objective: Objective) -> ObjectiveOutput:
         """Run the model on this batch, and the objective inside the same forward call."""
         output: ObjectiveOutput = model(
@@ -71,6 +91,8 @@ class MicroBatch:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device.type == device.type:
+        return tensor
     # A copy to a GPU from memory that is not pinned waits for everything launched before it.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 

@@ -151,7 +151,9 @@ class EvalSets:
         self._without_loss = {
             name
             for name, own in documents.items()
-            if config.objective.compares_answers or (reads_scores and _is_unscored(own))
+            if config.objective.compares_answers
+            or config.objective.reads_labels
+            or (reads_scores and _is_unscored(own))
         }
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:

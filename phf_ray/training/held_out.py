@@ -19,6 +19,7 @@ from phf_ray.objectives.statistics import BinCounts, Statistics, all_reduce, com
 from phf_ray.records import TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.state import unwrapped, world_size
+from phf_ray.training.survey import surveyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,11 @@ def objective_on(
     device = next(module.parameters()).device
     totals: Statistics = {}
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        for first in range(0, len(batches), world_size()):
-            # Every rank runs the same number of forward passes: in the last round some compute only padding.
-            batch = batches[first + rank] if first + rank < len(batches) else _padding_like(batches[0])
-            local = batch.to(device)
-            out = local.through(module, objective)
+        # Every rank runs the same number of forward passes: in the last round some compute only padding.
+        places = range(rank, rank + len(batches), world_size())
+        share = [batches[place] if place < len(batches) else _padding_like(batches[0]) for place in places]
+        for batch in surveyed(module, share, objective=objective, precision=precision):
+            out = batch.to(device).through(module, objective)
             totals = combine(totals, out.metrics)
     module.train(was_training)
     totals = all_reduce(totals)

@@ -51,6 +51,6 @@ class HeldOutExamples:
 def _read(root: str, file: str, channels: Mapping[str, str]) -> BlockArrays:
     path = f"{root}/{file}"
     beside = {name: f"{root}/{folder}/{file}" for name, folder in channels.items()}
-    return decode_shard(read_block_file(path), source=path)._replace(
-        channels={name: decode_channel(read_block_file(place), name, source=place) for name, place in beside.items()}
-    )
+    blocks = decode_shard(read_block_file(path), source=path)
+    read = {name: decode_channel(read_block_file(place), name, source=place) for name, place in beside.items()}
+    return blocks._replace(channels={**blocks.channels, **read})

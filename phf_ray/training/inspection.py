@@ -77,7 +77,7 @@ def inspect(
     names = "debugging/raw_token_scores_avg", "debugging/raw_token_scores_std"
     figures |= _mean_and_spread(token_scores.tolist(), *names)
     for settings in config.generation.metrics_configs:
-        measures = build_metric(settings, compat=config.compat)(texts)
+        measures = build_metric(settings, compat=config.original)(texts)
         figures |= {f"debugging/{name}": value for name, value in measures.items() if value is not None}
     figures["debugging/segments"] = {
         "columns": ["text", "score"],

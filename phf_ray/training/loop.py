@@ -30,6 +30,7 @@ from phf_ray.training.hardware import peak_memory_gb
 from phf_ray.training.schedule import Schedule, theoretical_loss
 from phf_ray.training.state import TrainState, unwrapped, world_size
 from phf_ray.training.step import StepSettings, StepTotals, train_step
+from phf_ray.training.survey import surveyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,9 @@ def _settle_buckets(model: nn.Module, host_batch: MicroBatch, *, objective: Obje
     if not isinstance(model, DistributedDataParallel) or world_size() < 3:
         return
     device = next(model.parameters()).device
-    batch = host_batch.to(device)
+    (part,) = surveyed(model, [host_batch], objective=objective, precision=settings.precision)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-        out = batch.through(model, objective)
+        out = part.to(device).through(model, objective)
     out.loss.backward()
     model.zero_grad(set_to_none=True)
 

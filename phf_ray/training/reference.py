@@ -21,7 +21,7 @@ from phf_ray.blocks.manifest import read_block_file, read_block_manifest
 from phf_ray.blocks.shards import decode_shard, encode_channel
 from phf_ray.config import Config, parse_config
 from phf_ray.models.language_model import LanguageModel
-from phf_ray.objectives.dpo import REFERENCE
+from phf_ray.objectives.answers import REFERENCE
 from phf_ray.scorers.classifier import weights_hash
 from phf_ray.storage.files import open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint

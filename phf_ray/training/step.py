@@ -22,6 +22,7 @@ from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.frozen import keep_old_rows, refuse_without_gradients
 from phf_ray.training.state import TrainState, unwrapped, world_size
+from phf_ray.training.survey import surveyed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ def train_step(
     device = next(state.model.parameters()).device
     # The device fills this tensor, because copying a number to the device would wait for the previous step.
     totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
-    for index, host_batch in enumerate(micro_batches):
-        batch = host_batch.to(device)
+    learned = surveyed(state.model, micro_batches, objective=objective, precision=settings.precision)
+    for index, (host_batch, part) in enumerate(zip(micro_batches, learned, strict=True)):
+        batch = part.to(device)
         # The position alone decides the dropout masks, not the generator's state. So there is no state to save, and any
         # number of workers draws the same masks.
         torch.manual_seed(_dropout_seed(settings.seed, batch.first_block))
@@ -82,7 +84,8 @@ def train_step(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
                 out = batch.through(state.model, objective)
             out.loss.backward()
-        totals = combine(totals, _statistics(out, batch))
+        # All tokens of a block count as seen, those of the survey too.
+        totals = combine(totals, _statistics(out, batch if part is host_batch else host_batch.to(device)))
     if state.step == 0:
         refuse_without_gradients(unwrapped(state.model))
     keep_old_rows(unwrapped(state.model))

@@ -22,7 +22,7 @@ def check_value_range(config: Config, *, manifests: Sequence[CorpusManifest]) ->
     """
     # DIFFERS: phf-ray refuses scores that the value head can't reach; the original trains on them.
     objective = config.objective
-    if config.compat is not None or not isinstance(objective, AWRConfig) or objective.fixed_value is not None:
+    if config.original is not None or not isinstance(objective, AWRConfig) or objective.fixed_value is not None:
         return
     stats = ScorerStats()
     for manifest in manifests:

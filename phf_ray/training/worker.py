@@ -25,9 +25,9 @@ from phf_ray.models.card import write_card
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.saving import rehearse_save, save_checkpoint
 from phf_ray.models.shape import shape_of
+from phf_ray.objectives.answers import REFERENCE
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.build import build_objective
-from phf_ray.objectives.dpo import REFERENCE
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 from phf_ray.training.batches import DataShare, prefetched, step_batches

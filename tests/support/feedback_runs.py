@@ -33,6 +33,7 @@ def write_feedback(folder):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare_feedback(["--input", str(source), "--output", str(folder / "pairs")])
     prepare_feedback(["--input", str(source), "--output", str(folder / "examples"), "--to", "sft"])
+    prepare_feedback(["--input", str(source), "--output", str(folder / "labelled"), "--to", "kto"])
     return folder
 
 

@@ -1,9 +1,30 @@
 """A tiny GPT-2 with weights of its own, and pairs of answers, on which TRL's trainers were measured."""
 
 import numpy as np
+import places
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+TEXTS = [
+    ("say: ", "it is round", "no"),
+    ("say the w", "orld is round", "hole"),
+    ("say it", " " * 3 + "and then some more words that are cut", "no"),
+    ("a question that is so long that it leaves no room for any answer at all", "yes", "no"),
+]
+"""Pairs whose tokens merge across the border of prompt and answer, are cut, and are left out."""
+TEXT_LENGTH = 16
+
+
+def make_text_tokenizer(*, begins):
+    """`begins`: whether a text gets a token at its beginning, as LLaMA's do."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(places.GOLDEN / "tokenizer")
+    if begins:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = begin
+    return tokenizer
+
 
 WORDS = [f"w{number}" for number in range(40)]
 PAIRS = [
@@ -25,9 +46,28 @@ LOSSES = {
     "apo_down": {},
 }
 BETA = 0.3
-REWARDS = {"reward": {}, "reward_centred": {"center_rewards_coefficient": 0.05}, "reward_margin": {}}
-"""Cases of RewardTrainer. `reward_margin` has MARGIN in each pair."""
+REWARDS = {
+    "reward": {},
+    "reward_centred": {"center_rewards_coefficient": 0.05},
+    "reward_margin": {},
+    "reward_margins": {},
+}
+"""Cases of RewardTrainer. `reward_margin` has MARGIN in each pair, `reward_margins` those of MARGINS."""
+MARGINS = (0.5, -0.2, 0.0, 1.5)
 MARGIN = 0.5
+LABELS = (True, False, True, True)
+"""Of the answers to PAIRS in KTOTrainer's cases: the first answer if it is good, the second if it is bad."""
+KTO_LOSSES = {
+    "kto": {},
+    "kto_weights": {"desirable_weight": 0.7, "undesirable_weight": 1.9},
+    "kto_clamped": {},
+    "apo_zero_unpaired": {},
+}
+"""`kto_clamped`: policy and reference are exchanged, and the estimate of the KL is negative."""
+FIRST = 3
+"""Pairs of the first of the two micro-batches of the cases `step_...`; the second has the others."""
+SFT_WEIGHT = 0.4
+"""Of the likelihood of chosen answers in `step_dpo`."""
 
 
 def make_tokenizer():

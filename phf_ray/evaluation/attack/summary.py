@@ -43,7 +43,7 @@ def report_attack(
             )
         )
     evaluation = Evaluation(
-        arms=tuple(infos), scenarios=(), seeds=(work.seed,), scorer=dict(identity), compat=config.compat
+        arms=tuple(infos), scenarios=(), seeds=(work.seed,), scorer=dict(identity), compat=config.original
     )
     return write_report(work.output, [], evaluation), list(keys)
 

@@ -15,7 +15,7 @@ from phf_ray.blocks.stats import PackingStats
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.reader import list_feedback_parts
-from phf_ray.records import TokenKind
+from phf_ray.records import MARGIN, TokenKind
 
 GIVEN, LEARNED = int(TokenKind.GIVEN), int(TokenKind.PLAIN)
 
@@ -29,14 +29,18 @@ def prepared(folder, rows, *options):
 
 
 def units_of(corpus, *, kind="examples", template="plain", length=64, learn="completions", held_out=0.0):
+    found, stats = read_units(corpus, ExampleSettings(kind, template, "", length, learn, good=GOOD, bad=BAD), held_out)
     tokenizer = tiny_tokenizer(control=True)
-    settings = ExampleSettings(kind, template, "", length, learn, good=GOOD, bad=BAD)
+    return [(unit.is_held_out, [shown(tokenizer, row) for row in unit.rows]) for unit in found], stats
+
+
+def read_units(corpus, settings, held_out=0.0):
+    tokenizer = tiny_tokenizer(control=True)
     reader = UnitReader(settings, tokenizer, held_out_fraction=held_out)
     stats = PackingStats()
     found = []
     for part in list_feedback_parts(str(corpus)):
-        for apart, rows in reader.units(FeedbackPart(part, 1), stats=stats):
-            found.append((apart, [shown(tokenizer, row) for row in rows]))
+        found += reader.units(FeedbackPart(part, 1), stats=stats)
     return found, stats
 
 
@@ -66,6 +70,26 @@ def test_ties_and_unknown_labels_are_no_pairs_and_are_counted(tmp_path):
     found, stats = units_of(prepared(tmp_path, rows), kind="comparisons", template="alpaca")
     assert len(found) == 1
     assert stats.num_documents_dropped == {"tie": 1, "unknown": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "dropped"),
+    [
+        ("column", {"a": 0.5, "b": -1.0}, {"no_margin": 3, "tie": 1}),
+        ("preference", {"a": 1.0, "b": 0.5, "c": 1.0, "d": 1.0, "e": 1.0}, {"tie": 1}),
+    ],
+)
+def test_pairs_carry_the_margin_of_their_column_or_of_their_preference(tmp_path, source, wanted, dropped):
+    columns = [("a", 1, 0.5), ("b", 1.75, -1), ("c", 2, None), ("d", 1, "much"), ("e", 2, True), ("f", 1.5, 1.0)]
+    rows = [
+        {"prompt": prompt, "output_1": " x", "output_2": " y", "preference": preference, "margin": margin}
+        for prompt, preference, margin in columns
+    ]
+    settings = ExampleSettings("comparisons", "plain", "", 64, "completions", margin=source)
+    found, stats = read_units(prepared(tmp_path, rows), settings)
+    carried = {unit.prompt: {float(number) for row in unit.rows for number in row.channels[MARGIN]} for unit in found}
+    assert carried == {prompt: {margin} for prompt, margin in wanted.items()}
+    assert stats.num_documents_dropped == dropped
 
 
 def test_of_a_conversation_all_that_the_assistant_says_is_learned(tmp_path):

@@ -5,8 +5,9 @@ import torch
 from tiny_models import tiny_tokenizer, write_checkpoint
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen2MoeConfig
 
+from phf_ray.checkpoint import CheckpointInfo, write_info
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.generation.load import load_engine
+from phf_ray.generation.load import load_engine, load_strings
 from phf_ray.generation.requests import EngineSettings
 
 
@@ -21,6 +22,14 @@ def test_a_model_without_attention_is_refused_with_the_reason(tmp_path):
     config = MambaConfig(vocab_size=316, hidden_size=32, num_hidden_layers=2, state_size=4)
     with pytest.raises(ConfigError, match=r"Mamba.*running state in place of keys and values.*choose a model with"):
         load_engine(written_like(tmp_path, config))
+
+
+@pytest.mark.parametrize(("compat", "begins"), [(None, True), ("korbak2023", True), ("trl", False)])
+def test_prompts_begin_as_the_rows_of_the_training_did(tmp_path, compat, begins):
+    folder = write_checkpoint(tmp_path)
+    write_info(folder, CheckpointInfo(compat=compat))
+    assert load_strings(folder)[0].starts_with_eos == begins
+    assert load_engine(folder).strings.starts_with_eos == begins
 
 
 def test_a_window_of_zero_is_no_window(tmp_path):

@@ -113,6 +113,17 @@ def test_demo_configs_load(path):
     load_config(path.parent / "pretrain.yml", None if path.stem == "pretrain" else path)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for task in ("alpaca", "rlhf") for path in sorted((CONFIGS / task).glob("*.yml"))],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_methods_of_feedback_load(path):
+    config = load_config(path.parent / "task.yml", None if path.stem == "task" else path)
+    names = {"dpo": "DPO", "kto": "KTO", "reward_model": "BradleyTerry"}
+    assert config.objective.name == names.get(path.stem, "MLE")
+
+
 def test_the_example_of_a_billion_weights_has_the_shape_that_it_names():
     config = load_config(CONFIGS / "examples" / "llama_1b_8gpu.yml")
     training = config.training

@@ -7,7 +7,7 @@ import torch
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.statistics import combine
-from phf_ray.records import TokenKind
+from phf_ray.records import MARGIN, TokenKind
 
 START, GIVEN, CONTENT, PAD = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN", "PAD"))
 END_ID, PAD_ID = 1, 0
@@ -55,6 +55,16 @@ def test_known_numbers(settings, loss):
     assert (out.num_targets.item(), out.loss.item()) == (1, pytest.approx(loss, abs=1e-6))
     assert figures["loss"] == pytest.approx(loss, abs=1e-6)
     assert (figures["accuracy"], figures["margin"]) == (1, 1)
+
+
+def test_a_pair_may_have_a_margin_of_its_own():
+    batch = make_batch([[(2, 3, 2.0), (2, 1, 1.0)], [(1, 3, 1.5), (2, 1, 1.0)]])
+    margins = torch.zeros(batch["rewards_BS"].shape)
+    margins[0, :10], margins[1, :10] = 0.5, -0.25
+    out, _ = figures_of(batch | {"channels_BS": {MARGIN: margins}}, margin="column")
+    assert out.loss.item() == pytest.approx(0.474077 + np.log1p(np.exp(-0.75)), abs=1e-6)
+    with pytest.raises(DataError, match="PairwiseReward reads margin of each token, which these blocks lack"):
+        figures_of(batch, margin="preference")
 
 
 def test_only_the_last_token_of_each_row_gets_a_gradient():

@@ -17,6 +17,8 @@ from phf_ray.models.language_model import transformer_blocks
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.statistics import all_reduce, combine
 from phf_ray.records import TokenKind
+from phf_ray.training.batches import MicroBatch
+from phf_ray.training.survey import surveyed
 
 OBJECTIVES = {
     "mle": {"name": "MLE", "mask_above": 0.7},
@@ -24,6 +26,7 @@ OBJECTIVES = {
     "rwr": {"name": "RWR", "beta": 0.5, "normalise": "weights"},
     "awr": {"name": "AWR", "alpha": 0.5, "beta": 0.5},
     "dpo": {"name": "DPO", "beta": 0.3, "sft_weight": 0.2},
+    "kto": {"name": "KTO", "beta": 0.3, "undesirable_weight": 1.5},
 }
 # Two fresh processes that import torch: seconds on an idle machine, minutes on a crowded one.
 pytestmark = pytest.mark.timeout(400)
@@ -50,17 +53,20 @@ def make_rows(name):
     ids = torch.randint(250, (WORLD * MICRO_BATCHES * 2, 12), generator=generator)
     scores = torch.rand(ids.shape, generator=generator)
     kinds = torch.zeros(ids.shape, dtype=torch.uint8)
-    if name == "dpo":
-        # A pair in each row, of which two are padding.
+    labels = torch.zeros(ids.shape)
+    if name in ("dpo", "kto"):
+        # A pair in each row, or an answer and a mismatched one; two rows are padding.
         kinds[:] = TokenKind.PLAIN
         kinds[:, [0, 6]] = TokenKind.END_OF_TEXT
         kinds[:, [1, 2, 7, 8, 9]] = TokenKind.GIVEN
         kinds[1::4] = TokenKind.PAD
+        labels[:, :6] = torch.tensor([1.0, -1.0]).repeat(len(ids) // 2)[:, None]
     else:
         kinds[:, 5] = TokenKind.END_OF_TEXT
         kinds[0, 4:] = TokenKind.PAD
         kinds[1, 3:9] = TokenKind.UNSCORED
-    return ids, scores, kinds, -5 * scores
+    # Of KTO's mismatched answers the policy thinks more than the reference does.
+    return ids, scores, kinds, -9 * scores - 3 * (labels == 0), labels
 
 
 def gradients_of(model, num_targets):
@@ -74,18 +80,24 @@ def gradients_of(model, num_targets):
     return found
 
 
-def output_of(model, rows, objective):
-    *inputs, reference = rows
-    return model(*inputs, objective, {"reference_logprob": reference})
+def surveyed_parts(model, objective, rows, *, num_parts):
+    """Micro-batches of a step, with what the objective has to know of all of them."""
+    batches = [
+        MicroBatch(ids, scores, kinds, index, {"reference_logprob": reference, "label": labels})
+        for index, (ids, scores, kinds, reference, labels) in enumerate(
+            zip(*(part.chunk(num_parts) for part in rows), strict=True)
+        )
+    ]
+    return surveyed(model, batches, objective=objective, precision="fp32")
 
 
 def accumulate(model, objective, rows, *, no_sync):
     """One rank's share of the step, in micro-batches; only the last one talks to the other rank."""
     num_targets, totals = torch.zeros((), dtype=torch.float64), {}
-    parts = list(zip(*(part.chunk(MICRO_BATCHES) for part in rows), strict=True))
+    parts = surveyed_parts(model, objective, rows, num_parts=MICRO_BATCHES)
     for index, part in enumerate(parts):
         with no_sync(index < len(parts) - 1):
-            out = output_of(model, part, objective)
+            out = part.through(model, objective)
             out.loss.backward()
         num_targets += out.num_targets
         totals = combine(totals, out.metrics)
@@ -133,10 +145,12 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_ranks_and_micro_batches_change_neither_gradients_nor_figures(two_ranks, name, parallelism):
     model, objective = make_model(), build_objective(OBJECTIVES[name])
-    out = output_of(model, make_rows(name), objective)
+    (whole,) = surveyed_parts(model, objective, make_rows(name), num_parts=1)
+    out = whole.through(model, objective)
     (out.loss / out.num_targets).backward()
     gradients, figures = two_ranks[name, parallelism]
     assert gradients.keys() == {key for key, _ in model.named_parameters()}
     for key, parameter in model.named_parameters():
         assert torch.allclose(gradients[key], parameter.grad, rtol=1e-9, atol=1e-12), key
     assert figures == pytest.approx(objective.summarize(out.metrics), rel=1e-9)
+    assert name != "kto" or figures["kl"] > 0.1

@@ -29,7 +29,7 @@ from phf_ray.scorers.build import build_scorer
 TEXTS = ["The fox jumps.", "a", "import os\n", "over the lazy dog, the fox", "Caf\u00e9 \u65e5\u672c!", "a b c d e f g"]
 
 
-def write_reward_model(folder, *, pad=None, make=tiny_gpt2, template="alpaca", length=48):
+def write_reward_model(folder, *, pad=None, make=tiny_gpt2, template="alpaca", length=48, compat=None):
     tokenizer = tiny_tokenizer()
     if pad is not None:
         tokenizer.add_special_tokens({"pad_token": pad})
@@ -38,7 +38,7 @@ def write_reward_model(folder, *, pad=None, make=tiny_gpt2, template="alpaca", l
     model = as_reward_model(LanguageModel(backbone))
     torch.nn.init.normal_(model.backbone.score.weight, generator=torch.Generator().manual_seed(0))
     rows = RowInfo(template=template, template_text=template_source(template), length=length)
-    save_checkpoint(folder, model, tokenizer, CheckpointInfo(rows=rows))
+    save_checkpoint(folder, model, tokenizer, CheckpointInfo(rows=rows, compat=compat))
     return folder
 
 
@@ -103,6 +103,18 @@ def test_an_answer_is_judged_after_the_words_of_its_prompt_in_training(folder):
     assert len(row) == 48
     assert cut.score == pytest.approx(-logits.item(), abs=1e-5)
     assert scorer.num_truncated == 1
+
+
+@pytest.mark.parametrize(("compat", "end"), [("trl", "<|endoftext|>"), ("alpaca_farm", "")])
+def test_under_compat_texts_are_read_as_the_other_system_makes_them(tmp_path, compat, end):
+    folder = write_reward_model(tmp_path, pad="<|pad|>", template="plain", compat=compat)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(f"Name a fox, Reynard{end}")["input_ids"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = -model(torch.tensor([ids])).logits.item()
+    (found,) = open_scorer(folder).score_answers([("Name a fox,", " Reynard")])
+    assert found.score == pytest.approx(wanted, abs=1e-5)
 
 
 def test_what_can_not_be_judged_has_a_reason(folder):

@@ -38,8 +38,11 @@ def sft(folder):
     return run
 
 
-def dpo_config(folder, **training):
-    return make_config(folder, objective={"name": "DPO", "beta": 0.1}, num_epochs=2, learning_rate=1e-3, **training)
+def preference_config(folder, name="DPO", **training):
+    return make_config(folder, objective={"name": name, "beta": 0.1}, num_epochs=2, learning_rate=1e-3, **training)
+
+
+PREFERENCES = pytest.mark.parametrize(("name", "corpus"), [("DPO", "pairs"), ("KTO", "labelled")])
 
 
 def test_sft_learns_answers_and_measures_them_on_held_out_prompts(folder, sft):
@@ -56,7 +59,7 @@ def test_sft_learns_answers_and_measures_them_on_held_out_prompts(folder, sft):
 
 
 def test_dpo_starts_at_its_reference_and_learns_the_preference(folder, sft):
-    config = dpo_config(folder)
+    config = preference_config(folder)
     run, start = train(folder, "dpo", config, corpus="pairs", checkpoint_path=str(sft.latest_checkpoint()))
     start()
     rows = metrics(run.path)
@@ -69,12 +72,27 @@ def test_dpo_starts_at_its_reference_and_learns_the_preference(folder, sft):
     assert last["objective/eval/rewards/margins"] > 0.3
 
 
-def test_a_stopped_dpo_run_resumes_bit_for_bit(folder, sft):
-    config = dpo_config(folder, save_steps=3)
+def test_kto_starts_at_its_reference_and_learns_which_answers_are_good(folder, sft):
+    config = preference_config(folder, "KTO")
+    run, start = train(folder, "kto", config, corpus="labelled", checkpoint_path=str(sft.latest_checkpoint()))
+    start()
+    rows = metrics(run.path)
+    first = next(row for row in rows if "train/loss" in row)
+    assert first["train/loss"] == pytest.approx(0.5, abs=1e-5)
+    assert first["objective/train/kl"] == pytest.approx(0, abs=1e-4)
+    last = next(row for row in reversed(rows) if "objective/eval/rewards/margins" in row)
+    assert last["objective/eval/rewards/margins"] > 0.3
+    assert last["objective/eval/kl"] >= 0
+    assert "eval/perplexity" not in last
+
+
+@PREFERENCES
+def test_a_stopped_run_resumes_bit_for_bit(folder, sft, name, corpus):
+    config = preference_config(folder, name, save_steps=3)
     checkpoint = str(sft.latest_checkpoint())
-    whole, start_whole = train(folder, "whole", config, corpus="pairs", checkpoint_path=checkpoint)
+    whole, start_whole = train(folder, f"whole-{name}", config, corpus=corpus, checkpoint_path=checkpoint)
     start_whole()
-    parts, start_parts = train(folder, "parts", config, corpus="pairs", checkpoint_path=checkpoint)
+    parts, start_parts = train(folder, f"parts-{name}", config, corpus=corpus, checkpoint_path=checkpoint)
     start_parts()
     newest = parts.latest_checkpoint()
     for path in sorted(parts.checkpoints.iterdir())[1:]:
@@ -86,17 +104,20 @@ def test_a_stopped_dpo_run_resumes_bit_for_bit(folder, sft):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("changes", [{}, {"reference_free": True, "length_normalised": True}])
-def test_text_is_measured_beside_dpo_without_a_loss_of_pairs(folder, sft, changes):
+@pytest.mark.parametrize(
+    ("corpus", "changes"),
+    [("pairs", {}), ("pairs", {"reference_free": True, "length_normalised": True}), ("labelled", {"name": "KTO"})],
+)
+def test_text_is_measured_beside_preferences_without_a_loss(folder, sft, corpus, changes):
     (folder / "text").mkdir(exist_ok=True)
     for number in range(4):
         (folder / "text" / f"{number}.txt").write_text("The quick brown fox. " * 10)
-    values = dpo_config(folder).model_dump()
-    values["objective"] |= changes
+    values = preference_config(folder).model_dump()
+    values["objective"] = {"name": "DPO", **changes}
     values["training"]["num_epochs"] = 0.5
     config = parse_config(values | {"dataset": values["dataset"] | {"eval_datasets": {"text": str(folder / "text")}}})
-    name = f"measured-{len(changes)}"
-    run, start = train(folder, name, config, corpus="pairs", checkpoint_path=str(sft.latest_checkpoint()))
+    name = f"measured-{corpus}-{len(changes)}"
+    run, start = train(folder, name, config, corpus=corpus, checkpoint_path=str(sft.latest_checkpoint()))
     start()
     (row,) = [row for row in metrics(run.path) if "eval/text/bits_per_byte" in row]
     assert row["eval/text/bits_per_byte"] > 0

@@ -13,7 +13,7 @@ from phf_ray.blocks.shards import encode_shard
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.config import parse_config
 from phf_ray.errors import DataError
-from phf_ray.objectives.dpo import REFERENCE
+from phf_ray.objectives.answers import REFERENCE
 from phf_ray.records import TokenKind
 from phf_ray.training.reference import compute_here, ensure_reference
 from phf_ray.training.start import initial_model
