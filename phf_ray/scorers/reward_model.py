@@ -37,6 +37,7 @@ class RewardModelScorer(ClassifierScorer):
     Settings = RewardModelSettings
     unit = "minus reward"
     default_segmenter = "document"
+    measures = "reward"
 
     def __init__(self, settings: RewardModelSettings):
         from phf_ray.models.backbone import load_tokenizer_beside

@@ -5,7 +5,7 @@ from fastapi.responses import Response
 
 from serve.backends import Backend
 from serve.errors import ApiError
-from serve.schemas import ScoresRequest, ScoresResponse
+from serve.schemas import ScoresRequest, ScoresResponse, texts_of
 
 
 def add_scores(app: FastAPI, backend: Backend) -> None:
@@ -18,5 +18,6 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
                 404, f"there is no scorer {body.scorer!r}; served scorers: {known}", "scorer", "scorer_not_found"
             )
         request.state.model = body.scorer
-        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments)
+        prompts = None if body.prompts is None else texts_of(body.prompts)
+        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments, prompts=prompts)
         return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")
