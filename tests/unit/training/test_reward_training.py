@@ -16,7 +16,7 @@ from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.load import load_engine
 from phf_ray.scorers.build import build_scorer
-from phf_ray.training.start import initial_model
+from phf_ray.training.start import initial_model, resumed_model
 
 ANSWERS = [(f"{first} and {second}: ", answer) for first, second, answer in (
     ("fox", "house", "house again"), ("fox", "house", "never fox"), ("dog", "lazy", "lazy again"), ("dog", "lazy", "x"),
@@ -101,12 +101,12 @@ def adapter_config(folder, **training):
 
 @pytest.mark.parametrize("folder", [END], indirect=True)
 def test_adapters_learn_which_answer_is_better_and_their_folder_is_a_scorer(folder):
-    config = adapter_config(folder, num_epochs=4, learning_rate=0.02, save_steps=6)
+    config = adapter_config(folder, num_epochs=1, learning_rate=0.02, save_steps=3)
     run, start = train(folder, "adapters", config, corpus="pairs")
     start()
     measured = [row["objective/eval/accuracy"] for row in metrics(run.path) if "objective/eval/accuracy" in row]
     assert measured[-1] > 0.9
-    newest, others = run.latest_checkpoint(), sorted(run.checkpoints.iterdir())[2:]
+    newest, others = run.latest_checkpoint(), sorted(run.checkpoints.iterdir())[1:]
     assert len(others) > 1
     stored = load_file(newest / "training_state" / "optimizer.safetensors")
     assert {name.rpartition("/")[0] for name in stored} == {
@@ -133,22 +133,20 @@ def test_adapters_learn_which_answer_is_better_and_their_folder_is_a_scorer(fold
 
 
 @pytest.mark.parametrize("folder", [END], indirect=True)
-def test_a_run_is_not_continued_from_a_checkpoint_without_its_head(folder):
-    for name, config, file, key in (
-        ("headless", reward_config(folder, save_steps=4, num_epochs=1), "model", "score.weight"),
-        ("headless adapters", adapter_config(folder, save_steps=4, num_epochs=1), "adapter_model",
-         "base_model.model.score.weight"),
-    ):  # fmt: skip
-        run, start = train(folder, name, config, corpus="pairs")
-        start()
-        (run.path / "summary.json").unlink()
-        shutil.rmtree(run.latest_checkpoint())
-        path = run.latest_checkpoint() / f"{file}.safetensors"
-        weights = load_file(path)
-        del weights[key]
-        save_file(weights, path, {"format": "pt"})
-        with pytest.raises(DataError, match=rf"the weights lack \['{key}'\]"):
-            start()
+@pytest.mark.parametrize("what", ["whole", "adapters"])
+def test_a_run_is_not_continued_from_a_checkpoint_without_its_head(folder, what, tmp_path):
+    config = (reward_config if what == "whole" else adapter_config)(folder, num_epochs=1)
+    run, start = train(folder, f"headless {what}", config, corpus="pairs")
+    start()
+    damaged = shutil.copytree(run.latest_checkpoint(), tmp_path / "damaged")
+    tokenizer = AutoTokenizer.from_pretrained(damaged)
+    assert resumed_model(config, damaged, checkpoint_path=None, tokenizer=tokenizer).head()[0].any()
+    path = damaged / ("model.safetensors" if what == "whole" else "adapter_model.safetensors")
+    weights = load_file(path)
+    [head] = [name for name in weights if name.endswith("score.weight")]
+    save_file({name: weight for name, weight in weights.items() if name != head}, path, {"format": "pt"})
+    with pytest.raises(DataError, match=rf"the weights lack \['{head}'\]"):
+        resumed_model(config, damaged, checkpoint_path=None, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("folder", [END], indirect=True)
