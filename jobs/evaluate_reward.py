@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.runs.checkpoints import find_checkpoint
     from phf_ray.scorers.reward_model import RewardModelScorer, RewardModelSettings
 
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit} judges nothing; give 1 or more")
     output: Path = arguments.output
     if (output / RESULT).exists():
         raise ConfigError(f"--output {output} has a {RESULT} already; give the name of another folder")
@@ -193,7 +195,9 @@ def parser() -> argparse.ArgumentParser:
         help="template of the prompts; default: that of the training, or the tokenizer's chat template",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N comparisons")
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (the default): a GPU if there is one"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens of a batch, padding included")
     return parser

@@ -6,17 +6,20 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from feedback_runs import make_config, train, write_feedback
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_gpt2, tiny_tokenizer
 from train_runs import metrics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from jobs.train_lm import main as train_lm
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.load import load_engine
 from phf_ray.scorers.build import build_scorer
-from phf_ray.training.start import initial_model, resumed_model
+from phf_ray.training.start import initial_learner, initial_model, resumed_model
 
 ANSWERS = [(f"{first} and {second}: ", answer) for first, second, answer in (
     ("fox", "house", "house again"), ("fox", "house", "never fox"), ("dog", "lazy", "lazy again"), ("dog", "lazy", "x"),
@@ -194,3 +197,21 @@ def test_what_a_reward_model_has_no_use_for_is_refused():
     named = r"value_head_config, dataset\.eval_datasets, generation\.scenario_configs; remove"
     with pytest.raises(ConfigError, match=named):
         parse_config(values)
+
+
+@pytest.mark.parametrize("folder", [END], indirect=True)
+@pytest.mark.parametrize("what", ["whole", "adapters"])
+def test_a_dry_run_counts_no_head_over_the_vocabulary(folder, what, tmp_path, capsys):
+    config = (reward_config if what == "whole" else adapter_config)(folder, num_epochs=1)
+    values = config.model_dump(mode="json", exclude_unset=True)
+    values["dataset"]["datasets"] = [str(folder / "pairs")]
+    task = tmp_path / "task.yml"
+    task.write_text(yaml.safe_dump(values))
+    train_lm(["--task", str(task), "--run-name", "dry", "--storage-path", str(tmp_path / "runs"), "--dry-run"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    model = initial_learner(config, checkpoint_path=None, tokenizer=load_tokenizer(config.tokenizer))
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert f" {sum(each.numel() for each in model.parameters()):,}" in lines["parameters"]
+    assert lines["parameters"].endswith("one reward")
+    assert (f"({trained:,} of them trained)" in lines["parameters"]) == (what == "adapters")
+    assert "measured on this machine" in lines["time"]
