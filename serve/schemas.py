@@ -5,9 +5,9 @@ project's `control` and `control_policy`. Any other field is refused: a misspelt
 ignored.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
@@ -144,17 +144,6 @@ class ScoresRequest(_Request):
     @property
     def texts(self) -> list[str]:
         return texts_of(self.input)
-
-    @model_validator(mode="after")
-    def _one_prompt_a_text(self) -> Self:
-        if self.prompts is None:
-            return self
-        if self.segments:
-            raise ValueError("segments are judged without a prompt; leave out prompts or segments")
-        num_prompts, num_texts = len(texts_of(self.prompts)), len(self.texts)
-        if num_prompts != num_texts:
-            raise ValueError(f"{num_prompts} prompts for {num_texts} texts in input; give one for each text")
-        return self
 
 
 def texts_of(field: str | list[str]) -> list[str]:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 
+from serve.api.scores import prompts_beside
 from serve.backends import Backend, ScorerBackend
 from serve.compat.shared import LenientModel, served_scorer
-from serve.errors import ApiError
 from serve.schemas import MAX_BATCH, Text, texts_of
 
 Texts = Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
@@ -40,11 +40,7 @@ def add_rewards(app: FastAPI, backend: Backend) -> None:
         scorer = served_scorer(backend, backend.reward, "reward model's")
         request.state.model = backend.reward
         queries = texts_of(body.query)
-        prompts = [""] * len(queries) if body.prompts is None else texts_of(body.prompts)
-        if len(prompts) != len(queries):
-            raise ApiError(
-                400, f"{len(prompts)} prompts for {len(queries)} texts in query; give one for each text", "prompts"
-            )
+        prompts = prompts_beside(body.prompts, queries, field="query") or [""] * len(queries)
         whole = [
             place for place, (prompt, text) in enumerate(zip(prompts, queries, strict=True)) if text.startswith(prompt)
         ]

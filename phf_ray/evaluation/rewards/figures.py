@@ -47,7 +47,7 @@ def reward_figures(judged: Sequence[JudgedItem]) -> RewardFigures:
     pairs = [pair for one in usable for pair in _pairs(one)]
     margins_P = np.array([margin for margin, _ in pairs])
     lengths_P = np.array([longer for _, longer in pairs])
-    right_P = margins_P > 0
+    right_P = (margins_P > 0).astype(np.float64)
     return RewardFigures(
         num_judged=len(usable),
         num_failed=len(judged) - len(usable),
