@@ -1,7 +1,9 @@
-"""A served reward model: /v1/scores with prompts, and OpenRLHF's /get_reward; no Ray, no socket."""
+"""A served reward model: /v1/scores with prompts, and OpenRLHF's /get_reward; no Ray."""
 
+import httpx
 import pytest
-from test_serve_api import caller, refused
+from evaluation_server import listening
+from test_serve_api import app_of, caller, refused
 from tiny_rewards import write_reward_model
 
 from jobs.serve import main as serve
@@ -26,12 +28,17 @@ def scorer(settings):
 
 
 @pytest.fixture(scope="module")
-def call(settings):
+def served(settings):
     reward = LocalScorer(ServedScorer(scorer=settings, max_text_chars=40))
     pep8 = LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"}))
-    yield caller({}, {"reward": reward, "pep8": pep8}, reward="reward")
+    yield {"reward": reward, "pep8": pep8}
     reward.close()
     pep8.close()
+
+
+@pytest.fixture(scope="module")
+def call(served):
+    return caller({}, served, reward="reward")
 
 
 def numbers(scored):
@@ -74,6 +81,17 @@ def test_a_query_that_begins_with_its_prompt_is_a_whole_text(call, scorer):
     alone = -scorer.score_answers([("Name a dog.", "Rex")])[0].score
     assert call("/get_reward", body).json()["rewards"] == pytest.approx([*wanted, alone], abs=1e-5)
     assert call("/get_reward", {"query": whole[0]}).json()["rewards"] == pytest.approx(wanted[:1], abs=1e-5)
+
+
+def test_a_client_over_tcp_gets_rewards_and_scores(served, scorer):
+    wanted = numbers(scorer.score_answers(ANSWERS))
+    with listening(app_of({}, served, reward="reward")) as url:
+        body = {"query": TEXTS[:2], "prompts": PROMPTS[:2], "labels": [None, None]}
+        rewards = httpx.post(f"{url}/get_reward", json=body, timeout=60).json()["rewards"]
+        body = {"scorer": "reward", "input": TEXTS, "prompts": PROMPTS}
+        data = httpx.post(f"{url}/v1/scores", json=body, timeout=60).json()["data"]
+    assert rewards == pytest.approx([-score for score in wanted[:2]], abs=1e-5)
+    assert [item["score"] for item in data] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_what_can_not_be_judged_has_no_reward_but_a_reason(call):
