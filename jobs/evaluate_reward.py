@@ -137,8 +137,8 @@ def _item_of_lists(record: Mapping[str, Any], name: str) -> RewardItem:
     from phf_ray.feedback.formats.base import UnfitRecord, messages_of, text_of
     from phf_ray.generation.chat.prompts import ChatPrompt, Prompt, TextPrompt
 
-    chosen, rejected = record.get("chosen"), record["rejected"]
-    chosen = [chosen] if isinstance(chosen, str) else chosen
+    found, rejected = record.get("chosen"), record["rejected"]
+    chosen: list[str] = [found] if isinstance(found, str) else found or []
     if not _is_list_of_texts(chosen):
         raise UnfitRecord("not_text", "column 'chosen' is neither a text nor a list of texts")
     if not all(answer.strip() for answer in (*chosen, *rejected)):

@@ -202,10 +202,10 @@ def _with_control_for_all(args: ServeArgs, control: Control | None) -> ServeArgs
     return args.model_copy(update={"models": tuple(models)})
 
 
-def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
+def _scorers(names: str, *, task: str | None, finds_models: bool = True) -> list[dict[str, Any]]:
     """Return the configs of scorers by short name, class name or `my_module:MyScorer`, with the task's settings.
 
-    `NAME=DIR` names the folder of the scorer's model.
+    `NAME=DIR` names the folder of the scorer's model, which is looked for if `finds_models`.
     """
     configured = load_config(task).scoring.scorers if task is not None else ()
     found = []
@@ -220,7 +220,9 @@ def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
         matching = [dict(scorer) for scorer in configured if scorer["class_name"] == class_name]
         config = matching[0] if matching else {"class_name": class_name}
         if folder:
-            config["path"] = str(find_checkpoint(folder, option=f"--scorers {name}=").resolve())
+            config["path"] = folder
+            if finds_models:
+                config["path"] = str(find_checkpoint(folder, option=f"--scorers {name}=").resolve())
         field = scorer_class(class_name).Settings.model_fields.get("path")
         if field is not None and field.is_required() and "path" not in config:
             raise ConfigError(f"--scorers {name}: name the folder of its model, {name}=DIR, or set path in a --task")
