@@ -16,6 +16,7 @@ COMMANDS = {
     "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",
     "make-prompts": "write prompts from the function headers of Python's library",
+    "evaluate-reward": "measure a reward model on comparisons, such as RewardBench's",
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.cli import run
 from jobs.commands import job_parser
-from phf_ray.adapter_folder import is_adapter
+from phf_ray.adapter_folder import is_adapter, judges_texts
 from phf_ray.errors import ConfigError
 
 log = logging.getLogger("jobs.merge_adapter")
@@ -44,17 +44,22 @@ def _adapter_at(path: Path) -> Path:
 
 
 def _write(checkpoint: Path, *, base: Path | None, output: Path) -> None:
-    from phf_ray.checkpoint import CheckpointInfo
+    from phf_ray.checkpoint import CheckpointInfo, read_info
+    from phf_ray.models.backbone import load_tokenizer_beside
     from phf_ray.models.loading import load_checkpoint
+    from phf_ray.models.reward_model import load_reward_model
     from phf_ray.models.saving import save_checkpoint
 
-    loaded = load_checkpoint(checkpoint, base=base)
-    info = (loaded.info or CheckpointInfo()).model_copy(update={"base": None})
+    is_reward_model = judges_texts(checkpoint)
+    model = (
+        load_reward_model(checkpoint, base=base) if is_reward_model else load_checkpoint(checkpoint, base=base).model
+    )
+    info = (read_info(checkpoint) or CheckpointInfo()).model_copy(update={"base": None})
     output.parent.mkdir(parents=True, exist_ok=True)
     # Whole or absent: a killed command leaves a folder that begins with a dot.
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=output.parent) as scratch:
         folder = Path(scratch) / output.name
-        save_checkpoint(folder, loaded.model, loaded.tokenizer, info)
+        save_checkpoint(folder, model, load_tokenizer_beside(checkpoint), info)
         folder.rename(output)
 
 

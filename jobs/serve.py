@@ -25,7 +25,8 @@ from jobs.resources import add_gpu_argument, check_resources, choose_resources
 from phf_ray.checkpoint import Control, parse_control, read_info
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.scorers.build import SCORERS, SHORT_NAMES
+from phf_ray.runs.checkpoints import find_checkpoint
+from phf_ray.scorers.build import SCORERS, SHORT_NAMES, scorer_class, scorer_settings
 from phf_ray.storage.hub import hub_model
 from serve.keys import warnings_without_keys
 from serve.resources import with_resources
@@ -99,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--scorers pep8,pii --allow-origin http://localhost:3000",
             "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
+            "--scorers reward=runs/reward-model",
             "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
         ),
     )
@@ -120,8 +122,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scorers",
         default="",
-        metavar="NAME,NAME",
-        help=f"any of {', '.join(SHORT_NAMES)}, class names, or my_module:MyScorer",
+        metavar="NAME[=DIR],NAME",
+        help=f"any of {', '.join(SHORT_NAMES)}, class names, or my_module:MyScorer; =DIR: folder of the scorer's "
+        "model, such as a reward model's checkpoint or run",
     )
     parser.add_argument(
         "--task",
@@ -199,11 +202,15 @@ def _with_control_for_all(args: ServeArgs, control: Control | None) -> ServeArgs
     return args.model_copy(update={"models": tuple(models)})
 
 
-def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
-    """Return the configs of scorers by short name, class name or `my_module:MyScorer`, with the task's settings."""
+def _scorers(names: str, *, task: str | None, finds_models: bool = True) -> list[dict[str, Any]]:
+    """Return the configs of scorers by short name, class name or `my_module:MyScorer`, with the task's settings.
+
+    `NAME=DIR` names the folder of the scorer's model, which is looked for if `finds_models`.
+    """
     configured = load_config(task).scoring.scorers if task is not None else ()
     found = []
-    for name in filter(None, (name.strip() for name in names.split(","))):
+    for given in filter(None, (name.strip() for name in names.split(","))):
+        name, _, folder = given.partition("=")
         class_name = SHORT_NAMES.get(name, name)
         if class_name not in SCORERS and ":" not in class_name:
             raise ConfigError(
@@ -211,7 +218,16 @@ def _scorers(names: str, *, task: str | None) -> list[dict[str, Any]]:
                 "my_module:MyScorer for one of your own"
             )
         matching = [dict(scorer) for scorer in configured if scorer["class_name"] == class_name]
-        found.append(matching[0] if matching else {"class_name": class_name})
+        config = matching[0] if matching else {"class_name": class_name}
+        if folder:
+            config["path"] = folder
+            if finds_models:
+                config["path"] = str(find_checkpoint(folder, option=f"--scorers {name}=").resolve())
+        field = scorer_class(class_name).Settings.model_fields.get("path")
+        if field is not None and field.is_required() and "path" not in config:
+            raise ConfigError(f"--scorers {name}: name the folder of its model, {name}=DIR, or set path in a --task")
+        scorer_settings(config)
+        found.append(config)
     return found
 
 

@@ -257,7 +257,8 @@ def _check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
             has_gpu=asked or (not training.resources_per_worker and has_gpu()), parallelism=training.parallelism
         )
     tokenizer = load_tokenizer(config.tokenizer)
-    planned_shape(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer), tokenizer=tokenizer)
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    planned_shape(starting, tokenizer=tokenizer, is_reward_model=config.trains_reward_model)
 
 
 def _print_plan(
@@ -269,7 +270,7 @@ def _print_plan(
     from phf_ray.models.shape import planned_shape
     from phf_ray.training.estimate import describe_run
     from phf_ray.training.speed import Speed, tried_speed
-    from phf_ray.training.start import initial_model, starting_model
+    from phf_ray.training.start import initial_learner, starting_model
     from phf_ray.training.token_count import count_tokens
     from phf_ray.training.value_range import check_value_range
 
@@ -279,7 +280,7 @@ def _print_plan(
     blocks = plan_blocks(config, corpora=corpora, tokenizer=tokenizer, output_root=f"{storage_path}/blocks")
     check_value_range(config, manifests=blocks.manifests)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
-    shape = planned_shape(starting, tokenizer=tokenizer)
+    shape = planned_shape(starting, tokenizer=tokenizer, is_reward_model=config.trains_reward_model)
     speed: Speed | str
     if arguments.tokens_per_s is not None:
         speed = (arguments.tokens_per_s, "as given by --tokens-per-s")
@@ -287,7 +288,7 @@ def _print_plan(
         speed = tried_speed(
             config,
             shape=shape,
-            build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
+            build=lambda: initial_learner(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
         )
     tokens = count_tokens(blocks, tokenizer=tokenizer, weights=config.dataset.weights)
     print(f"run          {storage_path}/{arguments.run_name}")

@@ -6,12 +6,15 @@ This module imports no torch.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.storage.hub import fetch_hub_model, parse_hub_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CLASSIFIER_TASK = "SEQ_CLS"
+"""peft's task_type of classifiers of texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,19 @@ def is_adapter(source: str | Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
+def judges_texts(folder: str | Path) -> bool:
+    """Return whether the adapter is that of a classifier, such as a reward model, and not of a language model.
+
+    Raises DataError if its configuration can't be read.
+    """
+    return _described(Path(folder) / ADAPTER_CONFIG).get("task_type") == CLASSIFIER_TASK
+
+
 def base_of(folder: str | Path) -> AdapterBase:
     """Return the base model that the adapter's folder names. Raises DataError if it names none."""
     path = Path(folder) / ADAPTER_CONFIG
-    try:
-        stored = json.loads(path.read_bytes())
-        kind, name = stored.get("peft_type"), stored.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not an adapter's configuration: {error}; fetch it again") from None
+    stored = _described(path)
+    kind, name = stored.get("peft_type"), stored.get("base_model_name_or_path")
     if kind != "LORA":
         raise DataError(f"{path}: peft_type is {kind!r}, and only LORA can be loaded; merge it where it was trained")
     if not isinstance(name, str) or not name:
@@ -67,6 +75,16 @@ def base_of(folder: str | Path) -> AdapterBase:
         )
     revision = stored.get("revision")
     return AdapterBase(name, revision if isinstance(revision, str) else None)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not an adapter's configuration: {error}; fetch it again") from None
+    if not isinstance(stored, dict):
+        raise DataError(f"{path} is not an adapter's configuration: it holds no names; fetch it again")
+    return stored
 
 
 def base_folder(folder: str | Path, *, option: str | None = None) -> Path:

@@ -72,8 +72,11 @@ class ScoredJson:
 
 
 class ScorerBackend(Protocol):
-    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        """Return one score per text, in order."""
+    async def score(self, texts: Sequence[str], *, segments: bool, prompts: Sequence[str] | None = None) -> ScoredJson:
+        """Return one score per text, in order.
+
+        `prompts`: what each text answers. Raises ApiError if the scorer reads no prompts.
+        """
         ...
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
@@ -102,3 +105,5 @@ class Backend:
     """Name of the scorer behind Presidio's endpoint, if one is served."""
     pii_types: Sequence[str] | None = None
     """Types of the spans that this scorer can find; None if it does not say."""
+    reward: str | None = None
+    """Name of the scorer behind /get_reward, if one is served."""

@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from phf_ray.records import Span
-from phf_ray.scorers.base import FindsSpans, HasClasses
+from phf_ray.scorers.base import FindsSpans, HasClasses, ReadsPrompts
 from serve.api.application import build_app
 from serve.backends import Backend, Completed, ModelDescription, ScoredJson
 from serve.errors import ApiError
@@ -98,10 +98,10 @@ class ScorerReplica:
 
         self._scorer = LocalScorer(scorer)
         self._request_timeout_s = request_timeout_s
-        self._texts = metrics.Counter("phf_scored_texts", description="Texts sent to /v1/scores", tag_keys=("outcome",))
+        self._texts = metrics.Counter("phf_scored_texts", description="Texts sent to be scored", tag_keys=("outcome",))
 
-    async def score(self, texts: Sequence[str], segments: bool) -> ScoredJson:
-        found = await self._scorer.score(texts, segments=segments)
+    async def score(self, texts: Sequence[str], segments: bool, prompts: Sequence[str] | None = None) -> ScoredJson:
+        found = await self._scorer.score(texts, segments=segments, prompts=prompts)
         for outcome, count in (("scored", len(texts) - found.num_failed), ("failed", found.num_failed)):
             if count:
                 self._texts.inc(count, tags={"outcome": outcome})
@@ -222,6 +222,7 @@ class Ingress:
         self._args = ServeArgs.model_validate(settings)
         toxicity = self._args.first_of("toxicity", able=HasClasses)
         pii = self._args.first_of("personal_data", able=FindsSpans)
+        reward = self._args.first_of("reward", able=ReadsPrompts)
         self._backend = Backend(
             models={name: RemoteModel(handle) for name, handle in models.items()},
             scorers={name: RemoteScorer(handle) for name, handle in scorers.items()},
@@ -230,6 +231,7 @@ class Ingress:
             toxicity_languages=() if toxicity is None else toxicity.languages,
             pii=None if pii is None else pii.name,
             pii_types=None if pii is None else pii.span_types,
+            reward=None if reward is None else reward.name,
         )
 
         if self._args.access_log:
@@ -359,8 +361,8 @@ class RemoteScorer(_Remote):
     def __init__(self, handle: DeploymentHandle[Any]):
         super().__init__(handle, probed="identity")
 
-    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        return await self._ask("score", texts, segments)
+    async def score(self, texts: Sequence[str], *, segments: bool, prompts: Sequence[str] | None = None) -> ScoredJson:
+        return await self._ask("score", texts, segments, prompts)
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         return await self._ask("spans", texts)

@@ -138,10 +138,16 @@ class ScoresRequest(_Request):
     input: str | Annotated[list[str], Field(max_length=MAX_BATCH)]
     segments: bool = False
     """Also cut each text and score its segments in their context."""
+    prompts: str | Annotated[list[str], Field(max_length=MAX_BATCH)] | None = None
+    """What each text answers, for a scorer that reads prompts, such as a reward model. As long as `input`."""
 
     @property
     def texts(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
+        return texts_of(self.input)
+
+
+def texts_of(field: str | list[str]) -> list[str]:
+    return [field] if isinstance(field, str) else field
 
 
 class ScoredSegment(BaseModel):

@@ -61,6 +61,10 @@ class Config(Section):
         return self.generation.scorer_config or self.scorer
 
     @property
+    def trains_reward_model(self) -> bool:
+        return isinstance(self.objective, BradleyTerryConfig)
+
+    @property
     def score_readers(self) -> tuple[str, ...]:
         """The settings that read the scores of documents, as a user would write them; none for plain likelihood."""
         dataset, objective = self.dataset, self.objective
@@ -99,7 +103,7 @@ class Config(Section):
                 problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
             if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
                 problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
-        if isinstance(objective, BradleyTerryConfig):
+        if self.trains_reward_model:
             problems += self._problems_of_reward_model()
         names = [scenario.name for scenario in self.generation.scenario_configs]
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -112,7 +116,6 @@ class Config(Section):
         """A reward model writes no text, and says one number of a whole text."""
         kl = self.kl_gpt3_callback
         misfits = {
-            "model.lora (a reward model trains all weights)": self.model.lora is not None,
             "model.model_kwargs.value_head_config": self.model.model_kwargs.value_head_config is not None,
             "dataset.conditional_training_config": self.dataset.conditional_training_config is not None,
             "dataset.eval_datasets": bool(self.dataset.eval_datasets),

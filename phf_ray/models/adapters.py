@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from phf_ray.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterBase
+from phf_ray.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CLASSIFIER_TASK, AdapterBase
 from phf_ray.config import LoraSettings
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.model_folder import check_names
 from phf_ray.storage.files import write_text
 
-_FILE_PREFIX = "base_model.model."
+FILE_PREFIX = "base_model.model."
+"""Beginning of the names in an adapter's file."""
 _NAME = "default"
 """peft's name of the only adapter."""
 
@@ -67,6 +68,16 @@ def add_adapter(
     return Adapter(base, first_new_row)
 
 
+def carry_over(classifier: PreTrainedModel, backbone: PreTrainedModel, *, head: str) -> None:
+    """Give the adapter of a language model to the classifier on its trunk, whose head trains and is stored with it."""
+    described: Any = backbone
+    config = described.peft_config[_NAME]
+    config.task_type, config.modules_to_save = CLASSIFIER_TASK, [head]
+    target: Any = classifier
+    target.peft_config = described.peft_config
+    target._hf_peft_config_loaded = True
+
+
 def linear_layers(backbone: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the linear layers by name, without the head: the objective multiplies with that itself."""
     head = backbone.get_output_embeddings()
@@ -103,10 +114,13 @@ def _matches(name: str, targets: list[str]) -> bool:
 
 
 def token_parameters(backbone: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the parameters that have a row for each token: embedding, head unless they are tied, and its bias."""
+    """Return the parameters that have a row for each token: embedding, head unless they are tied, and its bias.
+
+    A classifier's head has none.
+    """
     head: Any = backbone.get_output_embeddings()
     embedding: Any = backbone.get_input_embeddings()
-    found = [embedding.weight, head.weight, getattr(head, "bias", None)]
+    found = [embedding.weight, getattr(head, "weight", None), getattr(head, "bias", None)]
     return list({id(each): each for each in found if each is not None}.values())
 
 
@@ -146,4 +160,4 @@ def restore_adapter(directory: Path, backbone: PreTrainedModel) -> None:
 
 
 def _file_name(name: str) -> str:
-    return _FILE_PREFIX + name.replace(f".{_NAME}.", ".")
+    return FILE_PREFIX + name.replace(f".{_NAME}.", ".")

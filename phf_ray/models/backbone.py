@@ -60,14 +60,23 @@ def load_classifier(source: str | Path, *, revision: str | None) -> PreTrainedMo
     )
 
 
-def _refuse_classifier(source: str | Path, *, revision: str | None) -> None:
-    """Raise DataError if config.json says that the model judges texts, and so has no head to write them."""
+def is_classifier(source: str | Path, *, revision: str | None = None) -> bool:
+    """Return whether config.json says that the model judges texts, and so has no head to write them."""
+    return bool(_classifiers(source, revision=revision))
+
+
+def _classifiers(source: str | Path, *, revision: str | None) -> list[str]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError):
-        return  # loading says more
-    names = config.get("architectures") or []
-    if names and all(str(name).endswith("ForSequenceClassification") for name in names):
+        return []  # loading says more
+    names = [str(name) for name in config.get("architectures") or []]
+    return names if all(name.endswith("ForSequenceClassification") for name in names) else []
+
+
+def _refuse_classifier(source: str | Path, *, revision: str | None) -> None:
+    names = _classifiers(source, revision=revision)
+    if names:
         raise DataError(
             f"{source} is a sequence classifier ({', '.join(names)}), not a language model; score with it "
             "(class_name: RewardModelScorer for a reward model), and give the model that it was trained from here"

@@ -64,7 +64,7 @@ def _with_value_head(backbone: PreTrainedModel, config: ModelConfig) -> Language
 def _from_scratch(config: ModelConfig, tokenizer: Any) -> PreTrainedModel:
     architecture = architecture_of(config)
     architecture.vocab_size = padded_rows(len(tokenizer), multiple=config.pad_vocab_to_multiple_of)
-    for key, token_id in _special_ids(tokenizer).items():
+    for key, token_id in special_ids(tokenizer).items():
         setattr(architecture, key, token_id)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -109,7 +109,7 @@ def _loaded(config: ModelConfig) -> PreTrainedModel:
     return load_backbone(folder, revision=None, dtype=torch.float32)
 
 
-def _special_ids(tokenizer: Any) -> dict[str, int]:
+def special_ids(tokenizer: Any) -> dict[str, int]:
     """End-of-text stands in for a missing begin-of-text or padding token, because documents begin with it."""
     end = tokenizer.eos_token_id
     begin = tokenizer.bos_token_id
@@ -122,7 +122,7 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def _set_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
-    for key, token_id in _special_ids(tokenizer).items():
+    for key, token_id in special_ids(tokenizer).items():
         setattr(model.config, key, token_id)
         setattr(model.generation_config, key, token_id)
     model.generation_config = savable_generation_config(model.generation_config)

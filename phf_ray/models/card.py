@@ -76,7 +76,9 @@ def model_card(
             ]
         ),
         "## Results\n",
-        _table([(_label(name), f"{value:.4g}") for name, value in results.items()]) if results else "None yet.\n",
+        _table([(_label(name, config), f"{value:.4g}") for name, value in results.items()])
+        if results
+        else "None yet.\n",
     ]
     return "\n".join(sections)
 
@@ -108,7 +110,9 @@ def _results(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _label(name: str) -> str:
+def _label(name: str, config: Config) -> str:
+    if name == "train/loss" and config.objective.compares_answers:
+        return "training loss, nats per pair"
     for prefix, label in _PREFIXES.items():
         if name.startswith(prefix):
             return label + name.removeprefix(prefix)
@@ -128,7 +132,7 @@ def _metadata(info: CheckpointInfo, *, config: Config, title: str, results: Mapp
         metadata["datasets"] = data_sets
     if results:
         data_set = {"name": "held-out documents and samples of the run", "type": data_sets[0] if data_sets else "local"}
-        measured = [{"type": name, "name": _label(name), "value": value} for name, value in results.items()]
+        measured = [{"type": name, "name": _label(name, config), "value": value} for name, value in results.items()]
         result = {"task": {"type": _pipeline(info)}, "dataset": data_set, "metrics": measured}
         metadata["model-index"] = [{"name": title, "results": [result]}]
     return metadata
@@ -159,9 +163,17 @@ def _is_hub_name(name: str) -> bool:
 
 def _use(info: CheckpointInfo) -> str:
     if info.objective.get("name") == "BradleyTerry":
+        load = "`AutoModelForSequenceClassification.from_pretrained` loads it without phf-ray; "
+        if info.base is not None:
+            load = (
+                "It is a LoRA adapter with the head of a reward model: `PeftModel.from_pretrained` loads it onto "
+                "`AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1)`, whose embedding needs a row "
+                "for each token (`resize_token_embeddings(len(tokenizer))`) and whose `config.pad_token_id` is the "
+                "tokenizer's padding, or its end of text; `phf merge-adapter` makes a whole model of both; "
+            )
         return (
-            "`AutoModelForSequenceClassification.from_pretrained` loads it without phf-ray; its one output is the "
-            "reward. A row is the end-of-text token, the prompt, the answer and the end-of-text token.\n"
+            f"{load}its one output is the reward. A row is the end-of-text token, the prompt, the answer and the "
+            "end-of-text token.\n"
         )
     load = "`AutoModelForCausalLM.from_pretrained` loads it without phf-ray."
     if info.base is not None:

@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from phf_ray.adapter_folder import ADAPTER_WEIGHTS, base_folder, is_adapter
+from phf_ray.adapter_folder import ADAPTER_WEIGHTS, base_folder, is_adapter, judges_texts
 from phf_ray.checkpoint import read_info
 from phf_ray.errors import DataError
 from phf_ray.model_folder import check_names, weights_fingerprint
+from phf_ray.models.adapters import FILE_PREFIX
 from phf_ray.models.backbone import first_words, load_backbone, refuse_non_finite
-
-_FILE_PREFIX = "base_model.model."
 
 
 def load_merged(
@@ -30,14 +29,24 @@ def load_merged(
     if not is_adapter(source):
         return load_backbone(source, revision=revision, dtype=dtype)
     folder = Path(source)
+    if judges_texts(folder):
+        raise DataError(
+            f"{folder} is the adapter of a classifier, not of a language model; score with it (class_name: "
+            "RewardModelScorer for a reward model), and give the model that it was trained from here"
+        )
     base = checked_base(folder, base=base)
     # Merged in fp32, as it was trained, and rounded after that.
-    backbone = load_backbone(base, revision=None, dtype=torch.float32)
+    merged = merged_into(load_backbone(base, revision=None, dtype=torch.float32), folder)
+    if dtype is not None and dtype != torch.float32:
+        _round(merged, dtype)
+    return merged
+
+
+def merged_into(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Merge the adapter into its base model, in training mode. Raises DataError if it is damaged or of another one."""
     _resize(backbone, folder)
     merged = _merge(backbone, folder)
     refuse_non_finite(merged, folder)
-    if dtype is not None and dtype != torch.float32:
-        _round(merged, dtype)
     merged.requires_grad_()
     merged.train()
     return merged
@@ -59,13 +68,13 @@ def _resize(backbone: PreTrainedModel, folder: Path) -> None:
     """Give the model as many rows as the adapter stores, which has rows for tokens that the base model lacks."""
     embedding: Any = backbone.get_input_embeddings()
     name = next(name for name, module in backbone.named_modules() if module is embedding)
-    key = f"{_FILE_PREFIX}{name}.weight"
-    shape = _shapes(folder).get(key)
+    key = f"{FILE_PREFIX}{name}.weight"
+    shape = stored_shapes(folder).get(key)
     if shape is not None and shape[0] != embedding.weight.shape[0]:
         backbone.resize_token_embeddings(shape[0], mean_resizing=False)
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise DataError(f"{folder} has no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
@@ -79,7 +88,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 def _merge(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict
 
-    own = {f"{_FILE_PREFIX}{name}" for name in backbone.state_dict()}
+    own = {f"{FILE_PREFIX}{name}" for name in backbone.state_dict()}
     try:
         wrapped = PeftModel.from_pretrained(backbone, str(folder), torch_device="cpu")
     except (ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -88,7 +97,7 @@ def _merge(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
             "on"
         ) from None
     # peft only warns of what is missing, and loads what remains.
-    wanted, stored = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False)), set(_shapes(folder))
+    wanted, stored = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False)), set(stored_shapes(folder))
     check_names(folder, missing=wanted - stored, unexpected=stored - wanted - own)
     merged: PreTrainedModel = wrapped.merge_and_unload()
     return merged

@@ -12,10 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from phf_ray.adapter_folder import ADAPTER_CONFIG, is_adapter, judges_texts
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.models.backbone import first_words, load_classifier
+from phf_ray.model_folder import check_names
+from phf_ray.models.adapters import FILE_PREFIX, carry_over
+from phf_ray.models.backbone import first_words, is_classifier, load_backbone, load_classifier, load_tokenizer_beside
+from phf_ray.models.build import special_ids
 from phf_ray.models.embeddings import learn_padding_rows
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.merging import checked_base, merged_into, stored_shapes
 from phf_ray.objectives.base import Objective, ObjectiveOutput
 
 HEAD = "score"
@@ -25,10 +30,14 @@ HEAD = "score"
 class RewardModel(LanguageModel):
     """Hands an objective the reward at each token, in place of hidden states and a head over the vocabulary."""
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
-        """Raises ConfigError if the classifier is not a trunk with a linear head of one number on its hidden states."""
+    def __init__(self, classifier: PreTrainedModel, *, is_probed: bool = True) -> None:
+        """Raises ConfigError if the classifier is not a trunk with a linear head of one number on its hidden states.
+
+        `is_probed`: false for a model on the meta device, which can't run.
+        """
         super().__init__(classifier, is_probed=False)
-        _probe_head(self)
+        if is_probed:
+            _probe_head(self)
 
     def learn(
         self,
@@ -72,8 +81,10 @@ class RewardModel(LanguageModel):
         return f"backbone.{HEAD}.weight"
 
 
-def as_reward_model(model: LanguageModel) -> RewardModel:
+def as_reward_model(model: LanguageModel, *, is_probed: bool = True) -> RewardModel:
     """Put a head of one number on the trunk of a language model. Every reward starts at 0, so the loss at log 2.
+
+    An adapter of the trunk stays, and the head trains beside it. `is_probed`: false on the meta device.
 
     Raises ConfigError if transformers has no such classifier for the architecture.
     """
@@ -101,28 +112,68 @@ def as_reward_model(model: LanguageModel) -> RewardModel:
         for parameter in head.parameters():
             parameter.zero_()
     classifier.train(backbone.training)
-    return RewardModel(classifier)
+    if model.adapter is not None:
+        carry_over(classifier, backbone, head=HEAD)
+    reward_model = RewardModel(classifier, is_probed=is_probed)
+    reward_model.adapter = model.adapter
+    return reward_model
 
 
-def load_reward_model(directory: str | Path) -> RewardModel:
-    """Load a reward model's folder in fp32, to train it on. Raises DataError if it holds no whole reward model."""
-    classifier = load_reward_classifier(directory, revision=None)
+def load_reward_model(directory: str | Path, *, base: Path | None = None) -> RewardModel:
+    """Load a reward model's folder in fp32, all weights of which can train. Raises like `load_reward_classifier`."""
+    classifier = load_reward_classifier(directory, revision=None, base=base)
     learn_padding_rows(classifier, is_new=False)
     return RewardModel(classifier)
 
 
-def load_reward_classifier(source: str | Path, *, revision: str | None) -> PreTrainedModel:
-    """Load a classifier with one output. Raises like `load_classifier`, and DataError if it has several."""
+def load_reward_classifier(
+    source: str | Path, *, revision: str | None = None, base: Path | None = None
+) -> PreTrainedModel:
+    """Load a classifier with one output, an adapter merged into its base model.
+
+    `base`: the folder of the adapter's base model, in place of the one that adapter_config.json names. Raises like
+    `load_classifier` and `load_merged`, and DataError if the classifier has several outputs.
+    """
+    if is_adapter(source):
+        return _merged_classifier(Path(source), base=base)
     classifier = load_classifier(source, revision=revision)
     config: Any = classifier.config
-    num_labels = int(config.num_labels)
+    names = [str(name) for name in config.id2label.values()]
+    _refuse_several(source, num_labels=int(config.num_labels), names=f" ({', '.join(names)})")
+    return classifier
+
+
+def _refuse_several(source: str | Path, *, num_labels: int, names: str = "") -> None:
     if num_labels != 1:
-        names = ", ".join(str(name) for name in config.id2label.values())
         raise DataError(
-            f"{source} is a classifier with {num_labels} labels ({names}), and a reward model has one; give a reward "
+            f"{source} is a classifier with {num_labels} labels{names}, and a reward model has one; give a reward "
             "model, or score with SequenceClassifierScorer and one of the labels"
         )
-    return classifier
+
+
+def _merged_classifier(folder: Path, *, base: Path | None) -> PreTrainedModel:
+    if not judges_texts(folder):
+        raise DataError(
+            f"{folder} is the adapter of a language model (task_type in {ADAPTER_CONFIG}), not of a reward model; give "
+            "the checkpoint of a reward model"
+        )
+    base = checked_base(folder, base=base)
+    name, shapes = f"{FILE_PREFIX}{HEAD}.weight", stored_shapes(folder)
+    if name in shapes:
+        _refuse_several(folder, num_labels=shapes[name][0])
+    elif not is_classifier(base):
+        check_names(folder, missing=[name], unexpected=[])
+    merged = merged_into(_classifier_of(base), folder)
+    # The tokenizer decides, as in training: the reward is read before the padding.
+    merged.config.pad_token_id = special_ids(load_tokenizer_beside(folder))["pad_token_id"]
+    return merged
+
+
+def _classifier_of(base: Path) -> PreTrainedModel:
+    """Load the base model of an adapter as a classifier; the adapter holds the head if the base model has none."""
+    if is_classifier(base):
+        return load_reward_classifier(base)
+    return as_reward_model(LanguageModel(load_backbone(base, revision=None, dtype=torch.float32))).backbone
 
 
 def _probe_head(model: RewardModel) -> None:

@@ -8,11 +8,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phf_ray.config import ModelConfig
-from phf_ray.models.adapters import add_adapter
+from phf_ray.models.adapters import Adapter, add_adapter
 from phf_ray.models.architecture import architecture_of, padded_rows
 from phf_ray.models.frozen_base import base_model, refuse_rows_without_tokens
 from phf_ray.models.heads import ValueHead, head_width
 from phf_ray.models.language_model import LanguageModel, transformer_blocks
+from phf_ray.models.reward_model import as_reward_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,10 @@ def shape_of(model: LanguageModel) -> ModelShape:
     )
 
 
-def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
+def planned_shape(config: ModelConfig, *, tokenizer: Any, is_reward_model: bool = False) -> ModelShape:
     """Return the shape of the model that `build_model` would build, without allocating a single weight.
+
+    `is_reward_model`: that of the reward model that `as_reward_model` makes of it.
 
     Raises ConfigError if `model.lora` names layers that the model does not have, or can't have such a base model.
     """
@@ -91,11 +94,14 @@ def planned_shape(config: ModelConfig, *, tokenizer: Any) -> ModelShape:
     if (getattr(architecture, "pad_token_id", None) or 0) >= architecture.vocab_size:
         # The default of some (Phi-3: 32000) is beyond a small vocabulary; `build_model` sets the tokenizer's own.
         architecture.pad_token_id = 0
+    adapter: Adapter | None = None
     with torch.device("meta"):
         backbone: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
         backbone.tie_weights()
         if config.lora is not None and adapted is not None:
             first_new_row = len(tokenizer) - config.num_additional_tokens if config.num_additional_tokens else None
-            add_adapter(backbone, config.lora, base=adapted, first_new_row=first_new_row, seed=0)
+            adapter = add_adapter(backbone, config.lora, base=adapted, first_new_row=first_new_row, seed=0)
         value_head = None if config.model_kwargs.value_head_config is None else ValueHead(head_width(backbone))
-    return shape_of(LanguageModel(backbone, value_head=value_head, is_probed=False))
+    model = LanguageModel(backbone, value_head=value_head, is_probed=False)
+    model.adapter = adapter
+    return shape_of(as_reward_model(model, is_probed=False) if is_reward_model else model)

@@ -43,10 +43,11 @@ class Scorer(ABC):
     """Whether `Settings` has the field `reference_date`, by default `scoring.reference_date`."""
     default_segmenter: ClassVar[Literal["sentences", "lines", "document"]] = "sentences"
     """How the server cuts texts unless its settings say otherwise."""
-    measures: ClassVar[Literal["toxicity", "personal_data", "code_style"] | None] = None
+    measures: ClassVar[Literal["toxicity", "personal_data", "code_style", "reward"] | None] = None
     """Decides the red LM's instruction and the server's endpoints that ask this scorer: moderations and Perspective for
-    toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`). None: no endpoint asks it, and the red
-    LM's instruction must be configured."""
+    toxicity (needs `class_scores`), Presidio for personal_data (needs `spans`), /get_reward for reward, which is minus
+    the score (needs `score_answers`). None: no endpoint asks it. Without an instruction for it, as for reward and None,
+    the red LM's must be configured."""
     text_suffixes: ClassVar[tuple[str, ...] | None] = None
     """Suffixes of the text files that the scorer can judge; others in a folder are left out. None: any text."""
     version: ClassVar[str | None] = None

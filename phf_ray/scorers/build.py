@@ -34,7 +34,12 @@ SCORERS = {
 }
 """Class name -> module, whose import must be cheap. Scorers outside this package are named `my_module:MyScorer`."""
 
-SHORT_NAMES = {"pep8": "PEP8Scorer", "pii": "PIIScorer", "toxicity": "DetoxifyToxicityScorer"}
+SHORT_NAMES = {
+    "pep8": "PEP8Scorer",
+    "pii": "PIIScorer",
+    "toxicity": "DetoxifyToxicityScorer",
+    "reward": "RewardModelScorer",
+}
 """Names on the command line -> class names."""
 
 

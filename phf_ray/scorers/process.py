@@ -76,13 +76,23 @@ class ScoringProcess:
             self._start()
             self._connection.send(message)
 
-    def ask(self, ask: Ask, texts: Sequence[str], *, is_wanted: Callable[[], bool] = lambda: True) -> list[Any]:
+    def ask(
+        self,
+        ask: Ask,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> list[Any]:
         """Ask the first scorer about each text. Return one answer per text, or as a str the reason why there is none.
 
-        `is_wanted`: asked after a text has hung or crashed; if it returns False, the rest is not asked.
+        `prompts`: what each text answers, for the scores of a scorer that reads prompts. `is_wanted`: asked after a
+        text has hung or crashed; if it returns False, the rest is not asked.
         """
         self._deaths = {}
-        question = TextQuestion(ask, tuple(texts), size=self._slice)
+        question = TextQuestion(
+            ask, tuple(texts), size=self._slice, prompts=None if prompts is None else tuple(prompts)
+        )
         is_slow = False
         while True:
             self._send(question)

@@ -88,7 +88,7 @@ class _Worker:
 
     def find(self, question: TextQuestion) -> TextAnswers:
         """Ask the first scorer about each text."""
-        slices = _slices(question.texts, question.size if question.ask in TOGETHER else 1)
+        slices = _slices(question.whole_texts, question.size if question.ask in TOGETHER else 1)
         found = answers_to(question, slices, scorer=self.scorers[0], segment=self._segment, at=self._at)
         self._rest()
         return TextAnswers(found)

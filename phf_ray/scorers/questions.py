@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer, failure
+from phf_ray.scorers.base import FindsSpans, HasClasses, ReadsPrompts, Scorer, failure
 from phf_ray.scorers.tasks import Ask, Place, TextQuestion
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ def answers_to(
     def asked(begin: int, end: int) -> list[Any]:
         at(Place(document=0, step=1, first_text=begin, num_texts=end - begin))
         try:
-            return _ask(question.ask, question.texts[begin:end], scorer=scorer, segment=segment)
+            texts = question.texts[begin:end]
+            if question.prompts is not None:
+                return _scores_of_answers(scorer, question.prompts[begin:end], texts)
+            return _ask(question.ask, texts, scorer=scorer, segment=segment)
         except Exception as error:  # noqa: BLE001  libraries can raise anything; the other texts are answered
             if end - begin == 1:
                 return [failure(error).error]
@@ -57,6 +60,11 @@ def _ask(ask: Ask, texts: Sequence[str], *, scorer: Scorer, segment: Segment) ->
         assert isinstance(scorer, FindsSpans)
         return [scorer.spans(text) for text in texts]
     return [segment(text) for text in texts]
+
+
+def _scores_of_answers(scorer: Scorer, prompts: Sequence[str], texts: Sequence[str]) -> list[Any]:
+    assert isinstance(scorer, ReadsPrompts)
+    return list(scorer.score_answers(list(zip(prompts, texts, strict=True))))
 
 
 def _class_scores(scorer: Scorer, texts: Sequence[str]) -> list[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from phf_ray.checkpoint import RowInfo, read_info
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.joint_rows import JointRows
-from phf_ray.generation.chat.prompts import PromptError, RenderedExample, TextPrompt
+from phf_ray.generation.chat.prompts import Prompt, PromptError, RenderedExample, TextPrompt
 from phf_ray.generation.chat.templates import OWN, PromptTemplate, load_template, stored_template
 from phf_ray.generation.chat.token_rows import token_row
 from phf_ray.records import Scored
@@ -38,6 +38,7 @@ class RewardModelScorer(ClassifierScorer):
     Settings = RewardModelSettings
     unit = "minus reward"
     default_segmenter = "document"
+    measures = "reward"
 
     def __init__(self, settings: RewardModelSettings):
         from phf_ray.models.backbone import load_tokenizer_beside
@@ -68,19 +69,28 @@ class RewardModelScorer(ClassifierScorer):
 
     def score_answers(self, answers: Sequence[tuple[str, str]]) -> list[Scored]:
         """Judge each answer to its prompt, which the template puts into the words of the training."""
+        return self.score_prompts([(TextPrompt(prompt), answer) for prompt, answer in answers])
+
+    def score_prompts(self, answers: Sequence[tuple[Prompt, str]]) -> list[Scored]:
+        """As `score_answers`, for prompts that may be messages, or an instruction with its input."""
+        template = self.template()
+        rendered: list[tuple[str, str] | Scored] = []
+        for prompt, answer in answers:
+            try:
+                example = template.example(prompt, answer)
+                rendered.append((example.prompt, example.completion) if answer else EMPTY)
+            except PromptError as error:
+                rendered.append(failure(error))
+        return self._judged(rendered)
+
+    def template(self) -> PromptTemplate:
+        """Return what puts prompts into words. Raises ConfigError if neither the model nor the settings say it."""
         if self._template is None:
             raise ConfigError(
                 f"{self.name}: the reward model does not say how prompts were put into words; set prompt_template to "
                 "that of its training"
             )
-        rendered: list[tuple[str, str] | Scored] = []
-        for prompt, answer in answers:
-            try:
-                example = self._template.example(TextPrompt(prompt), answer)
-                rendered.append((example.prompt, example.completion) if answer else EMPTY)
-            except PromptError as error:
-                rendered.append(failure(error))
-        return self._judged(rendered)
+        return self._template
 
     def _judged(self, texts: Sequence[tuple[str, str] | Scored]) -> list[Scored]:
         from phf_ray.scorers.classifier import is_unicode

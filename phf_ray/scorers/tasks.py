@@ -95,6 +95,14 @@ class TextQuestion:
     """Number of texts per call of the scorer, if it takes several in one call."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Index of a text -> the answer to give instead of asking the scorer again."""
+    prompts: tuple[str, ...] | None = None
+    """To score: the prompt that each text answers; None: texts are judged as they are."""
+
+    @property
+    def whole_texts(self) -> tuple[str, ...]:
+        """All that the scorer reads of each text."""
+        prompts = self.prompts
+        return self.texts if prompts is None else tuple(map("".join, zip(prompts, self.texts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

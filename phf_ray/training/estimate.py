@@ -42,7 +42,7 @@ def describe_run(
         f"thresholds   {dict(plan.thresholds) or 'none'}",
         *_unscored(plan),
         f"parameters   {shape.num_parameters:,}{_trained(shape)}: {shape.num_layers} layers, width {shape.width}, "
-        f"{shape.num_rows:,} rows",
+        + ("one reward" if config.trains_reward_model else f"{shape.num_rows:,} rows"),
         f"steps        {about}{num_steps:,} of {training.effective_batch_size} x {dataset.seq_length} tokens",
         f"tokens       {budget:,} {training.count_tokens} tokens to train on; the data has {about}"
         f"{tokens.num_blocks:,} blocks with {num_content_tokens:,} content tokens, {num_tokens:,} in "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,10 +70,17 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
     optimizer = build_optimizer(model.to(device).train(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     state = TrainState(model, optimizer)
     num_rows = training.per_device_train_batch_size if device.type == "cuda" else 1
+    embedding: Any = model.backbone.get_input_embeddings()
+    document = config.dataset.max_length or length
     batches = _random_batches(
-        num_rows, length, vocabulary=model.head()[0].shape[0], document=config.dataset.max_length or length
+        num_rows,
+        length,
+        vocabulary=embedding.weight.shape[0],
+        # A reward model learns from pairs of rows.
+        document=min(document, length // 2) if config.trains_reward_model else document,
+        whole_pairs=config.trains_reward_model,
     )
-    objective = build_objective({"name": "MLE"})
+    objective = build_objective({"name": "BradleyTerry" if config.trains_reward_model else "MLE"})
     settings = StepSettings(precision=training.precision)
     num_steps, since = 0, 0.0
     for batch in batches:
@@ -90,11 +98,14 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _random_batches(batch_size: int, length: int, *, vocabulary: int, document: int) -> Iterator[MicroBatch]:
+def _random_batches(
+    batch_size: int, length: int, *, vocabulary: int, document: int, whole_pairs: bool
+) -> Iterator[MicroBatch]:
     """`document`: tokens of a document; a block of examples may be longer than the model has positions."""
     draw = np.random.default_rng(0)
     kinds_BS = torch.full((batch_size, length), int(TokenKind.PLAIN), dtype=torch.uint8)
-    kinds_BS[:, ::document] = int(TokenKind.END_OF_TEXT)
+    begins = torch.arange(0, length, document)
+    kinds_BS[:, begins[: len(begins) // 2 * 2] if whole_pairs else begins] = int(TokenKind.END_OF_TEXT)
     for number in range(21):
         ids_BS = torch.from_numpy(draw.integers(vocabulary, size=(batch_size, length)))
         yield MicroBatch(ids_BS, torch.zeros(ids_BS.shape), kinds_BS, number)

@@ -8,7 +8,7 @@ import torch
 from phf_ray.blocks.manifest import BlockManifest
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import BaseInfo, Control, RowInfo
-from phf_ray.config import BradleyTerryConfig, Config, ModelConfig, TokenizerConfig
+from phf_ray.config import Config, ModelConfig, TokenizerConfig
 from phf_ray.errors import ConfigError
 from phf_ray.model_folder import weights_fingerprint
 from phf_ray.models.adapters import restore_adapter
@@ -61,7 +61,7 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
 def initial_learner(config: Config, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
     """Build what learns: the initial model, with the head of a reward model if the objective trains one."""
     built = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
-    return as_reward_model(built) if isinstance(config.objective, BradleyTerryConfig) else built
+    return as_reward_model(built) if config.trains_reward_model else built
 
 
 def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
@@ -85,13 +85,12 @@ def _refuse_foreign_tokenizer(starting: ModelConfig, tokenizer: Any) -> None:
 def resumed_model(config: Config, directory: Path, *, checkpoint_path: str | None, tokenizer: Any) -> LanguageModel:
     """Build the model of a run's checkpoint, to continue the run. Raises DataError if its base model has changed."""
     if config.model.lora is None:
-        is_reward_model = isinstance(config.objective, BradleyTerryConfig)
-        model = load_reward_model(directory) if is_reward_model else load_checkpoint(directory).model
+        model = load_reward_model(directory) if config.trains_reward_model else load_checkpoint(directory).model
         for parameter in model.parameters():
             # Tensors of a mapped file keep the file's alignment, and sums in matrix products can depend on it.
             parameter.data = parameter.data.clone()
     else:
-        model = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+        model = initial_learner(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
         checked_base(directory)
         restore_adapter(directory, model.backbone)
         if model.value_head is not None:

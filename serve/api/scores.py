@@ -5,7 +5,7 @@ from fastapi.responses import Response
 
 from serve.backends import Backend
 from serve.errors import ApiError
-from serve.schemas import ScoresRequest, ScoresResponse
+from serve.schemas import ScoresRequest, ScoresResponse, texts_of
 
 
 def add_scores(app: FastAPI, backend: Backend) -> None:
@@ -18,5 +18,18 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
                 404, f"there is no scorer {body.scorer!r}; served scorers: {known}", "scorer", "scorer_not_found"
             )
         request.state.model = body.scorer
-        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments)
+        prompts = prompts_beside(body.prompts, body.texts, field="input")
+        if prompts is not None and body.segments:
+            raise ApiError(400, "segments are judged without a prompt; leave out prompts or segments", "segments")
+        scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments, prompts=prompts)
         return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")
+
+
+def prompts_beside(prompts: str | list[str] | None, texts: list[str], *, field: str) -> list[str] | None:
+    """Return one prompt for each text of the field, None if there are none. Raises ApiError for another number."""
+    if prompts is None:
+        return None
+    found = texts_of(prompts)
+    if len(found) != len(texts):
+        raise ApiError(400, f"{len(found)} prompts for {len(texts)} texts in {field}; give one for each", "prompts")
+    return found

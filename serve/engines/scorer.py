@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from phf_ray.records import Scored, Span
-from phf_ray.scorers.base import FindsSpans, HasClasses
+from phf_ray.scorers.base import FindsSpans, HasClasses, ReadsPrompts
 from phf_ray.scorers.build import on_cpu, scorer_class
 from phf_ray.scorers.process import ScoringProcess
 from phf_ray.scorers.tasks import Ask, ScoringSetup, ScoringTask
@@ -63,8 +63,12 @@ class LocalScorer:
         self._executor.shutdown()
         self._process.close()
 
-    async def score(self, texts: Sequence[str], *, segments: bool) -> ScoredJson:
-        return await self._in_thread(lambda is_wanted: self._score(texts, is_wanted, segments=segments))
+    async def score(self, texts: Sequence[str], *, segments: bool, prompts: Sequence[str] | None = None) -> ScoredJson:
+        if prompts is not None and not issubclass(self._class, ReadsPrompts):
+            raise ApiError(400, f"the scorer {self.name} judges texts without prompts; leave prompts out", "prompts")
+        return await self._in_thread(
+            lambda is_wanted: self._score(texts, is_wanted, segments=segments, prompts=prompts)
+        )
 
     async def spans(self, texts: Sequence[str]) -> list[list[Span]]:
         if not issubclass(self._class, FindsSpans):
@@ -130,15 +134,22 @@ class LocalScorer:
         surrogate = lone_surrogate_in(text)
         return None if surrogate is None else f"lone_surrogate: {surrogate}"
 
-    def _ask(self, ask: Ask, texts: Sequence[str], is_wanted: IsWanted) -> list[Any]:
+    def _ask(
+        self, ask: Ask, texts: Sequence[str], is_wanted: IsWanted, *, prompts: Sequence[str] | None = None
+    ) -> list[Any]:
         """Return one answer per text, or as a str the reason why there is none."""
-        refused = [self._refused(text) for text in texts]
-        asked = [text for text, reason in zip(texts, refused, strict=True) if reason is None]
-        answers = iter(self._process.ask(ask, asked, is_wanted=is_wanted) if asked else [])
+        read = texts if prompts is None else list(map("".join, zip(prompts, texts, strict=True)))
+        refused = [self._refused(text) for text in read]
+        places = [place for place, reason in enumerate(refused) if reason is None]
+        asked = [texts[place] for place in places]
+        before = None if prompts is None else [prompts[place] for place in places]
+        answers = iter(self._process.ask(ask, asked, prompts=before, is_wanted=is_wanted) if asked else [])
         return [next(answers) if reason is None else reason for reason in refused]
 
-    def _score(self, texts: Sequence[str], is_wanted: IsWanted, *, segments: bool) -> ScoredJson:
-        found = self._ask("score", texts, is_wanted)
+    def _score(
+        self, texts: Sequence[str], is_wanted: IsWanted, *, segments: bool, prompts: Sequence[str] | None = None
+    ) -> ScoredJson:
+        found = self._ask("score", texts, is_wanted, prompts=prompts)
         scored = [Scored(None, one) if isinstance(one, str) else one for one in found]
         items = [
             {

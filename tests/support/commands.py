@@ -64,7 +64,7 @@ def _check_values(module: str, parsed: Any) -> None:
             load_config(task, getattr(parsed, "method", None), getattr(parsed, "override", []))
     if module == "jobs.serve":
         _models(parsed.model, dict(map(parse_control, parsed.control)))
-        _scorers(parsed.scorers, task=None)
+        _scorers(parsed.scorers, task=None, finds_models=False)
     models = getattr(parsed, "model", None)
     if module in ("jobs.evaluate_lm", "jobs.red_team") and all("://" in model for model in models):
         parse_arms(parsed.arm, parse_models(models))

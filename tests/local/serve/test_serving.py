@@ -21,6 +21,7 @@ from guide import write_scorer_of_the_guide
 from places import ROOT
 from server_process import START_TIMEOUT_S, Server, is_healthy
 from tiny_models import BAD, GOOD, write_checkpoint
+from tiny_rewards import write_reward_model
 
 from jobs.serve import free_port
 from phf_ray.checkpoint import Control
@@ -50,11 +51,16 @@ def released(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, released, tmp_path_factory) -> Iterator[Server]:
+def reward_model(tmp_path_factory) -> Path:
+    return write_reward_model(tmp_path_factory.mktemp("a reward model"))
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, released, reward_model, tmp_path_factory) -> Iterator[Server]:
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
     models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban"]
     folder = tmp_path_factory.mktemp("scorers")
-    scorers = f"pep8,{write_scorer_of_the_guide(folder)}"
+    scorers = f"pep8,{write_scorer_of_the_guide(folder)},reward={reward_model}"
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
     server = Server(*models, "--scorers", scorers, "--port", "0", PYTHONPATH=path)
     yield server
@@ -69,6 +75,23 @@ def client(server) -> openai.OpenAI:
 
 def texts(completion) -> list[str]:
     return [choice.text for choice in completion.choices]
+
+
+def test_a_reward_model_answers_as_a_scorer_and_as_openrlhf_asks(server, reward_model):
+    scorer = build_scorer({"class_name": "RewardModelScorer", "path": str(reward_model), "device": "cpu"})
+    answers = [("Name a fox.", "Reynard"), ("Name a dog.", "Rex")]
+    wanted = [scored.score for scored in scorer.score_answers(answers)]
+    prompts, texts = map(list, zip(*answers, strict=True))
+    body = {"scorer": "reward", "input": texts, "prompts": prompts}
+    data = httpx.post(f"{server.url}/v1/scores", json=body, timeout=60).json()["data"]
+    assert [item["score"] for item in data] == pytest.approx(wanted, abs=1e-5)
+    body = {"query": texts, "prompts": prompts}
+    answer = httpx.post(f"{server.url}/get_reward", json=body, timeout=60).json()
+    assert answer["rewards"] == pytest.approx([-score for score in wanted], abs=1e-5)
+    assert answer["scores"] == answer["rewards"]
+    query = ["Name a fox. Reynard", "x"]
+    whole = httpx.post(f"{server.url}/get_reward", json={"query": query}, timeout=60).json()
+    assert whole["rewards"] == pytest.approx([-scored.score for scored in scorer.score_all(query)], abs=1e-5)
 
 
 def test_two_checkpoints_answer_by_name_with_the_texts_of_the_engine(client, checkpoints):

@@ -41,6 +41,14 @@ def test_a_hub_reads_what_it_is_and_what_was_measured():
     assert found == {name: METRICS[name] for name in list(METRICS)[:4]}
 
 
+def test_a_loss_of_pairs_is_per_pair():
+    pairs = INFO.model_copy(update={"objective": {"name": "BradleyTerry"}})
+    text = card(info=pairs, objective={"name": "BradleyTerry"})
+    assert "| training loss, nats per pair | 2.5 |" in text
+    assert "per token" not in text
+    assert "| training loss, nats per token | 2.5 |" in card()
+
+
 def test_a_reader_finds_data_objective_scorer_and_results():
     text = card()
     for part in (

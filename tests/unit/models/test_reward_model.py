@@ -9,8 +9,11 @@ from ranks import run_on_ranks
 from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from phf_ray.adapter_folder import AdapterBase
 from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config import LoraSettings
 from phf_ray.errors import ConfigError
+from phf_ray.models.adapters import add_adapter
 from phf_ray.models.build import build_model
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import RewardModel, as_reward_model, load_reward_model
@@ -60,11 +63,17 @@ def test_a_head_on_something_else_than_hidden_states_of_a_causal_trunk_is_refuse
 
 
 KINDS = {"gpt2": tiny_gpt2, "llama": tiny_llama}  # tied and untied heads
+ADAPTED = " with an adapter and new tokens"
+ALL_KINDS = [*KINDS, f"gpt2{ADAPTED}", f"llama{ADAPTED}"]
 OBJECTIVE = build_objective({"name": "BradleyTerry", "centring": 0.01})
 
 
 def new_state(kind, parallelism):
-    model = as_reward_model(LanguageModel(KINDS[kind](tiny_tokenizer())))
+    built = LanguageModel(KINDS[kind.removesuffix(ADAPTED)](tiny_tokenizer()))
+    if kind.endswith(ADAPTED):
+        base = AdapterBase("nowhere")
+        built.adapter = add_adapter(built.backbone, LoraSettings(r=4), base=base, first_new_row=200, seed=0)
+    model = as_reward_model(built)
     model.mask_documents()
     model.disable_dropout()
     parallel = parallelize(model.train(), parallelism, device=torch.device("cpu"))
@@ -94,7 +103,7 @@ def steps(state, *, rank=0, ranks=1):
 
 def on_rank(rank, *, folder):
     results = {}
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         for parallelism in ("ddp", "fsdp2"):
             state = new_state(kind, parallelism)
             steps(state, rank=rank, ranks=2)
@@ -109,7 +118,7 @@ def on_rank(rank, *, folder):
 def test_two_ranks_learn_what_one_learns(tmp_path):
     run_on_ranks(partial(on_rank, folder=tmp_path), world_size=2, directory=tmp_path)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         state = new_state(kind, "ddp")
         steps(state)
         alone = take_snapshot(state).model

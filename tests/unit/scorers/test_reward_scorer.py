@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny_rewards import write_reward_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,29 +18,12 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from phf_ray.checkpoint import CheckpointInfo, RowInfo
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.chat import template_source
-from phf_ray.models.language_model import LanguageModel
-from phf_ray.models.reward_model import as_reward_model
-from phf_ray.models.saving import save_checkpoint
 from phf_ray.scorers.base import ReadsPrompts
 from phf_ray.scorers.build import build_scorer
 
 TEXTS = ["The fox jumps.", "a", "import os\n", "over the lazy dog, the fox", "Caf\u00e9 \u65e5\u672c!", "a b c d e f g"]
-
-
-def write_reward_model(folder, *, pad=None, make=tiny_gpt2, template="alpaca", length=48, compat=None):
-    tokenizer = tiny_tokenizer()
-    if pad is not None:
-        tokenizer.add_special_tokens({"pad_token": pad})
-    backbone = make(tokenizer)
-    backbone.config.pad_token_id = tokenizer.eos_token_id if pad is None else tokenizer.pad_token_id
-    model = as_reward_model(LanguageModel(backbone))
-    torch.nn.init.normal_(model.backbone.score.weight, generator=torch.Generator().manual_seed(0))
-    rows = RowInfo(template=template, template_text=template_source(template), length=length)
-    save_checkpoint(folder, model, tokenizer, CheckpointInfo(rows=rows, compat=compat))
-    return folder
 
 
 def open_scorer(folder, **settings):

@@ -482,7 +482,7 @@ def test_null_in_a_required_field_is_refused(call):
 def test_the_openapi_document_allows_null_in_every_optional_field(call):
     schemas = call("/openapi.json").json()["components"]["schemas"]
     bodies = [schema for name, schema in schemas.items() if name.endswith(("Request", "StreamOptions", "Comment"))]
-    assert len(bodies) == 9
+    assert len(bodies) == 10
     for schema in bodies:
         for name, field in schema["properties"].items():
             assert ({"type": "null"} in field.get("anyOf", [])) == (name not in schema.get("required", [])), name
@@ -593,7 +593,7 @@ def test_scores_carry_the_identity_of_the_replica_that_made_them():
     replicas = [LocalScorer(ServedScorer(scorer=one)) for one in settings]
 
     class Deployment:
-        async def score(self, texts, *, segments):
+        async def score(self, texts, *, segments, prompts=None):
             return await replicas[0].score(texts, segments=segments)
 
         async def identity(self):
@@ -825,7 +825,7 @@ def test_full_queue_is_429_with_retry_after(models, scorers):
 )
 def test_more_texts_than_a_request_may_have_are_413(models, path, field, body):
     class Any:
-        async def score(self, texts, *, segments):
+        async def score(self, texts, *, segments, prompts=None):
             return ScoredJson(b"{}", b"[]", 0)
 
         async def class_scores(self, texts):
