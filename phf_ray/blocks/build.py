@@ -90,8 +90,7 @@ def _renew_sources(plan: BlockPlan) -> None:
     """Correct what finished blocks say of their sources: a licence can be stated after they were built."""
     manifest = read_block_manifest(plan.root)
     corpora = tuple(
-        old.model_copy(update={"sources": new.sources})
-        for old, new in zip(manifest.corpora, plan.corpora, strict=True)
+        old.model_copy(update={"sources": new.sources}) for old, new in zip(manifest.corpora, plan.corpora, strict=True)
     )
     if corpora != manifest.corpora:
         renewed = manifest.model_copy(update={"corpora": corpora})

@@ -35,9 +35,7 @@ def parse_model(text: str, *, option: str, allow_plain_http: bool = False, needs
             raise ConfigError(f"{option} {text}: write http://host:port for a server, or the path of a directory")
         if name is None:
             raise ConfigError(f"{option} {text}: say what the server calls the model, NAME={text}")
-        endpoint = parse_endpoint(
-            source, option=option, allow_plain_http=allow_plain_http, needs_key=needs_key
-        )
+        endpoint = parse_endpoint(source, option=option, allow_plain_http=allow_plain_http, needs_key=needs_key)
         return NamedModel(name, endpoint.url, None, key=endpoint.key)
     directory = find_checkpoint(source, option=option)
     return NamedModel(name or name_after_run(directory), source, directory, read_info(directory))

@@ -23,9 +23,7 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
 
 
-def parse_endpoint(
-    text: str, *, option: str, allow_plain_http: bool = False, needs_key: bool = True
-) -> Endpoint:
+def parse_endpoint(text: str, *, option: str, allow_plain_http: bool = False, needs_key: bool = True) -> Endpoint:
     """Parse `URL` or `URL,key_env=VARIABLE`, and find the key.
 
     Without `key_env`, OPENAI_API_KEY goes to OpenAI alone, and PHF_API_KEY to any other server. `option`: the option

@@ -17,15 +17,11 @@ from killed_runs import (
     Job,
     assert_equal_runs,
     assert_near_runs,
-    kill_driver,
     kill_worker,
     last_checkpoint,
-    start,
-    wait_for_checkpoints,
-    wait_until,
 )
 from peft import PeftModel
-from tiny_models import tiny_gpt2, tiny_tokenizer
+from tiny_adapters import write_base
 from train_runs import arguments, run_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,41 +45,46 @@ def folder(tmp_path_factory) -> Path:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Let whoever reads the file wait until the body ends, or is killed."""
+    """Let whoever opens the file wait until it is killed."""
     aside = path.with_name(f".{path.name}-aside")
     path.rename(aside)
     os.mkfifo(path)
-    end = os.open(path, os.O_RDWR)
     try:
         yield
     finally:
         path.unlink()
         aside.rename(path)
-        os.close(end)
 
 
-def readers(path: Path) -> set[int]:
-    """Other processes that hold the file open."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+def is_waited_for(path: Path) -> bool:
+    """Whether somebody waits to read the held file, which then fails."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def tasks() -> list[int]:
+    """Processes of this test's Ray that compute log-probabilities."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if link.readlink() == path:
-                found.add(int(link.parts[2]))
-    return found - {os.getpid()}
+            if b"ray::_compute_shards" in (folder / "cmdline").read_bytes() and os.getpid() in parents_of(folder.name):
+                found.append(int(folder.name))
+    return found
 
 
-def reader_of(path: Path, job: Job, *, besides: int = 0) -> int:
-    found: set[int] = set()
-
-    def is_there() -> bool:
-        found.update(readers(path) - {besides})
-        return bool(found)
-
-    wait_until(is_there, job)
-    return found.pop()
+def parents_of(pid: str) -> Iterator[int]:
+    while pid != "0":
+        # "pid (name) state parent ...", where the name may hold spaces.
+        pid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        yield int(pid)
 
 
-def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_byte_for_byte(folder, local_ray):
+@pytest.fixture(scope="module")
+def dpo(folder, local_ray) -> Path:
+    """Task file of a DPO run on three corpora, whose blocks are as many files, and that run, undisturbed."""
     corpora = ["pairs"]
     for number in range(2):
         source = folder / f"more-{number}.jsonl"
@@ -91,10 +92,15 @@ def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_by
         source.write_text("".join(lines[number * 50 : number * 50 + 50]).replace("again", "once more"))
         prepare_feedback(["--input", str(source), "--output", str(folder / f"more-{number}")])
         corpora.append(f"more-{number}")
-    config = make_config(folder, objective={"name": "DPO", "beta": 0.1}, **LONG)
-    task = write_task(folder, "dpo", config, corpora=corpora)
+    task = write_task(
+        folder, "dpo", make_config(folder, objective={"name": "DPO", "beta": 0.1}, **LONG), corpora=corpora
+    )
     assert main(arguments(task, TWO, name="whole")) == 0
-    whole = run_folder(task, "whole")
+    return task
+
+
+def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_byte_for_byte(dpo):
+    whole = run_folder(dpo, "whole")
     (blocks,) = (whole.parent / "blocks").glob("blocks-*")
     (computed,) = blocks.glob("reference-*")
     manifest = read_block_manifest(str(blocks))
@@ -103,32 +109,31 @@ def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_by
     assert {path.name for path in computed.iterdir()} == set(files)
 
     # Four tasks for six files: the first one has written a file before it comes to the one that is held.
-    storage = folder / "killed"
+    storage = dpo.parents[1] / "killed"
     copy = storage / "blocks" / blocks.name
     shutil.copytree(blocks, copy, ignore=shutil.ignore_patterns("reference-*"))
     reference = copy / computed.name
-    command = [*arguments(task, TWO, name="killed"), "--storage-path", str(storage)]
+    command = [*arguments(dpo, TWO, name="killed"), "--storage-path", str(storage)]
 
     def written() -> dict[str, int]:
         found = reference.glob("[!.]*") if reference.exists() else ()
         return {path.name: path.stat().st_mtime_ns for path in found}
 
     with held(copy / files[4]):
-        job = start(command)
-        killed = reader_of(copy / files[4], job)
-        wait_until(lambda: len(written()) == 5, job)
+        job = Job(command)
+        job.wait_until(lambda: len(written()) == 5)
         before = written()
-        os.kill(killed, signal.SIGKILL)
+        job.wait_until(lambda: len(tasks()) == 1)
+        os.kill(*tasks(), signal.SIGKILL)
         # Ray repeats the task in another process.
-        reader_of(copy / files[4], job, besides=killed)
+        job.wait_until(lambda: is_waited_for(copy / files[4]))
         assert written() == before, "what the task had written was computed again"
-        kill_driver(job)
-    job = start(command)
+        job.kill()
+    job = Job(command)
     run = storage / "killed"
-    wait_for_checkpoints(run, job)
+    job.wait_for_checkpoints(run)
     kill_worker(run, rank=1)
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, output
+    output = job.ends_with(0)
     assert "log-probabilities of the reference: 1 of 1 shards" in output
     assert "the workers died and were restarted; they continue from step-" in output
     assert before.items() <= written().items()
@@ -143,9 +148,9 @@ def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_by
 def killed_with_two_then_one_then_finished_with_two(task: Path) -> Path:
     run = run_folder(task, f"{task.stem}-killed")
     for number, workers in ((2, TWO), (4, ONE)):
-        job = start(arguments(task, workers, "training.save_total_limit=null", name=f"{task.stem}-killed"))
-        wait_for_checkpoints(run, job, number=number)
-        kill_driver(job)
+        job = Job(arguments(task, workers, "training.save_total_limit=null", name=f"{task.stem}-killed"))
+        job.wait_for_checkpoints(run, number=number)
+        job.kill()
     assert main(arguments(task, TWO, "training.save_total_limit=null", name=f"{task.stem}-killed")) == 0
     return run
 
@@ -160,9 +165,7 @@ def test_a_reward_model_whose_driver_is_killed_goes_on_with_one_worker_and_again
 
 def test_adapters_whose_driver_is_killed_go_on_with_one_worker_and_load_in_peft(folder, local_ray):
     """With dropout, in the model and in the adapter: every number of workers draws the same masks."""
-    tokenizer = tiny_tokenizer()
-    for what in (tiny_gpt2(tokenizer), tokenizer):
-        what.save_pretrained(folder / "base")
+    write_base(folder / "base")
     lora = {"r": 4, "alpha": 8, "dropout": 0.1}
     changes = {"path_or_name": str(folder / "base"), "from_scratch": False, "model_type": None, "config_kwargs": {}}
     config = make_config(folder, objective={"name": "MLE"}, model=changes | {"lora": lora}, **LONG)

@@ -1,11 +1,10 @@
 """Kills in the middle of a run: the weights at the end are those of a run that nothing happened to, byte for byte."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
-from killed_runs import assert_equal_runs, kill_driver, kill_worker, start, wait_for_checkpoints
+from killed_runs import Job, assert_equal_runs, kill_worker
 from train_runs import arguments, losses, run_folder, write_inputs
 
 from jobs.train_lm import main
@@ -28,11 +27,10 @@ def reference(tmp_path_factory, local_ray) -> Path:
 
 def test_sigterm_saves_and_the_same_command_resumes(reference):
     run = run_folder(reference, "terminated")
-    job = start(arguments(reference, name="terminated"))
-    wait_for_checkpoints(run, job)
-    job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode == 5, output
+    job = Job(arguments(reference, name="terminated"))
+    job.wait_for_checkpoints(run)
+    job.terminate()
+    output = job.ends_with(5)
     assert "run the same command again to resume" in output
     assert not (run / "summary.json").exists()
     stopped_at = int(RunDirectory(run).latest_checkpoint().name.rpartition("-")[2])
@@ -43,11 +41,10 @@ def test_sigterm_saves_and_the_same_command_resumes(reference):
 
 def test_a_killed_worker_is_replaced_and_goes_on_from_the_newest_checkpoint(reference):
     run = run_folder(reference, "worker-killed")
-    job = start(arguments(reference, name="worker-killed"))
-    wait_for_checkpoints(run, job)
+    job = Job(arguments(reference, name="worker-killed"))
+    job.wait_for_checkpoints(run)
     killed = kill_worker(run)
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, output
+    output = job.ends_with(0)
     assert "the workers died and were restarted; they continue from step-" in output
     assert json.loads((run / "owner.json").read_text())["pid"] != killed
     assert_equal_runs(run, run_folder(reference, "reference"))
@@ -55,8 +52,8 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_newest_checkpoint(refe
 
 def test_after_a_killed_driver_the_same_command_resumes(reference):
     run = run_folder(reference, "driver-killed")
-    job = start(arguments(reference, name="driver-killed"))
-    wait_for_checkpoints(run, job)
-    kill_driver(job)
+    job = Job(arguments(reference, name="driver-killed"))
+    job.wait_for_checkpoints(run)
+    job.kill()
     assert main(arguments(reference, name="driver-killed")) == 0
     assert_equal_runs(run, run_folder(reference, "reference"))

@@ -1,65 +1,78 @@
-"""Runs of jobs.train_lm that are killed, and what must be left of them: the weights of a run that nothing happened to."""
+"""Runs of jobs.train_lm that are killed, and what must be left: the weights of a run that nothing happened to."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
-import torch
 from places import ROOT
 from safetensors.torch import load_file
 from train_runs import losses, metrics
 
 from phf_ray.runs.directory import RunDirectory
 
-Job: TypeAlias = "subprocess.Popen[str]"
-
 # As tests/local/training/test_train.py has it for another number of workers: fp32 sums in another order.
 TOLERANCE, WEIGHT_TOLERANCE = 5e-4, 1e-3
 
 
-def start(arguments: Sequence[str]) -> Job:
-    """The job as a user starts it, on the cluster of these tests."""
-    import ray
+class Job:
+    """jobs.train_lm as a user starts it, on the cluster of these tests."""
 
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.train_lm", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    def __init__(self, arguments: Sequence[str]):
+        import ray
 
+        # A pipe that nobody reads while the job runs could fill up.
+        descriptor, self._log = tempfile.mkstemp(prefix="train_lm-", suffix=".log")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.train_lm", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(descriptor)
 
-def wait_until(condition: Callable[[], object], job: Job) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.1)
-    pytest.fail("the job did not come so far in five minutes")
+    def output(self) -> str:
+        return Path(self._log).read_text(encoding="utf-8")
 
+    def assert_runs(self) -> None:
+        assert self._process.poll() is None, self.output()
 
-def wait_for_checkpoints(run: Path, job: Job, *, number: int = 2) -> None:
-    wait_until(lambda: len(RunDirectory(run).complete_checkpoints()) >= number, job)
+    def ends_with(self, code: int) -> str:
+        """Wait for the end. Return the output."""
+        assert self._process.wait(timeout=600) == code, self.output()
+        return self.output()
 
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        for _ in range(3000):
+            if condition():
+                return
+            self.assert_runs()
+            time.sleep(0.1)
+        pytest.fail(f"the job did not come so far in five minutes: {self.output()}")
 
-def kill_driver(job: Job) -> None:
-    job.kill()
-    job.communicate()
+    def wait_for_checkpoints(self, run: Path, *, number: int = 2) -> None:
+        self.wait_until(lambda: len(RunDirectory(run).complete_checkpoints()) >= number)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def kill_worker(run: Path, *, rank: int = 0) -> int:
     """Kill a worker of the newest start. Return its process."""
     owner = json.loads((run / "owner.json").read_text())
     pid = int(owner["workers"][rank]["pid"])
+    assert b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes(), "no process but the worker may be killed"
     os.kill(pid, signal.SIGKILL)
     return pid
 
