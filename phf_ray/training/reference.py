@@ -60,10 +60,12 @@ def ensure_reference(
     checkpoint_path: str | None,
     build: Callable[[], LanguageModel],
     run: ReferenceRunner,
+    accept: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Compute what is missing of the log-probabilities, and return the folder's name.
 
-    `build` makes the reference: the model that the run starts from.
+    `build` makes the reference: the model that the run starts from. `accept` is told the folder's name before anything
+    is computed, and raises an error if it can't be that of the run.
     """
     manifest = read_block_manifest(blocks)
     model = build()
@@ -75,6 +77,7 @@ def ensure_reference(
         folder=f"reference-{_identity(config, model)[:16]}",
         working_directory=str(Path.cwd()),
     )
+    accept(job.folder)
     shards = [shard.file for shard in manifest.shards] + [shard.file for shard in manifest.held_out_shards]
     missing = [shard for shard in shards if job.needs(shard)]
     for done, _ in enumerate(run(job, missing), start=1):
