@@ -12,9 +12,9 @@ from phf_ray.models.build import build_model
 from phf_ray.models.saving import save_checkpoint
 
 
-def write_base(folder: Path) -> Path:
+def write_base(folder: Path, *, seed: int = 0) -> Path:
     tokenizer = tiny_tokenizer()
-    for what in (tiny_gpt2(tokenizer), tokenizer):
+    for what in (tiny_gpt2(tokenizer, seed=seed), tokenizer):
         what.save_pretrained(folder)
     return folder
 

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from feedback_runs import make_config, write_feedback, write_task
 from tiny_adapters import write_base
-from tiny_models import tiny_gpt2, tiny_tokenizer
 from train_runs import arguments, run_folder
 
 from jobs.prepare_feedback import main as prepare_feedback
@@ -74,7 +73,7 @@ def test_changed_settings_are_refused_before_ray_starts(begun, override, says, m
 
 @pytest.mark.parametrize("begun", ["dpo", "lora_dpo"], indirect=True)
 def test_a_reference_with_other_weights_is_refused_before_it_is_asked(begun, tmp_path, monkeypatch):
-    tiny_gpt2(tiny_tokenizer(), seed=1).save_pretrained(tmp_path / "base")
+    write_base(tmp_path / "base", seed=1)
     forbid(monkeypatch, "phf_ray.training.on_ray.compute_reference")
     with pytest.raises(ConfigError, match=r"weights of the model that the run starts from \(plan\.reference\): 'refer"):
         main(arguments(begun))
@@ -104,6 +103,6 @@ def test_other_data_at_the_same_place_are_refused(begun, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("begun", ["lora"], indirect=True)
 def test_adapters_of_a_base_model_with_other_weights_are_refused(begun, tmp_path):
-    tiny_gpt2(tiny_tokenizer(), seed=1).save_pretrained(tmp_path / "base")
+    write_base(tmp_path / "base", seed=1)
     with pytest.raises(DataError, match="has other weights than the base model"):
         main(arguments(begun))
