@@ -23,7 +23,9 @@ from phf_ray.runs.rows import STEP
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-NUM_KILLS = 4
+# Of a start's first seconds: imports, blocks, the reference, workers that connect.
+START = "driver in its first seconds"
+KILLS = (START, "driver", "worker") * 2
 SEED = int(os.environ.get("FAULTS_SEED") or random.randrange(2**32))
 log = logging.getLogger(__name__)
 METHODS = ("dpo", "reward_model", "lora_dpo")
@@ -63,23 +65,22 @@ class Killed:
         self._command = [*arguments(task, name="killed"), "--storage-path", str(storage)]
         self.run, self._workers, self._draw = storage / "killed", workers, draw
         self._directory = RunDirectory(self.run)
-        self._steps = sorted(draw.sample(range(1, num_steps - 100), NUM_KILLS))
+        steps = sorted(draw.sample(range(1, num_steps - 100), len(KILLS)))
+        self._moments = list(zip(steps, draw.sample(KILLS, len(KILLS)), strict=True))
 
     def go(self) -> list[str]:
         """Kill, and start again, to the end. Return what was killed where."""
         hits, job, claim = [], self._started(), None
-        for step in self._steps:
-            # One in three hits the first seconds of a start: imports, blocks, the reference, workers that connect.
-            is_early, victim = self._draw.random() < 1 / 3, self._draw.choice(("driver", "worker 0", "worker 1"))
-            patience = self._draw.uniform(0, 15) if is_early else 300
+        for step, kind in self._moments:
+            is_early, rank = kind == START, self._draw.randrange(self._num_workers)
+            patience = self._draw.uniform(0, 20) if is_early else 600
             self._wait(job, 1 if is_early else step, after=claim, patience_s=patience)
             time.sleep(self._draw.uniform(0, 0.2))
             job.assert_runs()
             is_training = self._directory.current_claim() not in (None, claim)
             claim = self._directory.current_claim()
             where = f"step {self._step()}" if is_training else "the start"
-            if is_training and victim != "driver":
-                rank = int(victim[-1]) % self._num_workers
+            if is_training and kind == "worker":
                 kill_worker(self.run, rank=rank)
                 hits.append(f"worker {rank} of {self._num_workers} at {where}")
             else:
