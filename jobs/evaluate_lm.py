@@ -21,7 +21,7 @@ from phf_ray.config import Config, KLConfig
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
 from phf_ray.evaluation.kl.arms import has_control_per_line, kl_of_arms, kl_on_samples, with_prefix
-from phf_ray.evaluation.kl.reference import Reference, check_reference, reference_samples
+from phf_ray.evaluation.kl.reference import Reference, check_reference, is_kept, reference_samples
 from phf_ray.evaluation.kl.sample_file import ReferenceSamples, read_reference_samples
 from phf_ray.evaluation.lm_eval import read_lm_eval
 from phf_ray.evaluation.models import NamedModel, parse_model
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = texts_of_reference(arguments, settings)
     named = None if texts is not None else arguments.reference or settings.reference
     named = None if named is None else with_key_env(named, config.key_envs)
-    reference = _reference(named, models, allow_plain_http=allow_plain_http)
+    cache = arguments.reference_cache or f"{arguments.output}/reference"
+    reference = _reference(named, models, settings=settings, cache=cache, allow_plain_http=allow_plain_http)
     scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
     options = EvaluationOptions(
@@ -251,10 +252,16 @@ def parse_models(texts: Sequence[str], *, allow_plain_http: bool = False) -> dic
     return models
 
 
-def _reference(text: str | None, models: Mapping[str, NamedModel], *, allow_plain_http: bool) -> NamedModel | None:
+def _reference(
+    text: str | None, models: Mapping[str, NamedModel], *, settings: KLConfig, cache: str, allow_plain_http: bool
+) -> NamedModel | None:
+    """Parse --reference. A server needs its key only if `cache` doesn't keep its texts."""
     if text is None or text in models:
         return None if text is None else models[text]
-    model = parse_model(text, option="--reference", allow_plain_http=allow_plain_http)
+    parse = partial(parse_model, text, option="--reference", allow_plain_http=allow_plain_http)
+    model = parse(needs_key=False)
+    if not is_kept(arm_of(model, None, base_url=""), settings, cache=cache):
+        model = parse()
     if model.name in models and models[model.name] != model:
         raise ConfigError(f"--reference {text}: --model uses the name {model.name}; write reference={model.source}")
     return model

@@ -9,7 +9,7 @@ command again, it continues an interrupted run, even with another number of work
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,14 @@ def _train(
     # Control tokens of feedback are stated, not chosen by a score.
     thresholds = {} if blocks.examples is not None else resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
-    reference = _reference(config, blocks=blocks.root, checkpoint_path=checkpoint_path)
+
+    def accept(**plan: str | None) -> None:
+        directory.check(config=config.model_dump(mode="json"), plan=plan)
+
+    accept(blocks_hash=blocks.fingerprint, checkpoint_path=checkpoint_path)
+    reference = _reference(
+        config, blocks=blocks.root, checkpoint_path=checkpoint_path, accept=lambda folder: accept(reference=folder)
+    )
     eval_sets = store_eval_sets(
         config,
         sets,
@@ -134,7 +141,9 @@ def _train(
     )
 
 
-def _reference(config: Config, *, blocks: str, checkpoint_path: str | None) -> str | None:
+def _reference(
+    config: Config, *, blocks: str, checkpoint_path: str | None, accept: Callable[[str], None]
+) -> str | None:
     """Compute the log-probabilities of the model that the run starts from, if the objective compares with them."""
     if not config.objective.reads_reference:
         return None
@@ -150,6 +159,7 @@ def _reference(config: Config, *, blocks: str, checkpoint_path: str | None) -> s
         checkpoint_path=checkpoint_path,
         build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
         run=compute_reference,
+        accept=accept,
     )
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from phf_ray.blocks.group import build_group
 from phf_ray.blocks.input_budget import InputBudget
-from phf_ray.blocks.manifest import MANIFEST, SUCCESS
+from phf_ray.blocks.manifest import MANIFEST, SUCCESS, read_block_manifest
 from phf_ray.blocks.plan import BlockPlan, Group, exists_in, plan_blocks, write_in
 from phf_ray.blocks.scorer_check import warn_of_other_scorers
 from phf_ray.blocks.shards import group_name
@@ -55,6 +55,7 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
     """
     if exists_in(plan, SUCCESS):
         log.info("token blocks already exist: %s", plan.root)
+        _renew_sources(plan)
         return plan.root
     missing = [group for group in plan.groups if not exists_in(plan, group_name(group.number))]
     budget = InputBudget(plan)
@@ -83,3 +84,14 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
     write_in(plan, MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     write_in(plan, SUCCESS, b"")
     return plan.root
+
+
+def _renew_sources(plan: BlockPlan) -> None:
+    """Correct what finished blocks say of their sources: a licence can be stated after they were built."""
+    manifest = read_block_manifest(plan.root)
+    corpora = tuple(
+        old.model_copy(update={"sources": new.sources}) for old, new in zip(manifest.corpora, plan.corpora, strict=True)
+    )
+    if corpora != manifest.corpora:
+        renewed = manifest.model_copy(update={"corpora": corpora})
+        write_in(plan, MANIFEST, (renewed.model_dump_json(indent=1) + "\n").encode())

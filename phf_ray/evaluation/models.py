@@ -22,10 +22,11 @@ class NamedModel:
     """The server's key."""
 
 
-def parse_model(text: str, *, option: str, allow_plain_http: bool = False) -> NamedModel:
+def parse_model(text: str, *, option: str, allow_plain_http: bool = False, needs_key: bool = True) -> NamedModel:
     """Parse `[NAME=]DIR` or `NAME=URL[,key_env=VARIABLE]`. A directory without a name is named after its run.
 
-    `option`: the option that the user set, such as `--model`; errors begin with it. Raises ConfigError for a URL
+    `option`: the option that the user set, such as `--model`; errors begin with it. `needs_key`: whether the server
+    is asked at all. Raises ConfigError for a URL
     without a name, for the URL of a file store, and for whatever `find_checkpoint` and `parse_endpoint` refuse.
     """
     name, source = _split(text)
@@ -34,7 +35,7 @@ def parse_model(text: str, *, option: str, allow_plain_http: bool = False) -> Na
             raise ConfigError(f"{option} {text}: write http://host:port for a server, or the path of a directory")
         if name is None:
             raise ConfigError(f"{option} {text}: say what the server calls the model, NAME={text}")
-        endpoint = parse_endpoint(source, option=option, allow_plain_http=allow_plain_http)
+        endpoint = parse_endpoint(source, option=option, allow_plain_http=allow_plain_http, needs_key=needs_key)
         return NamedModel(name, endpoint.url, None, key=endpoint.key)
     directory = find_checkpoint(source, option=option)
     return NamedModel(name or name_after_run(directory), source, directory, read_info(directory))

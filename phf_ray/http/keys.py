@@ -23,12 +23,13 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
 
 
-def parse_endpoint(text: str, *, option: str, allow_plain_http: bool = False) -> Endpoint:
+def parse_endpoint(text: str, *, option: str, allow_plain_http: bool = False, needs_key: bool = True) -> Endpoint:
     """Parse `URL` or `URL,key_env=VARIABLE`, and find the key.
 
     Without `key_env`, OPENAI_API_KEY goes to OpenAI alone, and PHF_API_KEY to any other server. `option`: the option
-    that the user set; errors begin with it. Raises ConfigError if the URL is none, if the variable is not set, or if
-    the key would travel unencrypted to another machine.
+    that the user set; errors begin with it. `needs_key`: whether a key that is missing is an error, if the server is
+    OpenAI's or `key_env` names one. Raises ConfigError if the URL is none, for such a key, or if the key would travel
+    unencrypted to another machine.
     """
     url, separator, variable = text.partition(",key_env=")
     if not url.startswith(("http://", "https://")) or "," in url or (separator and not variable):
@@ -36,7 +37,7 @@ def parse_endpoint(text: str, *, option: str, allow_plain_http: bool = False) ->
     variable = variable or (OPENAI_KEY if is_openai(url) else OWN_KEY)
     key = os.environ.get(variable, "").strip() or None
     if key is None:
-        if separator or is_openai(url):
+        if needs_key and (separator or is_openai(url)):
             raise ConfigError(f"{option} {text}: the environment variable {variable} holds no key for {url}; set it")
         return Endpoint(url)
     if url.startswith("http://") and not is_on_this_machine(url) and not allow_plain_http:

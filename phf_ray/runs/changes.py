@@ -31,6 +31,12 @@ _MAY_CHANGE = {
     "training.hub_model_id",
     "training.hub_private_repo",
 }
+# Hashes and figures of a plan say little. These are what a user changed.
+_MEANING = {
+    "plan.blocks_hash": "the training data or its tokens",
+    "plan.checkpoint_path": "--checkpoint-path",
+    "plan.reference": "the weights of the model that the run starts from",
+}
 LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "compat")
 
 
@@ -50,10 +56,14 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, secti
         {key: value for key, value in _flat(values) if key.split(".")[0] in sections} for values in (before, now)
     )
     return [
-        f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+        f"{_named(key)}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
     ]
+
+
+def _named(key: str) -> str:
+    return f"{_MEANING[key]} ({key})" if key in _MEANING else key
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -58,7 +58,10 @@ class RunDirectory:
         return self._read_json("config.json") or {}
 
     def check(self, *, config: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> None:
-        """Raise ConfigError if the directory holds a run with another configuration or another `plan`, if given."""
+        """Raise ConfigError if the directory holds a run with another configuration or plan.
+
+        `plan`: the part of it that is known already.
+        """
         if changed := self._changes(config=config, plan=plan):
             self._refuse_unless_empty(changed)
 
@@ -81,7 +84,8 @@ class RunDirectory:
         changed = changed_settings(with_defaults(before), with_defaults(config), sections=LEARNED_FROM)
         if plan is not None:
             # An older version's plan lacks the figures that were added since. They follow from what is compared here.
-            old = self._read_json("plan.json")
+            stored = self._read_json("plan.json")
+            old = {key: value for key, value in stored.items() if key in plan}
             new = {key: value for key, value in plan.items() if key in old}
             changed += changed_settings({"plan": old}, {"plan": new}, sections=("plan",))
         return changed

@@ -17,15 +17,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from phf_ray.adapter_folder import AdapterBase, is_adapter
 from phf_ray.blocks.manifest import read_block_file, read_block_manifest
 from phf_ray.blocks.shards import decode_shard, encode_channel
-from phf_ray.config import Config, parse_config
+from phf_ray.blocks.tokenizer import load_tokenizer, tokenizer_hash
+from phf_ray.checkpoint import fingerprint
+from phf_ray.config import Config, ModelConfig, parse_config
+from phf_ray.model_folder import weights_fingerprint
 from phf_ray.models.language_model import LanguageModel
+from phf_ray.models.merging import checked_base
 from phf_ray.objectives.answers import REFERENCE
 from phf_ray.scorers.classifier import weights_hash
 from phf_ray.storage.files import open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
 from phf_ray.training.batches import batch_of
+from phf_ray.training.start import initial_model, set_up_layers, starting_model
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +66,23 @@ def ensure_reference(
     checkpoint_path: str | None,
     build: Callable[[], LanguageModel],
     run: ReferenceRunner,
+    accept: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Compute what is missing of the log-probabilities, and return the folder's name.
 
-    `build` makes the reference: the model that the run starts from.
+    `build` makes the reference: the model that the run starts from. It is called only for random weights, which no file
+    holds: this process may be on a machine without room for the model. `accept` is told the folder's name before any
+    number is computed, and raises an error if it can't be that of the run.
     """
     manifest = read_block_manifest(blocks)
-    model = build()
-    model.mask_documents()  # raises here, and not on every node, if the model can't
     job = ReferenceJob(
         config=config.model_dump(mode="json"),
         checkpoint_path=checkpoint_path,
         blocks=blocks,
-        folder=f"reference-{_identity(config, model)[:16]}",
+        folder=f"reference-{_identity(config, checkpoint_path, build)[:16]}",
         working_directory=str(Path.cwd()),
     )
+    accept(job.folder)
     shards = [shard.file for shard in manifest.shards] + [shard.file for shard in manifest.held_out_shards]
     missing = [shard for shard in shards if job.needs(shard)]
     for done, _ in enumerate(run(job, missing), start=1):
@@ -82,14 +90,32 @@ def ensure_reference(
     return job.folder
 
 
-def _identity(config: Config, model: LanguageModel) -> str:
+def _identity(config: Config, checkpoint_path: str | None, build: Callable[[], LanguageModel]) -> str:
     """Hash all that decides the numbers: weights, architecture and precision."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    training = config.training
+    numbers = [training.precision, training.tf32, config.model.load_in_4bit]
+    weights = _random_weights(build()) if starting.from_scratch else _stored_weights(starting)
+    new_rows = [starting.num_additional_tokens, training.seed] if starting.num_additional_tokens else []
+    return json_fingerprint([weights, numbers, tokenizer_hash(tokenizer), new_rows, starting.pad_vocab_to_multiple_of])
+
+
+def _random_weights(model: LanguageModel) -> list[str]:
     architecture = model.backbone.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
         architecture.pop(name, None)
-    training = config.training
-    numbers = [training.precision, training.tf32, config.model.load_in_4bit]
-    return json_fingerprint([weights_hash(model), json.dumps(architecture, sort_keys=True, default=str), numbers])
+    return [weights_hash(model), json.dumps(architecture, sort_keys=True, default=str)]
+
+
+def _stored_weights(starting: ModelConfig) -> list[str]:
+    """Hash the files of a model, or of an adapter and its base model, without loading them. A second per GB."""
+    assert starting.path_or_name is not None  # ModelConfig checks it
+    if is_adapter(starting.path_or_name):
+        adapter = Path(starting.path_or_name)
+        return [fingerprint(adapter), weights_fingerprint(checked_base(adapter))]
+    folder = AdapterBase(starting.path_or_name, starting.revision).folder(option="model.path_or_name")
+    return [weights_fingerprint(folder)]
 
 
 def compute_here(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
@@ -98,16 +124,14 @@ def compute_here(job: ReferenceJob, shards: Sequence[str]) -> Iterator[str]:
         return
     computer = ReferenceComputer(job)
     for shard in shards:
-        yield computer(shard)
+        # Ray repeats a task whose process died, with all its shards.
+        yield computer(shard) if job.needs(shard) else shard
 
 
 class ReferenceComputer:
     """Holds the reference model."""
 
     def __init__(self, job: ReferenceJob):
-        from phf_ray.blocks.tokenizer import load_tokenizer
-        from phf_ray.training.start import initial_model, set_up_layers
-
         # A worker of Ray starts in a folder of its own. A submitted job's directory has the same path on every node.
         if Path(job.working_directory).is_dir():
             os.chdir(job.working_directory)

@@ -2,6 +2,7 @@
 
 import json
 
+import yaml
 from tiny_models import tiny_tokenizer
 
 from jobs.prepare_feedback import main as prepare_feedback
@@ -37,7 +38,8 @@ def write_feedback(folder):
     return folder
 
 
-def make_config(folder, *, objective, **training):
+def make_config(folder, *, objective, model=None, **training):
+    """`model`: changes of the model."""
     return parse_config(
         {
             "dataset": {"seq_length": 96, "max_length": 40, "held_out_fraction": 0.2, "prompt_template": "plain"},
@@ -46,7 +48,8 @@ def make_config(folder, *, objective, **training):
                 "path_or_name": None,
                 "model_type": "gpt2",
                 "config_kwargs": {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 96, "resid_pdrop": 0.1},
-            },
+            }
+            | (model or {}),
             "objective": objective,
             "training": {
                 "num_epochs": 6,
@@ -59,6 +62,17 @@ def make_config(folder, *, objective, **training):
             | training,
         }
     )
+
+
+def write_task(folder, method, config, *, corpora):
+    """Write a configuration as the task file of a job. Return its path."""
+    values = config.model_dump(mode="json")
+    values["dataset"]["datasets"] = [str(folder / corpus) for corpus in corpora]
+    values["training"]["resources_per_worker"] = {"CPU": 1}
+    task = folder / "alpaca" / f"{method}.yml"
+    task.parent.mkdir(exist_ok=True)
+    task.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return task
 
 
 def train(folder, name, config, *, corpus, checkpoint_path=None):

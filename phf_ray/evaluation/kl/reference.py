@@ -27,6 +27,11 @@ def check_reference(reference: Reference, arms: Sequence[Arm], settings: KLConfi
         SequenceScorer(arm).check()
 
 
+def is_kept(reference: Arm, settings: KLConfig, *, cache: str) -> bool:
+    """Whether `cache` has the texts of a server, which then is not asked for anything."""
+    return kept_samples(reference, _drawing(settings), cache=cache) is not None
+
+
 def reference_samples(reference: Reference, settings: KLConfig, *, cache: str) -> ReferenceSamples | None:
     """Return texts with the reference's own log-probabilities, drawn now if need be.
 

@@ -5,11 +5,14 @@ import socket
 
 import pytest
 from evaluation_server import IDENTITY, Server
+from tiny_adapters import write_adapter, write_base
 from tiny_models import write_checkpoint
 
 from jobs import evaluate_lm
+from jobs.merge_adapter import main as merge_adapter
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.report.figures import recompute
+from phf_ray.evaluation.report.samples import read_samples
 
 TASK = """
 scoring: {segmenter: lines, scorers: [{class_name: PEP8Scorer}]}
@@ -54,6 +57,25 @@ def test_directories_are_served_sampled_scored_and_compared(local_ray, tmp_path,
     assert abs(rows["unconditional", "mle"]["kl_per_byte"]) < 1e-4 < rows["unconditional", "bare"]["kl_per_byte"]
     assert first["scorer"]["class_name"] == "PEP8Scorer"
     assert "conditional:bad" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(400)
+def test_an_adapter_is_evaluated_as_the_folder_that_it_is_merged_into(local_ray, tmp_path):
+    base = write_base(tmp_path / "base")
+    write_adapter(tmp_path / "lora", base=base)
+    assert merge_adapter(["--checkpoint", str(tmp_path / "lora"), "--output", str(tmp_path / "merged")]) == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("def f(a):", "def g(b):", "class C:")))
+    task = tmp_path / "task.yml"
+    task.write_text(TASK.replace("PROMPTS", json.dumps(str(prompts))).replace("temperature: 0.7", "temperature: 0"))
+    command = ["--task", str(task), "--max-clients", "1", "--output", str(tmp_path / "out"), "--model"]
+    assert evaluate_lm.main([*command, *(str(tmp_path / name) for name in ("lora", "merged", "base"))]) == 0
+    drawn = {name: [] for name in ("lora", "merged", "base")}
+    for sample in read_samples(str(tmp_path / "out"))[0]:
+        if sample.scenario == "functions":
+            drawn[sample.arm].append((sample.prompt, sample.text))
+    assert len(drawn["lora"]) == 12
+    assert sorted(drawn["lora"]) == sorted(drawn["merged"]) != sorted(drawn["base"])
 
 
 def test_a_taken_port_is_refused_before_anything_starts(local_ray, tmp_path):

@@ -20,9 +20,11 @@ import yaml
 from guide import write_scorer_of_the_guide
 from places import ROOT
 from server_process import START_TIMEOUT_S, Server, is_healthy
+from tiny_adapters import write_adapter, write_base
 from tiny_models import BAD, GOOD, write_checkpoint
 from tiny_rewards import write_reward_model
 
+from jobs.merge_adapter import main as merge_adapter
 from jobs.serve import free_port
 from phf_ray.checkpoint import Control
 from phf_ray.generation.engine import generate
@@ -56,9 +58,15 @@ def reward_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoints, released, reward_model, tmp_path_factory) -> Iterator[Server]:
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    return write_adapter(folder / "adapter", base=write_base(folder / "base"))
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, released, reward_model, adapter, tmp_path_factory) -> Iterator[Server]:
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
-    models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban"]
+    models += ["--model", f"old={released}", "--control", f"old={GOOD},{BAD},ban", "--model", f"lora={adapter}"]
     folder = tmp_path_factory.mktemp("scorers")
     scorers = f"pep8,{write_scorer_of_the_guide(folder)},reward={reward_model}"
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
@@ -106,7 +114,20 @@ def test_two_checkpoints_answer_by_name_with_the_texts_of_the_engine(client, che
         ]
         assert texts(answer) == [completion.text for completion in generate(load_engine(path), requests)]
         assert len(set(texts(answer))) == 4
-    assert {model.id for model in client.models.list()} == {*checkpoints, "old"}
+    assert {model.id for model in client.models.list()} == {*checkpoints, "old", "lora"}
+
+
+def test_an_adapter_answers_as_the_folder_that_it_is_merged_into(client, adapter, tmp_path):
+    assert merge_adapter(["--checkpoint", str(adapter), "--output", str(tmp_path / "merged")]) == 0
+    prompts = ["def add", "", "import os\n"]
+    answer = client.completions.create(model="lora", prompt=prompts, max_tokens=24, temperature=0)
+    requests = [GenerationRequest(prompt=prompt, max_tokens=24, temperature=0) for prompt in prompts]
+    merged, base = (
+        [completion.text for completion in generate(load_engine(folder), requests)]
+        for folder in (tmp_path / "merged", adapter.parent / "base")
+    )
+    assert texts(answer) == merged
+    assert all(ours != theirs for ours, theirs in zip(merged, base, strict=True))
 
 
 def test_token_id_prompts_in_batches(client, checkpoints):

@@ -18,6 +18,10 @@ from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.arms import Arm
+from phf_ray.evaluation.kl import ask_drawn
+from phf_ray.evaluation.kl.ask_drawn import Drawing
+from phf_ray.evaluation.kl.drawn import DrawnText
+from phf_ray.evaluation.kl.sample_file import write_reference_samples
 from phf_ray.evaluation.plan import plan_evaluation
 from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
 from phf_ray.evaluation.released import released_models
@@ -221,6 +225,23 @@ def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):
     assert "arm cond:good\narm cond:bad\n" in printed
     assert "scenario unconditional: 340 samples x 3 seeds x 2 arms" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_whose_texts_are_kept_needs_no_key(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    write_model(tmp_path / "mle")
+    command = ["--task", "pep8", "--model", str(tmp_path / "mle"), "--output", str(tmp_path / "out"), "--dry-run"]
+    command += ["--reference", "davinci=https://api.openai.com", "--reference-cache", str(tmp_path / "cache")]
+    with pytest.raises(ConfigError, match="the environment variable OPENAI_API_KEY holds no key"):
+        evaluate_lm.main(command)
+    settings = load_config("pep8").kl_gpt3_callback
+    drawing = Drawing(settings.num_samples, settings.max_tokens, settings.reference_prompt)
+    arm = Arm("davinci", "https://api.openai.com", "davinci", source="https://api.openai.com")
+    path = ask_drawn._path(arm, "completions", drawing, cache=str(tmp_path / "cache"))
+    write_reference_samples(path, [DrawnText(text="a", logprob=-1.0)], {"reference": "davinci", "is_openai": True})
+    assert evaluate_lm.main(command) == 0
+    with pytest.raises(ConfigError, match="holds no key"):
+        evaluate_lm.main([*command, "--override", "kl_gpt3_callback.num_samples=7"])
 
 
 def test_processes_that_ask_are_as_many_as_the_cluster_has_room_for_unless_told():

@@ -5,12 +5,14 @@ import logging
 
 import pytest
 from feedback_files import hh_record, write_lines
+from feedback_runs import make_config, train, write_feedback
 from tiny_models import tiny_tokenizer
 
 from jobs.prepare_feedback import main
 from phf_ray.blocks.build import build_blocks, build_here
 from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.plan import plan_blocks
+from phf_ray.checkpoint import read_info
 from phf_ray.config import parse_config
 from phf_ray.feedback import read_feedback_manifest
 from phf_ray.storage.licenses import card_metadata
@@ -81,6 +83,22 @@ def test_token_blocks_have_the_licence(clone, tmp_path):
     manifest = read_block_manifest(build_blocks(plan, tokenizer=tokenizer, builder=build_here))
     assert [list(corpus.sources) for corpus in manifest.corpora] == [[CLONE]]
     assert manifest.licenses == ("cc-by-nc-4.0",)
+
+
+def test_a_licence_that_is_stated_after_the_blocks_were_built_reaches_the_model_card(tmp_path):
+    folder = write_feedback(tmp_path)
+    config = make_config(folder, objective={"name": "BradleyTerry"}, num_epochs=0.5)
+    run, start = train(folder, "before", config, corpus="pairs")
+    start()
+    assert "license" not in card_metadata((run.latest_checkpoint() / "README.md").read_text())
+    [shard] = (folder / "blocks").glob("blocks-*/shard-*")
+    built = shard.stat().st_mtime_ns
+    prepare(folder / "pairs.jsonl", folder / "pairs", "--license", "cc-by-nc-4.0")
+    run, start = train(folder, "after", config, corpus="pairs")
+    start()
+    assert card_metadata((run.latest_checkpoint() / "README.md").read_text())["license"] == "cc-by-nc-4.0"
+    assert read_info(run.latest_checkpoint()).licenses == ("cc-by-nc-4.0",)
+    assert shard.stat().st_mtime_ns == built
 
 
 def test_a_corpus_of_an_older_version_has_no_sources(clone, tmp_path):

@@ -76,7 +76,11 @@ def test_the_same_settings_are_accepted_again(run):
             PLAN,
             r"training\.per_device_train_batch_size: 16 in the run, 3 now",
         ),
-        (CONFIG, {**PLAN, "blocks_hash": "def"}, r"plan\.blocks_hash: 'abc' in the run, 'def' now"),
+        (
+            CONFIG,
+            {**PLAN, "blocks_hash": "def"},
+            r"the training data .*\(plan\.blocks_hash\): 'abc' in the run, 'def' now",
+        ),
     ],
 )
 def test_other_settings_are_refused_by_the_names_of_the_keys(run, config, plan, line):

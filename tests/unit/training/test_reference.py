@@ -1,8 +1,11 @@
 """Reference log-probabilities are computed once, stored beside the blocks, and read with them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from tiny_adapters import write_adapter, write_base
 from tiny_models import tiny_tokenizer
 
 from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
@@ -12,10 +15,11 @@ from phf_ray.blocks.reader import BlockReader
 from phf_ray.blocks.shards import encode_shard
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.config import parse_config
-from phf_ray.errors import DataError
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.answers import REFERENCE
 from phf_ray.records import TokenKind
-from phf_ray.training.reference import compute_here, ensure_reference
+from phf_ray.training.reference import ReferenceComputer, compute_here, ensure_reference
 from phf_ray.training.start import initial_model
 
 LENGTH = 32
@@ -126,6 +130,75 @@ def test_the_same_weights_in_another_architecture_have_other_files(config, block
     shape = {**config.model.config_kwargs, "n_head": 4}
     other = config.model_copy(update={"model": config.model.model_copy(update={"config_kwargs": shape})})
     assert ensure(config, blocks) != ensure(other, blocks)
+
+
+def stored(config, folder, *, seed=0, **changes):
+    """The configuration of a run that starts from a folder of weights."""
+    write_base(folder, seed=seed)
+    values = {"path_or_name": str(folder), "from_scratch": False, **changes}
+    return parse_config(config.model_dump() | {"model": values})
+
+
+def test_stored_weights_are_known_by_their_files_and_only_the_tasks_load_them(config, blocks, tmp_path):
+    first = stored(config, tmp_path / "first")
+
+    def folder_of(config, run=compute_here):
+        def build():
+            pytest.fail("the model was loaded to know which one it is")
+
+        return ensure_reference(config, blocks=str(blocks), checkpoint_path=None, build=build, run=run)
+
+    def run(job, shards):
+        assert not shards
+        return iter(())
+
+    folder = folder_of(first)
+    assert folder_of(stored(config, tmp_path / "same"), run) == folder, "the same weights elsewhere"
+    adapters = {"lora": {"r": 2}}
+    assert folder_of(stored(config, tmp_path / "first", **adapters), run) == folder, "an adapter begins at zero"
+    adapter = write_adapter(tmp_path / "adapter", base=tmp_path / "first")
+    others = [
+        stored(config, tmp_path / "other", seed=1),
+        stored(config, tmp_path / "first", pad_vocab_to_multiple_of=512),
+        parse_config(config.model_dump() | {"model": {"path_or_name": str(adapter), "from_scratch": False}}),
+        first.model_copy(update={"training": first.training.model_copy(update={"precision": "bf16"})}),
+    ]
+    assert len({folder, *map(folder_of, others)}) == 5
+    config_file = tmp_path / "same" / "config.json"
+    values = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps(values | {"n_head": 4}))
+    changed = parse_config(
+        first.model_dump() | {"model": {"path_or_name": str(tmp_path / "same"), "from_scratch": False}}
+    )
+    assert folder_of(changed) != folder, "the same weights in another architecture"
+
+
+def test_a_model_that_can_not_keep_answers_apart_is_refused_by_the_tasks(config, blocks, monkeypatch):
+    def refuse(_):
+        raise ConfigError("no mask")
+
+    monkeypatch.setattr(LanguageModel, "mask_documents", refuse)
+    with pytest.raises(ConfigError, match="no mask"):
+        ensure(config, blocks)
+
+
+def test_a_task_that_is_repeated_computes_only_what_is_missing(config, blocks, monkeypatch):
+    """Ray repeats a task whose process died, with all its shards."""
+    asked = []
+
+    def run(job, shards):
+        asked.append((job, shards))
+        return compute_here(job, shards)
+
+    folder = ensure(config, blocks, run=run)
+    (blocks / folder / "shard-00001-000.parquet").unlink()
+    computed = []
+    compute = ReferenceComputer.__call__
+    monkeypatch.setattr(
+        ReferenceComputer, "__call__", lambda self, shard: computed.append(shard) or compute(self, shard)
+    )
+    assert list(compute_here(*asked[0])) == asked[0][1]
+    assert computed == ["shard-00001-000.parquet"]
 
 
 def test_a_file_of_other_blocks_is_refused(config, blocks):
