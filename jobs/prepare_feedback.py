@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format=arguments.format,
         to=arguments.to,
         as_text=arguments.as_text,
+        pairs=arguments.pairs,
         limit=arguments.limit,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
         license=arguments.license,
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = request.find()
         size = sum(file.text_bytes for file in found.files) / 1e6
         print(f"{len(found.files):,} files, about {size:,.1f} MB, into {arguments.output}")
-        print(f"format {request.detect(found.files)}")
+        detected = request.detect(found.files)
+        print(f"format {detected}, {detected.reason}")
         print_planned_sources(found.sources)
         return 0
     runner = _runner(request, output=arguments.output, restart=arguments.restart)
@@ -82,7 +84,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"format of the input (default {AUTO}: its columns say)",
     )
     parser.add_argument("--to", choices=tuple(TURNS), help="make such examples of comparisons")
-    parser.add_argument("--as-text", action="store_true", help="keep dialogues of HH-RLHF as text, not as messages")
+    parser.add_argument(
+        "--as-text", action="store_true", help="keep dialogues of HH-RLHF and Nectar as text, not as messages"
+    )
+    parser.add_argument(
+        "--pairs",
+        choices=("all", "best"),
+        default="all",
+        help="of ranked answers (Nectar): all pairs (default), or the best with each of the others",
+    )
     parser.add_argument(
         "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
     )

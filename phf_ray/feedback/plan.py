@@ -4,7 +4,7 @@ import logging
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from phf_ray.corpus.cut import plan_shards, shard_bytes
 from phf_ray.corpus.find import Found, InputFile, find_files
@@ -14,6 +14,7 @@ from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.detect import Detected, detect
+from phf_ray.feedback.formats.base import Pairs
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.layout import STAGE, is_feedback_corpus
 from phf_ray.feedback.prepare import RowSettings
@@ -31,7 +32,9 @@ class FeedbackRequest:
     format: str = AUTO
     to: str | None = None
     as_text: bool = False
-    """Keep HH dialogues as text."""
+    """Keep dialogues as text."""
+    pairs: Pairs = "all"
+    """Of ranked answers: all pairs, or the best with each of the others."""
     limit: int | None = None
     """Maximum number of records in total."""
     shard_bytes: int | None = None
@@ -44,6 +47,8 @@ class FeedbackRequest:
             raise ConfigError(f"--format {self.format} is unknown; give one of {AUTO}, {', '.join(FORMATS)}")
         if self.to not in (None, *TURNS):
             raise ConfigError(f"--to {self.to} is unknown; give one of {', '.join(TURNS)}")
+        if self.pairs not in get_args(Pairs):
+            raise ConfigError(f"--pairs {self.pairs} is unknown; give one of {', '.join(get_args(Pairs))}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit} reads nothing; give 1 or more")
 
@@ -70,10 +75,10 @@ class FeedbackRequest:
 
     def detect(self, files: Sequence[InputFile]) -> Detected:
         """Tell the format of the input. Raises ConfigError if it has none that is known."""
-        found = detect(files, RowSettings(self.format, self.to, self.as_text))
-        if self.as_text and found.settings.format != "hh":
+        found = detect(files, RowSettings(self.format, self.to, self.as_text, self.pairs))
+        if self.as_text and not FORMATS[found.settings.format].holds_dialogues:
             raise ConfigError(
-                "--as-text keeps dialogues of HH-RLHF as text, and the input is in the format "
+                "--as-text keeps dialogues of HH-RLHF and Nectar as text, and the input is in the format "
                 f"{found.settings.format}; leave out --as-text"
             )
         return found
@@ -94,7 +99,7 @@ def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, res
         return stored if request.license is None else replace(stored, sources=found.sources)
     found = request.find()
     detected = request.detect(found.files)
-    log.info("the input is read as %s", detected)
+    log.info("the input is read as %s, %s", detected, detected.reason)
     target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in found.files))
     plan = CorpusPlan(
         key={"--limit": request.limit, "settings": asdict(detected.settings), "form": asdict(detected.form)},
@@ -134,12 +139,14 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
         "--format": settings["format"] if request.format == AUTO else request.format,
         "--to": request.to,
         "--as-text": request.as_text,
+        "--pairs": request.pairs,
         "--limit": request.limit,
     }
     before = {
         "--format": settings["format"],
         "--to": settings["to"],
         "--as-text": settings["as_text"],
+        "--pairs": settings.get("pairs", "all"),
         "--limit": stored.key["--limit"],
     }
     changes = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if before[name] != now[name]]

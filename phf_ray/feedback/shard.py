@@ -40,7 +40,7 @@ def store_keys(row: Mapping[str, Any]) -> int:
 def write_part(row: Mapping[str, Any]) -> dict[str, Any]:
     """Write a shard's part, and return its shard and statistics. A part that exists is left as it is.
 
-    `row["repeats"]`: positions, among the records that have keys, of those that are duplicates.
+    `row["repeats"]`: positions, among what has keys, of the duplicates.
     """
     output = CorpusFolder(row["output"], keys=FEEDBACK_KEYS)
     shard = int(row["shard"])
@@ -112,7 +112,7 @@ def _prepared(row: Mapping[str, Any]) -> Iterator[Prepared | Rejected]:
             if isinstance(record, Rejected):
                 yield record
             else:
-                yield prepare_record(record, source=file.source, index=index, settings=settings)
+                yield from prepare_record(record, source=file.source, index=index, settings=settings)
 
 
 def _rejected(row: FeedbackRow, reason: str, detail: str) -> Rejected:
