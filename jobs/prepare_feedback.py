@@ -6,18 +6,18 @@ If you run the same command again, it does only the missing part.
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
-from phf_ray.corpus.output import CorpusFolder
+from phf_ray.errors import ConfigError
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
-from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.feedback.manifest import FeedbackManifest
-from phf_ray.feedback.plan import FeedbackRequest
+from phf_ray.feedback.plan import FeedbackRequest, text_bytes
 from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger("phf_ray.prepare_feedback")
@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"format {detected}, {detected.reason}")
         print_planned_sources(found.sources)
         return 0
-    runner = _runner(request, output=arguments.output, restart=arguments.restart)
-    for source in arguments.input:
-        if Path(source).exists():
-            cli.require_shared(source, flag="--input")
-    output = cli.require_shared(arguments.output, flag="--output")
-    manifest = prepare_feedback(request, output, restart=arguments.restart, runner=runner)
+    if arguments.append and arguments.restart:
+        raise ConfigError("--append keeps the contents of the output, but --restart discards them; give only one")
+    output = _shared(arguments)
+    manifest = prepare_feedback(
+        request, output, append=arguments.append, restart=arguments.restart, runner=_runner(arguments)
+    )
     _print_result(manifest, output=output)
     return 0
 
@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
         "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--append", action="store_true", help="also take in input that came since the last run")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
         "--shard-mb", type=float, metavar="MB", help="text per part; by default the size of the input decides"
@@ -105,18 +106,27 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _runner(request: FeedbackRequest, *, output: str, restart: bool) -> FeedbackRunner:
-    stored = None if restart else CorpusFolder(output, keys=FEEDBACK_KEYS).read_plan()
-    files = request.find().files if stored is None else stored.files
-    size = sum(file.text_bytes for file in files)
-    if "RAY_ADDRESS" not in os.environ and size <= _BYTES_HERE:
-        return run_feedback_here
-    from phf_ray.feedback.on_ray import run_feedback_on_ray
+def _runner(arguments: argparse.Namespace) -> FeedbackRunner:
+    """Return a runner that starts Ray only when there is work for it, which is after the input has been checked."""
 
-    if stored is None:
-        request.detect(files)
-    cli.start_ray()
-    return run_feedback_on_ray
+    def run(work: Callable[[Mapping[str, Any]], Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        if "RAY_ADDRESS" not in os.environ and text_bytes(rows) <= _BYTES_HERE:
+            return run_feedback_here(work, rows)
+        from phf_ray.feedback.on_ray import run_feedback_on_ray
+
+        cli.start_ray()
+        _shared(arguments)
+        return run_feedback_on_ray(work, rows)
+
+    return run
+
+
+def _shared(arguments: argparse.Namespace) -> str:
+    """Return the output as other machines see it. Raises ConfigError if they can't see that or the input."""
+    for source in arguments.input:
+        if Path(source).exists():
+            cli.require_shared(source, flag="--input")
+    return cli.require_shared(arguments.output, flag="--output")
 
 
 def _print_result(manifest: FeedbackManifest, *, output: str) -> None:

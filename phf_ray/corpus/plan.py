@@ -117,7 +117,7 @@ def added_files(
     if added and not append:
         paths = [file.path for file in added]
         raise ConfigError(
-            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to score them"
+            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to take them in"
         )
     return tuple(added)
 

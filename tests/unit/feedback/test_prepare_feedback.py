@@ -44,7 +44,7 @@ def test_a_corpus_of_comparisons(tmp_path):
     assert manifest.stats.preferences == Counter(row.verdict for row in rows)
     assert set(manifest.stats.preferences) == {"first", "second"}
     assert {path.name for path in output.iterdir()} - {f"part-{part:05d}.parquet" for part in range(3)} == {
-        "plan.json", "manifest.json", "README.md", "_SUCCESS",
+        "plan.json", "manifest.json", "README.md", "keys", "_SUCCESS",
     }  # fmt: skip
 
 
