@@ -13,11 +13,14 @@ from typing import Any
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
+from phf_ray.corpus.layout import REPORT
 from phf_ray.errors import ConfigError
+from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.plan import FeedbackRequest, text_bytes
+from phf_ray.feedback.report import report_feedback, report_lines
 from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger("phf_ray.prepare_feedback")
@@ -49,11 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.append and arguments.restart:
         raise ConfigError("--append keeps the contents of the output, but --restart discards them; give only one")
+    if arguments.against and not arguments.report:
+        raise ConfigError("--against names sets for the report; add --report")
+    against = [find_other_set(source) for source in arguments.against]
     output = _shared(arguments)
     manifest = prepare_feedback(
         request, output, append=arguments.append, restart=arguments.restart, runner=_runner(arguments)
     )
     _print_result(manifest, output=output)
+    if arguments.report:
+        print("\n".join(("", f"report ({output}/{REPORT})", *report_lines(report_feedback(output, against)))))
     return 0
 
 
@@ -65,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
             "--input hh/harmless-base/train.jsonl.gz --output feedback/hh",
             "--input alpaca_noisy_multi_preference.json --output feedback/pairs",
             "--input feedback/pairs --to reward-conditioning --output feedback/conditioned",
+            "--input berkeley-nest/Nectar --pairs best --output feedback/nectar --report --against alpaca_eval.json",
         ),
     )
     parser.add_argument(
@@ -97,6 +106,20 @@ def parser() -> argparse.ArgumentParser:
         "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help=f"print lengths, labels, repeats and how often the longer answer wins, and write {REPORT}; also of a set "
+        "that is finished",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="for --report: sets, such as those of an evaluation, in which to look for the prompts",
+    )
     parser.add_argument("--append", action="store_true", help="also take in input that came since the last run")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(

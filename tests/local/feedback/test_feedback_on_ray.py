@@ -1,6 +1,5 @@
 """On Ray: the same files as in one process, and errors that mean the same."""
 
-import functools
 import itertools
 
 import pytest
@@ -30,7 +29,10 @@ def test_workers_that_are_killed_leave_the_same_files(tmp_path):
     marks.mkdir()
 
     def runner(work, rows):
-        return run_feedback_on_ray(functools.partial(die_once, str(marks), work), rows)
+        def dying(row):
+            return die_once(str(marks), work, row)
+
+        return run_feedback_on_ray(dying, rows)
 
     prepare_feedback(request, str(tmp_path / "out"), runner=runner)
     assert len(list(marks.iterdir())) == 2 * 4
