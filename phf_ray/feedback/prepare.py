@@ -68,7 +68,7 @@ def _prepare(
 ) -> Prepared:
     content = _checked_content(row)
     key = _hash(content)
-    row_id = _hash([source, content]).hex()
+    row_id = _hash(f"[{json.dumps(source)}, {content}]").hex()
     if names_better and is_swapped(row_id):
         notes = notes[1], notes[0]
     row = replace(row, id=row_id, meta=meta_json({**meta, **_numbered(notes)}))
@@ -79,11 +79,11 @@ def _prepare(
     if not isinstance(row, Comparison):
         raise UnfitRecord(NO_COMPARISON, f"--to {settings.to} needs comparisons, and this is an example")
     examples = [
-        replace(example, id=_hash([row.id, settings.to, number]).hex(), meta=row.meta)
+        replace(example, id=_hash(json.dumps([row.id, settings.to, number])).hex(), meta=row.meta)
         for number, example in enumerate(examples_of(row, settings.to))
     ]
     if TURNS[settings.to].drops_equal_examples:
-        key = _hash([_content_of(example) for example in examples])
+        key = _hash(json.dumps([_content_of(example) for example in examples]))
     return Prepared(key, tuple(examples))
 
 
@@ -103,18 +103,20 @@ def is_swapped(row_id: str) -> bool:
     return hashlib.blake2b(row_id.encode(), digest_size=1, person=b"phf-order").digest()[0] % 2 == 1
 
 
-def _checked_content(row: FeedbackRow) -> list[Any]:
+def _checked_content(row: FeedbackRow) -> str:
     """Return what decides a row, as JSON. Raises UnfitRecord if an answer is empty or can't be stored."""
-    content = _content_of(row)
     answers = (row.output_1, row.output_2) if isinstance(row, Comparison) else (row.completion,)
     if row.prompt is not None and not all(answer.strip() for answer in answers):
         raise UnfitRecord("empty_answer", "an answer has no characters besides white space")
     if isinstance(row, Comparison) and row.output_1 == row.output_2 and row.better is not None:
         raise UnfitRecord("equal_answers", "the two answers are the same, and yet one is called better")
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
+    values = _content_of(row)
+    content = json.dumps(values)
+    if "\\ud" in content:  # characters that JSON writes as two surrogates, or one that has lost its other half
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
     return content
 
 
@@ -135,8 +137,8 @@ def _prompt_content(prompt: Prompt) -> list[Any]:
     return ["messages", [[message.role, message.content] for message in prompt.messages]]
 
 
-def _hash(content: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=KEY_BYTES).digest()
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def _meta(record: Mapping[str, Any], converted: Converted, source: str, index: int) -> dict[str, Any]:

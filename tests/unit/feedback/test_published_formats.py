@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feedback_files import write_lines
+from places import ROOT
 from published_feedback import (
     ASKED,
     BAD,
@@ -339,6 +340,11 @@ def test_pairs_and_texts_of_nectar_are_settings_of_the_job(tmp_path):
     assert (manifest.rows, manifest.form.prompts) == (2, "text")
     with pytest.raises(ConfigError, match="--pairs was 'best', is 'all'"):
         prepare_feedback(FeedbackRequest([str(source)], as_text=True), str(tmp_path / "out"))
+
+
+def test_the_guide_has_all_formats():
+    guide = (ROOT / "docs" / "feedback_formats.md").read_text(encoding="utf-8")
+    assert [name for name in FORMATS if f"`{name}`" not in guide] == []
 
 
 def test_unknown_columns_name_all_formats(tmp_path):
