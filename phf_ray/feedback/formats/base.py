@@ -177,4 +177,6 @@ def judged_columns(preference: float | None, record: Record) -> frozenset[str]:
 
 def annotator_of(record: Record, name: str = "annotator") -> str | None:
     value = record.get(name)
+    if isinstance(value, list):  # of MT-bench: ["gpt-4", "pair-v2"]
+        return "/".join(map(str, value)) or None
     return None if value is None or value == "" else str(value)

@@ -121,9 +121,20 @@ def test_a_limit_counts_all_input_so_none_can_be_added(tmp_path, first, second):
         append(tmp_path / "limited", second, limit=3)
 
 
-def test_without_append_new_input_is_refused_and_says_how(output, first, second):
+def test_without_append_new_input_is_refused_and_says_how(output, first, second, tmp_path):
     with pytest.raises(ConfigError, match=r"2 input file.* were added .*add --append to take them in"):
         prepare_feedback(FeedbackRequest([str(first), str(second)]), str(output))
+    alone = tmp_path / "alone"
+    write_lines(alone / "2.jsonl", [hh_record(7)])
+    append(tmp_path / "other", alone)
+    (alone / "2.jsonl").rename(alone / "3.jsonl")
+    with pytest.raises(ConfigError, match=r"missing .*\(2.jsonl\); .*, or add --append if the new input is to join"):
+        prepare_feedback(FeedbackRequest([str(alone)]), str(tmp_path / "other"))
+
+
+def test_what_is_there_already_may_be_all_that_the_new_input_holds(output, tmp_path):
+    manifest = append(output, write_folder(tmp_path / "again", [hh_record(number) for number in range(3)]))
+    assert (manifest.rows, manifest.num_parts, manifest.stats.rejected) == (4, 3, {"duplicate": 3})
 
 
 def test_the_command(output, second, capsys):

@@ -258,7 +258,8 @@ def test_battles_of_several_turns_share_no_prompt():
     both = {f"conversation_{side}": BATTLE[f"conversation_{side}"] + more + said(side) for side in "ab"}
     assert reason_of({**BATTLE, **both, "turn": 2}) == "several_answers"
     # MT-bench judges the first turn of a conversation that goes on.
-    assert row_of({**BATTLE, **both, "turn": 1}).better == GOOD
+    first = row_of({**BATTLE, **both, "turn": 1, "judge": ["gpt-4", "pair-v2"]})
+    assert (first.better, first.annotator) == (GOOD, "gpt-4/pair-v2")
     assert reason_of({**BATTLE, "conversation_a": both["conversation_a"]}) == "unequal_lists"
     assert reason_of({**BATTLE, "conversation_a": [], "conversation_b": []}) == "no_prompt"
 
