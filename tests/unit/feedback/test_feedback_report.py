@@ -48,6 +48,16 @@ def test_lengths_labels_and_repeats(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
 
 
+def test_a_pair_is_the_same_in_both_orders(tmp_path):
+    both_ways = [pair("a", "x", "y", 1), pair("a", "y", "x", 1)]
+    alike = [pair("b", "x", "y", 1), pair("b", "y", "x", 2), pair("b", "x", "y", 1.25)]
+    other_prompt = [pair("c", "x", "y", 2)]
+    found = report(tmp_path, [*both_ways, *alike, *other_prompt])
+    assert found["judged_again"] == {"pairs": 2, "contradicting": 1}
+    found = report(tmp_path, [pair("b", "x", "y", 1), pair("b", "y", "x", 2)], name="alike")
+    assert found["judged_again"] == {"pairs": 1, "contradicting": 0}
+
+
 def test_how_often_the_longer_answer_wins(tmp_path):
     # In 9 of 12 decided pairs of unequal lengths, of 8 prompts.
     records = [pair(f"p{at % 8}", "s", f"long {at}", 2 if at < 9 else 1) for at in range(12)]
