@@ -6,18 +6,21 @@ If you run the same command again, it does only the missing part.
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
-from phf_ray.corpus.output import CorpusFolder
+from phf_ray.corpus.layout import REPORT
+from phf_ray.errors import ConfigError
+from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
-from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.feedback.manifest import FeedbackManifest
-from phf_ray.feedback.plan import FeedbackRequest
+from phf_ray.feedback.plan import FeedbackRequest, text_bytes
+from phf_ray.feedback.report import report_feedback, report_lines
 from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger("phf_ray.prepare_feedback")
@@ -34,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format=arguments.format,
         to=arguments.to,
         as_text=arguments.as_text,
+        pairs=arguments.pairs,
         limit=arguments.limit,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
         license=arguments.license,
@@ -42,16 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = request.find()
         size = sum(file.text_bytes for file in found.files) / 1e6
         print(f"{len(found.files):,} files, about {size:,.1f} MB, into {arguments.output}")
-        print(f"format {request.detect(found.files)}")
+        detected = request.detect(found.files)
+        print(f"format {detected}, {detected.reason}")
         print_planned_sources(found.sources)
         return 0
-    runner = _runner(request, output=arguments.output, restart=arguments.restart)
-    for source in arguments.input:
-        if Path(source).exists():
-            cli.require_shared(source, flag="--input")
-    output = cli.require_shared(arguments.output, flag="--output")
-    manifest = prepare_feedback(request, output, restart=arguments.restart, runner=runner)
+    if arguments.append and arguments.restart:
+        raise ConfigError("--append keeps the contents of the output, but --restart discards them; give only one")
+    if arguments.against and not arguments.report:
+        raise ConfigError("--against names sets for the report; add --report")
+    against = [find_other_set(source) for source in arguments.against]
+    output = _shared(arguments)
+    manifest = prepare_feedback(
+        request, output, append=arguments.append, restart=arguments.restart, runner=_runner(arguments)
+    )
     _print_result(manifest, output=output)
+    if arguments.report:
+        print("\n".join(("", f"report ({output}/{REPORT})", *report_lines(report_feedback(output, against)))))
     return 0
 
 
@@ -63,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
             "--input hh/harmless-base/train.jsonl.gz --output feedback/hh",
             "--input alpaca_noisy_multi_preference.json --output feedback/pairs",
             "--input feedback/pairs --to reward-conditioning --output feedback/conditioned",
+            "--input berkeley-nest/Nectar --pairs best --output feedback/nectar --report --against alpaca_eval.json",
         ),
     )
     parser.add_argument(
@@ -82,11 +93,34 @@ def parser() -> argparse.ArgumentParser:
         help=f"format of the input (default {AUTO}: its columns say)",
     )
     parser.add_argument("--to", choices=tuple(TURNS), help="make such examples of comparisons")
-    parser.add_argument("--as-text", action="store_true", help="keep dialogues of HH-RLHF as text, not as messages")
+    parser.add_argument(
+        "--as-text", action="store_true", help="keep dialogues of HH-RLHF and Nectar as text, not as messages"
+    )
+    parser.add_argument(
+        "--pairs",
+        choices=("all", "best"),
+        default="all",
+        help="of ranked answers (Nectar): all pairs (default), or the best with each of the others",
+    )
     parser.add_argument(
         "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help=f"print lengths, labels, repeats and how often the longer answer wins, and write {REPORT}; also of a set "
+        "that is finished",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="for --report: sets, such as those of an evaluation, in which to look for the prompts",
+    )
+    parser.add_argument("--append", action="store_true", help="also take in input that came since the last run")
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output and start over")
     parser.add_argument(
         "--shard-mb", type=float, metavar="MB", help="text per part; by default the size of the input decides"
@@ -95,18 +129,27 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _runner(request: FeedbackRequest, *, output: str, restart: bool) -> FeedbackRunner:
-    stored = None if restart else CorpusFolder(output, keys=FEEDBACK_KEYS).read_plan()
-    files = request.find().files if stored is None else stored.files
-    size = sum(file.text_bytes for file in files)
-    if "RAY_ADDRESS" not in os.environ and size <= _BYTES_HERE:
-        return run_feedback_here
-    from phf_ray.feedback.on_ray import run_feedback_on_ray
+def _runner(arguments: argparse.Namespace) -> FeedbackRunner:
+    """Return a runner that starts Ray only when there is work for it, which is after the input has been checked."""
 
-    if stored is None:
-        request.detect(files)
-    cli.start_ray()
-    return run_feedback_on_ray
+    def run(work: Callable[[Mapping[str, Any]], Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        if "RAY_ADDRESS" not in os.environ and text_bytes(rows) <= _BYTES_HERE:
+            return run_feedback_here(work, rows)
+        from phf_ray.feedback.on_ray import run_feedback_on_ray
+
+        cli.start_ray()
+        _shared(arguments)
+        return run_feedback_on_ray(work, rows)
+
+    return run
+
+
+def _shared(arguments: argparse.Namespace) -> str:
+    """Return the output as other machines see it. Raises ConfigError if they can't see that or the input."""
+    for source in arguments.input:
+        if Path(source).exists():
+            cli.require_shared(source, flag="--input")
+    return cli.require_shared(arguments.output, flag="--output")
 
 
 def _print_result(manifest: FeedbackManifest, *, output: str) -> None:

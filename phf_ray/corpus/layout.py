@@ -28,14 +28,17 @@ SUCCESS = "_SUCCESS"
 CARD = "README.md"
 REJECTED = "rejected"
 TEMPORARY = "_tmp"
-FILES = (SUCCESS, MANIFEST, CARD, "summary.json", PLAN)
+KEYS = "keys"
+"""Of a feedback corpus: what tells equal rows."""
+REPORT = "report.json"
+FILES = (SUCCESS, REPORT, MANIFEST, CARD, "summary.json", PLAN)
 """Files next to the parts, in the order in which they are removed."""
 
 
 def scratch_for(path: str) -> Path:
     """Return a new name in the corpus's `_tmp`. That folder is on the same disk, as renaming requires."""
     folder = Path(path).parent
-    root = folder.parent if folder.name in (REJECTED, TEMPORARY) else folder
+    root = folder.parent if folder.name in (REJECTED, KEYS, TEMPORARY) else folder
     (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
     return root / TEMPORARY / f"{Path(path).name}.{uuid.uuid4().hex}"
 

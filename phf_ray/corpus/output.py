@@ -11,6 +11,7 @@ from phf_ray.corpus.find import would_read
 from phf_ray.corpus.footers import read_footer
 from phf_ray.corpus.layout import (
     FILES,
+    KEYS,
     OWN_KEYS,
     PLAN,
     REJECTED,
@@ -136,5 +137,5 @@ class CorpusFolder:
         """Remove everything that this job writes: `_SUCCESS` first, and last the plan, which makes it ours."""
         *others, plan = FILES
         parts = [name for name in self._names() if is_part(name)]
-        for name in (*others, REJECTED, TEMPORARY, *parts, plan):
+        for name in (*others, REJECTED, KEYS, TEMPORARY, *parts, plan):
             self.remove(name)

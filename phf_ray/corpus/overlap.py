@@ -77,9 +77,19 @@ def total_overlap(found: Iterable[Mapping[str, Overlap]], sets: Sets) -> dict[st
     return total
 
 
+def shared_words(first: str, second: str) -> str | None:
+    """Return the first 13 words in a row of `first` that `second` has, too, in lower case; None if there are none."""
+    others = {*_grams(_words(second))}
+    return next((" ".join(gram) for gram in _grams(_words(first)) if gram in others), None)
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower()))
 
 
 def _runs(words: tuple[str, ...]) -> Iterator[int]:
-    return (hash(words[begin : begin + NUM_WORDS]) for begin in range(len(words) - NUM_WORDS + 1))
+    return map(hash, _grams(words))
+
+
+def _grams(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (words[begin : begin + NUM_WORDS] for begin in range(len(words) - NUM_WORDS + 1))

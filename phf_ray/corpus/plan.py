@@ -113,11 +113,12 @@ def added_files(
         if paths
     ]
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to do all of the input again")
+        joins = ", or add --append if the new input is to join the old" if added and not append else ""
+        raise ConfigError(f"{'; '.join(problems)}; restore them, or use --restart to do all of the input again{joins}")
     if added and not append:
         paths = [file.path for file in added]
         raise ConfigError(
-            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to score them"
+            f"{len(added)} input file(s) were added since the job began ({_some(paths)}); add --append to take them in"
         )
     return tuple(added)
 

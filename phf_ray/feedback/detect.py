@@ -3,14 +3,14 @@
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.read import read_rows_of
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.formats.base import Record
-from phf_ray.feedback.formats.table import AUTO, FORMATS, format_of, unknown_columns
+from phf_ray.feedback.formats.table import AUTO, FORMATS, formats_of, unknown_columns
 from phf_ray.feedback.layout import RowForm
 from phf_ray.feedback.prepare import NO_COMPARISON, Prepared, RowSettings, prepare_record
 from phf_ray.records import Rejected
@@ -24,9 +24,19 @@ _MOST_RECORDS = 100
 class Detected:
     settings: RowSettings
     form: RowForm
+    columns: tuple[str, ...] = field(default=(), compare=False)
+    """Columns that the format asks for and the input has."""
+    others: tuple[str, ...] = field(default=(), compare=False)
+    """Formats that would fit, too, but ask for fewer columns."""
 
     def __str__(self) -> str:
         return f"{self.settings.format} ({self.form})"
+
+    @property
+    def reason(self) -> str:
+        """Say why this format is taken, and which others would fit."""
+        others = f"; {', '.join(self.others)} would fit, too" if self.others else ""
+        return f"because of the columns {', '.join(self.columns)}{others}"
 
 
 @dataclass(slots=True)
@@ -70,33 +80,35 @@ def detect(files: Sequence[InputFile], wanted: RowSettings) -> Detected:
 
 def _detect_in(file: InputFile, wanted: RowSettings, seen: _Seen) -> Detected | None:
     records: list[tuple[int, Record]] = []
-    names: Counter[str] = Counter()
+    fitting: Counter[tuple[str, ...]] = Counter()
     for index, record in itertools.islice(read_rows_of(file, Piece(0, 0)), _MOST_RECORDS):
         if isinstance(record, Rejected):
             continue
         records.append((index, record))
-        name = _format_of(record, wanted.format)
-        if name is None:
+        names = _formats_of(record, wanted.format)
+        if names:
+            fitting[names] += 1
+        else:
             seen.columns.update(dict.fromkeys(record))
             seen.where = seen.where or file.name
-        else:
-            names[name] += 1
-    if not names:
+    if not fitting:
         return None
-    settings = RowSettings(names.most_common(1)[0][0], wanted.to, wanted.as_text)
+    name, *others = fitting.most_common(1)[0][0]
+    settings = replace(wanted, format=name)
     for index, one in records:
-        made = prepare_record(one, source=file.source, index=index, settings=settings)
-        if isinstance(made, Prepared):
-            return Detected(settings, RowForm.of(made.rows[0]))
-        seen.reasons[made.reason] += 1
-        seen.detail = seen.detail or f"{file.name}, record {index}: {made.detail}"
+        for made in prepare_record(one, source=file.source, index=index, settings=settings):
+            if isinstance(made, Prepared):
+                columns = FORMATS[name].columns_in(one) or ()
+                return Detected(settings, RowForm.of(made.rows[0]), columns, tuple(others))
+            seen.reasons[made.reason] += 1
+            seen.detail = seen.detail or f"{file.name}, record {index}: {made.detail}"
     return None
 
 
-def _format_of(record: Record, wanted: str) -> str | None:
+def _formats_of(record: Record, wanted: str) -> tuple[str, ...]:
     if wanted == AUTO:
-        return format_of(record)
-    return wanted if FORMATS[wanted].has_columns(record) else None
+        return tuple(formats_of(record))
+    return () if FORMATS[wanted].columns_in(record) is None else (wanted,)
 
 
 def _raise_unfit(seen: _Seen, wanted: RowSettings) -> None:

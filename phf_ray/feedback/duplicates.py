@@ -1,7 +1,8 @@
 """Finds records that were read before, over all shards: of equal ones, the first in the order of the input is kept.
 
-Each shard's keys are stored under `_tmp` before any part is written, so that parts can be written in any order and a
-resumed job need not read again for them. Memory: 16 bytes for each record.
+Each shard's keys are stored under `keys` before any part is written, so that parts can be written in any order. They
+stay, so that neither a resumed job nor one that takes in more input reads again for them. Memory: 16 bytes for each
+record.
 """
 
 from collections.abc import Sequence

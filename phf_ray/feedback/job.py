@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from phf_ray.corpus.finish import checked_footers, write_end
 from phf_ray.corpus.footers import read_footers
-from phf_ray.corpus.layout import REJECTED, SUCCESS
+from phf_ray.corpus.layout import KEYS, REJECTED, SUCCESS
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
 from phf_ray.corpus.sources import described
@@ -40,15 +40,22 @@ def run_feedback_here(
 
 
 def prepare_feedback(
-    request: FeedbackRequest, output: str, *, restart: bool = False, runner: FeedbackRunner = run_feedback_here
+    request: FeedbackRequest,
+    output: str,
+    *,
+    append: bool = False,
+    restart: bool = False,
+    runner: FeedbackRunner = run_feedback_here,
 ) -> FeedbackManifest:
     """Write the request's input into the folder or URL `output`. A second call does only the missing shards.
+
+    `append`: also take in files that the stored plan does not have. The parts that are there stay as they are.
 
     Raises ConfigError if the request does not fit the input or the contents of `output`, and DataError if no record
     made a row.
     """
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
-    plan = prepare_feedback_plan(request, place, restart=restart)
+    plan = prepare_feedback_plan(request, place, append=append, restart=restart)
     if place.has(SUCCESS):
         manifest = read_feedback_manifest(output)
         if request.license is None or licenses_of(manifest.sources) == (request.license,):
@@ -57,7 +64,8 @@ def prepare_feedback(
     rows = shard_rows(plan, place)
     todo = _missing(rows, place)
     if todo:
-        for done, _ in enumerate(runner(store_keys, rows), 1):
+        unread = _without_keys(rows, place)
+        for done, _ in enumerate(runner(store_keys, unread), 1 + len(rows) - len(unread)):
             log.info("%d/%d shards read for duplicates", done, len(rows))
         repeated = repeats([keys_from(_content(keys_file(place, row))) for row in rows])
         work = [{**row, "repeats": repeated[row["shard"]]} for row in rows if row["shard"] in todo]
@@ -76,6 +84,12 @@ def _missing(rows: Sequence[Mapping[str, Any]], place: CorpusFolder) -> set[int]
         if footer is not None and footer["shard"] == rows[shard]["digest"]
     }
     return set(range(len(rows))) - sound
+
+
+def _without_keys(rows: Sequence[Mapping[str, Any]], place: CorpusFolder) -> list[Mapping[str, Any]]:
+    filesystem, folder = open_filesystem(place.name(KEYS))
+    stored = {*filesystem.ls(folder, detail=False, refresh=True)} if filesystem.exists(folder) else set()
+    return [row for row in rows if open_filesystem(keys_file(place, row))[1] not in stored]
 
 
 def _content(file: str) -> bytes:

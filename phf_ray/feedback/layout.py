@@ -2,9 +2,11 @@
 
     part-00000.parquet ...  the rows
     rejected/part-*.parquet source, record, reason, detail of records that became no row
+    keys/*                  16 bytes for each row that was read, by which --append finds duplicates
     plan.json               input, settings and shards; shard i becomes part i
     manifest.json           kind, form of the prompts, columns, counts
     README.md               data card that `datasets.load_dataset` reads
+    report.json             figures of --report
     _SUCCESS                written last
 
 Columns of `examples`: id, PROMPT, completion, [label], [control], meta; of conversations: id, messages, meta.

@@ -1,21 +1,24 @@
 """The request of a job that prepares feedback, and its plan: made anew, or the stored one if it still holds."""
 
+import json
 import logging
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from phf_ray.corpus.cut import plan_shards, shard_bytes
+from phf_ray.corpus.cut import Piece, plan_shards, shard_bytes
 from phf_ray.corpus.find import Found, InputFile, find_files
+from phf_ray.corpus.layout import REPORT, SUCCESS
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files
 from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.detect import Detected, detect
+from phf_ray.feedback.formats.base import Pairs
 from phf_ray.feedback.formats.table import AUTO, FORMATS
-from phf_ray.feedback.layout import STAGE, is_feedback_corpus
+from phf_ray.feedback.layout import STAGE, RowForm, is_feedback_corpus
 from phf_ray.feedback.prepare import RowSettings
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
 from phf_ray.feedback.turn import TURNS
@@ -31,7 +34,9 @@ class FeedbackRequest:
     format: str = AUTO
     to: str | None = None
     as_text: bool = False
-    """Keep HH dialogues as text."""
+    """Keep dialogues as text."""
+    pairs: Pairs = "all"
+    """Of ranked answers: all pairs, or the best with each of the others."""
     limit: int | None = None
     """Maximum number of records in total."""
     shard_bytes: int | None = None
@@ -44,6 +49,8 @@ class FeedbackRequest:
             raise ConfigError(f"--format {self.format} is unknown; give one of {AUTO}, {', '.join(FORMATS)}")
         if self.to not in (None, *TURNS):
             raise ConfigError(f"--to {self.to} is unknown; give one of {', '.join(TURNS)}")
+        if self.pairs not in get_args(Pairs):
+            raise ConfigError(f"--pairs {self.pairs} is unknown; give one of {', '.join(get_args(Pairs))}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit} reads nothing; give 1 or more")
 
@@ -70,17 +77,19 @@ class FeedbackRequest:
 
     def detect(self, files: Sequence[InputFile]) -> Detected:
         """Tell the format of the input. Raises ConfigError if it has none that is known."""
-        found = detect(files, RowSettings(self.format, self.to, self.as_text))
-        if self.as_text and found.settings.format != "hh":
+        found = detect(files, RowSettings(self.format, self.to, self.as_text, self.pairs))
+        if self.as_text and not FORMATS[found.settings.format].holds_dialogues:
             raise ConfigError(
-                "--as-text keeps dialogues of HH-RLHF as text, and the input is in the format "
+                "--as-text keeps dialogues of HH-RLHF and Nectar as text, and the input is in the format "
                 f"{found.settings.format}; leave out --as-text"
             )
         return found
 
 
-def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, restart: bool) -> CorpusPlan:
-    """Return the plan of this output: the stored plan if it still holds, else a new one, which is stored.
+def prepare_feedback_plan(
+    request: FeedbackRequest, output: CorpusFolder, *, append: bool = False, restart: bool = False
+) -> CorpusPlan:
+    """Return the plan of this output: the stored plan if it still holds, else a new or a longer one, which is stored.
 
     Raises ConfigError that names the changes.
     """
@@ -89,18 +98,20 @@ def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, res
     if stored is not None:
         _refuse_other_settings(stored, request)
         found = request.find(stored.files, stored.sources)
-        _refuse_other_files(stored, found.files, inputs=request.inputs)
+        added = added_files(stored, found.files, inputs=request.inputs, append=append)
+        sources = {**stored.sources, **found.sources}
+        if added:
+            return _longer(stored, request, added, replace(found, sources=sources), output)
         # A licence that was stated when the job began need not be stated again.
-        return stored if request.license is None else replace(stored, sources=found.sources)
+        return stored if request.license is None else replace(stored, sources=sources)
     found = request.find()
     detected = request.detect(found.files)
-    log.info("the input is read as %s", detected)
-    target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in found.files))
+    log.info("the input is read as %s, %s", detected, detected.reason)
     plan = CorpusPlan(
         key={"--limit": request.limit, "settings": asdict(detected.settings), "form": asdict(detected.form)},
         identities=(),
         files=found.files,
-        shards=tuple(tuple(shard) for shard in plan_shards(found.files, shard_bytes=target, limit=request.limit)),
+        shards=_shards(request, found.files),
         stage=STAGE,
         sources=found.sources,
     )
@@ -111,11 +122,55 @@ def prepare_feedback_plan(request: FeedbackRequest, output: CorpusFolder, *, res
     return plan
 
 
+def _longer(
+    stored: CorpusPlan, request: FeedbackRequest, added: Sequence[InputFile], found: Found, output: CorpusFolder
+) -> CorpusPlan:
+    """Store and return the plan with more files. Its first shards are those that it had."""
+    if request.limit is not None:
+        raise ConfigError("--append and --limit can't be combined; remove one of them")
+    _refuse_other_rows(stored, request.detect(added), added)
+    plan = replace(
+        stored,
+        files=(*stored.files, *added),
+        shards=(*stored.shards, *_shards(request, added, first_file=len(stored.files))),
+        sources=found.sources,
+    )
+    for name in (SUCCESS, REPORT):
+        output.remove(name)
+    output.write_plan(plan)
+    return plan
+
+
+def _refuse_other_rows(stored: CorpusPlan, detected: Detected, added: Sequence[InputFile]) -> None:
+    settings, form = RowSettings(**stored.key["settings"]), RowForm(**stored.key["form"])
+    if (detected.settings, detected.form) == (settings, form):
+        return
+    hint = f", or give --format {settings.format}" if detected.settings.format != settings.format else ""
+    raise ConfigError(
+        f"{added[0].name} is {detected}, but this set is {settings.format} ({form}); prepare it apart and name both "
+        f"sets in dataset.datasets{hint}"
+    )
+
+
+def _shards(
+    request: FeedbackRequest, files: Sequence[InputFile], *, first_file: int = 0
+) -> tuple[tuple[Piece, ...], ...]:
+    target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))
+    cut = plan_shards(files, shard_bytes=target, limit=request.limit, first_file=first_file)
+    return tuple(tuple(shard) for shard in cut)
+
+
 def shard_rows(plan: CorpusPlan, output: CorpusFolder) -> list[dict[str, Any]]:
     """Return everything that a worker needs, for each shard."""
     shared = {"output": output.name(), "settings": plan.key["settings"], "form": plan.key["form"]}
     rows = (plan.row(shard) for shard in range(len(plan.shards)))
     return [{**shared, **{name: row[name] for name in ("shard", "digest", "pieces")}} for row in rows]
+
+
+def text_bytes(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return about how many bytes of text the shards of these rows have."""
+    entries = (entry for row in rows for entry in json.loads(row["pieces"]))
+    return sum(Piece.from_json(entry["piece"]).num_bytes for entry in entries)
 
 
 def _is_ours(source: str) -> bool:
@@ -134,12 +189,14 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
         "--format": settings["format"] if request.format == AUTO else request.format,
         "--to": request.to,
         "--as-text": request.as_text,
+        "--pairs": request.pairs,
         "--limit": request.limit,
     }
     before = {
         "--format": settings["format"],
         "--to": settings["to"],
         "--as-text": settings["as_text"],
+        "--pairs": settings.get("pairs", "all"),
         "--limit": stored.key["--limit"],
     }
     changes = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if before[name] != now[name]]
@@ -148,14 +205,3 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
             f"this output was begun with another configuration: {'; '.join(changes)}; give another --output, or "
             "--restart to discard its contents"
         )
-
-
-def _refuse_other_files(stored: CorpusPlan, found: Sequence[InputFile], *, inputs: Sequence[str]) -> None:
-    known = {file.name for file in stored.files}
-    added = [file.path for file in found if file.name not in known]
-    if added:
-        raise ConfigError(
-            f"{len(added)} input file(s) were added since the job began ({some_names(added, most=5)}); give another "
-            "--output, or --restart to prepare all of the input"
-        )
-    added_files(stored, found, inputs=inputs, append=False)

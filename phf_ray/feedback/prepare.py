@@ -1,4 +1,8 @@
-"""Turns one record into the rows of a feedback corpus, with their ids, or into Rejected with a reason."""
+"""Turns one record into the rows of a feedback corpus, with their ids, or into Rejected with a reason.
+
+Most records hold one comparison or example; a record of ranked answers holds several, each of which is stored or
+rejected for itself.
+"""
 
 import hashlib
 import json
@@ -7,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from phf_ray.corpus.json_text import meta_json, parse_json
-from phf_ray.feedback.formats.base import Converted, Record, UnfitRecord
+from phf_ray.feedback.formats.base import Converted, Notes, Pairs, Reading, Record, UnfitRecord
 from phf_ray.feedback.formats.table import FORMATS
 from phf_ray.feedback.rows import Comparison, FeedbackRow
 from phf_ray.feedback.turn import TURNS, examples_of
@@ -26,39 +30,61 @@ class RowSettings:
     to: str | None = None
     """A key of `TURNS`; None: rows are stored as they are."""
     as_text: bool = False
+    pairs: Pairs = "all"
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.as_text, self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The rows that one record became."""
+    """One row, or the examples made of one comparison."""
 
     key: bytes
-    """Hash of the content: of records with equal keys, only the first is stored."""
+    """Hash of the content: of equal keys, only the first is stored."""
     rows: tuple[FeedbackRow, ...]
 
 
-def prepare_record(record: Record, *, source: str, index: int, settings: RowSettings) -> Prepared | Rejected:
-    """Turn a record into rows, or into Rejected."""
+def prepare_record(record: Record, *, source: str, index: int, settings: RowSettings) -> list[Prepared | Rejected]:
+    """Turn a record into what it holds: one row, or one for each pair of ranked answers; or into Rejected."""
     try:
-        converted = FORMATS[settings.format].convert(record, settings.as_text)
-        content = _checked_content(converted.row)
-        key = _hash(content)
-        row = replace(converted.row, id=_hash([source, content]).hex(), meta=_meta(record, converted, source, index))
-        if isinstance(row, Comparison) and converted.names_better:
-            row = in_drawn_order(row)
-        if settings.to is None:
-            return Prepared(key, (row,))
-        if not isinstance(row, Comparison):
-            raise UnfitRecord(NO_COMPARISON, f"--to {settings.to} needs comparisons, and this is an example")
-        examples = [
-            replace(example, id=_hash([row.id, settings.to, number]).hex(), meta=row.meta)
-            for number, example in enumerate(examples_of(row, settings.to))
-        ]
-        if TURNS[settings.to].drops_equal_examples:
-            key = _hash([_content_of(example) for example in examples])
-        return Prepared(key, tuple(examples))
+        converted = FORMATS[settings.format].convert(record, settings.reading)
     except UnfitRecord as problem:
-        return Rejected(source, index, problem.reason, problem.detail)
+        return [Rejected(source, index, problem.reason, problem.detail)]
+    meta = _meta(record, converted, source, index)
+    notes = converted.notes or (({}, {}),) * len(converted.rows)
+    prepared: list[Prepared | Rejected] = []
+    for row, about in zip(converted.rows, notes, strict=True):
+        try:
+            prepared.append(_prepare(row, source, meta, about, names_better=converted.names_better, settings=settings))
+        except UnfitRecord as problem:
+            prepared.append(Rejected(source, index, problem.reason, problem.detail))
+    return prepared
+
+
+def _prepare(
+    row: FeedbackRow, source: str, meta: Mapping[str, Any], notes: Notes, *, names_better: bool, settings: RowSettings
+) -> Prepared:
+    content = _checked_content(row)
+    key = _hash(content)
+    row_id = _hash(f"[{json.dumps(source)}, {content}]").hex()
+    if names_better and is_swapped(row_id):
+        notes = notes[1], notes[0]
+    row = replace(row, id=row_id, meta=meta_json({**meta, **_numbered(notes)}))
+    if isinstance(row, Comparison) and names_better:
+        row = in_drawn_order(row)
+    if settings.to is None:
+        return Prepared(key, (row,))
+    if not isinstance(row, Comparison):
+        raise UnfitRecord(NO_COMPARISON, f"--to {settings.to} needs comparisons, and this is an example")
+    examples = [
+        replace(example, id=_hash(json.dumps([row.id, settings.to, number])).hex(), meta=row.meta)
+        for number, example in enumerate(examples_of(row, settings.to))
+    ]
+    if TURNS[settings.to].drops_equal_examples:
+        key = _hash(json.dumps([_content_of(example) for example in examples]))
+    return Prepared(key, tuple(examples))
 
 
 def in_drawn_order(comparison: Comparison) -> Comparison:
@@ -66,25 +92,31 @@ def in_drawn_order(comparison: Comparison) -> Comparison:
 
     If the better answer always came first, a judge that always says "the first" would look perfect.
     """
-    drawn = hashlib.blake2b(comparison.id.encode(), digest_size=1, person=b"phf-order").digest()[0]
-    if drawn % 2 == 0:
+    if not is_swapped(comparison.id):
         return comparison
     preference = None if comparison.preference is None else 3 - comparison.preference
     return replace(comparison, output_1=comparison.output_2, output_2=comparison.output_1, preference=preference)
 
 
-def _checked_content(row: FeedbackRow) -> list[Any]:
+def is_swapped(row_id: str) -> bool:
+    """Whether the answers of this row change places, where the format names the better one."""
+    return hashlib.blake2b(row_id.encode(), digest_size=1, person=b"phf-order").digest()[0] % 2 == 1
+
+
+def _checked_content(row: FeedbackRow) -> str:
     """Return what decides a row, as JSON. Raises UnfitRecord if an answer is empty or can't be stored."""
-    content = _content_of(row)
     answers = (row.output_1, row.output_2) if isinstance(row, Comparison) else (row.completion,)
     if row.prompt is not None and not all(answer.strip() for answer in answers):
         raise UnfitRecord("empty_answer", "an answer has no characters besides white space")
     if isinstance(row, Comparison) and row.output_1 == row.output_2 and row.better is not None:
         raise UnfitRecord("equal_answers", "the two answers are the same, and yet one is called better")
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
+    values = _content_of(row)
+    content = json.dumps(values)
+    if "\\ud" in content:  # characters that JSON writes as two surrogates, or one that has lost its other half
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
     return content
 
 
@@ -105,11 +137,11 @@ def _prompt_content(prompt: Prompt) -> list[Any]:
     return ["messages", [[message.role, message.content] for message in prompt.messages]]
 
 
-def _hash(content: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=KEY_BYTES).digest()
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
-def _meta(record: Mapping[str, Any], converted: Converted, source: str, index: int) -> str:
+def _meta(record: Mapping[str, Any], converted: Converted, source: str, index: int) -> dict[str, Any]:
     """Return the columns that are no part of the row, and where the record came from."""
     renamed = {"source": "source_column", "record": "record_column"}
     others = {
@@ -117,7 +149,17 @@ def _meta(record: Mapping[str, Any], converted: Converted, source: str, index: i
         for name, value in record.items()
         if name not in converted.columns and value is not None
     }
-    return meta_json({**others, "source": source, "record": index})
+    return {**others, **converted.meta, "source": source, "record": index}
+
+
+def _numbered(notes: Notes) -> dict[str, Any]:
+    """Return what is known of each answer, by names that end with its number."""
+    return {
+        f"{name}_{number}": value
+        for number, about in enumerate(notes, 1)
+        for name, value in about.items()
+        if value is not None
+    }
 
 
 def _nested(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
-from phf_ray.corpus.layout import TEMPORARY
+from phf_ray.corpus.layout import KEYS, write_corpus_file
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.part_file import PartFile
 from phf_ray.corpus.read import read_rows_of
@@ -16,7 +16,7 @@ from phf_ray.feedback.manifest import FeedbackStats
 from phf_ray.feedback.prepare import Prepared, RowSettings, prepare_record
 from phf_ray.feedback.rows import FeedbackRow
 from phf_ray.records import Rejected
-from phf_ray.storage.files import open_filesystem, write_file
+from phf_ray.storage.files import open_filesystem
 
 _FLUSH_ROWS = 1024
 _FLUSH_CHARACTERS = 4 << 20
@@ -24,7 +24,7 @@ _FLUSH_CHARACTERS = 4 << 20
 
 def keys_file(output: CorpusFolder, row: Mapping[str, Any]) -> str:
     """Return the file of a shard's keys. Its name has the digest, so keys of another plan are never taken for these."""
-    return output.name(TEMPORARY, f"keys-{row['shard']:05d}-{row['digest'][:16]}")
+    return output.name(KEYS, f"{row['shard']:05d}-{row['digest'][:16]}")
 
 
 def store_keys(row: Mapping[str, Any]) -> int:
@@ -33,14 +33,15 @@ def store_keys(row: Mapping[str, Any]) -> int:
     file = keys_file(output, row)
     filesystem, inner = open_filesystem(file)
     if not filesystem.exists(inner):
-        write_file(file, b"".join(one.key for one in _prepared(row) if isinstance(one, Prepared)))
+        keys = b"".join(one.key for one in _prepared(row) if isinstance(one, Prepared))
+        write_corpus_file(filesystem, inner, keys)
     return int(row["shard"])
 
 
 def write_part(row: Mapping[str, Any]) -> dict[str, Any]:
     """Write a shard's part, and return its shard and statistics. A part that exists is left as it is.
 
-    `row["repeats"]`: positions, among the records that have keys, of those that are duplicates.
+    `row["repeats"]`: positions, among what has keys, of the duplicates.
     """
     output = CorpusFolder(row["output"], keys=FEEDBACK_KEYS)
     shard = int(row["shard"])
@@ -112,7 +113,7 @@ def _prepared(row: Mapping[str, Any]) -> Iterator[Prepared | Rejected]:
             if isinstance(record, Rejected):
                 yield record
             else:
-                yield prepare_record(record, source=file.source, index=index, settings=settings)
+                yield from prepare_record(record, source=file.source, index=index, settings=settings)
 
 
 def _rejected(row: FeedbackRow, reason: str, detail: str) -> Rejected:

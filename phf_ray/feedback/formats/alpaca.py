@@ -3,6 +3,7 @@
 from phf_ray.feedback.formats.base import (
     Converted,
     FeedbackFormat,
+    Reading,
     Record,
     annotator_of,
     judged_columns,
@@ -15,14 +16,14 @@ from phf_ray.generation.chat.prompts import InstructionPrompt
 _PROMPT = frozenset({"instruction", "input"})
 
 
-def convert(record: Record, _as_text: bool) -> Converted:
+def convert(record: Record, _: Reading) -> Converted:
     given = "" if record.get("input") is None else text_of(record, "input")
     prompt = InstructionPrompt(text_of(record, "instruction"), given)
     if "output_1" not in record:
-        return Converted(Example(prompt, text_of(record, "output")), _PROMPT | {"output"})
+        return Converted((Example(prompt, text_of(record, "output")),), _PROMPT | {"output"})
     preference = preference_of(record, zero_is_tie=True)
     row = Comparison(prompt, text_of(record, "output_1"), text_of(record, "output_2"), preference, annotator_of(record))
-    return Converted(row, _PROMPT | {"output_1", "output_2"} | judged_columns(preference, record))
+    return Converted((row,), _PROMPT | {"output_1", "output_2"} | judged_columns(preference, record))
 
 
 ALPACA = FeedbackFormat(

@@ -6,7 +6,15 @@ other prompts where an answer holds a further mark.
 
 import re
 
-from phf_ray.feedback.formats.base import Converted, FeedbackFormat, Record, UnfitRecord, common_beginning, text_of
+from phf_ray.feedback.formats.base import (
+    Converted,
+    FeedbackFormat,
+    Reading,
+    Record,
+    UnfitRecord,
+    common_beginning,
+    text_of,
+)
 from phf_ray.feedback.rows import Comparison
 from phf_ray.generation.chat.prompts import ASSISTANT, USER, ChatPrompt, Message, TextPrompt
 
@@ -16,7 +24,7 @@ _ROLES = {HUMAN_MARK: USER, ANSWER_MARK: ASSISTANT}
 _MARK = re.compile(f"({HUMAN_MARK}|{ANSWER_MARK})")
 
 
-def convert(record: Record, as_text: bool) -> Converted:
+def convert(record: Record, reading: Reading) -> Converted:
     chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
     if chosen == rejected:
         raise UnfitRecord("equal_answers", "chosen and rejected are the same")
@@ -30,11 +38,11 @@ def convert(record: Record, as_text: bool) -> Converted:
     else:
         prompt = text_of(record, "prompt")
     columns = frozenset({"prompt", "chosen", "rejected"})
-    if as_text:
-        return Converted(Comparison(TextPrompt(prompt), chosen, rejected, 1.0), columns, names_better=True)
+    if reading.as_text:
+        return Converted((Comparison(TextPrompt(prompt), chosen, rejected, 1.0),), columns, names_better=True)
     # The mark, not the answer, has the space before it and the line ends after it.
     row = Comparison(ChatPrompt(dialogue(prompt)), chosen.strip(), rejected.strip(), 1.0)
-    return Converted(row, columns, names_better=True)
+    return Converted((row,), columns, names_better=True)
 
 
 def dialogue(prompt: str) -> tuple[Message, ...]:
@@ -53,4 +61,4 @@ def _fits(record: Record) -> bool:
     return "prompt" not in record and all(isinstance(text, str) and HUMAN_MARK in text for text in texts)
 
 
-HH = FeedbackFormat(columns=(("chosen", "rejected"),), fits=_fits, convert=convert)
+HH = FeedbackFormat(columns=(("chosen", "rejected"),), fits=_fits, convert=convert, holds_dialogues=True)

@@ -7,6 +7,7 @@ from phf_ray.feedback.formats import trl
 from phf_ray.feedback.formats.base import (
     Converted,
     FeedbackFormat,
+    Reading,
     Record,
     UnfitRecord,
     annotator_of,
@@ -23,15 +24,15 @@ _OWN = frozenset({"messages", "instruction", "control"})
 """Columns that only our own examples have besides `completion`."""
 
 
-def convert(record: Record, as_text: bool) -> Converted:
+def convert(record: Record, reading: Reading) -> Converted:
     if "output_1" in record:
         preference = preference_of(record, zero_is_tie=False)
         row = Comparison(
             _prompt(record), text_of(record, "output_1"), text_of(record, "output_2"), preference, annotator_of(record)
         )
-        return Converted(row, _PROMPT | {"output_1", "output_2"} | judged_columns(preference, record))
+        return Converted((row,), _PROMPT | {"output_1", "output_2"} | judged_columns(preference, record))
     if "completion" not in record:
-        return trl.convert(record, as_text)
+        return trl.convert(record, reading)
     control = record.get("control")
     if control not in (None, "good", "bad"):
         raise UnfitRecord("bad_control", f"control {control!r} is neither good nor bad")
@@ -39,7 +40,7 @@ def convert(record: Record, as_text: bool) -> Converted:
     if label is not None and not isinstance(label, bool):
         raise UnfitRecord("bad_label", f"label {label!r} is neither true nor false")
     row_of_one = Example(_prompt(record), text_of(record, "completion"), label=label, control=control)
-    return Converted(row_of_one, _PROMPT | {"completion", "label", "control"})
+    return Converted((row_of_one,), _PROMPT | {"completion", "label", "control"})
 
 
 def _prompt(record: Record) -> Prompt:

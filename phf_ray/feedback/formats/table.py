@@ -5,21 +5,47 @@ from collections.abc import Mapping, Sequence
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.formats.alpaca import ALPACA
 from phf_ray.feedback.formats.base import FeedbackFormat, Record
+from phf_ray.feedback.formats.battles import BATTLES
+from phf_ray.feedback.formats.helpsteer3 import HELPSTEER3
 from phf_ray.feedback.formats.hh import HH
+from phf_ray.feedback.formats.nectar import NECTAR
+from phf_ray.feedback.formats.pku import PKU, PKU_SAFER
 from phf_ray.feedback.formats.plain import PLAIN
+from phf_ray.feedback.formats.rated import DISTILABEL, TULU, ULTRAFEEDBACK
+from phf_ray.feedback.formats.shp import SHP
+from phf_ray.feedback.formats.tldr import TLDR
 from phf_ray.feedback.formats.trl import TRL
+from phf_ray.feedback.formats.webgpt import WEBGPT
 
 AUTO = "auto"
-FORMATS: Mapping[str, FeedbackFormat] = {"plain": PLAIN, "alpaca": ALPACA, "hh": HH, "trl": TRL}
-"""In the order in which they are tried: the first that fits is taken."""
+FORMATS: Mapping[str, FeedbackFormat] = {
+    "plain": PLAIN,
+    "alpaca": ALPACA,
+    "helpsteer3": HELPSTEER3,
+    "nectar": NECTAR,
+    "pku": PKU,
+    "pku-safer": PKU_SAFER,
+    "tldr": TLDR,
+    "webgpt": WEBGPT,
+    "shp": SHP,
+    "battles": BATTLES,
+    "hh": HH,
+    "ultrafeedback": ULTRAFEEDBACK,
+    "tulu": TULU,
+    "distilabel": DISTILABEL,
+    "trl": TRL,
+}
+"""In the order in which they are tried: the first that fits is taken. What asks for more columns comes first."""
+
+
+def formats_of(record: Record) -> list[str]:
+    """Return the names of the formats that a record is in, by its columns; the first is to be taken."""
+    return [name for name, one in FORMATS.items() if one.columns_in(record) is not None and one.fits(record)]
 
 
 def format_of(record: Record) -> str | None:
-    """Return the name of the format that a record is in, by its columns; None if it is in none."""
-    for name, one in FORMATS.items():
-        if one.has_columns(record) and one.fits(record):
-            return name
-    return None
+    """Return the name of the format to be taken; None if there is none."""
+    return next(iter(formats_of(record)), None)
 
 
 def unknown_columns(columns: Sequence[str], *, where: str, wanted: str) -> ConfigError:

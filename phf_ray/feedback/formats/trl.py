@@ -6,6 +6,7 @@ from typing import Any
 from phf_ray.feedback.formats.base import (
     Converted,
     FeedbackFormat,
+    Reading,
     Record,
     UnfitRecord,
     answer_of,
@@ -16,16 +17,18 @@ from phf_ray.feedback.formats.base import (
 from phf_ray.feedback.rows import Comparison, Example
 from phf_ray.generation.chat.prompts import ChatPrompt, Message, Prompt, TextPrompt
 
+COMPARED = frozenset({"prompt", "chosen", "rejected"})
 
-def convert(record: Record, _as_text: bool) -> Converted:
+
+def convert(record: Record, _: Reading) -> Converted:
     if "chosen" in record and "rejected" in record:
-        return _comparison(record)
+        return Converted((comparison_of(record),), COMPARED, names_better=True)
     if "completion" in record:
         return _example(record)
     messages = messages_of(record, "messages")
     if not any(message.role == "assistant" and message.content.strip() for message in messages):
         raise UnfitRecord("empty_answer", "no message of the assistant says anything")
-    return Converted(Example(prompt=None, conversation=messages), frozenset({"messages"}))
+    return Converted((Example(prompt=None, conversation=messages),), frozenset({"messages"}))
 
 
 def _example(record: Record) -> Converted:
@@ -33,15 +36,15 @@ def _example(record: Record) -> Converted:
     completion = _answer(record, "completion", prompt)
     label = record.get("label")
     if label is None:
-        return Converted(Example(prompt, completion), frozenset({"prompt", "completion"}))
+        return Converted((Example(prompt, completion),), frozenset({"prompt", "completion"}))
     if not isinstance(label, bool) and label not in (0, 1):
         raise UnfitRecord("bad_label", f"label {label!r} is neither true nor false")
-    return Converted(Example(prompt, completion, label=bool(label)), frozenset({"prompt", "completion", "label"}))
+    return Converted((Example(prompt, completion, label=bool(label)),), frozenset({"prompt", "completion", "label"}))
 
 
-def _comparison(record: Record) -> Converted:
-    columns = frozenset({"prompt", "chosen", "rejected"})
-    if record["chosen"] == record["rejected"] and record["chosen"] is not None:
+def comparison_of(record: Record, preference: float | None = 1.0) -> Comparison:
+    """Return `chosen` and `rejected` in this order. `preference`: another one, if the record says that it is."""
+    if preference == 1.0 and record["chosen"] == record["rejected"] and record["chosen"] is not None:
         raise UnfitRecord("equal_answers", "chosen and rejected are the same")
     is_whole = isinstance(record["chosen"], list) and not isinstance(record.get("prompt"), list)
     if record.get("prompt") is None or is_whole:
@@ -49,7 +52,7 @@ def _comparison(record: Record) -> Converted:
     else:
         prompt = _prompt(record)
         chosen, rejected = _answer(record, "chosen", prompt), _answer(record, "rejected", prompt)
-    return Converted(Comparison(prompt, chosen, rejected, preference=1.0), columns, names_better=True)
+    return Comparison(prompt, chosen, rejected, preference)
 
 
 def _prompt(record: Record) -> Prompt:
@@ -70,9 +73,9 @@ def _answer(record: Record, name: str, prompt: Prompt) -> str:
 
 
 def _split_messages(record: Record) -> tuple[Prompt, str, str]:
-    """Take the messages that both begin with as the prompt."""
+    """Take the messages that both begin with as the prompt. The last of each is its answer, even if both are equal."""
     chosen, rejected = messages_of(record, "chosen"), messages_of(record, "rejected")
-    common = _common(chosen, rejected)
+    common = _common(chosen[:-1], rejected[:-1])
     if not common:
         raise UnfitRecord("no_prompt", "chosen and rejected have no message in common to begin with")
     prompt = ChatPrompt(common)

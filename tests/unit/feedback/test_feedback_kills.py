@@ -1,6 +1,7 @@
 """A feedback corpus is the same at whichever write its job is killed, and nothing is done twice after success."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,10 +42,10 @@ def request_of(source):
     return FeedbackRequest([str(source)], shard_bytes=1)
 
 
-def run_until_a_write(source, output, number, killer=Killed):
+def run_until_a_write(source, output, number, killer=Killed, *, append=False):
     _armed.update(output=str(output), left=number, killer=killer)
     try:
-        prepare_feedback(request_of(source), str(output))
+        prepare_feedback(request_of(source), str(output), append=append)
     finally:
         _armed.clear()
 
@@ -78,6 +79,23 @@ def test_stopped_just_before_any_write_it_goes_on_as_if_nothing_had_been(source,
             break
     # Plan, keys of each shard, rejects, parts, manifest, card, mark: less would mean that writes are not seen.
     assert number > 18
+
+
+def test_stopped_just_before_any_write_while_it_takes_in_more_it_goes_on(source, whole, tmp_path):
+    prepare_feedback(request_of(source / "0.jsonl"), str(tmp_path / "begun"))
+    number = 0
+    while True:
+        number += 1
+        output = tmp_path / f"out-{number}"
+        shutil.copytree(tmp_path / "begun", output)
+        try:
+            run_until_a_write(source, output, number, append=True)
+        except Killed:
+            prepare_feedback(request_of(source), str(output), append=True)
+            assert bytes_of(output) == whole, f"stopped before write {number}"
+        else:
+            break
+    assert number > 12
 
 
 @pytest.mark.timeout(120)

@@ -21,7 +21,8 @@ def said(text):
 def made(record, name=None, **settings):
     found = name or format_of(record)
     assert found is not None
-    return prepare_record(record, source="a.jsonl", index=3, settings=RowSettings(found, **settings))
+    (one,) = prepare_record(record, source="a.jsonl", index=3, settings=RowSettings(found, **settings))
+    return one
 
 
 def row(record, name=None, **settings):
@@ -196,7 +197,8 @@ def test_an_id_is_a_hash_of_content_and_source():
     settings = RowSettings("trl")
 
     def id_of(record, source="a", index=0):
-        return prepare_record(record, source=source, index=index, settings=settings).rows[0].id
+        (one,) = prepare_record(record, source=source, index=index, settings=settings)
+        return one.rows[0].id
 
     assert id_of(record) == id_of({**record, "other": 1}, index=7)
     assert len({id_of(record), id_of(record, source="b"), id_of({**record, "completion": "Hu"})}) == 3

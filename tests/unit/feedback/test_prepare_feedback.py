@@ -44,7 +44,7 @@ def test_a_corpus_of_comparisons(tmp_path):
     assert manifest.stats.preferences == Counter(row.verdict for row in rows)
     assert set(manifest.stats.preferences) == {"first", "second"}
     assert {path.name for path in output.iterdir()} - {f"part-{part:05d}.parquet" for part in range(3)} == {
-        "plan.json", "manifest.json", "README.md", "_SUCCESS",
+        "plan.json", "manifest.json", "README.md", "keys", "_SUCCESS",
     }  # fmt: skip
 
 
@@ -155,6 +155,7 @@ def test_a_feedback_corpus_is_input_of_another(tmp_path, to, column):
         ([], {}, r"has no records \(1 files were looked into\)"),
         ([hh_record(1)], {"limit": 0}, "--limit 0 reads nothing"),
         ([hh_record(1)], {"format": "csv"}, "--format csv is unknown; give one of auto, plain"),
+        ([hh_record(1)], {"pairs": "some"}, "--pairs some is unknown; give one of all, best"),
         ([hh_record(1)], {"to": "dpo"}, "--to dpo is unknown; give one of sft"),
     ],
 )

@@ -8,7 +8,8 @@ from phf_ray.generation.chat.prompts import InstructionPrompt
 
 def made(to, preference, *, instruction="Add"):
     record = {"instruction": instruction, "input": "1", "output_1": "x", "output_2": "y", "preference": preference}
-    return prepare_record(record, source="a", index=0, settings=RowSettings("alpaca", to=to))
+    (one,) = prepare_record(record, source="a", index=0, settings=RowSettings("alpaca", to=to))
+    return one
 
 
 @pytest.mark.parametrize(
@@ -36,10 +37,8 @@ def test_without_a_better_answer_there_is_nothing_to_learn_and_it_is_counted(pre
 
 def test_an_example_is_no_comparison():
     settings = RowSettings("trl", to="sft")
-    assert (
-        prepare_record({"prompt": "a", "completion": "b"}, source="a", index=0, settings=settings).reason
-        == "no_comparison"
-    )
+    (one,) = prepare_record({"prompt": "a", "completion": "b"}, source="a", index=0, settings=settings)
+    assert one.reason == "no_comparison"
 
 
 def test_an_answer_that_won_twice_is_one_demonstration_and_two_pairs():
@@ -48,7 +47,7 @@ def test_an_answer_that_won_twice_is_one_demonstration_and_two_pairs():
         found = set()
         for first, second, preference in pairs:
             record = {"instruction": "a", "output_1": first, "output_2": second, "preference": preference}
-            prepared = prepare_record(record, source="a", index=0, settings=RowSettings("alpaca", to=to))
+            (prepared,) = prepare_record(record, source="a", index=0, settings=RowSettings("alpaca", to=to))
             found.add(prepared.key)
         return len(found)
 
