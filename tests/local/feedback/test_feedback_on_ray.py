@@ -5,8 +5,10 @@ import itertools
 import pytest
 from feedback_files import bytes_of, die_once, hh_record, write_folder
 
+from jobs import prepare_feedback as job
 from phf_ray.errors import DataError
-from phf_ray.feedback.job import prepare_feedback
+from phf_ray.feedback import on_ray
+from phf_ray.feedback.job import prepare_feedback, run_feedback_here
 from phf_ray.feedback.on_ray import run_feedback_on_ray
 from phf_ray.feedback.plan import FeedbackRequest
 
@@ -57,6 +59,19 @@ def test_a_job_that_ends_in_the_middle_goes_on_with_the_missing_shards(tmp_path)
     prepare_feedback(request, str(output), runner=run_feedback_on_ray)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert bytes_of(output) == bytes_of(tmp_path / "whole")
+
+
+def test_the_command_takes_much_input_to_ray(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "in", [hh_record(number) for number in range(6)])
+    prepare_feedback(FeedbackRequest([str(source)]), str(tmp_path / "here"))
+    monkeypatch.setattr(job, "_BYTES_HERE", 0)
+    used = []
+    monkeypatch.setattr(
+        on_ray, "run_feedback_on_ray", lambda work, rows: used.append(1) or run_feedback_here(work, rows)
+    )
+    assert job.main(["--input", str(source), "--output", str(tmp_path / "out")]) == 0
+    assert len(used) == 2
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "here")
 
 
 def test_the_error_of_a_task_is_the_job_s_own(tmp_path):
