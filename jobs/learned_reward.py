@@ -65,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         start, overrides_here = output / "runs" / demo.MLE, [*overrides, *FEW]
         demo.train_models((REWARD,), comparisons, tokenizer, output=output, overrides=overrides_here, start=start)
     with demo.stage("6/8 score with the reward", started):
-        scored = _score(corpus, learned / "corpus", reward=output / "runs" / REWARD, overrides=overrides)
+        by_reward = [*overrides, _scorers(output / "runs" / REWARD)]
+        scored = _score(corpus, learned / "corpus", overrides=by_reward)
         accuracy = _judge_reward(lines, scored)
     with demo.stage("7/8 train on learned scores", started):
-        demo.train_models((METHOD,), scored, tokenizer, output=output, overrides=overrides)
+        demo.train_models((METHOD,), scored, tokenizer, output=output, overrides=by_reward)
     with demo.stage("8/8 serve and evaluate", started):
         report = _evaluate(output, overrides=overrides)
     figures = {"accuracy": accuracy, "effect": effect(learned / "report")}
@@ -132,15 +133,19 @@ def _record(pair: LinePair) -> dict[str, Any]:
     }
 
 
-def _score(corpus: Path, scored: Path, *, reward: Path, overrides: Sequence[str]) -> Path:
-    """Score the lines of the corpus with the reward model; the scores that are there stay beside its own."""
-    from jobs import score_corpus
+def _scorers(reward: Path) -> str:
+    """Return the setting by which the reward model scores, and the true scores stay beside its own."""
     from phf_ray.runs.checkpoints import find_checkpoint
 
     model = {"class_name": "RewardModelScorer", "path": str(find_checkpoint(reward, option="the reward model"))}
-    ours = f"scoring.scorers={json.dumps([model, {'class_name': 'PEP8Scorer'}])}"
+    return f"scoring.scorers={json.dumps([model, {'class_name': 'PEP8Scorer'}])}"
+
+
+def _score(corpus: Path, scored: Path, *, overrides: Sequence[str]) -> Path:
+    from jobs import score_corpus
+
     command = ["--task", demo.TASK, "--input", str(corpus), "--output", str(scored)]
-    demo.run_job(score_corpus, [*command, *demo.as_override([*overrides, ours])])
+    demo.run_job(score_corpus, [*command, *demo.as_override(overrides)])
     return scored
 
 
