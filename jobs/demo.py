@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     task = load_config(TASK, None, arguments.override)
     started = time.monotonic()
-    output = Path(arguments.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(arguments.output)
     if arguments.restart:
         for part in ("source", "corpus", "tokenizer", "runs", "report"):
             shutil.rmtree(output / part, ignore_errors=True)
@@ -85,6 +84,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     parser.add_argument("--restart", action="store_true", help="discard earlier results and start over")
     return parser
+
+
+def output_folder(given: str) -> Path:
+    output = Path(given).resolve()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--output {given} is a file, or is below one; give a folder") from None
+    return output
 
 
 def say(text: str) -> None:

@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [*(demo.SMALL if arguments.small else ()), *arguments.override]
     task = load_config(demo.TASK, None, overrides)
     started = time.monotonic()
-    output = Path(arguments.output).resolve()
+    output = demo.output_folder(arguments.output)
     learned = output / "learned"
     if arguments.restart:
         for part in (learned, output / "runs" / REWARD, output / "runs" / METHOD):
             shutil.rmtree(part, ignore_errors=True)
-    learned.mkdir(parents=True, exist_ok=True)
+    learned.mkdir(exist_ok=True)
     demo.say(f"output: {arguments.output}")
 
     cli.start_ray()
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparisons = compare(lines, learned, number=SMALL_COMPARISONS if arguments.small else NUM_COMPARISONS)
     with demo.stage("5/8 learn a reward", started):
         # From the weights of maximum likelihood, as reward models begin with a language model.
-        start, overrides_here = output / "runs" / demo.MLE, [*overrides, *FEW]
-        demo.train_models((REWARD,), comparisons, tokenizer, output=output, overrides=overrides_here, start=start)
+        start, fewer = output / "runs" / demo.MLE, [*overrides, *FEW]
+        demo.train_models((REWARD,), comparisons, tokenizer, output=output, overrides=fewer, start=start)
     with demo.stage("6/8 score with the reward", started):
         by_reward = [*overrides, _scorers(output / "runs" / REWARD)]
         scored = _score(corpus, learned / "corpus", overrides=by_reward)

@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [*KL, *(SMALL if arguments.small else ()), *arguments.override]
     task = load_config(demo.TASK, None, overrides)
     started = time.monotonic()
-    output = Path(arguments.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    output = demo.output_folder(arguments.output)
     demo.say("six training runs: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
     cli.start_ray()
     with demo.stage("1/4 score", started):
