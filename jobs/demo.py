@@ -196,11 +196,10 @@ def train_models(
 
     # Quoted, because YAML could read an unquoted path as something else.
     paths = [f"dataset.datasets=[{json.dumps(str(corpus))}]", f"tokenizer.path_or_name={json.dumps(str(tokenizer))}"]
-    threads = max(1, (os.cpu_count() or 1) // len(methods))
     environment = {
         **os.environ,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(_threads_of_each(len(methods))),
     }
     children = {}
     for name in methods:
@@ -219,6 +218,13 @@ def train_models(
     failed = [f"{name} (exit code {child.returncode})" for name, child in children.items() if child.returncode != 0]
     if failed:
         raise IncompleteError(f"training failed: {', '.join(failed)}; see above")
+
+
+def _threads_of_each(num_methods: int) -> int:
+    """Return an equal share of the cores; at most what OMP_NUM_THREADS says, for machines with other work to do."""
+    share = max(1, (os.cpu_count() or 1) // num_methods)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, max(1, int(asked))) if asked.isdigit() else share
 
 
 def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:

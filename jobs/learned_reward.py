@@ -22,6 +22,7 @@ from jobs.commands import job_parser
 from jobs.line_pairs import DrawnPairs, JudgedLine, LinePair, accuracies, draw_pairs, read_lines
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
+from phf_ray.storage.files import write_text
 
 REWARD, METHOD = "reward_model", "learned_conditional"
 GOOD, BAD = f"{METHOD}:good", f"{METHOD}:bad"
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with demo.stage("8/8 serve and evaluate", started):
         report = _evaluate(output, overrides=overrides)
     figures = {"accuracy": accuracy, "effect": effect(learned / "report")}
-    (learned / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(str(learned / "figures.json"), json.dumps(figures, indent=1) + "\n")
     return _say_result(report, figures, output=Path(arguments.output))
 
 
@@ -104,9 +105,7 @@ def compare(lines: Sequence[JudgedLine], learned: Path, *, number: int) -> Path:
     file = learned / "comparisons.jsonl"
     content = "".join(json.dumps(_record(pair)) + "\n" for pair in drawn.pairs)
     if not file.exists():
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(content, encoding="utf-8")
-        partial.rename(file)
+        write_text(str(file), content)
     elif file.read_text(encoding="utf-8") != content:
         raise ConfigError(f"{file} holds comparisons of another corpus, or of another number; --restart discards them")
     demo.run_job(

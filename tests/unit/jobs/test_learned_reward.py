@@ -125,9 +125,12 @@ def test_a_reward_is_judged_beside_the_rule_of_length():
 
 
 def test_intervals_are_those_of_files():
-    pairs = [pair(number % 2, "a", "bb", (0, 1)) for number in range(400)]
-    scores = {("0", 0): 0.0, ("0", 1): 1.0, ("1", 0): 1.0, ("1", 1): 0.0}
-    assert accuracies(pairs, scores, error_rate=0.0)["reward"]["truth_ci"] == [0.0, 1.0]
+    lines = [[JudgedLine((name, number), "x" * (1 + number), number % 2) for number in range(400)] for name in "ab"]
+    pairs = [LinePair(*those) for one in lines for those in zip(one[0::2], one[1::2], strict=True)]
+    # Right in all of one file, wrong in all of the other: 50%, and two files say nothing more precise.
+    scores = {line.place: line.violations * (1.0 if line.place[0] == "a" else -1.0) for one in lines for line in one}
+    found = accuracies(pairs, scores, error_rate=0.0)["reward"]
+    assert (found["truth"], found["truth_ci"]) == (0.5, [0.0, 1.0])
 
 
 def test_without_pairs_there_is_no_figure():
