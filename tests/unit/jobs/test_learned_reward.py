@@ -103,16 +103,16 @@ def pair(number, first, second, violations):
 
 
 def test_a_reward_is_judged_beside_the_rule_of_length():
-    # In two of three the shorter line is better; in the last, its score is missing.
-    pairs = [pair(0, "a", "bbb", (0, 1)), pair(1, "aaaa", "b", (0, 1)), pair(2, "a", "bb", (0, 1))]
-    pairs.append(pair(3, "a", "bb", (0, 1)))
+    # The shorter line is better, worse, better and neither; one more has a line without a score.
+    answers = [("a", "bbb"), ("aaaa", "b"), ("a", "bb"), ("a", "bb"), ("a", "b")]
+    pairs = [pair(number, *texts, (0, 1)) for number, texts in enumerate(answers)]
     scores = {one.first.place: -1.0 for one in pairs} | {one.second.place: 1.0 for one in pairs}
     scores["2", 1] = -1.0  # equal: wrong
     scores["3", 0] = None
     found = accuracies(pairs, scores, error_rate=0.0)
-    assert (found["num_pairs"], found["num_unscored"]) == (3, 1)
-    assert found["reward"]["truth"] == pytest.approx(2 / 3)
-    assert found["shorter_line"]["truth"] == pytest.approx(2 / 3)
+    assert (found["num_pairs"], found["num_unscored"]) == (4, 1)
+    assert found["reward"]["truth"] == 3 / 4
+    assert found["shorter_line"]["truth"] == 2.5 / 4
     assert found["reward_where_longer_is_better"] == {
         "num_pairs": 1,
         "truth": 1.0,
