@@ -69,7 +69,7 @@ demo: install  ## the whole story on the standard library's own code
 pareto: install  ## the six objectives on the demo's corpus: misalignment against KL (half an hour on 2 cores)
 	$(PY) -m jobs.pareto --output out/demo
 
-learned-reward: install  ## a reward learned from 3,000 noisy comparisons in place of the scorer (about ten minutes after make demo)
+learned-reward: install  ## a reward learned from 3,000 noisy comparisons in place of the scorer (ten minutes after make demo)
 	$(PY) -m jobs.learned_reward --output out/demo
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
