@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster faults demo pareto bench gpu soak lock clean
+.PHONY: help install clients check test test-cluster faults demo pareto learned-reward bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ demo: install  ## the whole story on the standard library's own code
 
 pareto: install  ## the six objectives on the demo's corpus: misalignment against KL (half an hour on 2 cores)
 	$(PY) -m jobs.pareto --output out/demo
+
+learned-reward: install  ## a reward learned from 3,000 noisy comparisons in place of the scorer (ten minutes after make demo)
+	$(PY) -m jobs.learned_reward --output out/demo
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks

@@ -21,6 +21,7 @@ COMMANDS = {
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",
+    "learned-reward": "learn a reward from noisy comparisons, and train on its scores",
     "pareto": "train the paper's six objectives, and plot misalignment against KL",
 }
 """Command -> its line in the help. Its module is `jobs.<command>`, with underscores."""

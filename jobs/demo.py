@@ -31,6 +31,14 @@ METHODS = ("mle", "conditional")
 MLE, GOOD, BAD = "mle", "conditional:good", "conditional:bad"
 VOCABULARY = 1022
 """Number of tokens without the two control tokens; 1,024 with them."""
+SMALL = (
+    "training.num_tokens=20000",
+    "training.learning_rate=1e-3",
+    "dataset.held_out_fraction=0",
+    "generation.scenario_configs=[{name: unconditional, num_samples: 8, generate_kwargs: {max_length: 24}}]",
+)
+"""Settings of other jobs on this corpus, which only check that they run."""
+SMALL_FILES = 40
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -38,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     task = load_config(TASK, None, arguments.override)
     started = time.monotonic()
-    output = Path(arguments.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(arguments.output)
     if arguments.restart:
         for part in ("source", "corpus", "tokenizer", "runs", "report"):
             shutil.rmtree(output / part, ignore_errors=True)
@@ -77,6 +84,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     parser.add_argument("--restart", action="store_true", help="discard earlier results and start over")
     return parser
+
+
+def output_folder(given: str) -> Path:
+    output = Path(given).resolve()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--output {given} is a file, or is below one; give a folder") from None
+    return output
 
 
 def say(text: str) -> None:
@@ -163,25 +179,32 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 
 
 def train_models(
-    methods: Sequence[str], corpus: Path, tokenizer: Path, *, output: Path, overrides: Sequence[str]
+    methods: Sequence[str],
+    corpus: Path,
+    tokenizer: Path,
+    *,
+    output: Path,
+    overrides: Sequence[str],
+    start: Path | None = None,
 ) -> None:
     """Train by all methods at the same time, each in a run named after it and with an equal share of the cores.
 
-    Two small models on one core each train faster than one after the other on two cores.
+    Two small models on one core each train faster than one after the other on two cores. `start`: the run from whose
+    weights they start; None: from scratch.
     """
     import ray
 
     # Quoted, because YAML could read an unquoted path as something else.
     paths = [f"dataset.datasets=[{json.dumps(str(corpus))}]", f"tokenizer.path_or_name={json.dumps(str(tokenizer))}"]
-    threads = max(1, (os.cpu_count() or 1) // len(methods))
     environment = {
         **os.environ,
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(_threads_of_each(len(methods))),
     }
     children = {}
     for name in methods:
         command = ["--task", TASK, "--method", name, "--run-name", name, "--storage-path", str(output / "runs")]
+        command += [] if start is None else ["--checkpoint-path", str(start)]
         command = cli.command_of("train-lm", [*command, *as_override([*paths, *overrides])])
         children[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -195,6 +218,13 @@ def train_models(
     failed = [f"{name} (exit code {child.returncode})" for name, child in children.items() if child.returncode != 0]
     if failed:
         raise IncompleteError(f"training failed: {', '.join(failed)}; see above")
+
+
+def _threads_of_each(num_methods: int) -> int:
+    """Return an equal share of the cores; at most what OMP_NUM_THREADS says, for machines with other work to do."""
+    share = max(1, (os.cpu_count() or 1) // num_methods)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, max(1, int(asked))) if asked.isdigit() else share
 
 
 def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
@@ -247,14 +277,20 @@ def judge(report: dict[str, Any]) -> list[str]:
     good, bad, mle = rows[GOOD], rows[BAD], rows[MLE]
     if good["score"] is None or mle["score"] is None or bad["score"] is None:
         return [*problems, "an arm has no scored sample"]
-    if not good["score_ci"][1] < mle["score_ci"][0]:
-        problems.append(
-            f"violations per character with the good token, {good['score']:.4g} {_interval(good)}, are not below those "
-            f"of maximum likelihood, {mle['score']:.4g} {_interval(mle)}, with separate 95% intervals"
-        )
+    problems += not_below(good, mle)
     if not good["score"] < bad["score"]:
         problems.append(f"the bad token {bad['score']:.4g} is not worse than the good one {good['score']:.4g}")
     return problems
+
+
+def not_below(good: dict[str, Any], mle: dict[str, Any]) -> list[str]:
+    """Return why a row's score is not clearly below that of maximum likelihood; empty if it is."""
+    if good["score_ci"][1] < mle["score_ci"][0]:
+        return []
+    return [
+        f"violations per character with the good token, {good['score']:.4g} {_interval(good)}, are not below those "
+        f"of maximum likelihood, {mle['score']:.4g} {_interval(mle)}, with separate 95% intervals"
+    ]
 
 
 def _interval(row: dict[str, Any]) -> str:

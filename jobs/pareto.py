@@ -23,15 +23,7 @@ from phf_ray.measures.pareto import pareto_front
 METHODS = ("mle", "conditional", "filtering", "ul", "rwr", "awr")
 REFERENCE = "mle"
 KL = ("kl_gpt3_callback.num_samples=512", "kl_gpt3_callback.max_tokens=64")
-SMALL = (
-    "training.num_tokens=20000",
-    "training.learning_rate=1e-3",
-    "dataset.held_out_fraction=0",
-    "generation.scenario_configs=[{name: unconditional, num_samples: 8, generate_kwargs: {max_length: 24}}]",
-    "kl_gpt3_callback.num_samples=16",
-    "kl_gpt3_callback.max_tokens=16",
-)
-SMALL_FILES = 40
+SMALL = (*demo.SMALL, "kl_gpt3_callback.num_samples=16", "kl_gpt3_callback.max_tokens=16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [*KL, *(SMALL if arguments.small else ()), *arguments.override]
     task = load_config(demo.TASK, None, overrides)
     started = time.monotonic()
-    output = Path(arguments.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    output = demo.output_folder(arguments.output)
     demo.say("six training runs: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
     cli.start_ray()
     with demo.stage("1/4 score", started):
         source = demo.copy_standard_library(output / "source")
-        limit = SMALL_FILES if arguments.small else None
+        limit = demo.SMALL_FILES if arguments.small else None
         corpus = demo.score(source, output, overrides=overrides, limit=limit)
     with demo.stage("2/4 tokenizer", started):
         tokenizer = demo.make_tokenizer(corpus, output / "tokenizer", task=task)

@@ -35,6 +35,7 @@ _EXPORTS = {
     "bootstrap_difference": "intervals",
     "bootstrap_max_at_k": "intervals",
     "bootstrap_mean": "intervals",
+    "bootstrap_share": "intervals",
     "bradley_terry": "ratings",
     "build_metric": "build",
     "calibrate": "calibration",

@@ -90,6 +90,40 @@ def bootstrap_difference(
     return difference, _interval(means[0] - means[1], level)
 
 
+def bootstrap_share(
+    reached: Sequence[float],
+    *,
+    start: Sequence[float],
+    goal: Sequence[float],
+    seed: int = 0,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, Interval] | None:
+    """Return how much of the way from the mean of `start` to that of `goal` the mean of `reached` has come, and its
+    interval: 0 is start, 1 is goal.
+
+    The three are drawn independently. None if one has fewer than 2 values, or if the interval of the way itself holds
+    0: a part of nothing is no number.
+    """
+    sides = (reached, start, goal)
+    if min(map(len, sides)) < 2:
+        return None
+    means_3N = []
+    for offset, side in enumerate(sides):
+        rng, size = np.random.default_rng([seed, offset]), len(side)
+
+        def draw(rows: int, rng: np.random.Generator = rng, size: int = size) -> NDArray[np.int64]:
+            return rng.integers(size, size=(rows, size))
+
+        means_3N.append(_resampled_means([[value] for value in side], draw, num_resamples))
+    reached_N, start_N, goal_N = means_3N
+    way = _interval(goal_N - start_N, level)
+    if way.low <= 0 <= way.high:
+        return None
+    share = (mean(reached) - mean(start)) / (mean(goal) - mean(start))
+    return share, _interval((reached_N - start_N) / (goal_N - start_N), level)
+
+
 def bootstrap_max_at_k(
     scores: Sequence[float], ks: Sequence[int], *, seed: int = 0, num_resamples: int = 500, level: float = 0.95
 ) -> list[Interval]:

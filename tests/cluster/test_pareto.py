@@ -1,22 +1,30 @@
-"""Objectives at a hundredth of their size: every stage runs on the real path.
+"""What goes on from the demo, at a hundredth of its size: every stage runs on the real path, in one folder.
 
-Three of the six: the reference, one with control tokens and one with a value head; test_train_methods trains all.
+Three of the six objectives: the reference, one with control tokens and one with a value head; test_train_methods trains
+all. Then a learned reward, which finds the first two models there.
 """
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
-from jobs import pareto
+from jobs import learned_reward, pareto
+from phf_ray.checkpoint import read_info
+from phf_ray.runs.checkpoints import find_checkpoint
 
 ARMS = ["mle", "conditional:good", "awr"]
 
 
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("pareto") / "out"
+
+
 @pytest.mark.timeout(900)
-def test_objectives_are_trained_and_drawn_by_score_and_kl(local_ray, tmp_path, monkeypatch, capsys):
+def test_objectives_are_trained_and_drawn_by_score_and_kl(local_ray, output, monkeypatch, capsys):
     assert pareto.METHODS == ("mle", "conditional", "filtering", "ul", "rwr", "awr")
     monkeypatch.setattr(pareto, "METHODS", ("mle", "conditional", "awr"))
-    output = tmp_path / "out"
     assert pareto.main(["--output", str(output), "--small"]) == 0
     said = capsys.readouterr().out
     report = json.loads((output / "pareto" / "report.json").read_text())
@@ -37,3 +45,42 @@ def test_objectives_are_trained_and_drawn_by_score_and_kl(local_ray, tmp_path, m
     front = said.partition("arms that no other arm beats in both score and KL:\n")[2].partition("\n\n")[0].splitlines()
     assert front
     assert {line.partition(": score ")[0] for line in front} <= set(ARMS)
+
+
+@pytest.mark.timeout(900)
+def test_a_reward_is_learned_from_comparisons_and_its_scores_are_trained_on(local_ray, output, capsys):
+    arguments = ["--output", str(output), "--small"]
+    # So little training shows nothing, and the job says so.
+    assert learned_reward.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert "100 comparisons" in said
+    assert "not shown: " in said
+
+    learned = output / "learned"
+    reward = find_checkpoint(output / "runs" / "reward_model", option="reward")
+    config = json.loads((output / "runs" / "reward_model" / "config.json").read_text())
+    assert config["objective"]["name"] == "BradleyTerry"
+    manifest = json.loads((learned / "corpus" / "manifest.json").read_text())
+    assert manifest["scorer"]["class_name"] == "RewardModelScorer"
+    row = pq.read_table(sorted((learned / "corpus").glob("part-*.parquet"))[0]).to_pylist()[0]
+    true = pq.read_table(sorted((output / "corpus").glob("part-*.parquet"))[0]).to_pylist()[0]
+    assert (row["id"], row["scores__pep8"]) == (true["id"], true["scores"])
+    assert row["scores"] != true["scores"]
+    conditional = read_info(find_checkpoint(output / "runs" / "learned_conditional", option="conditional"))
+    assert conditional.scorer["weights_hash"] == manifest["scorer"]["weights_hash"]
+    assert (reward / "model.safetensors").is_file()
+
+    report = json.loads((learned / "report" / "report.json").read_text())
+    arms = ["mle", "conditional:good", "learned_conditional:good", "learned_conditional:bad"]
+    assert [(row["arm"], row["num_samples"]) for row in report["table"]] == [(arm, 24) for arm in arms]
+    assert report["scorer"]["class_name"] == "PEP8Scorer"
+    figures = json.loads((learned / "figures.json").read_text())
+    assert figures["accuracy"]["num_pairs"] > 50
+    assert figures["accuracy"]["num_unscored"] == 0
+
+    before = {
+        path: path.stat().st_mtime_ns for path in (reward, learned / "corpus" / "_SUCCESS", learned / "comparisons")
+    }
+    assert learned_reward.main(arguments) == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert json.loads((learned / "figures.json").read_text()) == figures

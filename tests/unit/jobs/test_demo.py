@@ -1,6 +1,8 @@
 import pytest
 
+from jobs import demo, learned_reward, pareto
 from jobs.demo import BAD, GOOD, MLE, SKIPPED_FOLDERS, copy_standard_library, judge
+from phf_ray.errors import ConfigError
 
 
 def row(arm, mean, half_width=0.001, **changes):
@@ -42,6 +44,22 @@ def test_a_good_score_of_degenerate_text_is_a_failure(change):
 
 def test_an_arm_without_scores_is_named():
     assert "no scored sample" in judge(report(good=0.001, bad=0.02, mle=0.01, score=None, score_ci=None))[-1]
+
+
+def test_trainings_share_the_cores_and_leave_some_if_asked(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [demo._threads_of_each(count) for count in (1, 2, 16)] == [8, 4, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [demo._threads_of_each(count) for count in (1, 2, 16)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("job", [demo, pareto, learned_reward])
+def test_an_output_that_is_a_file_is_refused_before_ray_starts(job, tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is a file, or is below one"):
+            job.main(["--output", str(output)])
 
 
 def test_the_standard_library_is_copied_without_tests_and_only_once(tmp_path):
