@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, conversation_row, pack_units, rows_of_unit
 from phf_ray.blocks.held_out import is_held_out
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
@@ -155,11 +155,11 @@ class UnitReader:
         rows = rows_of_unit(answers, self._limits, stats=stats)
         return rows if rows is None or self._settings.learn == "completions" else [_learned(one) for one in rows]
 
-    def _answer(self, prompt: Prompt, completion: str, control: str | None) -> Answer:
+    def _answer(self, prompt: Prompt, completion: str, control: str | None) -> AnswerIds:
         rendered = self._template.example(prompt, completion)
         token = {"good": self._settings.good, "bad": self._settings.bad}.get(control or "")
         before = [] if token is None else [int(self._tokenizer.convert_tokens_to_ids(token))]  # type: ignore[arg-type]
-        return Answer(self._ids(rendered.prompt), self._ids(rendered.completion), before)
+        return AnswerIds(self._ids(rendered.prompt), self._ids(rendered.completion), before)
 
     def _conversation(self, messages: Sequence[Message], *, stats: PackingStats) -> list[TokenRun] | None:
         pieces = [(self._ids(piece.text), piece.is_answer) for piece in self._template.conversation(messages)]

@@ -1,0 +1,21 @@
+"""Judging: simulated annotators compare answers, and models are ranked by what they say.
+
+In: pairs of answers, a file of annotators. Out: comparisons, each with who judged and what it cost. `question.py` says
+what a judge is asked and what comes back, `store.py` keeps every answer, `ledger.py` what was spent. Open `question.py`
+first.
+"""
+
+from typing import Any
+
+from phf_ray.exports import load_export
+
+_EXPORTS = {
+    "Answer": "question",
+    "Asker": "question",
+    "Failure": "question",
+    "Question": "question",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return load_export(__name__, _EXPORTS, name)
