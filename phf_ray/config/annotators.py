@@ -186,7 +186,7 @@ class AnnotatorConfig(Section):
 
 
 class AnnotatorPool(Section):
-    annotators: Annotated[tuple[AnnotatorConfig, ...], Field(min_length=1)]
+    annotators: tuple[AnnotatorConfig, ...]
     """A hash of the seed and the instruction draws who judges a row."""
     url: str | None = None
     """Server of the judges that name none."""
@@ -201,6 +201,8 @@ class AnnotatorPool(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.annotators:
+            raise ValueError("annotators is empty; write at least one, such as {name: longer, judge: {rule: longer}}")
         names = [annotator.name for annotator in self.annotators]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two annotators are named {name!r}; names must differ")
