@@ -47,22 +47,21 @@ def biased(first, second, **biases):
     return said
 
 
-def test_biases_are_in_the_scorers_unit():
-    # By hand: the first has 1 violation (E225) in 4 characters, the second 1 in 8: .25 against .125.
+def test_biases_are_gains_beside_the_relative_difference_of_scores():
+    # By hand: the first has 1 violation (E225) in 4 characters, the second 1 in 8: (.125 - .25) / .375 = -1/3.
     first, second = "x=1\n", "xxxxx=1\n"
     assert biased(first, second) == 2
-    # .125 for the first place is a tie, more turns it; a share of it does not.
-    assert biased(first, second, position_weight=0.125) == 1.5
-    assert biased(first, second, position_weight=0.126) == 1
-    assert biased(first, second, position_weight=0.124) == 2
-    assert biased(second, first, position_weight=-0.126) == 2
-    # The first is (4 + 1) / (8 + 1) times as long, whose logarithm is -.5878.
-    assert biased(first, second, length_weight=-0.125 / 0.58) == 1
-    assert biased(first, second, length_weight=-0.125 / 0.60) == 2
-    assert biased(second, first, length_weight=-0.125 / 0.58) == 2
-    # The other way round, the longer answer gains.
-    assert biased("xxxxx = 1\n", "x=1\n", length_weight=-0.25 / 0.58) == 1
-    assert biased("xxx=1\n", "x = 1\n", length_weight=10) == 1.5
+    assert biased(first, second, position_weight=0.334) == 1
+    assert biased(first, second, position_weight=0.333) == 2
+    assert biased(second, first, position_weight=-0.334) == 2
+    assert biased(second, first, position_weight=-0.333) == 1
+    # The first is (4 + 1) / (8 + 1) times as long, whose logarithm is -.5878; 1/3 of it is .567.
+    assert biased(first, second, length_weight=-0.568) == 1
+    assert biased(first, second, length_weight=-0.566) == 2
+    # The longer one gains: log(9/7) = .2513 against (0 - .125) / .125 = -1, which is 3.979 of it.
+    assert biased("xxxxx=1\n", "x = 1\n", length_weight=3.98) == 1
+    assert biased("xxxxx=1\n", "x = 1\n", length_weight=3.97) == 2
+    assert biased("x = 1\n", "y = 2\n", length_weight=1) == 1.5
 
 
 def test_white_space_can_be_ignored():
