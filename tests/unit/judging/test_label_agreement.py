@@ -1,7 +1,7 @@
 import pytest
 
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.judging import agreement_with_labels, agreement_with_scorer, load_pool
+from phf_ray.judging import PairwiseAutoAnnotator, agreement_with_labels, agreement_with_scorer, load_pool
 from phf_ray.judging.pairs import Pair
 
 # 20 both 1, 5 judge 1 and label 2, 10 judge 2 and label 1, 15 both 2: PREFERENCES's table, kappa .4.
@@ -43,6 +43,14 @@ def test_what_cannot_be_known_is_none():
     assert agreement_with_labels([1, 1], [1, 1]).kappa is None
     with pytest.raises(DataError, match="2 preferences and 1 labels"):
         agreement_with_labels([1, 2], [1])
+
+
+def test_a_judge_that_always_says_the_same_is_right_half_of_the_time():
+    # The better answer comes first in every row; the order that the judge sees is drawn.
+    pairs = [{"instruction": f"i{i}", "output_1": "good", "output_2": "bad"} for i in range(5000)]
+    pool = {"annotators": [{"name": "constant", "judge": {"rule": "constant"}}]}
+    said = [row["preference"] for row in PairwiseAutoAnnotator(pool).annotate_pairs(pairs)]
+    assert 0.48 < agreement_with_labels(said, [1] * len(said)).accuracy < 0.52
 
 
 def test_only_biased_scorers_have_a_scorer_to_agree_with():

@@ -1,4 +1,3 @@
-import ast
 import sysconfig
 from pathlib import Path
 
@@ -89,18 +88,15 @@ def test_a_scorer_that_reads_prompts_is_shown_instruction_and_input(monkeypatch)
     assert judge.prefer([Pair("ab", "cd", "123456", "1"), Pair("ab", "", "1", "12")]) == [1, 2]
 
 
-def standard_library_pairs(lines=8, num=120):
+def standard_library_pairs(num=240, lines=8):
     """Pairs of some lines of code each, from the standard library of this Python."""
     texts = []
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-m]*.py")):
-        source = file.read_text(encoding="utf-8", errors="ignore")
-        ast.parse(source)
-        rows = source.splitlines()
-        texts += ["\n".join(rows[i : i + lines]) + "\n" for i in range(0, len(rows) - lines, 24 * lines)]
-    texts = [text for text in texts if text.strip()]
-    half = len(texts) // 2
-    return [Pair("Write code.", "", one, two) for one, two in zip(texts[:half], texts[half : 2 * half], strict=True)][
-        :num
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        rows = file.read_text(encoding="utf-8", errors="ignore").splitlines()
+        texts += ["\n".join(rows[i : i + lines]) + "\n" for i in range(40, len(rows) - lines, 240)]
+    texts = [text for text in texts if text.strip()][: 2 * num]
+    return [
+        Pair("Write code.", "", *two) for two in zip(texts[: len(texts) // 2], texts[len(texts) // 2 :], strict=True)
     ]
 
 
@@ -109,7 +105,7 @@ def test_each_judge_of_the_offline_pool_agrees_with_its_scorer_on_75_to_90_perce
     shares = agreement_with_scorer(load_pool("offline"), pairs)
     record_property("shares", dict(shares))
     assert set(shares) == {"likes_long", "likes_short", "likes_the_first", "ignores_white_space"}
-    assert len(pairs) > 100
+    assert len(pairs) == 240
     assert all(0.75 <= share <= 0.9 for share in shares.values()), shares
 
 
