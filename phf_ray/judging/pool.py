@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, parse_section, pool_path, read_yaml
+from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, extended, parse_section, pool_path, read_yaml
 from phf_ray.errors import ConfigError
 from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
 from phf_ray.judging.judges.build import build_judge
@@ -88,9 +88,10 @@ def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] |
     `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`. Raises ConfigError with every
     problem that can be found without loading weights.
     """
-    folder, source, values = Path.cwd(), "annotators", pool
-    if not isinstance(values, Mapping):
-        file = pool_path(values)
+    if isinstance(pool, Mapping):
+        folder, source, values = Path.cwd(), "annotators", extended(pool, Path.cwd() / "annotators.yml")
+    else:
+        file = pool_path(pool)
         folder, source, values = file.parent, str(pool), read_yaml(file)
     given = {key: value for key, value in (over or {}).items() if value is not None}
     config = parse_section(AnnotatorPool, {**values, **given}, source)
