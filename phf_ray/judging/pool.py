@@ -9,6 +9,7 @@ from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, extended
 from phf_ray.errors import ConfigError
 from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
 from phf_ray.judging.judges.build import build_judge
+from phf_ray.judging.judges.outside import judge_class
 from phf_ray.judging.logit_bias import logit_bias
 from phf_ray.judging.prompts import JudgePrompt, load_prompts
 from phf_ray.scorers import scorer_settings
@@ -99,16 +100,18 @@ def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] |
         one.name: load_prompts(one, folder=folder) for one in config.annotators if one.judge.endpoint is not None
     }
     for annotator in config.annotators:
-        _check_scorer(annotator)
+        _check_local(annotator)
     return Pool(config, prompts)
 
 
-def _check_scorer(annotator: AnnotatorConfig) -> None:
+def _check_local(annotator: AnnotatorConfig) -> None:
+    """Raise ConfigError if its scorer, or its class, is not there."""
     judge = annotator.judge
     scorer = judge.biased_scorer.scorer if judge.biased_scorer is not None else judge.scorer
-    if scorer is None:
-        return
     try:
-        scorer_settings(scorer)
+        if scorer is not None:
+            scorer_settings(scorer)
+        if judge.class_name is not None:
+            judge_class(judge.class_name)
     except ConfigError as error:
         raise ConfigError(f"annotator {annotator.name}: {error}") from None
