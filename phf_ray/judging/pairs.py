@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from phf_ray.errors import DataError
-from phf_ray.storage.hashing import digest
+from phf_ray.judging.draws import hash_of_texts
 
 Preference = float
 """1: the first answer is better; 2: the second; between them for degrees, 1.5 a tie."""
@@ -32,7 +32,7 @@ class Pair:
     @cached_property
     def key(self) -> str:
         """Hash of the four texts, equal in every process."""
-        return digest([self.instruction, self.input, self.output_1, self.output_2], size=16)
+        return hash_of_texts(self.instruction, self.input, self.output_1, self.output_2).hex()
 
     def swapped(self) -> "Pair":
         return replace(self, output_1=self.output_2, output_2=self.output_1)

@@ -194,7 +194,8 @@ def _batches(
     for showing in showings:
         config = showing.annotator
         together = showing.order if config.order == "both" else ""
-        group = steps.group_among(config, showing.pair, num_pairs=num_pairs)
+        # Who is shown alone needs no group.
+        group = steps.group_among(config, showing.pair, num_pairs=num_pairs) if config.batch_size > 1 else ""
         groups[config.name, group, together].append(showing)
     for (name, _, _), members in sorted(groups.items()):
         annotator, members = annotators[name], sorted(members, key=lambda showing: showing.pair.key)

@@ -309,10 +309,10 @@ def test_draws_stay_the_same_for_all_time():
 
 
 GOLDEN = [
-    ("random", None, ("21",)),
-    ("random", 1.0, ("12",)),
-    ("random", 1.0, ("12",)),
-    ("constant", 2.0, ("12",)),
     ("random", 2.0, ("21",)),
+    ("random", None, ("12",)),
+    ("shorter", None, ("21",)),
     ("random", None, ("21",)),
+    ("random", 2.0, ("21",)),
+    ("longer", None, ("21",)),
 ]
