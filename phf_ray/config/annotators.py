@@ -75,6 +75,13 @@ class JudgeConfig(Section):
     settings: dict[str, Any] = {}
     """Arguments of the judge that class_name names."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"{value!r} names no kind of judge; write for example {{rule: longer}}")
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         kinds = [name for name in type(self).model_fields if name != "settings"]

@@ -1,6 +1,6 @@
 """A pool of annotators, checked as far as that needs no weights and no server; and the annotators built from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,16 @@ def judge_of(endpoint: JudgeServer) -> str:
     return f"{str(endpoint.url).rstrip('/').removesuffix('/v1')} {endpoint.model}"
 
 
-def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] | None = None) -> Pool:
-    """Load a pool: the name of a shipped one (`offline`), a file, or a mapping such as a file holds.
+def load_pool(pool: str | Path | Mapping[str, Any] | Sequence[Any], *, over: Mapping[str, Any] | None = None) -> Pool:
+    """Load a pool: the name of a shipped one (`offline`), a file, what a file holds, or a list of annotators.
 
     `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`. Raises ConfigError with every
     problem that can be found without loading weights.
     """
+    if isinstance(pool, list | tuple):
+        pool = {"annotators": pool}
+    if not isinstance(pool, Mapping | str | Path):
+        raise ConfigError(f"annotators are {pool!r:.80}; give the name of a shipped pool, a file, or what a file holds")
     if isinstance(pool, Mapping):
         folder, source, values = Path.cwd(), "annotators", extended(pool, Path.cwd() / "annotators.yml")
     else:

@@ -101,6 +101,10 @@ def test_the_key_of_the_pool_is_for_the_server_of_the_pool_alone(tmp_path):
             {"judge": {"class_name": "gone:Mine"}},
             "annotator n: judge class_name 'gone:Mine': the module 'gone' can't be",
         ),
+        (
+            {"judge": "longer"},
+            r"annotators\.0\.judge: 'longer' names no kind of judge; write for example \{rule: longer\}",
+        ),
         ({"judge": {"rul": "longer"}}, r"judge\.rul: unknown key; did you mean 'rule'\?"),
         ({"judge": {"rule": "longest"}}, r"judge\.rule: .*'longer', 'shorter', 'random' or 'constant', got 'longest'"),
         ({"judge": {}}, "names no judge; name one of chat, completion, reward_model, scorer, biased_scorer, rule"),
@@ -146,6 +150,16 @@ def test_pools_without_annotators_or_with_two_of_one_name_are_refused():
         load_pool(rules("longer", "longer"))
     with pytest.raises(ConfigError, match=r"no annotator pool 'ofline' \(did you mean offline\?\)"):
         load_pool("ofline")
+
+
+@pytest.mark.parametrize("pool", [None, 3])
+def test_what_is_no_pool_is_refused(pool):
+    with pytest.raises(ConfigError, match=f"annotators are {pool}; give the name of a shipped pool, a file"):
+        load_pool(pool)
+
+
+def test_a_list_of_annotators_is_a_pool():
+    assert load_pool(rules("longer", "random")["annotators"]).names == ("longer", "random")
 
 
 def test_all_problems_are_told_at_once():

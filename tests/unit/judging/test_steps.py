@@ -217,6 +217,11 @@ def test_a_judge_behind_a_url_without_an_asker_is_refused_before_anything_is_jud
         judge(asked_pool(tmp_path), pairs_of(3), report=lambda *_: pytest.fail("judged"))
 
 
+def test_asking_nothing_at_once_is_refused():
+    with pytest.raises(ConfigError, match="in_flight 0: nothing would ever be asked"):
+        judge(rules("longer"), pairs_of(3), in_flight=0)
+
+
 def test_an_error_of_the_asker_is_raised_as_it_is_and_ends_the_others(tmp_path):
     class Refusing(LongerAsker):
         async def ask(self, question):
