@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from phf_ray.errors import DataError
-from phf_ray.judging.draws import hash_of_texts
+from phf_ray.storage.hashing import digest
 
 Preference = float
 """1: the first answer is better; 2: the second; between them for degrees, 1.5 a tie."""
@@ -32,7 +32,12 @@ class Pair:
     @cached_property
     def key(self) -> str:
         """Hash of the four texts, equal in every process."""
-        return hash_of_texts(self.instruction, self.input, self.output_1, self.output_2).hex()
+        return digest([self.instruction, self.input, self.output_1, self.output_2], size=16)
+
+    def with_key(self, key: str) -> "Pair":
+        """Take over a key that was computed before: hashing long texts takes longer than most steps."""
+        self.__dict__["key"] = key
+        return self
 
     def swapped(self) -> "Pair":
         return replace(self, output_1=self.output_2, output_2=self.output_1)

@@ -261,11 +261,16 @@ def judged_in_groups(config, pairs, deal, *, num_pairs):
 
 def test_judgements_and_questions_do_not_depend_on_order_or_partition(tmp_path):
     config, pairs = everything(tmp_path), pairs_of(900)
+    # Groups of prompts with several pairs go to workers of their own; pairs that are alone are dealt by their hash.
     whole = judged_in_groups(config, pairs, lambda group: 0, num_pairs=len(pairs))
     shuffled = random.Random(1).sample(pairs, len(pairs))
     groups = {Steps(load_pool(config)).group_of(pair, num_pairs=len(pairs)) for pair in pairs}
     assert len(groups) > 6
-    for deal in (lambda group: 0, lambda group: len(group) % 2, lambda group: group):
+    for deal in (
+        lambda group: 0,
+        lambda group: len(group) % 2,
+        lambda group: group if "without" in group else group[-1],
+    ):
         assert judged_in_groups(config, shuffled, deal, num_pairs=len(pairs)) == whole
     # What would depend on a partition if it could: the rows of a prompt.
     assert {one[4] for one in whole[0].values() if one[4]}
@@ -314,10 +319,10 @@ def test_draws_stay_the_same_for_all_time():
 
 
 GOLDEN = [
-    ("random", 2.0, ("21",)),
     ("random", None, ("12",)),
-    ("shorter", None, ("21",)),
-    ("random", None, ("21",)),
     ("random", 2.0, ("21",)),
-    ("longer", None, ("21",)),
+    ("shorter", None, ("21",)),
+    ("random", None, ("12",)),
+    ("random", None, ("21",)),
+    ("longer", None, ("12",)),
 ]
