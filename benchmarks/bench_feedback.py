@@ -31,7 +31,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from benchmarks.bench_train import judge
 from phf_ray.adapter_folder import AdapterBase
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.config import LoraSettings
 from phf_ray.models.adapters import add_adapter
@@ -187,7 +187,7 @@ def our_step(case: Case, shape: Shape, *, lora: LoraSettings | None = None) -> S
     def step(number: int) -> float:
         units = []
         for prompt, *answers in rows(case, shape, number):
-            pair = [Answer(prompt, answer) for answer in answers]
+            pair = [AnswerIds(prompt, answer) for answer in answers]
             # Finetuning has an answer for each row, so that it reads as many.
             for unit in [[one] for one in pair] if method == "sft" else [pair]:
                 kept = rows_of_unit(unit, limits, stats=PackingStats())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from phf_ray.blocks.examples import Answer, RowLimits, conversation_row, pack_units, rows_of_unit, runs_of
+from phf_ray.blocks.examples import AnswerIds, RowLimits, conversation_row, pack_units, rows_of_unit, runs_of
 from phf_ray.blocks.held_out import is_held_out
 from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
 from phf_ray.blocks.stats import PackingStats
@@ -228,11 +228,11 @@ class UnitReader:
         drops_cut = self._settings.for_reward and self._settings.compat == "trl"
         return runs_of(joint, drops_cut=drops_cut, stats=stats)
 
-    def _answer(self, prompt: Prompt, completion: str, control: str | None) -> Answer:
+    def _answer(self, prompt: Prompt, completion: str, control: str | None) -> AnswerIds:
         rendered = self._template.example(prompt, completion)
         token = {"good": self._settings.good, "bad": self._settings.bad}.get(control or "")
         before = [] if token is None else [int(self._tokenizer.convert_tokens_to_ids(token))]  # type: ignore[arg-type]
-        return Answer(self._ids(rendered.prompt), self._ids(rendered.completion), before)
+        return AnswerIds(self._ids(rendered.prompt), self._ids(rendered.completion), before)
 
     def _conversation(self, messages: Sequence[Message], *, stats: PackingStats) -> list[TokenRun] | None:
         pieces = [(self._ids(piece.text), piece.is_answer) for piece in self._template.conversation(messages)]

@@ -24,7 +24,7 @@ WINDOW_UNITS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerIds:
     """Ids of a prompt and its completion, without the tokens that begin and end a row."""
 
     prompt: Sequence[int]
@@ -47,7 +47,7 @@ class RowLimits:
     """Whether what does not fit is cut at the end of a row, and not at the beginning of its prompt."""
 
 
-def rows_of_unit(answers: Sequence[Answer], limits: RowLimits, *, stats: PackingStats) -> list[TokenRun] | None:
+def rows_of_unit(answers: Sequence[AnswerIds], limits: RowLimits, *, stats: PackingStats) -> list[TokenRun] | None:
     """Return the rows of a unit, or None, with the reason counted, if nothing of it can be learned.
 
     `empty_completion`: an answer has no token. `prompt_has_no_room`: an answer takes the whole row, and an answer

@@ -26,7 +26,7 @@ from trl_case import (
     make_tokenizer,
 )
 
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
@@ -46,7 +46,7 @@ def make_batch(*, pairs, length=40, rows=PAIRS, margins=None):
     limits = row_limits()
     units = []
     for place, (prompt, *answers) in enumerate(rows):
-        unit = [Answer(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
+        unit = [AnswerIds(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
         made = rows_of_unit(unit, limits, stats=PackingStats())
         units.append(made if margins is None else [row.with_number(MARGIN_CHANNEL, margins[place]) for row in made])
     return packed(units, length=length)
@@ -59,7 +59,7 @@ def make_labelled_batch(places=(0, 1, 2, 3), *, length=40):
     for place in places:
         prompt, *answers = PAIRS[place]
         answer = answers[0] if LABELS[place] else answers[1]
-        (row,) = rows_of_unit([Answer(ids(prompt), ids(answer))], limits, stats=PackingStats())
+        (row,) = rows_of_unit([AnswerIds(ids(prompt), ids(answer))], limits, stats=PackingStats())
         examples.append(ExampleRow(prompt, row.with_number(LABEL, 1.0 if LABELS[place] else -1.0)))
     return packed(list(with_mismatched(examples, limits, stats=PackingStats())), length=length)
 
