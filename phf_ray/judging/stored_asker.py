@@ -52,7 +52,14 @@ class StoredAsker:
         return await asyncio.shield(flight)
 
     async def close(self) -> None:
-        """Close the connections of this event loop."""
+        """Wait for the answers under way in this event loop, send no more, and close its connections."""
+        loop = self._loop()
+        loop.stopped = ServiceError(f"the asker of {self._endpoint.settings.judge} was closed")
+        if loop.sent:
+            await asyncio.wait(set(loop.sent))
+        while loop.flights:
+            await asyncio.wait(set(loop.flights.values()))
+        loop.stopped = None
         await self._endpoint.client.close()
 
     def _loop(self) -> _InLoop:
