@@ -5,7 +5,7 @@ Rows come as a list of dicts, a DataFrame or a data set of `datasets`, and go as
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +229,13 @@ def as_rows(given: Any) -> list[Row]:
         given = given.to_dict("records")
     elif hasattr(given, "to_list"):
         given = given.to_list()
-    if isinstance(given, Mapping) or not all(isinstance(row, Mapping) for row in given):
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping | str) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise ConfigError(
             f"rows are a {type(given).__name__}; give a list of dicts, a DataFrame, a data set of `datasets`, or the "
             "path of a JSON array"
         )
-    return [{key: None if _is_missing(value) else value for key, value in row.items()} for row in given]
+    return [{key: None if _is_missing(value) else value for key, value in row.items()} for row in rows]
 
 
 def _is_missing(value: Any) -> bool:
