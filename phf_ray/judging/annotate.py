@@ -97,13 +97,13 @@ def annotate(
     be judged, and IncompleteError if too many judgements failed or the budget is spent.
     """
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
-    plan = plan_annotation(request, place, restart=restart)
+    plan, found = plan_annotation(request, place, restart=restart)
     digests = [plan.digest(shard) for shard in range(plan.num_shards)]
     if not place.has(SUCCESS):
         total, todo = _progress(place, digests)
         check_failures(total.failures, max_failed_fraction, num_rows=plan.num_pairs, example=total.example)
         if todo:
-            stage_pairs(request, place, plan, todo)
+            stage_pairs(request, place, plan, todo, found=found)
             work = JudgingWork(
                 output=place.name(),
                 pool=request.pool,

@@ -15,6 +15,7 @@ from phf_ray.corpus.layout import PLAN, TEMPORARY
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.duplicates import keys_from, repeats
+from phf_ray.feedback.prepare import KEY_BYTES
 from phf_ray.judging.pairs import Pair, pair_of
 from phf_ray.judging.pool import Pool
 from phf_ray.judging.sources import JudgingSource, Row
@@ -88,8 +89,13 @@ class Survey:
 
     num_pairs: int
     num_bytes: int
+    keys: bytes
+    """Of all rows, one after the other."""
     duplicates: frozenset[int]
-    """Numbers of rows that are later copies of a pair."""
+    """Indices of rows that are later copies of a pair."""
+
+    def key(self, index: int) -> str:
+        return self.keys[index * KEY_BYTES : (index + 1) * KEY_BYTES].hex()
 
 
 def survey(source: JudgingSource) -> Survey:
@@ -97,18 +103,21 @@ def survey(source: JudgingSource) -> Survey:
     keys, num_bytes, num_rows = bytearray(), 0, 0
     for row, pair in _pairs(source):
         keys += bytes.fromhex(pair.key)
-        num_bytes += len(json.dumps(row, default=str))
+        num_bytes += sum(len(value) for value in row.values() if isinstance(value, str))
         num_rows += 1
     if not num_rows:
         raise DataError(f"{', '.join(source.inputs)}: there is no pair to judge")
     duplicates = frozenset(repeats([keys_from(bytes(keys))])[0])
-    return Survey(num_rows - len(duplicates), num_bytes, duplicates)
+    return Survey(num_rows - len(duplicates), num_bytes, bytes(keys), duplicates)
 
 
-def plan_annotation(request: AnnotateRequest, place: CorpusFolder, *, restart: bool) -> AnnotatePlan:
+def plan_annotation(
+    request: AnnotateRequest, place: CorpusFolder, *, restart: bool
+) -> tuple[AnnotatePlan, Survey | None]:
     """Return the plan of this output: the stored one if it still holds, else a new one, which is stored.
 
-    Raises ConfigError that names the changes.
+    With a new plan comes what the input holds, so that it need not be read once more. Raises ConfigError that names the
+    changes.
     """
     place.refuse_in_input(request.source.inputs)
     key = request.key()
@@ -121,7 +130,7 @@ def plan_annotation(request: AnnotateRequest, place: CorpusFolder, *, restart: b
                 f"--output {place.path} was begun with another {named}; give another --output, or --restart to discard "
                 "its contents (answers of judges stay in the cache)"
             )
-        return stored
+        return stored, None
     found = survey(request.source)
     rows = min(max(found.num_pairs // _PARTS, _FEWEST_ROWS), _MOST_ROWS)
     plan = AnnotatePlan(key, found.num_pairs, len(found.duplicates), max(1, found.num_pairs // rows))
@@ -129,7 +138,7 @@ def plan_annotation(request: AnnotateRequest, place: CorpusFolder, *, restart: b
         place.clear()
     place.refuse_strangers()
     write_file(place.name(PLAN), json.dumps(plan.to_json(), indent=1).encode())
-    return plan
+    return plan, found
 
 
 _FLAGS = {
@@ -160,33 +169,50 @@ def read_staged(file: str) -> list[tuple[Row, Pair]]:
     """Return the rows of a part, and their pairs."""
     filesystem, path = open_filesystem(file)
     lines = filesystem.cat_file(path).splitlines()
-    return [(row, pair_of(row, number=number)) for number, row in map(json.loads, lines)]
+    return [(row, pair_of(row, number=number).with_key(key)) for number, key, row in map(json.loads, lines)]
 
 
-def stage_pairs(request: AnnotateRequest, place: CorpusFolder, plan: AnnotatePlan, shards: Sequence[int]) -> None:
-    """Write the pairs of these parts where workers find them. Those that are there already stay."""
+def stage_pairs(
+    request: AnnotateRequest,
+    place: CorpusFolder,
+    plan: AnnotatePlan,
+    shards: Sequence[int],
+    *,
+    found: Survey | None = None,
+) -> None:
+    """Write the pairs of these parts where workers find them. Those that are there already stay.
+
+    `found`: what the input holds; None: find out.
+    """
     filesystem, _ = open_filesystem(place.name())
     missing = [shard for shard in shards if not filesystem.exists(open_filesystem(staged_file(place, plan, shard))[1])]
     if not missing:
         return
-    found = survey(request.source)
+    found = survey(request.source) if found is None else found
     if found.num_pairs != plan.num_pairs:
         raise ConfigError(
             f"the input has {found.num_pairs} pairs, and had {plan.num_pairs} when the job began; give another "
             "--output, or --restart"
         )
+    steps = request.steps
     at_once = max(1, plan.num_shards * _STAGED_BYTES // max(1, found.num_bytes))
     for begin in range(0, len(missing), at_once):
         lines: dict[int, list[str]] = {shard: [] for shard in missing[begin : begin + at_once]}
-        for number, (row, pair) in enumerate(_pairs(request.source)):
-            if number not in found.duplicates and (shard := _shard_of(request.steps, plan, pair)) in lines:
-                lines[shard].append(json.dumps([number + 1, row], default=str))
+        for index, (row, pair) in enumerate(_pairs(request.source)):
+            if index in found.duplicates:
+                continue
+            shard = _shard_of(steps, plan, pair.with_key(found.key(index)))
+            if shard in lines:
+                lines[shard].append(json.dumps([index + 1, pair.key, row], default=str))
         for shard, some in lines.items():
             write_file(staged_file(place, plan, shard), "\n".join(some).encode())
 
 
 def _shard_of(steps: Steps, plan: AnnotatePlan, pair: Pair) -> int:
-    group = steps.group_of(pair, num_pairs=plan.num_pairs)
+    annotator = steps.annotator_of(pair)
+    if annotator.batch_size == 1:
+        return int(pair.key, 16) % plan.num_shards
+    group = steps.group_among(annotator, pair, num_pairs=plan.num_pairs)
     return int(digest(["part", group], size=8), 16) % plan.num_shards
 
 

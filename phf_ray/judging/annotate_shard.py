@@ -80,7 +80,7 @@ def _write(output: str, shard: Mapping[str, Any], rows: list[tuple[dict[str, Any
         for row, pair, judgement in sorted(rows, key=lambda one: one[1].key):
             comparison = comparison_of(row, pair, judgement)
             stats.add(comparison, judgement)
-            hashed.update(json.dumps([comparison.id, comparison.annotator, comparison.preference]).encode())
+            hashed.update(f"{comparison.id} {comparison.annotator} {comparison.preference};".encode())
             made.append(comparison)
         for begin in range(0, len(made), _ROW_GROUP):
             part.write(FORM.columns(made[begin : begin + _ROW_GROUP]))

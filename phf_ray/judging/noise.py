@@ -20,6 +20,8 @@ def noisy_preference(pair: Pair, *, p_label_flip: float, seed: int) -> Preferenc
 
     Half of the labels that are drawn are right by chance, so p of all labels end wrong.
     """
+    if p_label_flip == 0:
+        return None
     drawn = draw_fraction("noise", seed, pair.key)
     if drawn < p_label_flip:
         return 1.0

@@ -34,6 +34,11 @@ class Pair:
         """Hash of the four texts, equal in every process."""
         return digest([self.instruction, self.input, self.output_1, self.output_2], size=16)
 
+    def with_key(self, key: str) -> "Pair":
+        """Take over a key that was computed before: hashing long texts takes longer than most steps."""
+        self.__dict__["key"] = key
+        return self
+
     def swapped(self) -> "Pair":
         return replace(self, output_1=self.output_2, output_2=self.output_1)
 

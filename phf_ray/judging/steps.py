@@ -57,6 +57,8 @@ class Steps:
 
     def annotator_of(self, pair: Pair) -> AnnotatorConfig:
         """Return who judges this instruction: the same for all of its pairs."""
+        if len(self._names) == 1:
+            return self._annotators[self._names[0]]
         index = draw_index(len(self._names), "annotator", self.seed, pair.instruction, pair.input)
         return self._annotators[self._names[index]]
 
@@ -81,12 +83,15 @@ class Steps:
     def group_of(self, pair: Pair, *, num_pairs: int) -> str:
         """Return the group whose pairs must come to `judge_pairs` in one call.
 
-        num_pairs: of all unique pairs of the job. Where prompts show one pair, groups are as good as any other parts.
+        num_pairs: of all unique pairs of the job. Where prompts show one pair, each pair is a group.
         """
         return self.group_among(self.annotator_of(pair), pair, num_pairs=num_pairs)
 
     def group_among(self, annotator: AnnotatorConfig, pair: Pair, *, num_pairs: int) -> str:
         """Like `group_of`, for the annotator of the pair."""
+        if annotator.batch_size == 1:
+            # Each pair has its prompt for itself.
+            return f"{annotator.name}/{pair.key}"
         num_groups = max(1, num_pairs // (len(self._names) * annotator.batch_size * _BATCHES_PER_GROUP))
         number = draw_index(num_groups, "group", self.seed, pair.key)
         return f"{annotator.name}/{'with' if pair.input else 'without'}/{number}"
@@ -194,7 +199,7 @@ def _batches(
     for showing in showings:
         config = showing.annotator
         together = showing.order if config.order == "both" else ""
-        group = steps.group_among(config, showing.pair, num_pairs=num_pairs)
+        group = "" if config.batch_size == 1 else steps.group_among(config, showing.pair, num_pairs=num_pairs)
         groups[config.name, group, together].append(showing)
     for (name, _, _), members in sorted(groups.items()):
         annotator, members = annotators[name], sorted(members, key=lambda showing: showing.pair.key)

@@ -3,6 +3,9 @@
 import hashlib
 import json
 
+_encoded = json.JSONEncoder(sort_keys=True).encode
+"""`json.dumps(value, sort_keys=True)`, without making an encoder each time."""
+
 
 def json_fingerprint(value: object) -> str:
     """Hash a JSON value. The hash identifies a corpus or a plan."""
@@ -12,4 +15,4 @@ def json_fingerprint(value: object) -> str:
 
 def digest(value: object, *, size: int = 12) -> str:
     """Hash a JSON value to `size` bytes. The hash identifies a request or a stored answer."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()
+    return hashlib.blake2b(_encoded(value).encode(), digest_size=size).hexdigest()
