@@ -169,7 +169,7 @@ def read_staged(file: str) -> list[tuple[Row, Pair]]:
     """Return the rows of a part, and their pairs."""
     filesystem, path = open_filesystem(file)
     lines = filesystem.cat_file(path).splitlines()
-    return [(row, pair_of(row, number=number).with_key(key)) for number, key, row in map(json.loads, lines)]
+    return [(row, _checked_pair(row, key)) for key, row in map(json.loads, lines)]
 
 
 def stage_pairs(
@@ -198,14 +198,20 @@ def stage_pairs(
     at_once = max(1, plan.num_shards * _STAGED_BYTES // max(1, found.num_bytes))
     for begin in range(0, len(missing), at_once):
         lines: dict[int, list[str]] = {shard: [] for shard in missing[begin : begin + at_once]}
-        for index, (row, pair) in enumerate(_pairs(request.source)):
+        for index, row in enumerate(request.source.rows()):
             if index in found.duplicates:
                 continue
-            shard = _shard_of(steps, plan, pair.with_key(found.key(index)))
+            key = found.key(index)
+            shard = _shard_of(steps, plan, _checked_pair(row, key))
             if shard in lines:
-                lines[shard].append(json.dumps([index + 1, pair.key, row], default=str))
+                lines[shard].append(json.dumps([key, row], default=str))
         for shard, some in lines.items():
             write_file(staged_file(place, plan, shard), "\n".join(some).encode())
+
+
+def _checked_pair(row: Row, key: str) -> Pair:
+    """Return the pair of a row that the survey has seen."""
+    return Pair(row["instruction"], row.get("input") or "", row["output_1"], row["output_2"]).with_key(key)
 
 
 def _shard_of(steps: Steps, plan: AnnotatePlan, pair: Pair) -> int:
