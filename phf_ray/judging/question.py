@@ -4,13 +4,12 @@ A question has a key. Two questions with one key are the same question, in every
 keeps answers by it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from phf_ray.generation.chat.prompts import Message
+from phf_ray.storage.hashing import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,7 @@ class Question:
     def key(self) -> str:
         """Hash of everything that decides the answer, equal in every process."""
         asked = self.prompt if self.messages is None else [(message.role, message.content) for message in self.messages]
-        text = json.dumps([self.judge, asked, self.decoding, self.seed], sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest([self.judge, asked, dict(self.decoding), self.seed], size=16)
 
 
 @dataclass(frozen=True, slots=True)
