@@ -60,7 +60,11 @@ def _environment(package: str) -> Environment:
 
 def _visible(value: Any) -> Any:
     """Return the text with hidden and harmful characters made visible; markup of the page itself stays as it is."""
-    return value if isinstance(value, Markup) else str(value).translate(_SHOWN)
+    return value if isinstance(value, Markup) else visible_text(str(value))
+
+
+def visible_text(text: str) -> str:
+    return text.translate(_SHOWN)
 
 
 _SHOWN = {

@@ -139,6 +139,8 @@ def new_axes(*, height: float = 3.2) -> tuple[Figure, Axes]:
 
 _MOST_INSIDE = 3
 """Maximum number of legend entries for which the axes have room."""
+_LONG_NAME = 16
+"""Of names with more characters, three do not fit side by side."""
 
 
 def add_legend(axes: Axes) -> None:
@@ -146,7 +148,10 @@ def add_legend(axes: Axes) -> None:
     if len(labels) > _MOST_INSIDE:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=9)
+        columns = 3 if max(map(len, labels)) <= _LONG_NAME else 2
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, fontsize=9
+        )
     elif labels:
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 

@@ -1,7 +1,7 @@
 """Checks of the judge: baselines that it must beat, consistency under swapped order, agreement with humans."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -129,19 +129,17 @@ def _agreement(
 def consistency_rows(rows: Sequence[JudgedRow]) -> list[dict[str, Any]]:
     """Return what each annotator does when answers change places, over pairs that it judged in both orders.
 
-    Rows of the same two answers in each other's place, and rows that say in which order they were shown, are such. A
-    row without `order` was shown as it stands.
+    Such are rows with order `both`, and rows of the same two answers that were shown in other orders. If no row has an
+    `order`, all were shown as they stand; otherwise rows without were shown to nobody.
     """
+    says_order = any(row.order is not None for row in rows)
     seen: defaultdict[str, dict[Hashable, tuple[list[float], list[float]]]] = defaultdict(dict)
     for row in rows:
-        if row.preference is None:
-            continue
         first, second = (row.generator_1, row.output_1), (row.generator_2, row.output_2)
         turned = second < first
-        key = (row.prompt, *sorted((first, second)))
-        orders = seen[row.annotator or ""].setdefault(key, ([], []))
-        shown_second_first = (row.order == "21") != turned
-        orders[shown_second_first].append(3 - row.preference if turned else row.preference)
+        orders = seen[row.annotator or ""].setdefault((row.prompt, *sorted((first, second))), ([], []))
+        for preference, is_second_first in _shown_preferences(row, says_order=says_order):
+            orders[is_second_first != turned].append(3 - preference if turned else preference)
     found = []
     for annotator, pairs in sorted(seen.items()):
         both = [(mean_of(one), mean_of(other)) for one, other in pairs.values() if one and other]
@@ -149,6 +147,17 @@ def consistency_rows(rows: Sequence[JudgedRow]) -> list[dict[str, Any]]:
             measured = swap_consistency([one for one, _ in both], [other for _, other in both])
             found.append({"annotator": annotator or None, "n_pairs": len(both), **asdict(measured)})
     return found
+
+
+def _shown_preferences(row: JudgedRow, *, says_order: bool) -> Iterator[tuple[float, bool]]:
+    """Yield each preference of a row, and whether answer 2 was shown first for it."""
+    if row.order == "both":
+        found = [(row.preference_12, False), (row.preference_21, True)]
+    elif row.order is None and says_order:
+        found = []
+    else:
+        found = [(row.preference, row.order == "21")]
+    yield from ((preference, is_second_first) for preference, is_second_first in found if preference is not None)
 
 
 def judge_warnings(rows: Sequence[JudgedRow]) -> list[str]:
@@ -163,7 +172,7 @@ def judge_warnings(rows: Sequence[JudgedRow]) -> list[str]:
             "the answer that it sees second": [
                 row.preference if row.order == "12" else 3 - row.preference
                 for row in mine
-                if row.preference is not None and row.order is not None
+                if row.preference is not None and row.order in ("12", "21")
             ],
         }
         for what, preferences in shown.items():

@@ -81,8 +81,9 @@ def judge_outputs(
             judged_row({**record, **names}, f"judgement {number} of {model.name}")
             for number, record in enumerate(judge(theirs, ours))
         ]
-        if len(judged) < len({(one["instruction"], one["input"], one["output"]) for one in ours}):
-            notes.append(f"{model.name}: {len(ours):,} pairs were asked for, {len(judged):,} judgements came back")
+        pairs = {(*one.values(), other["output"]) for one, other in zip(theirs, ours, strict=True)}
+        if len(judged) < len(pairs):
+            notes.append(f"{model.name}: {len(pairs):,} pairs were given, {len(judged):,} judgements came back")
         rows += judged
     return rows, notes
 

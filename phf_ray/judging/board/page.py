@@ -80,9 +80,12 @@ def _rating_notes(ratings: Mapping[str, Any]) -> list[str]:
 
 
 def _matrix(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return names, and for each row's name its cells (percent, text, title); None if there is little to see."""
+    """Return names, and for each row's name its cells (percent, text, title); None if there is little to see.
+
+    Where all were judged against one model, the matrix is one row of what the standings say.
+    """
     names = sorted({row[side] for row in rows for side in ("first", "second")})
-    if len(names) < 3 or len(names) > _MOST_COLUMNS:
+    if len(rows) < len(names) or len(names) > _MOST_COLUMNS:
         return None
     cells: dict[tuple[str, str], tuple[float, str, str]] = {}
     for row in rows:

@@ -4,13 +4,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phf_ray.evaluation.report.page import visible_text
 from phf_ray.evaluation.report.plots import FAINT, PALETTE, SOFT, Plot, Point, add_legend, new_axes, plot_points
 
 _MOST_LINES = len(PALETTE)
 """More lines can't be told apart by their colors."""
+_LONGEST_LABEL = 36
+"""Characters, for which a plot has room."""
 
 
 def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
+    """Draw what can be drawn; ratings that are not defined have no plot."""
     models = [row for row in board["models"] if row["win_rate"] is not None]
     colors = {row["name"]: PALETTE[number % len(PALETTE)] for number, row in enumerate(models)}
     level = f"{board['level']:.0%}"
@@ -26,11 +30,11 @@ def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
     if ratings:
         points = [
             Point(
-                row["name"],
+                _label(row["name"]),
                 row["bradley_terry"],
                 row["bradley_terry_interval"],
                 colors.get(row["name"], SOFT),
-                f"mark-rating-{row['name']}",
+                f"mark-rating-{_label(row['name'])}",
                 f"{row['bradley_terry']:.0f}",
             )
             for row in ratings
@@ -51,8 +55,15 @@ def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
     return plots
 
 
+def _label(name: str) -> str:
+    """Return the name as matplotlib can write it: short, and without formulas and hidden characters."""
+    shown = visible_text(" ".join(name.split()))
+    return (shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 3]}...").replace("$", r"\$")
+
+
 def _win_rate_point(row: Mapping[str, Any], colors: Mapping[str, str]) -> Point:
-    return Point(row["name"], row["win_rate"], row["interval"], colors[row["name"]], f"mark-win-rate-{row['name']}")
+    label = _label(row["name"])
+    return Point(label, row["win_rate"], row["interval"], colors[row["name"]], f"mark-win-rate-{label}")
 
 
 def _length_plot(board: Mapping[str, Any], colors: Mapping[str, str]) -> Plot:
@@ -64,8 +75,8 @@ def _length_plot(board: Mapping[str, Any], colors: Mapping[str, str]) -> Plot:
     for name in shown:
         mine = by_model[name]
         axes.plot(
-            [row["longer_by"] for row in mine], [row["win_rate"] for row in mine], color=colors[name], label=name,
-            marker="o", markersize=4, linewidth=1.8, gid=f"mark-length-{name}",
+            [row["longer_by"] for row in mine], [row["win_rate"] for row in mine], color=colors[name],
+            label=_label(name), marker="o", markersize=4, linewidth=1.8, gid=f"mark-length-{_label(name)}",
         )  # fmt: skip
     axes.axhline(50, color=SOFT, linestyle=":", linewidth=1.2)
     axes.axvline(0, color=FAINT, linewidth=1.2)
@@ -85,11 +96,11 @@ def _check_points(board: Mapping[str, Any]) -> list[Point]:
     ]
     return [
         Point(
-            row["name"],
+            _label(row["name"]),
             100 * row["accuracy"],
             None if row["accuracy_interval"] is None else [100 * bound for bound in row["accuracy_interval"]],
             SOFT if row["is_baseline"] else PALETTE[0],
-            f"mark-agreement-{row['name']}",
+            f"mark-agreement-{_label(row['name'])}",
         )
         for row in rows
         if row["accuracy"] is not None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from phf_ray.corpus.cut import Piece
-from phf_ray.corpus.find import find_files
+from phf_ray.corpus.find import InputFile, find_files
 from phf_ray.corpus.read import read_rows_of
 from phf_ray.corpus.tables import read_rows
 from phf_ray.errors import ConfigError, DataError
@@ -14,6 +14,7 @@ from phf_ray.feedback.reader import list_feedback_parts
 from phf_ray.judging.board.rows import JudgedRow, judged_row
 from phf_ray.judging.board.stored import ROWS, holds_board
 from phf_ray.records import Rejected
+from phf_ray.storage.files import open_filesystem, store_errors
 
 Numbered = tuple[str, dict[str, Any]]
 """A record, and where it is, for messages."""
@@ -51,12 +52,7 @@ def _numbered(table: str) -> Iterator[Numbered]:
 
 
 def _records_of_files(source: str, *, option: str) -> Iterator[Numbered]:
-    try:
-        files = find_files([source], text_suffixes=frozenset()).files
-    except ConfigError as error:
-        # The search speaks of the option that most jobs have.
-        raise ConfigError(str(error).replace("--input", option)) from None
-    for file in files:
+    for file in _find(source, option=option):
         if file.kind not in ("lines", "table"):
             raise ConfigError(f"{option} {file.name}: text has no columns; give JSON, JSON lines or Parquet")
         for index, record in read_rows_of(file, Piece(0, 0)):
@@ -64,3 +60,22 @@ def _records_of_files(source: str, *, option: str) -> Iterator[Numbered]:
             if isinstance(record, Rejected):
                 raise DataError(f"{place} can't be read: {record.reason}: {record.detail}; repair the file")
             yield place, record
+
+
+def _find(source: str, *, option: str) -> Sequence[InputFile]:
+    """Find the files of a source. In a folder, JSON files count, which other jobs take for descriptions of the data."""
+    filesystem, root = open_filesystem(source)
+    with store_errors(source):
+        has_json = filesystem.isdir(root) and filesystem.glob(f"{root.rstrip('/')}/**/*.json")
+    json_files = f"{source.rstrip('/')}/**/*.json"
+    try:
+        try:
+            files = find_files([source], text_suffixes=frozenset()).files
+        except ConfigError:
+            if not has_json:
+                raise
+            return find_files([json_files]).files
+        return [*files, *find_files([json_files]).files] if has_json else files
+    except ConfigError as error:
+        # The search speaks of the option that most jobs have.
+        raise ConfigError(str(error).replace("--input", option)) from None

@@ -36,7 +36,10 @@ class JudgedRow:
     error: str | None = None
     """Why there is no preference; None if there is one."""
     order: str | None = None
-    """`12` if the judge saw answer 1 first, `21` if it saw answer 2 first; None if nothing says so."""
+    """`12` if the judge saw answer 1 first, `21` if answer 2, `both` if it was asked twice; None if nothing says so."""
+    preference_12: float | None = None
+    """With order `both`: the preference when answer 1 was shown first, of the answers as they stand here."""
+    preference_21: float | None = None
     price: float | None = None
     human_preference: float | None = None
 
@@ -73,6 +76,8 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
         annotator=_optional_text(record, "annotator", place),
         error=error,
         order=_order(record, place),
+        preference_12=preference_of(record, "preference_12", place),
+        preference_21=preference_of(record, "preference_21", place),
         price=_price(record, place),
         human_preference=preference_of(record, "human_preference", place),
     )
@@ -147,9 +152,9 @@ def _order(record: Mapping[str, Any], place: str) -> str | None:
     order = record.get("order")
     if order is None:
         return None
-    if str(order) not in ("12", "21"):
+    if str(order) not in ("12", "21", "both"):
         raise DataError(
-            f"{place}: order is {_shown(order)}; write 12 if the judge saw answer 1 first, 21 if answer 2, or null"
+            f"{place}: order is {_shown(order)}; write 12 if the judge saw answer 1 first, 21 if answer 2, both or null"
         )
     return str(order)
 

@@ -14,8 +14,8 @@ from phf_ray.measures.intervals import Interval
 from phf_ray.measures.win_rates import WinRate
 
 LENGTH_CONTROLLED = "length-controlled, unregularised"
-_FEW_PROMPTS, _FEW_ROWS = 50, 250
-"""Below either, the interval of a win rate covers less than it says (phf_ray/measures/win_rates.py)."""
+_FEW_PROMPTS, _FEW_OF_EITHER = 50, 5
+"""Prompts, and wins or losses, below which the interval of a win rate covers less than it says."""
 
 
 def standings_of(duels: Sequence[Duel], *, level: float) -> list[dict[str, Any]]:
@@ -85,11 +85,11 @@ def _interval_note(found: WinRate, *, num_prompts: int) -> str | None:
         return "one prompt says nothing about the spread"
     if found.standard_error == 0:
         return "all rows say the same, which tells nothing about the spread"
-    if num_prompts < _FEW_PROMPTS or found.n_total < _FEW_ROWS or not 10 <= found.win_rate <= 90:
-        return (
-            f"{found.n_total} rows of {num_prompts} prompts at a rate of {found.win_rate:.0f}%: a 95% interval covers "
-            "86 to 92% of the time for so few prompts, or rates near 0 or 100%"
-        )
+    if num_prompts < _FEW_PROMPTS:
+        return f"of {num_prompts} prompts, a 95% interval covers less than it says: 91% of the time for 20, 86% for 10"
+    if found.n_draws / 2 + min(found.n_wins, found.n_wins_base) < _FEW_OF_EITHER:
+        side = "wins" if found.n_wins < found.n_wins_base else "losses"
+        return f"with so few {side}, a 95% interval covers less than it says: 92% of the time for 3, 70% for 1"
     return None
 
 
@@ -100,8 +100,9 @@ def differences_of(duels: Sequence[Duel], *, level: float) -> list[dict[str, Any
     """
     shares: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for duel in duels:
+        mine = shares[duel.model]
         if duel.preference is not None:
-            shares[duel.model][duel.prompt, duel.opponent].append(100 * duel.share)
+            mine[duel.prompt, duel.opponent].append(100 * duel.share)
     rows = [_difference(shares, first, second, level=level) for first, second in combinations(sorted(shares), 2)]
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_value_holm"] = corrected

@@ -20,8 +20,10 @@ ROWS = "rows.parquet"
 BOARD = "leaderboard.json"
 _METADATA_KEY = b"phf_ray.leaderboard"
 
-_TYPES = {"preference": pa.float64(), "price": pa.float64(), "human_preference": pa.float64()}
-_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(JudgedRow)])
+_NUMBERS = {"preference", "preference_12", "preference_21", "price", "human_preference"}
+_SCHEMA = pa.schema(
+    [(field.name, pa.float64() if field.name in _NUMBERS else pa.string()) for field in fields(JudgedRow)]
+)
 
 
 class BoardSettings(BaseModel):

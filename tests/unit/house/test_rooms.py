@@ -44,7 +44,7 @@ EDGES = {
     "blocks": {"corpus", "feedback", "scorers", "generation.chat"},
     "training": {"corpus", "blocks", "models", "objectives", "scorers", "runs"},
     "evaluation": {"corpus", "generation", "models", "scorers", "runs"},
-    "judging": {"feedback", "scorers", "generation", "evaluation.report"},
+    "judging": {"corpus", "feedback", "scorers", "generation", "evaluation.report"},
     "integrations": {"blocks", "models", "objectives"},
     "serve": {"corpus", "generation", "models", "scorers", "runs"},
 }
