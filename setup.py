@@ -11,7 +11,7 @@ setup(
     packages=[*find_packages(include=["phf_ray*", "serve*", "jobs*"]), SHIPPED],
     package_dir={SHIPPED: "configs"},
     package_data={
-        SHIPPED: ["**/*.yml", "**/*.yaml", "**/*.jsonl", "**/*.md", "**/*.py", "**/*.json", "**/*.jinja"],
+        SHIPPED: ["**/*.yml", "**/*.yaml", "**/*.jsonl", "**/*.md", "**/*.py", "**/*.json", "**/*.jinja", "**/*.txt"],
         "phf_ray.evaluation.report": ["*.jinja"],
         "phf_ray.judging.board": ["*.jinja", "*.csv"],
     },

@@ -5,6 +5,18 @@ Each stage has one file of sections; `parsing.py` reads configuration files. Sec
 names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
+from phf_ray.config.annotators import (
+    AnnotatorConfig,
+    AnnotatorPool,
+    BiasedScorerSettings,
+    JsonParser,
+    JudgeConfig,
+    JudgeServer,
+    ParserConfig,
+    PromptFiles,
+    RankingParser,
+    TokenPrice,
+)
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
 from phf_ray.config.base import Compat, Count, Fraction, Positive, Quantile, Threshold
 from phf_ray.config.cadence import due_steps, evaluation_steps
@@ -20,18 +32,21 @@ from phf_ray.config.objective import (
     RWRConfig,
     UnlikelihoodConfig,
 )
-from phf_ray.config.parsing import load_config, merge, parse_config
+from phf_ray.config.parsing import load_config, merge, parse_config, parse_section, read_yaml
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
-from phf_ray.config.shipped import shipped_folder, task_path
+from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
 from phf_ray.config.whole import Config
 
 __all__ = [
     "REPLACED",
     "AWRConfig",
+    "AnnotatorConfig",
+    "AnnotatorPool",
     "AttackedKwargs",
     "AttackerConfig",
+    "BiasedScorerSettings",
     "BradleyTerryConfig",
     "Cadence",
     "Compat",
@@ -44,6 +59,9 @@ __all__ = [
     "GenerateKwargs",
     "GenerationConfig",
     "GpuPoolConfig",
+    "JsonParser",
+    "JudgeConfig",
+    "JudgeServer",
     "KLConfig",
     "LoraSettings",
     "MLEConfig",
@@ -51,15 +69,19 @@ __all__ = [
     "ModelConfig",
     "ModelKwargs",
     "ObjectiveConfig",
+    "ParserConfig",
     "PoolConfig",
     "Pools",
     "Positive",
+    "PromptFiles",
     "Quantile",
     "RWRConfig",
+    "RankingParser",
     "RedTeamConfig",
     "Scenario",
     "ScoringConfig",
     "Threshold",
+    "TokenPrice",
     "TokenizerConfig",
     "TrainingConfig",
     "UnlikelihoodConfig",
@@ -69,6 +91,10 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "parse_section",
+    "pool_path",
+    "read_yaml",
     "shipped_folder",
+    "shipped_or_own",
     "task_path",
 ]

@@ -7,7 +7,7 @@ Precedence: defaults < task file (which may start with `extends: other.yml`, or 
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from phf_ray.config.replaced import REPLACED
 from phf_ray.config.shipped import SUFFIXES, method_path, model_path, task_path
 from phf_ray.config.whole import Config
 from phf_ray.errors import ConfigError
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 def load_config(
@@ -55,10 +57,15 @@ def _with_shape(section: Mapping[str, Any], values: Mapping[str, Any], *, file: 
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+    return parse_section(Config, values, source)
+
+
+def parse_section(section: type[AnySection], values: Mapping[str, Any], source: str) -> AnySection:
+    """Parse `values` as a `section`. Raises ConfigError with every problem found, not only the first."""
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        problems = sorted({_described(detail) for detail in error.errors()})
+        problems = sorted({_described(detail, section) for detail in error.errors()})
         raise ConfigError(
             f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  - {line}" for line in problems)
         ) from None
@@ -125,7 +132,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def _described(detail: Any) -> str:
+def _described(detail: Any, section: type[BaseModel]) -> str:
     # The user's key has no list indices and no names of union members, so drop them.
     path = [part for part in detail["loc"] if isinstance(part, str) and part not in _UNION_MEMBERS]
     key = ".".join(path)
@@ -133,21 +140,21 @@ def _described(detail: Any) -> str:
     if key in REPLACED:
         return f"{shown}: {REPLACED[key]}"
     if detail["type"] == "extra_forbidden":
-        return f"{shown}: unknown key; {_suggestion(path)}"
+        return f"{shown}: unknown key; {_suggestion(path, section)}"
     if detail["type"] == "value_error":
         message = str(detail["ctx"]["error"])
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
 
 
-def _suggestion(path: Sequence[str]) -> str:
-    known = sorted(_known_keys(path[:-1]))
+def _suggestion(path: Sequence[str], section: type[BaseModel]) -> str:
+    known = sorted(_known_keys(path[:-1], section))
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
 
 
-def _known_keys(path: Sequence[str]) -> set[str]:
-    models: list[type[BaseModel]] = [Config]
+def _known_keys(path: Sequence[str], section: type[BaseModel]) -> set[str]:
+    models: list[type[BaseModel]] = [section]
     for part in path:
         found = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         models = [inner for annotation in found for inner in _models_in(annotation)]
@@ -163,4 +170,4 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 # Names of union members that pydantic puts into an error's path.
-_UNION_MEMBERS = {"MLE", "Unlikelihood", "AWR", "RWR", "Quantile", "float", "int"}
+_UNION_MEMBERS = {"MLE", "Unlikelihood", "AWR", "RWR", "Quantile", "PromptFiles", "float", "int", "str"}

@@ -17,6 +17,8 @@ _TASKS = (*MAIN_TASKS, "finetune")
 """Files in a task's folder that are tasks. All others are methods."""
 _MODELS = "models"
 """Folder of the models' shapes."""
+_ANNOTATORS = "annotators"
+"""Folder of the pools of annotators."""
 _OTHER_NAMES = {"finetuning": "finetune"}
 """Name of a file in the original code -> its name here."""
 
@@ -80,8 +82,22 @@ def model_path(model: str | Path) -> Path:
     return found
 
 
+def pool_path(pool: str | Path) -> Path:
+    """Return the file of a pool of annotators: `offline` is `configs/annotators/offline.yml`; or a path.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(pool, Path) or is_path(pool):
+        return _existing(pool)
+    found = _first_file([shipped_folder() / _ANNOTATORS / pool])
+    if found is None:
+        names = sorted(path.stem for path in (shipped_folder() / _ANNOTATORS).glob("*.yml"))
+        raise ConfigError(_unknown("annotator pool", pool, names))
+    return found
+
+
 def task_names() -> list[str]:
-    folders = (folder for folder in shipped_folder().glob("*/") if folder.name != _MODELS)
+    folders = (folder for folder in shipped_folder().glob("*/") if folder.name not in (_MODELS, _ANNOTATORS))
     return sorted(name for folder in folders for name in _tasks_in(folder))
 
 

@@ -13,7 +13,19 @@ _EXPORTS = {
     "Answer": "question",
     "Asker": "question",
     "Failure": "question",
+    "LabelAgreement": "label_agreement",
+    "agreement_with_labels": "label_agreement",
+    "agreement_with_scorer": "label_agreement",
+    "Judge": "judges.base",
+    "Judgement": "pairs",
+    "Pair": "pairs",
+    "PairwiseAutoAnnotator": "api",
+    "Pool": "pool",
     "Question": "question",
+    "Steps": "steps",
+    "alpaca_leaderboard": "api",
+    "judge_pairs": "steps",
+    "load_pool": "pool",
 }
 
 

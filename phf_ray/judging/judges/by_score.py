@@ -1,0 +1,70 @@
+"""Judges that compare the scores of both answers, as they are or with stated biases. The lower score is better."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from phf_ray.config import BiasedScorerSettings
+from phf_ray.judging.judges.base import Judge
+from phf_ray.judging.judges.rules import lower_wins
+from phf_ray.judging.pairs import Pair, Preference
+from phf_ray.judging.question import Failure
+from phf_ray.records import Scored
+from phf_ray.scorers import build_scorer
+from phf_ray.scorers.base import ReadsPrompts
+
+
+class ScorerJudge(Judge):
+    """Prefers the answer with the lower score. A reward model sees the instruction too."""
+
+    def __init__(self, scorer: Any, *, biases: BiasedScorerSettings | None = None):
+        """`scorer`: the config of one; without biases, its preference alone counts."""
+        self._scorer = build_scorer(scorer)
+        self._biases = biases
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Preference | Failure]:
+        shown = _without_white_space if self._biases and "white_space" in self._biases.ignore else _as_it_is
+        scores = self._scores(
+            [(pair.whole_instruction, shown(text)) for pair in pairs for text in (pair.output_1, pair.output_2)]
+        )
+        return [
+            self._preference(pair, first, second)
+            for pair, first, second in zip(pairs, scores[::2], scores[1::2], strict=True)
+        ]
+
+    def _scores(self, answers: Sequence[tuple[str, str]]) -> list[Scored]:
+        if isinstance(self._scorer, ReadsPrompts):
+            return self._scorer.score_answers(answers)
+        return self._scorer.score_all([answer for _, answer in answers])
+
+    def _preference(self, pair: Pair, first: Scored, second: Scored) -> Preference | Failure:
+        if first.score is None or second.score is None:
+            number, error = (1, first.error) if first.score is None else (2, second.error)
+            return Failure(f"unscored: answer {number} as shown: {error}")
+        return lower_wins(first.score - _advantage_of_first(pair, self._biases), second.score)
+
+
+def _advantage_of_first(pair: Pair, biases: BiasedScorerSettings | None) -> float:
+    """By how much the biases lower the first answer's score against that of the second."""
+    if biases is None:
+        return 0.0
+    # The one more keeps an empty answer's logarithm finite.
+    times_as_long = math.log((len(pair.output_1) + 1) / (len(pair.output_2) + 1))
+    return biases.length_weight * times_as_long + biases.position_weight
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _without_white_space(text: str) -> str:
+    """The text with its white space tidied: indents in steps of four, single spaces, no space at the ends of lines, no
+    empty lines, and a line break at the end."""
+    return "".join(f"{_tidied(line)}\n" for line in text.splitlines() if not line.isspace() and line)
+
+
+def _tidied(line: str) -> str:
+    words = line.strip()
+    indent = len(line.expandtabs()) - len(line.expandtabs().lstrip())
+    return " " * (4 * round(indent / 4)) + re.sub(r"[ \t]+", " ", words)

@@ -1,0 +1,70 @@
+"""Finds a judge in the user's own module, named `my_module:MyJudge` in a pool."""
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phf_ray.errors import ConfigError
+from phf_ray.judging.judges.base import Judge
+from phf_ray.judging.pairs import Pair, Preference
+from phf_ray.judging.question import Failure
+
+
+def outside_judge(name: str, settings: Mapping[str, Any]) -> Judge:
+    """Import the class `my_module:MyJudge` and build it with `settings`. The import runs the module's code.
+
+    Raises ConfigError that says what is missing: the module, the class in it, or an argument.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name.isidentifier():
+        raise ConfigError(f"judge class_name {name!r} does not name a class in a module; write my_module:MyJudge")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"judge class_name {name!r}: the module {module_name!r} can't be imported "
+            f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
+            "or to working_dir or py_modules of Ray's runtime_env"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, Judge)):
+        known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Judge)]
+        judges = ", ".join(sorted(set(known) - {"Judge"})) or "none"
+        raise ConfigError(
+            f"judge class_name {name!r}: {module_name} has no class {class_name} derived from "
+            f"phf_ray.judging.Judge; its judges are {judges}"
+        )
+    try:
+        return _Checked(found(**settings), name=name)
+    except TypeError as error:
+        raise ConfigError(f"judge class_name {name!r}: {error}; check `settings` and the class's methods") from error
+
+
+class _Checked(Judge):
+    """A judge whose answers are looked at: a preference of 0 or too few of them would be wrong labels."""
+
+    def __init__(self, judge: Judge, *, name: str):
+        self._judge = judge
+        self._name = name
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[Preference | Failure]:
+        said = list(self._judge.prefer(pairs))
+        if len(said) != len(pairs):
+            raise ConfigError(f"judge {self._name}: prefer() returned {len(said)} preferences for {len(pairs)} pairs")
+        return [self._checked(one) for one in said]
+
+    def _checked(self, said: Any) -> Preference | Failure:
+        if isinstance(said, Failure):
+            return said
+        if said is None:
+            return Failure("no_preference: the judge said None")
+        try:
+            number = float(said)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not 1 <= number <= 2:
+            raise ConfigError(
+                f"judge {self._name}: prefer() returned {said!r:.80}; return 1 (the first answer) to 2, or a Failure"
+            )
+        return number

@@ -1,0 +1,113 @@
+"""A pool of annotators, checked as far as that needs no weights and no server; and the annotators built from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, parse_section, pool_path, read_yaml
+from phf_ray.errors import ConfigError
+from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
+from phf_ray.judging.judges.build import build_judge
+from phf_ray.judging.logit_bias import logit_bias
+from phf_ray.judging.prompts import JudgePrompt, load_prompts
+from phf_ray.scorers import scorer_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool and the prompts of its judges behind URLs. It holds only configuration, and can be sent anywhere."""
+
+    config: AnnotatorPool
+    prompts: Mapping[str, tuple[JudgePrompt, JudgePrompt]]
+    """Name of the annotator -> prompts for rows without and with an input."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(annotator.name for annotator in self.config.annotators)
+
+    @property
+    def endpoints(self) -> dict[str, JudgeServer]:
+        """Whom a question names as its judge -> the server, with the pool's values where it has none of its own."""
+        found = (self.endpoint(annotator) for annotator in self.config.annotators)
+        return {judge_of(endpoint): endpoint for endpoint in found if endpoint is not None}
+
+    @property
+    def in_flight(self) -> int:
+        """Prompts to ask at once: as many as its servers take together."""
+        return sum(server.max_in_flight for server in self.endpoints.values()) or 1
+
+    def endpoint(self, annotator: AnnotatorConfig) -> JudgeServer | None:
+        own = annotator.judge.endpoint
+        if own is None:
+            return None
+        pool = self.config
+        return own.model_copy(
+            update={
+                "url": own.url or pool.url,
+                "model": pool.models.get(own.model or "", own.model) or pool.model,
+                # The pool's key is for the pool's server.
+                "key_env": own.key_env or (pool.key_env if own.url is None else None),
+            }
+        )
+
+    def build(self, *, seed: int = 0) -> dict[str, Annotator]:
+        """Build the annotators, which may load models. `seed`: that of the call.
+
+        Raises ConfigError if a judge or a tokenizer can't be loaded.
+        """
+        return {
+            annotator.name: self._built(annotator, seed=seed + annotator.seed) for annotator in self.config.annotators
+        }
+
+    def _built(self, annotator: AnnotatorConfig, *, seed: int) -> Annotator:
+        endpoint = self.endpoint(annotator)
+        if endpoint is None:
+            return LocalAnnotator(annotator, build_judge(annotator.judge, seed=seed))
+        assert annotator.parser is not None
+        decoding = dict(annotator.decoding)
+        if bias := logit_bias(annotator, tokenizer=annotator.tokenizer or self.config.tokenizer):
+            decoding["logit_bias"] = {**bias, **decoding.get("logit_bias", {})}
+        if annotator.parser.logprobs is not None:
+            # The two kinds of endpoint ask for the likeliest tokens in two ways.
+            num = self.config.num_top_logprobs
+            asked = {"logprobs": True, "top_logprobs": num} if annotator.judge.chat else {"logprobs": num}
+            decoding = {**asked, **decoding}
+        manner = Manner(judge_of(endpoint), self.prompts[annotator.name], annotator.parser, decoding, seed)
+        return AskedAnnotator(annotator, manner)
+
+
+def judge_of(endpoint: JudgeServer) -> str:
+    """Return whom a question names as its judge: URL and model."""
+    return f"{str(endpoint.url).rstrip('/').removesuffix('/v1')} {endpoint.model}"
+
+
+def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] | None = None) -> Pool:
+    """Load a pool: the name of a shipped one (`offline`), a file, or a mapping such as a file holds.
+
+    `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`. Raises ConfigError with every
+    problem that can be found without loading weights.
+    """
+    folder, source, values = Path.cwd(), "annotators", pool
+    if not isinstance(values, Mapping):
+        file = pool_path(values)
+        folder, source, values = file.parent, str(pool), read_yaml(file)
+    given = {key: value for key, value in (over or {}).items() if value is not None}
+    config = parse_section(AnnotatorPool, {**values, **given}, source)
+    prompts = {
+        one.name: load_prompts(one, folder=folder) for one in config.annotators if one.judge.endpoint is not None
+    }
+    for annotator in config.annotators:
+        _check_scorer(annotator)
+    return Pool(config, prompts)
+
+
+def _check_scorer(annotator: AnnotatorConfig) -> None:
+    judge = annotator.judge
+    scorer = judge.biased_scorer.scorer if judge.biased_scorer is not None else judge.scorer
+    if scorer is None:
+        return
+    try:
+        scorer_settings(scorer)
+    except ConfigError as error:
+        raise ConfigError(f"annotator {annotator.name}: {error}") from None
