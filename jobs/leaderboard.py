@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "--generators", nargs=2, metavar=("REFERENCE", "MODEL"), help="names of both models, for rows that name none"
     )
     parser.add_argument("--published", action="store_true", help="show AlpacaFarm's published rows beside, marked")
-    parser.add_argument("--level", type=float, metavar="P", help="level of all intervals (default 0.95)")
+    parser.add_argument("--level", type=float, metavar="P", help="level of intervals (default 0.95)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of resampling (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what --output holds")
     return parser
@@ -149,8 +149,11 @@ def _rows(
 
 def _judge(annotators: str | None) -> "JudgePairs":
     if annotators is None:
-        raise ConfigError("outputs need --annotators NAME|FILE: who judges them")
-    raise NotImplementedError
+        raise ConfigError("outputs need --annotators NAME|FILE: who judges them (offline, or a file of your own)")
+    from phf_ray.judging import PairwiseAutoAnnotator
+
+    annotator = PairwiseAutoAnnotator(annotators)
+    return lambda theirs, ours: annotator.annotate_head2head(theirs, ours, is_ordered=True)
 
 
 if __name__ == "__main__":

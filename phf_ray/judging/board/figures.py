@@ -11,7 +11,7 @@ from phf_ray.errors import DataError
 from phf_ray.judging.board.checks import baseline_rows, consistency_rows, human_rows, judge_warnings
 from phf_ray.judging.board.duels import battles_of, duels_of, sum_of
 from phf_ray.judging.board.published import WARNING, published_rows
-from phf_ray.judging.board.rows import NO_REASON, JudgedRow
+from phf_ray.judging.board.rows import NO_REASON, NOT_NAMED, JudgedRow
 from phf_ray.judging.board.standings import (
     LENGTH_CONTROLLED,
     average_length,
@@ -21,12 +21,13 @@ from phf_ray.judging.board.standings import (
 )
 from phf_ray.judging.board.stored import ROWS, BoardSettings, read_rows_file, sort_rows
 from phf_ray.judging.board.strengths import matrix_of, strengths_of
+from phf_ray.judging.question import Failure
 
 
 def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str, Any]:
     """Return leaderboard.json's content. Raises DataError if no row was judged."""
     if all(row.preference is None for row in rows):
-        reasons = Counter(row.error or NO_REASON for row in rows)
+        reasons = Counter(Failure(row.error or NO_REASON).kind for row in rows)
         told = ", ".join(f"{reason} x {count:,}" for reason, count in reasons.most_common(5)) or "there are no rows"
         raise DataError(f"none of the {len(rows):,} rows has a preference ({told}); judge them again")
     rows = sort_rows(rows)
@@ -35,7 +36,7 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
     level, seed = settings.level, settings.seed
     models = standings_of(duels, level=level)
     strengths = strengths_of(battles, level=level, seed=seed, num_resamples=settings.num_resamples)
-    human = human_rows(battles, level=level, seed=seed, num_resamples=settings.num_resamples)
+    human = human_rows(battles, seed=seed)
     names = {row["name"] for row in models}
     answers = {(duel.opponent, duel.prompt, duel.output_1): duel.output_1 for duel in duels}
     references = sorted({duel.opponent for duel in duels} - names)
@@ -49,13 +50,13 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
         "matrix": matrix_of(battles, level=level),
         "differences": differences_of(duels, level=level),
         "by_length_difference": by_length_difference(duels),
-        "baselines": baseline_rows(duels, level=level, seed=seed),
+        "baselines": baseline_rows(duels, seed=seed),
         "consistency": consistency_rows(rows),
         "human": human,
         "published": published_rows() if settings.show_published else [],
         "warnings": [*judge_warnings(rows), *_warnings(models, human), *settings.notes]
         + [WARNING] * settings.show_published,
-        "annotators": dict(sorted(Counter(row.annotator or "not named" for row in rows).items())),
+        "annotators": dict(sorted(Counter(row.annotator or NOT_NAMED for row in rows).items())),
         "length_control": LENGTH_CONTROLLED,
         "price": sum_of(row.price for row in rows),
         "n_rows": len(rows),

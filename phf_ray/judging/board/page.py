@@ -6,6 +6,7 @@ from typing import Any
 from phf_ray.evaluation.report.page import render_page, shown_plots
 from phf_ray.evaluation.report.plots import Plot
 from phf_ray.evaluation.report.table import format_cell
+from phf_ray.judging.board.rows import NOT_NAMED
 from phf_ray.judging.board.table import row_notes, standings_table
 
 _MOST_OPEN = 12
@@ -128,13 +129,12 @@ def _human(row: Mapping[str, Any]) -> list[str]:
         f"{row['n_decided']:,}",
         format_cell(row, "kappa", ".3f"),
         format_cell(row, "kappa_interval", ".3f"),
-        f"{row['n_total']:,}",
     ]
 
 
 def _consistency(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["annotator"] or "not named",
+        row["annotator"] or NOT_NAMED,
         f"{row['n_pairs']:,}",
         format_cell(row, "consistency", ".1%"),
         format_cell(row, "position_bias", "+.3f"),

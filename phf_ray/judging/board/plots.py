@@ -46,11 +46,9 @@ def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
     checks = _check_points(board)
     if checks:
         what = "humans" if board["human"] else "the judge"
-        caption = f"How often the better answer is named as {what} name it, with {level} intervals."
+        caption = f"How often the better answer is named as {what} name it, with 95% intervals."
         if not board["human"]:
-            caption = (
-                f"How often a judge that knows nothing of the answers agrees with the judge, with {level} intervals."
-            )
+            caption = "How often a judge that knows nothing of the answers agrees with the judge, with 95% intervals."
         plots.append(Plot(None, "agreement", caption, plot_points(checks, label=f"agreement with {what} (%)")))
     return plots
 

@@ -12,6 +12,8 @@ from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
 NOT_PARSED = "not parsed"
+NOT_NAMED = "not named"
+"""Stands for the annotator of rows that name none."""
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
 """The second and the third are AlpacaEval's."""
 _OLD_DRAW, _OLD_FAILURE = 0, -1

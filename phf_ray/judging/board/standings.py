@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from phf_ray.judging.board.duels import Duel, mean_of, sum_of
+from phf_ray.judging.question import Failure
 from phf_ray.measures import fit_length_control, holm, paired_difference, win_rate
 from phf_ray.measures.intervals import Interval
 from phf_ray.measures.win_rates import WinRate
@@ -57,7 +58,9 @@ def _standing(name: str, duels: Sequence[Duel], *, level: float) -> dict[str, An
         "n_prompts": len({duel.prompt for duel in judged}),
         "n_rows": sum(duel.num_rows for duel in duels),
         "n_failed": len(duels) - found.n_total,
-        "failures": dict(sorted(Counter(duel.reason for duel in duels if duel.reason is not None).items())),
+        "failures": dict(
+            sorted(Counter(Failure(duel.reason).kind for duel in duels if duel.reason is not None).items())
+        ),
         "n_empty_answers": sum(not duel.output_2.strip() for duel in duels),
         "price": sum_of(duel.price for duel in duels),
     }

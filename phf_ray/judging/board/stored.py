@@ -32,7 +32,7 @@ class BoardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     level: float = 0.95
-    """Of all intervals."""
+    """Of the intervals of win rates, ratings and differences."""
     seed: int = 0
     """Of resampling, of the order of battles and of the judge that guesses."""
     num_resamples: int = 1000
