@@ -11,6 +11,7 @@ from judged_rows import of_counts, record, rows_of, write_lines
 
 from jobs import leaderboard
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.judging.board import write
 from phf_ray.judging.board.figures import recompute_board
 from phf_ray.judging.board.stored import read_rows_file, sort_rows
 from phf_ray.judging.board.table import CSV_COLUMNS
@@ -41,7 +42,7 @@ def _few_resamples(monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run_whole(tmp_path):
     def run(*words, output="board", judge=None):
         assert leaderboard.main([*map(str, words), "--output", str(tmp_path / output)], judge=judge) == 0
         return json.loads((tmp_path / output / "leaderboard.json").read_text())
@@ -49,13 +50,20 @@ def run(tmp_path):
     return run
 
 
+@pytest.fixture
+def run(run_whole, monkeypatch):
+    """Without plots, which take most of the time."""
+    monkeypatch.setattr(write, "draw_board_plots", lambda board: [])
+    return run_whole
+
+
 def names(board):
     return [row["name"] for row in board["models"]]
 
 
-def test_it_writes_everything_and_every_figure_follows_from_the_rows(run, tmp_path, capsys):
+def test_it_writes_everything_and_every_figure_follows_from_the_rows(run_whole, tmp_path, capsys):
     records = [*of_counts("good", 12, 5, 1), *of_counts("bad", 4, 13, 1), record(900, None, error="timeout")]
-    board = run("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
+    board = run_whole("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
     assert {path.name for path in (tmp_path / "board").iterdir()} == FILES
     assert recompute_board(str(tmp_path / "board")) == board
     assert read_rows_file(str(tmp_path / "board"))[0] == sort_rows(rows_of(records))
@@ -78,10 +86,10 @@ def test_the_csv_has_the_columns_of_alpaca_farm(run, tmp_path):
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_same_rows_give_the_same_files(run, tmp_path):
+def test_the_same_rows_give_the_same_files(run_whole, tmp_path):
     records = of_counts("model", 5, 4, 1)
-    run("--comparisons", write_lines(tmp_path / "a.jsonl", records), output="a")
-    run("--comparisons", write_lines(tmp_path / "b.jsonl", records[::-1]), output="b")
+    run_whole("--comparisons", write_lines(tmp_path / "a.jsonl", records), output="a")
+    run_whole("--comparisons", write_lines(tmp_path / "b.jsonl", records[::-1]), output="b")
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -104,10 +112,10 @@ def page_of(folder: Path) -> Texts:
     return page
 
 
-def test_hostile_names_stay_text_on_the_page(run, tmp_path):
+def test_hostile_names_stay_text_on_the_page(run_whole, tmp_path):
     records = of_counts(f"model {HOSTILE}", 5, 4, 1, annotator=HOSTILE, generator_1=f"reference {HOSTILE}")
     records.append(record(900, None, error=HOSTILE))
-    run("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
+    run_whole("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
     page = page_of(tmp_path / "board")
     assert "script" not in page.tags
     assert "alert(1)" in page.text
@@ -129,9 +137,9 @@ def test_the_page_shows_each_part_that_the_rows_have(run, tmp_path):
         assert part in text, part
 
 
-def test_the_page_says_why_a_figure_is_missing(run, tmp_path):
+def test_the_page_says_why_a_figure_is_missing(run_whole, tmp_path):
     records = [*of_counts("model", 6, 4, 0), *of_counts("apart", 10, 0, 0, generator_1="other")]
-    run("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
+    run_whole("--comparisons", write_lines(tmp_path / "rows.jsonl", records))
     text = page_of(tmp_path / "board").text
     assert "Bradley-Terry: NaN: the 4 players fall into" in text
     assert "apart: length-controlled win rate NaN:" in text
