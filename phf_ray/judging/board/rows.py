@@ -16,6 +16,7 @@ NOT_NAMED = "not named"
 """Stands for the annotator of rows that name none."""
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
 """The second and the third are AlpacaEval's."""
+_MOST_METAS = 4
 _OLD_DRAW, _OLD_FAILURE = 0, -1
 """AlpacaFarm's preference for a draw, and AlpacaEval's for an answer of the judge that it could not parse."""
 
@@ -86,14 +87,22 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
 
 
 def with_meta(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with the columns that a feedback corpus keeps in `meta`; its own columns come first."""
-    meta = record.get("meta")
-    if isinstance(meta, str):
-        try:
-            meta = json.loads(meta)
-        except ValueError:
-            meta = None
-    return {**(meta if isinstance(meta, dict) else {}), **record}
+    """Return the record with the columns that a feedback corpus keeps in `meta`; its own columns come first.
+
+    The meta of a corpus that was judged is in the meta of what was made of it.
+    """
+    whole = dict(record)
+    for _ in range(_MOST_METAS):
+        meta = whole.pop("meta", None)
+        if isinstance(meta, str):
+            try:
+                meta = json.loads(meta)
+            except ValueError:
+                meta = None
+        if not isinstance(meta, dict):
+            break
+        whole = {**meta, **whole}
+    return whole
 
 
 def instruction_of(record: Mapping[str, Any], place: str) -> str:

@@ -41,9 +41,16 @@ _COLUMNS = (
 
 def standings_table(models: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Return (title, help) of the columns, and the cells of each row behind its name; empty columns are left out."""
-    columns = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in models)]
-    cells = [[format_cell(row, key, digits) for _, key, digits, _ in columns] for row in models]
+    columns = [column for column in _COLUMNS if any(_cell(row, *column[1:3]) != "-" for row in models)]
+    cells = [[_cell(row, key, digits) for _, key, digits, _ in columns] for row in models]
     return [(title, told) for title, _, _, told in columns], cells
+
+
+def _cell(row: Mapping[str, Any], key: str, digits: str) -> str:
+    """Return the figure; NaN if there is a reason why it is not defined, which stands below the table."""
+    if key == "length_controlled_win_rate" and row["length_controlled_reason"]:
+        return "NaN"
+    return format_cell(row, key, digits)
 
 
 def format_board(board: Mapping[str, Any]) -> str:

@@ -48,6 +48,14 @@ def test_a_comparisons_corpus_gives_its_rows_with_what_is_in_meta(tmp_path, caps
     assert sorted(read(tmp_path / "corpus"), key=lambda row: row.instruction) == rows_of(records)
 
 
+def test_names_are_found_in_the_meta_of_a_meta():
+    one = record(0, 2.0)
+    inner = {name: one.pop(name) for name in ("generator_1", "generator_2")}
+    meta = json.dumps({"source": "a", "order": "21", "meta": json.dumps({**inner, "order": "12"})})
+    (row,) = rows_of([{**one, "meta": meta}])
+    assert (row.generator_1, row.generator_2, row.order) == ("reference", "model", "21")
+
+
 def test_a_dialogue_is_its_prompt(tmp_path):
     one = record(0, 2.0)
     del one["instruction"]

@@ -323,3 +323,23 @@ def test_outputs_that_can_not_be_compared(run, tmp_path, mine, theirs, told):
         )  # fmt: skip
     assert judge.asked == 0, "nothing is paid for"
     assert not (tmp_path / "board").exists()
+
+
+def test_outputs_are_judged_by_a_pool_of_a_file(run, tmp_path):
+    pool = tmp_path / "pool.yml"
+    pool.write_text("annotators:\n  - name: likes long\n    judge: {rule: longer}\n")
+    board = run(
+        "--outputs", write_lines(tmp_path / "a.jsonl", outputs("long-winded", 6) + outputs("x", 6)),
+        "--reference", write_lines(tmp_path / "r.jsonl", outputs("reference", 6)), "--annotators", pool,
+    )  # fmt: skip
+    assert {row["name"]: row["win_rate"] for row in board["models"]} == {"long-winded": 100.0, "x": 0.0}
+    assert board["annotators"] == {"likes long": 12}
+    assert board["judged_by"] == str(pool)
+    mine = write_lines(tmp_path / "mine.jsonl", outputs("another", 6))
+    assert len(run("--add", mine)["models"]) == 3, "the same pool judges what is added"
+
+
+def test_outputs_without_a_judge(run, tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", outputs("mine", 2))
+    with pytest.raises(ConfigError, match="outputs need --annotators NAME"):
+        run("--outputs", file, "--reference", write_lines(tmp_path / "r.jsonl", outputs("reference", 2)))
