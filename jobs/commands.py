@@ -11,6 +11,7 @@ COMMANDS = {
     "thresholds": "print the score that a given share of a corpus does not exceed",
     "calibrate": "carry a threshold or scores over from an old scorer to a new one",
     "prepare-feedback": "turn published examples and comparisons into a feedback corpus",
+    "annotate": "have judges say which of two answers is better",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
     "merge-adapter": "merge an adapter into its base model, as a model of its own",

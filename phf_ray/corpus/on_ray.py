@@ -1,9 +1,12 @@
-"""Waits for Ray tasks that each do a part of a corpus, for every stage that has such tasks."""
+"""Waits for Ray's work on parts of a corpus, for every stage that has such work."""
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from phf_ray.errors import PhfError
@@ -22,3 +25,33 @@ def as_they_finish(pending: list[Any]) -> Iterator[Any]:
     finally:
         for reference in pending:
             ray.cancel(reference)
+
+
+@contextlib.contextmanager
+def data_settings() -> Iterator[None]:
+    """Turn off Ray Data's progress bars (the job shows its own progress), and get workers' errors unwrapped."""
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.raise_original_map_exception, level = before
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Unwrap a PhfError that a worker raised, so that the user sees its message."""
+    try:
+        yield
+    except PhfError:
+        raise
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            if isinstance(inner, PhfError):
+                raise type(inner)(*inner.args) from error
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        raise

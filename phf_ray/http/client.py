@@ -1,6 +1,7 @@
 """JSON over HTTP to served models and scorers, with retries."""
 
 import ipaddress
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,11 @@ class RefusedError(ServiceError):
 class UnansweredError(Exception):
     """No answer yet: the same request may be answered later."""
 
-    def __init__(self, problem: str, *, retry_after_s: float | None = None):
+    def __init__(self, problem: str, *, retry_after_s: float | None = None, may_be_done: bool = False):
         super().__init__(problem)
         self.retry_after_s = retry_after_s
+        self.may_be_done = may_be_done
+        """Whether the server may have done the work, and charge for it, although its answer was lost."""
 
 
 class Client:
@@ -36,7 +39,7 @@ class Client:
         self._patience_s = patience_s
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnansweredError),
-            wait=_wait_s,
+            wait=wait_s,
             stop=tenacity.stop_before_delay(patience_s),
             reraise=True,
         )
@@ -59,9 +62,7 @@ class Client:
         try:
             return self._retrying(self._ask_once, method, path, body)
         except UnansweredError as error:
-            raise ServiceError(
-                f"{self.url}{path} did not answer within {self._patience_s:g} s ({error}); is the server running?"
-            ) from None
+            raise not_answered(f"{self.url}{path}", error, patience_s=self._patience_s) from None
 
     def _ask_once(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         try:
@@ -72,14 +73,7 @@ class Client:
             raise UnansweredError(f"{type(error).__name__}: {error}") from None
         if response.is_success:
             return self._json(response)
-        raise self._judged(response.status_code, _message(response), response.headers, path=path)
-
-    def _judged(self, status: int, message: str, headers: Mapping[str, str], *, path: str) -> Exception:
-        """Return the error of an answer with this status: whether the same request may be answered later."""
-        problem = f"status {status}: {message}"
-        if status in (408, 429) or status >= 500:
-            return UnansweredError(problem, retry_after_s=_retry_after(headers))
-        return RefusedError(f"{self.url}{path} answered with {problem}{_remedy(status)}", status)
+        raise judged(f"{self.url}{path}", response.status_code, _message(response), response.headers)
 
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         try:
@@ -91,6 +85,20 @@ class Client:
                 f"{response.url} answered with something other than a JSON object; is this the right server?"
             )
         return answer
+
+
+def judged(url: str, status: int, message: str, headers: Mapping[str, str]) -> Exception:
+    """Return the error of an answer with this status: whether the same request may be answered later."""
+    problem = f"status {status}: {message}"
+    if status in (408, 429) or status >= 500:
+        return UnansweredError(
+            problem, retry_after_s=_retry_after(headers), may_be_done=status not in (429, *_NOTHING_DONE)
+        )
+    return RefusedError(f"{url} answered with {problem}{_remedy(status)}", status)
+
+
+def not_answered(url: str, error: UnansweredError, *, patience_s: float) -> ServiceError:
+    return ServiceError(f"{url} did not answer within {patience_s:g} s ({error}); is the server running?")
 
 
 def is_on_this_machine(url: str) -> bool:
@@ -106,15 +114,18 @@ def is_on_this_machine(url: str) -> bool:
         return host == "localhost"
 
 
+# The server itself failed or is too busy. Other statuses come from what stands before it, and it may work on.
+_NOTHING_DONE = (500, 503)
+
 # Up to 8 s, at random, so that clients that were rejected together don't all retry at once.
 _SPREAD = tenacity.wait_random_exponential(multiplier=0.25, max=8, min=0.1)
 
 
-def _wait_s(state: tenacity.RetryCallState) -> float:
-    """The wait that the server asked for, or else one that doubles with each try."""
+def wait_s(state: tenacity.RetryCallState) -> float:
+    """The wait that the server asked for and a little more, or else one that doubles with each try."""
     error = state.outcome.exception() if state.outcome is not None else None
     asked_for = error.retry_after_s if isinstance(error, UnansweredError) else None
-    return _SPREAD(state) if asked_for is None else asked_for
+    return _SPREAD(state) if asked_for is None else asked_for * random.uniform(1, 1.2)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

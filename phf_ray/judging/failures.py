@@ -1,6 +1,6 @@
 """Counts what could not be judged, and finds judges that always say the same."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 
 from phf_ray.errors import IncompleteError
@@ -20,7 +20,6 @@ class FailureLimit:
     def __init__(self, max_failed_fraction: float, *, num_rows: int):
         self._fraction = max_failed_fraction
         self._num_rows = num_rows
-        self._most = max(max_failed_fraction * num_rows, min(_NEVER_TOO_MANY, num_rows / 2))
         self._example = ""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(annotator, kind of the reason) -> rows."""
@@ -31,23 +30,47 @@ class FailureLimit:
             return
         self.counts[judgement.annotator, Failure(judgement.error).kind] += 1
         self._example = self._example or judgement.error
-        if self.counts.total() > self._most:
-            raise IncompleteError(
-                f"{self.counts.total()} of {self._num_rows} rows have no judgement, more than max_failed_fraction "
-                f"{self._fraction:g}: {self.summary()}; the first: {self._example}; mend the prompt or the parser, or "
-                "raise max_failed_fraction, and the same call goes on from the answers that are kept"
-            )
+        check_failures(self.counts, self._fraction, num_rows=self._num_rows, example=self._example)
 
     def summary(self) -> str:
-        """Return rows without a judgement, by annotator and reason; empty if there are none."""
-        return "; ".join(f"{name}: {count} {kind}" for (name, kind), count in sorted(self.counts.items()))
+        return failures_text(self.counts)
+
+
+def check_failures(
+    counts: Counter[tuple[str, str]], max_failed_fraction: float, *, num_rows: int, example: str
+) -> None:
+    """Raise IncompleteError if too many rows have no judgement. `example`: the first reason."""
+    most = max(max_failed_fraction * num_rows, min(_NEVER_TOO_MANY, num_rows / 2))
+    if counts.total() > most:
+        raise IncompleteError(
+            f"{counts.total()} of {num_rows} rows have no judgement, more than max_failed_fraction "
+            f"{max_failed_fraction:g}: {failures_text(counts)}; the first: {example}; mend the prompt or the parser, "
+            "or raise max_failed_fraction, and the same call goes on from the answers that are kept"
+        )
+
+
+def failures_text(counts: Counter[tuple[str, str]]) -> str:
+    """Return rows without a judgement, by annotator and reason; empty if there are none."""
+    return "; ".join(f"{name}: {count} {kind}" for (name, kind), count in sorted(counts.items()))
+
+
+Verdicts = dict[str, Counter[str]]
+"""Annotator -> what its judge said of the answers as they stood before it -> how often."""
+
+
+def count_verdicts(judgements: Iterable[Judgement], into: Verdicts) -> Verdicts:
+    for judgement in judgements:
+        into.setdefault(judgement.annotator, Counter()).update(_shown(judgement))
+    return into
 
 
 def always_the_same(judgements: Iterable[Judgement]) -> list[str]:
     """Return a warning for every annotator whose judge says the same of (nearly) all pairs, as they were shown."""
-    verdicts: dict[str, Counter[str]] = defaultdict(Counter)
-    for judgement in judgements:
-        verdicts[judgement.annotator].update(_shown(judgement))
+    return same_verdicts(count_verdicts(judgements, {}))
+
+
+def same_verdicts(verdicts: Verdicts) -> list[str]:
+    """Return a warning for every annotator whose verdicts are (nearly) all alike."""
     warnings = []
     for name, counts in sorted(verdicts.items()):
         (verdict, most), total = counts.most_common(1)[0] if counts else ("", 0), counts.total()

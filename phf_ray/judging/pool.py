@@ -60,6 +60,11 @@ class Pool:
             annotator.name: self._built(annotator, seed=seed + annotator.seed) for annotator in self.config.annotators
         }
 
+    def build_asked(self, *, seed: int = 0) -> dict[str, Annotator]:
+        """Build the annotators whose judges are behind URLs; they load no weights."""
+        asked = (annotator for annotator in self.config.annotators if annotator.judge.endpoint is not None)
+        return {annotator.name: self._built(annotator, seed=seed + annotator.seed) for annotator in asked}
+
     def _built(self, annotator: AnnotatorConfig, *, seed: int) -> Annotator:
         endpoint = self.endpoint(annotator)
         if endpoint is None:

@@ -1,6 +1,5 @@
 """Scores shards with Ray Data. Each stage has one pool of actors, which grows and shrinks between its limits."""
 
-import contextlib
 import logging
 import os
 from collections import Counter
@@ -9,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.util.metrics import Counter as MetricCounter
 from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray.config import GpuPoolConfig, PoolConfig
+from phf_ray.corpus.on_ray import data_settings, own_errors
 from phf_ray.corpus.stats import CorpusStats
-from phf_ray.errors import ConfigError, PhfError
+from phf_ray.errors import ConfigError
 from phf_ray.scorers.tasks import without_gpus
 from phf_ray.scoring.executor import ScoringPool
 from phf_ray.scoring.pools import resources_of
@@ -89,7 +89,7 @@ class RayScoring:
             if not self.may_grow():
                 raise _never_fits(pool.config)
             log.warning("waiting for nodes with %s: the cluster has none yet", resources_of(pool.config))
-        with _data_settings(), _own_errors():
+        with data_settings(), own_errors():
             # One block is one shard. Items are already in the object store, so no read task has to wait for a CPU.
             data: ray.data.Dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
             for pool in pools:
@@ -144,33 +144,3 @@ def _may_grow() -> bool:
     # RAY_ADDRESS is not set if a program passed the cluster to ray.init(address=...).
     own = ray._private.worker._global_node
     return own is None or not own.is_head()
-
-
-@contextlib.contextmanager
-def _data_settings() -> Iterator[None]:
-    """Turn off Ray Data's progress bars (the job shows its own progress), and get workers' errors unwrapped."""
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.raise_original_map_exception, logger.level
-    context.enable_progress_bars, context.raise_original_map_exception = False, True
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.raise_original_map_exception, level = before
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """Unwrap a PhfError that a worker raised, so that the user sees its message."""
-    try:
-        yield
-    except PhfError:
-        raise
-    except Exception as error:
-        inner: BaseException | None = error
-        while inner is not None:
-            if isinstance(inner, PhfError):
-                raise type(inner)(*inner.args) from error
-            inner = getattr(inner, "cause", None) or inner.__cause__
-        raise
