@@ -18,6 +18,7 @@ COMMANDS = {
     "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",
     "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-lm": "draw samples from models, score them, and write a report",
+    "openai-baselines": "have a reference model behind a URL answer prompts, as AlpacaFarm did",
     "leaderboard": "rank models by what judges or humans said of their answers",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",

@@ -113,8 +113,7 @@ def instruction_of(record: Mapping[str, Any], place: str) -> str:
     name = "instruction" if record.get("instruction") is not None else "prompt"
     if not isinstance(record.get(name), str) or not record[name]:
         raise DataError(
-            f"{place} has no instruction (its columns: {', '.join(map(str, record))}); give rows with instruction[, "
-            "input], output_1, output_2, generator_1, generator_2 and preference"
+            f"{place} has no instruction (its columns: {', '.join(map(str, record))}); each row needs one, or a prompt"
         )
     return str(record[name])
 
