@@ -219,7 +219,7 @@ def test_a_difference_counts_only_prompts_of_both_against_the_same_opponent():
     records = [
         *of_counts("a", 5, 3, 0),
         *of_counts("b", 4, 1, 0),
-        *of_counts("b", 2, 1, 0, generator_1="another"),
+        *(record(number, 2.0, generator_1="another", generator_2="b") for number in range(4, 8)),
     ]
     row = only(board_of(records)["differences"])
     assert row["n_prompts"] == 5
@@ -339,6 +339,8 @@ def test_the_win_rate_by_length_covers_every_judged_pair_once():
 
 def test_the_order_of_rows_means_nothing():
     records = [*of_counts("a", 20, 11, 2, price=0.1), *of_counts("b", 9, 14, 1), record(700, None, generator_2="b")]
+    for number in range(40):
+        records += both_orders(2000 + number, 1 + number / 97, 1 + number / 61)
     shuffled = records.copy()
     random.Random(1).shuffle(shuffled)
     assert board_of(records) == board_of(shuffled)

@@ -26,7 +26,7 @@ FILES = {
     "win-rate-by-length.png",
     "win-rates.png",
 }
-HOSTILE = r"</td><script>alert(1)</script>& $\frac$" + "\x00\u202e"
+HOSTILE = "\x00\u202e$\\frac$</td><script>alert(1)</script>&"
 
 
 @pytest.fixture(autouse=True)
