@@ -29,7 +29,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from benchmarks.bench_train import Verdict, judge
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import as_reward_model
@@ -148,7 +148,7 @@ def our_step(method: str, shape: Shape) -> Step:
     def step(number: int) -> float:
         units = []
         for prompt, *answers in rows(shape, number):
-            pair = [Answer(prompt, answer) for answer in answers]
+            pair = [AnswerIds(prompt, answer) for answer in answers]
             # Finetuning has an answer for each row, so that it reads as many.
             for unit in [[one] for one in pair] if method == "sft" else [pair]:
                 kept = rows_of_unit(unit, limits, stats=PackingStats())

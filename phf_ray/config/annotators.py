@@ -45,14 +45,15 @@ class JudgeServer(Section):
 
 
 class BiasedScorerSettings(Section):
-    """A scorer's preference plus stated biases. All weights are in the scorer's own unit."""
+    """A scorer's preference plus stated biases: the answer with the lower score gains (s - s') / (|s| + |s'|) over the
+    other, at most 1, whatever the scorer's unit. The weights say what else makes an answer gain."""
 
     scorer: dict[str, Any]
     """`{class_name: PEP8Scorer}` and the like. The lower score is better."""
     length_weight: float = 0.0
-    """How much better e times the length makes an answer; below 0: how much worse."""
+    """What an answer of e times the length gains; below 0: loses."""
     position_weight: float = 0.0
-    """How much better the first position makes an answer; below 0: the second."""
+    """What the answer that is shown first gains; below 0: loses."""
     ignore: tuple[Literal["white_space"], ...] = ()
     """What the scorer is not shown. white_space: odd indents, double spaces, empty lines and spaces at their ends."""
 
@@ -186,7 +187,7 @@ class AnnotatorConfig(Section):
 
 
 class AnnotatorPool(Section):
-    annotators: Annotated[tuple[AnnotatorConfig, ...], Field(min_length=1)]
+    annotators: tuple[AnnotatorConfig, ...]
     """A hash of the seed and the instruction draws who judges a row."""
     url: str | None = None
     """Server of the judges that name none."""
@@ -201,6 +202,8 @@ class AnnotatorPool(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.annotators:
+            raise ValueError("annotators is empty; write at least one, such as {name: longer, judge: {rule: longer}}")
         names = [annotator.name for annotator in self.annotators]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two annotators are named {name!r}; names must differ")

@@ -41,17 +41,23 @@ def data_settings() -> Iterator[None]:
         logger.setLevel(level)
 
 
+_RAYS_NOTE = "\nFailed to apply UDF transform"
+"""Begins what Ray Data adds to the message of an error."""
+
+
 @contextlib.contextmanager
 def own_errors() -> Iterator[None]:
     """Unwrap a PhfError that a worker raised, so that the user sees its message."""
     try:
         yield
-    except PhfError:
-        raise
     except Exception as error:
         inner: BaseException | None = error
         while inner is not None:
-            if isinstance(inner, PhfError):
-                raise type(inner)(*inner.args) from error
+            # Ray's wrapper is of the class of what it wraps, too.
+            if isinstance(inner, PhfError) and not isinstance(inner, RayTaskError):
+                if inner is error:
+                    raise
+                message, *rest = inner.args
+                raise type(inner)(str(message).partition(_RAYS_NOTE)[0], *rest) from error
             inner = getattr(inner, "cause", None) or inner.__cause__
         raise

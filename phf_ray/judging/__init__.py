@@ -1,8 +1,9 @@
 """Judging: simulated annotators compare answers, and models are ranked by what they say.
 
 In: pairs of answers, a file of annotators. Out: comparisons, each with who judged and what it cost. `question.py` says
-what a judge is asked and what comes back, `store.py` keeps every answer, `ledger.py` what was spent. Open `question.py`
-first.
+what a judge is asked and what comes back, `store.py` keeps every answer, `ledger.py` what was spent; `steps.py` decides
+who judges a pair and how; `annotate.py` writes a corpus of comparisons, and `on_ray.py` does so on a cluster. Open
+`question.py` first.
 """
 
 from typing import Any

@@ -64,8 +64,10 @@ def judge_here(work: JudgingWork, shards: Sequence[Mapping[str, Any]], desk: Des
             if not under_way:
                 return
             done, under_way = loop.run_until_complete(asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED))
-            for task in done:
-                yield task.result()
+            errors = [error for task in done if (error := task.exception()) is not None]
+            yield from (task.result() for task in done if task.exception() is None)
+            if errors:
+                raise errors[0]
     finally:
         for task in under_way:
             task.cancel()

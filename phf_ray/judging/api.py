@@ -5,13 +5,17 @@ Rows come as a list of dicts, a DataFrame or a data set of `datasets`, and go as
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.judging.annotators import Annotator
+from phf_ray.judging.budget import Budget
+from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
 from phf_ray.judging.failures import MAX_FAILED_FRACTION, FailureLimit, always_the_same
+from phf_ray.judging.importing import find_known, known_key
 from phf_ray.judging.noise import check_noise
 from phf_ray.judging.pairs import INPUT_KEYS, Judgement, Pair, pair_of, unique_pairs
 from phf_ray.judging.pool import load_pool
@@ -31,7 +35,8 @@ class PairwiseAutoAnnotator:
     """A pool of simulated annotators, with the methods and arguments of AlpacaFarm's class.
 
     Judgements are remembered, so that a pair that was judged once is not judged again (`is_avoid_reannotations`);
-    labels that noise gave are not. Every answer of a judge behind a URL is kept by the asker's store.
+    labels that noise gave are not. Every answer of a judge behind a URL is kept in the folder `caching_path`, which
+    other processes and `phf annotate` may use at the same time.
     """
 
     def __init__(
@@ -46,9 +51,17 @@ class PairwiseAutoAnnotator:
     ):
         """Load a pool: the name of a shipped one, a file, or a mapping. Checks it; builds the judges when first used.
 
-        settings: `max_failed_fraction`, `in_flight`, and values in place of the pool's own: `url`, `model`, `key_env`,
-        `tokenizer`. Raises ConfigError for a pool that can't be used, and for a setting that does not exist.
+        asker: in place of a store of its own.
+
+        settings: `max_failed_fraction`, `in_flight`, `caching_path` or `saving_path` ("auto": that of `phf annotate`;
+        None: nothing is kept), `budget` (5.00, or "200000 tokens"), and values in place of the pool's own: `url`,
+        `model`, `key_env`, `tokenizer`. Raises ConfigError for a pool that can't be used, and for a setting that does
+        not exist.
         """
+        self._cache = settings.pop("saving_path", "auto")
+        self._cache = settings.pop("caching_path", self._cache)
+        budget = settings.pop("budget", None)
+        self._budget = None if budget is None else Budget.parse(str(budget))
         self.max_failed_fraction = float(settings.pop("max_failed_fraction", MAX_FAILED_FRACTION))
         in_flight = settings.pop("in_flight", None)
         self.pool = load_pool(annotators_config, over=settings)
@@ -57,6 +70,7 @@ class PairwiseAutoAnnotator:
         self.p_label_flip: float = check_noise(p_label_flip)
         self.is_avoid_reannotations = is_avoid_reannotations
         self._asker = asker
+        self._desk: StoreDesk | None = None
         self._built: dict[str, Annotator] | None = None
         self._known: dict[tuple[str, Pair], Judgement] = {}
 
@@ -71,6 +85,8 @@ class PairwiseAutoAnnotator:
             return []
         if self._built is None:
             self._built = self.pool.build(seed=self.seed)
+        if self._asker is None and self.pool.endpoints:
+            self._asker = self._desk = self._opened()
         limit = FailureLimit(self.max_failed_fraction, num_rows=len(rows))
 
         def report(index: int, judgement: Judgement) -> None:
@@ -78,19 +94,13 @@ class PairwiseAutoAnnotator:
                 self._known[judgement.annotator, pairs[index]] = judgement
             limit.add(judgement)
 
-        judgements = wait_for(
-            judge_pairs(
-                Steps(self.pool, seed=self.seed, p_label_flip=self.p_label_flip),
-                self._built,
-                pairs,
-                JudgingOptions(
-                    asker=self._asker,
-                    known=self._recall if self.is_avoid_reannotations else None,
-                    in_flight=self.in_flight,
-                    report=report,
-                ),
-            )
+        options = JudgingOptions(
+            asker=self._asker,
+            known=self._recall if self.is_avoid_reannotations else None,
+            in_flight=self.in_flight,
+            report=report,
         )
+        judgements = wait_for(self._judged(self._built, pairs, options))
         for warning in always_the_same(judgements):
             log.warning("%s", warning)
         if limit.counts:
@@ -164,7 +174,29 @@ class PairwiseAutoAnnotator:
                 self._known[judgement.annotator, pair_of(row, number=number)] = judgement
 
     def _recall(self, annotator: str, pair: Pair) -> Judgement | None:
-        return self._known.get((annotator, pair))
+        found = self._known.get((annotator, pair))
+        if found is None and self._desk is not None:
+            key = known_key(annotator, pair)
+            found = find_known(self._desk.store, {key: annotator}).get(key)
+        return found
+
+    def _opened(self) -> StoreDesk:
+        if self._cache is None:
+            self._forgotten = tempfile.TemporaryDirectory(prefix="phf-judgements-")
+        folder = self._forgotten.name if self._cache is None else self._cache
+        cache = default_cache() if folder == "auto" else str(folder)
+        return StoreDesk(DeskSettings(cache, endpoints_of(self.pool), self._budget))
+
+    async def _judged(
+        self, built: Mapping[str, Annotator], pairs: Sequence[Pair], options: JudgingOptions
+    ) -> list[Judgement]:
+        steps = Steps(self.pool, seed=self.seed, p_label_flip=self.p_label_flip)
+        try:
+            return await judge_pairs(steps, built, pairs, options)
+        finally:
+            # Connections belong to this event loop, which ends with the call.
+            if self._desk is not None:
+                await self._desk.close()
 
 
 def alpaca_leaderboard(
@@ -229,12 +261,13 @@ def as_rows(given: Any) -> list[Row]:
         given = given.to_dict("records")
     elif hasattr(given, "to_list"):
         given = given.to_list()
-    if isinstance(given, Mapping) or not all(isinstance(row, Mapping) for row in given):
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping | str) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise ConfigError(
             f"rows are a {type(given).__name__}; give a list of dicts, a DataFrame, a data set of `datasets`, or the "
             "path of a JSON array"
         )
-    return [{key: None if _is_missing(value) else value for key, value in row.items()} for row in given]
+    return [{key: None if _is_missing(value) else value for key, value in row.items()} for row in rows]
 
 
 def _is_missing(value: Any) -> bool:

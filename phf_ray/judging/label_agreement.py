@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phf_ray.config import AnnotatorPool
+from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeConfig
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.judging.pairs import Pair
 from phf_ray.judging.pool import Pool
@@ -116,23 +116,24 @@ def agreement_with_scorer(pool: Pool, pairs: Sequence[Pair], *, seed: int = 0) -
     biased = [annotator for annotator in pool.config.annotators if annotator.judge.biased_scorer is not None]
     if not biased:
         raise ConfigError(f"none of {', '.join(pool.names)} is a biased_scorer; only those have a scorer to agree with")
+    unique = list(dict.fromkeys(pairs))
     shares: dict[str, float] = {}
+    wanted: dict[str, list[float | None]] = {}
     for annotator in biased:
-        settings = annotator.judge.biased_scorer
-        assert settings is not None
-        plain = annotator.judge.model_copy(update={"biased_scorer": None, "scorer": settings.scorer})
-        said, wanted = (
-            _preferences(AnnotatorPool(annotators=(annotator.model_copy(update={"judge": judge}),)), pairs, seed=seed)
-            for judge in (annotator.judge, plain)
-        )
-        accuracy = agreement_with_labels(said, wanted).accuracy
+        assert annotator.judge.biased_scorer is not None
+        plain = JudgeConfig(scorer=annotator.judge.biased_scorer.scorer)
+        if plain.model_dump_json() not in wanted:
+            unbiased = AnnotatorConfig(name=annotator.name, judge=plain)
+            wanted[plain.model_dump_json()] = _preferences(unbiased, unique, seed=seed)
+        said = _preferences(annotator, unique, seed=seed)
+        accuracy = agreement_with_labels(said, wanted[plain.model_dump_json()]).accuracy
         if accuracy is None:
             raise ConfigError(f"{annotator.name}: its scorer prefers neither answer in any of {len(pairs)} pairs")
         shares[annotator.name] = accuracy
     return shares
 
 
-def _preferences(config: AnnotatorPool, pairs: Sequence[Pair], *, seed: int) -> list[float | None]:
-    steps = Steps(Pool(config, {}), seed=seed)
-    judgements = wait_for(judge_pairs(steps, steps.pool.build(seed=seed), list(dict.fromkeys(pairs))))
+def _preferences(annotator: AnnotatorConfig, pairs: Sequence[Pair], *, seed: int) -> list[float | None]:
+    steps = Steps(Pool(AnnotatorPool(annotators=(annotator,)), {}), seed=seed)
+    judgements = wait_for(judge_pairs(steps, steps.pool.build(seed=seed), pairs))
     return [judgement.preference for judgement in judgements]

@@ -123,8 +123,8 @@ def judge_on_ray(*, max_actors: int | None = None) -> JudgingRunner:
                 )
                 yield from judged.iter_rows()
         finally:
+            # It ends with its last handle. Killed, it would be asked again by those who still wait for it.
             ray.get(actor.close.remote())
-            ray.kill(actor)
 
     return run
 

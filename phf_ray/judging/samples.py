@@ -36,7 +36,10 @@ def pairs_of_samples(
     pairs: list[Row] = []
     num_single = 0
     for key, samples in groups.items():
-        unique = list({sample["output"]: sample for sample in reversed(samples)}.values())[::-1]
+        first: dict[str, Row] = {}
+        for sample in samples:
+            first.setdefault(sample["output"], sample)
+        unique = list(first.values())
         if len(unique) < 2:
             num_single += 1
             continue

@@ -74,7 +74,7 @@ class StoredAsker:
         while True:
             async with loop.may_send:
                 if loop.stopped is not None:
-                    raise loop.stopped
+                    raise loop.stopped.with_traceback(None)
                 call = await self._claim(key, question, loop)
                 if call is not None:
                     return await self._ask_claimed(key, question, loop, call)

@@ -41,6 +41,7 @@ _EXPORTS = {
     "calibrate": "calibration",
     "calibration_error": "calibration",
     "cohen_kappa": "judges",
+    "corrected_rate": "judges",
     "elo": "ratings",
     "fit_bradley_terry": "ratings",
     "fit_length_control": "length_control",

@@ -32,6 +32,19 @@ def cohen_kappa(table_KK: ArrayLike) -> float | None:
     return None if expected == 1 else float((observed - expected) / (1 - expected))
 
 
+def corrected_rate(observed: float, *, sensitivity: float, specificity: float) -> float | None:
+    """Return the true rate behind one that an imperfect judge observed (Rogan and Gladen 1978), cut to 0..1.
+
+    sensitivity: share of the true wins that the judge calls wins; specificity: share of the true losses that it calls
+    losses; both as measured on human labels. None if the judge does no better than chance: then it tells nothing.
+    """
+    for name, value in (("observed", observed), ("sensitivity", sensitivity), ("specificity", specificity)):
+        if not 0 <= value <= 1:
+            raise DataError(f"{name} {value:g} is no share; give a number from 0 to 1")
+    informed = sensitivity + specificity - 1
+    return min(1.0, max(0.0, (observed + specificity - 1) / informed)) if informed > 0 else None
+
+
 def krippendorff_alpha(ratings_RI: ArrayLike) -> float | None:
     """Return the agreement of any number of raters beyond chance, for classes without an order (Krippendorff 2011).
 

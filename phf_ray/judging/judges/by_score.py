@@ -42,16 +42,18 @@ class ScorerJudge(Judge):
         if first.score is None or second.score is None:
             number, error = (1, first.error) if first.score is None else (2, second.error)
             return Failure(f"unscored: answer {number} as shown: {error}")
-        return lower_wins(first.score - _advantage_of_first(pair, self._biases), second.score)
+        if self._biases is None:
+            return lower_wins(first.score, second.score)
+        return lower_wins(-_gain_of_first(pair, first.score, second.score, self._biases), 0)
 
 
-def _advantage_of_first(pair: Pair, biases: BiasedScorerSettings | None) -> float:
-    """By how much the biases lower the first answer's score against that of the second."""
-    if biases is None:
-        return 0.0
+def _gain_of_first(pair: Pair, first: float, second: float, biases: BiasedScorerSettings) -> float:
+    """Above 0: the first answer is better."""
+    # Relative, so that a bias weighs as much on texts with few faults as on texts with many.
+    by_score = (second - first) / (abs(first) + abs(second)) if first != second else 0.0
     # The one more keeps an empty answer's logarithm finite.
     times_as_long = math.log((len(pair.output_1) + 1) / (len(pair.output_2) + 1))
-    return biases.length_weight * times_as_long + biases.position_weight
+    return by_score + biases.length_weight * times_as_long + biases.position_weight
 
 
 def _as_it_is(text: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.records import TokenKind
 
@@ -15,7 +15,7 @@ S, G, C, P = (int(TokenKind[name]) for name in ("END_OF_TEXT", "GIVEN", "PLAIN",
 
 def rows_of(*answers, length=10):
     counts = PackingStats()
-    rows = rows_of_unit([Answer(*answer) for answer in answers], RowLimits(length, START, END), stats=counts)
+    rows = rows_of_unit([AnswerIds(*answer) for answer in answers], RowLimits(length, START, END), stats=counts)
     return rows, counts
 
 
@@ -66,7 +66,7 @@ def test_a_unit_of_which_nothing_can_be_learned_is_dropped_whole_and_counted(ans
 def test_blocks_hold_every_unit_once_whole_and_their_rows_in_order(sizes):
     units = []
     for number, pair in enumerate(sizes):
-        answers = [Answer([number], [10 * number + side] * size) for side, size in enumerate(pair)]
+        answers = [AnswerIds([number], [10 * number + side] * size) for side, size in enumerate(pair)]
         units.append(rows_of_unit(answers, RowLimits(9, START, END), stats=PackingStats()))
     blocks = list(pack_units(units, length=18, pad_id=PAD))
     found = []
@@ -86,7 +86,7 @@ def test_packing_leaves_little_room():
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(5.2, 0.7, 2000), 10, 500).astype(int)
     units = [
-        rows_of_unit([Answer([1], [2] * size)], RowLimits(512, START, END), stats=PackingStats()) for size in lengths
+        rows_of_unit([AnswerIds([1], [2] * size)], RowLimits(512, START, END), stats=PackingStats()) for size in lengths
     ]
     blocks = list(pack_units(units, length=1024, pad_id=PAD))
     padding = sum(int((block.token_kinds == P).sum()) for block in blocks) / (1024 * len(blocks))

@@ -144,3 +144,15 @@ def test_orders_that_are_no_pairs_are_refused():
         swap_consistency([1, 2], [1])
     with pytest.raises(DataError, match="preference 3 in row 1"):
         swap_consistency([1, 2], [1, 3])
+
+
+def test_a_rate_is_corrected_for_the_errors_of_the_judge():
+    # Of 60 true wins 48 are called wins (.8), of 40 true losses 12 (1 - .7): .6 are observed.
+    assert corrected_rate(0.6, sensitivity=0.8, specificity=0.7) == pytest.approx(0.6)
+    assert corrected_rate(0.5, sensitivity=0.9, specificity=0.8) == pytest.approx(0.3 / 0.7)
+    # A rate below what the errors alone would give.
+    assert corrected_rate(0.1, sensitivity=0.9, specificity=0.8) == 0
+    assert corrected_rate(0.95, sensitivity=0.9, specificity=0.8) == 1
+    assert corrected_rate(0.5, sensitivity=0.5, specificity=0.5) is None
+    with pytest.raises(DataError, match="sensitivity 80 is no share"):
+        corrected_rate(0.5, sensitivity=80, specificity=0.5)

@@ -21,7 +21,7 @@ from trl_case import (
     make_tokenizer,
 )
 
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.reward_model import RewardModel
@@ -42,7 +42,7 @@ def make_batch(*, pairs, length=40):
 
     units = []
     for prompt, *answers in PAIRS:
-        unit = [Answer(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
+        unit = [AnswerIds(ids(prompt), ids(answer)) for answer in (answers if pairs else answers[:1])]
         units.append(rows_of_unit(unit, limits, stats=PackingStats()))
     blocks = list(pack_units(units, length=length, pad_id=tokenizer.pad_token_id))
     assert len(blocks) < len(PAIRS), "several units share a block"

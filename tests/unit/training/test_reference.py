@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_models import tiny_tokenizer
 
-from phf_ray.blocks.examples import Answer, RowLimits, pack_units, rows_of_unit
+from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.manifest import MANIFEST, SUCCESS, BlockManifest, TokenScores
 from phf_ray.blocks.order import BlockOrder
 from phf_ray.blocks.reader import BlockReader
@@ -48,7 +48,7 @@ def blocks(tmp_path):
     for number in range(2):
         units = []
         for _ in range(5):
-            answers = [Answer(*(generator.integers(3, 90, n).tolist() for n in (3, 4))) for _ in range(2)]
+            answers = [AnswerIds(*(generator.integers(3, 90, n).tolist() for n in (3, 4))) for _ in range(2)]
             units.append(rows_of_unit(answers, RowLimits(16, 0, 1), stats=PackingStats()))
         packed = list(pack_units(units, length=LENGTH, pad_id=2))
         name = f"shard-{number:05d}-000.parquet"
