@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from phf_ray.judging.board.stored import BoardSettings
 
 
+_OF_JUDGES = ("url", "model", "key_env", "budget")
+
+
 def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None) -> int:
     """Run the job. `judge`: judges outputs in place of --annotators."""
     from phf_ray.judging.board.human import read_labels, with_labels
@@ -78,6 +81,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--reference", metavar="FILE", help="answers that --outputs are judged against")
     parser.add_argument("--annotators", metavar="NAME|FILE", help="who judges --outputs: a shipped pool, or a file")
+    parser.add_argument("--url", help="server of the judges that name none")
+    parser.add_argument("--model", help="model of the judges that name none")
+    parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable with the key of that server")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder that keeps the answers of judges behind URLs; default ~/.cache/phf_ray/judgements",
+    )
+    parser.add_argument(
+        "--budget", metavar="X", help="most that all calls kept in the cache may cost: 5.00, or '200000 tokens'"
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the model in --outputs")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the leaderboard")
     parser.add_argument(
@@ -106,8 +120,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"give one of --comparisons, --outputs and --add; given: {told}")
     if options.outputs and options.reference is None:
         raise ConfigError("--outputs needs --reference FILE: the answers that they are judged against")
-    if options.comparisons and (options.reference or options.annotators or options.name):
-        raise ConfigError("--reference, --annotators and --name belong to --outputs; --comparisons are judged already")
+    of_outputs = [name for name in ("reference", "annotators", "name", "cache", *_OF_JUDGES) if getattr(options, name)]
+    if options.comparisons and of_outputs:
+        flag = of_outputs[0].replace("_", "-")
+        raise ConfigError(f"--{flag} belongs to --outputs; --comparisons are judged already")
     if options.level is not None and not 0 < options.level < 1:
         raise ConfigError(f"--level {options.level} is not between 0 and 1; 0.95 is usual")
 
@@ -144,15 +160,16 @@ def _rows(
         reference = one_model(read_outputs([options.reference], option="--reference"), option="--reference")
     else:
         reference = reference_of(read_rows_file(options.output)[0])
-    return judge_outputs(models, reference, judge or _judge(settings.judged_by))
+    return judge_outputs(models, reference, judge or _judge(settings.judged_by, options))
 
 
-def _judge(annotators: str | None) -> "JudgePairs":
+def _judge(annotators: str | None, options: argparse.Namespace) -> "JudgePairs":
     if annotators is None:
         raise ConfigError("outputs need --annotators NAME|FILE: who judges them (offline, or a file of your own)")
     from phf_ray.judging import PairwiseAutoAnnotator
 
-    annotator = PairwiseAutoAnnotator(annotators)
+    given = {"caching_path": options.cache, **{name: getattr(options, name) for name in _OF_JUDGES}}
+    annotator = PairwiseAutoAnnotator(annotators, **{name: value for name, value in given.items() if value is not None})
     return lambda theirs, ours: annotator.annotate_head2head(theirs, ours, is_ordered=True)
 
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from judge_server import judge_server
 from judged_rows import of_counts, record, rows_of, write_lines
 
 from jobs import leaderboard
@@ -207,7 +208,7 @@ def test_failed_input_leaves_nothing_behind(run, tmp_path):
         ([], "give one of --comparisons, --outputs and --add; given: none"),
         (["--comparisons", "a", "--add", "b"], "given: --comparisons and --add"),
         (["--outputs", "a"], "--outputs needs --reference"),
-        (["--comparisons", "a", "--annotators", "greedy"], "belong to --outputs"),
+        (["--comparisons", "a", "--annotators", "greedy"], "--annotators belongs to --outputs"),
         (["--comparisons", "a", "--level", "95"], "--level 95.0 is not between 0 and 1"),
         (["--add", "a"], "holds no leaderboard"),
     ],
@@ -343,3 +344,18 @@ def test_outputs_without_a_judge(run, tmp_path):
     file = write_lines(tmp_path / "a.jsonl", outputs("mine", 2))
     with pytest.raises(ConfigError, match="outputs need --annotators NAME"):
         run("--outputs", file, "--reference", write_lines(tmp_path / "r.jsonl", outputs("reference", 2)))
+
+
+def test_outputs_are_judged_by_a_server_in_both_orders_and_nothing_is_asked_twice(run, tmp_path):
+    with judge_server() as server:
+        words = [
+            "--outputs", write_lines(tmp_path / "a.jsonl", outputs("mine", 6)),
+            "--reference", write_lines(tmp_path / "r.jsonl", outputs("reference", 6)),
+            "--annotators", "both-orders", "--url", server.url, "--model", "judge", "--cache", tmp_path / "cache",
+        ]  # fmt: skip
+        board = run(*words)
+        assert (board["models"][0]["n_total"], len(server.asked)) == (6, 12)
+        (consistency,) = board["consistency"]
+        assert (consistency["annotator"], consistency["n_pairs"]) == ("both_orders_gpt4", 6)
+        assert run(*words) == board
+        assert len(server.asked) == 12
