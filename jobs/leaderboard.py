@@ -5,6 +5,7 @@ Writes leaderboard.json, leaderboard.csv, plots and report.html, and rows.parque
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import cli
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
 
     options = parser().parse_args(argv)
     _check(options)
+    if Path(options.output).is_file():
+        raise ConfigError(f"--output {options.output} is a file; give a folder")
     settings = _settings(options)
     labels = read_labels(options.human, option="--human") if options.human else None
     rows, notes = _rows(options, settings, judge)

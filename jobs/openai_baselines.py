@@ -7,6 +7,7 @@ run the same command again, only what is missing is asked.
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import cli
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.storage.files import write_file
 
     options = parser().parse_args(argv)
+    if Path(options.output).is_dir():
+        raise ConfigError(f"--output {options.output} is a folder; give a file, such as {options.output}/eval.json")
     style, settings = _style(options), _settings(options)
     budget = None if options.budget is None else Budget.parse(options.budget)
     prompts = read_prompts(options.prompts, option="--prompts")[: options.limit]

@@ -45,13 +45,15 @@ def board_page(board: Mapping[str, Any], plots: Sequence[Plot]) -> str:
 
 def _intro(board: Mapping[str, Any]) -> list[str]:
     references = [f"{row['name']} ({row['avg_length']:,} characters on average)" for row in board["references"]]
+    outside = {row["name"] for row in board["references"]}
+    beside = "" if all(outside.issuperset(row["references"]) for row in board["models"]) else ", and each other"
     annotators = ", ".join(f"{name} ({count:,} rows)" for name, count in board["annotators"].items())
     price = "the rows name no price" if board["price"] is None else f"price {board['price']:,.4f}"
     missing = board["n_rows_without_price"]
     if board["price"] is not None and missing:
         price += f", not counting {missing:,} rows without one"
     return [
-        f"Against {', '.join(references)}." if references else "Every model was ranked against others.",
+        f"Against {', '.join(references)}{beside}." if references else "Every model was ranked against others.",
         f"Judged by {annotators}.",
         f"{board['n_rows']:,} rows, {board['n_draws_of_rows']:,} draws (both orders of a pair, and copies of one "
         f"verdict, are one draw); {price}.",

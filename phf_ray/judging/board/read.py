@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from phf_ray.corpus.cut import Piece
@@ -12,7 +13,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.reader import list_feedback_parts
 from phf_ray.judging.board.rows import JudgedRow, judged_row
-from phf_ray.judging.board.stored import ROWS, holds_board
+from phf_ray.judging.board.stored import ROWS, holds_board, read_rows_file
 from phf_ray.records import Rejected
 from phf_ray.storage.files import open_filesystem, store_errors
 
@@ -38,7 +39,8 @@ def read_records(sources: Sequence[str], *, option: str) -> Iterator[Numbered]:
 
 def _records(source: str, *, option: str) -> Iterator[Numbered]:
     if holds_board(source):
-        yield from _numbered(f"{source}/{ROWS}")
+        for index, row in enumerate(read_rows_file(source)[0]):
+            yield f"{source}/{ROWS}, record {index}", asdict(row)
     elif is_feedback_corpus(source):
         for part in list_feedback_parts(source):
             yield from _numbered(part)

@@ -183,6 +183,23 @@ def test_a_stored_leaderboard_is_a_source(run, tmp_path):
     assert run("--comparisons", tmp_path / "board", output="copy") == run("--comparisons", tmp_path / "a.jsonl")
 
 
+def test_a_damaged_leaderboard_and_a_file_in_place_of_a_folder_are_named(run, tmp_path):
+    rows = write_lines(tmp_path / "a.jsonl", of_counts("mine", 5, 5, 0))
+    run("--comparisons", rows)
+    (tmp_path / "board" / "rows.parquet").write_bytes(b"no table")
+    for words in (["--comparisons", tmp_path / "board"], ["--add", rows], ["--comparisons", rows]):
+        with pytest.raises(DataError, match=r"rows\.parquet can't be read as the rows of a leaderboard"):
+            run(*words)
+    with pytest.raises(ConfigError, match=r"a\.jsonl is a file; give a folder"):
+        run("--comparisons", rows, output="a.jsonl")
+
+
+def test_a_model_against_itself_is_ranked_and_not_rated(run, tmp_path):
+    board = run("--comparisons", write_lines(tmp_path / "a.jsonl", of_counts("reference", 3, 3, 2)))
+    assert (board["models"][0]["win_rate"], board["ratings"]["players"]) == (50.0, [])
+    assert board["ratings"]["bradley_terry_reason"] == "no duel between two models was judged"
+
+
 def test_human_labels_of_a_file(run, tmp_path):
     records = of_counts("mine", 6, 4, 0)
     labels = [{**one, "generator_1": None, "generator_2": None, "preference": 2} for one in records]
