@@ -15,7 +15,7 @@ from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
-    from phf_ray.judging.board.reference_models import Answered, AnswerStyle
+    from phf_ray.judging.board.reference_models import ReferenceAnswers, AnswerStyle
     from phf_ray.judging.endpoint import EndpointSettings
 
 
@@ -125,7 +125,7 @@ def _settings(options: argparse.Namespace) -> "EndpointSettings":
     )
 
 
-def _report(found: "Answered", options: argparse.Namespace, *, number: int) -> None:
+def _report(found: "ReferenceAnswers", options: argparse.Namespace, *, number: int) -> None:
     print(f"{options.output}: {len(found.rows):,} answers of {options.model} to {number:,} prompts")
     if empty := sum(not row["output"] for row in found.rows):
         print(f"{empty:,} answers are empty")

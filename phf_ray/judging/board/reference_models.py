@@ -91,7 +91,7 @@ def _limit(max_characters: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ReferenceAnswers:
     rows: list[dict[str, Any]]
     """AlpacaFarm's: instruction, input, output, generator, dataset, datasplit. A model may have said nothing."""
     failures: Counter[str]
@@ -106,7 +106,7 @@ class Answered:
 
 async def answer_prompts(
     prompts: Sequence[AskedPrompt], style: AnswerStyle, *, model: str, judge: str, asker: Asker
-) -> Answered:
+) -> ReferenceAnswers:
     """Return the model's answers in the order of the prompts. Raises what the asker raises."""
     rows: list[dict[str, Any]] = []
     failures: Counter[str] = Counter()
@@ -120,7 +120,7 @@ async def answer_prompts(
                 example = example or answer.reason
             else:
                 rows.append(_row(prompt, answer, model))
-    return Answered(rows, failures, example)
+    return ReferenceAnswers(rows, failures, example)
 
 
 def _row(prompt: AskedPrompt, answer: Answer, model: str) -> dict[str, Any]:
@@ -141,7 +141,7 @@ async def answer_here(
     *,
     cache: str,
     budget: Budget | None = None,
-) -> Answered:
+) -> ReferenceAnswers:
     """Answer the prompts by a server, with every answer kept in the folder `cache`."""
     store = Store(cache)
     asker = StoredAsker(store, JudgeEndpoint(settings), Ledger(store, budget))
