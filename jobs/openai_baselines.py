@@ -15,7 +15,7 @@ from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
-    from phf_ray.judging.board.reference_models import ReferenceAnswers, AnswerStyle
+    from phf_ray.judging.board.reference_models import AnswerStyle, ReferenceAnswers
     from phf_ray.judging.endpoint import EndpointSettings
 
 

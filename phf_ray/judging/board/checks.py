@@ -80,6 +80,21 @@ def _human_row(name: str, duels: Sequence[Duel], judge: _Judge, *, seed: int) ->
     }
 
 
+def judge_errors(duels: Sequence[Duel]) -> tuple[float, float] | None:
+    """Return how often the judge is right where humans prefer answer 2, and where they prefer answer 1.
+
+    A draw of the judge is half right. None if humans prefer one side in no duel.
+    """
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for duel in duels:
+        if duel.human_preference is not None and duel.human_preference != DRAW and duel.preference is not None:
+            second = duel.human_preference > DRAW
+            side = 0.5 + 0.5 * float(np.sign(duel.preference - DRAW))
+            shares[second].append(side if second else 1 - side)
+    sensitivity, specificity = mean_of(shares[True]), mean_of(shares[False])
+    return None if sensitivity is None or specificity is None else (sensitivity, specificity)
+
+
 def _agreement(duels: Sequence[Duel], judge: _Judge, truth: _Judge, *, seed: int) -> LabelAgreement:
     return agreement_with_labels(
         [judge(duel) for duel in duels],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phf_ray.errors import DataError
-from phf_ray.judging.board.checks import baseline_rows, consistency_rows, human_rows, judge_warnings
+from phf_ray.judging.board.checks import baseline_rows, consistency_rows, human_rows, judge_errors, judge_warnings
 from phf_ray.judging.board.duels import battles_of, duels_of, sum_of
 from phf_ray.judging.board.published import WARNING, published_rows
 from phf_ray.judging.board.rows import NO_REASON, NOT_NAMED, JudgedRow
@@ -22,6 +22,7 @@ from phf_ray.judging.board.standings import (
 from phf_ray.judging.board.stored import ROWS, BoardSettings, read_rows_file, sort_rows
 from phf_ray.judging.board.strengths import matrix_of, strengths_of
 from phf_ray.judging.question import Failure
+from phf_ray.measures import corrected_rate
 
 
 def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str, Any]:
@@ -35,6 +36,9 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
     battles = battles_of(duels)
     level, seed = settings.level, settings.seed
     models = standings_of(duels, level=level)
+    errors = judge_errors(duels)
+    for row in models:
+        row["corrected_win_rate"] = _corrected(row["discrete_win_rate"], errors)
     strengths = strengths_of(battles, level=level, seed=seed, num_resamples=settings.num_resamples)
     human = human_rows(battles, seed=seed)
     names = {row["name"] for row in models}
@@ -53,6 +57,7 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
         "baselines": baseline_rows(duels, seed=seed),
         "consistency": consistency_rows(rows),
         "human": human,
+        "judge_errors": None if errors is None else {"sensitivity": errors[0], "specificity": errors[1]},
         "published": published_rows() if settings.show_published else [],
         "warnings": [*judge_warnings(rows), *_warnings(models, human), *settings.notes]
         + [WARNING] * settings.show_published,
@@ -65,6 +70,14 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
         "rows": ROWS,
         **settings.model_dump(mode="json", exclude={"show_published", "notes"}),
     }
+
+
+def _corrected(rate: float | None, errors: tuple[float, float] | None) -> float | None:
+    """Return the win rate, in percent, that a judge with these errors would report as this one (Rogan and Gladen)."""
+    if rate is None or errors is None:
+        return None
+    found = corrected_rate(rate / 100, sensitivity=errors[0], specificity=errors[1])
+    return None if found is None else 100 * found
 
 
 def recompute_board(directory: str) -> dict[str, Any]:

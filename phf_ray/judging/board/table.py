@@ -29,6 +29,7 @@ _COLUMNS = (
     ("interval", "interval", ".1f", "rows of one prompt are one draw"),
     ("length-contr.", "length_controlled_win_rate", ".2f", "win rate at equal lengths; the fit is not regularised"),
     ("discrete", "discrete_win_rate", ".2f", "every preference rounded to a win, a draw or a loss"),
+    ("corrected", "corrected_win_rate", ".2f", "discrete win rate, corrected for the judge's errors on human labels"),
     ("n", "n_total", "d", "pairs that were judged"),
     ("wins", "n_wins", "d", "pairs in which the model's answer is the better one"),
     ("losses", "n_wins_base", "d", "pairs in which the reference's answer is the better one"),

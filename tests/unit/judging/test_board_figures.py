@@ -296,6 +296,16 @@ def test_agreement_with_humans_by_hand():
     assert {name for name, row in found.items() if row["is_baseline"]} == {"longer", "constant", "random"}
 
 
+def test_a_win_rate_is_corrected_for_the_errors_that_human_labels_show():
+    # Right in 15 of 20 where humans prefer answer 2, in 20 of 30 where they prefer answer 1; humans prefer 40%.
+    table = [(1.0, 1.0)] * 20 + [(1.0, 2.0)] * 5 + [(2.0, 1.0)] * 10 + [(2.0, 2.0)] * 15
+    board = board_of(record(number, judge, human_preference=human) for number, (judge, human) in enumerate(table))
+    assert board["judge_errors"] == pytest.approx({"sensitivity": 0.75, "specificity": 2 / 3})
+    assert only(board["models"])["win_rate"] == 50
+    assert only(board["models"])["corrected_win_rate"] == pytest.approx(40)
+    assert only(board_of(of_counts("model", 3, 2, 0))["models"])["corrected_win_rate"] is None
+
+
 def test_each_annotator_of_a_pool_is_held_against_the_humans():
     records = [record(number, 2.0, human_preference=2.0, annotator="good") for number in range(10)]
     records += [record(number, 1.0, human_preference=2.0, annotator="bad") for number in range(10, 20)]
