@@ -13,5 +13,6 @@ setup(
     package_data={
         SHIPPED: ["**/*.yml", "**/*.yaml", "**/*.jsonl", "**/*.md", "**/*.py", "**/*.json", "**/*.jinja", "**/*.txt"],
         "phf_ray.evaluation.report": ["*.jinja"],
+        "phf_ray.judging.board": ["*.jinja", "*.csv"],
     },
 )

@@ -19,6 +19,8 @@ COMMANDS = {
     "make-prompts": "write prompts from the function headers of Python's library",
     "evaluate-reward": "measure a reward model on comparisons, such as RewardBench's",
     "evaluate-lm": "draw samples from models, score them, and write a report",
+    "openai-baselines": "have a reference model behind a URL answer prompts, as AlpacaFarm did",
+    "leaderboard": "rank models by what judges or humans said of their answers",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",

@@ -4,8 +4,8 @@ A higher score is always worse. Samples that have no score or were never drawn a
 mean. A figure that can't be computed is None, never 0; `length_controlled_win_rate` and `bradley_terry` alone return
 NaN, and warn with the reason, which `fit_length_control` and `fit_bradley_terry` return. `maxima.py` and `intervals.py`
 measure scores; `texts.py`, `ngrams.py` and `bleu.py` measure texts; `build.py` finds a metric by name. `win_rates.py`,
-`length_control.py`, `ratings.py` and `judges.py` measure preferences between answers, and `best_of_n.py` rewards, where
-higher is better. Open `maxima.py` first.
+`length_control.py`, `ratings.py`, `judges.py` and `significance.py` measure preferences between answers, and
+`best_of_n.py` rewards, where higher is better. Open `maxima.py` first.
 
 A file never has the name of something that is exported: `from phf_ray.measures import x` would give the file.
 """
@@ -24,6 +24,7 @@ _EXPORTS = {
     "LengthControlled": "length_control",
     "Metric": "metric",
     "NGramStats": "ngrams",
+    "PairedDifference": "significance",
     "Repetition": "texts",
     "SelfBLEU": "bleu",
     "SwapConsistency": "judges",
@@ -46,10 +47,12 @@ _EXPORTS = {
     "fit_bradley_terry": "ratings",
     "fit_length_control": "length_control",
     "grouped_max_at_k": "maxima",
+    "holm": "significance",
     "krippendorff_alpha": "judges",
     "length_controlled_win_rate": "length_control",
     "max_at_k": "maxima",
     "order_statistic_weights": "maxima",
+    "paired_difference": "significance",
     "pareto_front": "pareto",
     "parse_outcome": "texts",
     "spearman": "agreement",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from phf_ray.evaluation.report.plots import Plot, svg_of
@@ -13,6 +13,7 @@ from phf_ray.evaluation.report.records import Sample
 from phf_ray.evaluation.report.samples import SAMPLES
 from phf_ray.evaluation.report.table import format_cell, row_note, score_unit, shown_columns
 
+_PACKAGE = "phf_ray.evaluation.report"
 _NUM_WORST = 10
 
 
@@ -25,28 +26,30 @@ class ShownSample:
 
 def page_of(report: Mapping[str, Any], plots: Sequence[Plot], samples: Sequence[Sample]) -> str:
     """Return the whole page, which needs no network and no script. Samples may be hostile: every text is escaped."""
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            unit=score_unit(report),
-            seeds=report["seeds"],
-            scenarios=[_scenario(report, scenario, plots) for scenario in report["scenarios"]],
-            level=f"{report['level']:.0%}",
-            differences=_differences(report),
-            capabilities=_capabilities(report),
-            arms=[_arm_cells(arm) for arm in report["arms"]],
-            plots=_figures(plot for plot in plots if plot.scenario is None and not plot.group),
-            attacks=_attacks(report, plots),
-            worst=_worst(report, samples),
-            samples_file=SAMPLES,
-        )
+    return render_page(
+        "page.html.jinja",
+        unit=score_unit(report),
+        seeds=report["seeds"],
+        scenarios=[_scenario(report, scenario, plots) for scenario in report["scenarios"]],
+        level=f"{report['level']:.0%}",
+        differences=_differences(report),
+        capabilities=_capabilities(report),
+        arms=[_arm_cells(arm) for arm in report["arms"]],
+        plots=shown_plots(plot for plot in plots if plot.scenario is None and not plot.group),
+        attacks=_attacks(report, plots),
+        worst=_worst(report, samples),
+        samples_file=SAMPLES,
     )
 
 
-def _environment() -> Environment:
+def render_page(name: str, *, package: str = _PACKAGE, **values: Any) -> str:
+    """Return a template of a package, filled; it may import `parts.html.jinja`. Every value is escaped."""
+    return _environment(package).get_template(name).render(**values)
+
+
+def _environment(package: str) -> Environment:
     return Environment(
-        loader=PackageLoader("phf_ray.evaluation.report", package_path=""),
+        loader=ChoiceLoader([PackageLoader(one, package_path="") for one in dict.fromkeys((package, _PACKAGE))]),
         autoescape=True,
         finalize=_visible,
         undefined=StrictUndefined,
@@ -57,7 +60,11 @@ def _environment() -> Environment:
 
 def _visible(value: Any) -> Any:
     """Return the text with hidden and harmful characters made visible; markup of the page itself stays as it is."""
-    return value if isinstance(value, Markup) else str(value).translate(_SHOWN)
+    return value if isinstance(value, Markup) else visible_text(str(value))
+
+
+def visible_text(text: str) -> str:
+    return text.translate(_SHOWN)
 
 
 _SHOWN = {
@@ -70,7 +77,8 @@ _SHOWN = {
 }
 
 
-def _figures(plots: Iterable[Plot]) -> list[dict[str, Any]]:
+def shown_plots(plots: Iterable[Plot]) -> list[dict[str, Any]]:
+    """Return plots as the template's `figures` takes them."""
     return [{"svg": Markup(svg_of(plot)), "caption": plot.caption} for plot in plots]
 
 
@@ -83,7 +91,7 @@ def _scenario(report: Mapping[str, Any], scenario: Mapping[str, Any], plots: Seq
         "columns": columns,
         "rows": [(row["arm"], [format_cell(row, column.key, column.digits) for column in columns]) for row in rows],
         "notes": notes + _prompts_note(scenario),
-        "plots": _figures(plot for plot in plots if plot.scenario == scenario["name"]),
+        "plots": shown_plots(plot for plot in plots if plot.scenario == scenario["name"]),
     }
 
 
@@ -159,7 +167,7 @@ def _attacks(report: Mapping[str, Any], plots: Sequence[Plot]) -> dict[str, Any]
     for arm in dict.fromkeys(row["arm"] for row in report["red_team"]):
         mine = [point for point in report["red_team"] if point["arm"] == arm]
         rows.append((arm, _attack_cells(mine)))
-    return {"rows": rows, "plots": _figures(plot for plot in plots if plot.group == "red team")}
+    return {"rows": rows, "plots": shown_plots(plot for plot in plots if plot.group == "red team")}
 
 
 def _attack_cells(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,9 +15,9 @@ from phf_ray.evaluation.report.records import Evaluation, Sample
 from phf_ray.measures.pareto import pareto_front
 
 # Readable on white and on near-black.
-_PALETTE = ("#4c8fd0", "#e07b39", "#3fa06a", "#cf5b7c", "#9676c9", "#9a8f3c", "#3aa6b0", "#a06a4c")
+PALETTE = ("#4c8fd0", "#e07b39", "#3fa06a", "#cf5b7c", "#9676c9", "#9a8f3c", "#3aa6b0", "#a06a4c")
 # Colors in the PNG files; on the page the theme's colors replace them.
-_INK, _FAINT, _SOFT = "#1c2431", "#d5dbe4", "#5b6676"
+INK, FAINT, SOFT = "#1c2431", "#d5dbe4", "#5b6676"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Plot:
 
 def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation: Evaluation) -> list[Plot]:
     unit = str(report["scorer"].get("unit", "score"))
-    colors = {arm.name: _PALETTE[number % len(_PALETTE)] for number, arm in enumerate(evaluation.arms)}
+    colors = {arm.name: PALETTE[number % len(PALETTE)] for number, arm in enumerate(evaluation.arms)}
     plots = []
     for scenario in evaluation.scenarios:
         rows = [row for row in report["table"] if row["scenario"] == scenario.name and row["score"] is not None]
@@ -102,7 +102,7 @@ def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation:
 
 
 def _plot_red_team(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, key: str, unit: str) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for arm, color in colors.items():
         mine = [row for row in rows if row["arm"] == arm and row[key] is not None]
         if not mine:
@@ -120,66 +120,97 @@ def _plot_red_team(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str],
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round of the attack")
     axes.set_ylabel(unit)
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained", facecolor="none")
+def new_axes(*, height: float = 3.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK, which="both", labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    axes.grid(visible=True, color=_FAINT, linewidth=0.5)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, which="both", labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.grid(visible=True, color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     return figure, axes
 
 
 _MOST_INSIDE = 3
 """Maximum number of legend entries for which the axes have room."""
+_LONG_NAME = 16
+"""Of names with more characters, three do not fit side by side."""
 
 
-def _legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > _MOST_INSIDE:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, labelcolor=_INK, fontsize=9)
+        columns = 3 if max(map(len, labels)) <= _LONG_NAME else 2
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, fontsize=9
+        )
     elif labels:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _plot_means(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
-    figure, axes = _axes()
-    for position, row in enumerate(rows):
-        mean, ci = row["score"], row["score_ci"]
-        error = None if ci is None else [[max(0.0, mean - ci[0])], [max(0.0, ci[1] - mean)]]
-        container = axes.errorbar(
-            [mean], [position], xerr=error, fmt="o", color=colors[row["arm"]], capsize=4, markersize=7, linewidth=2
+    points = [
+        Point(
+            row["arm"], row["score"], row["score_ci"], colors[row["arm"]], f"mark-mean-{row['scenario']}-{row['arm']}"
         )
-        container.lines[0].set_gid(f"mark-mean-{row['scenario']}-{row['arm']}")
+        for row in rows
+    ]
+    return plot_points(points, label=f"mean {unit}", left=min(0.0, *(row["score"] for row in rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A figure of one thing, with its interval."""
+
+    name: str
+    value: float
+    interval: Sequence[float] | None
+    color: str
+    id: str
+    """Of its mark in the SVG."""
+    shown: str | None = None
+    """What is written beside it; None: the value in three digits."""
+
+
+def plot_points(points: Sequence[Point], *, label: str, left: float | None = None) -> Figure:
+    """Plot a line for each point, in their order. `left`: where the axis begins at the latest."""
+    figure, axes = new_axes(height=max(3.2, 1.2 + 0.34 * len(points)))
+    for position, point in enumerate(points):
+        value, ci = point.value, point.interval
+        error = None if ci is None else [[max(0.0, value - ci[0])], [max(0.0, ci[1] - value)]]
+        container = axes.errorbar(
+            [value], [position], xerr=error, fmt="o", color=point.color, capsize=4, markersize=7, linewidth=2
+        )
+        container.lines[0].set_gid(point.id)
         axes.annotate(
-            f"{mean:.3g}",
-            (mean, position),
+            f"{value:.3g}" if point.shown is None else point.shown,
+            (value, position),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",
-            color=_INK,
+            color=INK,
             fontsize=9,
         )
-    axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.7)
-    axes.set_xlim(left=min(0.0, *(row["score"] for row in rows)))
+    axes.set_yticks(range(len(points)), [point.name for point in points])
+    axes.set_ylim(len(points) - 0.4, -0.7)
+    if left is not None:
+        axes.set_xlim(left=left)
     axes.margins(x=0.08)
-    axes.set_xlabel(f"mean {unit}")
+    axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")
     return figure
 
 
 def _plot_distribution(scores: Mapping[str, Sequence[float]], colors: Mapping[str, str], *, unit: str) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     positive = [score for values in scores.values() for score in values if score > 0]
     for arm, values in scores.items():
         ordered = sorted(values)
@@ -196,12 +227,12 @@ def _plot_distribution(scores: Mapping[str, Sequence[float]], colors: Mapping[st
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(unit)
     axes.set_ylabel("share of samples above")
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
 def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for arm, color in colors.items():
         mine = [point for point in points if point["arm"] == arm and point["score_max"] is not None]
         axes.plot(
@@ -219,17 +250,17 @@ def _plot_max_at_k(points: Sequence[Mapping[str, Any]], colors: Mapping[str, str
     axes.minorticks_off()
     axes.set_xlabel("k")
     axes.set_ylabel(unit)
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
 def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, unit: str) -> Figure:
     """Plot a point for each arm with a KL, and a line through the arms that no other arm beats in both."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     rows = [row for row in rows if row["kl_per_byte"] is not None]
     front = set(pareto_front([(row["arm"], row["score"], row["kl_per_byte"]) for row in rows]))
     best = sorted((row["kl_per_byte"], row["score"]) for row in rows if row["arm"] in front)
-    axes.step(*zip(*best, strict=True), where="post", color=_SOFT, linestyle=":", linewidth=1.2)
+    axes.step(*zip(*best, strict=True), where="post", color=SOFT, linestyle=":", linewidth=1.2)
     for row in rows:
         mean, ci, kl = row["score"], row["score_ci"], row["kl_per_byte"]
         container = axes.errorbar(
@@ -248,19 +279,19 @@ def _plot_pareto(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *
     axes.set_ylim(bottom=0)
     axes.set_xlabel("KL from the reference (nats per byte)")
     axes.set_ylabel(unit)
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
 def _plot_losses(losses: Mapping[str, tuple[Sequence[tuple[int, float]], str]]) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for model, (points, color) in sorted(losses.items()):
         axes.plot(
             [tokens for tokens, _ in points], [loss for _, loss in points], color=color, label=model, linewidth=1.5
         )
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss (nats per token)")
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -280,7 +311,7 @@ def svg_of(plot: Plot) -> str:
     drawn = sink.getvalue()
     return (
         drawn[drawn.index("<svg") :]
-        .replace(_INK, "currentColor")
-        .replace(_FAINT, "var(--faint)")
-        .replace(_SOFT, "var(--soft)")
+        .replace(INK, "currentColor")
+        .replace(FAINT, "var(--faint)")
+        .replace(SOFT, "var(--soft)")
     )

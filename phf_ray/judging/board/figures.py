@@ -1,0 +1,105 @@
+"""Computes the figures of a leaderboard, from rows alone.
+
+Nothing in it depends on the time, the machine or the order of the rows, so equal rows give equal files.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from phf_ray.errors import DataError
+from phf_ray.judging.board.checks import baseline_rows, consistency_rows, human_rows, judge_errors, judge_warnings
+from phf_ray.judging.board.duels import battles_of, duels_of, sum_of
+from phf_ray.judging.board.published import WARNING, published_rows
+from phf_ray.judging.board.rows import NO_REASON, NOT_NAMED, JudgedRow
+from phf_ray.judging.board.standings import (
+    LENGTH_CONTROLLED,
+    average_length,
+    by_length_difference,
+    differences_of,
+    standings_of,
+)
+from phf_ray.judging.board.stored import ROWS, BoardSettings, read_rows_file, sort_rows
+from phf_ray.judging.board.strengths import matrix_of, strengths_of
+from phf_ray.judging.question import Failure
+from phf_ray.measures import corrected_rate
+
+
+def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str, Any]:
+    """Return leaderboard.json's content. Raises DataError if no row was judged."""
+    if all(row.preference is None for row in rows):
+        reasons = Counter(Failure(row.error or NO_REASON).kind for row in rows)
+        told = ", ".join(f"{reason} x {count:,}" for reason, count in reasons.most_common(5)) or "there are no rows"
+        raise DataError(f"none of the {len(rows):,} rows has a preference ({told}); judge them again")
+    rows = sort_rows(rows)
+    duels = duels_of(rows)
+    battles = battles_of(duels)
+    level, seed = settings.level, settings.seed
+    models = standings_of(duels, level=level)
+    errors = judge_errors(duels)
+    for row in models:
+        row["corrected_win_rate"] = _corrected(row["discrete_win_rate"], errors)
+    strengths = strengths_of(battles, level=level, seed=seed, num_resamples=settings.num_resamples)
+    human = human_rows(battles, seed=seed)
+    names = {row["name"] for row in models}
+    answers = {(duel.opponent, duel.prompt, duel.output_1): duel.output_1 for duel in duels}
+    references = sorted({duel.opponent for duel in duels} - names)
+    return {
+        "models": models,
+        "references": [
+            {"name": name, "avg_length": average_length(text for (one, *_), text in answers.items() if one == name)}
+            for name in references
+        ],
+        "ratings": strengths,
+        "matrix": matrix_of(battles, level=level),
+        "differences": differences_of(duels, level=level),
+        "by_length_difference": by_length_difference(duels),
+        "baselines": baseline_rows(duels, seed=seed),
+        "consistency": consistency_rows(rows),
+        "human": human,
+        "judge_errors": None if errors is None else {"sensitivity": errors[0], "specificity": errors[1]},
+        "published": published_rows() if settings.show_published else [],
+        "warnings": [*judge_warnings(rows), *_warnings(models, human), *settings.notes]
+        + [WARNING] * settings.show_published,
+        "annotators": dict(sorted(Counter(row.annotator or NOT_NAMED for row in rows).items())),
+        "length_control": LENGTH_CONTROLLED,
+        "price": sum_of(row.price for row in rows),
+        "n_rows": len(rows),
+        "n_rows_without_price": sum(row.price is None for row in rows),
+        "n_draws_of_rows": len(duels),
+        "rows": ROWS,
+        **settings.model_dump(mode="json", exclude={"show_published", "notes"}),
+    }
+
+
+def _corrected(rate: float | None, errors: tuple[float, float] | None) -> float | None:
+    """Return the win rate, in percent, that a judge with these errors would report as this one (Rogan and Gladen)."""
+    if rate is None or errors is None:
+        return None
+    found = corrected_rate(rate / 100, sensitivity=errors[0], specificity=errors[1])
+    return None if found is None else 100 * found
+
+
+def recompute_board(directory: str) -> dict[str, Any]:
+    """Compute the leaderboard of a folder again, from its rows alone."""
+    return build_board(*read_rows_file(directory))
+
+
+def _warnings(models: Sequence[dict[str, Any]], human: Sequence[dict[str, Any]]) -> list[str]:
+    found = []
+    mixed = [row["name"] for row in models if len(row["references"]) > 1]
+    if mixed:
+        found.append(
+            f"win rates of {', '.join(mixed)} are against several models, so they do not compare with others; the "
+            "ratings do"
+        )
+    longer = next((row for row in human if row["name"] == "longer" and row["is_baseline"]), None)
+    for row in human:
+        if longer is None or row["is_baseline"] or row["accuracy"] is None or longer["accuracy"] is None:
+            continue
+        if row["accuracy"] <= longer["accuracy"]:
+            found.append(
+                f"{row['name']} agrees with humans no more often than a judge that takes the longer answer "
+                f"({row['accuracy']:.1%} against {longer['accuracy']:.1%})"
+            )
+    return found

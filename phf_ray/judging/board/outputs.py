@@ -1,0 +1,136 @@
+"""Has model outputs judged against a reference. Who judges is an argument."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from phf_ray.errors import ConfigError, DataError
+from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
+from phf_ray.judging.board.read import Numbered, read_records
+from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, text_of, with_meta
+
+Output = dict[str, str]
+"""instruction, input, output."""
+JudgePairs = Callable[[list[Output], list[Output]], Iterable[Mapping[str, Any]]]
+"""(outputs of the reference, outputs of a model; matched, of one length) -> rows of judgements."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutputs:
+    name: str
+    outputs: tuple[Output, ...]
+
+
+def read_outputs(sources: Sequence[str], *, option: str, name: str | None = None) -> list[ModelOutputs]:
+    """Return the outputs of each model: its name is `name`, else what the rows say (`generator`), else the file's."""
+    by_model: defaultdict[str, list[Output]] = defaultdict(list)
+    for source in sources:
+        stem = PurePath(source).name.partition(".")[0]
+        for place, record in read_records([source], option=option):
+            record = with_meta(record)
+            by_model[name or record.get("generator") or stem].append(_output(record, place))
+    if not by_model:
+        raise DataError(f"{option} {' '.join(sources)}: there are no rows; give files that are not empty")
+    return [ModelOutputs(model, tuple(outputs)) for model, outputs in by_model.items()]
+
+
+def are_outputs(records: Iterable[Numbered]) -> bool:
+    """Whether the first record is an output of a model, and no judgement."""
+    first = next(iter(records), None)
+    return first is not None and "output" in first[1] and "output_1" not in with_meta(first[1])
+
+
+def one_model(models: Sequence[ModelOutputs], *, option: str) -> ModelOutputs:
+    if len(models) > 1:
+        names = ", ".join(model.name for model in models[:5])
+        raise ConfigError(f"{option} has outputs of {len(models)} models ({names}); give those of one, the reference")
+    return models[0]
+
+
+def reference_of(rows: Sequence[JudgedRow]) -> ModelOutputs:
+    """Return the answers of the model that all of these rows are judged against."""
+    names = sorted({row.generator_1 for row in rows})
+    if len(names) != 1:
+        raise ConfigError(
+            f"the leaderboard has several references ({', '.join(names[:5])}); name the file of one with --reference"
+        )
+    answers = {(row.instruction, row.input, row.output_1): None for row in rows}
+    return ModelOutputs(
+        names[0],
+        tuple({"instruction": instruction, "input": one, "output": output} for instruction, one, output in answers),
+    )
+
+
+def judge_outputs(
+    models: Sequence[ModelOutputs], reference: ModelOutputs, judge: JudgePairs
+) -> tuple[list[JudgedRow], list[str]]:
+    """Return the judged rows of all models, and notes on prompts that only one side answers.
+
+    Raises ConfigError, before anything is judged, if a model and the reference have no prompt in common.
+    """
+    matched = [(model, *_matched(model, reference)) for model in models if model.name != reference.name]
+    notes = [note for *_, found in matched for note in found]
+    if not matched:
+        raise ConfigError(f"all outputs are those of the reference, {reference.name}; give those of another model")
+    rows = []
+    for model, theirs, ours, _ in matched:
+        names = {"generator_1": reference.name, "generator_2": model.name}
+        judged = [
+            judged_row({**record, **names}, f"judgement {number} of {model.name}")
+            for number, record in enumerate(judge(theirs, ours))
+        ]
+        pairs = {(*one.values(), other["output"]) for one, other in zip(theirs, ours, strict=True)}
+        if len(judged) < len(pairs):
+            notes.append(f"{model.name}: {len(pairs):,} pairs were given, {len(judged):,} judgements came back")
+        rows += judged
+    return rows, notes
+
+
+def _output(record: Mapping[str, Any], place: str) -> Output:
+    input_text = record.get("input") or ""
+    if not isinstance(input_text, str):
+        raise DataError(f"{place}: input is {input_text!r:.60}, not a text")
+    return {
+        "instruction": instruction_of(record, place),
+        "input": input_text,
+        "output": text_of(record, "output", place),
+    }
+
+
+def _matched(model: ModelOutputs, reference: ModelOutputs) -> tuple[list[Output], list[Output], list[str]]:
+    """Return the outputs of reference and model to the same prompts, and notes on the rest.
+
+    If a prompt occurs several times, its first answers are compared, then its second, and so on.
+    """
+    answers: defaultdict[str, list[Output]] = defaultdict(list)
+    for output in reference.outputs:
+        answers[_prompt(output)].append(output)
+    seen: Counter[str] = Counter()
+    theirs, ours = [], []
+    for output in model.outputs:
+        prompt = _prompt(output)
+        if prompt in answers:
+            theirs.append(answers[prompt][seen[prompt] % len(answers[prompt])])
+            # Its own wording of the prompt: the input may stand in the instruction there.
+            ours.append({**theirs[-1], "output": output["output"]})
+            seen[prompt] += 1
+    if not ours:
+        raise ConfigError(
+            f"{model.name} answers none of the {len(answers):,} prompts of the reference, {reference.name}; outputs "
+            "are matched by instruction and input"
+        )
+    notes = []
+    if len(ours) < len(model.outputs):
+        notes.append(
+            f"{model.name}: {len(model.outputs) - len(ours):,} of {len(model.outputs):,} answers are to prompts that "
+            f"{reference.name} does not answer, and were left out"
+        )
+    if missing := len(answers) - len(seen):
+        notes.append(f"{model.name} does not answer {missing:,} of the {len(answers):,} prompts of {reference.name}")
+    return theirs, ours, notes
+
+
+def _prompt(output: Output) -> str:
+    return prompt_text(InstructionPrompt(output["instruction"], output["input"]))
