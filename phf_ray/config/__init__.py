@@ -32,7 +32,7 @@ from phf_ray.config.objective import (
     RWRConfig,
     UnlikelihoodConfig,
 )
-from phf_ray.config.parsing import load_config, merge, parse_config, parse_section, read_yaml
+from phf_ray.config.parsing import extended, load_config, merge, parse_config, parse_section, read_yaml
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
@@ -88,6 +88,7 @@ __all__ = [
     "ValueHeadConfig",
     "due_steps",
     "evaluation_steps",
+    "extended",
     "load_config",
     "merge",
     "parse_config",

@@ -6,11 +6,11 @@ A pool is a file of its own (`configs/annotators/*.yml`), not a section of a run
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from phf_ray.config.base import Count, Positive, Section
+from phf_ray.config.base import Count, Positive, Section, whole_number
 
-Label = Literal[1, 2]
+Label = Annotated[Literal[1, 2], BeforeValidator(whole_number)]
 """1: the answer that was shown first is better; 2: the second."""
 Rule = Literal["longer", "shorter", "random", "constant"]
 Order = Literal["random", "first", "both"]
@@ -74,6 +74,13 @@ class JudgeConfig(Section):
     """A judge of your own: `my_module:MyJudge`."""
     settings: dict[str, Any] = {}
     """Arguments of the judge that class_name names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"{value!r} names no kind of judge; write for example {{rule: longer}}")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> Self:

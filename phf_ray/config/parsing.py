@@ -104,6 +104,12 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected sections such as `dataset:`")
+    return extended(values, path, seen)
+
+
+def extended(values: Mapping[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Merge the values of a file `path` over those of the file that its `extends` names, if it names one."""
+    values = dict(values)
     parent = values.pop("extends", None)
     if parent is None:
         return values

@@ -1,11 +1,21 @@
 """Draws that depend on what is drawn for and on nothing else: not on the order of rows, a partition or a process."""
 
-from phf_ray.storage.hashing import digest
+import hashlib
+
+
+def hash_of_texts(*texts: str) -> bytes:
+    """Return 16 bytes that are the same for the same texts, in every process."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        # A data set may hold halves of surrogate pairs. The length keeps ("ab", "c") and ("a", "bc") apart.
+        encoded = text.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "big") + encoded)
+    return hashed.digest()
 
 
 def draw_fraction(purpose: str, seed: int, *texts: str) -> float:
     """Return a number in [0, 1), uniform over different texts. Purposes are independent of each other."""
-    return int(digest([purpose, seed, *texts], size=6), 16) / (1 << 48)
+    return int.from_bytes(hash_of_texts(purpose, str(seed), *texts)[:6], "big") / (1 << 48)
 
 
 def draw_index(num: int, purpose: str, seed: int, *texts: str) -> int:

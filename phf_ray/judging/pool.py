@@ -1,14 +1,15 @@
 """A pool of annotators, checked as far as that needs no weights and no server; and the annotators built from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, parse_section, pool_path, read_yaml
+from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, extended, parse_section, pool_path, read_yaml
 from phf_ray.errors import ConfigError
 from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
 from phf_ray.judging.judges.build import build_judge
+from phf_ray.judging.judges.outside import judge_class
 from phf_ray.judging.logit_bias import logit_bias
 from phf_ray.judging.prompts import JudgePrompt, load_prompts
 from phf_ray.scorers import scorer_settings
@@ -87,15 +88,20 @@ def judge_of(endpoint: JudgeServer) -> str:
     return f"{str(endpoint.url).rstrip('/').removesuffix('/v1')} {endpoint.model}"
 
 
-def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] | None = None) -> Pool:
-    """Load a pool: the name of a shipped one (`offline`), a file, or a mapping such as a file holds.
+def load_pool(pool: str | Path | Mapping[str, Any] | Sequence[Any], *, over: Mapping[str, Any] | None = None) -> Pool:
+    """Load a pool: the name of a shipped one (`offline`), a file, what a file holds, or a list of annotators.
 
     `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`. Raises ConfigError with every
     problem that can be found without loading weights.
     """
-    folder, source, values = Path.cwd(), "annotators", pool
-    if not isinstance(values, Mapping):
-        file = pool_path(values)
+    if isinstance(pool, list | tuple):
+        pool = {"annotators": pool}
+    if not isinstance(pool, Mapping | str | Path):
+        raise ConfigError(f"annotators are {pool!r:.80}; give the name of a shipped pool, a file, or what a file holds")
+    if isinstance(pool, Mapping):
+        folder, source, values = Path.cwd(), "annotators", extended(pool, Path.cwd() / "annotators.yml")
+    else:
+        file = pool_path(pool)
         folder, source, values = file.parent, str(pool), read_yaml(file)
     given = {key: value for key, value in (over or {}).items() if value is not None}
     config = parse_section(AnnotatorPool, {**values, **given}, source)
@@ -103,16 +109,18 @@ def load_pool(pool: str | Path | Mapping[str, Any], *, over: Mapping[str, Any] |
         one.name: load_prompts(one, folder=folder) for one in config.annotators if one.judge.endpoint is not None
     }
     for annotator in config.annotators:
-        _check_scorer(annotator)
+        _check_local(annotator)
     return Pool(config, prompts)
 
 
-def _check_scorer(annotator: AnnotatorConfig) -> None:
+def _check_local(annotator: AnnotatorConfig) -> None:
+    """Raise ConfigError if its scorer, or its class, is not there."""
     judge = annotator.judge
     scorer = judge.biased_scorer.scorer if judge.biased_scorer is not None else judge.scorer
-    if scorer is None:
-        return
     try:
-        scorer_settings(scorer)
+        if scorer is not None:
+            scorer_settings(scorer)
+        if judge.class_name is not None:
+            judge_class(judge.class_name)
     except ConfigError as error:
         raise ConfigError(f"annotator {annotator.name}: {error}") from None

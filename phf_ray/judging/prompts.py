@@ -58,7 +58,8 @@ class JudgePrompt:
 
 def mark_for(texts: Iterable[str]) -> str:
     """Return the first of `text`, `text-1`, `text-2`, ... that none of the texts uses as a mark, even in disguise."""
-    joined = "\n".join(re.sub(r"\s+", "", text).lower() for text in texts)
+    suspects = (text for text in texts if "<" in text)
+    joined = "\n".join(re.sub(r"\s+", "", text).lower() for text in suspects)
     # The end of a longer mark, `</text-12>`, is no end of `<text-1>`.
     taken = set(re.findall(r"</?(text(?:-\d+)?)", joined))
     number, mark = 0, "text"

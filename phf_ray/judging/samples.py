@@ -102,7 +102,9 @@ def pairs_of_two(
 
 
 def _outputs(row: Mapping[str, Any], *, number: int) -> Sequence[str]:
-    outputs = row.get("output")
+    outputs: Any = row.get("output")
+    if hasattr(outputs, "tolist"):  # an array, as in a DataFrame that was read from Parquet
+        outputs = outputs.tolist()
     texts = [outputs] if isinstance(outputs, str) else outputs
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not len(texts):
         raise DataError(f"row {number}: 'output' is {outputs!r:.80}; write a text, or a list of texts")
@@ -112,6 +114,10 @@ def _outputs(row: Mapping[str, Any], *, number: int) -> Sequence[str]:
 def _key(row: Mapping[str, Any], keys: Sequence[str], *, number: int) -> tuple[str, ...]:
     if not isinstance(row.get("instruction"), str) and "instruction" in keys:
         raise DataError(f"row {number}: no text 'instruction'; it has {', '.join(map(str, row)) or 'nothing'}")
+    for key in keys:
+        # An input may be left out. Without another column, all rows would belong together.
+        if key not in row and key != "input":
+            raise DataError(f"row {number}: no column {key!r} to join by; it has {', '.join(map(str, row))}")
     return tuple("" if row.get(key) is None else str(row[key]) for key in keys)
 
 

@@ -125,6 +125,10 @@ class JudgingOptions:
     report: Callable[[int, Judgement], Any] = lambda _index, _judgement: None
     """Called with the index of a pair as soon as it is judged; what it raises ends the call."""
 
+    def __post_init__(self) -> None:
+        if self.in_flight < 1:
+            raise ConfigError(f"in_flight {self.in_flight}: nothing would ever be asked; give 1 or more")
+
 
 NO_OPTIONS = JudgingOptions()
 

@@ -12,9 +12,17 @@ from phf_ray.judging.question import Failure
 
 
 def outside_judge(name: str, settings: Mapping[str, Any]) -> Judge:
-    """Import the class `my_module:MyJudge` and build it with `settings`. The import runs the module's code.
+    """Build `my_module:MyJudge` with `settings`. Raises ConfigError if it does not take them."""
+    try:
+        return _Checked(judge_class(name)(**settings), name=name)
+    except TypeError as error:
+        raise ConfigError(f"judge class_name {name!r}: {error}; check `settings` and the class's methods") from error
 
-    Raises ConfigError that says what is missing: the module, the class in it, or an argument.
+
+def judge_class(name: str) -> type[Judge]:
+    """Import and return the class `my_module:MyJudge`. The import runs the module's code.
+
+    Raises ConfigError that says what is missing: the module, or the class in it.
     """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name.isidentifier():
@@ -35,10 +43,7 @@ def outside_judge(name: str, settings: Mapping[str, Any]) -> Judge:
             f"judge class_name {name!r}: {module_name} has no class {class_name} derived from "
             f"phf_ray.judging.Judge; its judges are {judges}"
         )
-    try:
-        return _Checked(found(**settings), name=name)
-    except TypeError as error:
-        raise ConfigError(f"judge class_name {name!r}: {error}; check `settings` and the class's methods") from error
+    return found
 
 
 class _Checked(Judge):

@@ -19,8 +19,9 @@ from places import ROOT
 from pydantic import BaseModel
 
 from jobs.commands import COMMANDS, help_text, module_of
-from phf_ray.config import Config, Quantile, parse_config
+from phf_ray.config import AnnotatorPool, Config, Quantile, parse_config
 from phf_ray.errors import ConfigError
+from phf_ray.judging import load_pool
 from phf_ray.scorers.base import Scorer
 from phf_ray.scorers.build import build_scorer
 from serve.settings import parse_args
@@ -238,7 +239,11 @@ def test_every_page_is_reached_from_the_readme():
 def test_examples_of_configuration_are_configuration(monkeypatch):
     for page in PAGES:
         for block in blocks(page, "yaml"):
-            parse_config(yaml.safe_load(block))
+            values = yaml.safe_load(block)
+            if page == JUDGE:
+                load_pool(values)
+            else:
+                parse_config(values)
 
 
 def test_the_scorer_of_the_guide_works(tmp_path, monkeypatch):
@@ -273,7 +278,7 @@ def test_every_scorer_has_a_line():
 
 # --- The list of keys -------------------------------------------------------------------------------------------------
 
-CONFIGURE = ROOT / "docs" / "configure.md"
+CONFIGURE, JUDGE = ROOT / "docs" / "configure.md", ROOT / "docs" / "judge.md"
 MARK = "<!-- Made by tests/unit/house/test_docs.py with PHF_UPDATE_DOCS=1. -->\n"
 
 
@@ -323,17 +328,18 @@ def shown(value: Any) -> str:
     return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}`"
 
 
-def table() -> str:
+def table(section: type[BaseModel]) -> str:
     lines = ["| key | default | |", "|---|---|---|"]
-    for key, default, text in keys(Config):
+    for key, default, text in keys(section):
         lines.append(f"| `{key}` | {default} | {text} |".replace(" |  |", " | |"))
     return "\n".join(lines) + "\n"
 
 
-def test_the_list_of_keys_is_that_of_the_code():
-    text = CONFIGURE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "section"), [(CONFIGURE, Config), (JUDGE, AnnotatorPool)])
+def test_the_list_of_keys_is_that_of_the_code(page, section):
+    text = page.read_text(encoding="utf-8")
     head, mark, _ = text.partition(MARK)
     assert mark
     if os.environ.get("PHF_UPDATE_DOCS") == "1":
-        CONFIGURE.write_text(head + mark + "\n" + table(), encoding="utf-8")
-    assert CONFIGURE.read_text(encoding="utf-8") == head + mark + "\n" + table(), "run this with PHF_UPDATE_DOCS=1"
+        page.write_text(head + mark + "\n" + table(section), encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == head + mark + "\n" + table(section), "run this with PHF_UPDATE_DOCS=1"

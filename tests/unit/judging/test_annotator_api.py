@@ -222,6 +222,13 @@ def test_every_sample_meets_another_one(caplog):
     assert "1 of 3 instructions have a single output" in caplog.text
 
 
+def test_lists_of_a_frame_that_was_parquet_are_lists(tmp_path):
+    pd.DataFrame(SAMPLES).to_parquet(tmp_path / "samples.parquet")
+    frame = pd.read_parquet(tmp_path / "samples.parquet")
+    annotator = longer()
+    assert [row["instruction"] for row in annotator.annotate_samples(frame)] == ["a", "b"]
+
+
 def test_one_pair_of_each_instruction_is_kept():
     pairs = pairs_of_samples(SAMPLES)
     assert [pair["instruction"] for pair in pairs] == ["a", "b"]
@@ -284,6 +291,13 @@ def test_ordered_outputs_are_joined_by_their_places():
         longer().annotate_head2head(same, same[:1], is_ordered=True)
     with pytest.raises(DataError, match="row 1: the instructions of the two lists differ"):
         longer().annotate_head2head(outputs("a"), outputs("b", first=3), is_ordered=True)
+
+
+def test_a_column_to_join_by_that_is_not_there_is_named():
+    with pytest.raises(DataError, match="row 1: no column 'instrction' to join by; it has instruction, input"):
+        longer().annotate_head2head(outputs("a"), outputs("b"), keys_to_merge=["instrction"])
+    with pytest.raises(DataError, match="row 1: no column 'instrction'"):
+        longer().annotate_samples(SAMPLES, keys_to_sample_output_2=["instrction"])
 
 
 def test_models_without_a_common_instruction_are_refused():

@@ -97,6 +97,14 @@ def test_the_key_of_the_pool_is_for_the_server_of_the_pool_alone(tmp_path):
 @pytest.mark.parametrize(
     ("annotator", "message"),
     [
+        (
+            {"judge": {"class_name": "gone:Mine"}},
+            "annotator n: judge class_name 'gone:Mine': the module 'gone' can't be",
+        ),
+        (
+            {"judge": "longer"},
+            r"annotators\.0\.judge: 'longer' names no kind of judge; write for example \{rule: longer\}",
+        ),
         ({"judge": {"rul": "longer"}}, r"judge\.rul: unknown key; did you mean 'rule'\?"),
         ({"judge": {"rule": "longest"}}, r"judge\.rule: .*'longer', 'shorter', 'random' or 'constant', got 'longest'"),
         ({"judge": {}}, "names no judge; name one of chat, completion, reward_model, scorer, biased_scorer, rule"),
@@ -142,6 +150,16 @@ def test_pools_without_annotators_or_with_two_of_one_name_are_refused():
         load_pool(rules("longer", "longer"))
     with pytest.raises(ConfigError, match=r"no annotator pool 'ofline' \(did you mean offline\?\)"):
         load_pool("ofline")
+
+
+@pytest.mark.parametrize("pool", [None, 3])
+def test_what_is_no_pool_is_refused(pool):
+    with pytest.raises(ConfigError, match=f"annotators are {pool}; give the name of a shipped pool, a file"):
+        load_pool(pool)
+
+
+def test_a_list_of_annotators_is_a_pool():
+    assert load_pool(rules("longer", "random")["annotators"]).names == ("longer", "random")
 
 
 def test_all_problems_are_told_at_once():
@@ -195,3 +213,10 @@ def test_seeds_of_call_and_annotator_are_sent_and_make_another_question(tmp_path
     first, second = (pool.build(seed=seed)["asked"].question([PAIR]) for seed in (0, 1))
     assert (first.seed, second.seed) == (5, 6)
     assert first.key != second.key
+
+
+def test_a_mapping_may_extend_a_file_and_have_verdicts_as_json_writes_them(tmp_path):
+    pool = asked_pool(tmp_path, parser={"regex": {"1": "a", "2": "b"}})
+    assert load_pool(pool).config.annotators[0].parser.regex == {1: "a", 2: "b"}
+    extending = load_pool({"extends": "annotators/greedy", "url": "http://localhost:1"})
+    assert list(extending.endpoints) == ["http://localhost:1 gpt-4-0314"]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from phf_ray.errors import DataError
-from phf_ray.measures import SwapConsistency, cohen_kappa, krippendorff_alpha, swap_consistency
+from phf_ray.measures import SwapConsistency, cohen_kappa, corrected_rate, krippendorff_alpha, swap_consistency
 
 # -- Cohen's kappa ----------------------------------------------------------------------------------------------------
 
