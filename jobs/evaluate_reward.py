@@ -11,13 +11,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import run
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.rewards.judged import RewardItem
 from phf_ray.records import Rejected
+
+if TYPE_CHECKING:
+    from phf_ray.feedback.rows import FeedbackRow
 
 log = logging.getLogger("jobs.evaluate_reward")
 
@@ -98,38 +101,53 @@ def _records(sources: Sequence[str]) -> Iterator[RewardItem | Rejected]:
 
     for file in FeedbackRequest(inputs=sources).find().files:
         for index, record in read_rows_of(file, Piece(0, 0)):
-            yield record if isinstance(record, Rejected) else _item(record, source=file.name, index=index)
+            if isinstance(record, Rejected):
+                yield record
+            else:
+                yield from _items_of_record(record, source=file.name, index=index)
 
 
-def _item(record: Mapping[str, Any], *, source: str, index: int) -> RewardItem | Rejected:
+def _items_of_record(record: Mapping[str, Any], *, source: str, index: int) -> list[RewardItem | Rejected]:
+    """One item, or one for each pair of ranked answers."""
     from phf_ray.feedback.formats.base import UnfitRecord
     from phf_ray.feedback.formats.table import FORMATS, format_of
     from phf_ray.feedback.prepare import RowSettings, prepare_record
-    from phf_ray.feedback.rows import Comparison
 
     name = str(index if record.get("id") in (None, "") else record["id"])
     if _is_list_of_texts(record.get("rejected")):
         try:
-            return _item_of_lists(record, name)
+            return [_item_of_lists(record, name)]
         except UnfitRecord as problem:
-            return Rejected(source, index, problem.reason, problem.detail)
+            return [Rejected(source, index, problem.reason, problem.detail)]
     known = format_of(record)
     if known is None:
         formats = "; ".join(f"{name}: {one}" for name, one in FORMATS.items())
-        return Rejected(
-            source, index, "unknown_columns", f"columns {', '.join(map(repr, record))}; known formats are {formats}"
-        )
+        columns = ", ".join(map(repr, record))
+        return [Rejected(source, index, "unknown_columns", f"columns {columns}; known formats are {formats}")]
     made = prepare_record(record, source=source, index=index, settings=RowSettings(known))
-    if isinstance(made, Rejected):
-        return made
-    [row] = made.rows
+    items: list[RewardItem | Rejected] = []
+    for number, one in enumerate(made):
+        if isinstance(one, Rejected):
+            items.append(one)
+        else:
+            [row] = one.rows
+            row_name = name if len(made) == 1 else f"{name}/{number}"
+            items.append(_item_of_row(row, name=row_name, subset=_subset(record), source=source, index=index))
+    return items
+
+
+def _item_of_row(
+    row: "FeedbackRow", *, name: str, subset: str | None, source: str, index: int
+) -> RewardItem | Rejected:
+    from phf_ray.feedback.rows import Comparison
+
     if not isinstance(row, Comparison):
         return Rejected(source, index, "no_comparison", "an example has one answer")
     if row.better is None or row.worse is None:
         return Rejected(
             source, index, "tie" if row.verdict == "tie" else "no_preference", "no answer is the better one"
         )
-    return RewardItem(name, _subset(record), row.prompt, (row.better,), (row.worse,))
+    return RewardItem(name, subset, row.prompt, (row.better,), (row.worse,))
 
 
 def _item_of_lists(record: Mapping[str, Any], name: str) -> RewardItem:

@@ -71,7 +71,6 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         examples=(
             "--input hh/harmless-base/train.jsonl.gz --output feedback/hh",
-            "--input alpaca_noisy_multi_preference.json --output feedback/pairs",
             "--input feedback/pairs --to reward-conditioning --output feedback/conditioned",
             "--input berkeley-nest/Nectar --pairs best --output feedback/nectar --report --against alpaca_eval.json",
         ),

@@ -99,8 +99,7 @@ def parser() -> argparse.ArgumentParser:
         (__doc__ or "").splitlines()[0],
         examples=(
             "--scorers pep8,pii --allow-origin http://localhost:3000",
-            "--model mle=runs/mle --model good=runs/conditional --scorers toxicity --task toxicity",
-            "--scorers reward=runs/reward-model",
+            "--model mle=runs/mle --model good=runs/conditional --scorers toxicity,reward=runs/reward --task toxicity",
             "--model mle=runs/mle --host 0.0.0.0 --port 80 --keys-file /mnt/shared/keys",
         ),
     )

@@ -84,7 +84,7 @@ class AnnotatePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class PairsFound:
     """What one reading of the input finds."""
 
     num_pairs: int
@@ -98,7 +98,7 @@ class Survey:
         return self.keys[index * KEY_BYTES : (index + 1) * KEY_BYTES].hex()
 
 
-def survey(source: JudgingSource) -> Survey:
+def survey(source: JudgingSource) -> PairsFound:
     """Read the input, and check every row. Raises DataError that names the first row that can't be judged."""
     keys, num_bytes, num_rows = bytearray(), 0, 0
     for row, pair in _pairs(source):
@@ -108,12 +108,12 @@ def survey(source: JudgingSource) -> Survey:
     if not num_rows:
         raise DataError(f"{', '.join(source.inputs)}: there is no pair to judge")
     duplicates = frozenset(repeats([keys_from(bytes(keys))])[0])
-    return Survey(num_rows - len(duplicates), num_bytes, bytes(keys), duplicates)
+    return PairsFound(num_rows - len(duplicates), num_bytes, bytes(keys), duplicates)
 
 
 def plan_annotation(
     request: AnnotateRequest, place: CorpusFolder, *, restart: bool
-) -> tuple[AnnotatePlan, Survey | None]:
+) -> tuple[AnnotatePlan, PairsFound | None]:
     """Return the plan of this output: the stored one if it still holds, else a new one, which is stored.
 
     With a new plan comes what the input holds, so that it need not be read once more. Raises ConfigError that names the
@@ -178,7 +178,7 @@ def stage_pairs(
     plan: AnnotatePlan,
     shards: Sequence[int],
     *,
-    found: Survey | None = None,
+    found: PairsFound | None = None,
 ) -> None:
     """Write the pairs of these parts where workers find them. Those that are there already stay.
 

@@ -34,8 +34,9 @@ def attend_by_document(
         return sdpa_attention_forward(module, query_1HND, key_1HND, value_1HND, attention_mask, **options)
     lengths: list[int] = attention_mask.flatten().unique_consecutive(return_counts=True)[1].tolist()
     # Split, not sliced: the gradient of a slice is as large as the whole.
-    parts = zip(*(each.split(lengths, dim=2) for each in (query_1HND, key_1HND, value_1HND)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *part, None, **options)[0] for part in parts], dim=1), None
+    split = zip(*(each.split(lengths, dim=2) for each in (query_1HND, key_1HND, value_1HND)), strict=True)
+    states = [sdpa_attention_forward(module, query, key, value, None, **options)[0] for query, key, value in split]
+    return torch.cat(states, dim=1), None
 
 
 AttentionInterface.register(NAME, attend_by_document)

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from benchmarks import bench_feedback, bench_lora, bench_objectives, bench_score, bench_train
+from benchmarks import bench_before, bench_feedback, bench_lora, bench_objectives, bench_score, bench_train
 from benchmarks.__main__ import command
 from benchmarks.bench_objectives import Result, Sizes, bench_training
 
@@ -46,7 +47,13 @@ def test_training_steps_are_measured_for_each_objective(capsys):
     assert "MFU unknown" in capsys.readouterr().out
 
 
-def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(capsys):
+@pytest.fixture
+def tiny_feedback(monkeypatch):
+    shape = bench_feedback.Shape(vocabulary=300, width=16, layers=1, heads=2, pairs=2, row=48)
+    monkeypatch.setitem(bench_feedback.MODELS, "small", shape)
+
+
+def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(tiny_feedback, capsys):
     sizes = {**TINY, "batch": 2, "rank": 1}
     sizes.pop("rows")
     assert (
@@ -57,7 +64,8 @@ def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(capsys):
     )
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["sizes"] == sizes
-    assert [each["name"].partition(",")[0] for each in report["verdicts"]] == ["gpt2"] * 4 + ["llama"] * 4
+    kinds = [each["name"].partition(",")[0] for each in report["verdicts"]]
+    assert kinds == ["gpt2"] * 4 + ["llama"] * 4 + ["gpt2 sft"] * 2 + ["gpt2 dpo"] * 2
     assert all(each["median"] > 0 for each in report["verdicts"])
 
 
@@ -102,19 +110,32 @@ def test_a_detection_that_a_shortcut_loses_fails_the_benchmark(tmp_path, monkeyp
     assert "different detections" in capsys.readouterr().out
 
 
-def test_steps_on_feedback_are_compared_with_trl(capsys):
+def test_steps_on_feedback_are_compared_with_trl(tiny_feedback, capsys):
     pytest.importorskip("trl", reason="TRL is not installed")
-    sizes = {"vocabulary": 300, "width": 16, "layers": 1, "heads": 2, "pairs": 2, "row": 48}
-    parts = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    assert bench_feedback.main(["--rounds", "1", "--parts", "time", *parts]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["sizes"] == sizes
-    assert [each["name"] for each in report["verdicts"]] == [
-        f"{method}: tokens/s / TRL" for method in ("dpo", "sft", "reward")
-    ]
+    assert bench_feedback.main(["--rounds", "1", "--parts", "time", "--models", "small"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]["small"]
+    assert report["sizes"]["width"] == 16
+    names = [each["name"] for each in report["verdicts"]]
+    assert names == [f"small, {case}: tokens/s / TRL" for case in bench_feedback.CASES]
 
 
 def test_without_trl_the_comparison_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "trl", None)
     assert bench_feedback.main([]) == 2
     assert "pip install trl" in capsys.readouterr().err
+
+
+def test_steps_are_compared_with_those_of_another_commit(monkeypatch, capsys):
+    monkeypatch.setattr(bench_before, "checked_out", lambda commit: nullcontext(bench_before.HERE))
+    monkeypatch.setattr(bench_before, "STEPPER", bench_before.STEPPER.replace("n_embd=256", "n_embd=16"))
+    assert bench_before.main(["--pairs", "1"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [each["name"] for each in report["verdicts"]] == [
+        f"{name}: CPU seconds / before" for name in bench_before.OBJECTIVES
+    ]
+    assert all(0.1 < each["median"] < 10 for each in report["verdicts"])
+
+
+def test_a_commit_that_is_not_there_is_named(capsys):
+    assert bench_before.main(["--before", "no-such-commit", "--pairs", "1"]) == 2
+    assert "no-such-commit" in capsys.readouterr().err

@@ -113,3 +113,11 @@ def test_what_is_no_comparison_is_refused_with_what_to_do(model, tmp_path):
         evaluate(model, tmp_path / "good.jsonl", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"--model .*/nowhere: no such directory"):
         evaluate(tmp_path / "nowhere", tmp_path / "good.jsonl", tmp_path / "other")
+
+
+def test_ranked_answers_are_an_item_for_each_pair(model, tmp_path):
+    answers = [{"answer": f"{word} jumps", "model": word, "rank": rank} for rank, word in enumerate(WORDS[:3], 1)]
+    source = tmp_path / "nectar.jsonl"
+    source.write_text(json.dumps({"prompt": "\n\nHuman: Hello\n\nAssistant: ", "answers": answers, "turns": 1}))
+    _, rows = evaluate(model, source, tmp_path / "out", "--prompt-template", "hh")
+    assert [row["id"] for row in rows] == ["0/0", "0/1", "0/2"]
