@@ -161,6 +161,8 @@ def _item_of_lists(record: Mapping[str, Any], name: str) -> RewardItem:
         raise UnfitRecord("not_text", "column 'chosen' is neither a text nor a list of texts")
     if not all(answer.strip() for answer in (*chosen, *rejected)):
         raise UnfitRecord("empty_answer", "an answer has no characters besides white space")
+    if not set(chosen).isdisjoint(rejected):
+        raise UnfitRecord("equal_answers", "an answer is both among the better and the worse ones")
     is_chat = isinstance(record.get("prompt"), list)
     prompt: Prompt = ChatPrompt(messages_of(record, "prompt")) if is_chat else TextPrompt(text_of(record, "prompt"))
     return RewardItem(name, _subset(record), prompt, tuple(chosen), tuple(rejected))
@@ -172,13 +174,15 @@ def _is_list_of_texts(value: Any) -> bool:
 
 def _subset(record: Mapping[str, Any]) -> str | None:
     """Return the record's subset; a feedback corpus keeps it among the other columns of its source."""
+    from phf_ray.feedback.values import column_in_meta
+
     found = record.get("subset")
     if found is None and isinstance(record.get("meta"), str):
         try:
             meta = json.loads(record["meta"])
         except ValueError:
             return None
-        found = meta.get("subset") if isinstance(meta, dict) else None
+        found = column_in_meta(meta, "subset")
     return None if found is None else str(found)
 
 

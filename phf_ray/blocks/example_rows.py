@@ -4,7 +4,6 @@ Ties and comparisons whose better answer is unknown are skipped and counted: not
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ from phf_ray.blocks.tokens import TokenRun
 from phf_ray.config import FeedbackCompat
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
+from phf_ray.feedback.values import column_in_meta, finite_number
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
 from phf_ray.generation.chat.joint_rows import JointRows
 from phf_ray.records import LABEL, MARGIN, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
@@ -254,9 +254,9 @@ def _margin_of(row: Comparison, source: Literal["column", "preference"] | None) 
         return 0.0
     if source == "preference":
         return 2 * abs(row.preference - 1.5)
-    value = json.loads(row.meta).get(MARGIN)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    value = finite_number(column_in_meta(json.loads(row.meta), MARGIN))
+    # Channels are float32, in which a larger number would be infinite.
+    return None if value is None or abs(value) > np.finfo(np.float32).max else value
 
 
 def _learned(row: TokenRun) -> TokenRun:

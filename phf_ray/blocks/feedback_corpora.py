@@ -182,7 +182,8 @@ def _warn_of_unequal_labels(objective: KTOConfig, manifests: Sequence[FeedbackMa
     """Say which weights Eq. 8 of KTO recommends: together, the good answers weigh 1 to 4/3 of the bad ones."""
     good, bad = _labels(manifests)
     weighed = good * objective.desirable_weight / max(1e-9, bad * objective.undesirable_weight)
-    if not 0.99 < weighed < 4 / 3 + 0.01:
+    is_one_sided = 0 in (objective.desirable_weight, objective.undesirable_weight)  # on purpose
+    if not is_one_sided and not 0.99 < weighed < 4 / 3 + 0.01:
         wanted = bad * objective.undesirable_weight / good
         log.warning(
             "%d good and %d bad answers: together, the good ones weigh %.3g of the bad ones, and 1 to 1.33 is best; "

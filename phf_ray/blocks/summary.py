@@ -145,6 +145,11 @@ _REMEDIES = {
 }
 
 
+def remedies(manifest: BlockManifest) -> list[tuple[str, str]]:
+    """Return the reasons for which rows were left out and what to do, as far as something can be done."""
+    return [(reason, remedy) for reason, remedy in _REMEDIES.items() if manifest.documents["dropped"].get(reason)]
+
+
 def _warn_of_dropped_rows(manifest: BlockManifest) -> None:
     dropped = manifest.documents["dropped"]
     total = manifest.documents["kept"] + sum(dropped.values())

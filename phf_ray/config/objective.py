@@ -1,8 +1,8 @@
 """Section `objective`: one class per objective, chosen by `name`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from phf_ray.config.base import Fraction, Quantile, Section, Threshold
 
@@ -119,6 +119,12 @@ class KTOConfig(_ObjectiveSection):
     """Weight of good answers. Eq. 8 of KTO: weight x number of good answers is 1 to 4/3 of that of bad ones."""
     undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of bad answers."""
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if self.desirable_weight == self.undesirable_weight == 0:
+            raise ValueError("desirable_weight and undesirable_weight are 0, so nothing is learned; raise one of them")
+        return self
 
     @property
     def reads_reference(self) -> bool:

@@ -34,8 +34,16 @@ _PRETRAINED = (
 _KINDS = {
     "DPO": "A causal language model that learned from comparisons of answers ([Rafailov et al. 2023]"
     "(https://arxiv.org/abs/2305.18290))",
+    "KTO": "A causal language model that learned from answers called good or bad ([Ethayarajh et al. 2024]"
+    "(https://arxiv.org/abs/2402.01306))",
     "BradleyTerry": "A reward model, learned from comparisons of answers",
 }
+_REWARD_ROWS = {
+    None: "the end-of-text token, the prompt, the answer and the end-of-text token",
+    "trl": "what the tokenizer puts before a text, the prompt, the answer and the end-of-text token",
+    "alpaca_farm": "what the tokenizer puts before a text, the prompt and the answer, without an end",
+}
+"""By `compat`, as phf-ray or the other system makes them."""
 _PREFIXES = {"generation/": "samples: ", "KL/": "KL "}
 
 
@@ -113,6 +121,8 @@ def _results(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _label(name: str, config: Config) -> str:
     if name == "train/loss" and config.objective.compares_answers:
         return "training loss, nats per pair"
+    if name == "train/loss" and config.objective.reads_labels:
+        return "training loss per answer"
     for prefix, label in _PREFIXES.items():
         if name.startswith(prefix):
             return label + name.removeprefix(prefix)
@@ -171,10 +181,7 @@ def _use(info: CheckpointInfo) -> str:
                 "for each token (`resize_token_embeddings(len(tokenizer))`) and whose `config.pad_token_id` is the "
                 "tokenizer's padding, or its end of text; `phf merge-adapter` makes a whole model of both; "
             )
-        return (
-            f"{load}its one output is the reward. A row is the end-of-text token, the prompt, the answer and the "
-            "end-of-text token.\n"
-        )
+        return f"{load}its one output is the reward. A row is {_REWARD_ROWS[info.feedback_compat]}.\n"
     load = "`AutoModelForCausalLM.from_pretrained` loads it without phf-ray."
     if info.base is not None:
         load = (
@@ -183,7 +190,8 @@ def _use(info: CheckpointInfo) -> str:
             "model of both."
         )
     if info.control is None:
-        return f"{load} A prompt begins with the end-of-text token.\n"
+        begins = "the end-of-text token" if info.feedback_compat is None else "what the tokenizer puts before a text"
+        return f"{load} A prompt begins with {begins}.\n"
     ban = "must not be sampled" if info.control.policy == "ban" else "is removed from samples"
     return (
         f"{load} A prompt begins with the end-of-text token and `{info.control.good}`, which asks for text that the "

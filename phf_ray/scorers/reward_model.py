@@ -137,8 +137,12 @@ class RewardModelScorer(ClassifierScorer):
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def _identity_settings(self) -> dict[str, Any]:
-        # The weights have a hash of their own, wherever they lie.
-        settings = self._settings.model_dump(mode="json", include={"precision"})
+        # The weights have a hash of their own, wherever they lie. The row that is judged follows from these.
+        settings = self._settings.model_dump(mode="json", include={"precision", "prompt_template"})
+        if self._rows is not None:
+            settings |= {"template": self._rows.template_text, "length": self._length}
+        if self._joint_rows is not None:
+            settings["compat"] = self._joint_rows.compat
         return settings | ({"reward_bias": self._bias} if self._bias else {})
 
     def _score(self, logits_C: NDArray[np.float64]) -> float:

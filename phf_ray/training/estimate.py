@@ -37,6 +37,7 @@ def describe_run(
     epochs = tokens.mixture.epochs_in(num_steps * training.effective_batch_size)
     memory = memory_per_device(config, shape, has_gpu=has_gpu())
     checkpoint = 12 * shape.num_trained
+    bytes_per_token = BYTES_PER_TOKEN + 4 * _num_channels(config)
     lines = [
         f"blocks       {plan.root}",
         f"thresholds   {dict(plan.thresholds) or 'none'}",
@@ -52,8 +53,8 @@ def describe_run(
         f"memory       about {memory.total / GB:.2f} GB a device: weights {memory.weights / GB:.2f}, gradients "
         f"{memory.gradients / GB:.2f}, Adam {memory.optimizer / GB:.2f}, activations {memory.activations / GB:.2f} "
         f"(estimated), loss {memory.head / GB:.2f}",
-        f"disk         blocks {BYTES_PER_TOKEN * tokens.num_blocks * dataset.seq_length / GB:.2f} GB before "
-        f"compression ({BYTES_PER_TOKEN} bytes a token); {checkpoint / GB:.2f} GB a checkpoint, "
+        f"disk         blocks {bytes_per_token * tokens.num_blocks * dataset.seq_length / GB:.2f} GB before "
+        f"compression ({bytes_per_token} bytes a token); {checkpoint / GB:.2f} GB a checkpoint, "
         f"{_num_checkpoints(config, num_steps)} kept",
         f"evaluation   {describe_evaluations(config, num_steps)}",
     ]
@@ -63,6 +64,13 @@ def describe_run(
     if not tokens.is_exact:
         lines.append("             'about': counted on the head of the corpus, extrapolated by size on disk")
     return [*lines, f"time         {_time(num_positions, speed)}"]
+
+
+def _num_channels(config: Config) -> int:
+    """Numbers of each token beside its score: the reference's log-probability, a label, a margin."""
+    objective = config.objective
+    has_margin = isinstance(getattr(objective, "margin", None), str)
+    return objective.reads_reference + objective.reads_labels + has_margin
 
 
 def _unscored(plan: BlockPlan) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phf_ray.evaluation.report.page import visible_text
 from phf_ray.evaluation.rewards.judged import JudgedItem
 from phf_ray.generation.chat.prompts import prompt_text
 from phf_ray.storage.files import write_text
@@ -26,11 +27,11 @@ _COLUMNS = {
 
 def write_result(folder: Path, judged: Sequence[JudgedItem], result: Mapping[str, Any]) -> str:
     """Write all files, reward.json last, and return the table."""
-    rows = "".join(json.dumps(_row(one), ensure_ascii=False) + "\n" for one in judged)
+    rows = "".join(json.dumps(_row(one)) + "\n" for one in judged)
     table = table_of(result)
     write_text(folder / ROWS, rows)
     write_text(folder / TABLE, table)
-    write_text(folder / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return table
 
 
@@ -38,7 +39,7 @@ def table_of(result: Mapping[str, Any]) -> str:
     """Return a line for all comparisons and one for each subset."""
     lines = [["", *_COLUMNS.values()]]
     for name, figures in {**result["subsets"], "all": result["all"]}.items():
-        lines.append([name, *(_shown(figures[key]) for key in _COLUMNS)])
+        lines.append([visible_text(name), *(_shown(figures[key]) for key in _COLUMNS)])
     if result["subsets"]:
         empty = [""] * len(_COLUMNS)
         empty[list(_COLUMNS).index("accuracy")] = _shown(result["mean_of_subsets"])

@@ -1,6 +1,5 @@
 """What a format is, and the values that all formats read alike."""
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 from phf_ray.corpus.cells import Unreadable
 from phf_ray.feedback.rows import FeedbackRow
+from phf_ray.feedback.values import finite_number
 from phf_ray.generation.chat.prompts import ASSISTANT, Message
 
 Record = Mapping[str, Any]
@@ -139,10 +139,7 @@ def objects_of(record: Record, name: str) -> list[Mapping[str, Any]]:
 
 def number_of(record: Record, name: str) -> float | None:
     """Return a finite number; None for every other value."""
-    value = record.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return finite_number(record.get(name))
 
 
 def preference_by_index(record: Record, name: str) -> float | None:

@@ -28,7 +28,8 @@ class JointRows:
         length: int,
     ):
         """`for_reward`: the rows are for a reward model. `length`: tokens of a row at most."""
-        self._compat, self._tokenizer, self._length = compat, tokenizer, length
+        self.compat = compat
+        self._tokenizer, self._length = tokenizer, length
         # As in TRL, a chat template says itself how a text begins and ends.
         self._is_chat = template is not None and not isinstance(template, TwoKeyTemplate)
         # DIFFERS: phf-ray ends the answers of a reward model with the end of text, as TRL does; AlpacaFarm does not.
@@ -43,7 +44,7 @@ class JointRows:
         ids = self._ids(whole if whole.endswith(end) else whole + end)
         prompt = self._ids(example.prompt) if example.prompt else []
         # AlpacaFarm counts the prompt's tokens; TRL looks where the two begin to differ.
-        num_given = len(prompt) if self._compat == "alpaca_farm" else _num_common(prompt, ids)
+        num_given = len(prompt) if self.compat == "alpaca_farm" else _num_common(prompt, ids)
         num_given = min(max(1, num_given), self._length)
         kept = ids[: self._length]
         start_id = ids[0] if ids else self._tokenizer.eos_token_id  # a tokenizer may make nothing of a text
