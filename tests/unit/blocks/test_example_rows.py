@@ -75,12 +75,25 @@ def test_ties_and_unknown_labels_are_no_pairs_and_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("source", "wanted", "dropped"),
     [
-        ("column", {"a": 0.5, "b": -1.0}, {"no_margin": 3, "tie": 1}),
-        ("preference", {"a": 1.0, "b": 0.5, "c": 1.0, "d": 1.0, "e": 1.0}, {"tie": 1}),
+        ("column", {"a": 0.5, "b": -1.0}, {"no_margin": 5, "tie": 1}),
+        (
+            "preference",
+            {
+                "a": 1.0,
+                "b": 0.5,
+                "c": 1.0,
+                "d": 1.0,
+                "e": 1.0,
+                "too large for a float": 1.0,
+                "infinite in float32": 1.0,
+            },
+            {"tie": 1},
+        ),
     ],
 )
 def test_pairs_carry_the_margin_of_their_column_or_of_their_preference(tmp_path, source, wanted, dropped):
     columns = [("a", 1, 0.5), ("b", 1.75, -1), ("c", 2, None), ("d", 1, "much"), ("e", 2, True), ("f", 1.5, 1.0)]
+    columns += [("too large for a float", 1, 10**400), ("infinite in float32", 1, 1e300)]
     rows = [
         {"prompt": prompt, "output_1": " x", "output_2": " y", "preference": preference, "margin": margin}
         for prompt, preference, margin in columns
@@ -90,6 +103,15 @@ def test_pairs_carry_the_margin_of_their_column_or_of_their_preference(tmp_path,
     carried = {unit.prompt: {float(number) for row in unit.rows for number in row.channels[MARGIN]} for unit in found}
     assert carried == {prompt: {margin} for prompt, margin in wanted.items()}
     assert stats.num_documents_dropped == dropped
+
+
+def test_a_margin_survives_a_set_that_is_made_of_a_set(tmp_path):
+    rows = [{"prompt": "a", "output_1": " x", "output_2": " y", "preference": 1, "margin": 0.5}]
+    first = prepared(tmp_path, rows)
+    assert prepare_feedback(["--input", str(first), "--output", str(tmp_path / "again")]) == 0
+    settings = ExampleSettings("comparisons", "plain", "", 64, "completions", margin="column")
+    [unit], _ = read_units(tmp_path / "again", settings)
+    assert {float(number) for row in unit.rows for number in row.channels[MARGIN]} == {0.5}
 
 
 def test_of_a_conversation_all_that_the_assistant_says_is_learned(tmp_path):

@@ -55,6 +55,20 @@ def test_all_errors_are_reported_at_once_with_what_to_write_instead():
     assert "use model.config_kwargs" in message
 
 
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        ({"name": "DPO", "betta": 0.1}, r"objective\.betta: unknown key; did you mean 'beta'"),
+        ({"name": "KTO", "betta": 0.1}, r"objective\.betta: unknown key; did you mean 'beta'"),
+        ({"name": "BradleyTerry", "centering": 1}, r"objective\.centering: unknown key; did you mean 'centring'"),
+        ({"name": "KTO", "desirable_weight": 0, "undesirable_weight": 0}, "nothing is learned"),
+    ],
+)
+def test_what_is_wrong_with_an_objective_is_named(objective, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"objective": objective})
+
+
 def test_unknown_key_inside_a_list_of_sections_is_placed():
     with pytest.raises(
         ConfigError, match=r"scenario_configs\.0\.generate_kwargs\.topp: unknown key; did you mean 'top_p'"

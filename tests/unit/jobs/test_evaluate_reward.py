@@ -99,6 +99,15 @@ def test_a_feedback_corpus_keeps_subset_instruction_and_order(model, scorer, tmp
     assert "1 records left out: tie" in capsys.readouterr().out
 
 
+def test_texts_that_are_no_unicode_and_huge_numbers_lose_nothing(model, tmp_path):
+    row = {"id": "\ud800", "prompt": "fox\ud800", "chosen": ["dog"], "rejected": ["house"], "subset": "\ud83d"}
+    huge = {"prompt": "p", "chosen": "x", "rejected": "y", "chosen_rating": 10**400, "rejected_rating": 1}
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, huge, BENCH[0])))
+    result, rows = evaluate(model, tmp_path / "odd.jsonl", tmp_path / "out")
+    assert result["all"]["num_failed"] == 1
+    assert rows[0]["id"] == "\ud800"
+
+
 def test_what_is_no_comparison_is_refused_with_what_to_do(model, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"question": "a", "reply": "b"}\n')
     with pytest.raises(DataError, match=r"unknown_columns: 1.*columns 'question', 'reply'; known formats are plain"):
@@ -106,6 +115,9 @@ def test_what_is_no_comparison_is_refused_with_what_to_do(model, tmp_path):
     (tmp_path / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     with pytest.raises(DataError, match="equal_answers: 1"):
         evaluate(model, tmp_path / "same.jsonl", tmp_path / "out")
+    (tmp_path / "lists.jsonl").write_text('{"prompt": "a", "chosen": ["b"], "rejected": ["b", "c"]}\n')
+    with pytest.raises(DataError, match="equal_answers: 1"):
+        evaluate(model, tmp_path / "lists.jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "good.jsonl").write_text(json.dumps(BENCH[0]) + "\n")
     evaluate(model, tmp_path / "good.jsonl", tmp_path / "out")

@@ -49,6 +49,23 @@ def test_a_loss_of_pairs_is_per_pair():
     assert "| training loss, nats per token | 2.5 |" in card()
 
 
+def test_a_model_of_answers_judged_one_by_one_says_so():
+    text = card(info=INFO.model_copy(update={"objective": {"name": "KTO"}}), objective={"name": "KTO"})
+    assert "learned from answers called good or bad" in text
+    assert "| training loss per answer | 2.5 |" in text
+    assert "pretrained with human preferences" not in text
+
+
+def test_rows_of_another_system_are_described_as_they_are():
+    reward = {"objective": {"name": "BradleyTerry"}, "rows": {"template": "plain", "template_text": "", "length": 8}}
+    ours, theirs = (
+        card(info=CheckpointInfo.model_validate({**INFO.model_dump(), **reward, "compat": compat}))
+        for compat in (None, "alpaca_farm")
+    )
+    assert "the answer and the end-of-text token" in ours
+    assert "without an end" in theirs
+
+
 def test_a_reader_finds_data_objective_scorer_and_results():
     text = card()
     for part in (

@@ -110,6 +110,13 @@ def test_what_can_not_be_judged_has_a_reason(folder):
     assert scorer.score_answers([("Hello", "")])[0].error == "empty: the text has no characters"
 
 
+def test_its_identity_has_what_decides_the_row(folder, tmp_path):
+    other = write_reward_model(tmp_path / "other", length=24)
+    compat = write_reward_model(tmp_path / "compat", compat="trl")
+    scorers = [open_scorer(folder), open_scorer(other), open_scorer(compat), open_scorer(folder, prompt_template="hh")]
+    assert len({json.dumps(one.identity().settings, sort_keys=True) for one in scorers}) == 4
+
+
 def test_its_identity_is_that_of_the_weights(folder, tmp_path):
     same = shutil.copytree(folder, tmp_path / "same")
     assert open_scorer(same).identity() == open_scorer(folder).identity()

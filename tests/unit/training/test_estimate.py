@@ -127,6 +127,7 @@ def test_steps_epochs_disk_and_time_follow_from_the_counted_tokens():
     assert lines["tokens"].endswith("100 blocks with 600 content tokens, 700 in all: 2.00 epochs")
     assert lines["time"] == "about 16 seconds at 100 tokens/s, as given"
     assert lines["disk"].endswith("3 kept")
+    assert "(9 bytes a token)" in lines["disk"]
     assert "thresholds" in lines
     everything = lines_of(
         settings(num_tokens=1400, effective_batch_size=4, count_tokens="all"),
