@@ -10,6 +10,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.http.keys import Endpoint
 from phf_ray.http.openai_async import MAX_IN_FLIGHT, AsyncOpenAIClient
 from phf_ray.judging.budget import UNIT, Price
+from phf_ray.judging.characters import whole_characters
 from phf_ray.judging.question import Answer, Question
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -83,7 +84,7 @@ class JudgeEndpoint:
         price, money = self.settings.price, None
         if price is not None and isinstance(prompt_tokens, int) and isinstance(completion_tokens, int):
             money = price.of(prompt_tokens, completion_tokens) * UNIT
-        return Answer(text, logprobs, prompt_tokens, completion_tokens, money, seconds)
+        return Answer(whole_characters(text), logprobs, prompt_tokens, completion_tokens, money, seconds)
 
 
 def path_of(question: Question) -> str:

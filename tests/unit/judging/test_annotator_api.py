@@ -69,6 +69,8 @@ def test_later_copies_of_a_pair_are_left_out():
         ([{**ROW, "instruction": " "}], "row 1: the instruction is empty"),
         ([{**ROW, "input": 3}], "row 1: 'input' is 3; it must be a text"),
         ([{**ROW, "output_2": ["a"]}], "row 1: 'output_2' is "),
+        ([ROW, {**ROW, "instruction": "hi \ud83d"}], "row 2: 'instruction': character 3 is half of a surrogate pair"),
+        ([{**ROW, "output_2": "\ud83d"}], "row 1: 'output_2': character 0 is half of a surrogate pair"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named_before_anything_is_judged(rows, message):
