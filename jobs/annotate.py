@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
             "--pairs pairs.json --annotators offline --output feedback/judged",
             "--samples samples.json --annotators alpaca_farm --url http://localhost:8000 --p-label-flip 0.25 "
             "--output feedback/judged --dry-run",
-            "--head2head reference.json outputs.json --annotators greedy --budget 5.00 --output judged",
+            "--head2head reference.json outputs.json --annotators greedy --url http://localhost:8000 --model my-model "
+            "--budget '200000 tokens' --output judged",
         ),
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
         help="the most that all calls kept in the cache may have cost: money, such as 5.00, or '200000 tokens'",
     )
     parser.add_argument("--url", help="server of the judges that name none")
-    parser.add_argument("--model", help="model of the judges that name none")
+    parser.add_argument("--model", help="model to ask, in place of those that the pool names")
     parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable with the key of that server")
     parser.add_argument("--allow-plain-http", action="store_true", help="send keys unencrypted, in a trusted network")
     parser.add_argument(

@@ -42,6 +42,7 @@ class JudgeServer(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """How long an answer may take."""
     price: TokenPrice | None = None
+    """null: that of its model in the pool's `prices`."""
 
 
 class BiasedScorerSettings(Section):
@@ -202,6 +203,8 @@ class AnnotatorPool(Section):
     """Model of the judges that name none."""
     models: dict[str, str] = {}
     """Name of a model in this file -> its name on the server, for models that have been retired."""
+    prices: dict[str, TokenPrice] = {}
+    """Name of a model on its server -> `{input: ..., output: ...}`, money for a million tokens."""
     key_env: str | None = None
     tokenizer: str | None = None
     num_top_logprobs: Count = 5

@@ -166,7 +166,10 @@ def test_a_budget_stops_the_job_which_says_what_is_left_and_goes_on(job, tmp_pat
 
 def test_a_budget_of_money_needs_a_price(job, tmp_path, server):
     pairs = write_rows(tmp_path / "pairs.json", pair_rows(5))
-    with pytest.raises(ConfigError, match=r"--budget 1.00 is money, and .* m has no price; add `price"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--budget 1.00 is money, and .* m has no price; write `prices: \{MODEL: \{input: \.\.\., output: \.\.\.\}\}`",
+    ):
         job(pairs, write_pool(tmp_path, judge="max_in_flight: 4"), "out", "--budget", "1.00")
     with pytest.raises(ConfigError, match="may have any length; give its annotator max_tokens"):
         job(pairs, write_pool(tmp_path, decoding="{temperature: 0.0}"), "other", "--budget", "1.00")
