@@ -47,6 +47,11 @@ def test_a_hole_of_a_frame_is_no_text():
     assert [row["input"] for row in longer().annotate_pairs(frame)] == [None, "x"]
 
 
+def test_a_share_of_failures_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="max_failed_fraction nan is no share of the rows; give 0 to 1"):
+        longer(max_failed_fraction=float("nan"))
+
+
 @pytest.mark.parametrize("method", ["annotate_pairs", "annotate_samples"])
 def test_nothing_in_nothing_out(method, tmp_path):
     # Without an asker: nobody is to be asked.
