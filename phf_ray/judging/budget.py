@@ -11,7 +11,7 @@ UNIT = 1e-9
 """Money is counted in whole billionths, so that sums are exact. At a price of .04 per million, a token costs 40."""
 _TOKENS_AROUND, _TOKENS_A_MESSAGE = 64, 16
 """More than chat templates put around the messages and each of them."""
-_BUDGET = re.compile(r"\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(tokens?)?\s*", re.IGNORECASE)
+_BUDGET = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(tokens?)?\s*", re.IGNORECASE)
 
 
 class BudgetSpentError(IncompleteError):
