@@ -127,6 +127,10 @@ def test_the_key_of_the_pool_is_for_the_server_of_the_pool_alone(tmp_path):
             {"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a"}}},
             r"regex has verdicts \[1\]; write one for 1 and",
         ),
+        (
+            {"judge": CHAT, "prompt": "p", "parser": {"json_field": {"key": "k", "values": {1: "a", 2: "A "}}}},
+            "json_field has equal values for both verdicts, 'a' and 'A '",
+        ),
         ({"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a(", 2: "b"}}}, "'a\\(' is no regular expression"),
         ({"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a*", 2: "b"}}}, "'a\\*' matches an empty text"),
         (
