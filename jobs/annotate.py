@@ -14,12 +14,13 @@ from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.corpus.layout import SUCCESS
 from phf_ray.corpus.output import CorpusFolder
+from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.judging.annotate import Annotated, JudgingRunner, annotate, judge_here
 from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.budget import Budget, BudgetSpentError
 from phf_ray.judging.desk import DeskSettings, default_cache, endpoints_of
-from phf_ray.judging.failures import MAX_FAILED_FRACTION
+from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_fraction
 from phf_ray.judging.forecast import forecast
 from phf_ray.judging.importing import import_annotations
 from phf_ray.judging.pool import load_pool
@@ -35,6 +36,9 @@ starting Ray. The smaller one holds where judges compute, instead of being asked
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    check_fraction(arguments.max_failed_fraction)
+    if arguments.max_actors is not None and arguments.max_actors < 1:
+        raise ConfigError(f"--max-actors {arguments.max_actors}: nobody would judge; give 1 or more")
     over = {name: getattr(arguments, name) for name in ("url", "model", "key_env")}
     request = AnnotateRequest(
         source=JudgingSource(
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for name in request.source.inputs:
         if Path(name).exists():
-            cli.require_shared(name, flag="input")
+            cli.require_shared(name, flag=request.source.option)
     output = cli.require_shared(arguments.output, flag="--output")
     _import(arguments.known, desk.cache)
     runner = _runner(request, output, here=arguments.in_process, max_actors=arguments.max_actors)
@@ -88,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
             "--pairs pairs.json --annotators offline --output feedback/judged",
             "--samples samples.json --annotators alpaca_farm --url http://localhost:8000 --p-label-flip 0.25 "
             "--output feedback/judged --dry-run",
-            "--head2head reference.json outputs.json --annotators greedy --budget 5.00 --output judged",
+            "--head2head reference.json outputs.json --annotators greedy --url http://localhost:8000 --model my-model "
+            "--budget '200000 tokens' --output judged",
         ),
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -118,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         help="the most that all calls kept in the cache may have cost: money, such as 5.00, or '200000 tokens'",
     )
     parser.add_argument("--url", help="server of the judges that name none")
-    parser.add_argument("--model", help="model of the judges that name none")
+    parser.add_argument("--model", help="model to ask, in place of those that the pool names")
     parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable with the key of that server")
     parser.add_argument("--allow-plain-http", action="store_true", help="send keys unencrypted, in a trusted network")
     parser.add_argument(

@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--comparisons judged --output leaderboard",
             "--output leaderboard --add judged_of_another_model.json",
-            "--outputs mine.json --reference davinci003.json --annotators greedy --output leaderboard",
+            "--outputs mine.json --reference davinci003.json --annotators greedy --url http://localhost:8000 "
+            "--model my-model --output leaderboard",
         ),
     )
     parser.add_argument(
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", metavar="FILE", help="answers that --outputs are judged against")
     parser.add_argument("--annotators", metavar="NAME|FILE", help="who judges --outputs: a shipped pool, or a file")
     parser.add_argument("--url", help="server of the judges that name none")
-    parser.add_argument("--model", help="model of the judges that name none")
+    parser.add_argument("--model", help="model to ask, in place of those that the pool names")
     parser.add_argument("--key-env", metavar="VARIABLE", help="environment variable with the key of that server")
     parser.add_argument(
         "--cache",

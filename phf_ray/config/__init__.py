@@ -16,6 +16,7 @@ from phf_ray.config.annotators import (
     PromptFiles,
     RankingParser,
     TokenPrice,
+    same_value,
 )
 from phf_ray.config.attack import AttackedKwargs, AttackerConfig, RedTeamConfig
 from phf_ray.config.base import Compat, Count, FeedbackCompat, Fraction, Positive, Quantile, Threshold
@@ -98,6 +99,7 @@ __all__ = [
     "parse_section",
     "pool_path",
     "read_yaml",
+    "same_value",
     "shipped_folder",
     "shipped_or_own",
     "task_path",

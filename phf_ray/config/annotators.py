@@ -42,6 +42,7 @@ class JudgeServer(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """How long an answer may take."""
     price: TokenPrice | None = None
+    """null: that of its model in the pool's `prices`."""
 
 
 class BiasedScorerSettings(Section):
@@ -131,9 +132,20 @@ class ParserConfig(Section):
         for labels in (self.regex, self.logprobs, self.json_field and self.json_field.values):
             if labels is not None and set(labels) != {1, 2}:
                 raise ValueError(f"{found[0]} has verdicts {sorted(labels)}; write one for 1 and one for 2")
+        if self.json_field is not None:
+            first, second = (self.json_field.values[label] for label in (1, 2))
+            if same_value(first, second):
+                raise ValueError(f"json_field has equal values for both verdicts, {first!r} and {second!r}; change one")
         for pattern in (self.regex or {}).values():
             _check_pattern(pattern)
         return self
+
+
+def same_value(said: Any, wanted: str | int | bool) -> bool:
+    """Whether a field says this value: case and white space around texts don't matter, and 1 is not true."""
+    if isinstance(said, str) and isinstance(wanted, str):
+        return said.strip().lower() == wanted.strip().lower()
+    return type(said) is type(wanted) and said == wanted
 
 
 def _check_pattern(pattern: str) -> None:
@@ -202,6 +214,8 @@ class AnnotatorPool(Section):
     """Model of the judges that name none."""
     models: dict[str, str] = {}
     """Name of a model in this file -> its name on the server, for models that have been retired."""
+    prices: dict[str, TokenPrice] = {}
+    """Name of a model on its server -> `{input: ..., output: ...}`, money for a million tokens."""
     key_env: str | None = None
     tokenizer: str | None = None
     num_top_logprobs: Count = 5

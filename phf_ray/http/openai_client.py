@@ -69,6 +69,9 @@ def as_ours(error: Exception, url: str, path: str) -> Exception:
         return UnansweredError(f"{type(error).__name__}: {cause}", may_be_done=type(cause).__name__ not in _NOT_SENT)
     if isinstance(error, json.JSONDecodeError):
         return RefusedError(f"{url}{path} answered with something other than JSON ({error}); is this the right server?")
+    if isinstance(error, UnicodeEncodeError) and error.object != url and error.encoding == "utf-8":
+        problem = f"the request holds half of a surrogate pair, {error.object[error.start : error.end]!r}"
+        return RefusedError(f"{url}{path} was not asked: {problem}, which can't be sent; mend the text", status=400)
     return ConfigError(f"{url} is not a URL ({error}); write http://host:port")
 
 

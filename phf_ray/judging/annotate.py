@@ -21,7 +21,7 @@ from phf_ray.feedback.manifest import FeedbackManifest, feedback_card
 from phf_ray.judging.annotate_plan import AnnotatePlan, AnnotateRequest, plan_annotation, stage_pairs, staged_file
 from phf_ray.judging.annotate_shard import JudgingWork, ShardJudge
 from phf_ray.judging.desk import DeskSettings, StoreDesk
-from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_failures, same_verdicts
+from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_failures, check_fraction, same_verdicts
 from phf_ray.judging.importing import has_known
 from phf_ray.judging.judged_rows import FORM, JudgingStats
 from phf_ray.judging.store import Store
@@ -96,6 +96,7 @@ def annotate(
     Raises ConfigError if the request does not fit the input or the contents of `output`, DataError for a row that can't
     be judged, and IncompleteError if too many judgements failed or the budget is spent.
     """
+    check_fraction(max_failed_fraction)
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
     plan, found = plan_annotation(request, place, restart=restart)
     digests = [plan.digest(shard) for shard in range(plan.num_shards)]

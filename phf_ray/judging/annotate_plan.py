@@ -30,7 +30,7 @@ _FEWEST_ROWS, _MOST_ROWS, _PARTS = 128, 4096, 64
 """Rows of a part: enough to keep an endpoint busy, few enough for several actors."""
 _STAGED_BYTES = 32 << 20
 """Text in memory while pairs are dealt to parts. Larger input is read once more for each time so much."""
-_OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price")
+_OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices")
 """Settings that decide no judgement."""
 
 

@@ -14,7 +14,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.judging.annotators import Annotator
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
-from phf_ray.judging.failures import MAX_FAILED_FRACTION, FailureLimit, always_the_same
+from phf_ray.judging.failures import MAX_FAILED_FRACTION, FailureLimit, always_the_same, check_fraction
 from phf_ray.judging.importing import find_known, known_key
 from phf_ray.judging.noise import check_noise
 from phf_ray.judging.pairs import INPUT_KEYS, Judgement, Pair, pair_of, unique_pairs
@@ -62,7 +62,7 @@ class PairwiseAutoAnnotator:
         self._cache = settings.pop("caching_path", self._cache)
         budget = settings.pop("budget", None)
         self._budget = None if budget is None else Budget.parse(str(budget))
-        self.max_failed_fraction = float(settings.pop("max_failed_fraction", MAX_FAILED_FRACTION))
+        self.max_failed_fraction = check_fraction(float(settings.pop("max_failed_fraction", MAX_FAILED_FRACTION)))
         in_flight = settings.pop("in_flight", None)
         self.pool = load_pool(annotators_config, over=settings)
         self.in_flight = self.pool.in_flight if in_flight is None else int(in_flight)

@@ -11,7 +11,7 @@ UNIT = 1e-9
 """Money is counted in whole billionths, so that sums are exact. At a price of .04 per million, a token costs 40."""
 _TOKENS_AROUND, _TOKENS_A_MESSAGE = 64, 16
 """More than chat templates put around the messages and each of them."""
-_BUDGET = re.compile(r"\s*([0-9.]+(?:e\+?[0-9]+)?)\s*(tokens?)?\s*", re.IGNORECASE)
+_BUDGET = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(tokens?)?\s*", re.IGNORECASE)
 
 
 class BudgetSpentError(IncompleteError):
@@ -102,8 +102,9 @@ def refuse_unbounded(budget: Budget, question: Question, price: Price | None) ->
     """Raise ConfigError if nobody can say what the question may cost."""
     if budget.money is not None and price is None:
         raise ConfigError(
-            f"--budget {budget} is money, and {question.judge} has no price; add `price: {{input: ..., output: ...}}` "
-            "for a million tokens to its annotator, or give a budget in tokens, such as --budget '200000 tokens'"
+            f"--budget {budget} is money, and {question.judge} has no price; write `prices: {{MODEL: {{input: ..., "
+            "output: ...}}`, for a million tokens, into the annotators' file, or give a budget in tokens, such as "
+            "--budget '200000 tokens'"
         )
     if most_answered(question) is None:
         raise ConfigError(

@@ -10,11 +10,14 @@ from phf_ray.errors import ConfigError
 from phf_ray.http.keys import Endpoint
 from phf_ray.http.openai_async import MAX_IN_FLIGHT, AsyncOpenAIClient
 from phf_ray.judging.budget import UNIT, Price
+from phf_ray.judging.characters import whole_characters
 from phf_ray.judging.question import Answer, Question
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _SHOWN = 300
 """Characters of an answer that no one understands."""
+_MOST_TOKENS = 1 << 31
+"""More are no count of tokens; what they cost may be larger than the store's numbers."""
 
 
 class MalformedAnswerError(Exception):
@@ -74,16 +77,22 @@ class JudgeEndpoint:
         try:
             choice = said["choices"][0]
             text, logprobs = (_chat_choice if "message" in choice else _completion_choice)(choice)
-            usage = said.get("usage") or {}
-            prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
             assert isinstance(text, str)
-        except (AttributeError, LookupError, TypeError, AssertionError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
             shown = str(dict(said))[:_SHOWN]
             raise MalformedAnswerError(f"the server answered with {shown}, which holds no answer") from error
+        prompt_tokens, completion_tokens = (_num_tokens(said, name) for name in ("prompt_tokens", "completion_tokens"))
         price, money = self.settings.price, None
-        if price is not None and isinstance(prompt_tokens, int) and isinstance(completion_tokens, int):
+        if price is not None and prompt_tokens is not None and completion_tokens is not None:
             money = price.of(prompt_tokens, completion_tokens) * UNIT
-        return Answer(text, logprobs, prompt_tokens, completion_tokens, money, seconds)
+        return Answer(whole_characters(text), logprobs, prompt_tokens, completion_tokens, money, seconds)
+
+
+def _num_tokens(said: Mapping[str, Any], name: str) -> int | None:
+    """Return what the server counted; None if it said nothing, or no number of tokens. The answer counts either way."""
+    usage = said.get("usage")
+    num = usage.get(name) if isinstance(usage, Mapping) else None
+    return num if isinstance(num, int) and not isinstance(num, bool) and 0 <= num <= _MOST_TOKENS else None
 
 
 def path_of(question: Question) -> str:

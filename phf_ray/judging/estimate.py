@@ -43,7 +43,7 @@ class Estimate:
         ]
         if self.without_price:
             lines.append(
-                f"price unknown of {', '.join(sorted(self.without_price))}: no `price` in the annotators' file"
+                f"price unknown of {', '.join(sorted(self.without_price))}: no `prices` in the annotators' file"
             )
         if self.most_money or not self.without_price:
             lines.append(f"price: about {shown_money(self.likely_money)}, at most {shown_money(self.most_money)}")

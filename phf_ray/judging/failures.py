@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from phf_ray.errors import IncompleteError
+from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.judging.pairs import Judgement, Preference
 from phf_ray.judging.question import Failure
 
@@ -12,6 +12,13 @@ _NEVER_TOO_MANY = 10
 """This many failures never stop a call, if they are at most half of all rows."""
 _SAME, _FEWEST = 0.98, 20
 """A judge always says the same if this share of at least so many verdicts is alike."""
+
+
+def check_fraction(max_failed_fraction: float) -> float:
+    """Return the share. Raises ConfigError if it is none: NaN would never stop anything."""
+    if not 0 <= max_failed_fraction <= 1:
+        raise ConfigError(f"max_failed_fraction {max_failed_fraction:g} is no share of the rows; give 0 to 1")
+    return max_failed_fraction
 
 
 class FailureLimit:

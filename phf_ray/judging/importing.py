@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import DataError
+from phf_ray.judging.characters import half_at, whole_characters
 from phf_ray.judging.pairs import Judgement, Pair, pair_of
 from phf_ray.judging.store import Store
 from phf_ray.storage.hashing import digest
@@ -95,7 +96,7 @@ def _known_row(row: Mapping[str, Any], *, number: int) -> tuple[Any, ...] | None
             f"row {number}: preference {preference!r} is neither between 1 and 2, nor 0 (AlpacaFarm's old tie), nor -1 "
             "(not parsed)"
         )
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or half_at(name) is not None:
         raise DataError(f"row {number}: annotator {name!r} is no name; nobody knows who judged")
     is_failed = preference == _NOT_PARSED
     raw = row.get("raw", row.get("raw_completion", row.get("preference_raw_completion")))
@@ -106,7 +107,7 @@ def _known_row(row: Mapping[str, Any], *, number: int) -> tuple[Any, ...] | None
         "unparsed: imported as -1" if is_failed else None,
         _number(row, "price"),
         _number(row, "seconds", "time"),
-        raw if raw is None or isinstance(raw, str) else json.dumps(raw),
+        raw if raw is None else whole_characters(raw) if isinstance(raw, str) else json.dumps(raw),
     )
 
 

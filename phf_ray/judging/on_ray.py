@@ -60,7 +60,8 @@ class RemoteDesk:
         self._together.append(key)
         if self._found is None:
             self._found = asyncio.ensure_future(self._find())
-        answer = (await self._found)[key]
+        # One who gives up must not take the answers from the others.
+        answer = (await asyncio.shield(self._found))[key]
         return answer if answer is not None else await _own(self._actor.ask.remote(question))
 
     async def known(self, asked: Mapping[str, str]) -> dict[str, Judgement]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from phf_ray.errors import DataError
+from phf_ray.judging.characters import half_at
 from phf_ray.storage.hashing import digest
 
 Preference = float
@@ -84,7 +85,7 @@ BOTH_COLUMNS = ("preference_12", "preference_21")
 def pair_of(row: Mapping[str, Any], *, number: int) -> Pair:
     """Return the pair of a row. A missing input, and one that is None, is empty.
 
-    Raises DataError that names the row if it lacks a text.
+    Raises DataError that names the row if it lacks a text, or has one that can be neither sent nor stored.
     """
     for key in ("instruction", *OUTPUT_KEYS):
         value = row.get(key)
@@ -98,6 +99,9 @@ def pair_of(row: Mapping[str, Any], *, number: int) -> Pair:
     given = row.get("input")
     if given is not None and not isinstance(given, str):
         raise DataError(f"row {number}: 'input' is {given!r:.80}; it must be a text, or null")
+    for key in (*INPUT_KEYS, *OUTPUT_KEYS):
+        if (half := half_at(row.get(key) or "")) is not None:
+            raise DataError(f"row {number}: {key!r}: character {half} is half of a surrogate pair; mend or remove it")
     return Pair(row["instruction"], given or "", row["output_1"], row["output_2"])
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from phf_ray.config import JsonParser, ParserConfig, RankingParser
+from phf_ray.config import JsonParser, ParserConfig, RankingParser, same_value
 from phf_ray.judging.pairs import Preference
 from phf_ray.judging.question import Answer, Failure
 
@@ -44,10 +44,10 @@ def _matches(patterns: Mapping[Any, str], text: str) -> Iterator[Preference]:
         matches = [(match.start(), label, match.end()) for label in (1, 2) if (match := compiled[label].search(text))]
         if not matches:
             return
-        _, label, end = min(matches)
+        start, label, end = min(matches)
         yield float(label)
-        # At least one character, in case a pattern looks ahead and matches nothing.
-        text = text[max(end, 1) :]
+        # A pattern that only looks ahead matches nothing, and would match at the same place once more.
+        text = text[end if end > start else end + 1 :]
 
 
 def _of_ranking(parser: RankingParser, text: str) -> list[Preference] | Failure:
@@ -89,17 +89,11 @@ def _of_objects(parser: JsonParser, text: str) -> Iterator[Preference]:
             end = position + 1
         else:
             if isinstance(value, dict) and parser.key in value:
-                yield from (float(label) for label in (1, 2) if _is_same(value[parser.key], parser.values[label]))
+                yield from (float(label) for label in (1, 2) if same_value(value[parser.key], parser.values[label]))
             else:
                 # Perhaps an object around those that matter.
                 end = position + 1
         position = text.find("{", end)
-
-
-def _is_same(said: Any, wanted: str | int | bool) -> bool:
-    if isinstance(said, str) and isinstance(wanted, str):
-        return said.strip().lower() == wanted.strip().lower()
-    return type(said) is type(wanted) and said == wanted
 
 
 def _of_logprobs(labels: Mapping[Any, Sequence[str]], answer: Answer) -> list[Preference] | Failure:
@@ -107,14 +101,23 @@ def _of_logprobs(labels: Mapping[Any, Sequence[str]], answer: Answer) -> list[Pr
     if not answer.top_logprobs:
         return Failure("no_logprobs: the server sent no log-probabilities; ask one that does, or use another parser")
     shares = {
-        label: math.fsum(math.exp(logprob) for token, logprob in answer.top_logprobs if _is_label(token, labels[label]))
+        label: sum(_probability(logprob) for token, logprob in answer.top_logprobs if _is_label(token, labels[label]))
         for label in (1, 2)
     }
     total = shares[1] + shares[2]
+    if not math.isfinite(total):
+        return Failure(f"unparsable: log-probabilities that are none, {answer.top_logprobs!r:.200}")
     if total == 0:
         tokens = ", ".join(repr(token) for token, _ in answer.top_logprobs)
         return Failure(f"unparsable: no label among the likeliest first tokens, {tokens:.200}")
     return [1 + shares[2] / total]
+
+
+def _probability(logprob: float) -> float:
+    try:
+        return math.exp(logprob)
+    except OverflowError:
+        return math.inf
 
 
 def _is_label(token: str, labels: Sequence[str]) -> bool:

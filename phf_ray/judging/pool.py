@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeServer, extended, parse_section, pool_path, read_yaml
+from phf_ray.config import (
+    AnnotatorConfig,
+    AnnotatorPool,
+    JudgeConfig,
+    JudgeServer,
+    extended,
+    parse_section,
+    pool_path,
+    read_yaml,
+)
 from phf_ray.errors import ConfigError
 from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
 from phf_ray.judging.judges.build import build_judge
@@ -43,10 +52,13 @@ class Pool:
         if own is None:
             return None
         pool = self.config
+        model = own.model or pool.model or ""
+        model = pool.models.get(model, model)
         return own.model_copy(
             update={
                 "url": own.url or pool.url,
-                "model": pool.models.get(own.model or "", own.model) or pool.model,
+                "model": model,
+                "price": own.price or pool.prices.get(model),
                 # The pool's key is for the pool's server.
                 "key_env": own.key_env or (pool.key_env if own.url is None else None),
             }
@@ -91,8 +103,8 @@ def judge_of(endpoint: JudgeServer) -> str:
 def load_pool(pool: str | Path | Mapping[str, Any] | Sequence[Any], *, over: Mapping[str, Any] | None = None) -> Pool:
     """Load a pool: the name of a shipped one (`offline`), a file, what a file holds, or a list of annotators.
 
-    `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`. Raises ConfigError with every
-    problem that can be found without loading weights.
+    `over`: values in place of the pool's own, such as `{"url": "http://localhost:8000"}`; a `model` is asked in place
+    of those that the pool names, too. Raises ConfigError with every problem that can be found without loading weights.
     """
     if isinstance(pool, list | tuple):
         pool = {"annotators": pool}
@@ -105,12 +117,56 @@ def load_pool(pool: str | Path | Mapping[str, Any] | Sequence[Any], *, over: Map
         folder, source, values = file.parent, str(pool), read_yaml(file)
     given = {key: value for key, value in (over or {}).items() if value is not None}
     config = parse_section(AnnotatorPool, {**values, **given}, source)
+    if "model" in given:
+        config = _asking(config, str(config.model), source)
+    else:
+        _check_models(config, source)
     prompts = {
         one.name: load_prompts(one, folder=folder) for one in config.annotators if one.judge.endpoint is not None
     }
     for annotator in config.annotators:
         _check_local(annotator)
     return Pool(config, prompts)
+
+
+def _asking(config: AnnotatorPool, model: str, source: str) -> AnnotatorPool:
+    """Return the pool with `model` in place of the models that it names, but for those that `models` renames.
+
+    A judge with a model on a server of its own keeps it. Raises ConfigError if no judge takes the model.
+    """
+    annotators = [one.model_copy(update={"judge": _unnamed(one.judge, config)}) for one in config.annotators]
+    asked = [one.judge.endpoint for one in annotators if one.judge.endpoint is not None]
+    if not any(one.model is None for one in asked):
+        named = ", ".join(sorted({str(one.model) for one in asked}))
+        why = (
+            f"its judges ask {named}, on servers of their own or renamed by `models`" if asked else "it asks no server"
+        )
+        raise ConfigError(f"model {model!r}: no judge of {source} takes it: {why}; leave it out, or change the file")
+    return config.model_copy(update={"annotators": tuple(annotators)})
+
+
+def _unnamed(judge: JudgeConfig, pool: AnnotatorPool) -> JudgeConfig:
+    own = judge.endpoint
+    if own is None or own.url is not None or own.model in pool.models:
+        return judge
+    return judge.model_copy(update={"chat" if judge.chat else "completion": own.model_copy(update={"model": None})})
+
+
+def _check_models(config: AnnotatorPool, source: str) -> None:
+    """Raise ConfigError if the pool's `model`, or one of its `prices`, is for no judge."""
+    asked = [one.judge.endpoint for one in config.annotators if one.judge.endpoint is not None]
+    if config.model is not None and all(one.model is not None for one in asked):
+        raise ConfigError(
+            f"{source}: model {config.model!r} is for judges that name none, and there are none; rename the models of "
+            "its judges with `models: {NAME: NEW}`, or give the model as --model, or model=..., to have all ask it"
+        )
+    named = {one.model or config.model or "" for one in asked}
+    models = sorted(config.models.get(model, model) for model in named)
+    for name in config.prices:
+        if name not in models:
+            raise ConfigError(
+                f"{source}: prices names {name!r}, a model that no judge asks; they ask {', '.join(models) or 'none'}"
+            )
 
 
 def _check_local(annotator: AnnotatorConfig) -> None:

@@ -36,38 +36,47 @@ class JudgingSource:
     def inputs(self) -> tuple[str, ...]:
         return self.head2head or tuple(one for one in (self.pairs, self.samples) if one is not None)
 
+    @property
+    def option(self) -> str:
+        """The user's name for `inputs`."""
+        return next(f"--{name}" for name in ("pairs", "samples", "head2head") if getattr(self, name) is not None)
+
     def find(self) -> list[Found]:
         """Find the files of each input. Raises ConfigError if there are none."""
-        return [_find(name) for name in self.inputs]
+        return [_find(name, option=self.option) for name in self.inputs]
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows with their two answers, the same ones in the same order each time."""
         if self.pairs is not None:
-            yield from rows_of(self.pairs)
+            yield from rows_of(self.pairs, option=self.option)
         elif self.samples is not None:
-            rows = rows_of(self.samples)
+            rows = rows_of(self.samples, option=self.option)
             yield from pairs_of_samples(rows, is_unique_instructions=not self.all_samples, seed=self.seed)
         else:
             assert self.head2head is not None
-            first, second = (list(rows_of(name)) for name in self.head2head)
+            first, second = (list(rows_of(name, option=self.option)) for name in self.head2head)
             yield from pairs_of_two(first, second)
 
 
-def rows_of(name: str) -> Iterator[Row]:
+def rows_of(name: str, *, option: str) -> Iterator[Row]:
     """Yield the rows of a file, folder, URL, data set or feedback corpus.
 
     Raises DataError that names the record if one can't be read: a row that is left out would be a judgement lost.
     """
-    for index, file in enumerate(_find(name).files):
+    for index, file in enumerate(_find(name, option=option).files):
         for number, row in read_rows_of(file, Piece(file=index, num_bytes=file.size)):
             if isinstance(row, Rejected):
                 raise DataError(f"{file.name}, record {number}: {row.reason}: {row.detail}; mend or remove it")
             yield _unfolded(row)
 
 
-def _find(name: str) -> Found:
+def _find(name: str, *, option: str) -> Found:
     ours = is_feedback_corpus(name.rstrip("/") or name)
-    found = find_files(list_feedback_parts(name) if ours else [name], text_suffixes=frozenset())
+    try:
+        found = find_files(list_feedback_parts(name) if ours else [name], text_suffixes=frozenset())
+    except ConfigError as error:
+        # The search speaks of the option that most jobs have.
+        raise ConfigError(str(error).replace("--input", option)) from None
     texts = [file.name for file in found.files if file.kind == "text"]
     if texts:
         raise ConfigError(f"{texts[0]} is text; give rows as JSON, JSON lines, Parquet or Arrow files")

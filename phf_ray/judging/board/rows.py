@@ -8,6 +8,7 @@ from typing import Any
 
 from phf_ray.errors import DataError
 from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Message, prompt_text
+from phf_ray.judging.characters import half_at, whole_characters
 from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
@@ -67,6 +68,7 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
                 f"{place}: generator_{number} is {name!r}, but a leaderboard needs the names of both models; write "
                 "them into the rows, or give them with --generators REFERENCE MODEL"
             )
+        _whole(name, f"generator_{number}", place)
     preference, error = _verdict(record, place)
     return JudgedRow(
         instruction=instruction_of(record, place),
@@ -109,19 +111,20 @@ def instruction_of(record: Mapping[str, Any], place: str) -> str:
     """Return the instruction, or what stands in its place: a prompt, or messages."""
     messages = record.get("messages")
     if isinstance(messages, list) and messages:
-        return prompt_text(ChatPrompt(tuple(Message(one["role"], one["content"]) for one in messages)))
+        prompt = prompt_text(ChatPrompt(tuple(Message(one["role"], one["content"]) for one in messages)))
+        return _whole(prompt, "messages", place)
     name = "instruction" if record.get("instruction") is not None else "prompt"
     if not isinstance(record.get(name), str) or not record[name]:
         raise DataError(
             f"{place} has no instruction (its columns: {', '.join(map(str, record))}); each row needs one, or a prompt"
         )
-    return str(record[name])
+    return _whole(record[name], name, place)
 
 
 def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
     if not isinstance(record.get(name), str):
         raise DataError(f"{place}: {name} is {_shown(record.get(name))}, not a text; each answer must be one text")
-    return str(record[name])
+    return _whole(record[name], name, place)
 
 
 def preference_of(record: Mapping[str, Any], name: str, place: str) -> float | None:
@@ -154,7 +157,7 @@ def _verdict(record: Mapping[str, Any], place: str) -> tuple[float | None, str |
         return preference, None
     error = record.get("error")
     if error:
-        return None, str(error)
+        return None, whole_characters(str(error))
     return None, NOT_PARSED if record["preference"] == _OLD_FAILURE else NO_REASON
 
 
@@ -186,7 +189,13 @@ def _optional_text(record: Mapping[str, Any], name: str, place: str) -> str | No
         return None
     if not isinstance(value, str):
         raise DataError(f"{place}: {name} is {_shown(value)}, not a text")
-    return value
+    return _whole(value, name, place)
+
+
+def _whole(text: str, name: str, place: str) -> str:
+    if (half := half_at(text)) is not None:
+        raise DataError(f"{place}: {name}: character {half} is half of a surrogate pair; mend or remove it")
+    return text
 
 
 def _shown(value: object) -> str:

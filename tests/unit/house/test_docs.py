@@ -299,9 +299,7 @@ def keys(section: type[BaseModel], path: str = "") -> list[tuple[str, str, str]]
         for one in inner:
             if one is not Quantile:
                 label = one.model_fields["name"].annotation if name == "objective" else None
-                suffix = (
-                    f" ({get_args(label)[0]})" if label is not None else ("[]" if is_list(field.annotation) else "")
-                )
+                suffix = f" ({get_args(label)[0]})" if label is not None else of_many(field.annotation)
                 found += [
                     (f"{path}{name}{suffix}.{key}", default, text)
                     for key, default, text in keys(one)
@@ -310,8 +308,9 @@ def keys(section: type[BaseModel], path: str = "") -> list[tuple[str, str, str]]
     return found
 
 
-def is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is tuple
+def of_many(annotation: Any) -> str:
+    """What stands between the key and those of each of its sections."""
+    return {tuple: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:

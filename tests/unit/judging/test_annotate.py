@@ -166,7 +166,10 @@ def test_a_budget_stops_the_job_which_says_what_is_left_and_goes_on(job, tmp_pat
 
 def test_a_budget_of_money_needs_a_price(job, tmp_path, server):
     pairs = write_rows(tmp_path / "pairs.json", pair_rows(5))
-    with pytest.raises(ConfigError, match=r"--budget 1.00 is money, and .* m has no price; add `price"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--budget 1.00 is money, and .* m has no price; write `prices: \{MODEL: ",
+    ):
         job(pairs, write_pool(tmp_path, judge="max_in_flight: 4"), "out", "--budget", "1.00")
     with pytest.raises(ConfigError, match="may have any length; give its annotator max_tokens"):
         job(pairs, write_pool(tmp_path, decoding="{temperature: 0.0}"), "other", "--budget", "1.00")
@@ -278,3 +281,22 @@ def test_settings_of_the_server_change_no_row_and_no_plan(job, tmp_path, server)
     pairs = write_rows(tmp_path / "pairs.json", pair_rows(5))
     first = job(pairs, write_pool(tmp_path), "out")
     assert job(pairs, write_pool(tmp_path, judge="max_in_flight: 2, patience_s: 5"), "out") == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-failed-fraction", "nan"], "max_failed_fraction nan is no share of the rows; give 0 to 1"),
+        (["--max-failed-fraction", "1.5"], "max_failed_fraction 1.5 is no share"),
+        (["--max-actors", "0"], "--max-actors 0: nobody would judge; give 1 or more"),
+    ],
+)
+def test_limits_that_are_none_are_refused_before_anything_is_read(job, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        job("nope.json", "offline", "out", *flags)
+
+
+@pytest.mark.parametrize("kind", ["--pairs", "--samples"])
+def test_a_file_that_is_missing_is_named_with_its_option(job, kind):
+    with pytest.raises(ConfigError, match=f"^{kind} nope.json does not exist"):
+        job("nope.json", "offline", "out", kind=kind)

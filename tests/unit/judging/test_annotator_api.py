@@ -47,6 +47,11 @@ def test_a_hole_of_a_frame_is_no_text():
     assert [row["input"] for row in longer().annotate_pairs(frame)] == [None, "x"]
 
 
+def test_a_share_of_failures_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="max_failed_fraction nan is no share of the rows; give 0 to 1"):
+        longer(max_failed_fraction=float("nan"))
+
+
 @pytest.mark.parametrize("method", ["annotate_pairs", "annotate_samples"])
 def test_nothing_in_nothing_out(method, tmp_path):
     # Without an asker: nobody is to be asked.
@@ -69,6 +74,8 @@ def test_later_copies_of_a_pair_are_left_out():
         ([{**ROW, "instruction": " "}], "row 1: the instruction is empty"),
         ([{**ROW, "input": 3}], "row 1: 'input' is 3; it must be a text"),
         ([{**ROW, "output_2": ["a"]}], "row 1: 'output_2' is "),
+        ([ROW, {**ROW, "instruction": "hi \ud83d"}], "row 2: 'instruction': character 3 is half of a surrogate pair"),
+        ([{**ROW, "output_2": "\ud83d"}], "row 1: 'output_2': character 0 is half of a surrogate pair"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named_before_anything_is_judged(rows, message):

@@ -33,6 +33,7 @@ def test_a_budget_holds_and_imported_judgements_are_known(tmp_path):
     pool, rows = write_pool(tmp_path), pair_rows(40)
     store = Store(tmp_path / "cache")
     old = [{**row, "annotator": "asked", "preference": 1.25} for row in rows[:5]]
+    old[0]["raw_completion"] = "half a character: \ud83d"
     import_annotations(store, write_rows(tmp_path / "annotations.json", old))
     store.close()
     with judge_server() as server:

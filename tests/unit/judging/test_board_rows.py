@@ -80,6 +80,10 @@ def test_a_dialogue_is_its_prompt(tmp_path):
         ({"order": "1"}, "order is '1'; write 12"),
         ({"price": -1}, "price is -1"),
         ({"input": 5}, "input is 5, not a text"),
+        *(
+            ({name: "hi \ud83d"}, f"{name}: character 3 is half of a surrogate pair")
+            for name in ("instruction", "input", "output_1", "output_2", "generator_2", "annotator")
+        ),
     ],
 )
 def test_a_record_that_is_no_judgement_is_refused_with_its_place(tmp_path, change, told):

@@ -34,6 +34,7 @@ def test_the_most_of_a_question_has_a_token_for_each_byte_and_all_of_its_answer(
         ("200000 tokens", Budget(tokens=200_000)),
         ("2e6 tokens", Budget(tokens=2_000_000)),
         ("0", Budget(money=0)),
+        (str(5e-05), Budget(money=50_000)),
     ],
 )
 def test_a_budget_is_money_or_tokens(text, budget):

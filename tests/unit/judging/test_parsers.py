@@ -103,3 +103,15 @@ def test_log_probabilities_without_a_label_are_none():
         "no label among the likeliest first tokens, 'x'"
         in read_verdicts(LOGPROBS, Answer("x", (("x", -0.1),)), num=1).reason
     )
+
+
+def test_a_pattern_that_looks_ahead_counts_once_wherever_it_stands():
+    ahead = ParserConfig(regex={1: r"(?=Output \(a\))", 2: r"(?=Output \(b\))"})
+    assert read(ahead, "I say Output (a), not Output (b)", 2) == [1, 2]
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 1e4])
+def test_log_probabilities_that_are_none_are_unparsable(logprob):
+    found = read_verdicts(LOGPROBS, Answer("m", (("m", logprob), ("M", -0.1))), num=1)
+    assert isinstance(found, Failure)
+    assert found.kind == "unparsable"

@@ -127,6 +127,10 @@ def test_the_key_of_the_pool_is_for_the_server_of_the_pool_alone(tmp_path):
             {"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a"}}},
             r"regex has verdicts \[1\]; write one for 1 and",
         ),
+        (
+            {"judge": CHAT, "prompt": "p", "parser": {"json_field": {"key": "k", "values": {1: "a", 2: "A "}}}},
+            "json_field has equal values for both verdicts, 'a' and 'A '",
+        ),
         ({"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a(", 2: "b"}}}, "'a\\(' is no regular expression"),
         ({"judge": CHAT, "prompt": "p", "parser": {"regex": {1: "a*", 2: "b"}}}, "'a\\*' matches an empty text"),
         (
@@ -220,3 +224,42 @@ def test_a_mapping_may_extend_a_file_and_have_verdicts_as_json_writes_them(tmp_p
     assert load_pool(pool).config.annotators[0].parser.regex == {1: "a", 2: "b"}
     extending = load_pool({"extends": "annotators/greedy", "url": "http://localhost:1"})
     assert list(extending.endpoints) == ["http://localhost:1 gpt-4-0314"]
+
+
+PRICED = {"url": "http://localhost:1", "prices": {"mine": {"input": 1.0, "output": 2.0}}}
+
+
+def asked_and_paid(pool):
+    return {
+        server.model: server.price and (server.price.input, server.price.output) for server in pool.endpoints.values()
+    }
+
+
+@pytest.mark.parametrize("named", [{"model": "mine"}, {"models": {"gpt-4-0314": "mine"}}])
+@pytest.mark.parametrize("name", ["greedy", "both-orders"])
+def test_a_file_that_extends_a_shipped_pool_names_its_model_and_the_price(name, named):
+    pool = load_pool({"extends": f"annotators/{name}", **PRICED, **named})
+    assert asked_and_paid(pool) == {"mine": (1.0, 2.0)}
+
+
+def test_a_price_of_its_own_comes_first_and_a_price_for_nobody_is_refused(tmp_path):
+    own = {"chat": {"model": "mine", "price": {"input": 3.0, "output": 4.0}}}
+    assert asked_and_paid(load_pool({**asked_pool(tmp_path, judge=own), **PRICED})) == {"mine": (3.0, 4.0)}
+    with pytest.raises(ConfigError, match="prices names 'mine', a model that no judge asks; they ask gpt-4-0314"):
+        load_pool({"extends": "annotators/greedy", **PRICED})
+
+
+def test_a_model_that_is_given_comes_before_the_names_in_the_file():
+    pool = load_pool("alpaca_farm", over={**URL, "model": "mine"})
+    assert asked_and_paid(pool) == {"mine": None}
+    renamed = {"extends": "annotators/alpaca_farm", "models": {"gpt-4-0314": "large"}}
+    assert set(asked_and_paid(load_pool(renamed, over={**URL, "model": "mine"}))) == {"large", "mine"}
+
+
+def test_a_model_that_no_judge_takes_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="model 'mine': no judge of offline takes it: it asks no server"):
+        load_pool("offline", over={"model": "mine"})
+    with pytest.raises(ConfigError, match=r"model 'mine': no judge of .* takes it: its judges ask m, on servers of"):
+        load_pool(asked_pool(tmp_path), over={"model": "mine"})
+    with pytest.raises(ConfigError, match="model 'mine' is for judges that name none, and there are none; rename"):
+        load_pool({"extends": "annotators/alpaca_farm", "url": "http://localhost:1", "model": "mine"})

@@ -316,3 +316,39 @@ def test_a_killed_process_loses_only_what_was_sent_and_not_stored(server, store)
     assert lost <= count["lost"] <= 2 * 64, "what they may have cost is on record"
     ask_all(asker_of(store, server.url), [question(number) for number in range(200)])
     assert server.counts.total() == 200 + lost, "another run makes no call"
+
+
+def test_half_a_character_in_an_answer_is_replaced_and_the_answer_kept(server, store):
+    server.answer = lambda body: "Output (a) \ud83d"
+    (answer,) = ask_all(asker_of(store, server.url), [question(1)])
+    assert isinstance(answer, Answer)
+    assert answer.text == "Output (a) \ufffd"
+    assert ask_all(asker_of(store, server.url), [question(1)]) == [answer]
+    assert len(server.asked) == 1
+
+
+def test_a_question_that_cannot_be_sent_is_a_failure_of_its_own(server, store):
+    odd = Question("judge", prompt="hi \ud83d", decoding={"max_tokens": 4})
+    failure, answer = ask_all(asker_of(store, server.url), [odd, question(1)])
+    assert isinstance(failure, Failure)
+    assert "half of a surrogate pair" in failure.reason
+    assert isinstance(answer, Answer)
+
+
+def test_counts_of_tokens_that_are_none_are_left_out_and_the_answer_is_kept(server, store):
+    choices = [{"message": {"content": "Output (a)"}}]
+    usages: list[object] = [{"prompt_tokens": "7", "completion_tokens": 3}, {"prompt_tokens": 10**30}, "none"]
+    server.script = lambda body, count: (200, {}, {"choices": choices, "usage": usages[len(server.asked) - 1]})
+    answers = ask_all(asker_of(store, server.url, max_in_flight=1), [question(number) for number in range(3)])
+    assert [answer.text for answer in answers if isinstance(answer, Answer)] == ["Output (a)"] * 3
+    assert [answer.prompt_tokens for answer in answers if isinstance(answer, Answer)] == [None] * 3
+
+
+def test_a_log_probability_that_is_no_number_is_a_failure_of_its_question(server, store):
+    likely = {"top_logprobs": [{"token": "a", "logprob": "likely"}]}
+    choice = {"message": {"content": "a"}, "logprobs": {"content": [likely]}}
+    server.script = lambda body, count: (200, {}, {"choices": [choice]}) if len(server.asked) == 1 else None
+    failure, answer = ask_all(asker_of(store, server.url, max_in_flight=1), [question(1), question(2)])
+    assert isinstance(failure, Failure)
+    assert failure.kind == "malformed"
+    assert isinstance(answer, Answer)
