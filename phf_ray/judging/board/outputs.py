@@ -9,7 +9,7 @@ from typing import Any
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.board.read import Numbered, read_records
-from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, text_of, with_meta
+from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, optional_text, text_of, with_meta
 
 Output = dict[str, str]
 """instruction, input, output."""
@@ -30,7 +30,7 @@ def read_outputs(sources: Sequence[str], *, option: str, name: str | None = None
         stem = PurePath(source).name.partition(".")[0]
         for place, record in read_records([source], option=option):
             record = with_meta(record)
-            by_model[name or record.get("generator") or stem].append(_output(record, place))
+            by_model[name or optional_text(record, "generator", place) or stem].append(_output(record, place))
     if not by_model:
         raise DataError(f"{option} {' '.join(sources)}: there are no rows; give files that are not empty")
     return [ModelOutputs(model, tuple(outputs)) for model, outputs in by_model.items()]
@@ -89,12 +89,9 @@ def judge_outputs(
 
 
 def _output(record: Mapping[str, Any], place: str) -> Output:
-    input_text = record.get("input") or ""
-    if not isinstance(input_text, str):
-        raise DataError(f"{place}: input is {input_text!r:.60}, not a text")
     return {
         "instruction": instruction_of(record, place),
-        "input": input_text,
+        "input": optional_text(record, "input", place) or "",
         "output": text_of(record, "output", place),
     }
 

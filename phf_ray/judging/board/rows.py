@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from phf_ray.errors import DataError
-from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Message, prompt_text
+from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
+from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
@@ -70,13 +71,13 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
     preference, error = _verdict(record, place)
     return JudgedRow(
         instruction=instruction_of(record, place),
-        input=_optional_text(record, "input", place) or "",
+        input=optional_text(record, "input", place) or "",
         output_1=text_of(record, "output_1", place),
         output_2=text_of(record, "output_2", place),
         generator_1=str(names[0]),
         generator_2=str(names[1]),
         preference=preference,
-        annotator=_optional_text(record, "annotator", place),
+        annotator=optional_text(record, "annotator", place),
         error=error,
         order=_order(record, place),
         preference_12=preference_of(record, "preference_12", place),
@@ -109,7 +110,7 @@ def instruction_of(record: Mapping[str, Any], place: str) -> str:
     """Return the instruction, or what stands in its place: a prompt, or messages."""
     messages = record.get("messages")
     if isinstance(messages, list) and messages:
-        return prompt_text(ChatPrompt(tuple(Message(one["role"], one["content"]) for one in messages)))
+        return text_of_messages(messages, place)
     name = "instruction" if record.get("instruction") is not None else "prompt"
     if not isinstance(record.get(name), str) or not record[name]:
         raise DataError(
@@ -180,7 +181,7 @@ def _price(record: Mapping[str, Any], place: str) -> float | None:
     return None
 
 
-def _optional_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
+def optional_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
     value = record.get(name)
     if value is None or value != value:
         return None

@@ -80,6 +80,8 @@ def test_a_dialogue_is_its_prompt(tmp_path):
         ({"order": "1"}, "order is '1'; write 12"),
         ({"price": -1}, "price is -1"),
         ({"input": 5}, "input is 5, not a text"),
+        ({"messages": [{"role": "user"}]}, r"message 1 is \{'role': 'user'\}; write a role and a content"),
+        ({"messages": ["hi"]}, "message 1 is 'hi'; write a role"),
     ],
 )
 def test_a_record_that_is_no_judgement_is_refused_with_its_place(tmp_path, change, told):

@@ -328,6 +328,7 @@ def test_a_judgement_that_did_not_come_back_is_told(run, tmp_path):
         (outputs("mine", 2, input="else"), outputs("a", 2), "mine answers none of the 2 prompts"),
         (outputs("mine", 2, output=["a", "b"]), outputs("a", 2), "output is ['a', 'b'], not a text"),
         (outputs("mine", 2, instruction=None), outputs("a", 2), "has no instruction"),
+        (outputs(["mine"], 2), outputs("a", 2), "a.jsonl, record 0: generator is ['mine'], not a text"),
         ([], outputs("a", 2), "there are no rows"),
         (outputs("mine", 2), [], "there are no rows"),
     ],
