@@ -18,6 +18,8 @@ NOT_NAMED = "not named"
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
 """The second and the third are AlpacaEval's."""
 _MOST_METAS = 4
+NOISE = "noise"
+_SOURCES = ("judge", NOISE, "identical", "stored")
 _OLD_DRAW, _OLD_FAILURE = 0, -1
 """AlpacaFarm's preference for a draw, and AlpacaEval's for an answer of the judge that it could not parse."""
 
@@ -46,6 +48,8 @@ class JudgedRow:
     preference_21: float | None = None
     price: float | None = None
     human_preference: float | None = None
+    source: str | None = None
+    """What gave the preference, if the row says so: judge, noise, identical, stored."""
 
     @property
     def prompt(self) -> str:
@@ -84,6 +88,7 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
         preference_21=preference_of(record, "preference_21", place),
         price=_price(record, place),
         human_preference=preference_of(record, "human_preference", place),
+        source=_source_in(record),
     )
 
 
@@ -102,7 +107,9 @@ def with_meta(record: Mapping[str, Any]) -> dict[str, Any]:
                 meta = None
         if not isinstance(meta, dict):
             break
-        whole = {**meta, **whole}
+        # A corpus that was made of judgements calls its own file `source`.
+        source = _source_in(whole) or _source_in(meta)
+        whole = {**meta, **whole} | ({} if source is None else {"source": source})
     return whole
 
 
@@ -157,6 +164,12 @@ def _verdict(record: Mapping[str, Any], place: str) -> tuple[float | None, str |
     if error:
         return None, str(error)
     return None, NOT_PARSED if record["preference"] == _OLD_FAILURE else NO_REASON
+
+
+def _source_in(record: Mapping[str, Any]) -> str | None:
+    """Return what gave the preference; None if the columns don't say, such as a `source` that names a data set."""
+    given = (record.get(name) for name in ("source", "source_column"))
+    return next((str(one) for one in given if one in _SOURCES), None)
 
 
 def _order(record: Mapping[str, Any], place: str) -> str | None:

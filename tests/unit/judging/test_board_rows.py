@@ -56,6 +56,12 @@ def test_names_are_found_in_the_meta_of_a_meta():
     assert (row.generator_1, row.generator_2, row.order) == ("reference", "model", "21")
 
 
+def test_noise_is_known_under_the_source_that_a_corpus_adds():
+    meta = json.dumps({"source": "data.jsonl", "meta": json.dumps({"source": "noise"})})
+    rows = rows_of([record(0, 2.0, meta=meta), record(1, 2.0, source="stored"), record(2, 2.0, source=["x"])])
+    assert [row.source for row in rows] == ["noise", "stored", None]
+
+
 def test_a_dialogue_is_its_prompt(tmp_path):
     one = record(0, 2.0)
     del one["instruction"]
