@@ -221,6 +221,25 @@ def test_the_output_of_one_job_is_input_of_another(job, tmp_path, server):
         assert (meta["given_preference"], meta["given_annotator"]) == (before[row.id].preference, "asked")
 
 
+def test_what_the_input_called_as_we_do_is_kept_however_often_it_is_judged(job, tmp_path):
+    (tmp_path / "rules.yml").write_text(RULES, encoding="utf-8")
+    (row,) = pair_rows(1)
+    row |= {"id": 17, "prompt": "as it was asked", "preference": 2}
+    job(write_rows(tmp_path / "pairs.json", [row]), str(tmp_path / "rules.yml"), "once")
+    ((once,), (twice,)) = (
+        read_feedback(str(tmp_path / "once")),
+        job(str(tmp_path / "once"), str(tmp_path / "rules.yml"), "twice"),
+    )
+    for one in (once, twice):
+        meta = json.loads(one.meta)
+        given = (meta["given_id"], meta["given_prompt"], meta["given_preference"])
+        assert given == (17, "as it was asked", 2), "a human's"
+    assert "given_annotator" not in json.loads(twice.meta), "nobody says who the human was"
+    assert json.loads(twice.meta)["given_given_preference"] == once.preference
+    assert json.loads(twice.meta)["given_given_annotator"] == once.annotator
+    assert "given_given_id" not in json.loads(twice.meta), "it is the same"
+
+
 def test_a_corpus_of_dialogues_is_judged_by_the_dialogue_as_one_text(job, tmp_path):
     said = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {}?\n\nAssistant: "
     pairs = [{"chosen": said.format(n) + "yes", "rejected": said.format(n) + "no, never"} for n in range(3)]
