@@ -153,15 +153,21 @@ def _rows(
     from phf_ray.judging.board.outputs import are_outputs, judge_outputs, one_model, read_outputs, reference_of
     from phf_ray.judging.board.read import read_judged, read_records
     from phf_ray.judging.board.stored import read_rows_file
+    from phf_ray.judging.board.write import check_reference
 
     option = next(f"--{name}" for name in ("comparisons", "outputs", "add") if getattr(options, name))
     sources = options.comparisons or options.outputs or options.add
     if not options.outputs and not (options.add and are_outputs(read_records(sources, option=option))):
-        return read_judged(sources, option=option, generators=options.generators), []
+        judged = read_judged(sources, option=option, generators=options.generators)
+        if options.add:
+            check_reference(options.output, (row.generator_1 for row in judged))
+        return judged, []
     models = read_outputs(sources, option=option, name=options.name)
     reference: ModelOutputs
     if options.reference is not None:
         reference = one_model(read_outputs([options.reference], option="--reference"), option="--reference")
+        if options.add:
+            check_reference(options.output, [reference.name])
     else:
         reference = reference_of(read_rows_file(options.output)[0])
     return judge_outputs(models, reference, judge or _judge(settings.judged_by, options))

@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoin
 from phf_ray.judging.failures import MAX_FAILED_FRACTION, FailureLimit, always_the_same, check_fraction
 from phf_ray.judging.importing import find_known, known_key
 from phf_ray.judging.noise import check_noise
-from phf_ray.judging.pairs import INPUT_KEYS, Judgement, Pair, pair_of, unique_pairs
+from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, Judgement, Pair, pair_of, unique_pairs
 from phf_ray.judging.pool import load_pool
 from phf_ray.judging.question import Asker
 from phf_ray.judging.samples import Row, pairs_of_samples, pairs_of_two
@@ -175,10 +176,13 @@ class PairwiseAutoAnnotator:
 
     def _recall(self, annotator: str, pair: Pair) -> Judgement | None:
         found = self._known.get((annotator, pair))
-        if found is None and self._desk is not None:
-            key = known_key(annotator, pair)
-            found = find_known(self._desk.store, {key: annotator}).get(key)
-        return found
+        if found is not None:
+            # It costs nothing this time.
+            return replace(found, source="stored", price=None, seconds=None)
+        if self._desk is None:
+            return None
+        key = known_key(annotator, pair)
+        return find_known(self._desk.store, {key: annotator}).get(key)
 
     def _opened(self) -> StoreDesk:
         if self._cache is None:
@@ -215,8 +219,9 @@ def alpaca_leaderboard(
     {name: such rows} for several models. reference: such rows or a path. annotator: in place of a new one of
     `annotators_config` with `settings`.
 
-    Returns one row per model, the best first: name, win_rate, standard_error (percent), n_total, n_wins, n_wins_base,
-    n_draws, n_failed and avg_length in characters.
+    Returns one row per model, the best first: name, win_rate, standard_error (percent; AlpacaFarm's),
+    clustered_standard_error (rows of one prompt are one draw), n_total, n_wins, n_wins_base, n_draws, n_failed and
+    avg_length in characters.
     """
     judge = annotator or PairwiseAutoAnnotator(annotators_config, **settings)
     named = path_or_all_outputs if isinstance(path_or_all_outputs, Mapping) else {name: path_or_all_outputs}
@@ -235,12 +240,14 @@ def alpaca_leaderboard(
 
 def _standing(model: str, rows: Sequence[Row]) -> Row:
     preferences = [row["preference"] for row in rows]
-    measured = win_rate(preferences, clusters=[(row["instruction"], row.get("input")) for row in rows])
+    measured = win_rate(preferences)
+    clustered = win_rate(preferences, clusters=[(row["instruction"], row.get("input")) for row in rows])
     lengths = [len(row["output_2"]) for row in rows]
     return {
         "name": model,
         "win_rate": measured.win_rate,
         "standard_error": measured.standard_error,
+        "clustered_standard_error": clustered.standard_error,
         "n_total": measured.n_total,
         "n_wins": measured.n_wins,
         "n_wins_base": measured.n_wins_base,
@@ -280,13 +287,27 @@ def _remembered(row: Mapping[str, Any], *, number: int) -> Judgement | None:
     preference, name = row.get("preference"), row.get("annotator")
     if preference in (None, -1):
         return None
-    if (
-        isinstance(preference, bool)
-        or not isinstance(preference, int | float)
-        or not (1 <= preference <= 2 or preference == 0)
-    ):
+    if isinstance(preference, bool) or not (preference == 0 or _is_preference(preference)):
         raise DataError(f"row {number}: preference {preference!r} is not 0 (AlpacaFarm's old tie) or between 1 and 2")
     if not isinstance(name, str):
         raise DataError(f"row {number}: annotator {name!r} is no name; nobody knows who judged")
     raw = row.get("raw", row.get("raw_completion"))
-    return Judgement(name, 1.5 if preference == 0 else float(preference), source="stored", raw=raw)
+    order = row.get("order")
+    both = (row.get(BOTH_COLUMNS[0]), row.get(BOTH_COLUMNS[1]))
+    if order not in (None, "12", "21", "both") or not all(one is None or _is_preference(one) for one in both):
+        raise DataError(
+            f"row {number}: order {order!r}, {' and '.join(BOTH_COLUMNS)} {both!r:.80}: an order is 12, 21 or both, "
+            "and with both each preference is between 1 and 2, or null"
+        )
+    return Judgement(
+        name,
+        1.5 if preference == 0 else float(preference),
+        source="stored",
+        order=order,
+        raw=raw,
+        in_both_orders=both if order == "both" else None,
+    )
+
+
+def _is_preference(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 1 <= value <= 2

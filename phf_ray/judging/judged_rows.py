@@ -9,9 +9,9 @@ from typing import Any, Self
 from phf_ray.feedback.layout import RowForm
 from phf_ray.feedback.manifest import FeedbackStats
 from phf_ray.feedback.rows import Comparison
-from phf_ray.generation.chat.prompts import InstructionPrompt
+from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.failures import Verdicts, count_verdicts
-from phf_ray.judging.pairs import INPUT_KEYS, OUTPUT_KEYS, Judgement, Pair
+from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, OUTPUT_KEYS, Judgement, Pair
 from phf_ray.judging.question import Failure
 
 FORM = RowForm("comparisons", "instruction")
@@ -21,13 +21,24 @@ _GIVEN = "given_"
 
 def comparison_of(row: Mapping[str, Any], pair: Pair, judgement: Judgement) -> Comparison:
     ours = judgement.as_row()
-    columns = {*INPUT_KEYS, *OUTPUT_KEYS, "prompt", "id"}
-    given = {f"{_GIVEN}{name}" if name in ours else name: value for name, value in row.items() if name not in columns}
+    prompt = InstructionPrompt(pair.instruction, pair.input)
+    made = {"id": pair.key, "prompt": prompt_text(prompt)}
+    texts = {*INPUT_KEYS, *OUTPUT_KEYS}
+    taken = {*ours, *made, *BOTH_COLUMNS}
+    before = _GIVEN
+    # A corpus that was judged before has such columns already: a human's preference, say, which is not to be lost.
+    while any(f"{before}{name}" in row for name in taken):
+        before += _GIVEN
+    given = {
+        f"{before}{name}" if name in taken else name: value
+        for name, value in row.items()
+        if name not in texts and not (name in made and value in (None, made[name]))
+    }
     said = {
         name: value for name, value in ours.items() if name not in ("preference", "annotator") and value is not None
     }
     return Comparison(
-        prompt=InstructionPrompt(pair.instruction, pair.input),
+        prompt=prompt,
         output_1=pair.output_1,
         output_2=pair.output_2,
         preference=judgement.preference,
@@ -53,7 +64,8 @@ class JudgingStats:
     verdicts: Verdicts = field(default_factory=dict)
     """What each annotator's judge said of the answers as they stood before it."""
     price: float = 0.0
-    """Of the answers that were used, whenever they were paid for."""
+    """Sum over rows of what their answers cost, whenever they were paid for. An answer that serves two rows, because
+    their prompts are the same, counts in both: what was paid is in the cache's ledger."""
 
     def add(self, comparison: Comparison, judgement: Judgement) -> None:
         self.rows.add(comparison)

@@ -11,6 +11,7 @@ from phf_ray.corpus.read import read_rows_of
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.reader import list_feedback_parts
+from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.judging.samples import pairs_of_samples, pairs_of_two
 from phf_ray.records import Rejected
 
@@ -67,7 +68,7 @@ def rows_of(name: str, *, option: str) -> Iterator[Row]:
         for number, row in read_rows_of(file, Piece(file=index, num_bytes=file.size)):
             if isinstance(row, Rejected):
                 raise DataError(f"{file.name}, record {number}: {row.reason}: {row.detail}; mend or remove it")
-            yield _unfolded(row)
+            yield _unfolded(row, f"{file.name}, record {number}")
 
 
 def _find(name: str, *, option: str) -> Found:
@@ -83,8 +84,11 @@ def _find(name: str, *, option: str) -> Found:
     return found
 
 
-def _unfolded(row: Mapping[str, Any]) -> Row:
-    """Return a row of a comparisons corpus as one of a file: what its `meta` holds are columns of the row."""
+def _unfolded(row: Mapping[str, Any], place: str) -> Row:
+    """Return a row of a comparisons corpus as one of a file: what its `meta` holds are columns of the row.
+
+    A dialogue, else a prompt, is the instruction of a row that has none.
+    """
     values = dict(row)
     meta = values.get("meta")
     if isinstance(meta, str) and "output_1" in values:
@@ -95,6 +99,10 @@ def _unfolded(row: Mapping[str, Any]) -> Row:
         if isinstance(inside, dict):
             del values["meta"]
             values = {**inside, **values}
-    if "instruction" not in values and isinstance(values.get("prompt"), str):
-        values["instruction"] = values.pop("prompt")
+    if values.get("instruction") is None:
+        messages = values.get("messages")
+        if isinstance(messages, list) and messages:
+            values["instruction"] = text_of_messages(messages, place)
+        elif isinstance(values.get("prompt"), str):
+            values["instruction"] = values.pop("prompt")
     return values

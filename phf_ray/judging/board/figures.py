@@ -11,7 +11,7 @@ from phf_ray.errors import DataError
 from phf_ray.judging.board.checks import baseline_rows, consistency_rows, human_rows, judge_errors, judge_warnings
 from phf_ray.judging.board.duels import battles_of, duels_of, sum_of
 from phf_ray.judging.board.published import WARNING, published_rows
-from phf_ray.judging.board.rows import NO_REASON, NOT_NAMED, JudgedRow
+from phf_ray.judging.board.rows import NO_REASON, NOISE, NOT_NAMED, JudgedRow
 from phf_ray.judging.board.standings import (
     LENGTH_CONTROLLED,
     average_length,
@@ -27,10 +27,15 @@ from phf_ray.measures import corrected_rate
 
 def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str, Any]:
     """Return leaderboard.json's content. Raises DataError if no row was judged."""
+    given, rows = rows, [row for row in rows if row.source != NOISE]
     if all(row.preference is None for row in rows):
         reasons = Counter(Failure(row.error or NO_REASON).kind for row in rows)
-        told = ", ".join(f"{reason} x {count:,}" for reason, count in reasons.most_common(5)) or "there are no rows"
-        raise DataError(f"none of the {len(rows):,} rows has a preference ({told}); judge them again")
+        reasons[NOISE] += len(given) - len(rows)
+        told = (
+            ", ".join(f"{reason} x {count:,}" for reason, count in reasons.most_common(5) if count)
+            or "there are no rows"
+        )
+        raise DataError(f"none of the {len(given):,} rows has a preference ({told}); judge them again")
     rows = sort_rows(rows)
     duels = duels_of(rows)
     battles = battles_of(duels)
@@ -59,12 +64,13 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
         "human": human,
         "judge_errors": None if errors is None else {"sensitivity": errors[0], "specificity": errors[1]},
         "published": published_rows() if settings.show_published else [],
-        "warnings": [*judge_warnings(rows), *_warnings(models, human), *settings.notes]
+        "warnings": [*judge_warnings(rows), *_warnings(models, human), *_noise_told(given), *settings.notes]
         + [WARNING] * settings.show_published,
         "annotators": dict(sorted(Counter(row.annotator or NOT_NAMED for row in rows).items())),
         "length_control": LENGTH_CONTROLLED,
         "price": sum_of(row.price for row in rows),
         "n_rows": len(rows),
+        "n_rows_of_noise": len(given) - len(rows),
         "n_rows_without_price": sum(row.price is None for row in rows),
         "n_draws_of_rows": len(duels),
         "rows": ROWS,
@@ -85,6 +91,19 @@ def recompute_board(directory: str) -> dict[str, Any]:
     return build_board(*read_rows_file(directory))
 
 
+def _noise_told(rows: Sequence[JudgedRow]) -> list[str]:
+    noise, all_rows = (
+        Counter(row.generator_2 for row in some) for some in ([row for row in rows if row.source == NOISE], rows)
+    )
+    if not noise:
+        return []
+    told = ", ".join(f"{name}: {count:,} of {all_rows[name]:,}" for name, count in sorted(noise.items()))
+    return [
+        f"{noise.total():,} of {len(rows):,} rows ({noise.total() / len(rows):.0%}) are label noise, which no judge "
+        f"gave, and count nowhere ({told})"
+    ]
+
+
 def _warnings(models: Sequence[dict[str, Any]], human: Sequence[dict[str, Any]]) -> list[str]:
     found = []
     mixed = [row["name"] for row in models if len(row["references"]) > 1]
@@ -92,6 +111,17 @@ def _warnings(models: Sequence[dict[str, Any]], human: Sequence[dict[str, Any]])
         found.append(
             f"win rates of {', '.join(mixed)} are against several models, so they do not compare with others; the "
             "ratings do"
+        )
+    by_reference: dict[str, list[str]] = {}
+    for row in models:
+        if len(row["references"]) == 1:
+            by_reference.setdefault(row["references"][0], []).append(row["name"])
+    if len(by_reference) > 1:
+        told = "; ".join(
+            f"{reference}: {', '.join(sorted(names))}" for reference, names in sorted(by_reference.items())
+        )
+        found.append(
+            f"win rates are against several references ({told}), so they compare only where the reference is the same"
         )
     longer = next((row for row in human if row["name"] == "longer" and row["is_baseline"]), None)
     for row in human:

@@ -9,12 +9,14 @@ from typing import Any
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.board.read import Numbered, read_records
-from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, text_of, with_meta
+from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, optional_text, text_of, with_meta
 
 Output = dict[str, str]
 """instruction, input, output."""
 JudgePairs = Callable[[list[Output], list[Output]], Iterable[Mapping[str, Any]]]
 """(outputs of the reference, outputs of a model; matched, of one length) -> rows of judgements."""
+
+_ENDINGS = {".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +26,23 @@ class ModelOutputs:
 
 
 def read_outputs(sources: Sequence[str], *, option: str, name: str | None = None) -> list[ModelOutputs]:
-    """Return the outputs of each model: its name is `name`, else what the rows say (`generator`), else the file's."""
+    """Return the outputs of each model: its name is `name`, else what the rows say (`generator`), else the file's.
+
+    Raises ConfigError if two files have one name, and rows that have none.
+    """
     by_model: defaultdict[str, list[Output]] = defaultdict(list)
+    called: dict[str, str] = {}
     for source in sources:
-        stem = PurePath(source).name.partition(".")[0]
+        stem = _stem(source)
         for place, record in read_records([source], option=option):
             record = with_meta(record)
-            by_model[name or record.get("generator") or stem].append(_output(record, place))
+            given = name or optional_text(record, "generator", place)
+            if not given and called.setdefault(stem, source) != source:
+                raise ConfigError(
+                    f"{option}: {called[stem]} and {source} would both be called {stem}, because their rows have no "
+                    "`generator`; write one into the rows, or rename a file"
+                )
+            by_model[given or stem].append(_output(record, place))
     if not by_model:
         raise DataError(f"{option} {' '.join(sources)}: there are no rows; give files that are not empty")
     return [ModelOutputs(model, tuple(outputs)) for model, outputs in by_model.items()]
@@ -68,10 +80,15 @@ def judge_outputs(
 ) -> tuple[list[JudgedRow], list[str]]:
     """Return the judged rows of all models, and notes on prompts that only one side answers.
 
-    Raises ConfigError, before anything is judged, if a model and the reference have no prompt in common.
+    Raises ConfigError, before anything is judged, if a model and the reference have no prompt in common, or have one
+    name and other outputs.
     """
+    same = [model for model in models if model.name == reference.name]
+    for model in same:
+        _check_same(model, reference)
     matched = [(model, *_matched(model, reference)) for model in models if model.name != reference.name]
     notes = [note for *_, found in matched for note in found]
+    notes += [f"{model.name}: its outputs are those of the reference, and were not judged" for model in same]
     if not matched:
         raise ConfigError(f"all outputs are those of the reference, {reference.name}; give those of another model")
     rows = []
@@ -88,13 +105,30 @@ def judge_outputs(
     return rows, notes
 
 
+def _stem(source: str) -> str:
+    """Return the name of a file without the endings of its kind: `gpt-3.5` of gpt-3.5.jsonl.gz."""
+    path = PurePath(source)
+    while path.suffix.lower() in _ENDINGS:
+        path = path.with_suffix("")
+    return path.name
+
+
+def _check_same(model: ModelOutputs, reference: ModelOutputs) -> None:
+    answers: defaultdict[str, set[str]] = defaultdict(set)
+    for output in reference.outputs:
+        answers[_prompt(output)].add(output["output"])
+    other = [one for one in model.outputs if one["output"] not in answers.get(_prompt(one), {one["output"]})]
+    if other:
+        raise ConfigError(
+            f"{len(other):,} outputs of {model.name} are not those of the reference, which has this name too; give the "
+            "model another name, in the rows (`generator`), by its file's, or with --name"
+        )
+
+
 def _output(record: Mapping[str, Any], place: str) -> Output:
-    input_text = record.get("input") or ""
-    if not isinstance(input_text, str):
-        raise DataError(f"{place}: input is {input_text!r:.60}, not a text")
     return {
         "instruction": instruction_of(record, place),
-        "input": input_text,
+        "input": optional_text(record, "input", place) or "",
         "output": text_of(record, "output", place),
     }
 

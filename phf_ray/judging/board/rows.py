@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from phf_ray.errors import DataError
-from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Message, prompt_text
+from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.characters import half_at, whole_characters
+from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
@@ -18,6 +19,8 @@ NOT_NAMED = "not named"
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
 """The second and the third are AlpacaEval's."""
 _MOST_METAS = 4
+NOISE = "noise"
+_SOURCES = ("judge", NOISE, "identical", "stored")
 _OLD_DRAW, _OLD_FAILURE = 0, -1
 """AlpacaFarm's preference for a draw, and AlpacaEval's for an answer of the judge that it could not parse."""
 
@@ -46,6 +49,8 @@ class JudgedRow:
     preference_21: float | None = None
     price: float | None = None
     human_preference: float | None = None
+    source: str | None = None
+    """What gave the preference, if the row says so: judge, noise, identical, stored."""
 
     @property
     def prompt(self) -> str:
@@ -72,19 +77,20 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
     preference, error = _verdict(record, place)
     return JudgedRow(
         instruction=instruction_of(record, place),
-        input=_optional_text(record, "input", place) or "",
+        input=optional_text(record, "input", place) or "",
         output_1=text_of(record, "output_1", place),
         output_2=text_of(record, "output_2", place),
         generator_1=str(names[0]),
         generator_2=str(names[1]),
         preference=preference,
-        annotator=_optional_text(record, "annotator", place),
+        annotator=optional_text(record, "annotator", place),
         error=error,
         order=_order(record, place),
         preference_12=preference_of(record, "preference_12", place),
         preference_21=preference_of(record, "preference_21", place),
         price=_price(record, place),
         human_preference=preference_of(record, "human_preference", place),
+        source=_source_in(record),
     )
 
 
@@ -103,7 +109,9 @@ def with_meta(record: Mapping[str, Any]) -> dict[str, Any]:
                 meta = None
         if not isinstance(meta, dict):
             break
-        whole = {**meta, **whole}
+        # A corpus that was made of judgements calls its own file `source`.
+        source = _source_in(whole) or _source_in(meta)
+        whole = {**meta, **whole} | ({} if source is None else {"source": source})
     return whole
 
 
@@ -111,8 +119,7 @@ def instruction_of(record: Mapping[str, Any], place: str) -> str:
     """Return the instruction, or what stands in its place: a prompt, or messages."""
     messages = record.get("messages")
     if isinstance(messages, list) and messages:
-        prompt = prompt_text(ChatPrompt(tuple(Message(one["role"], one["content"]) for one in messages)))
-        return _whole(prompt, "messages", place)
+        return _whole(text_of_messages(messages, place), "messages", place)
     name = "instruction" if record.get("instruction") is not None else "prompt"
     if not isinstance(record.get(name), str) or not record[name]:
         raise DataError(
@@ -161,6 +168,12 @@ def _verdict(record: Mapping[str, Any], place: str) -> tuple[float | None, str |
     return None, NOT_PARSED if record["preference"] == _OLD_FAILURE else NO_REASON
 
 
+def _source_in(record: Mapping[str, Any]) -> str | None:
+    """Return what gave the preference; None if the columns don't say, such as a `source` that names a data set."""
+    given = (record.get(name) for name in ("source", "source_column"))
+    return next((str(one) for one in given if one in _SOURCES), None)
+
+
 def _order(record: Mapping[str, Any], place: str) -> str | None:
     order = record.get("order")
     if order is None:
@@ -183,7 +196,7 @@ def _price(record: Mapping[str, Any], place: str) -> float | None:
     return None
 
 
-def _optional_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
+def optional_text(record: Mapping[str, Any], name: str, place: str) -> str | None:
     value = record.get(name)
     if value is None or value != value:
         return None

@@ -69,8 +69,9 @@ def read_rows_file(directory: str) -> tuple[list[JudgedRow], BoardSettings]:
     try:
         table = pq.read_table(io.BytesIO(filesystem.cat_file(inner)))
         settings = BoardSettings.model_validate_json((table.schema.metadata or {})[_METADATA_KEY])
-        return [JudgedRow(**row) for row in table.select(_SCHEMA.names).to_pylist()], settings
-    except (OSError, KeyError, pa.ArrowInvalid, ValidationError) as error:
+        known = [name for name in _SCHEMA.names if name in table.column_names]  # older files have fewer
+        return [JudgedRow(**row) for row in table.select(known).to_pylist()], settings
+    except (OSError, KeyError, TypeError, pa.ArrowInvalid, ValidationError) as error:
         raise DataError(
             f"{path} can't be read as the rows of a leaderboard ({type(error).__name__}: {error}); give the --output "
             "of phf leaderboard, or make it anew from --comparisons"

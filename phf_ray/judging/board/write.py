@@ -1,7 +1,7 @@
 """Writes a leaderboard: `rows.parquet`, `leaderboard.json`, `leaderboard.csv`, plots as PNG, `report.html`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from phf_ray.errors import ConfigError
@@ -42,6 +42,18 @@ def check_replaced(directory: str, rows: Sequence[JudgedRow]) -> None:
         raise ConfigError(
             f"--output {directory} holds a leaderboard with {len(lost):,} rows that these do not have (of {models}); "
             "add to it with --add, give another --output, or replace it with --overwrite"
+        )
+
+
+def check_reference(directory: str, references: Iterable[str]) -> None:
+    """Raise ConfigError if what is to be added is judged against a model that nothing in the leaderboard is against."""
+    known = sorted({row.generator_1 for row in read_rows_file(directory)[0]})
+    other = sorted(set(references).difference(known))
+    if other:
+        raise ConfigError(
+            f"--add: the rows are judged against {', '.join(other[:5])}, and the leaderboard in {directory} against "
+            f"{', '.join(known[:5])}; judge against that, or rank all with --comparisons {directory} and the rows: "
+            "the table then says which models compare"
         )
 
 

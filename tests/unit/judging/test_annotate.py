@@ -8,6 +8,7 @@ import pytest
 from judge_server import JudgeServer, judge_server
 from judging_files import RULES, pair_rows, write_pool, write_rows
 
+from jobs import prepare_feedback
 from jobs.annotate import main
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.feedback import Comparison, read_feedback, read_feedback_manifest
@@ -223,6 +224,37 @@ def test_the_output_of_one_job_is_input_of_another(job, tmp_path, server):
         assert (meta["given_preference"], meta["given_annotator"]) == (before[row.id].preference, "asked")
 
 
+def test_what_the_input_called_as_we_do_is_kept_however_often_it_is_judged(job, tmp_path):
+    (tmp_path / "rules.yml").write_text(RULES, encoding="utf-8")
+    (row,) = pair_rows(1)
+    row |= {"id": 17, "prompt": "as it was asked", "preference": 2}
+    job(write_rows(tmp_path / "pairs.json", [row]), str(tmp_path / "rules.yml"), "once")
+    ((once,), (twice,)) = (
+        read_feedback(str(tmp_path / "once")),
+        job(str(tmp_path / "once"), str(tmp_path / "rules.yml"), "twice"),
+    )
+    for one in (once, twice):
+        meta = json.loads(one.meta)
+        given = (meta["given_id"], meta["given_prompt"], meta["given_preference"])
+        assert given == (17, "as it was asked", 2), "a human's"
+    assert "given_annotator" not in json.loads(twice.meta), "nobody says who the human was"
+    assert json.loads(twice.meta)["given_given_preference"] == once.preference
+    assert json.loads(twice.meta)["given_given_annotator"] == once.annotator
+    assert "given_given_id" not in json.loads(twice.meta), "it is the same"
+
+
+def test_a_corpus_of_dialogues_is_judged_by_the_dialogue_as_one_text(job, tmp_path):
+    said = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: {}?\n\nAssistant: "
+    pairs = [{"chosen": said.format(n) + "yes", "rejected": said.format(n) + "no, never"} for n in range(3)]
+    prepare_feedback.main(["--input", write_rows(tmp_path / "hh.json", pairs), "--output", str(tmp_path / "corpus")])
+    (tmp_path / "pool.yml").write_text(RULES, encoding="utf-8")
+    found = job(str(tmp_path / "corpus"), str(tmp_path / "pool.yml"), "out")
+    assert {row.prompt.instruction for row in found} == {
+        f"user: Hi\n\nassistant: Hello\n\nuser: {n}?" for n in range(3)
+    }
+    assert [one["role"] for one in json.loads(found[0].meta)["messages"]] == ["user", "assistant", "user"]
+
+
 def test_old_annotations_spare_their_calls(job, tmp_path, server):
     rows = pair_rows(10)
     old = [
@@ -252,6 +284,7 @@ def test_old_annotations_spare_their_calls(job, tmp_path, server):
         ([], "there is no pair to judge"),
         ([{"instruction": "i", "output_1": "a"}], r"pairs.json, row 1: 'output_2' is missing"),
         ([*pair_rows(2), {"output_1": "a", "output_2": "b"}], "row 3: 'instruction' is missing"),
+        ([{"messages": ["hi"], "output_1": "a", "output_2": "b"}], r"pairs.json, record 0: message 1 is 'hi'"),
         ([{"instruction": "i", "output_1": ["a", "b"], "output_2": ["c"]}], r"row 1: 'output_1' is \['a', 'b'\]"),
     ],
 )

@@ -115,7 +115,9 @@ def test_a_pair_is_judged_once_unless_one_asks_for_more(tmp_path):
     again = annotator.annotate_pairs(rows)
     assert len(asker.questions) == 6 - sum(row["output_1"] == row["output_2"] for row in rows)
     assert [row["preference"] for row in again[:4]] == [row["preference"] for row in first]
-    assert {row["source"] for row in again[:4]} <= {"judge", "stored", "identical"}
+    judged = [row for row in again[:4] if row["source"] != "identical"]
+    assert {(row["source"], row["price"], row["seconds"]) for row in judged} == {("stored", None, None)}
+    assert judged[0]["order"] == first[again.index(judged[0])]["order"] in ("12", "21")
     eager = PairwiseAutoAnnotator(asked_pool(tmp_path), asker=asker, is_avoid_reannotations=False)
     before = len(asker.questions)
     eager.annotate_pairs(rows[1:2])
@@ -141,6 +143,17 @@ def test_judgements_are_saved_and_loaded(tmp_path):
     again = other.annotate_pairs(numbered_rows(20)[1::2])
     assert [row["preference"] for row in again] == [row["preference"] for row in first]
     assert {row["source"] for row in again} == {"stored"}
+
+
+def test_both_orders_are_saved_and_loaded(tmp_path):
+    rows = numbered_rows(20)[1::2]
+    annotator, other = (PairwiseAutoAnnotator(rules("longer", order="both")) for _ in range(2))
+    first = annotator.annotate_pairs(rows)
+    annotator.save(tmp_path / "kept.json")
+    other.load_(tmp_path / "kept.json")
+    again = other.annotate_pairs(rows)
+    assert again == [{**row, "source": "stored"} for row in first]
+    assert (again[0]["order"], again[0]["preference_12"], again[0]["preference_21"]) == ("both", 2, 2)
 
 
 def test_annotations_of_alpaca_farm_are_loaded(tmp_path):
@@ -323,10 +336,22 @@ def test_a_leaderboard_has_the_win_rates_of_models_against_the_reference(tmp_pat
     best, worst = table
     # By hand: 3 wins and a loss, 75; sd of (1, 1, 1, 0) is .5, so 100 * .5 / sqrt(4).
     assert best == {
-        "name": "best", "win_rate": 75, "standard_error": pytest.approx(25), "n_total": 4, "n_wins": 3,
+        "name": "best", "win_rate": 75, "standard_error": pytest.approx(25),
+        "clustered_standard_error": pytest.approx(25), "n_total": 4, "n_wins": 3,
         "n_wins_base": 1, "n_draws": 0, "n_failed": 0, "avg_length": 2,
     }  # fmt: skip
     assert (worst["name"], worst["win_rate"], worst["n_draws"]) == ("worst", 12.5, 1)
+
+
+def test_a_leaderboard_has_the_standard_error_of_alpaca_farm_beside_that_of_prompts():
+    same = {"instruction": "i", "input": ""}
+    mine = [{**same, "output": "xxx"}, {**same, "output": "xxxx"}, *outputs("x", "xxx")]
+    (row,) = alpaca_leaderboard(
+        mine, reference=[{**same, "output": "xx"}, *outputs("xx", "xx")], annotators_config=rules("longer")
+    )
+    # By hand: shares 1, 1, 0, 1, of which the first two are one prompt.
+    assert (row["n_total"], row["standard_error"]) == (4, pytest.approx(25))
+    assert row["clustered_standard_error"] > 26
 
 
 def test_a_leaderboard_has_no_noise_and_counts_failures(tmp_path):

@@ -39,6 +39,19 @@ def test_the_figures_are_those_of_alpaca_eval():
         assert {key: found[name][key] for key in figures} == pytest.approx(figures, abs=1e-6)
 
 
+def test_noise_is_no_verdict_and_is_counted():
+    judged = [*of_counts("a", 6, 4, 0, source="judge", order="12"), *of_counts("b", 5, 5, 0)]
+    noise = [record(number, 2.0, generator_2="a", source="noise") for number in range(100, 110)]
+    board, clean = board_of(judged + noise), board_of(judged)
+    told = "10 of 30 rows (33%) are label noise, which no judge gave, and count nowhere (a: 10 of 20)"
+    assert told in board["warnings"]
+    assert board["n_rows_of_noise"] == 10
+    board["warnings"].remove(told)
+    assert board | {"n_rows_of_noise": 0} == clean
+    with pytest.raises(DataError, match=r"none of the 10 rows has a preference \(noise x 10\)"):
+        board_of(noise)
+
+
 def test_one_model():
     board = board_of(of_counts("model", 135, 115, 1, price=0.5))
     row = only(board["models"])

@@ -56,6 +56,12 @@ def test_names_are_found_in_the_meta_of_a_meta():
     assert (row.generator_1, row.generator_2, row.order) == ("reference", "model", "21")
 
 
+def test_noise_is_known_under_the_source_that_a_corpus_adds():
+    meta = json.dumps({"source": "data.jsonl", "meta": json.dumps({"source": "noise"})})
+    rows = rows_of([record(0, 2.0, meta=meta), record(1, 2.0, source="stored"), record(2, 2.0, source=["x"])])
+    assert [row.source for row in rows] == ["noise", "stored", None]
+
+
 def test_a_dialogue_is_its_prompt(tmp_path):
     one = record(0, 2.0)
     del one["instruction"]
@@ -84,6 +90,8 @@ def test_a_dialogue_is_its_prompt(tmp_path):
             ({name: "hi \ud83d"}, f"{name}: character 3 is half of a surrogate pair")
             for name in ("instruction", "input", "output_1", "output_2", "generator_2", "annotator")
         ),
+        ({"messages": [{"role": "user"}]}, r"message 1 is \{'role': 'user'\}; write a role and a content"),
+        ({"messages": ["hi"]}, "message 1 is 'hi'; write a role"),
     ],
 )
 def test_a_record_that_is_no_judgement_is_refused_with_its_place(tmp_path, change, told):

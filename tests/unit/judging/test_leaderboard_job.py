@@ -1,6 +1,7 @@
 """`phf leaderboard`: what it writes, adds, refuses and never loses; outputs are judged by a judge made on the spot."""
 
 import csv
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -328,6 +329,7 @@ def test_a_judgement_that_did_not_come_back_is_told(run, tmp_path):
         (outputs("mine", 2, input="else"), outputs("a", 2), "mine answers none of the 2 prompts"),
         (outputs("mine", 2, output=["a", "b"]), outputs("a", 2), "output is ['a', 'b'], not a text"),
         (outputs("mine", 2, instruction=None), outputs("a", 2), "has no instruction"),
+        (outputs(["mine"], 2), outputs("a", 2), "a.jsonl, record 0: generator is ['mine'], not a text"),
         ([], outputs("a", 2), "there are no rows"),
         (outputs("mine", 2), [], "there are no rows"),
     ],
@@ -355,6 +357,52 @@ def test_outputs_are_judged_by_a_pool_of_a_file(run, tmp_path):
     assert board["judged_by"] == str(pool)
     mine = write_lines(tmp_path / "mine.jsonl", outputs("another", 6))
     assert len(run("--add", mine)["models"]) == 3, "the same pool judges what is added"
+
+
+@pytest.mark.parametrize("names", [("eval.json", "eval.json"), ("eval.jsonl.gz", "eval.json")])
+def test_two_files_without_generator_are_never_one_model(run, tmp_path, names):
+    for folder, name in zip(("a", "b"), names, strict=True):
+        (tmp_path / folder).mkdir()
+        content = "".join(json.dumps(one) + "\n" for one in outputs(None, 3)).encode()
+        (tmp_path / folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    files = [tmp_path / folder / name for folder, name in zip(("a", "b"), names, strict=True)]
+    reference = write_lines(tmp_path / "r.jsonl", outputs("reference", 3))
+    with pytest.raises(
+        ConfigError, match=r"eval\S+ and \S+eval\S+ would both be called eval, .* no `generator`; .* or rename a file"
+    ):
+        run("--outputs", *files, "--reference", reference, judge=LongerWins())
+
+
+def test_a_model_is_called_as_its_file_without_the_endings_of_its_kind(run, tmp_path):
+    reference = write_lines(tmp_path / "r.jsonl", outputs("reference", 3))
+    files = [write_lines(tmp_path / name, outputs(None, 3)) for name in ("gpt-3.5.jsonl", "gpt-3.jsonl")]
+    assert sorted(names(run("--outputs", *files, "--reference", reference, judge=LongerWins()))) == ["gpt-3", "gpt-3.5"]
+
+
+def test_outputs_that_are_called_as_the_reference(run, tmp_path):
+    reference = write_lines(tmp_path / "r.jsonl", outputs("reference", 4))
+    mine = write_lines(tmp_path / "mine.jsonl", outputs("mine", 4) + outputs("reference", 3))
+    board = run("--outputs", mine, "--reference", reference, judge=LongerWins())
+    assert names(board) == ["mine"]
+    assert "reference: its outputs are those of the reference, and were not judged" in board["warnings"]
+    other = write_lines(tmp_path / "other.jsonl", outputs("mine", 4) + outputs("reference", 3, output="else"))
+    with pytest.raises(ConfigError, match=r"3 outputs of reference are not those of the reference, .* another name"):
+        run("--outputs", other, "--reference", reference, judge=LongerWins(), output="other")
+
+
+def test_what_was_judged_against_another_reference_is_not_added(run, tmp_path):
+    run("--comparisons", write_lines(tmp_path / "a.jsonl", of_counts("first", 5, 4, 1)))
+    second = write_lines(tmp_path / "b.jsonl", of_counts("second", 8, 2, 0, generator_1="other"))
+    told = "judged against other, and the leaderboard in .* against reference; .*--comparisons"
+    with pytest.raises(ConfigError, match=told):
+        run("--add", second)
+    judge = LongerWins()
+    words = ["--add", write_lines(tmp_path / "c.jsonl", outputs("mine", 2))]
+    with pytest.raises(ConfigError, match=told):
+        run(*words, "--reference", write_lines(tmp_path / "r.jsonl", outputs("other", 2)), judge=judge)
+    assert judge.asked == 0, "nothing is paid for"
+    both = run("--comparisons", tmp_path / "board", second)
+    assert "win rates are against several references (other: second; reference: first)" in " ".join(both["warnings"])
 
 
 def test_outputs_without_a_judge(run, tmp_path):
