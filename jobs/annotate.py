@@ -189,7 +189,7 @@ def _print_result(annotated: Annotated, *, output: str) -> None:
     if stats.rows.rejected:
         print(f"{stats.rows.rejected['duplicate']:,} duplicates left out")
     if stats.price:
-        print(f"price of the answers: {stats.price:.4f}")
+        print(f"price of the answers, summed over rows: {stats.price:.4f}")
     for warning in annotated.warnings:
         log.warning("%s", warning)
 

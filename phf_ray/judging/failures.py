@@ -51,8 +51,9 @@ def check_failures(
     if counts.total() > most:
         raise IncompleteError(
             f"{counts.total()} of {num_rows} rows have no judgement, more than max_failed_fraction "
-            f"{max_failed_fraction:g}: {failures_text(counts)}; the first: {example}; mend the prompt or the parser, "
-            "or raise max_failed_fraction, and the same call goes on from the answers that are kept"
+            f"{max_failed_fraction:g}: {failures_text(counts)}; the first: {example}; raise "
+            "max_failed_fraction, and the same call goes on; or mend the prompt or the parser and begin anew: answers "
+            "to questions that stay the same are kept"
         )
 
 
