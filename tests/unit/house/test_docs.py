@@ -240,7 +240,7 @@ def test_examples_of_configuration_are_configuration(monkeypatch):
     for page in PAGES:
         for block in blocks(page, "yaml"):
             values = yaml.safe_load(block)
-            if page == JUDGE:
+            if page in (JUDGE, ANNOTATE):
                 load_pool(values)
             else:
                 parse_config(values)
@@ -278,7 +278,7 @@ def test_every_scorer_has_a_line():
 
 # --- The list of keys -------------------------------------------------------------------------------------------------
 
-CONFIGURE, JUDGE = ROOT / "docs" / "configure.md", ROOT / "docs" / "judge.md"
+CONFIGURE, JUDGE, ANNOTATE = (ROOT / "docs" / name for name in ("configure.md", "judge.md", "annotate.md"))
 MARK = "<!-- Made by tests/unit/house/test_docs.py with PHF_UPDATE_DOCS=1. -->\n"
 
 
