@@ -22,6 +22,7 @@ from jobs.commands import job_parser
 from jobs.line_pairs import DrawnPairs, JudgedLine, LinePair, accuracies, draw_pairs, read_lines
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
+from phf_ray.scorers.build import SHORT_NAMES
 from phf_ray.storage.files import write_text
 
 REWARD, METHOD = "reward_model", "learned_conditional"
@@ -136,8 +137,8 @@ def _scorers(reward: Path) -> str:
     """Return the setting by which the reward model scores, and the true scores stay beside its own."""
     from phf_ray.runs.checkpoints import find_checkpoint
 
-    model = {"class_name": "RewardModelScorer", "path": str(find_checkpoint(reward, option="the reward model"))}
-    return f"scoring.scorers={json.dumps([model, {'class_name': 'PEP8Scorer'}])}"
+    model = {"class_name": SHORT_NAMES["reward"], "path": str(find_checkpoint(reward, option="the reward model"))}
+    return f"scoring.scorers={json.dumps([model, {'class_name': SHORT_NAMES['pep8']}])}"
 
 
 def _score(corpus: Path, scored: Path, *, overrides: Sequence[str]) -> Path:

@@ -5,6 +5,7 @@ from phf_ray.judging.judges.base import Judge
 from phf_ray.judging.judges.by_score import ScorerJudge
 from phf_ray.judging.judges.outside import outside_judge
 from phf_ray.judging.judges.rules import RuleJudge
+from phf_ray.scorers.build import SHORT_NAMES
 
 
 def build_judge(config: JudgeConfig, *, seed: int) -> Judge:
@@ -15,7 +16,7 @@ def build_judge(config: JudgeConfig, *, seed: int) -> Judge:
     if config.biased_scorer is not None:
         return ScorerJudge(config.biased_scorer.scorer, biases=config.biased_scorer)
     if config.reward_model is not None:
-        return ScorerJudge({"class_name": "RewardModelScorer", "path": config.reward_model})
+        return ScorerJudge({"class_name": SHORT_NAMES["reward"], "path": config.reward_model})
     if config.scorer is not None:
         return ScorerJudge(config.scorer)
     assert config.class_name is not None

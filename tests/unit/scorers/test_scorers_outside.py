@@ -17,7 +17,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.evaluation.attack.instructions import INSTRUCTIONS, instruction_for
 from phf_ray.evaluation.in_process import InProcessScores
 from phf_ray.scorers.base import FindsSpans, HasClasses, Scorer
-from phf_ray.scorers.build import SCORERS, build_scorer, on_cpu, scorer_class, scorer_configs, scorer_name
+from phf_ray.scorers.build import SCORERS, SHORT_NAMES, build_scorer, on_cpu, scorer_class, scorer_configs, scorer_name
 from phf_ray.scorers.origin import versions_of_code
 from phf_ray.scoring.executor import InProcessScoring
 from phf_ray.scoring.job import run_scoring
@@ -285,4 +285,4 @@ def test_no_code_asks_for_a_scorer_by_its_class_name():
         for node in ast.walk(ast.parse(registry.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in SCORERS
     ]
-    assert len(names) == len(SCORERS) + 3
+    assert len(names) == len(SCORERS) + len(SHORT_NAMES)

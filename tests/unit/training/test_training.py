@@ -149,6 +149,8 @@ def test_prefetched_items_are_the_same_and_an_error_of_the_source_arrives():
 class OnItsWay:
     """A tensor that notes what is done to it."""
 
+    device = torch.device("meta")
+
     def __init__(self) -> None:
         self.done: list[str] = []
 
