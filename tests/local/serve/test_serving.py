@@ -238,7 +238,7 @@ def test_openai_client_streams_the_logprobs_of_the_engine(client, checkpoints):
 
 
 def test_openai_client_gets_its_own_errors(client):
-    with pytest.raises(openai.NotFoundError, match="served models: cond, mle, old"):
+    with pytest.raises(openai.NotFoundError, match="served models: cond, lora, mle, old"):
         client.completions.create(model="gpt-4", prompt="a")
     with pytest.raises(openai.BadRequestError, match="context is 96 tokens") as caught:
         client.completions.create(model="mle", prompt="a", max_tokens=1000)
@@ -266,7 +266,8 @@ def test_a_scorer_from_outside_the_package_is_served_under_its_own_name(server):
 def test_health_models_metrics_and_docs_answer(server):
     health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok"
-    names = {"ingress", "model-mle", "model-cond", "model-old", "scorer-pep8", "scorer-shouting"}
+    models, scorers = ("mle", "cond", "old", "lora"), ("pep8", "shouting", "reward")
+    names = {"ingress", *(f"model-{name}" for name in models), *(f"scorer-{name}" for name in scorers)}
     assert set(health["deployments"]) == names
     assert httpx.get(f"{server.url}/v1/models/cond").json()["control"]["policy"] == "retag"
     assert "phf_http_requests_total" in httpx.get(f"{server.url}/metrics").text
