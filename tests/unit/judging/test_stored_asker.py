@@ -189,7 +189,7 @@ def test_one_question_without_an_answer_is_a_failure_if_others_are_answered(serv
     server.delay_s = 0.05
     server.script = lambda body, count: busy(500) if body["messages"][0]["content"].endswith(" 0") else None
     found = ask_all(
-        asker_of(store, server.url, patience_s=0.6, max_in_flight=2), [question(number) for number in range(30)]
+        asker_of(store, server.url, patience_s=2, max_in_flight=2), [question(number) for number in range(30)]
     )
     assert isinstance(found[0], Failure)
     assert found[0].kind == "unanswered"
