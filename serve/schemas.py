@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
+from phf_ray.characters import half_at
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.generation.bodies import prompts_of
 from serve.request_body import RequestBody
@@ -23,14 +24,13 @@ class _Request(RequestBody):
 
 def lone_surrogate_in(text: str) -> str | None:
     """Return what is wrong if the text holds half of a surrogate pair, else None."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return (
-            f"the text holds the lone surrogate \\u{ord(text[error.start]):04x} at character {error.start}, which is "
-            "half of a character; remove it, or send both halves"
-        )
-    return None
+    half = half_at(text)
+    if half is None:
+        return None
+    return (
+        f"the text holds the lone surrogate \\u{ord(text[half]):04x} at character {half}, which is half of a "
+        "character; remove it, or send both halves"
+    )
 
 
 def _encodable(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from phf_ray.characters import whole_characters
 from phf_ray.checkpoint import ControlChoice
 from phf_ray.config import Scenario
 from phf_ray.evaluation.arms import Arm
@@ -86,7 +87,7 @@ def draw_unit(
         if not isinstance(got, list) or not got:
             raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
         choices += sorted(got, key=lambda choice: choice.get("index", 0))[: unit.count - len(choices)]
-    texts = [storable(text_of(choice, arm)) for choice in choices]
+    texts = [whole_characters(text_of(choice, arm)) for choice in choices]
     scored = score(
         "/v1/scores",
         {
@@ -123,11 +124,6 @@ def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
             f"{arm.model} served for chats only? Give a model with /v1/completions"
         )
     return text
-
-
-def storable(text: str) -> str:
-    """Replace lone surrogates by U+FFFD: JSON can carry them, but neither Arrow nor UTF-8 can."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _num_tokens(choice: Mapping[str, Any]) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from phf_ray.characters import half_at
 from phf_ray.corpus.json_text import meta_json, parse_json
 from phf_ray.feedback.formats.base import Converted, Notes, Pairs, Reading, Record, UnfitRecord
 from phf_ray.feedback.formats.table import FORMATS
@@ -113,10 +114,9 @@ def _checked_content(row: FeedbackRow) -> str:
     values = _content_of(row)
     content = json.dumps(values)
     if "\\ud" in content:  # characters that JSON writes as two surrogates, or one that has lost its other half
-        try:
-            json.dumps(values, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise UnfitRecord("lone_surrogate", f"character {error.start} is half of a surrogate pair") from None
+        half = half_at(json.dumps(values, ensure_ascii=False))
+        if half is not None:
+            raise UnfitRecord("lone_surrogate", f"character {half} is half of a surrogate pair")
     return content
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from phf_ray.characters import whole_characters
 from phf_ray.errors import ConfigError
 from phf_ray.http.keys import Endpoint
 from phf_ray.http.openai_async import MAX_IN_FLIGHT, AsyncOpenAIClient
 from phf_ray.judging.budget import UNIT, Price
-from phf_ray.judging.characters import whole_characters
 from phf_ray.judging.question import Answer, Question
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phf_ray.characters import half_at, whole_characters
 from phf_ray.errors import DataError
-from phf_ray.judging.characters import half_at, whole_characters
 from phf_ray.judging.pairs import Judgement, Pair, pair_of
 from phf_ray.judging.store import Store
 from phf_ray.storage.hashing import digest

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from phf_ray.characters import half_at
 from phf_ray.errors import DataError
-from phf_ray.judging.characters import half_at
 from phf_ray.storage.hashing import digest
 
 Preference = float

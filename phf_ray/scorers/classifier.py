@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from phf_ray.characters import half_at
 from phf_ray.errors import ConfigError
 
 TOKENS_PER_BATCH = {"cpu": 1024, "gpu": 32768}
@@ -62,7 +63,7 @@ class TextClassifier:
         results: list[NDArray[np.float32] | str] = ["UnicodeEncodeError: the text has a lone surrogate"] * len(texts)
         # Sort by characters: the number of tokens is not known yet.
         usable = sorted(
-            (index for index, text in enumerate(texts) if is_unicode(text)), key=lambda index: -len(texts[index])
+            (index for index, text in enumerate(texts) if half_at(text) is None), key=lambda index: -len(texts[index])
         )
         num_truncated = 0
         pending = []
@@ -179,11 +180,3 @@ def weights_hash(model: Any) -> str:
 
 def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from phf_ray.characters import half_at
 from phf_ray.checkpoint import RowInfo, read_info
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.joint_rows import JointRows
@@ -93,8 +94,6 @@ class RewardModelScorer(ClassifierScorer):
         return self._template
 
     def _judged(self, texts: Sequence[tuple[str, str] | Scored]) -> list[Scored]:
-        from phf_ray.scorers.classifier import is_unicode
-
         found: list[Scored] = []
         rows: list[list[int]] = []
         places: list[int] = []
@@ -104,7 +103,7 @@ class RewardModelScorer(ClassifierScorer):
                 found.append(text)
             elif not text[1]:
                 found.append(EMPTY)
-            elif not is_unicode("".join(text)):
+            elif half_at("".join(text)) is not None:
                 found.append(_SURROGATE)
             else:
                 row, is_cut = self._row(*text)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from phf_ray.characters import whole_characters
 from phf_ray.config import GenerateKwargs, RedTeamConfig, Scenario
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import CHECK_PATIENCE_S, Arm, check_arm, client_of
@@ -85,12 +86,12 @@ class RedLM:
 
     def _reply(self, choice: Mapping[str, Any]) -> RedReply:
         if self._api == "completions":
-            return RedReply(_storable_reply(str(choice.get("text") or "")))
+            return RedReply(whole_characters(str(choice.get("text") or "")))
         message = choice.get("message") or {}
-        text = _storable_reply(str(message.get("content") or ""))
+        text = whole_characters(str(message.get("content") or ""))
         declined = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
         return RedReply(
-            text or _storable_reply(str(message.get("refusal") or "")), refused=declined or is_refusal(text)
+            text or whole_characters(str(message.get("refusal") or "")), refused=declined or is_refusal(text)
         )
 
 
@@ -108,7 +109,3 @@ def check_attacker(attacker: Attacker) -> dict[str, Any]:
                 f"{error}: the red LM {attacker.arm.model} does not speak {attacker.api}; give --attacker-api {other}"
             ) from None
     return card
-
-
-def _storable_reply(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

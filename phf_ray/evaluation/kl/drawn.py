@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phf_ray.evaluation.requests import storable
+from phf_ray.characters import whole_characters
 
 _LOST = "\ufffd"
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
@@ -48,7 +48,7 @@ def text_of_choice(choice: Mapping[str, Any]) -> DrawnText:
     text = choice.get("text") if message is None else message.get("content")
     if not isinstance(text, str):
         return DrawnText("", None, error=f"no text{_refusal(message)}")
-    text, finish = storable(text), choice.get("finish_reason")
+    text, finish = whole_characters(text), choice.get("finish_reason")
     tokens = _tokens(choice.get("logprobs"))
     if tokens is None:
         return DrawnText(text, None, error="no log-probabilities of the tokens")
@@ -90,7 +90,7 @@ def _tokens(logprobs: Any) -> list[_Token] | None:
 
 
 def _token(text: Any, logprob: Any, spelling: Any) -> _Token:
-    text = storable(str(text or ""))
+    text = whole_characters(str(text or ""))
     written = _BYTES.fullmatch(text)
     if isinstance(spelling, list):
         return _Token(text, bytes(spelling), logprob)

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from phf_ray.characters import whole_characters
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.kl.drawn import DrawnText, is_logprob
-from phf_ray.evaluation.requests import storable
 from phf_ray.storage.files import open_filesystem, store_errors, write_file
 
 _FORMAT = "phf-reference-samples-1"
@@ -98,7 +98,7 @@ def _original(content: Mapping[str, Any]) -> ReferenceSamples:
 def _original_text(text: str, logprob: Any) -> DrawnText:
     # DIFFERS: phf-ray counts the end of a text if the cached text shows it; the original counts it for the model alone,
     # and only for texts shorter than the longest of a batch (D-1).
-    text = storable(text).removeprefix(_END_OF_TEXT)
+    text = whole_characters(text).removeprefix(_END_OF_TEXT)
     has_end = text.endswith(_END_OF_TEXT)
     text = text.removesuffix(_END_OF_TEXT)
     if not text and not has_end:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phf_ray.characters import half_at, whole_characters
 from phf_ray.errors import DataError
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
-from phf_ray.judging.characters import half_at, whole_characters
 from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.measures.preferences import DRAW
 

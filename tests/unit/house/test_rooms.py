@@ -24,6 +24,7 @@ GROUND = {
     "checkpoint",
     "model_folder",
     "adapter_folder",
+    "characters",
     "exports",
     "config",
     "storage",

@@ -1,4 +1,4 @@
-"""Lone surrogates: halves of characters, which JSON can carry, but neither UTF-8, and so no request, nor a file."""
+"""Lone surrogates: halves of characters, which JSON can spell, but UTF-8, and so Arrow and any request, can't hold."""
 
 
 def half_at(text: str) -> int | None:
