@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from phf_ray.evaluation.report.text_table import aligned, ruled
+
 
 @dataclass(frozen=True, slots=True)
 class _Column:
@@ -72,7 +74,7 @@ def format_table(report: Mapping[str, Any]) -> str:
         cells = [["arm", *(column.title for column in columns)]]
         cells += [[row["arm"], *(format_cell(row, column.key, column.digits) for column in columns)] for row in rows]
         notes = [f"{row['arm']}: {note}" for row in rows if (note := row_note(row))]
-        blocks.append("\n".join([f"{scenario['name']} ({score_unit(report)})", *_aligned(cells), *notes]))
+        blocks.append("\n".join([f"{scenario['name']} ({score_unit(report)})", *ruled(aligned(cells)), *notes]))
     return "\n\n".join(blocks)
 
 
@@ -83,17 +85,7 @@ def format_red_team(report: Mapping[str, Any]) -> str:
     for row in report["red_team"]:
         scores = [format_cell(row, key, ".3g") for key in keys]
         cells.append([row["arm"], str(row["round"]), f"{row['num_tested']:.0f}", *scores])
-    return "\n".join([f"under attack ({score_unit(report)})", *_aligned(cells)])
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, its head first; the first column is aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    return "\n".join([f"under attack ({score_unit(report)})", *ruled(aligned(cells))])
 
 
 def shown_columns(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, on_page: bool) -> list[_Column]:

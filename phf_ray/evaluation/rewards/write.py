@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.evaluation.report.page import visible_text
+from phf_ray.evaluation.report.text_table import aligned
 from phf_ray.evaluation.rewards.judged import JudgedItem
 from phf_ray.generation.chat.prompts import prompt_text
 from phf_ray.storage.files import write_text
@@ -44,14 +45,7 @@ def table_of(result: Mapping[str, Any]) -> str:
         empty = [""] * len(_COLUMNS)
         empty[list(_COLUMNS).index("accuracy")] = _shown(result["mean_of_subsets"])
         lines.append(["mean of the subsets", *empty])
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    shown = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    ]
-    return "".join(f"{line.rstrip()}\n" for line in shown)
+    return "".join(f"{line.rstrip()}\n" for line in aligned(lines))
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phf_ray.evaluation.report.table import format_cell
+from phf_ray.evaluation.report.text_table import aligned, ruled
 
 CSV_COLUMNS = (
     "win_rate",
@@ -59,11 +60,6 @@ def format_board(board: Mapping[str, Any]) -> str:
     titles, cells = standings_table(board["models"])
     lines = [["model", *(title for title, _ in titles)]]
     lines += [[row["name"], *values] for row, values in zip(board["models"], cells, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
     notes = [note for row in board["models"] for note in row_notes(row)]
     notes += [f"warning: {warning}" for warning in board["warnings"]]
     if board["ratings"]["bradley_terry_reason"]:
@@ -72,7 +68,7 @@ def format_board(board: Mapping[str, Any]) -> str:
         notes.append(
             f"published ({row['version']}): {row['name']} {row['win_rate']:.2f} +- {row['standard_error']:.2f}"
         )
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], *notes])
+    return "\n".join([*ruled(aligned(lines)), *notes])
 
 
 def row_notes(row: Mapping[str, Any]) -> list[str]:
