@@ -95,12 +95,13 @@ def find_files(
     text_suffixes: frozenset[str] | None = None,
     known: Sequence[InputFile] = (),
     sources: Mapping[str, Source] | None = None,
+    option: str = "--input",
 ) -> Found:
     """Find the files under folders, globs, files, URLs, data sets of the hub or in folders, and scored corpora.
 
     `text_suffixes`: of the text files, take only those with these suffixes (lower case), unless an input names others.
     `known`: files of an earlier search, which keep their kind and are not left out. `sources`: its sources; of a data
-    set of the hub, the same commit is read again.
+    set of the hub, the same commit is read again. `option`: the user's name for an input, for errors.
     Raises ConfigError if an input does not exist or holds nothing to read.
     """
     files: dict[str, InputFile] = {}
@@ -114,12 +115,15 @@ def find_files(
             all_sources[source] = before
             found = [file for file in known if file.root == before.root]
         else:
-            data_set = open_data_set(source, option="--input")
+            data_set = open_data_set(source, option=option)
             all_sources |= known_source(source, data_set)
-            with store_errors(f"--input {source}"):
-                found = list(_find(source, rules, ignored, others) if data_set is None else _find_in(data_set, rules))
+            with store_errors(f"{option} {source}"):
+                if data_set is None:
+                    found = list(_find(source, rules, ignored, others, option=option))
+                else:
+                    found = list(_find_in(data_set, rules, option=option))
         if not found:
-            raise ConfigError(f"--input {source}: {_nothing(ignored, rules)}")
+            raise ConfigError(f"{option} {source}: {_nothing(ignored, rules)}")
         for file in found:
             files.setdefault(file.name, file)
     return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others), sources=all_sources)
@@ -175,14 +179,16 @@ def _described(suffix: str, count: int) -> str:
     return f"{count} {suffix or 'without suffix'}" + (f": {remedy}" if remedy and suffix not in SUFFIXES else "")
 
 
-def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str]) -> Iterator[InputFile]:
+def _find(
+    source: str, rules: KindRules, ignored: Counter[str], others: list[str], *, option: str
+) -> Iterator[InputFile]:
     filesystem, path = open_filesystem(source)
     path = path.rstrip("/") or "/"
     if filesystem.isfile(path):
         kind = rules.by_name(filesystem, path)
         if kind is None:
             suffix = split_suffixes(path)[0]
-            raise ConfigError(f"--input {source}: can't read such a {suffix} file; {remedy_for(suffix)}")
+            raise ConfigError(f"{option} {source}: can't read such a {suffix} file; {remedy_for(suffix)}")
         yield _input_file(filesystem, posixpath.dirname(path), filesystem.info(path), kind)
     elif filesystem.isdir(path):
         yield from _find_in_folder(source, filesystem, path, rules, ignored=ignored, others=others)
@@ -200,10 +206,10 @@ def _find(source: str, rules: KindRules, ignored: Counter[str], others: list[str
                 else:
                     yield _input_file(filesystem, root, entry, kind)
     else:
-        raise ConfigError(f"--input {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
+        raise ConfigError(f"{option} {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
 
 
-def _find_in(data_set: DataSet, rules: KindRules) -> Iterator[InputFile]:
+def _find_in(data_set: DataSet, rules: KindRules, *, option: str) -> Iterator[InputFile]:
     filesystem, root = open_filesystem(data_set.root)
     if is_scored_corpus(data_set.root):
         yield from _parts_of(data_set.root)
@@ -213,7 +219,7 @@ def _find_in(data_set: DataSet, rules: KindRules) -> Iterator[InputFile]:
         kind = rules.by_name(filesystem, name)
         if entry is None or kind is None:
             suffix = split_suffixes(name)[0]
-            raise ConfigError(f"--input {data_set.name}: can't read such a {suffix} file; {remedy_for(suffix)}")
+            raise ConfigError(f"{option} {data_set.name}: can't read such a {suffix} file; {remedy_for(suffix)}")
         yield _input_file(filesystem, root, {**entry, "name": name}, kind)
 
 

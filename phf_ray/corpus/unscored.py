@@ -20,7 +20,6 @@ from phf_ray.corpus.splits import some_names
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.stored import StoredCorpus
 from phf_ray.corpus.text_share import TextShares
-from phf_ray.errors import ConfigError
 from phf_ray.records import NEVER_SCORED, Document, Rejected, ScoredDocument
 from phf_ray.storage.files import open_filesystem, write_text
 from phf_ray.storage.hashing import json_fingerprint
@@ -65,10 +64,7 @@ def _identity(file: InputFile) -> list[str | int]:
 
 def find_text(path: str, settings: DatasetConfig) -> tuple[InputFile, ...]:
     """Find the files of a data set without scores. Raises ConfigError if there is none, or no column with the text."""
-    try:
-        found = find_files([path])
-    except ConfigError as error:
-        raise ConfigError(f"data set {str(error).removeprefix('--input ')}") from None
+    found = find_files([path], option="data set")
     if found.other_splits:
         log.info("reading the split to train on; leaving out %s", some_names(found.other_splits))
     check_columns(found.files, text_column=settings.text_column, option="dataset.text_column")

@@ -58,10 +58,7 @@ def find_other_set(source: str) -> OtherSet:
 
     Raises ConfigError if there is none, or no record at its beginning has a prompt.
     """
-    try:
-        files = FeedbackRequest([source]).find().files
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("--input", "--against", 1)) from None
+    files = FeedbackRequest([source]).find(option="--against").files
     try:
         return OtherSet(source, files, detect(files, RowSettings(AUTO)).settings)
     except (ConfigError, DataError):

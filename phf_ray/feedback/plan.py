@@ -54,14 +54,20 @@ class FeedbackRequest:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit} reads nothing; give 1 or more")
 
-    def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
+    def find(
+        self,
+        known: Sequence[InputFile] = (),
+        sources: Mapping[str, Source] | None = None,
+        *,
+        option: str = "--input",
+    ) -> Found:
         """Find the input files. Of a feedback corpus, these are its parts, and the sources are those that it names.
 
         `known`, `sources`: those of an earlier plan, which stay what they are.
         """
         ours = [one for one in self.inputs if _is_ours(one)]
         inputs = [name for one in self.inputs for name in (list_feedback_parts(one) if one in ours else [one])]
-        found = find_files(inputs, text_suffixes=frozenset(), known=known, sources=sources)
+        found = find_files(inputs, text_suffixes=frozenset(), known=known, sources=sources, option=option)
         texts = [file.name for file in found.files if file.kind == "text"]
         if texts:
             raise ConfigError(

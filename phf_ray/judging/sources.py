@@ -73,11 +73,7 @@ def rows_of(name: str, *, option: str) -> Iterator[Row]:
 
 def _find(name: str, *, option: str) -> Found:
     ours = is_feedback_corpus(name.rstrip("/") or name)
-    try:
-        found = find_files(list_feedback_parts(name) if ours else [name], text_suffixes=frozenset())
-    except ConfigError as error:
-        # The search speaks of the option that most jobs have.
-        raise ConfigError(str(error).replace("--input", option)) from None
+    found = find_files(list_feedback_parts(name) if ours else [name], text_suffixes=frozenset(), option=option)
     texts = [file.name for file in found.files if file.kind == "text"]
     if texts:
         raise ConfigError(f"{texts[0]} is text; give rows as JSON, JSON lines, Parquet or Arrow files")

@@ -71,13 +71,9 @@ def _find(source: str, *, option: str) -> Sequence[InputFile]:
         has_json = filesystem.isdir(root) and filesystem.glob(f"{root.rstrip('/')}/**/*.json")
     json_files = f"{source.rstrip('/')}/**/*.json"
     try:
-        try:
-            files = find_files([source], text_suffixes=frozenset()).files
-        except ConfigError:
-            if not has_json:
-                raise
-            return find_files([json_files]).files
-        return [*files, *find_files([json_files]).files] if has_json else files
-    except ConfigError as error:
-        # The search speaks of the option that most jobs have.
-        raise ConfigError(str(error).replace("--input", option)) from None
+        files = find_files([source], text_suffixes=frozenset(), option=option).files
+    except ConfigError:
+        if not has_json:
+            raise
+        files = ()
+    return [*files, *find_files([json_files], option=option).files] if has_json else files
