@@ -73,13 +73,7 @@ def model_path(model: str | Path) -> Path:
 
     Raises ConfigError for an unknown name.
     """
-    if isinstance(model, Path) or is_path(model):
-        return _existing(model)
-    found = _first_file([shipped_folder() / _MODELS / model])
-    if found is None:
-        names = sorted(path.stem for path in (shipped_folder() / _MODELS).glob("*.yml"))
-        raise ConfigError(_unknown("model", model, names))
-    return found
+    return _shipped_file(model, _MODELS, what="model")
 
 
 def pool_path(pool: str | Path) -> Path:
@@ -87,12 +81,16 @@ def pool_path(pool: str | Path) -> Path:
 
     Raises ConfigError for an unknown name.
     """
-    if isinstance(pool, Path) or is_path(pool):
-        return _existing(pool)
-    found = _first_file([shipped_folder() / _ANNOTATORS / pool])
+    return _shipped_file(pool, _ANNOTATORS, what="annotator pool")
+
+
+def _shipped_file(name: str | Path, folder: str, *, what: str) -> Path:
+    if isinstance(name, Path) or is_path(name):
+        return _existing(name)
+    found = _first_file([shipped_folder() / folder / name])
     if found is None:
-        names = sorted(path.stem for path in (shipped_folder() / _ANNOTATORS).glob("*.yml"))
-        raise ConfigError(_unknown("annotator pool", pool, names))
+        names = sorted(path.stem for path in (shipped_folder() / folder).glob("*.yml"))
+        raise ConfigError(_unknown(what, name, names))
     return found
 
 

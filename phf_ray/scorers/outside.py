@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from types import ModuleType
 
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
@@ -12,21 +13,11 @@ def outside_scorer(name: str) -> type[Scorer]:
 
     Raises ConfigError that names what is missing: the module, the class in it, or an attribute that scorers must have.
     """
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name.isidentifier():
-        raise ConfigError(f"scorer class_name {name!r} does not name a class in a module; write my_module:MyScorer")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"scorer class_name {name!r}: the module {module_name!r} can't be imported "
-            f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
-            "or to working_dir or py_modules of Ray's runtime_env"
-        ) from error
+    module, class_name = named_in_module(name, kind="scorer")
     found = getattr(module, class_name, None)
     if found is None:
         raise ConfigError(
-            f"scorer class_name {name!r}: the module {module_name!r} has no {class_name}; {_scorers_in(module)}"
+            f"scorer class_name {name!r}: the module {module.__name__!r} has no {class_name}; {_scorers_in(module)}"
         )
     if not (inspect.isclass(found) and issubclass(found, Scorer)):
         raise ConfigError(
@@ -35,6 +26,26 @@ def outside_scorer(name: str) -> type[Scorer]:
         )
     _check(found, name)
     return found
+
+
+def named_in_module(name: str, *, kind: str) -> tuple[ModuleType, str]:
+    """Import the module of `my_module:MyClass`, and return it with the name of the class. The import runs its code.
+
+    `kind`: what the class is, for errors, such as scorer. Raises ConfigError if the name is none, or the module fails.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name.isidentifier():
+        raise ConfigError(
+            f"{kind} class_name {name!r} does not name a class in a module; write my_module:My{kind.capitalize()}"
+        )
+    try:
+        return importlib.import_module(module_name), class_name
+    except Exception as error:
+        raise ConfigError(
+            f"{kind} class_name {name!r}: the module {module_name!r} can't be imported "
+            f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
+            "or to working_dir or py_modules of Ray's runtime_env"
+        ) from error
 
 
 def _scorers_in(module: object) -> str:

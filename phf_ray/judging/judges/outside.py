@@ -1,6 +1,5 @@
 """Finds a judge in the user's own module, named `my_module:MyJudge` in a pool."""
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.judging.judges.base import Judge
 from phf_ray.judging.pairs import Pair, Preference
 from phf_ray.judging.question import Failure
+from phf_ray.scorers.outside import named_in_module
 
 
 def outside_judge(name: str, settings: Mapping[str, Any]) -> Judge:
@@ -24,23 +24,13 @@ def judge_class(name: str) -> type[Judge]:
 
     Raises ConfigError that says what is missing: the module, or the class in it.
     """
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name.isidentifier():
-        raise ConfigError(f"judge class_name {name!r} does not name a class in a module; write my_module:MyJudge")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"judge class_name {name!r}: the module {module_name!r} can't be imported "
-            f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
-            "or to working_dir or py_modules of Ray's runtime_env"
-        ) from error
+    module, class_name = named_in_module(name, kind="judge")
     found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Judge)):
         known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Judge)]
         judges = ", ".join(sorted(set(known) - {"Judge"})) or "none"
         raise ConfigError(
-            f"judge class_name {name!r}: {module_name} has no class {class_name} derived from "
+            f"judge class_name {name!r}: {module.__name__} has no class {class_name} derived from "
             f"phf_ray.judging.Judge; its judges are {judges}"
         )
     return found
