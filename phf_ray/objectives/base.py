@@ -115,7 +115,8 @@ class Objective(nn.Module):
         return None
 
     def reads(self, _channels: Mapping[str, Tensor], /) -> Tensor | None:
-        """Return whether each token belongs to a row that this pass has to read, bool (B, S); None: all do."""
+        """Return whether each token belongs to a row that this pass has to read, bool, of the channels' shape; None:
+        all do. The others are no targets."""
         return None
 
     def forward(  # noqa: PLR0913 - one block and one model's outputs
@@ -176,8 +177,12 @@ class Objective(nn.Module):
     ) -> Targets:
         """Flatten the targets. Only this method shifts by one."""
         self.refuse_missing(channels_BS)
+        channels_N = {name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()}
         kinds_N = token_kinds_BS[:, 1:].flatten()
         valid_N = (kinds_N != _PAD) & (kinds_N != _GIVEN)
+        is_read_N = self.reads(channels_N)
+        if is_read_N is not None:
+            valid_N = valid_N & is_read_N
         if self.rules.examples:
             valid_N = valid_N & (kinds_N != _END_OF_TEXT)
         if self.rules.unscored == "mask":
@@ -197,7 +202,7 @@ class Objective(nn.Module):
             valid_N=valid_N,
             scored_N=scored_N,
             rows_N=_rows(token_kinds_BS) if self.reads_logprobs else None,
-            channels={name: channel_BS[:, 1:].flatten() for name, channel_BS in (channels_BS or {}).items()},
+            channels=channels_N,
         )
 
     def refuse_missing(self, channels_BS: Mapping[str, Tensor] | None) -> None:

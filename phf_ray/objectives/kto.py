@@ -5,10 +5,9 @@ the mean over all of a step, log pi / pi_reference estimates the KL, which is th
 Rewards and log-probabilities are logged under the names of TRL.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,10 +54,6 @@ class KTO(Objective):
 
     def reads(self, channels: Mapping[str, Tensor], /) -> Tensor:
         return channels[LABEL] != 0
-
-    def targets(self, *args: Any, **kwargs: Any) -> Targets:
-        targets = super().targets(*args, **kwargs)
-        return dataclasses.replace(targets, valid_N=targets.valid_N & self.reads(targets.channels))
 
     def weigh(self, targets: Targets, _values_N: Tensor | None, /) -> Weights:
         answers = answers_of(targets, (REFERENCE, LABEL))
@@ -121,10 +116,6 @@ class MismatchedAnswers(Survey):
 
     def reads(self, channels: Mapping[str, Tensor], /) -> Tensor:
         return channels[LABEL] == 0
-
-    def targets(self, *args: Any, **kwargs: Any) -> Targets:
-        targets = super().targets(*args, **kwargs)
-        return dataclasses.replace(targets, valid_N=targets.valid_N & self.reads(targets.channels))
 
     def count(self, targets: Targets) -> Statistics:
         answers = answers_of(targets, (REFERENCE,))
