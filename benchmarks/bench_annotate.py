@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_train import Verdict, judge
+from benchmarks.bench_train import Verdict, judge, print_verdicts
 from phf_ray.judging.annotate import annotate, judge_here
 from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.annotators import AskedAnnotator
@@ -79,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_peak_here(folder, arguments.peak_of))
             return 0
         verdicts = list(_verdicts(folder, arguments))
-    for each in verdicts:
-        spread = f"{each.median:8.3f} [{each.lowest:.3f}, {each.highest:.3f}]"
-        print(f"{each.name:40} {spread}  target {each.target:14} {each.verdict}")
+    print_verdicts(verdicts)
     sizes = {"requests": arguments.requests, "rows": arguments.rows, "cores": os.cpu_count()}
     report = {"bench": "annotate", "machine": platform.machine(), **sizes}
     print(json.dumps(report | {"verdicts": [asdict(each) for each in verdicts]}))

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.bench_train import judge
+from benchmarks.bench_train import judge, print_verdicts
 
 BEFORE = "631397c"
 """The last commit whose objectives could not read log-probabilities."""
@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"git can't check out {arguments.before} here ({error}); a clone with history can", file=sys.stderr)
         return 2
     verdicts = [judge(f"{name}: CPU seconds / before", each, at_most=AT_MOST) for name, each in ratios.items()]
-    for each in verdicts:
-        spread = f"{each.median:8.3f} [{each.lowest:.3f}, {each.highest:.3f}]"
-        print(f"{each.name:40} {spread}  target {each.target:14} {each.verdict}")
+    print_verdicts(verdicts)
     report = {"bench": "before", "before": arguments.before, "verdicts": [asdict(each) for each in verdicts]}
     print(json.dumps(report))
     return 0

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks.bench_train import judge
+from benchmarks.bench_train import judge, print_verdicts
 from phf_ray.adapter_folder import AdapterBase
 from phf_ray.blocks.examples import AnswerIds, RowLimits, pack_units, rows_of_unit
 from phf_ray.blocks.stats import PackingStats
@@ -114,9 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "memory" in arguments.parts and case.method == "dpo":
                 ours, theirs = (_measured_apart(model, side) for side in ("ours", "trl"))
                 verdicts.append(judge(f"{model}, {name}: peak memory / TRL", [ours / theirs], at_most=MEMORY))
-        for each in verdicts:
-            spread = f"{each.median:8.3f} [{each.lowest:.3f}, {each.highest:.3f}]"
-            print(f"{each.name:48} {spread}  target {each.target:14} {each.verdict}", flush=True)
+        print_verdicts(verdicts)
         report["models"][model] = {"sizes": asdict(MODELS[model]), "verdicts": [asdict(each) for each in verdicts]}
     print(json.dumps(report))
     return 0

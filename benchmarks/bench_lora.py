@@ -20,7 +20,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.bench_feedback import MODELS, Case, our_step
-from benchmarks.bench_train import Verdict, judge
+from benchmarks.bench_train import Verdict, judge, print_verdicts
 from phf_ray.adapter_folder import AdapterBase
 from phf_ray.config import LoraSettings
 from phf_ray.models.adapters import add_adapter
@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdicts += compare(kind, shape, num_pairs=arguments.pairs)
     for method, bound in FEEDBACK_TIME.items():
         verdicts += compare_feedback(method, bound, rank=shape.rank, num_pairs=arguments.pairs)
-    for each in verdicts:
-        spread = f"{each.median:8.4f} [{each.lowest:.4f}, {each.highest:.4f}]"
-        print(f"{each.name:44} {spread}  target {each.target:14} {each.verdict}")
+    print_verdicts(verdicts)
     hardware = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads}
     report = {"bench": "lora", "sizes": asdict(shape), "hardware": hardware}
     print(json.dumps(report | {"verdicts": [asdict(each) for each in verdicts]}))

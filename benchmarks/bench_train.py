@@ -69,6 +69,14 @@ def judge(
     return Verdict(name, median, min(values), max(values), words, verdict)
 
 
+def print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """Print a line for each, as soon as they are known: some benchmarks take minutes."""
+    width = max((len(each.name) for each in verdicts), default=0)
+    for each in verdicts:
+        spread = f"{each.median:10.4f} [{each.lowest:.4f}, {each.highest:.4f}]"
+        print(f"{each.name:{width}} {spread}  target {each.target:14} {each.verdict}", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_train", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -89,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     for name, values in measured.items():
         print(f"{name:32} {medians[name]:10,.0f} tokens/s [{min(values):,.0f}, {max(values):,.0f}]")
-    for each in verdicts:
-        spread = f"{each.median:10.4f} [{each.lowest:.4f}, {each.highest:.4f}]"
-        print(f"{each.name:32} {spread}  target {each.target:14} {each.verdict}")
+    print_verdicts(verdicts)
     print(
         json.dumps(
             {

@@ -53,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"output: {arguments.output}")
 
     cli.start_ray()
-    with stage("1/5 score", started):
-        source = copy_standard_library(output / "source")
-        corpus = score(source, output, overrides=arguments.override)
-    with stage("2/5 tokenizer", started):
-        tokenizer = make_tokenizer(corpus, output / "tokenizer", task=task)
+    corpus, tokenizer = prepare_corpus(output, task=task, overrides=arguments.override, stages=5, started=started)
     with stage("3/5 train", started):
         train_models(METHODS, corpus, tokenizer, output=output, overrides=arguments.override)
     with stage("4/5 serve and evaluate", started):
@@ -74,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not problems:
         say("shown: the good control token gives fewer violations than maximum likelihood and the bad token")
     return 1 if problems else 0
+
+
+def prepare_corpus(
+    output: Path, *, task: Config, overrides: Sequence[str], stages: int, started: float, small: bool = False
+) -> tuple[Path, Path]:
+    """Run the first two of a job's stages: return the scored corpus and the tokenizer."""
+    with stage(f"1/{stages} score", started):
+        source = copy_standard_library(output / "source")
+        corpus = score(source, output, overrides=overrides, limit=SMALL_FILES if small else None)
+    with stage(f"2/{stages} tokenizer", started):
+        return corpus, make_tokenizer(corpus, output / "tokenizer", task=task)
 
 
 def parser() -> argparse.ArgumentParser:

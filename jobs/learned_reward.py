@@ -51,12 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.say(f"output: {arguments.output}")
 
     cli.start_ray()
-    with demo.stage("1/8 score", started):
-        source = demo.copy_standard_library(output / "source")
-        limit = demo.SMALL_FILES if arguments.small else None
-        corpus = demo.score(source, output, overrides=overrides, limit=limit)
-    with demo.stage("2/8 tokenizer", started):
-        tokenizer = demo.make_tokenizer(corpus, output / "tokenizer", task=task)
+    corpus, tokenizer = demo.prepare_corpus(
+        output, task=task, overrides=overrides, stages=8, started=started, small=arguments.small
+    )
     with demo.stage("3/8 train on true scores", started):
         demo.train_models(demo.METHODS, corpus, tokenizer, output=output, overrides=overrides)
     with demo.stage("4/8 compare lines", started):

@@ -34,12 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = demo.output_folder(arguments.output)
     demo.say("six training runs: about half an hour on 2 cores" if not arguments.small else "small: a few minutes")
     cli.start_ray()
-    with demo.stage("1/4 score", started):
-        source = demo.copy_standard_library(output / "source")
-        limit = demo.SMALL_FILES if arguments.small else None
-        corpus = demo.score(source, output, overrides=overrides, limit=limit)
-    with demo.stage("2/4 tokenizer", started):
-        tokenizer = demo.make_tokenizer(corpus, output / "tokenizer", task=task)
+    corpus, tokenizer = demo.prepare_corpus(
+        output, task=task, overrides=overrides, stages=4, started=started, small=arguments.small
+    )
     with demo.stage("3/4 train", started):
         for methods in _waves(os.cpu_count() or 1):
             demo.train_models(methods, corpus, tokenizer, output=output, overrides=overrides)
