@@ -16,9 +16,9 @@ from phf_ray.judging.annotators import Annotator
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
 from phf_ray.judging.failures import MAX_FAILED_FRACTION, FailureLimit, always_the_same, check_fraction
-from phf_ray.judging.importing import find_known, known_key
+from phf_ray.judging.importing import find_known, known_key, rows_of_array
 from phf_ray.judging.noise import check_noise
-from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, Judgement, Pair, pair_of, unique_pairs
+from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, NOT_PARSED, OLD_TIE, Judgement, Pair, pair_of, unique_pairs
 from phf_ray.judging.pool import load_pool
 from phf_ray.judging.question import Asker
 from phf_ray.judging.samples import Row, pairs_of_samples, pairs_of_two
@@ -163,12 +163,7 @@ class PairwiseAutoAnnotator:
 
     def load_(self, path: str | Path) -> None:
         """Remember the judgements of a file that `save` wrote, or AlpacaFarm's or AlpacaEval's `annotations.json`."""
-        try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} can't be read as a JSON array of judgements: {error}") from None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path} is no JSON array of rows; give a file that save() wrote, or an annotations.json")
+        rows = rows_of_array(path, remedy="a file that save() wrote, or an annotations.json")
         for number, row in enumerate(rows, start=1):
             judgement = _remembered(row, number=number)
             if judgement is not None:
@@ -285,9 +280,9 @@ def _is_missing(value: Any) -> bool:
 def _remembered(row: Mapping[str, Any], *, number: int) -> Judgement | None:
     """The judgement of a stored row; None if it has none. AlpacaEval stores -1 where it could not read an answer."""
     preference, name = row.get("preference"), row.get("annotator")
-    if preference in (None, -1):
+    if preference in (None, NOT_PARSED):
         return None
-    if isinstance(preference, bool) or not (preference == 0 or _is_preference(preference)):
+    if isinstance(preference, bool) or not (preference == OLD_TIE or _is_preference(preference)):
         raise DataError(f"row {number}: preference {preference!r} is not 0 (AlpacaFarm's old tie) or between 1 and 2")
     if not isinstance(name, str):
         raise DataError(f"row {number}: annotator {name!r} is no name; nobody knows who judged")
@@ -301,7 +296,7 @@ def _remembered(row: Mapping[str, Any], *, number: int) -> Judgement | None:
         )
     return Judgement(
         name,
-        1.5 if preference == 0 else float(preference),
+        1.5 if preference == OLD_TIE else float(preference),
         source="stored",
         order=order,
         raw=raw,

@@ -13,14 +13,12 @@ from typing import Any
 
 from phf_ray.characters import half_at, whole_characters
 from phf_ray.errors import DataError
-from phf_ray.judging.pairs import Judgement, Pair, pair_of
+from phf_ray.judging.pairs import NOT_PARSED, OLD_TIE, Judgement, Pair, pair_of
 from phf_ray.judging.store import Store
 from phf_ray.storage.hashing import digest
 
 log = logging.getLogger(__name__)
 
-_OLD_TIE, _NOT_PARSED = 0, -1
-"""What AlpacaFarm stored for a tie, and AlpacaEval for an answer that it couldn't read."""
 _ROWS_AT_ONCE = 1000
 
 
@@ -48,7 +46,8 @@ def import_annotations(store: Store, file: str | Path) -> Imported:
 
     Raises DataError that names the row if one can't be understood; then nothing of the file is kept.
     """
-    rows = [_known_row(row, number=number) for number, row in enumerate(_rows_of(file), start=1)]
+    stored = rows_of_array(file, remedy="AlpacaFarm's or AlpacaEval's annotations.json")
+    rows = [_known_row(row, number=number) for number, row in enumerate(stored, start=1)]
     known = [row for row in rows if row is not None]
     for begin in range(0, len(known), _ROWS_AT_ONCE):
         store.submit(lambda db, some=known[begin : begin + _ROWS_AT_ONCE]: _keep(db, some)).result()  # type: ignore[misc]
@@ -75,13 +74,14 @@ def has_known(store: Store) -> bool:
     return store.reader.execute("SELECT 1 FROM known").fetchone() is not None
 
 
-def _rows_of(file: str | Path) -> Sequence[Mapping[str, Any]]:
+def rows_of_array(file: str | Path, *, remedy: str) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a JSON array. Raises DataError if the file holds none; `remedy`: what to give."""
     try:
         rows = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as a JSON array of judgements: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file} is no JSON array of rows; give AlpacaFarm's or AlpacaEval's annotations.json")
+        raise DataError(f"{file} is no JSON array of rows; give {remedy}")
     return rows
 
 
@@ -91,19 +91,19 @@ def _known_row(row: Mapping[str, Any], *, number: int) -> tuple[Any, ...] | None
         return None
     if isinstance(preference, bool) or not isinstance(preference, int | float):
         raise DataError(f"row {number}: preference {preference!r} is no number")
-    if not (1 <= preference <= 2 or preference in (_OLD_TIE, _NOT_PARSED)):
+    if not (1 <= preference <= 2 or preference in (OLD_TIE, NOT_PARSED)):
         raise DataError(
             f"row {number}: preference {preference!r} is neither between 1 and 2, nor 0 (AlpacaFarm's old tie), nor -1 "
             "(not parsed)"
         )
     if not isinstance(name, str) or not name or half_at(name) is not None:
         raise DataError(f"row {number}: annotator {name!r} is no name; nobody knows who judged")
-    is_failed = preference == _NOT_PARSED
+    is_failed = preference == NOT_PARSED
     raw = row.get("raw", row.get("raw_completion", row.get("preference_raw_completion")))
     return (
         known_key(name, pair_of(row, number=number)),
         name,
-        None if is_failed else 1.5 if preference == _OLD_TIE else float(preference),
+        None if is_failed else 1.5 if preference == OLD_TIE else float(preference),
         "unparsed: imported as -1" if is_failed else None,
         _number(row, "price"),
         _number(row, "seconds", "time"),

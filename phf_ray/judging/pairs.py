@@ -12,6 +12,9 @@ from phf_ray.storage.hashing import digest
 Preference = float
 """1: the first answer is better; 2: the second; between them for degrees, 1.5 a tie."""
 
+OLD_TIE, NOT_PARSED = 0, -1
+"""What AlpacaFarm stored as the preference of a tie, and AlpacaEval for an answer that it couldn't read."""
+
 INPUT_KEYS = ("instruction", "input")
 OUTPUT_KEYS = ("output_1", "output_2")
 

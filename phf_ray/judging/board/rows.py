@@ -10,10 +10,11 @@ from phf_ray.characters import half_at, whole_characters
 from phf_ray.errors import DataError
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.dialogues import text_of_messages
+from phf_ray.judging.pairs import NOT_PARSED, OLD_TIE
 from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
-NOT_PARSED = "not parsed"
+NO_VERDICT = "not parsed"
 NOT_NAMED = "not named"
 """Stands for the annotator of rows that name none."""
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
@@ -21,8 +22,6 @@ _PRICES = ("price", "price_per_example", "preference_price_per_example")
 _MOST_METAS = 4
 NOISE = "noise"
 _SOURCES = ("judge", NOISE, "identical", "stored")
-_OLD_DRAW, _OLD_FAILURE = 0, -1
-"""AlpacaFarm's preference for a draw, and AlpacaEval's for an answer of the judge that it could not parse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +140,9 @@ def preference_of(record: Mapping[str, Any], name: str, place: str) -> float | N
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{place}: {name} is {_shown(value)}, not a number; write 1, 2, 1.5 for a draw, or null")
-    if math.isnan(value) or value == _OLD_FAILURE:
+    if math.isnan(value) or value == NOT_PARSED:
         return None
-    if value == _OLD_DRAW:
+    if value == OLD_TIE:
         return DRAW
     if not 1 <= value <= 2:
         raise DataError(
@@ -165,7 +164,7 @@ def _verdict(record: Mapping[str, Any], place: str) -> tuple[float | None, str |
     error = record.get("error")
     if error:
         return None, whole_characters(str(error))
-    return None, NOT_PARSED if record["preference"] == _OLD_FAILURE else NO_REASON
+    return None, NO_VERDICT if record["preference"] == NOT_PARSED else NO_REASON
 
 
 def _source_in(record: Mapping[str, Any]) -> str | None:

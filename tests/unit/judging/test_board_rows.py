@@ -13,7 +13,7 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.judging.board.duels import battles_of, duels_of
 from phf_ray.judging.board.human import read_labels, with_labels
 from phf_ray.judging.board.read import read_judged
-from phf_ray.judging.board.rows import NO_REASON, NOT_PARSED, judged_row
+from phf_ray.judging.board.rows import NO_REASON, NO_VERDICT, judged_row
 
 
 def read(*sources):
@@ -122,7 +122,7 @@ def test_files_that_hold_no_rows(tmp_path):
 def test_what_older_programs_wrote_for_a_draw_and_for_a_failure():
     rows = rows_of([record(0, 0), record(1, -1), record(2, None), record(3, float("nan"))])
     assert [row.preference for row in rows] == [1.5, None, None, None]
-    assert [row.error for row in rows] == [None, NOT_PARSED, NO_REASON, NO_REASON]
+    assert [row.error for row in rows] == [None, NO_VERDICT, NO_REASON, NO_REASON]
     priced = judged_row(record(0, 1.0, preference_price_per_example=0.125), "x")
     assert priced.price == 0.125
 
