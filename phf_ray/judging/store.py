@@ -114,7 +114,7 @@ class Store:
             try:
                 first = self._work.get(timeout=HEARTBEAT_S)
             except queue.Empty:
-                first = (_nothing, Future())
+                first = (do_nothing, Future())
             batch = [first]
             while len(batch) < _MOST_AT_ONCE and not self._work.empty():
                 batch.append(self._work.get())
@@ -152,8 +152,8 @@ def keep_answer(connection: sqlite3.Connection, key: str, question: Question, an
     )
 
 
-def _nothing(connection: sqlite3.Connection) -> None:
-    """Give the thread an occasion to say that it is here."""
+def do_nothing(connection: sqlite3.Connection) -> None:
+    """Work that only shows that all before it is done."""
 
 
 def _do(todo: list[tuple[Work[Any], Future[Any]]], connection: sqlite3.Connection, file: Path) -> None:

@@ -10,7 +10,7 @@ from phf_ray.http.client import RefusedError, UnansweredError
 from phf_ray.judging.endpoint import JudgeEndpoint, MalformedAnswerError, path_of
 from phf_ray.judging.ledger import Ledger
 from phf_ray.judging.question import Answer, Failure, Question
-from phf_ray.judging.store import Store
+from phf_ray.judging.store import Store, do_nothing
 
 _OF_THIS_QUESTION = (400, 413, 422)
 """Statuses that refuse one question. Any other refusal meets all questions: a wrong key, an unknown model."""
@@ -52,7 +52,7 @@ class StoredAsker:
         return await asyncio.shield(flight)
 
     async def close(self) -> None:
-        """Wait for the answers under way in this event loop, send no more, and close its connections."""
+        """Send no more, wait for the answers under way in this event loop and for the books, close the connections."""
         loop = self._loop()
         loop.stopped = ServiceError(f"the asker of {self._endpoint.settings.judge} was closed")
         if loop.sent:
@@ -60,6 +60,8 @@ class StoredAsker:
         while loop.flights:
             await asyncio.wait(set(loop.flights.values()))
         loop.stopped = None
+        # How a call without an answer ended is noted without waiting for the disk.
+        await asyncio.wrap_future(self._store.submit(do_nothing))
         await self._endpoint.client.close()
 
     def _loop(self) -> _InLoop:

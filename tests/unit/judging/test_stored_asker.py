@@ -185,6 +185,13 @@ def test_a_server_that_is_away_ends_the_job_after_the_patience(server, store):
     assert Ledger(store).spent().tokens == 0, "nothing was sent"
 
 
+def test_a_closed_asker_leaves_nothing_to_be_written(server, store):
+    written = []
+    store.submit(lambda db: time.sleep(0.2) or written.append("how the last call ended"))
+    ask_all(asker_of(store, server.url), [])
+    assert written
+
+
 def test_one_question_without_an_answer_is_a_failure_if_others_are_answered(server, store):
     server.delay_s = 0.05
     server.script = lambda body, count: busy(500) if body["messages"][0]["content"].endswith(" 0") else None
