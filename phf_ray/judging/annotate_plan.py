@@ -32,6 +32,8 @@ _STAGED_BYTES = 32 << 20
 """Text in memory while pairs are dealt to parts. Larger input is read once more for each time so much."""
 _OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices")
 """Settings that decide no judgement."""
+_encoded = json.JSONEncoder(default=str).encode
+"""`json.dumps(value, default=str)`, without making an encoder each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,9 @@ def staged_file(place: CorpusFolder, plan: AnnotatePlan, shard: int) -> str:
 def read_staged(file: str) -> list[tuple[Row, Pair]]:
     """Return the rows of a part, and their pairs."""
     filesystem, path = open_filesystem(file)
-    lines = filesystem.cat_file(path).splitlines()
-    return [(row, _checked_pair(row, key)) for key, row in map(json.loads, lines)]
+    # As text: of bytes, json would find out the encoding line by line.
+    lines = filesystem.cat_file(path).decode().split("\n")
+    return [(row, _checked_pair(row, key)) for key, row in map(json.loads, filter(None, lines))]
 
 
 def stage_pairs(
@@ -204,7 +207,7 @@ def stage_pairs(
             key = found.key(index)
             shard = _shard_of(steps, plan, _checked_pair(row, key))
             if shard in lines:
-                lines[shard].append(json.dumps([key, row], default=str))
+                lines[shard].append(_encoded([key, row]))
         for shard, some in lines.items():
             write_file(staged_file(place, plan, shard), "\n".join(some).encode())
 

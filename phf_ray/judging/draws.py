@@ -5,12 +5,9 @@ import hashlib
 
 def hash_of_texts(*texts: str) -> bytes:
     """Return 16 bytes that are the same for the same texts, in every process."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        # A data set may hold halves of surrogate pairs. The length keeps ("ab", "c") and ("a", "bc") apart.
-        encoded = text.encode("utf-8", "surrogatepass")
-        hashed.update(len(encoded).to_bytes(8, "big") + encoded)
-    return hashed.digest()
+    # A data set may hold halves of surrogate pairs. The length keeps ("ab", "c") and ("a", "bc") apart.
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return hashlib.blake2b(b"".join(len(one).to_bytes(8, "big") + one for one in encoded), digest_size=16).digest()
 
 
 def draw_fraction(purpose: str, seed: int, *texts: str) -> float:

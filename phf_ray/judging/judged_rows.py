@@ -15,6 +15,8 @@ from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, OUTPUT_KEYS, Judgeme
 from phf_ray.judging.question import Failure
 
 FORM = RowForm("comparisons", "instruction")
+_TEXTS = {*INPUT_KEYS, *OUTPUT_KEYS}
+_encoded = json.JSONEncoder(default=str).encode
 _GIVEN = "given_"
 """Before a column of the input that has the name of one of ours, such as the preference of a human."""
 
@@ -22,18 +24,20 @@ _GIVEN = "given_"
 def comparison_of(row: Mapping[str, Any], pair: Pair, judgement: Judgement) -> Comparison:
     ours = judgement.as_row()
     prompt = InstructionPrompt(pair.instruction, pair.input)
-    made = {"id": pair.key, "prompt": prompt_text(prompt)}
-    texts = {*INPUT_KEYS, *OUTPUT_KEYS}
-    taken = {*ours, *made, *BOTH_COLUMNS}
-    before = _GIVEN
-    # A corpus that was judged before has such columns already: a human's preference, say, which is not to be lost.
-    while any(f"{before}{name}" in row for name in taken):
-        before += _GIVEN
-    given = {
-        f"{before}{name}" if name in taken else name: value
-        for name, value in row.items()
-        if name not in texts and not (name in made and value in (None, made[name]))
-    }
+    given = {}
+    others = row.keys() - _TEXTS
+    if others:
+        made = {"id": pair.key, "prompt": prompt_text(prompt)}
+        taken = {*ours, *made, *BOTH_COLUMNS}
+        before = _GIVEN
+        # A corpus that was judged before has such columns already: a human's preference, say, which is not to be lost.
+        while any(f"{before}{name}" in row for name in taken):
+            before += _GIVEN
+        given = {
+            f"{before}{name}" if name in taken else name: value
+            for name, value in row.items()
+            if name in others and not (name in made and value in (None, made[name]))
+        }
     said = {
         name: value for name, value in ours.items() if name not in ("preference", "annotator") and value is not None
     }
@@ -44,7 +48,7 @@ def comparison_of(row: Mapping[str, Any], pair: Pair, judgement: Judgement) -> C
         preference=judgement.preference,
         annotator=judgement.annotator,
         id=pair.key,
-        meta=json.dumps({**given, **said}, default=str),
+        meta=_encoded({**given, **said}),
     )
 
 
