@@ -37,6 +37,14 @@ from phf_ray.config.objective import (
 )
 from phf_ray.config.parsing import extended, load_config, merge, parse_config, parse_section, read_yaml
 from phf_ray.config.replaced import REPLACED
+from phf_ray.config.rewards import (
+    JudgedReward,
+    RewardServer,
+    RewardSpec,
+    RewardSpecs,
+    check_rewards,
+    parse_rewards,
+)
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
@@ -67,6 +75,7 @@ __all__ = [
     "JsonParser",
     "JudgeConfig",
     "JudgeServer",
+    "JudgedReward",
     "KLConfig",
     "KTOConfig",
     "LoraSettings",
@@ -86,6 +95,9 @@ __all__ = [
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",
+    "RewardServer",
+    "RewardSpec",
+    "RewardSpecs",
     "Scenario",
     "ScoringConfig",
     "Threshold",
@@ -94,12 +106,14 @@ __all__ = [
     "TrainingConfig",
     "UnlikelihoodConfig",
     "ValueHeadConfig",
+    "check_rewards",
     "due_steps",
     "evaluation_steps",
     "extended",
     "load_config",
     "merge",
     "parse_config",
+    "parse_rewards",
     "parse_section",
     "pool_path",
     "read_yaml",

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import Config
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.requests import EngineSettings
@@ -32,8 +31,10 @@ class SamplingPolicy:
         """Return an engine with the weights of now. Collective where they are sharded."""
         model = self._whole_model()
         settings = EngineSettings(device=str(next(model.parameters()).device), max_batch=self._max_batch)
-        # Prompts begin with the end of text, as in the rows that are learned; see `starts_with_end_of_text`.
-        return Engine(model.backbone, self._tokenizer, info=CheckpointInfo(), settings=settings)
+        was_training = model.training
+        engine = Engine(model.backbone, self._tokenizer, settings=settings)
+        model.train(was_training)
+        return engine
 
     def _whole_model(self) -> LanguageModel:
         module = unwrapped(self._state.model)
