@@ -45,6 +45,7 @@ from phf_ray.config.rewards import (
     check_rewards,
     parse_rewards,
 )
+from phf_ray.config.rollouts import PenaltyConfig, RolloutsConfig, StopConfig
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
@@ -86,6 +87,7 @@ __all__ = [
     "ObjectiveConfig",
     "PPOConfig",
     "ParserConfig",
+    "PenaltyConfig",
     "PoolConfig",
     "Pools",
     "Positive",
@@ -98,8 +100,10 @@ __all__ = [
     "RewardServer",
     "RewardSpec",
     "RewardSpecs",
+    "RolloutsConfig",
     "Scenario",
     "ScoringConfig",
+    "StopConfig",
     "Threshold",
     "TokenPrice",
     "TokenizerConfig",

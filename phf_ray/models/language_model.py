@@ -147,9 +147,7 @@ class LanguageModel(nn.Module):
         """What the value head says of each token, as `forward` hands it to an objective: (B, S); None without one."""
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
 
-    def predict_logprobs(
-        self, input_ids_BS: Tensor, token_kinds_BS: Tensor, *, temperature: float = 1.0
-    ) -> Tensor:
+    def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Log-probability of each learned token, in nats, (B, S); 0 for all others. No gradient."""
         hidden_BSD, weight_VD, bias_V = self._operands(self._trained_states(input_ids_BS, token_kinds_BS))
         if temperature != 1:

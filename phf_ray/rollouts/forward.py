@@ -73,9 +73,7 @@ class Forward:
         return found
 
     def _logprobs(self, batch: MicroBatch) -> Tensor:
-        return self._model.predict_logprobs(
-            batch.input_ids_BS, batch.token_kinds_BS, temperature=self._temperature
-        )
+        return self._model.predict_logprobs(batch.input_ids_BS, batch.token_kinds_BS, temperature=self._temperature)
 
     def _values(self, batch: MicroBatch) -> Tensor:
         values_BS = self._model.predict_values(batch.input_ids_BS, batch.token_kinds_BS)

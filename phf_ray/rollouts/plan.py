@@ -1,6 +1,6 @@
 """Plans a run of rounds from its configuration and prompts; every start of the run gets the same plan.
 
-    <storage-path>/prompts/prompts-<hash>.jsonl    the prompts that the rounds answer, one a line
+<storage-path>/prompts/prompts-<hash>.jsonl    the prompts that the rounds answer, one a line
 """
 
 import json
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError, DataError
@@ -35,6 +35,8 @@ class RolloutPlan:
     """Checkpoint whose weights the run starts from; None: the configuration's model."""
     start: str
     """Hash of these weights, which are the reference too."""
+    longest_row: int
+    """Tokens of a prompt and its answer at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class StoredPrompts:
     path: str
     fingerprint: str
     num_prompts: int
+    longest: int
+    """Tokens of the longest prompt."""
 
 
 def plan_rollouts(config: Config, *, prompts: StoredPrompts, checkpoint_path: str | None, start: str) -> RolloutPlan:
@@ -67,10 +71,18 @@ def plan_rollouts(config: Config, *, prompts: StoredPrompts, checkpoint_path: st
         prompts_hash=prompts.fingerprint,
         checkpoint_path=checkpoint_path,
         start=start,
+        longest_row=prompts.longest + rollouts.max_tokens,
     )
 
 
-def usable_prompts(config: Config, *, tokenizer: Any, context: int | None) -> tuple[list[RolloutPrompt], Counter[str]]:
+class UsablePrompts(NamedTuple):
+    prompts: list[RolloutPrompt]
+    longest: int
+    """Tokens of the longest, with the end-of-text token before it."""
+    left_out: Counter[str]
+
+
+def usable_prompts(config: Config, *, tokenizer: Any, context: int | None) -> UsablePrompts:
     """Return the prompts that can be answered, and why the others are left out.
 
     `context`: positions of the model; None: no limit is known. Raises ConfigError if none can be.
@@ -84,13 +96,14 @@ def usable_prompts(config: Config, *, tokenizer: Any, context: int | None) -> tu
     found = read_prompts(rollouts.prompts, template=template, option="rollouts.prompts")
     most = longest_prompt(config, context=context)
     left_out = Counter(found.left_out)
-    kept = []
+    kept, longest = [], 0
     for prompt in found.prompts:
-        # The end-of-text token that begins a text counts.
-        if most is not None and 1 + len(tokenizer(prompt.text, verbose=False)["input_ids"]) > most:
+        length = 1 + len(tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"])
+        if most is not None and length > most:
             left_out["too_long"] += 1
         else:
             kept.append(prompt)
+            longest = max(longest, length)
     for reason, number in left_out.items():
         log.warning("%d of %d prompts are left out: %s", number, number + len(kept), _REASONS.get(reason, reason))
     if not kept:
@@ -98,7 +111,7 @@ def usable_prompts(config: Config, *, tokenizer: Any, context: int | None) -> tu
             f"rollouts.prompts: all {left_out['too_long']} prompts are longer than {most} tokens, which is what "
             f"rollouts.max_prompt_tokens or the model's context leaves beside rollouts.max_tokens={rollouts.max_tokens}"
         )
-    return kept, left_out
+    return UsablePrompts(kept, longest, left_out)
 
 
 _REASONS = {
@@ -128,14 +141,14 @@ def longest_prompt(config: Config, *, context: int | None) -> int | None:
     return room if asked is None else min(room, asked)
 
 
-def store_prompts(prompts: Sequence[RolloutPrompt], *, folder: str) -> StoredPrompts:
+def store_prompts(prompts: Sequence[RolloutPrompt], *, folder: str, longest: int) -> StoredPrompts:
     """Write the prompts, unless a file with the same ones is there."""
     lines = [json.dumps(_as_json(prompt), ensure_ascii=False, default=str) for prompt in prompts]
     fingerprint = json_fingerprint(lines)
     path = Path(folder) / f"prompts-{fingerprint[:16]}.jsonl"
     if not path.exists():
         write_text(path, "".join(line + "\n" for line in lines))
-    return StoredPrompts(str(path), fingerprint, len(prompts))
+    return StoredPrompts(str(path), fingerprint, len(prompts), longest)
 
 
 def read_stored_prompts(path: str) -> list[RolloutPrompt]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -79,6 +78,7 @@ class Reference:
         if not self.is_shared:
             yield
             return
+        assert isinstance(self._policy, LanguageModel)
         backbone = self._policy.backbone
         backbone.disable_adapters()
         try:

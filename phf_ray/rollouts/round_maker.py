@@ -133,18 +133,17 @@ class RoundMaker:
         )
         return [self._prompts[place] for place in chosen]
 
-    def rows(self, number: int, samples: Sequence[StoredSample], *, prefixes: Sequence[str] | None = None) -> TokenRows:
-        """Return the tokens of a round. `prefixes`: control token before each prompt; None: those of sampling."""
-        if prefixes is None:
-            prefixes = [self._prefix_of(number)] * len(samples)
-        encoded: dict[tuple[str, str], list[int]] = {}
-        prompts = [
-            encoded.setdefault((row.prompt, prefix), self._encode(row.prompt, prefix))
-            if (row.prompt, prefix) not in encoded
-            else encoded[row.prompt, prefix]
-            for row, prefix in zip(samples, prefixes, strict=True)
-        ]
-        return token_rows(prompts, [row.completion_ids or () for row in samples], pad_id=self._pad_id)
+    def rows(self, samples: Sequence[StoredSample], prefixes: Sequence[str]) -> TokenRows:
+        """Return the tokens of the answers behind their prompts. `prefixes`: control token before each; empty: none."""
+        asked = list(zip([row.prompt for row in samples], prefixes, strict=True))
+        encoded = {each: self._encode(*each) for each in set(asked)}
+        return token_rows(
+            [encoded[each] for each in asked], [row.completion_ids or () for row in samples], pad_id=self._pad_id
+        )
+
+    def prefix_of(self, number: int) -> str:
+        """Return the control token before the prompts when the round's answers are drawn; empty: none."""
+        return self._prefix if self._prefix is not None and number > 0 else ""
 
     def _stage(
         self,
@@ -180,7 +179,7 @@ class RoundMaker:
         return drawn
 
     def _drawn(self, engine: "Engine", number: int, prompts: Sequence[RolloutPrompt]) -> list[StoredSample]:
-        settings, prefix = self._settings, self._prefix_of(number)
+        settings, prefix = self._settings, self.prefix_of(number)
         numbers = range(settings.samples_per_prompt)
         answers = sample_with_engine(
             engine,
@@ -202,9 +201,6 @@ class RoundMaker:
                     StoredSample(key, prompt.text, answer.completion, answer.completion_ids, answer.finish_reason)
                 )
         return rows
-
-    def _prefix_of(self, number: int) -> str:
-        return self._prefix if self._prefix is not None and number > 0 else ""
 
     def _encode(self, prompt: str, prefix: str) -> list[int]:
         """The end-of-text token, the control token if there is one, and the prompt."""
@@ -261,7 +257,8 @@ class RoundMaker:
     # --- Log-probabilities ---
 
     def _score(self, number: int, samples: Sequence[StoredSample]) -> list[StoredLogprobs]:
-        rows, share, models = self.rows(number, samples), self._share, self._models
+        rows = self.rows(samples, [self.prefix_of(number)] * len(samples))
+        share, models = self._share, self._models
         policy = models.policy.logprobs(rows, share)
         reference = None if models.reference is None else models.reference.logprobs(rows, share)
         values = models.policy.values(rows, share) if models.reads_values else None
