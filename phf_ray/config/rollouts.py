@@ -39,7 +39,8 @@ class RolloutsConfig(Section):
     """Prompts to answer: JSON, JSON lines, Parquet, feedback corpora, or data sets by name. A prompt that is there
     twice is one."""
     reward: RewardSpecs
-    """What an answer is worth, `{model | scorer | annotators | url | rule | class_name: ...}`, or a list with weights."""
+    """What an answer is worth: `{model | scorer | annotators | url | rule | class_name: ...}`, or several with
+    weights."""
     gold: RewardSpec | None = None
     """A reward that is reported beside the others and never learned from."""
     place: str = "workers"
@@ -84,8 +85,7 @@ class RolloutsConfig(Section):
     def _fits(self) -> Self:
         if self.minibatches > self.rows_per_round:
             raise ValueError(
-                f"minibatches={self.minibatches} of a round with {self.rows_per_round} answers; lower minibatches to at "
-                "most that"
+                f"minibatches={self.minibatches} of {self.rows_per_round} answers a round; lower it to at most that"
             )
         if self.place.startswith(("http://", "https://")):
             raise ValueError(

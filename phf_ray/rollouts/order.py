@@ -1,4 +1,4 @@
-"""Which prompts a round answers and which rows a step learns: from the seed and numbers alone, on any number of workers.
+"""Which prompts a round answers and which rows a step learns. The seed and numbers alone decide, not the workers.
 
 Each epoch goes through the prompts in an order of its own. A round takes the next ones; at an epoch's end, those that
 are too few for a round are left for the next epoch, so that no round has a prompt twice.

@@ -135,8 +135,8 @@ def longest_prompt(config: Config, *, context: int | None) -> int | None:
     room = context - rollouts.max_tokens
     if room < 2:
         raise ConfigError(
-            f"rollouts.max_tokens={rollouts.max_tokens} leaves no room for a prompt in the model's {context} positions; "
-            f"lower it to at most {context - 2}"
+            f"rollouts.max_tokens={rollouts.max_tokens} leaves no room for a prompt in the model's {context} "
+            f"positions; lower it to at most {context - 2}"
         )
     return room if asked is None else min(room, asked)
 

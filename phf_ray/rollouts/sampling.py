@@ -75,8 +75,9 @@ def sample_with_engine(
     seeds: Sequence[Sequence[int]],
     settings: SamplingSettings,
 ) -> list[list[SampledAnswer | Failure]]:
-    """Return for each prompt, a text or token ids, one answer per seed. All requests share the engine's batch; equal prompts one prefill.
+    """Return for each prompt, a text or token ids, one answer per seed.
 
+    All requests share the engine's batch; equal prompts one prefill.
     The model stays in the mode (training or not) that it has. A prompt that is too long for its answer is a Failure
     of kind `prompt_too_long`.
     """

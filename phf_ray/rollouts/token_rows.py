@@ -34,12 +34,6 @@ class TokenRows:
     def token_scores(self) -> NDArray[np.float32]:
         return np.zeros(self.input_ids.shape, np.float32)
 
-    @property
-    def mask_RT(self) -> NDArray[np.bool_]:
-        places_T = np.arange(int(self.lengths.max(initial=0)))
-        found: NDArray[np.bool_] = places_T < self.lengths[:, None]
-        return found
-
     def part(self, rows: NDArray[np.int64]) -> "TokenRows":
         """Return some of the rows, no wider than the longest of them."""
         width = int((self.begins + self.lengths)[rows].max(initial=2))
