@@ -5,7 +5,19 @@ Each stage has one file of sections; `parsing.py` reads configuration files. Sec
 names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
-from phf_ray.config.algorithms import AlgorithmConfig, PPOConfig, RLOOConfig
+from phf_ray.config.algorithms import (
+    AlgorithmConfig,
+    ExpertIterationConfig,
+    GRPOConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    QuarkConfig,
+    RAFTConfig,
+    REINFORCEConfig,
+    REINFORCEPlusPlusConfig,
+    RewardConditioningConfig,
+    RLOOConfig,
+)
 from phf_ray.config.annotators import (
     AnnotatorConfig,
     AnnotatorPool,
@@ -59,8 +71,10 @@ __all__ = [
     "Count",
     "DPOConfig",
     "DatasetConfig",
+    "ExpertIterationConfig",
     "FeedbackCompat",
     "Fraction",
+    "GRPOConfig",
     "GenerateKwargs",
     "GenerationConfig",
     "GpuPoolConfig",
@@ -75,6 +89,7 @@ __all__ = [
     "ModelConfig",
     "ModelKwargs",
     "ObjectiveConfig",
+    "OnlineDPOConfig",
     "PPOConfig",
     "ParserConfig",
     "PoolConfig",
@@ -82,10 +97,15 @@ __all__ = [
     "Positive",
     "PromptFiles",
     "Quantile",
+    "QuarkConfig",
+    "RAFTConfig",
+    "REINFORCEConfig",
+    "REINFORCEPlusPlusConfig",
     "RLOOConfig",
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",
+    "RewardConditioningConfig",
     "Scenario",
     "ScoringConfig",
     "Threshold",
