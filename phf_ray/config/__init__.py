@@ -5,7 +5,19 @@ Each stage has one file of sections; `parsing.py` reads configuration files. Sec
 names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
-from phf_ray.config.algorithms import AlgorithmConfig, PPOConfig, RLOOConfig
+from phf_ray.config.algorithms import (
+    AlgorithmConfig,
+    ExpertIterationConfig,
+    GRPOConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    QuarkConfig,
+    RAFTConfig,
+    REINFORCEConfig,
+    REINFORCEPlusPlusConfig,
+    RewardConditioningConfig,
+    RLOOConfig,
+)
 from phf_ray.config.annotators import (
     AnnotatorConfig,
     AnnotatorPool,
@@ -68,8 +80,10 @@ __all__ = [
     "Count",
     "DPOConfig",
     "DatasetConfig",
+    "ExpertIterationConfig",
     "FeedbackCompat",
     "Fraction",
+    "GRPOConfig",
     "GenerateKwargs",
     "GenerationConfig",
     "GpuPoolConfig",
@@ -85,6 +99,7 @@ __all__ = [
     "ModelConfig",
     "ModelKwargs",
     "ObjectiveConfig",
+    "OnlineDPOConfig",
     "PPOConfig",
     "ParserConfig",
     "PenaltyConfig",
@@ -93,10 +108,15 @@ __all__ = [
     "Positive",
     "PromptFiles",
     "Quantile",
+    "QuarkConfig",
+    "RAFTConfig",
+    "REINFORCEConfig",
+    "REINFORCEPlusPlusConfig",
     "RLOOConfig",
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",
+    "RewardConditioningConfig",
     "RewardServer",
     "RewardSpec",
     "RewardSpecs",
