@@ -5,6 +5,7 @@ Each stage has one file of sections; `parsing.py` reads configuration files. Sec
 names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
+from phf_ray.config.algorithms import AlgorithmConfig, PPOConfig, RLOOConfig
 from phf_ray.config.annotators import (
     AnnotatorConfig,
     AnnotatorPool,
@@ -44,6 +45,7 @@ from phf_ray.config.whole import Config
 __all__ = [
     "REPLACED",
     "AWRConfig",
+    "AlgorithmConfig",
     "AnnotatorConfig",
     "AnnotatorPool",
     "AttackedKwargs",
@@ -73,12 +75,14 @@ __all__ = [
     "ModelConfig",
     "ModelKwargs",
     "ObjectiveConfig",
+    "PPOConfig",
     "ParserConfig",
     "PoolConfig",
     "Pools",
     "Positive",
     "PromptFiles",
     "Quantile",
+    "RLOOConfig",
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",

@@ -16,6 +16,7 @@ _EXPORTS = {
     "RWR": "rwr",
     "Objective": "base",
     "ObjectiveOutput": "base",
+    "PolicyGradient": "policy_gradient",
     "PairwiseReward": "bradley_terry",
     "Rules": "base",
     "Unlikelihood": "unlikelihood",

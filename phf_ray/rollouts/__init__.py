@@ -2,8 +2,9 @@
 
 Here a reward is higher-is-better. Letters of shapes: R rollouts (completions), T tokens, G prompts (groups), N samples
 of a prompt. Weights come from `group_baselines.py` (one advantage per sample) or `generalized_advantage.py` (one per
-token); `clipped_loss.py` is PPO's loss with its slope, `aggregation.py` averages over tokens or sequences, and `kl.py`
-estimates divergences. Importing this package loads no torch. Open `group_baselines.py` first.
+token). `algorithms/` has one file per algorithm, which says what of a round is learned and how it weighs. Losses of
+tokens belong to the objectives, which learn them, and are handed on here: `ppo_loss`, `value_loss`,
+`aggregation_weights`, `kl_estimate`. Importing this package loads no torch. Open `algorithms/base.py` first.
 """
 
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 from phf_ray.exports import load_export
 
 _EXPORTS = {
-    "aggregation_weights": "aggregation",
+    "aggregation_weights": "phf_ray.objectives.aggregation",
+    "Algorithm": "algorithms.base",
+    "RoundArrays": "algorithms.base",
+    "Weighed": "algorithms.base",
+    "build_algorithm": "algorithms.build",
     "gae": "generalized_advantage",
     "group_advantages": "group_baselines",
-    "kl_estimate": "kl",
-    "ppo_loss": "clipped_loss",
+    "kl_estimate": "phf_ray.objectives.kl",
+    "ppo_loss": "phf_ray.objectives.clipped_loss",
     "rloo_advantages": "group_baselines",
-    "value_loss": "clipped_loss",
+    "whitened": "whitening",
+    "value_loss": "phf_ray.objectives.clipped_loss",
 }
 
 

@@ -63,6 +63,7 @@ def train(
 ) -> Iterator[TrainingEvent]:
     """Train from `state.step` to the end of the schedule; `batches` starts at that step.
 
+    If the batches end before that, on all ranks alike, the last step's state is saved and the training is over.
     All ranks see the same events at the same steps. Every rank calls `wants_stop`; if it is true on one rank, all stop
     within two steps, with a checkpoint. Tokens per second exclude the time that the caller spends on an event, except
     on a `MetricsRow`: a GPU computes the next step meanwhile.
@@ -71,10 +72,14 @@ def train(
     state.model.train()
     iterator = iter(batches)
     is_settled = False
+    first_step = state.step
     while state.step < settings.schedule.num_steps and not loop.stop:
         waiting_since = time.perf_counter()
-        micro_batches = next(iterator)
+        micro_batches = next(iterator, None)
         loop.data_wait_s += time.perf_counter() - waiting_since
+        if micro_batches is None:
+            yield from loop.end_early(first_step)
+            return
         if not is_settled:
             _settle_buckets(state.model, micro_batches[0], objective=objective, settings=settings.step)
             is_settled = True
@@ -165,6 +170,12 @@ class _Loop:
         yield event
         self._since += time.perf_counter() - left
         self._state.model.train()
+
+    def end_early(self, first_step: int) -> Iterator[TrainingEvent]:
+        """End before the schedule does; save what was trained since `first_step`."""
+        yield from self.read_pending()
+        if not self.is_broken and self._state.step > first_step:
+            yield from self.outside(CheckpointDue(self._state.step, is_last=True))
 
     def read_pending(self) -> Iterator[TrainingEvent]:
         if self.pending is None or self.is_broken:
