@@ -17,7 +17,7 @@ import numpy as np
 from phf_ray.measures.clusters import ClusteredMean, ClusterSums, cluster_sums, clustered_mean
 from phf_ray.measures.ngrams import NGramStats
 from phf_ray.measures.texts import Repetition
-from phf_ray.rollouts.kl import kl_estimate
+from phf_ray.objectives.kl import kl_estimate
 
 _SAME_POLICY = 1e-4
 """Log-probabilities of one policy, computed twice, differ by less than this per token."""

@@ -1,12 +1,14 @@
-"""Made rounds as the arrays that algorithms read, and the figures of one that do not depend on the algorithm."""
+"""Made rounds as the arrays that algorithms read, and as figures that do not depend on the algorithm."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phf_ray.measures.clusters import ClusteredMean
 from phf_ray.measures.numbers import Floats
 from phf_ray.rollouts.algorithms.base import RoundArrays
+from phf_ray.rollouts.figures import RolloutRow, RoundFigures, round_figures
 from phf_ray.rollouts.round_maker import MadeRound
 
 
@@ -43,37 +45,52 @@ def arrays_of(rounds: Sequence[MadeRound]) -> RoundArrays:
     )
 
 
-def round_row(made: MadeRound) -> dict[str, float]:
-    """Return the round's figures under TRL's and AlpacaFarm's names; what is undefined is left out."""
-    drawn = [row for row in made.samples if row.completion_ids is not None]
-    figures: dict[str, float] = {
-        "rollouts/failed": float(sum(row.reward is None for row in made.rewards)),
-        "rollouts/answers": float(len(made.samples)),
-    }
-    if drawn:
-        lengths = [len(row.completion_ids or ()) for row in drawn]
-        figures |= {
-            "completions/mean_length": float(np.mean(lengths)),
-            "completions/min_length": float(min(lengths)),
-            "completions/max_length": float(max(lengths)),
-            "completions/clipped_ratio": float(np.mean([row.finish_reason != "stop" for row in drawn])),
-        }
-    for name in made.rewards[0].by_name if made.rewards else ():
-        known = [value for row in made.rewards if (value := row.by_name[name]) is not None]
-        if known:
-            figures[f"rewards/{name}/mean"] = float(np.mean(known))
-            figures[f"rewards/{name}/std"] = float(np.std(known))
-    gold = [row.gold for row in made.rewards if row.gold is not None]
-    if gold:
-        figures["rollouts/gold"] = float(np.mean(gold))
-    spoken = [row for row in made.logprobs if row.policy is not None]
-    if spoken:
-        figures["objective/entropies"] = float(np.mean([-np.asarray(row.policy, float).sum() for row in spoken]))
-    compared = [row for row in spoken if row.reference is not None]
-    if compared:
-        sums = [float(np.sum(np.asarray(row.policy, float) - np.asarray(row.reference, float))) for row in compared]
-        figures["kl"] = float(np.mean(sums))
-        figures["objective/ref_entropies"] = float(
-            np.mean([-np.asarray(row.reference, float).sum() for row in compared])
+def figures_of(made: MadeRound, *, weights: str) -> RoundFigures:
+    rows = [
+        RolloutRow(
+            prompt_id=sample.key.prompt_id,
+            sample=sample.key.sample,
+            prompt=sample.prompt,
+            completion=sample.completion,
+            num_tokens=len(sample.completion_ids or ()),
+            finish_reason=sample.finish_reason,
+            weights=weights,
+            reward=reward.reward,
+            rewards=reward.by_name,
+            gold=reward.gold,
+            error=reward.error,
+            policy=None if logprobs.policy is None else logprobs.policy.tolist(),
+            reference=None if logprobs.reference is None else logprobs.reference.tolist(),
         )
-    return figures
+        for sample, reward, logprobs in zip(made.samples, made.rewards, made.logprobs, strict=True)
+    ]
+    return round_figures(made.number, rows)
+
+
+def round_metrics(figures: RoundFigures) -> dict[str, float]:
+    """Return the figures under TRL's and AlpacaFarm's names; what is undefined is left out."""
+    shortest, longest = figures.token_range or (None, None)
+    kl, entropy = figures.kl, figures.entropy
+    found = {
+        "rollouts/answers": figures.num_answers,
+        "rollouts/failed": figures.num_without_reward,
+        "rollouts/gold": _mean(figures.gold),
+        "rollouts/distinct_2": figures.distinct_2,
+        "rollouts/duplicates": figures.duplicates,
+        "rollouts/empty": figures.empty,
+        "completions/mean_length": _mean(figures.num_tokens),
+        "completions/min_length": shortest,
+        "completions/max_length": longest,
+        "completions/clipped_ratio": figures.truncated,
+        **{f"rewards/{name}/mean": _mean(mean) for name, mean in figures.rewards.items()},
+        "kl": _mean(kl),
+        "objective/kl_sum_seq": _mean(kl),
+        "objective/kl_avg_seq": figures.kl_per_token,
+        "objective/entropies": entropy,
+        "objective/ref_entropies": None if entropy is None or kl is None else entropy + kl.mean,
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _mean(mean: ClusteredMean | None) -> float | None:
+    return None if mean is None else mean.mean

@@ -14,20 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from phf_ray.checkpoint import CheckpointInfo, RowInfo
+from phf_ray.checkpoint import CheckpointInfo, Control, RowInfo
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.chat import template_source
+from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.figures import RoundFigures
 from phf_ray.rollouts.forward import Forward
+from phf_ray.rollouts.guard.stop import StopRules, decide
 from phf_ray.rollouts.identity import check_rewards_identity
 from phf_ray.rollouts.order import units_of_minibatch
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, read_stored_prompts
 from phf_ray.rollouts.policies import Reference, SamplingPolicy
 from phf_ray.rollouts.rewards.build import build_rewarders
-from phf_ray.rollouts.round_arrays import arrays_of, round_row
+from phf_ray.rollouts.round_arrays import arrays_of, figures_of, round_metrics
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
 from phf_ray.rollouts.rounds import WEIGHED, RoundFiles, StoredWeighing
 from phf_ray.rollouts.token_rows import TokenRows
@@ -72,10 +76,13 @@ class RolloutWorker(Learner):
         self._maker = self._build_maker(rewarders)
         self._stopped_by: str | None = None
         self._constant_groups_told = False
+        self._history: list[RoundFigures] = []
+        """On rank 0: the figures of all rounds so far."""
 
     def _build_maker(self, rewarders: Any) -> RoundMaker:
         config, settings = self._config, self._settings
-        needs_reference = self._algorithm.needs_reference or settings.stop.kl is not None
+        algorithm = self._algorithm
+        needs_reference = algorithm.needs_reference or algorithm.needs_reference_states or settings.stop.kl is not None
         precision = config.training.precision
         return RoundMaker(
             settings,
@@ -100,12 +107,25 @@ class RolloutWorker(Learner):
             seed=config.training.seed,
             micro_batch_size=config.training.per_device_train_batch_size,
             sampling_prefix=self._algorithm.sampling_prefix,
+            control_tokens=self._algorithm.control_tokens,
         )
 
     def _build_reference(self) -> Reference:
-        return Reference(
-            self._state, config=self._config, checkpoint_path=self._checkpoint_path, tokenizer=self._tokenizer
+        is_inside = self._algorithm.needs_reference_states
+        reference = Reference(
+            self._state,
+            config=self._config,
+            checkpoint_path=self._checkpoint_path,
+            tokenizer=self._tokenizer,
+            runs_inside_policy=is_inside,
         )
+        if is_inside:
+            assert isinstance(self._objective, WeightedLikelihood)
+            assert isinstance(reference.model, LanguageModel)
+            # Tokens that were added for the policy are the last ones.
+            num_tokens = len(self._tokenizer) - self._config.model.num_additional_tokens
+            self._objective.compare_with(reference.model.operands, num_tokens=num_tokens)
+        return reference
 
     # --- The rounds ---
 
@@ -136,9 +156,11 @@ class RolloutWorker(Learner):
             if made is None:
                 return
             weighed, blocks = self._weighed(made)
-            if self._rank == 0 and not done:
-                self._log_round(made, weighed)
-            self._stopped_by = from_rank_zero(self._reason_to_stop(made) if self._rank == 0 else None)
+            if self._rank == 0:
+                self._remember(made)
+                if not done:
+                    self._log_round(made, weighed)
+            self._stopped_by = from_rank_zero(self._reason_to_stop() if self._rank == 0 else None)
             if self._stopped_by is not None:
                 log.info("the run ends before the updates of round %d: %s", number, self._stopped_by)
                 return
@@ -152,8 +174,7 @@ class RolloutWorker(Learner):
                 f"{files.path} is incomplete, but the newest checkpoint has learned from it already; restore the "
                 "folder, or remove that checkpoint"
             )
-        name = f"step-{number * self._plan.steps_per_round:08d}"
-        return self._maker.make(number, weights=name, wants_stop=watch.wants_stop)
+        return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
 
     def _weighed(self, made: MadeRound) -> tuple[Weighed, TokenRows]:
         """Return what the algorithm says of the round, stored and as blocks."""
@@ -213,12 +234,20 @@ class RolloutWorker(Learner):
 
     # --- What is said of them ---
 
-    def _reason_to_stop(self, made: MadeRound) -> str | None:
-        most = self._settings.stop.kl
-        kl = round_row(made).get("kl")
-        if most is not None and kl is not None and kl > most:
-            return f"round {made.number} has a KL of {kl:.4g} nats from the reference, above rollouts.stop.kl={most:g}"
-        return None
+    def _remember(self, made: MadeRound) -> None:
+        """Add a round to the history. That of earlier starts is read from the stored rounds."""
+        for number in range(len(self._history), made.number):
+            self._history.append(figures_of(self._maker.stored(number), weights=self._weights_of(number)))
+        self._history.append(figures_of(made, weights=self._weights_of(made.number)))
+
+    def _reason_to_stop(self) -> str | None:
+        """Return why the newest round is not learned, None if it is."""
+        stop = self._settings.stop
+        decision = decide(self._history, StopRules(kl=stop.kl, gold_patience=stop.gold_patience))
+        return None if decision.learns else decision.reasons[0]
+
+    def _weights_of(self, number: int) -> str:
+        return f"step-{number * self._plan.steps_per_round:08d}"
 
     def _log_round(self, made: MadeRound, weighed: Weighed) -> None:
         figures = _finite(weighed.figures)
@@ -232,7 +261,7 @@ class RolloutWorker(Learner):
                 STEP: self._state.step + 1,
                 "train/tokens_seen": self._state.tokens_seen,
                 ROUND: made.number,
-                **round_row(made),
+                **round_metrics(self._history[-1]),
                 **figures,
             }
         )
@@ -289,15 +318,21 @@ class RolloutWorker(Learner):
         return CheckpointInfo(
             task=self._job.task,
             objective={**self._objective_config, "algorithm": config.algorithm.model_dump(mode="json")},
+            control=self._control(),
+            is_control_per_segment=None if self._algorithm.sampling_prefix is None else False,
             step=step,
             tokens_seen=tokens_seen,
-            seq_length=None,
             rows=self._row_info(),
             base=self._base,
             compat=config.compat,
             licenses=model_licenses(config.model, checkpoint_path=self._checkpoint_path),
             versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
         )
+
+    def _control(self) -> Control | None:
+        """Return the control tokens of the model: who asks it for nothing else gets answers as rounds draw them."""
+        good, tokens = self._algorithm.sampling_prefix, self._algorithm.control_tokens
+        return None if good is None else Control(good=good, bad=tokens[-1], policy="ban")
 
     def _row_info(self) -> RowInfo | None:
         name = self._config.dataset.prompt_template or ("tokenizer" if self._tokenizer.chat_template else None)
