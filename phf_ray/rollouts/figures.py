@@ -17,7 +17,7 @@ import numpy as np
 from phf_ray.measures.clusters import ClusteredMean, ClusterSums, cluster_sums, clustered_mean
 from phf_ray.measures.ngrams import NGramStats
 from phf_ray.measures.texts import Repetition
-from phf_ray.rollouts.kl import kl_estimate
+from phf_ray.objectives.kl import kl_estimate
 
 _SAME_POLICY = 1e-4
 """Log-probabilities of one policy, computed twice, differ by less than this per token."""
@@ -55,7 +55,8 @@ class RoundFigures:
     weights: str
     """Of the policy that wrote the answers."""
     num_answers: int
-    num_prompts: int
+    prompt_ids: tuple[str, ...] = field(repr=False)
+    """In their order."""
     num_drawn: int
     failures: Mapping[str, int]
     """Kind of the reason (its text before the colon) -> answers."""
@@ -106,7 +107,7 @@ class RoundFigures:
     gold_by_prompt: ClusterSums = field(repr=False)
 
 
-def round_figures(
+def figures_of_round(
     round_: int, rows: Sequence[RolloutRow], *, weighed: Mapping[str, float] | None = None
 ) -> RoundFigures:
     """Return the figures of a round. `rows`: all its rows, ordered by prompt and sample."""
@@ -121,7 +122,7 @@ def round_figures(
         round=round_,
         weights=", ".join(dict.fromkeys(row.weights for row in rows)),
         num_answers=len(rows),
-        num_prompts=len(set(prompts)),
+        prompt_ids=tuple(dict.fromkeys(prompts)),
         num_drawn=len(drawn),
         failures=_failures(rows),
         reward=clustered_mean(reward_by_prompt),

@@ -1,10 +1,14 @@
 """Rounds of rollouts made on the spot: rows, their figures, and the files of a run."""
 
+import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from phf_ray.rollouts.figures import RolloutRow, RoundFigures, round_figures
+from phf_ray.rollouts.figures import RolloutRow, RoundFigures, figures_of_round
 
 
 def rollout_row(prompt_id="p", sample=0, *, completion="a b c", reward=0.0, logprobs=None, **changes) -> RolloutRow:
@@ -36,7 +40,7 @@ def gold_round(
         )
         for place, value in enumerate(gold)
     ]
-    return round_figures(number, rows)
+    return figures_of_round(number, rows)
 
 
 def gold_curve(means: Sequence[float], *, num_prompts: int, noise: float, seed: int = 0, kls=None, rewards=None):
@@ -51,3 +55,89 @@ def gold_curve(means: Sequence[float], *, num_prompts: int, noise: float, seed: 
         )
         for number, mean in enumerate(means)
     ]
+
+
+def write_round(run, number: int, rows: Sequence[RolloutRow], *, figures=None, has_logprobs=True) -> None:
+    """Write the files of a round, as a run does."""
+    folder = run / "rollouts" / f"round-{number:05d}"
+    keys = {
+        "prompt_id": pa.array([row.prompt_id for row in rows], pa.string()),
+        "sample": pa.array([row.sample for row in rows], pa.int32()),
+    }
+    samples = {
+        "round": pa.array([number] * len(rows), pa.int32()),
+        **keys,
+        **{
+            name: pa.array([getattr(row, name) for row in rows], pa.string())
+            for name in ("prompt", "completion", "finish_reason", "weights")
+        },
+        "completion_ids": pa.array(
+            [None if row.completion is None else [*range(row.num_tokens)] for row in rows], pa.list_(pa.int32())
+        ),
+    }
+    names = dict.fromkeys(name for row in rows for name in row.rewards)
+    rewards = {
+        **keys,
+        "reward": pa.array([row.reward for row in rows], pa.float64()),
+        **{f"reward_{name}": pa.array([row.rewards.get(name) for row in rows], pa.float64()) for name in names},
+        "gold": pa.array([row.gold for row in rows], pa.float64()),
+        "error": pa.array([row.error for row in rows], pa.string()),
+    }
+    lists = pa.list_(pa.float32())
+    logprobs = {
+        **keys,
+        "policy": pa.array([row.policy for row in rows], lists),
+        "reference": pa.array([row.reference for row in rows], lists),
+        "value": pa.array([None] * len(rows), lists),
+    }
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(samples), folder / "samples.parquet")
+    pq.write_table(pa.table(rewards), folder / "rewards.parquet")
+    if has_logprobs:
+        pq.write_table(pa.table(logprobs), folder / "logprobs.parquet")
+    weighed = {"figures": figures or {}, "state": {"kl_coef": 0.05}}
+    (folder / "weighed.json").write_text(json.dumps(weighed))
+
+
+HOSTILE = "</pre><script>document.title='taken'</script><img src='http://127.0.0.1:9/x' onerror=alert(1)>\x00\u202e$x$"
+_WORDS = [f"word{number}" for number in range(20)]
+
+
+def write_overoptimized_run(run, *, num_rounds=16, num_prompts=24, num_samples=4, repeats=True, stop=None) -> None:
+    """Write a run whose reward rises throughout, whose gold follows Gao's form, and whose text degenerates a little.
+
+    repeats: every third round asks the same prompts. One answer and one prompt are hostile, one answer failed.
+    """
+    rng = np.random.default_rng(0)
+    for number in range(num_rounds):
+        way = number / max(1, num_rounds - 1)
+        distance = math.sqrt(14.4 * way)
+        rows = []
+        for place in range(num_prompts):
+            prompt = f"q{number % 3}-{place}" if repeats else f"q{number}-{place}"
+            ask = f"Below is an instruction.\n\n### Instruction:\nSay something about {prompt}.\n\n### Response:\n"
+            for sample in range(num_samples):
+                length = int(rng.integers(12, 40) * (1 + 0.8 * way))
+                words = [str(word) for word in rng.choice(_WORDS[: max(4, int(20 - 15 * way))], size=length)]
+                kl = 0.0 if not number else way * 1.6 * float(rng.gamma(9.0)) / length
+                policy = -rng.gamma(2.0, 0.5, size=length + 1)
+                gold = distance * (0.9 - 0.6 * math.log(distance or 1.0)) + 0.5 * float(rng.normal())
+                is_first = (place, sample) == (0, 0)
+                rows.append(
+                    rollout_row(
+                        prompt,
+                        sample,
+                        prompt=ask + (HOSTILE if place == 1 else ""),
+                        completion=HOSTILE if is_first else " ".join(words),
+                        reward=None if is_first and number == 2 else 2 * way + 0.4 * float(rng.normal()),
+                        gold=gold,
+                        rewards={"helpful": 2 * way + 0.1, "brief": -0.1},
+                        error="timeout: no answer after 30 s" if is_first and number == 2 else None,
+                        finish_reason="length" if rng.random() < 0.05 + 0.3 * way else "stop",
+                        weights=f"step-{2 * number:08d}",
+                        logprobs=[(float(p), float(p) - kl) for p in policy],
+                    )
+                )
+        write_round(run, number, rows)
+    config = {"rollouts": {"rounds": num_rounds, "stop": stop or {}}}
+    (run / "config.json").write_text(json.dumps(config))
