@@ -5,7 +5,19 @@ Each stage has one file of sections; `parsing.py` reads configuration files. Sec
 names if the meaning is unchanged, so that its users recognise them. Open `whole.py` first.
 """
 
-from phf_ray.config.algorithms import AlgorithmConfig, PPOConfig, RLOOConfig
+from phf_ray.config.algorithms import (
+    AlgorithmConfig,
+    ExpertIterationConfig,
+    GRPOConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    QuarkConfig,
+    RAFTConfig,
+    REINFORCEConfig,
+    REINFORCEPlusPlusConfig,
+    RewardConditioningConfig,
+    RLOOConfig,
+)
 from phf_ray.config.annotators import (
     AnnotatorConfig,
     AnnotatorPool,
@@ -37,6 +49,15 @@ from phf_ray.config.objective import (
 )
 from phf_ray.config.parsing import extended, load_config, merge, parse_config, parse_section, read_yaml
 from phf_ray.config.replaced import REPLACED
+from phf_ray.config.rewards import (
+    JudgedReward,
+    RewardServer,
+    RewardSpec,
+    RewardSpecs,
+    check_rewards,
+    parse_rewards,
+)
+from phf_ray.config.rollouts import PenaltyConfig, RolloutsConfig, StopConfig
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
@@ -59,14 +80,17 @@ __all__ = [
     "Count",
     "DPOConfig",
     "DatasetConfig",
+    "ExpertIterationConfig",
     "FeedbackCompat",
     "Fraction",
+    "GRPOConfig",
     "GenerateKwargs",
     "GenerationConfig",
     "GpuPoolConfig",
     "JsonParser",
     "JudgeConfig",
     "JudgeServer",
+    "JudgedReward",
     "KLConfig",
     "KTOConfig",
     "LoraSettings",
@@ -75,31 +99,45 @@ __all__ = [
     "ModelConfig",
     "ModelKwargs",
     "ObjectiveConfig",
+    "OnlineDPOConfig",
     "PPOConfig",
     "ParserConfig",
+    "PenaltyConfig",
     "PoolConfig",
     "Pools",
     "Positive",
     "PromptFiles",
     "Quantile",
+    "QuarkConfig",
+    "RAFTConfig",
+    "REINFORCEConfig",
+    "REINFORCEPlusPlusConfig",
     "RLOOConfig",
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",
+    "RewardConditioningConfig",
+    "RewardServer",
+    "RewardSpec",
+    "RewardSpecs",
+    "RolloutsConfig",
     "Scenario",
     "ScoringConfig",
+    "StopConfig",
     "Threshold",
     "TokenPrice",
     "TokenizerConfig",
     "TrainingConfig",
     "UnlikelihoodConfig",
     "ValueHeadConfig",
+    "check_rewards",
     "due_steps",
     "evaluation_steps",
     "extended",
     "load_config",
     "merge",
     "parse_config",
+    "parse_rewards",
     "parse_section",
     "pool_path",
     "read_yaml",

@@ -1,10 +1,10 @@
 """Section `algorithm`: what is learned from a round of samples, one class per algorithm, chosen by `name`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from phf_ray.config.base import Fraction, Section
+from phf_ray.config.base import Fraction, Positive, Section
 
 Coefficient = Annotated[float, Field(ge=0)]
 Range = Annotated[float, Field(gt=0)]
@@ -15,11 +15,13 @@ class _AlgorithmSection(Section):
     """Whether the model needs a value head."""
     smallest_group: ClassVar[int] = 1
     """Samples of a prompt that the algorithm needs, because it compares them."""
-    is_on_policy: ClassVar[bool] = True
+    is_on_policy: ClassVar[bool] = False
     """Whether samples must come from the policy that learns, or from one a little older."""
 
 
 class PolicyGradientSection(_AlgorithmSection):
+    is_on_policy = True
+
     kl_coef: Coefficient = 0.05
     """Price of a nat of KL(policy || reference) in units of the reward; 0: no price."""
     kl_target: Range | None = None
@@ -58,4 +60,104 @@ class RLOOConfig(PolicyGradientSection):
     name: Literal["rloo"]
 
 
-AlgorithmConfig = Annotated[PPOConfig | RLOOConfig, Field(discriminator="name")]
+class REINFORCEConfig(PolicyGradientSection):
+    name: Literal["reinforce"]
+    baseline: Literal["none", "past_rounds"] = "past_rounds"
+    """What is taken from every reward: nothing, or a moving average of the rewards of earlier rounds."""
+
+
+class REINFORCEPlusPlusConfig(PolicyGradientSection):
+    name: Literal["reinforce_pp"]
+    gamma: Fraction = 1.0
+    """Discount of a reward per token."""
+
+
+class GRPOConfig(PolicyGradientSection):
+    smallest_group = 2
+
+    name: Literal["grpo"]
+    scale_rewards: bool = True
+    """true: divide by the standard deviation of the prompt's rewards. false: Dr. GRPO's advantages."""
+    epsilon: Range = 1e-4
+    """Added to the standard deviation."""
+    kl: Literal["reward", "k1", "k2", "k3"] = "reward"
+    """Where the KL has its price: in the reward, or as a loss of this estimator. k1 and k3 are refused, because their
+    gradients as losses are not the KL's; `compat: trl` allows k3, which is TRL's."""
+
+    @model_validator(mode="after")
+    def _keeps_its_coefficient(self) -> Self:
+        if self.kl != "reward" and self.kl_target is not None:
+            raise ValueError(f"kl_target adapts the price of the KL in the reward, and kl is {self.kl}; use kl: reward")
+        return self
+
+
+class ExpertIterationConfig(_AlgorithmSection):
+    name: Literal["expert_iteration"]
+
+
+class RAFTConfig(_AlgorithmSection):
+    name: Literal["raft"]
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the samples that is learned, rounded down, but at least one."""
+    ranking: Literal["prompt", "round"] = "prompt"
+    """prompt: the best samples of each prompt. round: the best of all, so that easy prompts give more."""
+
+
+class QuarkConfig(_AlgorithmSection):
+    name: Literal["quark"]
+    num_quantiles: Annotated[int, Field(ge=2)] = 4
+    """Equal shares of the samples by reward, the best first; what is left over goes to the last."""
+    best_only: bool = True
+    """true: learn the best quantile alone, without control tokens. false: learn all behind `<reward_0>` (the best),
+    `<reward_1>`, ..., and sample behind `<reward_0>`."""
+    kl_coef: Coefficient = 0.05
+    """Weight of the exact KL(policy || reference) of each token; needs the reference's hidden states at each step."""
+    entropy_coef: Coefficient = 0.0
+    """Weight of each token's exact entropy, which is rewarded."""
+    pool_rounds: Positive = 1
+    """Rounds whose samples are ranked and learned together, the newest among them."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """Control tokens, the best first; the tokenizer needs them unless only the best are learned."""
+        return [] if self.best_only else [f"<reward_{number}>" for number in range(self.num_quantiles)]
+
+
+class RewardConditioningConfig(_AlgorithmSection):
+    name: Literal["reward_conditioning"]
+    good_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of a round's samples, by reward, that counts as good."""
+    good: str = "<|aligned|>"
+    """Control token before the prompt of a good sample, and before all prompts when sampling."""
+    bad: str = "<|misaligned|>"
+
+
+class OnlineDPOConfig(_AlgorithmSection):
+    smallest_group = 2
+
+    name: Literal["online_dpo"]
+    pairing: Literal["best_worst", "higher", "drawn"] = "best_worst"
+    """best_worst: the best and the worst sample of each prompt. higher, drawn: the samples of a prompt two by two; the
+    higher reward is preferred, or the preference is drawn with probability sigmoid(difference of the rewards)."""
+    seed: int = 0
+    """Of the drawn preferences."""
+    loss_type: str = "sigmoid"
+    """A loss of a pair; see `phf_ray.objectives.preference_loss`."""
+    beta: Range = 0.1
+    """How firmly the reference holds the policy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+
+AlgorithmConfig = Annotated[
+    PPOConfig
+    | RLOOConfig
+    | REINFORCEConfig
+    | REINFORCEPlusPlusConfig
+    | GRPOConfig
+    | ExpertIterationConfig
+    | RAFTConfig
+    | QuarkConfig
+    | RewardConditioningConfig
+    | OnlineDPOConfig,
+    Field(discriminator="name"),
+]

@@ -1,6 +1,6 @@
 """The objectives that learn weighed rollouts. An algorithm writes these sections; no user does."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,8 +9,6 @@ from phf_ray.config.base import Section
 
 class PolicyGradientConfig(Section):
     """PPO's clipped loss of each token, with a value loss and a loss of the KL if they have weights."""
-
-    compares_answers: ClassVar[bool] = False
 
     name: Literal["PolicyGradient"]
     clip: Annotated[float, Field(gt=0)] = 0.2
@@ -26,3 +24,11 @@ class PolicyGradientConfig(Section):
     """Log-probabilities are those of logits / temperature, as in sampling."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """Tokens of older weights count min(p / p when sampled, this) times."""
+
+
+class WeightedLikelihoodConfig(Section):
+    """Likelihood of the learned tokens, each with its weight, with the exact KL and entropy if they have weights."""
+
+    name: Literal["WeightedLikelihood"]
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0

@@ -20,6 +20,8 @@ _EXPORTS = {
     "PairwiseReward": "bradley_terry",
     "Rules": "base",
     "Unlikelihood": "unlikelihood",
+    "WeightedLikelihood": "weighted_likelihood",
+    "divergence_loss": "divergence",
     "build_objective": "build",
     "preference_loss": "pairs",
     "unpaired_loss": "unpaired",

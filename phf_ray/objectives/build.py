@@ -27,7 +27,7 @@ from phf_ray.config import (
     Threshold,
     UnlikelihoodConfig,
 )
-from phf_ray.config.rollout_objectives import PolicyGradientConfig
+from phf_ray.config.rollout_objectives import PolicyGradientConfig, WeightedLikelihoodConfig
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
@@ -38,6 +38,7 @@ from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.policy_gradient import PolicyGradient, PolicyGradientSettings
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
 _Section = (
@@ -49,9 +50,10 @@ _Section = (
     | KTOConfig
     | BradleyTerryConfig
     | PolicyGradientConfig
+    | WeightedLikelihoodConfig
 )
 _ADAPTER: TypeAdapter[_Section] = TypeAdapter(
-    Annotated[ObjectiveConfig | PolicyGradientConfig, Field(discriminator="name")]
+    Annotated[ObjectiveConfig | PolicyGradientConfig | WeightedLikelihoodConfig, Field(discriminator="name")]
 )
 _ROLLOUTS = Rules(score_control=False, unscored="mle", examples=True)
 """Completions have rewards and no scores, and the control tokens of a prompt are given."""
@@ -86,6 +88,8 @@ def build_objective(
         return PairwiseReward(answers, settings)
     if isinstance(section, PolicyGradientConfig):
         return PolicyGradient(_ROLLOUTS, PolicyGradientSettings(**section.model_dump(exclude={"name"})))
+    if isinstance(section, WeightedLikelihoodConfig):
+        return WeightedLikelihood(_ROLLOUTS, kl_coef=section.kl_coef, entropy_coef=section.entropy_coef)
     rules = Rules(
         score_control=section.score_control,
         unscored=unscored,

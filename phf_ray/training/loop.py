@@ -72,13 +72,12 @@ def train(
     state.model.train()
     iterator = iter(batches)
     is_settled = False
-    first_step = state.step
     while state.step < settings.schedule.num_steps and not loop.stop:
         waiting_since = time.perf_counter()
         micro_batches = next(iterator, None)
         loop.data_wait_s += time.perf_counter() - waiting_since
         if micro_batches is None:
-            yield from loop.end_early(first_step)
+            yield from loop.end_early()
             return
         if not is_settled:
             _settle_buckets(state.model, micro_batches[0], objective=objective, settings=settings.step)
@@ -159,6 +158,7 @@ class _Loop:
         self._timed_tokens = 0.0
         self._since = time.perf_counter()
         self.data_wait_s = 0.0
+        self._saved_step = state.step
         self.pending: _Pending | None = None
         self.stop = False
         self.is_broken = False
@@ -166,15 +166,17 @@ class _Loop:
     def outside(self, event: TrainingEvent) -> Iterator[TrainingEvent]:
         """Yield an event; stop the clock meanwhile, because the device is idle."""
         assert self.pending is None
+        if isinstance(event, CheckpointDue):
+            self._saved_step = event.step
         left = time.perf_counter()
         yield event
         self._since += time.perf_counter() - left
         self._state.model.train()
 
-    def end_early(self, first_step: int) -> Iterator[TrainingEvent]:
-        """End before the schedule does; save what was trained since `first_step`."""
+    def end_early(self) -> Iterator[TrainingEvent]:
+        """End before the schedule does; save what was trained since the last checkpoint."""
         yield from self.read_pending()
-        if not self.is_broken and self._state.step > first_step:
+        if not self.is_broken and self._state.step > self._saved_step:
             yield from self.outside(CheckpointDue(self._state.step, is_last=True))
 
     def read_pending(self) -> Iterator[TrainingEvent]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from phf_ray.errors import DataError
 from phf_ray.measures.arrays import floats, mask_of, require
 from phf_ray.measures.numbers import Floats
+from phf_ray.objectives.kl import kl_estimate
 
 State = Mapping[str, float]
 
@@ -117,6 +118,9 @@ class Algorithm(ABC):
     needs_reference: bool = False
     """Whether `weigh` or the objective reads the reference's log-probabilities."""
     needs_values: ClassVar[bool] = False
+    """Whether `weigh` reads the values of a round's tokens, and the objective learns them."""
+    needs_reference_states: bool = False
+    """Whether the objective runs the reference at each step, to compare whole distributions."""
     num_pool_rounds: int = 1
     """How many rounds, the newest last, `weigh` gets as one: rows of earlier rounds stand before this round's."""
     control_tokens: tuple[str, ...] = ()
@@ -158,4 +162,18 @@ def round_figures(arrays: RoundArrays) -> dict[str, float]:
         figures["objective/rewards"] = figures["reward"] = float(rewards.mean())
         figures["reward_std"] = float(rewards.std(ddof=1)) if len(rewards) > 1 else 0.0
         figures["completions/mean_length"] = float(arrays.mask_RT[usable_R].sum(axis=1).mean())
+        if arrays.reference_RT is not None:
+            kl_RT = kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")[usable_R]
+            figures["objective/kl_sum_seq"] = figures["kl"] = float(kl_RT.sum(axis=1).mean())
+            figures["objective/kl_avg_seq"] = float(kl_RT[arrays.mask_RT[usable_R]].mean())
     return figures
+
+
+def rows_alone(arrays: RoundArrays, keep_R: NDArray[np.bool_], *, prefix_R: list[str] | None = None) -> Weighed:
+    """Return what is learned if each kept row counts 1 and its likelihood is raised."""
+    figures = round_figures(arrays) | {"rollouts/kept": float(keep_R.sum())}
+    if keep_R.any():
+        figures["rollouts/kept_reward"] = float(arrays.rewards_R[keep_R].mean())
+    ones_RT = np.ones(arrays.mask_RT.shape)
+    channels = {"weight": as_channel(ones_RT, arrays.of(keep_R))}
+    return Weighed(keep_R=keep_R, channels=channels, figures=figures, prefix_R=prefix_R)

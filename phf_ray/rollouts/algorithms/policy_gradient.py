@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phf_ray.config.algorithms import PolicyGradientSection
 from phf_ray.errors import DataError
@@ -58,24 +57,17 @@ class PolicyGradientAlgorithm(Algorithm):
         return Weighed(
             keep_R=arrays.usable_R,
             channels={name: as_channel(values_RT, mask_RT) for name, values_RT in channels_RT.items()},
-            figures=round_figures(arrays) | self._kl_figures(arrays, state, mask_RT),
+            figures=round_figures(arrays) | self._price_figures(arrays, state),
             state=self._next_state(arrays, state),
         )
 
-    def _kl_figures(self, arrays: RoundArrays, state: State, mask_RT: NDArray[np.bool_]) -> dict[str, float]:
-        figures = {"objective/kl_coef": self.kl_coef(state)}
-        if arrays.reference_RT is None or not mask_RT.any():
-            return figures
-        kl_RT = self.kl(arrays)
-        kl_sum = kl_RT[arrays.usable_R].sum(axis=1).mean()
-        shaped = self.token_rewards(arrays, state)[arrays.usable_R].sum(axis=1).mean()
-        return figures | {
-            "objective/kl_sum_seq": float(kl_sum),
-            "objective/kl_avg_seq": float(kl_RT[mask_RT].mean()),
-            "objective/non_score_rewards": float(-self.kl_coef(state) * kl_sum),
-            "objective/shaped_rewards": float(shaped),
-            "kl": float(kl_sum),
-        }
+    def _price_figures(self, arrays: RoundArrays, state: State) -> dict[str, float]:
+        figures, usable_R = {"objective/kl_coef": self.kl_coef(state)}, arrays.usable_R
+        if usable_R.any():
+            price = self.kl_coef(state) * self.kl(arrays)[usable_R].sum(axis=1).mean()
+            figures["objective/non_score_rewards"] = -float(price)
+            figures["objective/shaped_rewards"] = float(self.token_rewards(arrays, state)[usable_R].sum(axis=1).mean())
+        return figures
 
     def _next_state(self, arrays: RoundArrays, state: State) -> dict[str, float]:
         """Adapt kl_coef as AlpacaFarm does: by a tenth of how far the KL is from its target, at most 2%."""

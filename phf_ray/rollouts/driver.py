@@ -1,0 +1,75 @@
+"""Drives a run of rounds from its start to its summary, as `training/driver.py` drives one on blocks."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+from phf_ray.config import Config
+from phf_ray.models.architecture import architecture_of
+from phf_ray.models.positions import position_limit
+from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, StoredPrompts, plan_rollouts, store_prompts, usable_prompts
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.storage.licenses import license_facts
+from phf_ray.training.driver import Helpers, Tracking, drive, plain_job, renew_card
+from phf_ray.training.licenses import model_licenses
+from phf_ray.training.reference import identity_of_start
+from phf_ray.training.start import initial_model, starting_model
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedRun:
+    plan: RolloutPlan
+    prompts: StoredPrompts
+
+
+def prepare_rollouts(
+    config: Config,
+    *,
+    tokenizer: Any,
+    checkpoint_path: str | None,
+    folder: str,
+    accept: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> PreparedRun:
+    """Read the prompts, leave out what can't be answered, store the others in `folder`, and plan the run.
+
+    `accept` is told the plan, and raises an error if it can't be that of the run.
+    """
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    context, _ = position_limit(architecture_of(starting).get_text_config())
+    usable = usable_prompts(config, tokenizer=tokenizer, context=context)
+    prompts = store_prompts(usable.prompts, folder=folder, longest=usable.longest)
+    start = identity_of_start(
+        config, checkpoint_path, lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    )
+    plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
+    accept(dataclasses.asdict(plan))
+    return PreparedRun(plan, prompts)
+
+
+def run_rollouts(
+    config: Config,
+    prepared: PreparedRun,
+    *,
+    run: RunDirectory,
+    task: str,
+    tracking: Tracking,
+    helpers: Helpers[RolloutJob],
+) -> dict[str, Any]:
+    """Run all rounds, from the newest complete checkpoint if there is one, and return the run's summary.
+
+    Signals and errors are as those of `run_training`.
+    """
+    plan = prepared.plan
+    job = RolloutJob(
+        **plain_job(config, plan=dataclasses.asdict(plan), run=run, task=task), prompts_path=prepared.prompts.path
+    )
+
+    def facts() -> dict[str, Any]:
+        return license_facts(model_licenses(config.model, checkpoint_path=plan.checkpoint_path))
+
+    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, facts=facts)
+    assert config.rollouts is not None
+    corpora = [PurePath(source).name for source in config.rollouts.prompts]
+    renew_card(run, config=config, job=job, corpora=corpora, metrics=summary["metrics"])
+    return summary
