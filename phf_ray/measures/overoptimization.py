@@ -62,8 +62,8 @@ def fit_overoptimization(kls: Sequence[float], rewards: Sequence[float]) -> Over
     r_squared = 1.0 - float(residuals_N @ residuals_N) / total if total else 0.0
     if found_K[2] < 0 or r_squared < _LEAST_EXPLAINED:
         return (
-            f"the form does not fit: beta is {found_K[2]:.3g} (it has to be 0 or more), and it explains {r_squared:.0%} "
-            f"of the variance (at least {_LEAST_EXPLAINED:.0%})"
+            f"the form does not fit: beta is {found_K[2]:.3g} (it has to be 0 or more), and {r_squared:.0%} of the "
+            f"variance is explained (at least {_LEAST_EXPLAINED:.0%})"
         )
     return OveroptimizationFit(
         start=float(found_K[0]),

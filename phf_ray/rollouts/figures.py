@@ -106,8 +106,12 @@ class RoundFigures:
     reward_by_prompt: ClusterSums = field(repr=False)
     gold_by_prompt: ClusterSums = field(repr=False)
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompt_ids)
 
-def figures_of_round(
+
+def round_figures(
     round_: int, rows: Sequence[RolloutRow], *, weighed: Mapping[str, float] | None = None
 ) -> RoundFigures:
     """Return the figures of a round. `rows`: all its rows, ordered by prompt and sample."""

@@ -5,10 +5,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from phf_ray.rollouts.figures import RolloutRow, RoundFigures, figures_of_round
+from phf_ray.rollouts.figures import RolloutRow, RoundFigures, round_figures
+from phf_ray.rollouts.rounds import (
+    RoundFiles,
+    RowKey,
+    StoredLogprobs,
+    StoredReward,
+    StoredSample,
+    StoredWeighing,
+)
 
 
 def rollout_row(prompt_id="p", sample=0, *, completion="a b c", reward=0.0, logprobs=None, **changes) -> RolloutRow:
@@ -40,7 +46,7 @@ def gold_round(
         )
         for place, value in enumerate(gold)
     ]
-    return figures_of_round(number, rows)
+    return round_figures(number, rows)
 
 
 def gold_curve(means: Sequence[float], *, num_prompts: int, noise: float, seed: int = 0, kls=None, rewards=None):
@@ -57,46 +63,36 @@ def gold_curve(means: Sequence[float], *, num_prompts: int, noise: float, seed: 
     ]
 
 
-def write_round(run, number: int, rows: Sequence[RolloutRow], *, figures=None, has_logprobs=True) -> None:
-    """Write the files of a round, as a run does."""
-    folder = run / "rollouts" / f"round-{number:05d}"
-    keys = {
-        "prompt_id": pa.array([row.prompt_id for row in rows], pa.string()),
-        "sample": pa.array([row.sample for row in rows], pa.int32()),
-    }
-    samples = {
-        "round": pa.array([number] * len(rows), pa.int32()),
-        **keys,
-        **{
-            name: pa.array([getattr(row, name) for row in rows], pa.string())
-            for name in ("prompt", "completion", "finish_reason", "weights")
-        },
-        "completion_ids": pa.array(
-            [None if row.completion is None else [*range(row.num_tokens)] for row in rows], pa.list_(pa.int32())
-        ),
-    }
-    names = dict.fromkeys(name for row in rows for name in row.rewards)
-    rewards = {
-        **keys,
-        "reward": pa.array([row.reward for row in rows], pa.float64()),
-        **{f"reward_{name}": pa.array([row.rewards.get(name) for row in rows], pa.float64()) for name in names},
-        "gold": pa.array([row.gold for row in rows], pa.float64()),
-        "error": pa.array([row.error for row in rows], pa.string()),
-    }
-    lists = pa.list_(pa.float32())
-    logprobs = {
-        **keys,
-        "policy": pa.array([row.policy for row in rows], lists),
-        "reference": pa.array([row.reference for row in rows], lists),
-        "value": pa.array([None] * len(rows), lists),
-    }
-    folder.mkdir(parents=True)
-    pq.write_table(pa.table(samples), folder / "samples.parquet")
-    pq.write_table(pa.table(rewards), folder / "rewards.parquet")
-    if has_logprobs:
-        pq.write_table(pa.table(logprobs), folder / "logprobs.parquet")
-    weighed = {"figures": figures or {}, "state": {"kl_coef": 0.05}}
-    (folder / "weighed.json").write_text(json.dumps(weighed))
+def write_round(run, number: int, rows: Sequence[RolloutRow], *, figures=None) -> None:
+    """Write the files of a round, as a run does. All rows have the weights of the first."""
+    files = RoundFiles(run, number)
+    keys = [RowKey(row.prompt_id, row.sample) for row in rows]
+    files.write_samples(
+        [
+            StoredSample(
+                key,
+                row.prompt,
+                row.completion,
+                None if row.completion is None else tuple(range(row.num_tokens)),
+                row.finish_reason,
+                row.error if row.completion is None else None,
+            )
+            for key, row in zip(keys, rows, strict=True)
+        ],
+        weights=rows[0].weights,
+    )
+    files.write_rewards(
+        [StoredReward(key, row.reward, row.rewards, row.gold, row.error) for key, row in zip(keys, rows, strict=True)]
+    )
+    files.write_logprobs(
+        [
+            StoredLogprobs(
+                key, *(None if one is None else np.asarray(one, np.float32) for one in (row.policy, row.reference))
+            )
+            for key, row in zip(keys, rows, strict=True)
+        ]
+    )
+    files.write_weighing(StoredWeighing(figures or {}, {"kl_coef": 0.05}))
 
 
 HOSTILE = "</pre><script>document.title='taken'</script><img src='http://127.0.0.1:9/x' onerror=alert(1)>\x00\u202e$x$"

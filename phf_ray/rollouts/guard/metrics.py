@@ -1,6 +1,6 @@
 """The row of a round for metrics.jsonl and trackers, under AlpacaFarm's and TRL's names where they have one.
 
-AlpacaFarm: `objective/{kl_sum_seq,kl_avg_seq,rewards}`. TRL: `objective/{kl,entropy,scores}`, `kl`, `reward`,
+AlpacaFarm: `objective/{kl_sum_seq,kl_avg_seq,rewards,entropies}`. TRL: `objective/{kl,entropy,scores}`, `kl`, `reward`,
 `rewards/<name>/mean`, `frac_reward_zero_std`, `entropy`, `completions/...`. Ours: `rollouts/...`.
 """
 
@@ -21,6 +21,8 @@ def metrics_row(figures: RoundFigures) -> dict[str, float]:
         "objective/rewards": _mean(figures.reward),
         "objective/scores": _mean(figures.reward),
         "reward": _mean(figures.reward),
+        # Mean over tokens, as AlpacaFarm has it; TRL's is the sum of an answer.
+        "objective/entropies": figures.entropy_per_token,
         "objective/entropy": figures.entropy,
         "entropy": figures.entropy_per_token,
         "frac_reward_zero_std": figures.constant_groups,
@@ -36,7 +38,8 @@ def metrics_row(figures: RoundFigures) -> dict[str, float]:
         "rollouts/duplicates": figures.duplicates,
         "rollouts/empty": figures.empty,
         "rollouts/group_reward_std": figures.reward_std,
-        "rollouts/without_reward": float(figures.num_without_reward),
+        "rollouts/answers": float(figures.num_answers),
+        "rollouts/failed": float(figures.num_without_reward),
         **{f"rewards/{name}/mean": _mean(found) for name, found in figures.rewards.items()},
         **_with_interval("rollouts/reward", figures.reward),
         **_with_interval("rollouts/gold", figures.gold),

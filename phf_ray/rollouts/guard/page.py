@@ -9,10 +9,10 @@ from phf_ray.evaluation.report.page import render_page, shown_plots
 from phf_ray.evaluation.report.plots import Plot
 from phf_ray.measures.overoptimization import OveroptimizationFit
 from phf_ray.rollouts.figures import RoundFigures
-from phf_ray.rollouts.guard.read import ROLLOUTS
 from phf_ray.rollouts.guard.samples import SampleChoice, ShownAnswer
 from phf_ray.rollouts.guard.summary import RoundsSummary
 from phf_ray.rollouts.guard.table import rounds_table
+from phf_ray.rollouts.rounds import ROLLOUTS
 
 _MOST_OPEN = 40
 """More rounds are folded."""

@@ -70,4 +70,4 @@ def _fits(rounds: Sequence[RoundFigures]) -> dict[str, OveroptimizationFit | str
 
 def _as_json(figures: RoundFigures) -> dict[str, Any]:
     named = dataclasses.asdict(figures)
-    return {"num_prompts": len(figures.prompt_ids), **{key: named[key] for key in named if key not in _INSIDE}}
+    return {"num_prompts": figures.num_prompts, **{key: named[key] for key in named if key not in _INSIDE}}

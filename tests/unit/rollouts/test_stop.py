@@ -4,7 +4,7 @@ import pytest
 from rollout_rounds import gold_curve, gold_round, rollout_row
 
 from phf_ray.errors import ConfigError
-from phf_ray.rollouts.figures import figures_of_round
+from phf_ray.rollouts.figures import round_figures
 from phf_ray.rollouts.guard.stop import StopRules, decide, first_stop, gold_fall, gold_peak
 
 RISE_AND_FALL = [0.1 * k for k in range(8)] + [0.7 - 0.1 * k for k in range(1, 9)]
@@ -30,7 +30,7 @@ def test_the_last_round_is_learned_before_the_run_stops():
 
 
 def test_without_a_reference_a_kl_is_not_decided_and_says_so():
-    rounds = [figures_of_round(0, [rollout_row()])]
+    rounds = [round_figures(0, [rollout_row()])]
     decision = decide(rounds, StopRules(kl=1.0))
     assert not decision.stops
     assert decision.reasons == ("round 0 has no KL, because it has no log-probabilities of a reference",)
@@ -83,7 +83,7 @@ def test_the_level_grows_stricter_with_the_number_of_rounds_that_could_be_the_be
 
 def test_rounds_without_gold_are_passed_over_and_too_few_decide_nothing():
     rounds = gold_curve([5.0, 5.0, 0.0, 0.0], num_prompts=8, noise=0.1)
-    between = figures_of_round(9, [rollout_row()])
+    between = round_figures(9, [rollout_row()])
     with_gaps = [rounds[0], between, rounds[1], rounds[2], between, rounds[3]]
     assert gold_fall(with_gaps, 2) == gold_fall(rounds, 2)
     decision = decide([rounds[0], between, rounds[1]], StopRules(gold_patience=2))
