@@ -81,4 +81,5 @@ def _standard_error(values_N: Floats, clusters: Sequence[Hashable] | None) -> fl
         return clustered_error(values_N, np.ones_like(values_N))
     numbers: dict[Hashable, int] = {}
     cluster_N = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
-    return clustered_error(np.bincount(cluster_N, weights=values_N), np.bincount(cluster_N).astype(np.float64))
+    totals_G = np.bincount(cluster_N, weights=values_N).astype(np.float64)
+    return clustered_error(totals_G, np.bincount(cluster_N).astype(np.float64))

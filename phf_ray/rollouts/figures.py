@@ -55,7 +55,8 @@ class RoundFigures:
     weights: str
     """Of the policy that wrote the answers."""
     num_answers: int
-    num_prompts: int
+    prompt_ids: tuple[str, ...] = field(repr=False)
+    """In their order."""
     num_drawn: int
     failures: Mapping[str, int]
     """Kind of the reason (its text before the colon) -> answers."""
@@ -105,6 +106,10 @@ class RoundFigures:
     reward_by_prompt: ClusterSums = field(repr=False)
     gold_by_prompt: ClusterSums = field(repr=False)
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompt_ids)
+
 
 def round_figures(
     round_: int, rows: Sequence[RolloutRow], *, weighed: Mapping[str, float] | None = None
@@ -121,7 +126,7 @@ def round_figures(
         round=round_,
         weights=", ".join(dict.fromkeys(row.weights for row in rows)),
         num_answers=len(rows),
-        num_prompts=len(set(prompts)),
+        prompt_ids=tuple(dict.fromkeys(prompts)),
         num_drawn=len(drawn),
         failures=_failures(rows),
         reward=clustered_mean(reward_by_prompt),

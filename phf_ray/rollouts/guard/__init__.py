@@ -8,10 +8,16 @@ from typing import Any
 from phf_ray.exports import load_export
 
 _EXPORTS = {
+    "alarms_of": "alarms",
+    "metrics_row": "metrics",
+    "new_alarms": "alarms",
+    "read_figures": "read",
     "StopDecision": "stop",
     "StopRules": "stop",
     "decide": "stop",
     "first_stop": "stop",
+    "write_alpaca_farm_rollouts": "alpaca_farm",
+    "write_rounds_report": "report",
 }
 
 

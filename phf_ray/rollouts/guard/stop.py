@@ -82,15 +82,13 @@ class GoldFall:
 
 def decide(rounds: Sequence[RoundFigures], rules: StopRules) -> StopDecision:
     """Return whether the run stops after these rounds, which are all so far, in order."""
-    found = [
-        (rule, *check(rounds, limit))
-        for rule, check, limit in (
-            ("kl", _check_kl, rules.kl),
-            ("gold", _check_gold, rules.gold_patience),
-            ("rounds", _check_rounds, rules.rounds),
-        )
-        if limit is not None and rounds
-    ]
+    found: list[tuple[StopRule, bool, str]] = []
+    if rounds and rules.kl is not None:
+        found.append(("kl", *_check_kl(rounds, rules.kl)))
+    if rounds and rules.gold_patience is not None:
+        found.append(("gold", *_check_gold(rounds, rules.gold_patience)))
+    if rounds and rules.rounds is not None:
+        found.append(("rounds", *_check_rounds(rounds, rules.rounds)))
     rule = next((rule for rule, stops, _ in found if stops), None)
     return StopDecision(rule, tuple(reason for name, _, reason in sorted(found, key=lambda one: one[0] != rule)))
 
