@@ -11,6 +11,7 @@ from phf_ray.models.architecture import architecture_of
 from phf_ray.models.positions import position_limit
 from phf_ray.rollouts.algorithms.build import build_algorithm
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, StoredPrompts, plan_rollouts, store_prompts, usable_prompts
+from phf_ray.rollouts.progress import RoundLines
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.licenses import license_facts
 from phf_ray.training.driver import Helpers, Tracking, drive, plain_job, renew_card
@@ -84,8 +85,9 @@ def run_rollouts(
     def facts() -> dict[str, Any]:
         return license_facts(model_licenses(config.model, checkpoint_path=plan.checkpoint_path))
 
-    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, facts=facts)
     assert config.rollouts is not None
+    lines = RoundLines(config.rollouts.rounds)
+    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, sinks=[lines], facts=facts)
     corpora = [PurePath(source).name for source in config.rollouts.prompts]
     renew_card(run, config=config, job=job, corpora=corpora, metrics=summary["metrics"])
     return summary

@@ -129,11 +129,6 @@ class RoundMaker:
         )
         return MadeRound(number, samples, rewards, logprobs)
 
-    def stored(self, number: int) -> MadeRound:
-        """Read a whole round. Not collective."""
-        files, keys = RoundFiles(self._run, number), self._keys(self.prompts_of(number))
-        return MadeRound(number, files.read_samples(keys), files.read_rewards(keys), files.read_logprobs(keys))
-
     def _keys(self, prompts: Sequence[RolloutPrompt]) -> list[RowKey]:
         return [RowKey(prompt.id, sample) for prompt in prompts for sample in range(self._settings.samples_per_prompt)]
 

@@ -23,15 +23,18 @@ from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
 from phf_ray.rollouts.algorithms.build import build_algorithm
-from phf_ray.rollouts.figures import RoundFigures
+from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
+from phf_ray.rollouts.guard.alarms import new_alarms
+from phf_ray.rollouts.guard.metrics import metrics_row
+from phf_ray.rollouts.guard.read import read_figures, read_round, read_weighed
 from phf_ray.rollouts.guard.stop import StopRules, decide
 from phf_ray.rollouts.identity import check_rewards_identity
 from phf_ray.rollouts.order import units_of_minibatch
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, read_stored_prompts
 from phf_ray.rollouts.policies import Reference, SamplingPolicy
 from phf_ray.rollouts.rewards.build import build_rewarders
-from phf_ray.rollouts.round_arrays import arrays_of, figures_of, round_metrics
+from phf_ray.rollouts.round_arrays import arrays_of
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
 from phf_ray.rollouts.rounds import WEIGHED, RoundFiles, StoredWeighing
 from phf_ray.rollouts.token_rows import TokenRows
@@ -155,11 +158,11 @@ class RolloutWorker(Learner):
             made = self._made(number, done, watch)
             if made is None:
                 return
-            weighed, blocks = self._weighed(made)
+            blocks = self._weighed(made)
             if self._rank == 0:
-                self._remember(made)
+                self._remember(number)
                 if not done:
-                    self._log_round(made, weighed)
+                    self._log_round(made)
             self._stopped_by = from_rank_zero(self._reason_to_stop() if self._rank == 0 else None)
             if self._stopped_by is not None:
                 log.info("the run ends before the updates of round %d: %s", number, self._stopped_by)
@@ -176,8 +179,8 @@ class RolloutWorker(Learner):
             )
         return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
 
-    def _weighed(self, made: MadeRound) -> tuple[Weighed, TokenRows]:
-        """Return what the algorithm says of the round, stored and as blocks."""
+    def _weighed(self, made: MadeRound) -> TokenRows:
+        """Store what the algorithm says of the round, and return it as blocks."""
         pool = [*self._earlier(made.number), made]
         arrays = arrays_of(pool)
         state = self._state_before(made.number)
@@ -188,7 +191,7 @@ class RolloutWorker(Learner):
                 files.write_weighing(StoredWeighing(_finite(weighed.figures), weighed.state))
         samples = [row for one in pool for row in one.samples]
         prefixes = weighed.prefix_R or [self._maker.prefix_of(one.number) for one in pool for _ in one.samples]
-        return weighed, self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
+        return self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
 
     def _blocks(self, rows: TokenRows, arrays: RoundArrays, weighed: Weighed) -> TokenRows:
         blocks = rows.learned(weighed.keep_R & arrays.usable_R, weighed.channels)
@@ -234,11 +237,12 @@ class RolloutWorker(Learner):
 
     # --- What is said of them ---
 
-    def _remember(self, made: MadeRound) -> None:
-        """Add a round to the history. That of earlier starts is read from the stored rounds."""
-        for number in range(len(self._history), made.number):
-            self._history.append(figures_of(self._maker.stored(number), weights=self._weights_of(number)))
-        self._history.append(figures_of(made, weights=self._weights_of(made.number)))
+    def _remember(self, number: int) -> None:
+        """Add a stored round to the history, which begins with the rounds of earlier starts."""
+        run = self._run.path
+        if number and not self._history:
+            self._history = read_figures(run, until=number)
+        self._history.append(round_figures(number, read_round(run, number), weighed=read_weighed(run, number)))
 
     def _reason_to_stop(self) -> str | None:
         """Return why the newest round is not learned, None if it is."""
@@ -249,9 +253,11 @@ class RolloutWorker(Learner):
     def _weights_of(self, number: int) -> str:
         return f"step-{number * self._plan.steps_per_round:08d}"
 
-    def _log_round(self, made: MadeRound, weighed: Weighed) -> None:
-        figures = _finite(weighed.figures)
-        self._warn_of_constant_groups(made.number, figures)
+    def _log_round(self, made: MadeRound) -> None:
+        row = metrics_row(self._history[-1])
+        self._warn_of_constant_groups(made.number, row)
+        for alarm in new_alarms(self._history, patience=self._settings.stop.gold_patience):
+            log.warning("round %d: %s", made.number, alarm.text)
         if made.failures:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in made.failures.most_common())
             log.warning("round %d: answers without a reward are not learned: %s", made.number, reasons)
@@ -260,12 +266,10 @@ class RolloutWorker(Learner):
                 # The first step that learns it.
                 STEP: self._state.step + 1,
                 "train/tokens_seen": self._state.tokens_seen,
+                **row,
                 ROUND: made.number,
-                **round_metrics(self._history[-1]),
-                **figures,
             }
         )
-        log.info("round %d: reward %s, KL %s", made.number, figures.get("reward"), figures.get("kl"))
 
     def _warn_of_constant_groups(self, number: int, figures: Mapping[str, float]) -> None:
         constant = figures.get("rollouts/constant_groups", 0.0)
