@@ -14,6 +14,7 @@ COMMANDS = {
     "annotate": "have judges say which of two answers is better",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
+    "best-of-n": "sample answers, reward them, and keep the best",
     "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",
     "make-prompts": "write prompts from the function headers of Python's library",
