@@ -1,5 +1,9 @@
 """Rewarders as a user would write them."""
 
+import os
+import signal
+from pathlib import Path
+
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.rewards import Rewarder
 
@@ -34,3 +38,17 @@ class ShortRewarder(WordRewarder):
 
 class NotOne:
     pass
+
+
+class DyingRewarder(WordRewarder):
+    """Kills its process at the first call of all, as a machine's loss would."""
+
+    def __init__(self, mark, word="the"):
+        super().__init__(word)
+        self._mark = Path(mark)
+
+    def rewards(self, answers):
+        if not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rewards(answers)

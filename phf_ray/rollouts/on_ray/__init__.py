@@ -1,1 +1,1 @@
-"""Rollouts on Ray."""
+"""Rollouts on Ray: the runners of best-of-n and of training."""

@@ -84,6 +84,11 @@ def runs_model(spec: RewardSpec) -> bool:
     return scorer_class(spec.scorer.get("class_name")).runs_on_device
 
 
+def computes(spec: RewardSpec) -> bool:
+    """Whether the reward takes a CPU, and is not only asked for."""
+    return spec.url is None and spec.rule is None
+
+
 def _scorer_config(spec: RewardSpec, device: str | None) -> dict[str, object]:
     config = dict(spec.scorer or {"class_name": "RewardModelScorer", "path": spec.model})
     if device is not None and runs_model(spec):

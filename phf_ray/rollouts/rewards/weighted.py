@@ -19,8 +19,13 @@ class Rewards:
     by_name: Mapping[str, float | None] = field(default_factory=dict)
     gold: float | None = None
     """None: not asked for, or missing."""
-    error: str | None = None
-    """Why a reward is missing: `name: kind: details`, of all that are, joined by `; `."""
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """Name, or gold -> why that reward is missing."""
+
+    @property
+    def error(self) -> str | None:
+        """Why rewards are missing, `name: kind: details` for each; None if none is."""
+        return "; ".join(f"{name}: {one.reason}" for name, one in self.failures.items()) or None
 
 
 class WeighedRewarders:
@@ -57,12 +62,11 @@ class WeighedRewarders:
         ]
         known = [one for one in weighed if one is not None]
         missing = {**said, **({} if gold is None else {"gold": gold})}
-        errors = [f"{name}: {one.reason}" for name, one in missing.items() if isinstance(one, Failure)]
         return Rewards(
             reward=math.fsum(known) if len(known) == len(weighed) else None,
             by_name=numbers,
             gold=gold if not isinstance(gold, Failure) else None,
-            error="; ".join(errors) or None,
+            failures={name: one for name, one in missing.items() if isinstance(one, Failure)},
         )
 
 
