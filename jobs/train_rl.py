@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
-from jobs.train_lm import default_run_name
+from jobs.train_lm import default_run_name, push_once
 from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory.check(config=config.model_dump(mode="json"))
     if directory.read_summary().get("status") == "finished":
         log.info("%s is finished; nothing to do", directory.path)
+        push_once(config, directory)
         return 0
     prepared = _prepare(config, directory, checkpoint_path=checkpoint_path, stores=not arguments.dry_run)
     if arguments.dry_run:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = _train(arguments, config, prepared, directory=directory)
     if summary["checkpoint"] is not None:
         print(directory.path / summary["checkpoint"])
+        push_once(config, directory)
     missing = dict(summary.get("evaluations", {}).get("missing", {}))
     if missing:
         raise IncompleteError(

@@ -69,6 +69,9 @@ class RolloutsConfig(Section):
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """Most that a token of older weights counts."""
     penalty: PenaltyConfig = PenaltyConfig()
+    reports_kl: bool = True
+    """false: compute the log-probabilities of the reference only for an algorithm that reads them; reports then have no
+    KL, and no copy of the reference is in memory."""
     max_failed_fraction: Fraction = 0.1
     """The run stops if a larger share of a round's answers has no reward; the next start asks for these again."""
     stop: StopConfig = StopConfig()
@@ -96,6 +99,10 @@ class RolloutsConfig(Section):
             raise ValueError("place: actors is not there yet; set place: workers")
         if self.place != "workers":
             raise ValueError(f"place {self.place!r} is unknown; set place: workers")
+        if self.stop.gold_patience is not None and self.gold is None:
+            raise ValueError("stop.gold_patience compares gold rewards, and there are none; add rollouts.gold")
+        if self.stop.kl is not None and not self.reports_kl:
+            raise ValueError("stop.kl needs the KL of each round; set reports_kl: true")
         if self.max_staleness:
             raise ValueError("max_staleness: 1 is not there yet; set 0")
         return self

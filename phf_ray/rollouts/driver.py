@@ -41,17 +41,7 @@ def prepare_rollouts(
 
     `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
     """
-    assert config.algorithm is not None
-    unknown = [
-        token
-        for token in build_algorithm(config.algorithm, compat=config.feedback_compat).control_tokens
-        if token not in tokenizer.get_vocab()
-    ]
-    if unknown:
-        raise ConfigError(
-            f"algorithm {config.algorithm.name} needs the control tokens {unknown}; add them to "
-            f"tokenizer.special_tokens, and {len(unknown)} to model.num_additional_tokens"
-        )
+    _check_algorithm(config, tokenizer=tokenizer)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     context, _ = position_limit(architecture_of(starting).get_text_config())
     usable = usable_prompts(config, tokenizer=tokenizer, context=context)
@@ -62,6 +52,27 @@ def prepare_rollouts(
     plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
     accept(dataclasses.asdict(plan))
     return PreparedRun(plan, prompts, usable.left_out)
+
+
+def _check_algorithm(config: Config, *, tokenizer: Any) -> None:
+    """Raise ConfigError if the rest of the configuration does not give the algorithm what it needs."""
+    section, rollouts = config.algorithm, config.rollouts
+    assert section is not None
+    assert rollouts is not None
+    algorithm = build_algorithm(section, compat=config.feedback_compat)
+    unknown = [token for token in algorithm.control_tokens if token not in tokenizer.get_vocab()]
+    if unknown:
+        raise ConfigError(
+            f"algorithm {section.name} needs the control tokens {unknown}; add them to tokenizer.special_tokens, and "
+            f"{len(unknown)} to model.num_additional_tokens"
+        )
+    if algorithm.learns_pairs and not config.training.document_mask:
+        raise ConfigError(f"algorithm {section.name} learns pairs, which share a row; set training.document_mask: true")
+    if algorithm.learns_pairs and rollouts.temperature != 1:
+        raise ConfigError(
+            f"algorithm {section.name} compares policy and reference at temperature 1, and rollouts.temperature is "
+            f"{rollouts.temperature:g}; set it to 1"
+        )
 
 
 def run_rollouts(

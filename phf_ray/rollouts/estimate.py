@@ -29,9 +29,8 @@ def describe_rounds(config: Config, prepared: PreparedRun, *, shape: ModelShape)
     yield f"rewards      {rewards}" + ("" if rollouts.gold is None else f"; gold: {rollouts.gold.called}")
     yield f"algorithm    {algorithm.name}"
     yield f"parameters   {shape.num_parameters:,}, {shape.num_trained:,} trained"
-    has_own = (built.needs_reference or built.needs_reference_states) and (
-        config.model.lora is None or built.needs_reference_states
-    )
+    needs_reference = rollouts.reports_kl or built.needs_reference or built.needs_reference_states
+    has_own = needs_reference and (config.model.lora is None or built.needs_reference_states)
     # Weights in fp32, gradients and Adam's two moments; the reference has weights alone.
     memory = 4.0 * shape.num_parameters * (2 if has_own else 1) + 12.0 * shape.num_trained
     reference = "with the reference's" if has_own else "without a reference of its own"

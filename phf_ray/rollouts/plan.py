@@ -104,8 +104,9 @@ def usable_prompts(config: Config, *, tokenizer: Any, context: int | None) -> Us
         else:
             kept.append(prompt)
             longest = max(longest, length)
+    num_read = len(kept) + sum(left_out.values())
     for reason, number in left_out.items():
-        log.warning("%d of %d prompts are left out: %s", number, number + len(kept), _REASONS.get(reason, reason))
+        log.warning("%d of %d prompts are left out: %s", number, num_read, _REASONS.get(reason, reason))
     if not kept:
         raise ConfigError(
             f"rollouts.prompts: all {left_out['too_long']} prompts are longer than {most} tokens, which is what "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from phf_ray.checkpoint import CheckpointInfo, Control, RowInfo
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import DataError
 from phf_ray.generation.chat import template_source
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
@@ -85,7 +85,7 @@ class RolloutWorker(Learner):
     def _build_maker(self, rewarders: Any) -> RoundMaker:
         config, settings = self._config, self._settings
         algorithm = self._algorithm
-        needs_reference = algorithm.needs_reference or algorithm.needs_reference_states or settings.stop.kl is not None
+        needs_reference = settings.reports_kl or algorithm.needs_reference or algorithm.needs_reference_states
         precision = config.training.precision
         return RoundMaker(
             settings,
@@ -197,11 +197,6 @@ class RolloutWorker(Learner):
         blocks = rows.learned(weighed.keep_R & arrays.usable_R, weighed.channels)
         if weighed.pairs is None:
             return blocks
-        if not self._config.training.document_mask:
-            raise ConfigError(
-                f"algorithm {self._config.algorithm.name} learns pairs, which share a row; "  # type: ignore[union-attr]
-                "set training.document_mask: true"
-            )
         return blocks.paired(weighed.pairs, num_units=len(arrays.rewards_R) // 2)
 
     def _earlier(self, number: int) -> list[MadeRound]:

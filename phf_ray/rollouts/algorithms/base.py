@@ -121,6 +121,8 @@ class Algorithm(ABC):
     """Whether `weigh` reads the values of a round's tokens, and the objective learns them."""
     needs_reference_states: bool = False
     """Whether the objective runs the reference at each step, to compare whole distributions."""
+    learns_pairs: ClassVar[bool] = False
+    """Whether `weigh` returns pairs. They share a row, and are compared with the reference at temperature 1."""
     num_pool_rounds: int = 1
     """How many rounds, the newest last, `weigh` gets as one: rows of earlier rounds stand before this round's."""
     control_tokens: tuple[str, ...] = ()

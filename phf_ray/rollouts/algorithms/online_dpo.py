@@ -23,6 +23,7 @@ class OnlineDPO(Algorithm):
     """
 
     needs_reference = True
+    learns_pairs = True
 
     def __init__(self, config: OnlineDPOConfig) -> None:
         self.config = config

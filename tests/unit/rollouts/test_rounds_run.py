@@ -159,6 +159,8 @@ def test_prompts_longer_than_the_context_leaves_are_left_out_and_told(folder, tm
         ({"place": "http://localhost:8000"}, "a server has no fresh weights of the policy"),
         ({"place": "actors"}, "not there yet"),
         ({"max_staleness": 1}, "not there yet"),
+        ({"stop": {"gold_patience": 3}}, "add rollouts.gold"),
+        ({"stop": {"kl": 3}, "reports_kl": False}, "set reports_kl: true"),
         ({"samples_per_prompt": 1}, "raise it to at least 2"),
         ({"minibatches": 13}, "of 12 answers a round"),
         ({"algorithm": {"name": "ppo"}}, "value_head_config"),
@@ -181,6 +183,15 @@ def test_sections_of_rounds_come_together_and_have_an_objective_of_their_own(fol
 def test_quark_with_control_tokens_that_the_tokenizer_lacks_is_refused(folder):
     with pytest.raises(ConfigError, match=r"needs the control tokens \['<reward_0>'"):
         prepared(rollout_config(folder, algorithm={"name": "quark", "best_only": False}), folder)
+
+
+def test_pairs_need_rows_of_their_own_and_the_references_temperature(folder):
+    algorithm = {"name": "online_dpo"}
+    with pytest.raises(ConfigError, match=r"set training\.document_mask: true"):
+        prepared(rollout_config(folder, algorithm=algorithm), folder)
+    masked = {"document_mask": True}
+    with pytest.raises(ConfigError, match=r"rollouts\.temperature is 0\.7; set it to 1"):
+        prepared(rollout_config(folder, algorithm=algorithm, temperature=0.7, training=masked), folder)
 
 
 # --- Kinds of models and algorithms -------------------------------------------------------------------------------
