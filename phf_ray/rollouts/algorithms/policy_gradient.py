@@ -34,6 +34,8 @@ class PolicyGradientAlgorithm(Algorithm):
             if self.needs_reference:
                 raise DataError("the reference's log-probabilities are missing, and the KL has a price: kl_coef")
             return np.zeros_like(arrays.policy_RT)
+        # DIFFERS: phf-ray charges for the KL as it is estimated; AlpacaFarm's PPO takes 0 where a token's estimate is
+        # negative, which is a bias.
         return kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")
 
     def kl_coef(self, state: State) -> float:
