@@ -157,10 +157,10 @@ def round_figures(arrays: RoundArrays) -> dict[str, float]:
         figures["rollouts/constant_groups"] = float(constant)
         if len(known):
             figures["frac_reward_zero_std"] = constant / len(known)
+            figures["reward_std"] = float(np.nanstd(known, axis=1, ddof=1).mean())
     if usable_R.any():
         rewards = arrays.rewards_R[usable_R]
         figures["objective/rewards"] = figures["reward"] = float(rewards.mean())
-        figures["reward_std"] = float(rewards.std(ddof=1)) if len(rewards) > 1 else 0.0
         figures["completions/mean_length"] = float(arrays.mask_RT[usable_R].sum(axis=1).mean())
         if arrays.reference_RT is not None:
             kl_RT = kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")[usable_R]

@@ -207,6 +207,14 @@ def test_figures_by_hand():
     assert figures["ppo/policy/clipfrac"] == 1
     assert figures["ppo/policy/ratio"] == pytest.approx(1.25)
     assert figures["ppo/policy/approxkl"] == pytest.approx(np.log(1.25) ** 2 / 2)
+    batch["channels_BS"] |= {"return": torch.full((1, LENGTH), 2.0), "old_value": torch.full((1, LENGTH), 0.5)}
+    batch["values_BS"] = torch.ones(1, LENGTH, dtype=torch.float64)
+    objective = build(value_coef=0.1)
+    figures = objective.summarize(objective(**batch).metrics)
+    # The value 1 is clipped to .7, 1.3 below the return.
+    assert figures["ppo/loss/value"] == pytest.approx(0.845)
+    assert figures["ppo/loss/total"] == figures["loss"] == pytest.approx(0.65 + 0.0845)
+    assert (figures["ppo/val/vpred"], figures["ppo/val/clipfrac"]) == (1, 1)
 
 
 def test_a_policy_that_has_run_away_stays_a_number():

@@ -48,6 +48,7 @@ def test_rloo_by_hand():
     assert weighed.figures["objective/kl_sum_seq"] == weighed.figures["kl"] == 1.5
     assert weighed.figures["objective/kl_avg_seq"] == 1
     assert weighed.figures["objective/rewards"] == weighed.figures["reward"] == 4.5
+    assert weighed.figures["reward_std"] == pytest.approx(np.sqrt(4.5))  # of a prompt's samples
     assert weighed.figures["objective/non_score_rewards"] == -0.75
     assert weighed.figures["objective/shaped_rewards"] == 3.75
 
