@@ -98,7 +98,7 @@ class PolicyGradient(Objective):
             )
         tokens = LearnedTokens(targets, over=settings.aggregation)
         logprobs, old = tokens.of(targets.logprobs_N), tokens.channel(OLD)
-        log_ratio = np.clip(logprobs - old, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+        log_ratio = _bounded(logprobs - old)
         losses, slopes = ppo_loss(
             np.exp(log_ratio), tokens.channel(ADVANTAGE), clip=settings.clip, dual_clip=settings.dual_clip
         )
@@ -112,7 +112,7 @@ class PolicyGradient(Objective):
             "importance": importance,
         }
         if settings.kl_loss is not None:
-            log_reference = logprobs - tokens.channel(REFERENCE)
+            log_reference = _bounded(logprobs - tokens.channel(REFERENCE))
             figures["kl_loss"] = kl_estimate(log_reference, settings.kl_loss)
             losses = losses + settings.kl_coef * figures["kl_loss"]
             policy_slopes = policy_slopes + settings.kl_coef * kl_slope(log_reference, settings.kl_loss)
@@ -135,8 +135,7 @@ class PolicyGradient(Objective):
         behaviour = tokens.optional_channel(BEHAVIOUR)
         if behaviour is None:
             return np.ones_like(old)
-        log_ratio = np.minimum(old - behaviour, _LARGEST_LOG_RATIO)
-        return np.minimum(np.exp(log_ratio), self.settings.importance_cap)
+        return np.minimum(np.exp(_bounded(old - behaviour)), self.settings.importance_cap)
 
     def _value_loss(self, tokens: LearnedTokens, values_N: Tensor) -> tuple[Tensor, dict[str, Floats]]:
         """Return the loss, whose gradient for the values is that of `value_loss`, and figures of the tokens."""
@@ -167,6 +166,10 @@ class PolicyGradient(Objective):
         figures["clip_ratio"] = figures["ppo/policy/clipfrac"]
         figures["ppo/policy/approxkl"] = ratio(total["sum/squared_log_ratio"], num_tokens) / 2
         return figures
+
+
+def _bounded(log_ratio: Floats) -> Floats:
+    return np.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
 
 
 def _statistics(figures: Mapping[str, Floats], tokens: LearnedTokens, *, device: torch.device) -> Statistics:

@@ -326,6 +326,8 @@ def test_rows_out_of_order_are_refused():
         ({"name": "raft", "keep": 0}, "keep"),
         ({"name": "ppo", "lamda": 1}, "lamda"),
         ({"name": "ppo", "dual_clip": 0.5}, "dual_clip"),
+        ({"name": "online_dpo", "loss_type": "sigmiod"}, "sigmiod"),
+        ({"name": "reward_conditioning", "good": "a", "bad": "a"}, "both a"),
         ({"name": "rloo", "kl_target": 6, "kl_coef": 0}, "kl_coef, which is 0"),
     ],
 )
