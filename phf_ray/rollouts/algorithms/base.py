@@ -4,7 +4,6 @@ Shapes: R rows of a round, ordered by (prompt, sample); T tokens of the longest 
 A reward is higher-is-better. A row whose reward is NaN failed: it is left out and counted.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,9 +79,6 @@ class RoundArrays:
         """Return the tokens of these rows, (R, T)."""
         found: NDArray[np.bool_] = self.mask_RT & rows_R[:, None]
         return found
-
-    def with_rewards(self, rewards_R: Floats) -> "RoundArrays":
-        return dataclasses.replace(self, rewards_R=rewards_R)
 
 
 def _num_samples(prompt_R: NDArray[np.int64]) -> int | None:

@@ -288,6 +288,7 @@ def test_grpo_refuses_a_loss_whose_gradient_is_not_the_kls():
     # No price in the reward, too.
     assert weighed.channels["advantage"][0, 0] == -weighed.channels["advantage"][1, 0]
     assert weighed.figures["objective/shaped_rewards"] == 2
+    assert weighed.figures["objective/kl_coef"] == weighed.state["kl_coef"] == 0.04
     assert "kl_loss" not in build_algorithm({"name": "grpo", "kl": "k2", "kl_coef": 0}).objective()
 
 
