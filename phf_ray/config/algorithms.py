@@ -154,6 +154,12 @@ class RewardConditioningConfig(_AlgorithmSection):
     """Control token before the prompt of a good sample, and before all prompts when sampling."""
     bad: str = "<|misaligned|>"
 
+    @model_validator(mode="after")
+    def _tokens_differ(self) -> Self:
+        if self.good == self.bad:
+            raise ValueError(f"good and bad are both {self.good}; samples need two different tokens")
+        return self
+
     @property
     def tokens(self) -> list[str]:
         return [self.good, self.bad]

@@ -98,7 +98,7 @@ class PolicyGradient(Objective):
             )
         tokens = LearnedTokens(targets, over=settings.aggregation)
         logprobs, old = tokens.of(targets.logprobs_N), tokens.channel(OLD)
-        log_ratio = np.clip(logprobs - old, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+        log_ratio = _bounded(logprobs - old)
         losses, slopes = ppo_loss(
             np.exp(log_ratio), tokens.channel(ADVANTAGE), clip=settings.clip, dual_clip=settings.dual_clip
         )
@@ -112,13 +112,14 @@ class PolicyGradient(Objective):
             "importance": importance,
         }
         if settings.kl_loss is not None:
-            log_reference = logprobs - tokens.channel(REFERENCE)
+            log_reference = _bounded(logprobs - tokens.channel(REFERENCE))
             figures["kl_loss"] = kl_estimate(log_reference, settings.kl_loss)
             losses = losses + settings.kl_coef * figures["kl_loss"]
             policy_slopes = policy_slopes + settings.kl_coef * kl_slope(log_reference, settings.kl_loss)
         loss_of_values = None
         if settings.value_coef > 0 and values_N is not None:
-            loss_of_values, figures["value_loss"] = self._value_loss(tokens, values_N)
+            loss_of_values, of_values = self._value_loss(tokens, values_N)
+            figures |= of_values
         weights_N = tokens.spread(-tokens.weights * policy_slopes, like=targets.logprobs_N)
         return Weights(
             weights_N,
@@ -134,18 +135,17 @@ class PolicyGradient(Objective):
         behaviour = tokens.optional_channel(BEHAVIOUR)
         if behaviour is None:
             return np.ones_like(old)
-        log_ratio = np.minimum(old - behaviour, _LARGEST_LOG_RATIO)
-        return np.minimum(np.exp(log_ratio), self.settings.importance_cap)
+        return np.minimum(np.exp(_bounded(old - behaviour)), self.settings.importance_cap)
 
-    def _value_loss(self, tokens: LearnedTokens, values_N: Tensor) -> tuple[Tensor, Floats]:
-        """Return the loss, whose gradient for the values is that of `value_loss`, and the losses of the tokens."""
-        losses, slopes = value_loss(
-            tokens.of(values_N), tokens.channel(OLD_VALUE), tokens.channel(RETURN), clip=self.settings.value_clip
-        )
+    def _value_loss(self, tokens: LearnedTokens, values_N: Tensor) -> tuple[Tensor, dict[str, Floats]]:
+        """Return the loss, whose gradient for the values is that of `value_loss`, and figures of the tokens."""
+        clip, values, old_values = self.settings.value_clip, tokens.of(values_N), tokens.channel(OLD_VALUE)
+        losses, slopes = value_loss(values, old_values, tokens.channel(RETURN), clip=clip)
         scale = self.settings.value_coef * tokens.weights
         sum_of_losses = torch.tensor(float((scale * losses).sum()), dtype=values_N.dtype, device=values_N.device)
         linear = (tokens.spread(scale * slopes, like=values_N) * values_N).sum()
-        return sum_of_losses + (linear - linear.detach()), losses
+        figures = {"value_loss": losses, "value": values, "value_clipped": np.abs(values - old_values) > clip}
+        return sum_of_losses + (linear - linear.detach()), figures
 
     def _summarize(self, total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
         num_tokens = total["sum/num_tokens"]
@@ -156,13 +156,20 @@ class PolicyGradient(Objective):
             "importance": "ppo/policy/importance",
             "kl_loss": "ppo/loss/kl",
             "value_loss": "ppo/loss/value",
+            "value": "ppo/val/vpred",
+            "value_clipped": "ppo/val/clipfrac",
         }
         figures = {
             shown: ratio(total[f"sum/{name}"], num_tokens) for name, shown in names.items() if f"sum/{name}" in total
         }
+        figures["ppo/loss/total"] = ratio(total["sum/loss"], total["sum/num_targets"])
         figures["clip_ratio"] = figures["ppo/policy/clipfrac"]
         figures["ppo/policy/approxkl"] = ratio(total["sum/squared_log_ratio"], num_tokens) / 2
         return figures
+
+
+def _bounded(log_ratio: Floats) -> Floats:
+    return np.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
 
 
 def _statistics(figures: Mapping[str, Floats], tokens: LearnedTokens, *, device: torch.device) -> Statistics:

@@ -108,6 +108,8 @@ class WeightedLikelihood(Objective):
 
 def _first_rows(operands: Operands, num_tokens: int) -> Operands:
     bias_V = operands.bias_V
+    if num_tokens == len(operands.head_VD):  # a part's gradient would be copied into one of the whole
+        return operands
     return Operands(operands.hidden_ND, operands.head_VD[:num_tokens], None if bias_V is None else bias_V[:num_tokens])
 
 

@@ -19,6 +19,8 @@ def whitened(values_RT: ArrayLike, mask_RT: ArrayLike, *, keeps_mean: bool = Fal
     mask_RT = mask_of(mask_RT, shape=values_RT.shape)
     if not mask_RT.any():
         return np.zeros_like(values_RT)
+    # DIFFERS: phf-ray whitens the tokens of completions; AlpacaFarm's PPO counts the padding behind them, too, and in
+    # advantages and losses.
     kept = values_RT[mask_RT]
     centred_RT = np.where(mask_RT, values_RT - kept.mean(), 0.0)
     scaled_RT = centred_RT / (kept.std() + _EPSILON)

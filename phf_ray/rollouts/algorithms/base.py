@@ -4,7 +4,6 @@ Shapes: R rows of a round, ordered by (prompt, sample); T tokens of the longest 
 A reward is higher-is-better. A row whose reward is NaN failed: it is left out and counted.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,9 +80,6 @@ class RoundArrays:
         found: NDArray[np.bool_] = self.mask_RT & rows_R[:, None]
         return found
 
-    def with_rewards(self, rewards_R: Floats) -> "RoundArrays":
-        return dataclasses.replace(self, rewards_R=rewards_R)
-
 
 def _num_samples(prompt_R: NDArray[np.int64]) -> int | None:
     """None: the rows are not in order, or the prompts have different numbers of samples."""
@@ -159,10 +155,10 @@ def round_figures(arrays: RoundArrays) -> dict[str, float]:
         figures["rollouts/constant_groups"] = float(constant)
         if len(known):
             figures["frac_reward_zero_std"] = constant / len(known)
+            figures["reward_std"] = float(np.nanstd(known, axis=1, ddof=1).mean())
     if usable_R.any():
         rewards = arrays.rewards_R[usable_R]
         figures["objective/rewards"] = figures["reward"] = float(rewards.mean())
-        figures["reward_std"] = float(rewards.std(ddof=1)) if len(rewards) > 1 else 0.0
         figures["completions/mean_length"] = float(arrays.mask_RT[usable_R].sum(axis=1).mean())
         if arrays.reference_RT is not None:
             kl_RT = kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")[usable_R]

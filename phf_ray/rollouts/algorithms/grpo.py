@@ -40,9 +40,8 @@ class GRPO(PolicyGradientAlgorithm):
         # DIFFERS: phf-ray charges for the KL in the reward; TRL takes the k3 estimate as a loss.
         return super().objective() | {"kl_loss": self.settings.kl, "kl_coef": self.settings.kl_coef}
 
-    def kl_coef(self, state: State) -> float:
-        """Return the price in the reward."""
-        return super().kl_coef(state) if self.settings.kl == "reward" else 0.0
+    def price(self, state: State) -> float:
+        return super().price(state) if self.settings.kl == "reward" else 0.0
 
     def weigh(self, arrays: RoundArrays, state: State) -> Weighed:
         settings = self.settings

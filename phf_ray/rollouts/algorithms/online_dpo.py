@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from phf_ray.config.algorithms import OnlineDPOConfig
 from phf_ray.errors import DataError
 from phf_ray.measures.numbers import Floats
+from phf_ray.objectives.pairs import check_settings
 from phf_ray.rollouts.algorithms.base import Algorithm, RoundArrays, State, Weighed, as_channel, round_figures
 
 _ROUND = "round"
@@ -26,6 +27,7 @@ class OnlineDPO(Algorithm):
     learns_pairs = True
 
     def __init__(self, config: OnlineDPOConfig) -> None:
+        check_settings(config.loss_type, beta=config.beta, label_smoothing=config.label_smoothing)
         self.config = config
 
     def weigh(self, arrays: RoundArrays, state: State) -> Weighed:

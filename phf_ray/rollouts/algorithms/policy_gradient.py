@@ -34,15 +34,21 @@ class PolicyGradientAlgorithm(Algorithm):
             if self.needs_reference:
                 raise DataError("the reference's log-probabilities are missing, and the KL has a price: kl_coef")
             return np.zeros_like(arrays.policy_RT)
+        # DIFFERS: phf-ray charges for the KL as it is estimated; AlpacaFarm's PPO takes 0 where a token's estimate is
+        # negative, which is a bias.
         return kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")
 
     def kl_coef(self, state: State) -> float:
         return float(state.get(KL_COEF, self.config.kl_coef))
 
+    def price(self, state: State) -> float:
+        """Return the price of a nat in the reward."""
+        return self.kl_coef(state)
+
     def token_rewards(self, arrays: RoundArrays, state: State) -> Floats:
         """Return each token's reward: minus the price of its KL, and at a row's last token its reward; 0 for rows that
         can't be used."""
-        rewards_RT = -self.kl_coef(state) * self.kl(arrays)
+        rewards_RT = -self.price(state) * self.kl(arrays)
         rows = np.flatnonzero(arrays.usable_R)
         if len(rows):
             last = arrays.mask_RT.shape[1] - 1 - np.argmax(arrays.mask_RT[rows, ::-1], axis=1)
@@ -65,7 +71,7 @@ class PolicyGradientAlgorithm(Algorithm):
     def _price_figures(self, arrays: RoundArrays, state: State) -> dict[str, float]:
         figures, usable_R = {"objective/kl_coef": self.kl_coef(state)}, arrays.usable_R
         if usable_R.any():
-            price = self.kl_coef(state) * self.kl(arrays)[usable_R].sum(axis=1).mean()
+            price = self.price(state) * self.kl(arrays)[usable_R].sum(axis=1).mean()
             figures["objective/non_score_rewards"] = -float(price)
             figures["objective/shaped_rewards"] = float(self.token_rewards(arrays, state)[usable_R].sum(axis=1).mean())
         return figures

@@ -70,6 +70,7 @@ class RewardConditioning(Algorithm):
 def _quantiles(arrays: RoundArrays, sizes: list[int]) -> NDArray[np.int64]:
     """Return the number of each row's quantile, 0 for the best; _NONE for rows that can't be used. Of equal rows the
     first ones are the better."""
+    # DIFFERS: phf-ray ranks the samples of a round; AlpacaFarm's Quark those of each process by themselves.
     rows = np.flatnonzero(arrays.usable_R)
     order = rows[np.argsort(-arrays.rewards_R[rows], kind="stable")]
     quantile_R = np.full(len(arrays.usable_R), _NONE)

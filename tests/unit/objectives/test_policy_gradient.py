@@ -207,19 +207,25 @@ def test_figures_by_hand():
     assert figures["ppo/policy/clipfrac"] == 1
     assert figures["ppo/policy/ratio"] == pytest.approx(1.25)
     assert figures["ppo/policy/approxkl"] == pytest.approx(np.log(1.25) ** 2 / 2)
+    batch["channels_BS"] |= {"return": torch.full((1, LENGTH), 2.0), "old_value": torch.full((1, LENGTH), 0.5)}
+    batch["values_BS"] = torch.ones(1, LENGTH, dtype=torch.float64)
+    objective = build(value_coef=0.1)
+    figures = objective.summarize(objective(**batch).metrics)
+    # The value 1 is clipped to .7, 1.3 below the return.
+    assert figures["ppo/loss/value"] == pytest.approx(0.845)
+    assert figures["ppo/loss/total"] == figures["loss"] == pytest.approx(0.65 + 0.0845)
+    assert (figures["ppo/val/vpred"], figures["ppo/val/clipfrac"]) == (1, 1)
 
 
-def test_a_policy_that_has_run_away_stays_a_number():
+@pytest.mark.parametrize("logprob", [-900.0, 900.0])
+@pytest.mark.parametrize("name", ["old_logprob", "reference_logprob", "behaviour_logprob"])
+def test_a_policy_that_has_run_away_stays_a_number(name, logprob):
     batch = make_batch()
-    for old in (-900.0, 900.0):
-        channels = {
-            name: torch.full_like(values, old) if name == "old_logprob" else values
-            for name, values in without(batch, "behaviour_logprob")["channels_BS"].items()
-        }
-        out = build()(**{**batch, "channels_BS": channels})
-        assert all(
-            gradient.isfinite().all() for gradient in torch.autograd.grad(out.loss, [batch[name] for name in LEAVES])
-        )
+    batch["channels_BS"][name] = torch.full_like(batch["channels_BS"][name], logprob)
+    out = build(kl_loss="k3", kl_coef=0.1)(**batch)
+    gradients = torch.autograd.grad(out.loss, [batch[name] for name in LEAVES])
+    # In the single precision of training, too.
+    assert all(gradient.float().isfinite().all() for gradient in [out.loss, *gradients])
 
 
 def test_what_the_objective_reads_must_be_there():

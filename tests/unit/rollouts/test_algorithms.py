@@ -48,6 +48,7 @@ def test_rloo_by_hand():
     assert weighed.figures["objective/kl_sum_seq"] == weighed.figures["kl"] == 1.5
     assert weighed.figures["objective/kl_avg_seq"] == 1
     assert weighed.figures["objective/rewards"] == weighed.figures["reward"] == 4.5
+    assert weighed.figures["reward_std"] == pytest.approx(np.sqrt(4.5))  # of a prompt's samples
     assert weighed.figures["objective/non_score_rewards"] == -0.75
     assert weighed.figures["objective/shaped_rewards"] == 3.75
 
@@ -287,6 +288,7 @@ def test_grpo_refuses_a_loss_whose_gradient_is_not_the_kls():
     # No price in the reward, too.
     assert weighed.channels["advantage"][0, 0] == -weighed.channels["advantage"][1, 0]
     assert weighed.figures["objective/shaped_rewards"] == 2
+    assert weighed.figures["objective/kl_coef"] == weighed.state["kl_coef"] == 0.04
     assert "kl_loss" not in build_algorithm({"name": "grpo", "kl": "k2", "kl_coef": 0}).objective()
 
 
@@ -325,6 +327,8 @@ def test_rows_out_of_order_are_refused():
         ({"name": "raft", "keep": 0}, "keep"),
         ({"name": "ppo", "lamda": 1}, "lamda"),
         ({"name": "ppo", "dual_clip": 0.5}, "dual_clip"),
+        ({"name": "online_dpo", "loss_type": "sigmiod"}, "sigmiod"),
+        ({"name": "reward_conditioning", "good": "a", "bad": "a"}, "both a"),
         ({"name": "rloo", "kl_target": 6, "kl_coef": 0}, "kl_coef, which is 0"),
     ],
 )
