@@ -86,6 +86,17 @@ def test_what_is_stored_is_read_as_it_was_written(tmp_path):
     assert figures == round_figures(0, found, weighed={"reward": 1.5, "kl_coef": 0.05})
 
 
+def test_a_reward_stored_as_nan_is_one_that_failed(tmp_path):
+    write_round(tmp_path, 0, [rollout_row("a", reward=math.nan, gold=math.nan), rollout_row("b", reward=2.0, gold=1.0)])
+    (figures,) = read_figures(tmp_path)
+    assert (figures.reward.mean, figures.gold.mean, figures.num_without_reward, figures.num_without_gold) == (
+        2,
+        1,
+        1,
+        1,
+    )
+
+
 def test_a_round_under_way_does_not_count_and_a_gap_is_an_error(tmp_path):
     for number in range(3):
         write_round(tmp_path, number, [rollout_row("a"), rollout_row("b")])
