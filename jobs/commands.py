@@ -14,6 +14,7 @@ COMMANDS = {
     "annotate": "have judges say which of two answers is better",
     "build-blocks": "build token blocks ahead of training",
     "train-lm": "train a language model on scored corpora",
+    "train-rl": "train a language model on rewards of its own answers",
     "rollouts-report": "draw the page of a run of rounds: gold, reward, KL, samples",
     "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",

@@ -226,6 +226,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
+    if config.rollouts is not None:
+        raise ConfigError("the method learns from rounds of its own answers; start it with `phf train-rl`")
     if not config.dataset.datasets:
         raise ConfigError(
             "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "

@@ -17,6 +17,7 @@ from phf_ray.config.algorithms import (
     REINFORCEPlusPlusConfig,
     RewardConditioningConfig,
     RLOOConfig,
+    problems_of_algorithm,
 )
 from phf_ray.config.annotators import (
     AnnotatorConfig,
@@ -140,6 +141,7 @@ __all__ = [
     "parse_rewards",
     "parse_section",
     "pool_path",
+    "problems_of_algorithm",
     "read_yaml",
     "same_value",
     "shipped_folder",

@@ -1,10 +1,12 @@
 """Section `algorithm`: what is learned from a round of samples, one class per algorithm, chosen by `name`."""
 
+from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from phf_ray.config.base import Fraction, Positive, Section
+from phf_ray.config.model import ModelConfig
 
 Coefficient = Annotated[float, Field(ge=0)]
 Range = Annotated[float, Field(gt=0)]
@@ -15,8 +17,20 @@ class _AlgorithmSection(Section):
     """Whether the model needs a value head."""
     smallest_group: ClassVar[int] = 1
     """Samples of a prompt that the algorithm needs, because it compares them."""
+    needs_temperature_1: ClassVar[bool] = False
+    """Whether its loss reads log-probabilities of the model itself, and not of its logits / temperature."""
     is_on_policy: ClassVar[bool] = False
     """Whether samples must come from the policy that learns, or from one a little older."""
+
+    @property
+    def smallest_round(self) -> int:
+        """Samples of all prompts that the algorithm needs."""
+        return self.smallest_group
+
+    @property
+    def tokens(self) -> list[str]:
+        """Control tokens that the tokenizer needs, in front of prompts; the first one goes before those to sample."""
+        return []
 
 
 class PolicyGradientSection(_AlgorithmSection):
@@ -34,6 +48,12 @@ class PolicyGradientSection(_AlgorithmSection):
     aggregation: Literal["tokens", "sequences"] = "tokens"
     """tokens: every token weighs alike, so that a gradient is that of the sequences' rewards. sequences: every
     completion weighs alike, so that a token of a short one weighs more."""
+
+    @model_validator(mode="after")
+    def _target_has_a_price(self) -> Self:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target multiplies kl_coef, which is 0; give kl_coef a value to start from")
+        return self
 
 
 class PPOConfig(PolicyGradientSection):
@@ -119,8 +139,11 @@ class QuarkConfig(_AlgorithmSection):
 
     @property
     def tokens(self) -> list[str]:
-        """Control tokens, the best first; the tokenizer needs them unless only the best are learned."""
         return [] if self.best_only else [f"<reward_{number}>" for number in range(self.num_quantiles)]
+
+    @property
+    def smallest_round(self) -> int:
+        return self.num_quantiles
 
 
 class RewardConditioningConfig(_AlgorithmSection):
@@ -131,9 +154,18 @@ class RewardConditioningConfig(_AlgorithmSection):
     """Control token before the prompt of a good sample, and before all prompts when sampling."""
     bad: str = "<|misaligned|>"
 
+    @property
+    def tokens(self) -> list[str]:
+        return [self.good, self.bad]
+
+    @property
+    def smallest_round(self) -> int:
+        return 2
+
 
 class OnlineDPOConfig(_AlgorithmSection):
     smallest_group = 2
+    needs_temperature_1 = True
 
     name: Literal["online_dpo"]
     pairing: Literal["best_worst", "higher", "drawn"] = "best_worst"
@@ -161,3 +193,34 @@ AlgorithmConfig = Annotated[
     | OnlineDPOConfig,
     Field(discriminator="name"),
 ]
+
+
+def problems_of_algorithm(
+    algorithm: AlgorithmConfig,
+    *,
+    model: ModelConfig,
+    special_tokens: Collection[str],
+    prompts_per_round: int,
+    samples_per_prompt: int,
+    temperature: float,
+) -> list[str]:
+    """Say what of the rest of the configuration the algorithm can't work with, and what to do."""
+    problems = []
+    name = f"algorithm {algorithm.name}"
+    value_head = model.model_kwargs.value_head_config
+    if algorithm.learns_values and (value_head is None or value_head.is_bounded):
+        problems.append(
+            f"{name} learns values of any size; set model.model_kwargs.value_head_config: {{is_bounded: false}}"
+        )
+    if samples_per_prompt < algorithm.smallest_group:
+        problems.append(
+            f"{name} compares samples of one prompt, and rollouts.samples_per_prompt is {samples_per_prompt}; set it "
+            f"to {algorithm.smallest_group} or more"
+        )
+    if (size := prompts_per_round * samples_per_prompt) < algorithm.smallest_round:
+        problems.append(f"{name} needs {algorithm.smallest_round} samples in a round, which has {size}; draw more")
+    if missing := [token for token in algorithm.tokens if token not in special_tokens]:
+        problems.append(f"{name} puts {', '.join(missing)} before prompts; add it to tokenizer.special_tokens")
+    if algorithm.needs_temperature_1 and temperature != 1:
+        problems.append(f"{name} compares log-probabilities at temperature 1; rollouts.temperature is {temperature:g}")
+    return problems

@@ -103,12 +103,8 @@ class Config(Section):
                 f"training.tokens_already_seen={self.training.tokens_already_seen} leaves no tokens of "
                 f"training.num_tokens={self.training.num_tokens} to train on; raise num_tokens"
             )
-        objective = self.objective
-        if isinstance(objective, AWRConfig):
-            if self.original is None and objective.alpha == 1:
-                problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
-            if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
-                problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        if isinstance(self.objective, AWRConfig):
+            problems += self._problems_of_awr(self.objective)
         if self.trains_reward_model:
             problems += self._problems_of_reward_model()
         problems += self._problems_of_rollouts()
@@ -118,6 +114,17 @@ class Config(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_awr(self, objective: AWRConfig) -> list[str]:
+        problems = []
+        value_head = self.model.model_kwargs.value_head_config
+        if self.original is None and objective.alpha == 1:
+            problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
+        if value_head is not None and not value_head.is_bounded:
+            problems.append("objective AWR learns values between -1 and 0; remove value_head_config.is_bounded")
+        if objective.fixed_value is None and value_head is None:
+            problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        return problems
 
     def _problems_of_reward_model(self) -> list[str]:
         """A reward model writes no text, and says one number of a whole text."""

@@ -1,14 +1,17 @@
 """Drives a run of rounds from its start to its summary, as `training/driver.py` drives one on blocks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from phf_ray.config import Config
+from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of
 from phf_ray.models.positions import position_limit
+from phf_ray.rollouts.algorithms.build import build_algorithm
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, StoredPrompts, plan_rollouts, store_prompts, usable_prompts
+from phf_ray.rollouts.progress import RoundLines
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.licenses import license_facts
 from phf_ray.training.driver import Helpers, Tracking, drive, plain_job, renew_card
@@ -21,6 +24,8 @@ from phf_ray.training.start import initial_model, starting_model
 class PreparedRun:
     plan: RolloutPlan
     prompts: StoredPrompts
+    left_out: Mapping[str, int]
+    """Why prompts can't be answered -> how many."""
 
 
 def prepare_rollouts(
@@ -30,21 +35,33 @@ def prepare_rollouts(
     checkpoint_path: str | None,
     folder: str,
     accept: Callable[[dict[str, Any]], None] = lambda _: None,
+    stores: bool = True,
 ) -> PreparedRun:
     """Read the prompts, leave out what can't be answered, store the others in `folder`, and plan the run.
 
-    `accept` is told the plan, and raises an error if it can't be that of the run.
+    `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
     """
+    assert config.algorithm is not None
+    unknown = [
+        token
+        for token in build_algorithm(config.algorithm, compat=config.feedback_compat).control_tokens
+        if token not in tokenizer.get_vocab()
+    ]
+    if unknown:
+        raise ConfigError(
+            f"algorithm {config.algorithm.name} needs the control tokens {unknown}; add them to "
+            f"tokenizer.special_tokens, and {len(unknown)} to model.num_additional_tokens"
+        )
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     context, _ = position_limit(architecture_of(starting).get_text_config())
     usable = usable_prompts(config, tokenizer=tokenizer, context=context)
-    prompts = store_prompts(usable.prompts, folder=folder, longest=usable.longest)
+    prompts = store_prompts(usable, folder=folder, stores=stores)
     start = identity_of_start(
         config, checkpoint_path, lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     )
     plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
     accept(dataclasses.asdict(plan))
-    return PreparedRun(plan, prompts)
+    return PreparedRun(plan, prompts, usable.left_out)
 
 
 def run_rollouts(
@@ -68,8 +85,9 @@ def run_rollouts(
     def facts() -> dict[str, Any]:
         return license_facts(model_licenses(config.model, checkpoint_path=plan.checkpoint_path))
 
-    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, facts=facts)
     assert config.rollouts is not None
+    lines = RoundLines(config.rollouts.rounds)
+    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, sinks=[lines], facts=facts)
     corpora = [PurePath(source).name for source in config.rollouts.prompts]
     renew_card(run, config=config, job=job, corpora=corpora, metrics=summary["metrics"])
     return summary

@@ -6,7 +6,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,14 +141,14 @@ def longest_prompt(config: Config, *, context: int | None) -> int | None:
     return room if asked is None else min(room, asked)
 
 
-def store_prompts(prompts: Sequence[RolloutPrompt], *, folder: str, longest: int) -> StoredPrompts:
-    """Write the prompts, unless a file with the same ones is there."""
-    lines = [json.dumps(_as_json(prompt), ensure_ascii=False, default=str) for prompt in prompts]
+def store_prompts(usable: UsablePrompts, *, folder: str, stores: bool = True) -> StoredPrompts:
+    """Write the prompts, unless a file with the same ones is there. `stores`: false to learn only what they are."""
+    lines = [json.dumps(_as_json(prompt), ensure_ascii=False, default=str) for prompt in usable.prompts]
     fingerprint = json_fingerprint(lines)
     path = Path(folder) / f"prompts-{fingerprint[:16]}.jsonl"
-    if not path.exists():
+    if stores and not path.exists():
         write_text(path, "".join(line + "\n" for line in lines))
-    return StoredPrompts(str(path), fingerprint, len(prompts), longest)
+    return StoredPrompts(str(path), fingerprint, len(usable.prompts), usable.longest)
 
 
 def read_stored_prompts(path: str) -> list[RolloutPrompt]:

@@ -52,20 +52,30 @@ class SamplingPolicy:
 class Reference:
     """The model that the run starts from: the policy without its adapter, or a frozen copy of its own."""
 
-    def __init__(self, state: TrainState, *, config: Config, checkpoint_path: str | None, tokenizer: Any):
+    def __init__(
+        self,
+        state: TrainState,
+        *,
+        config: Config,
+        checkpoint_path: str | None,
+        tokenizer: Any,
+        runs_inside_policy: bool = False,
+    ):
+        """`runs_inside_policy`: the objective runs it in the policy's own pass, so the two can't be one model."""
         rollouts = config.rollouts
         assert rollouts is not None
         self._policy = unwrapped(state.model)
         assert isinstance(self._policy, LanguageModel)
         adapter = self._policy.adapter
         # Rows of new tokens train beside the adapter, and can't be switched off.
-        self.is_shared = adapter is not None and adapter.first_new_row is None
+        self.is_shared = adapter is not None and adapter.first_new_row is None and not runs_inside_policy
         model: nn.Module = state.model
         if not self.is_shared:
             device = next(self._policy.parameters()).device
             own = initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
             set_up_layers(own, config, device=device, compiles=False)
             model = own.to(device).eval().requires_grad_(False)
+        self.model = unwrapped(model)
         self._forward = Forward(model, precision=config.training.precision, temperature=rollouts.temperature)
 
     def logprobs(self, rows: TokenRows, share: ForwardShare) -> TokenNumbers:

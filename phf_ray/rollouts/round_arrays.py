@@ -1,4 +1,4 @@
-"""Made rounds as the arrays that algorithms read, and the figures of one that do not depend on the algorithm."""
+"""Made rounds as the arrays that algorithms read."""
 
 from collections.abc import Sequence
 
@@ -41,39 +41,3 @@ def arrays_of(rounds: Sequence[MadeRound]) -> RoundArrays:
         reference_RT=table([row.reference for row in logprobs]),
         value_RT=table([row.value for row in logprobs]),
     )
-
-
-def round_row(made: MadeRound) -> dict[str, float]:
-    """Return the round's figures under TRL's and AlpacaFarm's names; what is undefined is left out."""
-    drawn = [row for row in made.samples if row.completion_ids is not None]
-    figures: dict[str, float] = {
-        "rollouts/failed": float(sum(row.reward is None for row in made.rewards)),
-        "rollouts/answers": float(len(made.samples)),
-    }
-    if drawn:
-        lengths = [len(row.completion_ids or ()) for row in drawn]
-        figures |= {
-            "completions/mean_length": float(np.mean(lengths)),
-            "completions/min_length": float(min(lengths)),
-            "completions/max_length": float(max(lengths)),
-            "completions/clipped_ratio": float(np.mean([row.finish_reason != "stop" for row in drawn])),
-        }
-    for name in made.rewards[0].by_name if made.rewards else ():
-        known = [value for row in made.rewards if (value := row.by_name[name]) is not None]
-        if known:
-            figures[f"rewards/{name}/mean"] = float(np.mean(known))
-            figures[f"rewards/{name}/std"] = float(np.std(known))
-    gold = [row.gold for row in made.rewards if row.gold is not None]
-    if gold:
-        figures["rollouts/gold"] = float(np.mean(gold))
-    spoken = [row for row in made.logprobs if row.policy is not None]
-    if spoken:
-        figures["objective/entropies"] = float(np.mean([-np.asarray(row.policy, float).sum() for row in spoken]))
-    compared = [row for row in spoken if row.reference is not None]
-    if compared:
-        sums = [float(np.sum(np.asarray(row.policy, float) - np.asarray(row.reference, float))) for row in compared]
-        figures["kl"] = float(np.mean(sums))
-        figures["objective/ref_entropies"] = float(
-            np.mean([-np.asarray(row.reference, float).sum() for row in compared])
-        )
-    return figures

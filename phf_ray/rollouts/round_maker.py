@@ -82,10 +82,12 @@ class RoundMaker:
         seed: int,
         micro_batch_size: int,
         sampling_prefix: str | None = None,
+        control_tokens: Sequence[str] = (),
     ):
         self._settings, self._run, self._prompts = settings, run, prompts
         self._tokenizer, self._models, self._rewarders = tokenizer, models, rewarders
         self._ranks, self._seed, self._prefix = ranks, seed, sampling_prefix
+        self._control = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in control_tokens}
         self._share = ForwardShare(micro_batch_size, rank=ranks.rank, world_size=ranks.world_size)
         pad_id = tokenizer.pad_token_id
         self._pad_id = int(tokenizer.eos_token_id if pad_id is None else pad_id)
@@ -97,7 +99,7 @@ class RoundMaker:
         """
         files = RoundFiles(self._run, number)
         prompts = self.prompts_of(number)
-        keys = [RowKey(prompt.id, sample) for prompt in prompts for sample in range(self._settings.samples_per_prompt)]
+        keys = self._keys(prompts)
         if from_rank_zero(wants_stop()):
             return None
         samples = self._stage(
@@ -127,6 +129,9 @@ class RoundMaker:
         )
         return MadeRound(number, samples, rewards, logprobs)
 
+    def _keys(self, prompts: Sequence[RolloutPrompt]) -> list[RowKey]:
+        return [RowKey(prompt.id, sample) for prompt in prompts for sample in range(self._settings.samples_per_prompt)]
+
     def prompts_of(self, number: int) -> list[RolloutPrompt]:
         chosen = prompts_of_round(
             number, num_prompts=len(self._prompts), per_round=self._settings.prompts_per_round, seed=self._seed
@@ -138,7 +143,10 @@ class RoundMaker:
         asked = list(zip([row.prompt for row in samples], prefixes, strict=True))
         encoded = {each: self._encode(*each) for each in set(asked)}
         return token_rows(
-            [encoded[each] for each in asked], [row.completion_ids or () for row in samples], pad_id=self._pad_id
+            [encoded[each] for each in asked],
+            [row.completion_ids or () for row in samples],
+            pad_id=self._pad_id,
+            has_control=[prefix != "" for prefix in prefixes],
         )
 
     def prefix_of(self, number: int) -> str:
@@ -186,7 +194,11 @@ class RoundMaker:
             [tuple(self._encode(prompt.text, prefix)) for prompt in prompts],
             seeds=[[sample_seed(self._seed, number, prompt.id, sample) for sample in numbers] for prompt in prompts],
             settings=SamplingSettings(
-                temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, control="none"
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_tokens,
+                control="none",
+                banned_ids=tuple(self._control.values()),
             ),
         )
         rows = []
@@ -204,7 +216,7 @@ class RoundMaker:
 
     def _encode(self, prompt: str, prefix: str) -> list[int]:
         """The end-of-text token, the control token if there is one, and the prompt."""
-        before = [self._tokenizer.convert_tokens_to_ids(prefix)] if prefix else []
+        before = [self._control[prefix]] if prefix else []
         ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         return [self._tokenizer.eos_token_id, *before, *ids]
 
@@ -260,7 +272,9 @@ class RoundMaker:
         rows = self.rows(samples, [self.prefix_of(number)] * len(samples))
         share, models = self._share, self._models
         policy = models.policy.logprobs(rows, share)
-        reference = None if models.reference is None else models.reference.logprobs(rows, share)
+        # The reference does not know the policy's control tokens.
+        bare = self.rows(samples, [""] * len(samples))
+        reference = None if models.reference is None else models.reference.logprobs(bare, share)
         values = models.policy.values(rows, share) if models.reads_values else None
         mine = [samples[place] for part in share.parts(len(samples)) for place in part]
 

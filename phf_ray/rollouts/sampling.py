@@ -36,6 +36,8 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     control: ControlChoice | None = None
     """Control token to condition on; None: good if the model has such tokens."""
+    banned_ids: tuple[int, ...] = ()
+    """Tokens that are not drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ def _request(prompt: str | tuple[int, ...], seed: int, settings: SamplingSetting
         top_k=settings.top_k,
         stop=settings.stop,
         control=settings.control,
+        logit_bias=dict.fromkeys(settings.banned_ids, -100.0),
     )
 
 

@@ -87,8 +87,17 @@ class TokenRows:
         return TokenRows(ids, kinds, np.zeros(num_units, np.int64), widths, channels)
 
 
-def token_rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, pad_id: int) -> TokenRows:
-    """Return the rows. `prompts` begin with the end-of-text token; an empty answer stands for one that failed."""
+def token_rows(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    has_control: Sequence[bool] = (),
+) -> TokenRows:
+    """Return the rows. `prompts` begin with the end-of-text token; an empty answer stands for one that failed.
+
+    `has_control`: whether a prompt's second token is a control token; by default none has one.
+    """
     begins = np.array([len(prompt) for prompt in prompts], np.int64)
     lengths = np.array([len(answer) for answer in answers], np.int64)
     width = int((begins + lengths).max(initial=2))
@@ -99,4 +108,6 @@ def token_rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]
         ids[row, : len(prompt)], ids[row, len(prompt) : end] = prompt, answer
         kinds[row, : len(prompt)], kinds[row, len(prompt) : end] = int(TokenKind.GIVEN), int(TokenKind.PLAIN)
         kinds[row, 0] = int(TokenKind.END_OF_TEXT)
+        if has_control and has_control[row]:
+            kinds[row, 1] = int(TokenKind.CONTROL)
     return TokenRows(ids, kinds, begins, lengths)

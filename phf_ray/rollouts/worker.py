@@ -14,20 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from phf_ray.checkpoint import CheckpointInfo, RowInfo
+from phf_ray.checkpoint import CheckpointInfo, Control, RowInfo
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.chat import template_source
+from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
+from phf_ray.rollouts.guard.alarms import new_alarms
+from phf_ray.rollouts.guard.metrics import metrics_row
+from phf_ray.rollouts.guard.read import read_figures, read_round, read_weighed
+from phf_ray.rollouts.guard.stop import StopRules, decide
 from phf_ray.rollouts.identity import check_rewards_identity
 from phf_ray.rollouts.order import units_of_minibatch
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, read_stored_prompts
 from phf_ray.rollouts.policies import Reference, SamplingPolicy
 from phf_ray.rollouts.rewards.build import build_rewarders
-from phf_ray.rollouts.round_arrays import arrays_of, round_row
+from phf_ray.rollouts.round_arrays import arrays_of
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
 from phf_ray.rollouts.rounds import WEIGHED, RoundFiles, StoredWeighing
 from phf_ray.rollouts.token_rows import TokenRows
@@ -72,10 +79,13 @@ class RolloutWorker(Learner):
         self._maker = self._build_maker(rewarders)
         self._stopped_by: str | None = None
         self._constant_groups_told = False
+        self._history: list[RoundFigures] = []
+        """On rank 0: the figures of all rounds so far."""
 
     def _build_maker(self, rewarders: Any) -> RoundMaker:
         config, settings = self._config, self._settings
-        needs_reference = self._algorithm.needs_reference or settings.stop.kl is not None
+        algorithm = self._algorithm
+        needs_reference = algorithm.needs_reference or algorithm.needs_reference_states or settings.stop.kl is not None
         precision = config.training.precision
         return RoundMaker(
             settings,
@@ -100,12 +110,25 @@ class RolloutWorker(Learner):
             seed=config.training.seed,
             micro_batch_size=config.training.per_device_train_batch_size,
             sampling_prefix=self._algorithm.sampling_prefix,
+            control_tokens=self._algorithm.control_tokens,
         )
 
     def _build_reference(self) -> Reference:
-        return Reference(
-            self._state, config=self._config, checkpoint_path=self._checkpoint_path, tokenizer=self._tokenizer
+        is_inside = self._algorithm.needs_reference_states
+        reference = Reference(
+            self._state,
+            config=self._config,
+            checkpoint_path=self._checkpoint_path,
+            tokenizer=self._tokenizer,
+            runs_inside_policy=is_inside,
         )
+        if is_inside:
+            assert isinstance(self._objective, WeightedLikelihood)
+            assert isinstance(reference.model, LanguageModel)
+            # Tokens that were added for the policy are the last ones.
+            num_tokens = len(self._tokenizer) - self._config.model.num_additional_tokens
+            self._objective.compare_with(reference.model.operands, num_tokens=num_tokens)
+        return reference
 
     # --- The rounds ---
 
@@ -135,10 +158,12 @@ class RolloutWorker(Learner):
             made = self._made(number, done, watch)
             if made is None:
                 return
-            weighed, blocks = self._weighed(made)
-            if self._rank == 0 and not done:
-                self._log_round(made, weighed)
-            self._stopped_by = from_rank_zero(self._reason_to_stop(made) if self._rank == 0 else None)
+            blocks = self._weighed(made)
+            if self._rank == 0:
+                self._remember(number)
+                if not done:
+                    self._log_round(made)
+            self._stopped_by = from_rank_zero(self._reason_to_stop() if self._rank == 0 else None)
             if self._stopped_by is not None:
                 log.info("the run ends before the updates of round %d: %s", number, self._stopped_by)
                 return
@@ -152,11 +177,10 @@ class RolloutWorker(Learner):
                 f"{files.path} is incomplete, but the newest checkpoint has learned from it already; restore the "
                 "folder, or remove that checkpoint"
             )
-        name = f"step-{number * self._plan.steps_per_round:08d}"
-        return self._maker.make(number, weights=name, wants_stop=watch.wants_stop)
+        return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
 
-    def _weighed(self, made: MadeRound) -> tuple[Weighed, TokenRows]:
-        """Return what the algorithm says of the round, stored and as blocks."""
+    def _weighed(self, made: MadeRound) -> TokenRows:
+        """Store what the algorithm says of the round, and return it as blocks."""
         pool = [*self._earlier(made.number), made]
         arrays = arrays_of(pool)
         state = self._state_before(made.number)
@@ -167,7 +191,7 @@ class RolloutWorker(Learner):
                 files.write_weighing(StoredWeighing(_finite(weighed.figures), weighed.state))
         samples = [row for one in pool for row in one.samples]
         prefixes = weighed.prefix_R or [self._maker.prefix_of(one.number) for one in pool for _ in one.samples]
-        return weighed, self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
+        return self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
 
     def _blocks(self, rows: TokenRows, arrays: RoundArrays, weighed: Weighed) -> TokenRows:
         blocks = rows.learned(weighed.keep_R & arrays.usable_R, weighed.channels)
@@ -213,16 +237,27 @@ class RolloutWorker(Learner):
 
     # --- What is said of them ---
 
-    def _reason_to_stop(self, made: MadeRound) -> str | None:
-        most = self._settings.stop.kl
-        kl = round_row(made).get("kl")
-        if most is not None and kl is not None and kl > most:
-            return f"round {made.number} has a KL of {kl:.4g} nats from the reference, above rollouts.stop.kl={most:g}"
-        return None
+    def _remember(self, number: int) -> None:
+        """Add a stored round to the history, which begins with the rounds of earlier starts."""
+        run = self._run.path
+        if number and not self._history:
+            self._history = read_figures(run, until=number)
+        self._history.append(round_figures(number, read_round(run, number), weighed=read_weighed(run, number)))
 
-    def _log_round(self, made: MadeRound, weighed: Weighed) -> None:
-        figures = _finite(weighed.figures)
-        self._warn_of_constant_groups(made.number, figures)
+    def _reason_to_stop(self) -> str | None:
+        """Return why the newest round is not learned, None if it is."""
+        stop = self._settings.stop
+        decision = decide(self._history, StopRules(kl=stop.kl, gold_patience=stop.gold_patience))
+        return None if decision.learns else decision.reasons[0]
+
+    def _weights_of(self, number: int) -> str:
+        return f"step-{number * self._plan.steps_per_round:08d}"
+
+    def _log_round(self, made: MadeRound) -> None:
+        row = metrics_row(self._history[-1])
+        self._warn_of_constant_groups(made.number, row)
+        for alarm in new_alarms(self._history, patience=self._settings.stop.gold_patience):
+            log.warning("round %d: %s", made.number, alarm.text)
         if made.failures:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in made.failures.most_common())
             log.warning("round %d: answers without a reward are not learned: %s", made.number, reasons)
@@ -231,12 +266,10 @@ class RolloutWorker(Learner):
                 # The first step that learns it.
                 STEP: self._state.step + 1,
                 "train/tokens_seen": self._state.tokens_seen,
+                **row,
                 ROUND: made.number,
-                **round_row(made),
-                **figures,
             }
         )
-        log.info("round %d: reward %s, KL %s", made.number, figures.get("reward"), figures.get("kl"))
 
     def _warn_of_constant_groups(self, number: int, figures: Mapping[str, float]) -> None:
         constant = figures.get("rollouts/constant_groups", 0.0)
@@ -289,15 +322,21 @@ class RolloutWorker(Learner):
         return CheckpointInfo(
             task=self._job.task,
             objective={**self._objective_config, "algorithm": config.algorithm.model_dump(mode="json")},
+            control=self._control(),
+            is_control_per_segment=None if self._algorithm.sampling_prefix is None else False,
             step=step,
             tokens_seen=tokens_seen,
-            seq_length=None,
             rows=self._row_info(),
             base=self._base,
             compat=config.compat,
             licenses=model_licenses(config.model, checkpoint_path=self._checkpoint_path),
             versions={name: importlib.metadata.version(name) for name in ("phf-ray", "torch", "transformers", "ray")},
         )
+
+    def _control(self) -> Control | None:
+        """Return the control tokens of the model: who asks it for nothing else gets answers as rounds draw them."""
+        good, tokens = self._algorithm.sampling_prefix, self._algorithm.control_tokens
+        return None if good is None else Control(good=good, bad=tokens[-1], policy="ban")
 
     def _row_info(self) -> RowInfo | None:
         name = self._config.dataset.prompt_template or ("tokenizer" if self._tokenizer.chat_template else None)

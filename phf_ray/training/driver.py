@@ -249,7 +249,7 @@ def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, wall_s: float) ->
         "metrics": last,
         "wall_s_of_last_start": round(wall_s, 1),
         "wall_cost": outcome["wall_cost"],
-        **({"evaluations": outcome["evaluations"]} if "evaluations" in outcome else {}),
+        **{key: outcome[key] for key in ("evaluations", "stopped_by") if key in outcome},
     }
 
 

@@ -44,8 +44,9 @@ class PolicyGradientAlgorithm(Algorithm):
         can't be used."""
         rewards_RT = -self.kl_coef(state) * self.kl(arrays)
         rows = np.flatnonzero(arrays.usable_R)
-        last_R = arrays.mask_RT.shape[1] - 1 - np.argmax(arrays.mask_RT[:, ::-1], axis=1)
-        rewards_RT[rows, last_R[rows]] += arrays.rewards_R[rows]
+        if len(rows):
+            last = arrays.mask_RT.shape[1] - 1 - np.argmax(arrays.mask_RT[rows, ::-1], axis=1)
+            rewards_RT[rows, last] += arrays.rewards_R[rows]
         return np.where(arrays.of(arrays.usable_R), rewards_RT, 0.0)
 
     def weighed(self, arrays: RoundArrays, advantages_RT: Floats, state: State, **channels_RT: Floats) -> Weighed:

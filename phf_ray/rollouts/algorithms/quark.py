@@ -54,7 +54,7 @@ class RewardConditioning(Algorithm):
 
     def __init__(self, config: RewardConditioningConfig) -> None:
         self.config = config
-        self.control_tokens = (config.good, config.bad)
+        self.control_tokens = tuple(config.tokens)
         self.sampling_prefix = config.good
 
     def weigh(self, arrays: RoundArrays, _state: State) -> Weighed:
