@@ -6,7 +6,7 @@ import math
 import pytest
 from rollout_rounds import HOSTILE, rollout_row, write_overoptimized_run, write_round
 
-from jobs import rollouts_report
+from jobs import rollouts_report, train_rl
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.rollouts.figures import round_figures
 from phf_ray.rollouts.guard.read import read_figures, read_round
@@ -180,3 +180,12 @@ def test_damaged_files_are_named(tmp_path):
     (files.path / "samples.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"samples.parquet is not what a run writes"):
         read_round(tmp_path, 0)
+
+
+def test_training_draws_the_page_at_its_end_and_only_tells_what_hinders_it(tmp_path, caplog):
+    train_rl.draw_page(tmp_path)
+    assert "there is no new page of the rounds" in caplog.text
+    assert "holds no rounds" in caplog.text
+    write_round(tmp_path, 0, [rollout_row("a"), rollout_row("b")])
+    train_rl.draw_page(tmp_path)
+    assert (tmp_path / "report.html").exists()
