@@ -6,18 +6,14 @@ Writes report.html and report.json into the run's directory. A run under way, or
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from jobs import cli
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
 
-if TYPE_CHECKING:
-    from phf_ray.rollouts.guard import StopRules
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from phf_ray.rollouts.guard import write_alpaca_farm_rollouts, write_rounds_report
+    from phf_ray.rollouts.guard import stop_rules_of, write_alpaca_farm_rollouts, write_rounds_report
 
     arguments = parser().parse_args(argv)
     run, output = arguments.run, arguments.output
@@ -25,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--run {run} is no directory; give that of a run of phf train-rl")
     if output is not None and output.is_file():
         raise ConfigError(f"--output {output} is a file; give a folder")
-    summary = write_rounds_report(run, rules=_rules(run), output=output, seed=arguments.seed)
+    summary = write_rounds_report(run, rules=stop_rules_of(run), output=output, seed=arguments.seed)
     if arguments.alpaca_farm:
         written = write_alpaca_farm_rollouts(run, output=output)
         print(f"{written[0].parent}: {len(written)} files as AlpacaFarm writes them")
@@ -46,16 +42,6 @@ def parser() -> argparse.ArgumentParser:
         "--alpaca-farm", action="store_true", help="write rollouts/step_1.json and so on too, as AlpacaFarm does"
     )
     return parser
-
-
-def _rules(run: Path) -> "StopRules":
-    """Return the rules that the run was started with; none if its configuration is not there."""
-    from phf_ray.rollouts.guard import StopRules
-    from phf_ray.runs.directory import RunDirectory
-
-    section: dict[str, Any] = RunDirectory(run).read_config().get("rollouts") or {}
-    stop: dict[str, Any] = section.get("stop") or {}
-    return StopRules(kl=stop.get("kl"), gold_patience=stop.get("gold_patience"), rounds=section.get("rounds"))
 
 
 if __name__ == "__main__":

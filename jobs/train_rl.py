@@ -19,7 +19,7 @@ from jobs.cli import add_config_arguments, config_from, is_url, require_shared, 
 from jobs.commands import job_parser
 from jobs.train_lm import default_run_name, push_once
 from phf_ray.config import Config, task_path
-from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     summary = _train(arguments, config, prepared, directory=directory)
+    draw_page(directory.path)
     if summary["checkpoint"] is not None:
         print(directory.path / summary["checkpoint"])
         push_once(config, directory)
@@ -127,6 +128,18 @@ def _train(
             plan_evaluations=partial(evaluations_beside, config, num_steps=prepared.plan.num_steps),
         ),
     )
+
+
+def draw_page(run: Path) -> None:
+    """Draw the page of the rounds so far. The run is sound without it, so what hinders it is only told."""
+    from phf_ray.rollouts.guard import stop_rules_of, write_rounds_report
+
+    try:
+        write_rounds_report(run, rules=stop_rules_of(run))
+    except PhfError as error:
+        log.warning("there is no new page of the rounds: %s", error)
+    else:
+        log.info("%s/report.html", run)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -102,7 +102,8 @@ _WORDS = [f"word{number}" for number in range(20)]
 def write_overoptimized_run(run, *, num_rounds=16, num_prompts=24, num_samples=4, repeats=True, stop=None) -> None:
     """Write a run whose reward rises throughout, whose gold follows Gao's form, and whose text degenerates a little.
 
-    repeats: every third round asks the same prompts. One answer and one prompt are hostile, one answer failed.
+    repeats: every third round asks the same prompts. Many answers and prompts are hostile, one
+    answer failed.
     """
     rng = np.random.default_rng(0)
     for number in range(num_rounds):
@@ -123,12 +124,12 @@ def write_overoptimized_run(run, *, num_rounds=16, num_prompts=24, num_samples=4
                     rollout_row(
                         prompt,
                         sample,
-                        prompt=ask + (HOSTILE if place == 1 else ""),
-                        completion=HOSTILE if is_first else " ".join(words),
+                        prompt=ask + (HOSTILE if place % 4 == 0 else ""),
+                        completion=" ".join(words) + (HOSTILE if place % 2 else ""),
                         reward=None if is_first and number == 2 else 2 * way + 0.4 * float(rng.normal()),
                         gold=gold,
                         rewards={"helpful": 2 * way + 0.1, "brief": -0.1},
-                        error="timeout: no answer after 30 s" if is_first and number == 2 else None,
+                        error=f"timeout: {HOSTILE}" if is_first and number == 2 else None,
                         finish_reason="length" if rng.random() < 0.05 + 0.3 * way else "stop",
                         weights=f"step-{2 * number:08d}",
                         logprobs=[(float(p), float(p) - kl) for p in policy],

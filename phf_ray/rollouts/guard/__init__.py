@@ -16,6 +16,7 @@ _EXPORTS = {
     "StopRules": "stop",
     "decide": "stop",
     "first_stop": "stop",
+    "stop_rules_of": "report",
     "write_alpaca_farm_rollouts": "alpaca_farm",
     "write_rounds_report": "report",
 }

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from phf_ray.rollouts.guard.page import rounds_page
 from phf_ray.rollouts.guard.plots import draw_round_plots
@@ -9,6 +10,7 @@ from phf_ray.rollouts.guard.read import read_figures, read_round
 from phf_ray.rollouts.guard.samples import choose_samples
 from phf_ray.rollouts.guard.stop import StopRules
 from phf_ray.rollouts.guard.summary import RoundsSummary, summarize
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.storage.files import write_text
 
 
@@ -23,3 +25,10 @@ def write_rounds_report(run: Path, *, rules: StopRules, output: Path | None = No
     )
     write_text(folder / "report.html", page)
     return summary
+
+
+def stop_rules_of(run: Path) -> StopRules:
+    """Return the rules that the run was started with; none if its configuration is not there."""
+    section: dict[str, Any] = RunDirectory(run).read_config().get("rollouts") or {}
+    stop: dict[str, Any] = section.get("stop") or {}
+    return StopRules(kl=stop.get("kl"), gold_patience=stop.get("gold_patience"), rounds=section.get("rounds"))
