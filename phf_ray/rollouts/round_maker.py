@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from phf_ray.config import RolloutsConfig
 from phf_ray.errors import IncompleteError
 from phf_ray.judging.question import Failure
@@ -58,6 +60,20 @@ class MadeRound:
     def failures(self) -> Counter[str]:
         """Kind of the reason -> answers without a reward."""
         return Counter((row.error or "no_reward").partition(": ")[0] for row in self.rewards if row.reward is None)
+
+    def sampler_difference(self) -> dict[str, float]:
+        """Return mean and largest difference per token between the sampler's log-probabilities and those of training,
+        under TRL's names; nothing where the sampler's are unknown."""
+        differences = [
+            np.abs(sample.sampler.astype(np.float64) - row.policy)
+            for sample, row in zip(self.samples, self.logprobs, strict=True)
+            if sample.sampler is not None and row.policy is not None
+        ]
+        if not sum(map(len, differences)):
+            return {}
+        all_tokens = np.concatenate(differences)
+        name = "sampling/sampling_logp_difference"
+        return {f"{name}/mean": float(all_tokens.mean()), f"{name}/max": float(all_tokens.max())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +183,10 @@ class RoundMaker:
         if stored is not None:
             return stored
         rows = [row for part in everyones(compute()) for row in part]
+        # Another start may have taken over meanwhile, and what it stored stays.
+        stored = from_rank_zero(read() if is_first and files.has(name) else None)
+        if stored is not None:
+            return stored
         if is_first:
             write(rows)
         return rows
@@ -199,6 +219,7 @@ class RoundMaker:
                 max_tokens=settings.max_tokens,
                 control="none",
                 banned_ids=tuple(self._control.values()),
+                with_logprobs=settings.temperature == settings.top_p == 1,
             ),
         )
         rows = []
@@ -209,8 +230,16 @@ class RoundMaker:
                     rows.append(StoredSample(key, prompt.text, None, None, None, answer.reason))
                     continue
                 assert answer.completion_ids is not None
+                sampler = None if answer.logprobs is None else np.array(answer.logprobs, np.float32)
                 rows.append(
-                    StoredSample(key, prompt.text, answer.completion, answer.completion_ids, answer.finish_reason)
+                    StoredSample(
+                        key,
+                        prompt.text,
+                        answer.completion,
+                        answer.completion_ids,
+                        answer.finish_reason,
+                        sampler=sampler,
+                    )
                 )
         return rows
 

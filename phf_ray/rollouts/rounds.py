@@ -46,6 +46,8 @@ class StoredSample:
     """With the end of text, if the model ended its answer."""
     finish_reason: str | None
     error: str | None = None
+    sampler: NDArray[np.float32] | None = None
+    """Log-probability of each token as the sampler saw it; None at a temperature or top_p other than 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class RoundFiles:
                 "finish_reason": pa.array([row.finish_reason for row in rows], pa.string()),
                 "weights": pa.array([weights] * len(rows), pa.string()),
                 "error": pa.array([row.error for row in rows], pa.string()),
+                "sampler": pa.array([row.sampler for row in rows], pa.list_(pa.float32())),
             },
         )
 
@@ -112,6 +115,7 @@ class RoundFiles:
                 None if row["completion_ids"] is None else tuple(row["completion_ids"]),
                 row["finish_reason"],
                 row["error"],
+                None if row["sampler"] is None else np.asarray(row["sampler"], np.float32),
             )
             for row in self._read(SAMPLES, keys)
         ]

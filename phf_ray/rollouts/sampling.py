@@ -38,6 +38,8 @@ class SamplingSettings:
     """Control token to condition on; None: good if the model has such tokens."""
     banned_ids: tuple[int, ...] = ()
     """Tokens that are not drawn."""
+    with_logprobs: bool = False
+    """Also return the log-probability of each token, of the raw logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class SampledAnswer:
     """Tokens, with the end of text if the model ended its answer; None if a server does not say."""
     finish_reason: str
     """stop or length."""
+    logprobs: tuple[float, ...] | None = None
+    """Of each token, by the sampler; None: not asked for."""
 
 
 class Sampler(Protocol):
@@ -121,7 +125,8 @@ def _sampled(
             found[place][number] = Failure(f"model_failed: {active.cause or active.error}")
             continue
         said = active.completion()
-        found[place][number] = SampledAnswer(whole_characters(said.text), said.token_ids, said.finish_reason)
+        logprobs = tuple(record[1] for record in active.records) if settings.with_logprobs else None
+        found[place][number] = SampledAnswer(whole_characters(said.text), said.token_ids, said.finish_reason, logprobs)
     return [[_there(one) for one in samples] for samples in found]
 
 
@@ -141,6 +146,7 @@ def _request(prompt: str | tuple[int, ...], seed: int, settings: SamplingSetting
         stop=settings.stop,
         control=settings.control,
         logit_bias=dict.fromkeys(settings.banned_ids, -100.0),
+        logprobs=0 if settings.with_logprobs else None,
     )
 
 

@@ -50,6 +50,9 @@ from phf_ray.training.watch import StopWatch
 
 log = logging.getLogger(__name__)
 
+_LARGE_DIFFERENCE = 0.05
+"""Nats per token. In fp32 the two agree to 1e-6; a forward pass in bf16 is off by about 1e-2."""
+
 
 class RolloutWorker(Learner):
     """One rank of a run of rounds."""
@@ -249,7 +252,16 @@ class RolloutWorker(Learner):
         return f"step-{number * self._plan.steps_per_round:08d}"
 
     def _log_round(self, made: MadeRound) -> None:
-        row = metrics_row(self._history[-1])
+        row = metrics_row(self._history[-1]) | made.sampler_difference()
+        difference = row.get("sampling/sampling_logp_difference/mean", 0.0)
+        if difference > _LARGE_DIFFERENCE:
+            log.warning(
+                "round %d: the log-probabilities of sampling and training differ by %.2g nats a token on average, so "
+                "the answers come from another policy than the one that is learned; training.precision: fp32 agrees "
+                "best",
+                made.number,
+                difference,
+            )
         self._warn_of_constant_groups(made.number, row)
         for alarm in new_alarms(self._history, patience=self._settings.stop.gold_patience):
             log.warning("round %d: %s", made.number, alarm.text)

@@ -21,6 +21,7 @@ from tiny_adapters import write_base
 
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.rollouts.forward import Forward
 from phf_ray.rollouts.policies import Reference
 from phf_ray.runs.directory import RunDirectory
 
@@ -47,8 +48,20 @@ def test_the_first_round_is_the_references_and_its_first_minibatch_has_ratio_1(f
         assert len(row["policy"]) > 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["kl"] == 0
+    assert rows[0]["sampling/sampling_logp_difference/max"] < 1e-4
     assert (rows[1]["ppo/policy/ratio"], rows[1]["ppo/policy/approxkl"]) == (1, 0)
     assert rows[2]["ppo/policy/ratio"] != 1
+
+
+def test_a_sampler_that_disagrees_with_training_is_told(folder, tmp_path, monkeypatch, caplog):
+    original = Forward.logprobs
+    monkeypatch.setattr(
+        Forward, "logprobs", lambda self, *given: [row - np.float32(0.5) for row in original(self, *given)]
+    )
+    config = rollout_config(folder, rounds=1)
+    run_here(config, tmp_path / "run", plan=prepared(config, folder))
+    assert "differ by 0.5 nats a token on average" in caplog.text
+    assert round_metrics(tmp_path / "run")[0]["sampling/sampling_logp_difference/mean"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_log_probabilities_are_those_of_the_sampling_temperature(folder, tmp_path):
