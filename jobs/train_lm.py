@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = directory.read_summary()
     if before.get("status") == "finished" and not _missing_evaluations(before):
         log.info("%s is finished; nothing to do", directory.path)
-        _push(config, directory)
+        push_once(config, directory)
         return 0
     _check_adapters(config, checkpoint_path=checkpoint_path)
     if arguments.dry_run:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     summary = _train(arguments, config, directory=directory, checkpoint_path=checkpoint_path)
     print(directory.path / summary["checkpoint"])
-    _push(config, directory)
+    push_once(config, directory)
     missing = _missing_evaluations(summary)
     if missing:
         raise IncompleteError(
@@ -170,7 +170,7 @@ def default_run_name(task: str, method: str | None, *, shape: str | None = None)
     return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
-def _push(config: Config, directory: RunDirectory) -> None:
+def push_once(config: Config, directory: RunDirectory) -> None:
     """Push the model to the hub once, if the config asks for it. If the push fails, the next start tries again."""
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
@@ -226,6 +226,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
+    if config.rollouts is not None:
+        raise ConfigError("the method learns from rounds of its own answers; start it with `phf train-rl`")
     if not config.dataset.datasets:
         raise ConfigError(
             "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "

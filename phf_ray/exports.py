@@ -6,7 +6,11 @@ from typing import Any
 
 
 def load_export(package: str, exports: Mapping[str, str], name: str) -> Any:
-    """Return `package.name` from the submodule that `exports` lists for it. For use in a package's `__getattr__`."""
+    """Return `package.name` from the submodule that `exports` lists for it. For use in a package's `__getattr__`.
+
+    A room may hand on what is another's: `exports` then lists the whole name of the module, `phf_ray.objectives.kl`.
+    """
     if name not in exports:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
+    module = exports[name] if exports[name].startswith("phf_ray.") else f"{package}.{exports[name]}"
+    return getattr(importlib.import_module(module), name)

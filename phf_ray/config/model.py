@@ -8,6 +8,8 @@ from phf_ray.config.base import Count, Positive, Section
 
 
 class ValueHeadConfig(Section):
+    is_bounded: bool = True
+    """true: values are minus a sigmoid, between -1 and 0, as AWR's rewards are. false: values of any size, for PPO."""
     is_detached: bool = False
     """true: gradients of the value loss do not reach the trunk."""
 

@@ -4,12 +4,14 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from phf_ray.config.algorithms import AlgorithmConfig
 from phf_ray.config.attack import RedTeamConfig
 from phf_ray.config.base import Compat, FeedbackCompat, Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import GenerationConfig, KLConfig
 from phf_ray.config.model import ModelConfig
 from phf_ray.config.objective import AWRConfig, BradleyTerryConfig, MLEConfig, ObjectiveConfig
+from phf_ray.config.rollouts import RolloutsConfig
 from phf_ray.config.scoring import ScoringConfig
 from phf_ray.config.training import TrainingConfig
 from phf_ray.errors import ConfigError
@@ -25,6 +27,10 @@ class Config(Section):
     kl_gpt3_callback: KLConfig = KLConfig()
     red_team: RedTeamConfig = RedTeamConfig()
     scoring: ScoringConfig = ScoringConfig()
+    rollouts: RolloutsConfig | None = None
+    """Rounds of answers and rewards, for `train-rl`."""
+    algorithm: AlgorithmConfig | None = None
+    """What is learned from a round, for `train-rl`."""
     compat: Literal["korbak2023", "trl", "alpaca_farm"] | None = None
     """Numbers of another system where they differ: of the original (text with scores), or of TRL or AlpacaFarm
     (feedback). See docs/differs.md."""
@@ -97,20 +103,28 @@ class Config(Section):
                 f"training.tokens_already_seen={self.training.tokens_already_seen} leaves no tokens of "
                 f"training.num_tokens={self.training.num_tokens} to train on; raise num_tokens"
             )
-        objective = self.objective
-        if isinstance(objective, AWRConfig):
-            if self.original is None and objective.alpha == 1:
-                problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
-            if objective.fixed_value is None and self.model.model_kwargs.value_head_config is None:
-                problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        if isinstance(self.objective, AWRConfig):
+            problems += self._problems_of_awr(self.objective)
         if self.trains_reward_model:
             problems += self._problems_of_reward_model()
+        problems += self._problems_of_rollouts()
         names = [scenario.name for scenario in self.generation.scenario_configs]
         for name in sorted({name for name in names if names.count(name) > 1}):
             problems.append(f"generation.scenario_configs has two scenarios named {name!r}; names must differ")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_awr(self, objective: AWRConfig) -> list[str]:
+        problems = []
+        value_head = self.model.model_kwargs.value_head_config
+        if self.original is None and objective.alpha == 1:
+            problems.append("objective AWR with alpha 1 trains no value head; use `objective: {name: RWR}`")
+        if value_head is not None and not value_head.is_bounded:
+            problems.append("objective AWR learns values between -1 and 0; remove value_head_config.is_bounded")
+        if objective.fixed_value is None and value_head is None:
+            problems.append("objective AWR needs model.model_kwargs.value_head_config, or objective.fixed_value")
+        return problems
 
     def _problems_of_reward_model(self) -> list[str]:
         """A reward model writes no text, and says one number of a whole text."""
@@ -124,3 +138,29 @@ class Config(Section):
         }
         found = ", ".join(name for name, is_set in misfits.items() if is_set)
         return [f"objective BradleyTerry trains a reward model, which has no use for {found}; remove it"] * bool(found)
+
+    def _problems_of_rollouts(self) -> list[str]:
+        """An algorithm learns from rounds, with an objective of its own."""
+        rollouts, algorithm = self.rollouts, self.algorithm
+        if rollouts is None or algorithm is None:
+            given = "rollouts" if algorithm is None else "algorithm"
+            missing = "algorithm" if algorithm is None else "rollouts"
+            return [f"section {given} needs section {missing}; add it"] * ((rollouts is None) != (algorithm is None))
+        problems = []
+        if self.objective != MLEConfig():
+            problems.append(f"section objective has no use: algorithm {algorithm.name} has its own; remove it")
+        if algorithm.smallest_group > rollouts.samples_per_prompt:
+            problems.append(
+                f"algorithm {algorithm.name} compares the answers to a prompt, and rollouts.samples_per_prompt="
+                f"{rollouts.samples_per_prompt}; raise it to at least {algorithm.smallest_group}"
+            )
+        if algorithm.learns_values and self.model.model_kwargs.value_head_config is None:
+            problems.append(
+                f"algorithm {algorithm.name} learns values; add model.model_kwargs.value_head_config: "
+                "{is_bounded: false}"
+            )
+        if self.dataset.conditional_training_config is not None:
+            problems.append("dataset.conditional_training_config is for train-lm; remove it")
+        if self.compat == "korbak2023":
+            problems.append("compat: korbak2023 is of pretraining on scores; remove it")
+        return problems

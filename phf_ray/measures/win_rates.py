@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.measures.clusters import clustered_error
 from phf_ray.measures.intervals import Interval
 from phf_ray.measures.numbers import Floats
 from phf_ray.measures.preferences import DRAW, Preferences, parse_preferences
@@ -75,13 +76,10 @@ def win_rate(preferences: Preferences, clusters: Sequence[Hashable] | None = Non
 
 
 def _standard_error(values_N: Floats, clusters: Sequence[Hashable] | None) -> float | None:
-    """Return sqrt(G / (G - 1) sum_g (sum_i (x_gi - mean))^2) / n; sd / sqrt(n) if every row is a cluster of its own."""
+    """Return the error in which a cluster is one draw; sd / sqrt(n) if every row is a cluster of its own."""
     if clusters is None:
-        sums_G = values_N - values_N.mean() if len(values_N) else values_N
-    else:
-        numbers: dict[Hashable, int] = {}
-        cluster_N = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
-        sums_G = np.bincount(cluster_N, weights=values_N - values_N.mean()) if len(values_N) else values_N
-    if len(sums_G) < 2:
-        return None
-    return float(np.sqrt(len(sums_G) / (len(sums_G) - 1) * np.square(sums_G).sum()) / len(values_N))
+        return clustered_error(values_N, np.ones_like(values_N))
+    numbers: dict[Hashable, int] = {}
+    cluster_N = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
+    totals_G = np.bincount(cluster_N, weights=values_N).astype(np.float64)
+    return clustered_error(totals_G, np.bincount(cluster_N).astype(np.float64))

@@ -55,7 +55,7 @@ def _with_value_head(backbone: PreTrainedModel, config: ModelConfig) -> Language
     value_head_config = config.model_kwargs.value_head_config
     if value_head_config is None:
         return LanguageModel(backbone)
-    value_head = ValueHead(head_width(backbone))
+    value_head = ValueHead(head_width(backbone), is_bounded=value_head_config.is_bounded)
     if not config.from_scratch and config.path_or_name is not None:
         load_value_head(value_head, config.path_or_name, revision=config.revision)
     return LanguageModel(backbone, value_head=value_head, detach_values=value_head_config.is_detached)

@@ -38,6 +38,7 @@ _KINDS = {
     "(https://arxiv.org/abs/2402.01306))",
     "BradleyTerry": "A reward model, learned from comparisons of answers",
 }
+_FROM_ROLLOUTS = "A causal language model that learned from rewards of its own answers"
 _REWARD_ROWS = {
     None: "the end-of-text token, the prompt, the answer and the end-of-text token",
     "trl": "what the tokenizer puts before a text, the prompt, the answer and the end-of-text token",
@@ -72,7 +73,7 @@ def model_card(
     sections = [
         f"---\n{front}---\n",
         f"# {title}\n",
-        f"{_KINDS.get(objective, _PRETRAINED)} by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
+        f"{_kind(config, objective)} by phf-ray {info.versions.get('phf-ray', '')}, at step {info.step:,} "
         f"after {info.tokens_seen:,} tokens.\n",
         _use(info),
         *([f"**Warning**: {warning}.\n"] if warning else []),
@@ -104,7 +105,13 @@ def write_card(
     (directory / CARD_FILE).write_text(text, encoding="utf-8")
 
 
+def _kind(config: Config, objective: str) -> str:
+    return _KINDS.get(objective, _PRETRAINED) if config.algorithm is None else _FROM_ROLLOUTS
+
+
 def _method(config: Config, objective: str) -> str:
+    if config.algorithm is not None:
+        return config.algorithm.name
     if config.dataset.conditional_training_config is not None:
         return "conditional training"
     return "filtering" if config.dataset.filter_threshold is not None else objective
@@ -212,7 +219,7 @@ def _training_rows(
         ("thresholds", ", ".join(f"{name} {value:g}" for name, value in info.thresholds.items()) or "none"),
         ("scorer", f"{scorer['name']} ({scorer.get('unit', 'unit unknown')})" if "name" in scorer else "unknown"),
         ("tokens", f"{info.tokens_seen:,} ({training.count_tokens})"),
-        ("sequences", f"{training.effective_batch_size} x {config.dataset.seq_length} tokens a step"),
+        ("sequences", _sequences(config)),
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_ratio:g}",
@@ -222,6 +229,14 @@ def _training_rows(
         ("versions", versions),
     ]
     return [*rows, ("compat", info.compat)] if info.compat else rows
+
+
+def _sequences(config: Config) -> str:
+    rollouts = config.rollouts
+    if rollouts is None:
+        return f"{config.training.effective_batch_size} x {config.dataset.seq_length} tokens a step"
+    steps = f"{rollouts.epochs} x {rollouts.minibatches} steps"
+    return f"{rollouts.prompts_per_round} prompts x {rollouts.samples_per_prompt} answers a round, {steps}"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -147,10 +147,16 @@ class LanguageModel(nn.Module):
         """What the value head says of each token, as `forward` hands it to an objective: (B, S); None without one."""
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
 
-    def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
+    def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Log-probability of each learned token, in nats, (B, S); 0 for all others. No gradient."""
-        hidden_BSD, weight_VD, bias_V = self._operands(self._trained_states(input_ids_BS, token_kinds_BS))
+        hidden_BSD, weight_VD, bias_V = self.operands(input_ids_BS, token_kinds_BS)
+        if temperature != 1:
+            hidden_BSD, bias_V = hidden_BSD / temperature, None if bias_V is None else bias_V / temperature
         return target_logprobs(hidden_BSD, weight_VD, bias_V, input_ids_BS=input_ids_BS, token_kinds_BS=token_kinds_BS)
+
+    def operands(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return hidden states (B, S, D), head and bias whose plain product is the logits that `forward` learns."""
+        return self._operands(self._trained_states(input_ids_BS, token_kinds_BS))
 
     def _operands(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return states, weight and bias whose plain product is the logits: the scale is in the states and the bias."""

@@ -9,7 +9,7 @@ import torch
 from phf_ray.checkpoint import CheckpointInfo, read_info, require_model
 from phf_ray.models.backbone import load_tokenizer_beside
 from phf_ray.models.embeddings import learn_padding_rows
-from phf_ray.models.heads import ValueHead, head_width, load_value_head
+from phf_ray.models.heads import head_width, stored_value_head
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.merging import load_merged
 
@@ -39,9 +39,6 @@ def load_checkpoint(
     backbone = load_merged(directory, dtype=dtype, base=base)
     learn_padding_rows(backbone, is_new=False)
     tokenizer = load_tokenizer_beside(directory)
-    value_head: ValueHead | None = ValueHead(head_width(backbone))
-    assert value_head is not None
-    if not load_value_head(value_head, str(directory), revision=None):
-        value_head = None
+    value_head = stored_value_head(str(directory), hidden_size=head_width(backbone))
     model = LanguageModel(backbone, value_head=value_head).to(device)
     return LoadedCheckpoint(model=model.eval(), tokenizer=tokenizer, info=info)

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from phf_ray.checkpoint import CheckpointInfo, write_info
 from phf_ray.errors import ConfigError
 from phf_ray.models.adapters import save_adapter, write_adapter_config
-from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY
+from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY, save_value_head
 from phf_ray.models.language_model import LanguageModel
 
 
@@ -46,7 +45,8 @@ def save_checkpoint(
         model.backbone.save_pretrained(directory, state_dict={name: backbone_state[name] for name in names})
     tokenizer.save_pretrained(directory)
     if VALUE_HEAD_KEY in state:
-        save_file({VALUE_HEAD_KEY: state[VALUE_HEAD_KEY].detach().cpu().contiguous()}, directory / VALUE_HEAD_FILE)
+        is_bounded = model.value_head is None or model.value_head.is_bounded
+        save_value_head(directory / VALUE_HEAD_FILE, state[VALUE_HEAD_KEY], is_bounded=is_bounded)
     write_info(directory, info)
 
 

@@ -9,9 +9,9 @@ Filtering and conditional training are MLE on different blocks.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from phf_ray.config import (
     AWRConfig,
@@ -27,6 +27,7 @@ from phf_ray.config import (
     Threshold,
     UnlikelihoodConfig,
 )
+from phf_ray.config.rollout_objectives import PolicyGradientConfig, WeightedLikelihoodConfig
 from phf_ray.errors import ConfigError
 from phf_ray.objectives.awr import AWR
 from phf_ray.objectives.base import Objective, Rules
@@ -34,12 +35,28 @@ from phf_ray.objectives.bradley_terry import PairwiseReward, RewardSettings
 from phf_ray.objectives.dpo import DPO, PairSettings
 from phf_ray.objectives.kto import KTO, UnpairedSettings
 from phf_ray.objectives.mle import MLE
+from phf_ray.objectives.policy_gradient import PolicyGradient, PolicyGradientSettings
 from phf_ray.objectives.rwr import RWR
 from phf_ray.objectives.unlikelihood import Unlikelihood
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.objectives.weighting import RewardWeighting
 
-_Section = MLEConfig | UnlikelihoodConfig | AWRConfig | RWRConfig | DPOConfig | KTOConfig | BradleyTerryConfig
-_ADAPTER: TypeAdapter[_Section] = TypeAdapter(ObjectiveConfig)
+_Section = (
+    MLEConfig
+    | UnlikelihoodConfig
+    | AWRConfig
+    | RWRConfig
+    | DPOConfig
+    | KTOConfig
+    | BradleyTerryConfig
+    | PolicyGradientConfig
+    | WeightedLikelihoodConfig
+)
+_ADAPTER: TypeAdapter[_Section] = TypeAdapter(
+    Annotated[ObjectiveConfig | PolicyGradientConfig | WeightedLikelihoodConfig, Field(discriminator="name")]
+)
+_ROLLOUTS = Rules(score_control=False, unscored="mle", examples=True)
+"""Completions have rewards and no scores, and the control tokens of a prompt are given."""
 
 
 def build_objective(
@@ -69,6 +86,10 @@ def build_objective(
     if isinstance(section, BradleyTerryConfig):
         settings = RewardSettings(**section.model_dump(exclude={"name"}))
         return PairwiseReward(answers, settings)
+    if isinstance(section, PolicyGradientConfig):
+        return PolicyGradient(_ROLLOUTS, PolicyGradientSettings(**section.model_dump(exclude={"name"})))
+    if isinstance(section, WeightedLikelihoodConfig):
+        return WeightedLikelihood(_ROLLOUTS, kl_coef=section.kl_coef, entropy_coef=section.entropy_coef)
     rules = Rules(
         score_control=section.score_control,
         unscored=unscored,

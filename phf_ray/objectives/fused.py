@@ -62,17 +62,14 @@ def fused_linear_loss(  # noqa: PLR0913 - the operands of one product
     if head_VD.shape[0] < 2:
         raise ValueError(f"the head has {head_VD.shape[0]} row(s); unlikelihood needs a vocabulary of at least 2")
     device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):
-        product_dtype = torch.get_autocast_dtype(device)
-    else:
-        product_dtype = torch.promote_types(hidden_ND.dtype, head_VD.dtype)
+    product_dtype = product_dtype_of(hidden_ND, head_VD)
     learns = [
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden_ND, head_VD, head_bias_V)
     ]
     settings = _Settings(
         product_dtype=product_dtype,
-        chunk_tokens=chunk_tokens or _default_chunk(head_VD.shape[0], device=device, product_dtype=product_dtype),
+        chunk_tokens=chunk_tokens or default_chunk(head_VD.shape[0], device=device, product_dtype=product_dtype),
         saturating=saturating,
         for_hidden=learns[0],
         for_head=learns[1],
@@ -97,7 +94,15 @@ class _Settings(NamedTuple):
         return self.for_hidden or self.for_head or self.for_bias
 
 
-def _default_chunk(vocabulary: int, *, device: str, product_dtype: torch.dtype) -> int:
+def product_dtype_of(hidden_ND: Tensor, head_VD: Tensor) -> torch.dtype:
+    """Return the type in which the two are multiplied: that of autocast, if it is on."""
+    device = hidden_ND.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(hidden_ND.dtype, head_VD.dtype)
+
+
+def default_chunk(vocabulary: int, *, device: str, product_dtype: torch.dtype) -> int:
     num_bytes = _CHUNK_BYTES.get(device, 2**28)
     if product_dtype in (torch.bfloat16, torch.float16) and device == "cpu":
         num_bytes *= 2
@@ -175,7 +180,7 @@ def _forward(
             if grad_hidden is not None:
                 grad_hidden[part] = torch.mm(direction_CV, head) * scale_C1
             if grad_head is not None:
-                _add_product(grad_head, direction_CV, (hidden[part] * scale_C1).to(settings.product_dtype))
+                add_product(grad_head, direction_CV, (hidden[part] * scale_C1).to(settings.product_dtype))
             if grad_bias is not None:
                 grad_bias += torch.mv(direction_CV.to(exact).T, scale_C1.squeeze(1))
             del direction_CV
@@ -190,7 +195,7 @@ def _forward(
     return loss, losses_2N[0], losses_2N[1], gradients if settings.with_gradients else None
 
 
-def _add_product(grad_head_VD: Tensor, direction_CV: Tensor, scaled_CD: Tensor) -> None:
+def add_product(grad_head_VD: Tensor, direction_CV: Tensor, scaled_CD: Tensor) -> None:
     if direction_CV.dtype == grad_head_VD.dtype:
         grad_head_VD.addmm_(direction_CV.T, scaled_CD)
     else:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from phf_ray.errors import ConfigError
+from phf_ray.measures.arrays import floats, require
 from phf_ray.measures.numbers import Floats
-from phf_ray.rollouts.arrays import floats, require
 
 
 def rloo_advantages(rewards_GN: ArrayLike) -> Floats:

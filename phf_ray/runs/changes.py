@@ -30,14 +30,20 @@ _MAY_CHANGE = {
     "training.push_to_hub",
     "training.hub_model_id",
     "training.hub_private_repo",
+    "rollouts.place",
+    "rollouts.sampling_batch",
+    "rollouts.max_failed_fraction",
+    "rollouts.stop",
 }
 # Hashes and figures of a plan say little. These are what a user changed.
 _MEANING = {
     "plan.blocks_hash": "the training data or its tokens",
     "plan.checkpoint_path": "--checkpoint-path",
     "plan.reference": "the weights of the model that the run starts from",
+    "plan.start": "the weights of the model that the run starts from",
+    "plan.prompts_hash": "the prompts of the rounds, or the words of their template",
 }
-LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "compat")
+LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "rollouts", "algorithm", "compat")
 
 
 def with_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,9 @@ EVALUATION = "evaluation/wall_s"
 EVALUATION_SETS = "eval/sets_wall_s"
 """Only rows of evaluation sets have this key."""
 
+ROUND = "rollouts/round"
+"""Only rows of rounds have this key."""
+
 
 def parse_row(line: str) -> dict[str, Any] | None:
     try:
@@ -23,6 +26,7 @@ def parse_row(line: str) -> dict[str, Any] | None:
 def row_key(row: Mapping[str, Any]) -> tuple[int, str]:
     """Return the step and the kind of a row."""
     kind = next(
-        (name for name in ("train/loss", EVALUATION, EVALUATION_SETS, "debugging/num_segments") if name in row), "eval"
+        (name for name in ("train/loss", EVALUATION, EVALUATION_SETS, ROUND, "debugging/num_segments") if name in row),
+        "eval",
     )
     return int(row[STEP]), kind

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from phf_ray import errors
 from phf_ray.blocks.held_out import has_held_out
@@ -24,8 +24,10 @@ from phf_ray.runs.following import Follower, ProgressLines
 from phf_ray.runs.starts import started
 from phf_ray.runs.tracking import start_tracker
 from phf_ray.training.licenses import license_facts
-from phf_ray.training.plan import TrainingPlan, TrainJob
+from phf_ray.training.plan import TrainingPlan, TrainJob, WorkerJob
 
+J = TypeVar("J", bound=WorkerJob)
+J_in = TypeVar("J_in", bound=WorkerJob, contravariant=True)
 log = logging.getLogger(__name__)
 
 
@@ -37,8 +39,8 @@ class Tracking:
     tags: Sequence[str] = ()
 
 
-class Fit(Protocol):
-    def __call__(self, job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
+class Fit(Protocol[J_in]):
+    def __call__(self, job: J_in, *, config: Config, run: RunDirectory) -> dict[str, Any]:
         """Start the workers and wait for their outcome: `status`, `step` and the fields that the status adds."""
         ...
 
@@ -58,10 +60,10 @@ class EvaluationsBeside(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Helpers:
+class Helpers(Generic[J]):
     """Functions that the job gives to the driver: one runs the workers, the other plans evaluations during training."""
 
-    fit: Fit
+    fit: Fit[J]
     """`fit_on_ray` of `on_ray`, or `fit_here` of `in_process`."""
     plan_evaluations: Callable[[RunDirectory], EvaluationsBeside | None] = lambda _: None
     """Called once the directory is known to belong to this run. Raises ConfigError if the evaluations can't run."""
@@ -75,47 +77,72 @@ def run_training(  # noqa: PLR0913  everything that defines a run
     blocks_path: str,
     task: str,
     tracking: Tracking,
-    helpers: Helpers,
+    helpers: Helpers[TrainJob],
 ) -> dict[str, Any]:
     """Train to the end, from the newest complete checkpoint if there is one, and return the run's summary.
 
     The first SIGTERM or SIGINT saves a checkpoint, ends the run and raises IncompleteError; a second one ends the
     process at once. A worker's PhfError is raised here.
     """
-    resolved = config.model_dump(mode="json")
-    run.prepare(config=resolved, plan=dataclasses.asdict(plan))
-    run.clear_stop()
-    run.clear_failure()
-    job = TrainJob(
-        config=resolved,
-        plan=dataclasses.asdict(plan),
-        run_path=str(run.path),
-        blocks_path=blocks_path,
-        task=task,
-        num_threads=_threads_asked_for(config),
-        working_directory=str(Path.cwd()),
-    )
-    tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=resolved)
     if config.dataset.held_out_fraction > 0 and not has_held_out(blocks_path):
         log.warning("nothing is held out; raise dataset.held_out_fraction to measure on held-out data")
+    manifest = read_block_manifest(blocks_path)
+
+    def facts() -> dict[str, Any]:
+        return {"thresholds": plan.thresholds} | license_facts(
+            manifest, model=config.model, checkpoint_path=plan.checkpoint_path
+        )
+
+    job = TrainJob(**plain_job(config, plan=dataclasses.asdict(plan), run=run, task=task), blocks_path=blocks_path)
+    sinks = [EffectiveSampleWarning()] if isinstance(config.objective, AWRConfig | RWRConfig) else []
+    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, sinks=sinks, facts=facts)
+    corpora = [corpus.name for corpus in manifest.corpora]
+    renew_card(run, config=config, job=job, corpora=corpora, metrics=summary["metrics"])
+    return summary
+
+
+def plain_job(config: Config, *, plan: dict[str, Any], run: RunDirectory, task: str) -> dict[str, Any]:
+    """Return what every kind of job has; see `WorkerJob`."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": plan,
+        "run_path": str(run.path),
+        "task": task,
+        "num_threads": _threads_asked_for(config),
+        "working_directory": str(Path.cwd()),
+    }
+
+
+def drive(  # noqa: PLR0913  everything that a run needs around its workers
+    job: J,
+    *,
+    config: Config,
+    run: RunDirectory,
+    tracking: Tracking,
+    helpers: Helpers[J],
+    sinks: Sequence[Callable[[dict[str, Any]], None]] = (),
+    facts: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run the workers of any kind of job to the end, and write and return the run's summary, with the `facts`."""
+    run.prepare(config=job.config, plan=job.plan)
+    run.clear_stop()
+    run.clear_failure()
+    tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=job.config)
     evaluations = helpers.plan_evaluations(run)
-    sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(plan.num_steps)]
-    if isinstance(config.objective, AWRConfig | RWRConfig):
-        sinks.append(EffectiveSampleWarning())
+    all_sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(job.plan["num_steps"]), *sinks]
     if tracker is not None:
-        sinks.append(tracker)
-    facts = license_facts(read_block_manifest(blocks_path), model=config.model, checkpoint_path=plan.checkpoint_path)
+        all_sinks.append(tracker)
+    known = facts()
     latest = run.latest_checkpoint()
     log.info("training %s", "starts at step 0" if latest is None else f"resumes from {latest.name}")
     begin = time.monotonic()
     code = 1
     try:
-        with started(run.path), Follower(run, sinks), _stopping_on_signals(run):
+        with started(run.path), Follower(run, all_sinks), _stopping_on_signals(run):
             outcome = _fit_and_evaluate(helpers.fit, job, config=config, run=run, evaluations=evaluations)
         if outcome["status"] == "finished":
-            summary = _summary(run, outcome, plan=plan, wall_s=time.monotonic() - begin) | facts
+            summary = _summary(run, outcome, wall_s=time.monotonic() - begin) | known
             run.write_summary(summary)
-            _renew_card(run, config=config, plan=plan, blocks_path=blocks_path, metrics=summary["metrics"])
             code = 0
             return summary
     finally:
@@ -151,7 +178,7 @@ def _threads_asked_for(config: Config) -> int | None:
 
 
 def _fit_and_evaluate(
-    fit: Fit, job: TrainJob, *, config: Config, run: RunDirectory, evaluations: EvaluationsBeside | None
+    fit: Fit[J], job: J, *, config: Config, run: RunDirectory, evaluations: EvaluationsBeside | None
 ) -> dict[str, Any]:
     """Train, and return the outcome with a summary of the evaluations if there are any."""
     if evaluations is None:
@@ -208,7 +235,7 @@ def describe_wall_cost(cost: Mapping[str, float]) -> str:
     return f"wall cost: in {loop_s:.1f} s the loop paused {shown}"
 
 
-def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: TrainingPlan, wall_s: float) -> dict[str, Any]:
+def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, wall_s: float) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for row in run.read_metrics():
         # Histograms and tables stay in the metrics file.
@@ -217,24 +244,27 @@ def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, plan: TrainingPla
     log.info("%s", describe_wall_cost(outcome["wall_cost"]))
     return {
         "status": "finished",
-        "step": plan.num_steps,
+        "step": outcome["step"],
         "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(run.path)),
         "metrics": last,
-        "thresholds": plan.thresholds,
         "wall_s_of_last_start": round(wall_s, 1),
         "wall_cost": outcome["wall_cost"],
-        **({"evaluations": outcome["evaluations"]} if "evaluations" in outcome else {}),
+        **{key: outcome[key] for key in ("evaluations", "stopped_by") if key in outcome},
     }
 
 
-def _renew_card(
-    run: RunDirectory, *, config: Config, plan: TrainingPlan, blocks_path: str, metrics: dict[str, Any]
+def renew_card(
+    run: RunDirectory, *, config: Config, job: WorkerJob, corpora: Sequence[str], metrics: dict[str, Any]
 ) -> None:
     """Rewrite the card with all results; when the worker wrote it, some were still missing."""
     checkpoint = run.latest_checkpoint()
     info = None if checkpoint is None else read_info(checkpoint)
     if checkpoint is not None and info is not None:
-        corpora = [corpus.name for corpus in read_block_manifest(blocks_path).corpora]
         write_card(
-            checkpoint, info, config=config, corpora=corpora, metrics=metrics, checkpoint_path=plan.checkpoint_path
+            checkpoint,
+            info,
+            config=config,
+            corpora=corpora,
+            metrics=metrics,
+            checkpoint_path=job.plan["checkpoint_path"],
         )

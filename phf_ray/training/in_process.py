@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.utils import logging as transformers_logging
 
@@ -11,20 +12,24 @@ from phf_ray.config import Config
 from phf_ray.errors import PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.lasting import lasting_error
-from phf_ray.training.plan import TrainJob
+from phf_ray.training.learner import Learner
+from phf_ray.training.plan import TrainJob, WorkerJob
 from phf_ray.training.ranks import OneRank, Ranks
 from phf_ray.training.worker import TrainingWorker
 
+J = TypeVar("J", bound=WorkerJob)
 log = logging.getLogger(__name__)
 
 
 def fit_here(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
     """Train to the end in this process; ignore `training.num_workers`."""
     del config
-    return work(job, run, OneRank())
+    return work(job, run, OneRank(), worker=TrainingWorker)
 
 
-def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
+def work(
+    job: J, run: RunDirectory, ranks: Ranks, *, worker: Callable[[J, RunDirectory, Ranks], Learner]
+) -> dict[str, Any]:
     """Run one worker and return its outcome for the driver. Save an error that would come again for the next start."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -36,7 +41,7 @@ def work(job: TrainJob, run: RunDirectory, ranks: Ranks) -> dict[str, Any]:
         # The workers were restarted after an error that would only occur again.
         return failure
     try:
-        return TrainingWorker(job, run, ranks).train()
+        return worker(job, run, ranks).train()
     except Exception as error:
         lasting = lasting_error(error, run=run)
         if lasting is None:

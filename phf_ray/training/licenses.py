@@ -16,10 +16,15 @@ log = logging.getLogger(__name__)
 
 def run_licenses(manifest: BlockManifest, *, model: ModelConfig, checkpoint_path: str | None) -> tuple[str, ...]:
     """Return the licences of the blocks and of the model that the run starts from, as far as known."""
+    return union([*manifest.licenses, *model_licenses(model, checkpoint_path=checkpoint_path)])
+
+
+def model_licenses(model: ModelConfig, *, checkpoint_path: str | None) -> tuple[str, ...]:
+    """Return the licences of the model that a run starts from, as far as known."""
     start, revision = (model.path_or_name, model.revision) if checkpoint_path is None else (checkpoint_path, None)
     if start is None or (checkpoint_path is None and model.from_scratch):
-        return manifest.licenses
-    return union([*manifest.licenses, *_model_licenses(start, revision=revision)])
+        return ()
+    return _model_licenses(start, revision=revision)
 
 
 def _model_licenses(source: str, *, revision: str | None) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def train(
 ) -> Iterator[TrainingEvent]:
     """Train from `state.step` to the end of the schedule; `batches` starts at that step.
 
+    If the batches end before that, on all ranks alike, the last step's state is saved and the training is over.
     All ranks see the same events at the same steps. Every rank calls `wants_stop`; if it is true on one rank, all stop
     within two steps, with a checkpoint. Tokens per second exclude the time that the caller spends on an event, except
     on a `MetricsRow`: a GPU computes the next step meanwhile.
@@ -73,8 +74,11 @@ def train(
     is_settled = False
     while state.step < settings.schedule.num_steps and not loop.stop:
         waiting_since = time.perf_counter()
-        micro_batches = next(iterator)
+        micro_batches = next(iterator, None)
         loop.data_wait_s += time.perf_counter() - waiting_since
+        if micro_batches is None:
+            yield from loop.end_early()
+            return
         if not is_settled:
             _settle_buckets(state.model, micro_batches[0], objective=objective, settings=settings.step)
             is_settled = True
@@ -154,6 +158,7 @@ class _Loop:
         self._timed_tokens = 0.0
         self._since = time.perf_counter()
         self.data_wait_s = 0.0
+        self._saved_step = state.step
         self.pending: _Pending | None = None
         self.stop = False
         self.is_broken = False
@@ -161,10 +166,18 @@ class _Loop:
     def outside(self, event: TrainingEvent) -> Iterator[TrainingEvent]:
         """Yield an event; stop the clock meanwhile, because the device is idle."""
         assert self.pending is None
+        if isinstance(event, CheckpointDue):
+            self._saved_step = event.step
         left = time.perf_counter()
         yield event
         self._since += time.perf_counter() - left
         self._state.model.train()
+
+    def end_early(self) -> Iterator[TrainingEvent]:
+        """End before the schedule does; save what was trained since the last checkpoint."""
+        yield from self.read_pending()
+        if not self.is_broken and self._state.step > self._saved_step:
+            yield from self.outside(CheckpointDue(self._state.step, is_last=True))
 
     def read_pending(self) -> Iterator[TrainingEvent]:
         if self.pending is None or self.is_broken:

@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +20,9 @@ from phf_ray.corpus.on_ray import as_they_finish
 from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
-from phf_ray.training.plan import TrainJob
+from phf_ray.training.plan import TrainJob, WorkerJob
 from phf_ray.training.reference import ReferenceJob, compute_here
+from phf_ray.training.worker import TrainingWorker
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,17 @@ T = TypeVar("T")
 
 
 def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Run Ray Train in a thread: the main thread handles signals, and there Ray would take SIGINT for itself."""
+    """Train on blocks; this function is a `Fit`."""
+    return run_workers(_train_worker, job, config=config, run=run)
+
+
+def run_workers(
+    body: Callable[[dict[str, Any]], dict[str, Any]], job: WorkerJob, *, config: Config, run: RunDirectory
+) -> dict[str, Any]:
+    """Call `body` with the job on every rank that Ray Train starts, and return rank 0's outcome.
+
+    Ray Train runs in a thread: the main thread handles signals, and there Ray would take SIGINT for itself.
+    """
     import ray
     from ray.exceptions import RayError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -40,7 +51,7 @@ def fit_on_ray(job: TrainJob, *, config: Config, run: RunDirectory) -> dict[str,
     use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
     _warn_if_too_large(config.training.num_workers, _of_a_worker(resources, use_gpu=use_gpu), available=available)
     trainer = _trainer_class()(
-        _train_worker,
+        body,
         train_loop_config=dataclasses.asdict(job),
         scaling_config=ScalingConfig(
             num_workers=config.training.num_workers, use_gpu=use_gpu, resources_per_worker=resources or None
@@ -138,7 +149,7 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """Run one worker. Ray Train calls this on every rank and passes rank 0's result to the driver."""
     job = TrainJob(**values)
     try:
-        return work(job, RunDirectory(job.run_path), RayRanks())
+        return work(job, RunDirectory(job.run_path), RayRanks(), worker=TrainingWorker)
     finally:
         # DDP must not outlive Ray's hold on the process group: its destructor would keep the interpreter's lock while
         # waiting for a thread that waits for that lock.

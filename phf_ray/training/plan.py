@@ -113,16 +113,23 @@ def idle_workers(training: TrainingConfig) -> str | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TrainJob:
-    """Everything that a worker is told, as plain values."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJob:
+    """What every worker is told, as plain values."""
 
     config: dict[str, Any]
     plan: dict[str, Any]
+    """Of any kind of run; `num_steps` and `checkpoint_path` are in each."""
     run_path: str
-    blocks_path: str
     task: str
     num_threads: int | None
     """Torch threads per worker; None: the node's cores divided by its workers."""
     working_directory: str
     """Directory that the config's relative paths start from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob(WorkerJob):
+    """What a worker that learns from stored blocks is told."""
+
+    blocks_path: str

@@ -1,8 +1,9 @@
 """The ranks of a training run, as far as a worker needs to know them: many under Ray Train, or one alone."""
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -36,3 +37,21 @@ class OneRank:
 
     def broadcast(self, value: T) -> T:
         return value
+
+
+def everyones(value: T) -> list[T]:
+    """Return the values of all ranks, in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_zero(value: T) -> T:
+    """Return rank 0's value on every rank, whatever its size; all ranks must call this."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -79,7 +79,7 @@ def ensure_reference(
         config=config.model_dump(mode="json"),
         checkpoint_path=checkpoint_path,
         blocks=blocks,
-        folder=f"reference-{_identity(config, checkpoint_path, build)[:16]}",
+        folder=f"reference-{identity_of_start(config, checkpoint_path, build)[:16]}",
         working_directory=str(Path.cwd()),
     )
     accept(job.folder)
@@ -90,8 +90,11 @@ def ensure_reference(
     return job.folder
 
 
-def _identity(config: Config, checkpoint_path: str | None, build: Callable[[], LanguageModel]) -> str:
-    """Hash all that decides the numbers: weights, architecture and precision."""
+def identity_of_start(config: Config, checkpoint_path: str | None, build: Callable[[], LanguageModel]) -> str:
+    """Hash all that decides the numbers of the model that a run starts from: weights, architecture and precision.
+
+    `build` makes that model; it is called only for random weights.
+    """
     tokenizer = load_tokenizer(config.tokenizer)
     starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     training = config.training

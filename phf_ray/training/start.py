@@ -50,7 +50,8 @@ def initial_model(config: Config, *, checkpoint_path: str | None, tokenizer: Any
     # Positions restart in each example of a block. Only feedback has a max_length (see `plan_blocks`).
     key = "seq_length" if config.dataset.max_length is None else "max_length"
     longest = getattr(config.dataset, key)
-    if limit is not None and longest > limit:
+    # The rows of rounds have the length of their prompts and answers; see `rollouts/plan.py`.
+    if limit is not None and longest > limit and config.rollouts is None:
         raise ConfigError(
             f"dataset.{key}={longest} is longer than the model's {limit} positions ({reason}); lower it or raise the "
             "model's limit in model.config_kwargs"

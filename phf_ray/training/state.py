@@ -46,6 +46,7 @@ def parallelize(model: LanguageModel, kind: Literal["ddp", "fsdp2"], *, device: 
     fully_shard(model, mesh=mesh)
     # FSDP gathers parameters for `forward` alone, unless it is told of other methods.
     register_fsdp_forward_method(model, "predict_values")
+    register_fsdp_forward_method(model, "predict_logprobs")
     return model
 
 

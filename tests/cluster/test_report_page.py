@@ -1,13 +1,10 @@
-"""The report in a real browser: headless Chromium, driven over a pipe by its own protocol, so no library is needed."""
+"""The report in a real browser."""
 
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 
 from phf_ray.evaluation.report.records import (
     ArmInfo,
@@ -22,74 +19,9 @@ from phf_ray.evaluation.report.records import (
 )
 from phf_ray.evaluation.report.write import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
-)
 HOSTILE = "</pre><script>document.title='taken'</script><img src='http://127.0.0.1:9/x' onerror=alert(1)>\x00\u202e"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, such as Debian's package of that name")
-
-
-class Browser:
-    """Chromium reads commands from file 3 and writes answers and events to file 4, each JSON ended by a zero byte."""
-
-    def __init__(self, profile: Path):
-        commands, self._send = os.pipe()
-        self._receive, answers = os.pipe()
-        # A shell moves the two ends to where Chromium looks for them.
-        script = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", script, CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}"],
-            pass_fds=(commands, answers),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(commands)
-        os.close(answers)
-        self._buffer = b""
-        self._number = 0
-        self.events: list[dict] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-
-    def call(self, method, **params):
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
-        if hasattr(self, "_session"):
-            message["sessionId"] = self._session
-        os.write(self._send, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self.events.append(answer)
-
-    def wait_for(self, method):
-        while not any(event.get("method") == method for event in self.events):
-            self.events.append(self._next())
-
-    def value(self, expression):
-        """Of a JavaScript expression; the page's own policy forbids scripts only to the page."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def _next(self):
-        while b"\0" not in self._buffer:
-            chunk = os.read(self._receive, 1 << 16)
-            assert chunk, "the browser has ended"
-            self._buffer += chunk
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(message)
-
-    def close(self):
-        os.close(self._send)
-        self._process.terminate()
-        self._process.wait()
-        os.close(self._receive)
 
 
 def kl(per_byte):
@@ -164,22 +96,15 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(directory, tmp_path_factory):
     running = Browser(tmp_path_factory.mktemp("profile"))
-    for domain in ("Page", "Runtime", "Log", "Network"):
-        running.call(f"{domain}.enable")
-    running.call("Emulation.setDeviceMetricsOverride", width=1240, height=900, deviceScaleFactor=1, mobile=False)
-    running.call("Page.navigate", url=(directory / "report.html").as_uri())
-    running.wait_for("Page.loadEventFired")
+    running.open(directory / "report.html")
     yield running
     running.close()
 
 
 def test_the_page_loads_without_a_word_in_the_console_and_asks_for_nothing_else(browser):
-    said = [event for event in browser.events if event.get("method") in ("Runtime.consoleAPICalled", "Log.entryAdded")]
-    assert said == []
-    assert [event for event in browser.events if event.get("method") == "Runtime.exceptionThrown"] == []
-    asked = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in asked if url.startswith("file:")]) == 1
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith("file:")] == []
+    assert len(browser.requests()) == 1
 
 
 def test_as_many_marks_are_drawn_as_the_report_has_rows(browser, directory):
@@ -227,17 +152,12 @@ def test_worst_samples_are_hidden_until_asked_for(browser):
 @pytest.mark.parametrize(("theme", "dark"), [("light", False), ("dark", True)])
 def test_text_stands_out_from_the_page_in_both_themes(browser, theme, dark):
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
-
-    def brightness(selector, style):
-        text = browser.value(f"getComputedStyle(document.querySelector('{selector}')).{style}")
-        return sum(map(float, text[text.index("(") + 1 : -1].split(",")[:3])) / 3
-
-    page = brightness("body", "backgroundColor")
+    page = browser.brightness("body", "backgroundColor")
     assert (page < 100) == dark
     for selector, style in [("td", "color"), ("figcaption", "color"), ("figure svg text", "fill")]:
-        assert abs(brightness(selector, style) - page) > 75, selector
+        assert abs(browser.brightness(selector, style) - page) > 75, selector
 
 
 def test_nothing_is_wider_than_the_window_on_a_phone(browser):
-    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+    browser.resize(390)
     assert browser.value("document.documentElement.scrollWidth <= window.innerWidth") is True

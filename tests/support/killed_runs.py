@@ -22,15 +22,15 @@ TOLERANCE, WEIGHT_TOLERANCE = 5e-4, 1e-3
 
 
 class Job:
-    """jobs.train_lm as a user starts it, on the cluster of these tests."""
+    """jobs.train_lm, or another job, as a user starts it, on the cluster of these tests."""
 
-    def __init__(self, arguments: Sequence[str]):
+    def __init__(self, arguments: Sequence[str], *, job: str = "train_lm"):
         import ray
 
         # A pipe that nobody reads while the job runs could fill up.
-        descriptor, self._log = tempfile.mkstemp(prefix="train_lm-", suffix=".log")
+        descriptor, self._log = tempfile.mkstemp(prefix=f"{job}-", suffix=".log")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.train_lm", *arguments],
+            [sys.executable, "-m", f"jobs.{job}", *arguments],
             cwd=ROOT,
             env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
             stdout=descriptor,

@@ -41,11 +41,12 @@ from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import token_count
 from phf_ray.training.driver import EffectiveSampleWarning
 from phf_ray.training.held_out_documents import choose_held_out, encode_held_out
+from phf_ray.training.learner import hand_out
 from phf_ray.training.on_ray import _of_a_worker, _warn_if_too_large
 from phf_ray.training.plan import TrainingPlan, plan_training
 from phf_ray.training.saving import Saver
 from phf_ray.training.start import initial_model, trained_control
-from phf_ray.training.worker import TrainingWorker, _hand_out
+from phf_ray.training.worker import TrainingWorker
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -554,7 +555,7 @@ def test_weights_for_evaluation_that_can_not_be_written_are_told_of_and_named_in
         raise error("No space left on device (os error 28)")
 
     run = RunDirectory(tmp_path)
-    _hand_out(run, 5, write)
+    hand_out(run, 5, write)
     assert "the weights of step 5 can't be evaluated: " in caplog.text
     assert "No space left" in caplog.text
     job = EvaluationJob(

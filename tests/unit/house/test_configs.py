@@ -55,6 +55,12 @@ STARTS = {  # task -> model that is finetuned, its revision, tokens that it has 
     "pep8": ("kejian/mighty-mle", "cf05a2b0558c03b08c78f07662c22989785b9520", 1_649_999_872),
 }
 
+ROLLOUTS = {
+    *("rollouts", "ppo", "ppo_sim", "ppo_human", "rloo", "grpo", "reinforce"),
+    *("quark", "expert_iteration", "raft", "online_dpo"),
+}
+"""Methods of train-rl, and the part that they share."""
+
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +121,12 @@ def test_demo_configs_load(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for task in ("alpaca", "rlhf") for path in sorted((CONFIGS / task).glob("*.yml"))],
+    [
+        path
+        for task in ("alpaca", "rlhf")
+        for path in sorted((CONFIGS / task).glob("*.yml"))
+        if path.stem not in ROLLOUTS
+    ],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_methods_of_feedback_load(path):
@@ -124,6 +135,16 @@ def test_methods_of_feedback_load(path):
     # AlpacaFarm has a reward model of simulated and one of human preferences.
     name = path.stem.removesuffix("_sim").removesuffix("_human")
     assert config.objective.name == names.get(name, "MLE")
+
+
+@pytest.mark.parametrize("name", sorted(ROLLOUTS - {"rollouts"}))
+def test_methods_of_rounds_load(name):
+    config = load_config(CONFIGS / "alpaca" / "task.yml", CONFIGS / "alpaca" / f"{name}.yml")
+    assert config.algorithm.name == name.partition("_sim")[0].partition("_human")[0]
+    assert (config.rollouts.temperature, config.rollouts.max_tokens, config.rollouts.max_prompt_tokens) == (1, 300, 192)
+    if name.startswith("ppo"):
+        # AlpacaFarm's coefficients.
+        assert config.algorithm.kl_coef == (0.02 if name == "ppo_human" else 0.0067)
 
 
 def test_the_example_of_a_billion_weights_has_the_shape_that_it_names():

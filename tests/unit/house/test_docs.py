@@ -279,6 +279,8 @@ def test_every_scorer_has_a_line():
 # --- The list of keys -------------------------------------------------------------------------------------------------
 
 CONFIGURE, JUDGE, ANNOTATE = (ROOT / "docs" / name for name in ("configure.md", "judge.md", "annotate.md"))
+NAMED = ("objective", "algorithm")
+"""Sections of which `name` chooses one."""
 MARK = "<!-- Made by tests/unit/house/test_docs.py with PHF_UPDATE_DOCS=1. -->\n"
 
 
@@ -298,12 +300,12 @@ def keys(section: type[BaseModel], path: str = "") -> list[tuple[str, str, str]]
         found.append((f"{path}{name}", shown(field.get_default(call_default_factory=True)), described))
         for one in inner:
             if one is not Quantile:
-                label = one.model_fields["name"].annotation if name == "objective" else None
+                label = one.model_fields["name"].annotation if name in NAMED else None
                 suffix = f" ({get_args(label)[0]})" if label is not None else of_many(field.annotation)
                 found += [
                     (f"{path}{name}{suffix}.{key}", default, text)
                     for key, default, text in keys(one)
-                    if not (name == "objective" and key == "name")
+                    if not (name in NAMED and key == "name")
                 ]
     return found
 

@@ -26,6 +26,14 @@ OBJECTIVES = {
     "rwr": {"name": "RWR", "beta": 0.5, "normalise": "weights"},
     "awr": {"name": "AWR", "alpha": 0.5, "beta": 0.5},
     "dpo": {"name": "DPO", "beta": 0.3, "sft_weight": 0.2},
+    "policy gradient": {
+        "name": "PolicyGradient",
+        "aggregation": "sequences",
+        "value_coef": 0.3,
+        "kl_loss": "k2",
+        "kl_coef": 0.2,
+    },
+    "quark": {"name": "WeightedLikelihood", "kl_coef": 0.3, "entropy_coef": 0.2},
     "kto": {"name": "KTO", "beta": 0.3, "undesirable_weight": 1.5},
 }
 # Two fresh processes that import torch: seconds on an idle machine, minutes on a crowded one.
@@ -34,7 +42,14 @@ WORLD = 2
 MICRO_BATCHES = 2
 
 
-def make_model():
+def make_objective(name):
+    objective = build_objective(OBJECTIVES[name])
+    if name == "quark":
+        objective.compare_with(make_model(seed=7).operands, num_tokens=250)
+    return objective
+
+
+def make_model(*, seed=3):
     """GPT-2 with tied embeddings and a value head, in float64 and without dropout."""
     config = ModelConfig(
         path_or_name=None,
@@ -42,7 +57,7 @@ def make_model():
         config_kwargs={"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 0.2},
         model_kwargs={"value_head_config": {"is_detached": False}},
     )
-    model = build_model(config, tokenizer=tiny_tokenizer(), seed=3).eval().double()
+    model = build_model(config, tokenizer=tiny_tokenizer(), seed=seed).eval().double()
     torch.nn.init.normal_(model.value_head.head.weight, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -54,7 +69,7 @@ def make_rows(name):
     scores = torch.rand(ids.shape, generator=generator)
     kinds = torch.zeros(ids.shape, dtype=torch.uint8)
     labels = torch.zeros(ids.shape)
-    if name in ("dpo", "kto"):
+    if name in ("dpo", "kto", "policy gradient", "quark"):
         # A pair in each row, or an answer and a mismatched one; two rows are padding.
         kinds[:] = TokenKind.PLAIN
         kinds[:, [0, 6]] = TokenKind.END_OF_TEXT
@@ -83,7 +98,17 @@ def gradients_of(model, num_targets):
 def surveyed_parts(model, objective, rows, *, num_parts):
     """Micro-batches of a step, with what the objective has to know of all of them."""
     batches = [
-        MicroBatch(ids, scores, kinds, index, {"reference_logprob": reference, "label": labels})
+        MicroBatch(
+            ids,
+            scores,
+            kinds,
+            index,
+            {
+                **dict.fromkeys(("reference_logprob", "old_logprob"), reference),
+                **dict.fromkeys(("advantage", "return", "old_value", "weight"), scores),
+                "label": labels,
+            },
+        )
         for index, (ids, scores, kinds, reference, labels) in enumerate(
             zip(*(part.chunk(num_parts) for part in rows), strict=True)
         )
@@ -107,9 +132,9 @@ def accumulate(model, objective, rows, *, no_sync):
 
 def on_rank(rank, directory):
     results = {}
-    for name, config in OBJECTIVES.items():
+    for name in OBJECTIVES:
         rows = [part.chunk(WORLD)[rank] for part in make_rows(name)]
-        objective = build_objective(config)
+        objective = make_objective(name)
         replicated = DistributedDataParallel(make_model())
 
         def ddp_no_sync(skip, model=replicated):
@@ -144,7 +169,7 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_ranks_and_micro_batches_change_neither_gradients_nor_figures(two_ranks, name, parallelism):
-    model, objective = make_model(), build_objective(OBJECTIVES[name])
+    model, objective = make_model(), make_objective(name)
     (whole,) = surveyed_parts(model, objective, make_rows(name), num_parts=1)
     out = whole.through(model, objective)
     (out.loss / out.num_targets).backward()
@@ -153,4 +178,4 @@ def test_ranks_and_micro_batches_change_neither_gradients_nor_figures(two_ranks,
     for key, parameter in model.named_parameters():
         assert torch.allclose(gradients[key], parameter.grad, rtol=1e-9, atol=1e-12), key
     assert figures == pytest.approx(objective.summarize(out.metrics), rel=1e-9)
-    assert name != "kto" or figures["kl"] > 0.1
+    assert name not in ("kto", "quark") or figures["kl"] > 0.1

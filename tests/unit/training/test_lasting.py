@@ -15,6 +15,7 @@ from phf_ray.training.in_process import work
 from phf_ray.training.lasting import lasting_error, refuse_without_room
 from phf_ray.training.on_ray import _known_error
 from phf_ray.training.plan import TrainJob
+from phf_ray.training.worker import TrainingWorker
 
 
 @pytest.fixture
@@ -122,8 +123,8 @@ class BrokenRank:
 def test_a_worker_that_is_started_again_after_such_an_error_ends_at_once_with_it(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PhfError, match="KeyError: 'rank'"):
-        work(job_of(run), run, BrokenRank())
-    again = work(job_of(run), run, BrokenRank())
+        work(job_of(run), run, BrokenRank(), worker=TrainingWorker)
+    again = work(job_of(run), run, BrokenRank(), worker=TrainingWorker)
     assert (again["status"], again["kind"]) == ("failed", "PhfError")
     assert again == json.loads((run.path / "failure.json").read_text())
 

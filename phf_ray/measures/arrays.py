@@ -1,4 +1,4 @@
-"""Checks of the arrays that this room's functions take."""
+"""Checks of the arrays that functions on numbers take."""
 
 from typing import Any
 

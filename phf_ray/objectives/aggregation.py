@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from phf_ray.errors import ConfigError
+from phf_ray.measures.arrays import floats, mask_of
 from phf_ray.measures.numbers import Floats
-from phf_ray.rollouts.arrays import floats, mask_of
 
 Aggregation = Literal["tokens", "sequences"]
 

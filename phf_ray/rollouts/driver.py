@@ -1,0 +1,104 @@
+"""Drives a run of rounds from its start to its summary, as `training/driver.py` drives one on blocks."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from phf_ray.config import Config
+from phf_ray.errors import ConfigError
+from phf_ray.models.architecture import architecture_of
+from phf_ray.models.positions import position_limit
+from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, StoredPrompts, plan_rollouts, store_prompts, usable_prompts
+from phf_ray.rollouts.progress import RoundLines
+from phf_ray.runs.directory import RunDirectory
+from phf_ray.storage.licenses import license_facts
+from phf_ray.training.driver import Helpers, Tracking, drive, plain_job, renew_card
+from phf_ray.training.licenses import model_licenses
+from phf_ray.training.reference import identity_of_start
+from phf_ray.training.start import initial_model, starting_model
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedRun:
+    plan: RolloutPlan
+    prompts: StoredPrompts
+    left_out: Mapping[str, int]
+    """Why prompts can't be answered -> how many."""
+
+
+def prepare_rollouts(
+    config: Config,
+    *,
+    tokenizer: Any,
+    checkpoint_path: str | None,
+    folder: str,
+    accept: Callable[[dict[str, Any]], None] = lambda _: None,
+    stores: bool = True,
+) -> PreparedRun:
+    """Read the prompts, leave out what can't be answered, store the others in `folder`, and plan the run.
+
+    `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
+    """
+    _check_algorithm(config, tokenizer=tokenizer)
+    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    context, _ = position_limit(architecture_of(starting).get_text_config())
+    usable = usable_prompts(config, tokenizer=tokenizer, context=context)
+    prompts = store_prompts(usable, folder=folder, stores=stores)
+    start = identity_of_start(
+        config, checkpoint_path, lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
+    )
+    plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
+    accept(dataclasses.asdict(plan))
+    return PreparedRun(plan, prompts, usable.left_out)
+
+
+def _check_algorithm(config: Config, *, tokenizer: Any) -> None:
+    """Raise ConfigError if the rest of the configuration does not give the algorithm what it needs."""
+    section, rollouts = config.algorithm, config.rollouts
+    assert section is not None
+    assert rollouts is not None
+    algorithm = build_algorithm(section, compat=config.feedback_compat)
+    unknown = [token for token in algorithm.control_tokens if token not in tokenizer.get_vocab()]
+    if unknown:
+        raise ConfigError(
+            f"algorithm {section.name} needs the control tokens {unknown}; add them to tokenizer.special_tokens, and "
+            f"{len(unknown)} to model.num_additional_tokens"
+        )
+    if algorithm.learns_pairs and not config.training.document_mask:
+        raise ConfigError(f"algorithm {section.name} learns pairs, which share a row; set training.document_mask: true")
+    if algorithm.learns_pairs and rollouts.temperature != 1:
+        raise ConfigError(
+            f"algorithm {section.name} compares policy and reference at temperature 1, and rollouts.temperature is "
+            f"{rollouts.temperature:g}; set it to 1"
+        )
+
+
+def run_rollouts(
+    config: Config,
+    prepared: PreparedRun,
+    *,
+    run: RunDirectory,
+    task: str,
+    tracking: Tracking,
+    helpers: Helpers[RolloutJob],
+) -> dict[str, Any]:
+    """Run all rounds, from the newest complete checkpoint if there is one, and return the run's summary.
+
+    Signals and errors are as those of `run_training`.
+    """
+    plan = prepared.plan
+    job = RolloutJob(
+        **plain_job(config, plan=dataclasses.asdict(plan), run=run, task=task), prompts_path=prepared.prompts.path
+    )
+
+    def facts() -> dict[str, Any]:
+        return license_facts(model_licenses(config.model, checkpoint_path=plan.checkpoint_path))
+
+    assert config.rollouts is not None
+    lines = RoundLines(config.rollouts.rounds)
+    summary = drive(job, config=config, run=run, tracking=tracking, helpers=helpers, sinks=[lines], facts=facts)
+    corpora = [PurePath(source).name for source in config.rollouts.prompts]
+    renew_card(run, config=config, job=job, corpora=corpora, metrics=summary["metrics"])
+    return summary

@@ -1,0 +1,1 @@
+"""Rollouts on Ray: the runners of best-of-n and of training."""

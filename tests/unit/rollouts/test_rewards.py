@@ -1,0 +1,218 @@
+"""Rewards by every kind of spec: higher is better, a failure has a reason, and the policy's words reach the judge."""
+
+import json
+
+import pytest
+from evaluation_server import listening
+from tiny_models import tiny_sentencepiece
+from tiny_rewards import write_reward_model
+
+from phf_ray.config import parse_rewards
+from phf_ray.errors import ConfigError
+from phf_ray.generation.chat.prompts import InstructionPrompt, TextPrompt
+from phf_ray.generation.chat.templates import load_template
+from phf_ray.judging.question import Failure
+from phf_ray.rollouts.prompts import rollout_prompt
+from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec
+from phf_ray.scorers.build import build_scorer
+from serve.api.application import build_app
+from serve.backends import Backend
+from serve.engines.scorer import LocalScorer
+from serve.keys import KeyRing
+from serve.schemas import HealthResponse
+from serve.settings import ServedScorer
+
+ADD = rollout_prompt(InstructionPrompt("Add", "1 2"), template=load_template("alpaca"))
+SING = rollout_prompt(InstructionPrompt("Sing"), template=load_template("alpaca"))
+
+
+def answered(*texts, prompt=ADD):
+    return [AnsweredPrompt(prompt, text, "stop") for text in texts]
+
+
+def rewarder(text):
+    [spec] = parse_rewards(text, option="--reward")
+    check_spec(spec, option="--reward")
+    return build_rewarder(spec)
+
+
+@pytest.mark.parametrize(("rule", "rewards"), [("longer", [3.0, 5.0]), ("shorter", [-3.0, -5.0])])
+def test_rules(rule, rewards):
+    assert rewarder(rule).rewards(answered("abc", "abcde")) == rewards
+
+
+def test_a_scorer_enters_as_minus_its_score():
+    bad, good = "import os, sys\nx=1\n", "import os\n"
+    scores = build_scorer({"class_name": "PEP8Scorer"}).score_texts([bad, good])
+    assert scores[0] > 0
+    assert rewarder("pep8").rewards(answered(bad, good)) == [-scores[0], 0.0]
+    assert str(rewarder("pep8").rewards(answered(good))[0]) == "0.0"
+
+
+def test_a_scorer_may_see_the_prompt_and_the_answer_as_one_text():
+    prompt = rollout_prompt(TextPrompt("def f(a):\n"), template=None)
+    text = "{scorer: {class_name: 'fakes:LengthScorer'}, use_prompt_for_scoring: %s}"
+    assert rewarder(text % "true").rewards(answered("  pass", prompt=prompt)) == [-16.0]
+    assert rewarder(text % "false").rewards(answered("  pass", prompt=prompt)) == [-6.0]
+
+
+def test_a_text_that_breaks_the_scorer_fails_alone():
+    said = rewarder("{scorer: {class_name: 'fakes:LengthScorer'}}").rewards(answered("a", "RAISE", "FAIL", "abc"))
+    assert [said[0], said[3]] == [-1.0, -3.0]
+    assert said[1] == Failure("RuntimeError: the scorer has a bug")
+    assert said[2] == Failure("unlucky: the text says FAIL")
+
+
+def test_a_reward_model_puts_the_instruction_into_its_own_words(tmp_path):
+    folder = str(write_reward_model(tmp_path / "reward", template="plain"))
+    scorer = build_scorer({"class_name": "RewardModelScorer", "path": folder, "device": "cpu"})
+    wanted = -scorer.score_answers([("Add\n\n1 2", "Three")])[0].score
+    # The policy's words are another template's.
+    assert rewarder(folder).rewards(answered("Three")) == [wanted]
+
+
+def test_a_reward_model_that_knows_no_template_is_shown_the_policys_words(tmp_path):
+    folder = write_reward_model(tmp_path / "reward")
+    (folder / "phf.json").unlink()
+    scorer = build_scorer({"class_name": "RewardModelScorer", "path": str(folder), "device": "cpu"})
+    [wanted] = scorer.score_texts([ADD.text + "Three"])
+    assert rewarder(str(folder)).rewards(answered("Three")) == [-wanted]
+
+
+def test_a_reward_model_with_another_tokenizer_encodes_the_text_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("tiny_rewards.tiny_tokenizer", tiny_sentencepiece)
+    folder = str(write_reward_model(tmp_path / "reward", template="plain"))
+    monkeypatch.undo()
+    scorer = build_scorer({"class_name": "RewardModelScorer", "path": folder, "device": "cpu"})
+    assert scorer._tokenizer.eos_token == "</s>", "the reward model has a tokenizer of its own"
+    text = "def add(first):"
+    wanted = -scorer.score_answers([("Add\n\n1 2", text)])[0].score
+    found = build_rewarders(parse_rewards(folder, option="--reward")).rewards(answered(text))
+    assert found[0].reward == pytest.approx(wanted)
+
+
+def test_the_identity_of_a_reward_model_tells_its_weights_wherever_they_lie(tmp_path):
+    first = write_reward_model(tmp_path / "first")
+    identity = build_rewarder(*parse_rewards(str(first), option="")).identity
+    first.rename(tmp_path / "second")
+    assert build_rewarder(*parse_rewards(str(tmp_path / "second"), option="")).identity == identity
+    other = write_reward_model(tmp_path / "other", length=32)
+    assert build_rewarder(*parse_rewards(str(other), option="")).identity != identity
+
+
+def test_an_own_rewarder_and_what_it_must_not_say():
+    specs = parse_rewards("{class_name: 'own_rewarders:WordRewarder', settings: {word: a}, name: words}", option="")
+    said = build_rewarders(specs).rewards(answered("a b a", "nan", "FAIL", "None"))
+    assert [one.reward for one in said] == [2.0, None, None, None]
+    assert [one.error for one in said[1:]] == [
+        "words: not_finite: the reward is nan",
+        "words: unlucky: the answer says FAIL",
+        "words: no_reward: the rewarder said None",
+    ]
+    short = build_rewarders(parse_rewards("own_rewarders:ShortRewarder", option=""))
+    with pytest.raises(ConfigError, match="returned 1 rewards for 2 answers"):
+        short.rewards(answered("a", "b"))
+    with pytest.raises(ConfigError, match=r"its rewarders are ShortRewarder, WordRewarder"):
+        rewarder("own_rewarders:NotOne")
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'wort'"):
+        rewarder("{class_name: 'own_rewarders:WordRewarder', settings: {wort: a}}")
+
+
+def test_several_rewards_add_up_by_weight_and_gold_does_not_enter():
+    specs = parse_rewards(
+        "[{rule: longer, weight: 0.5}, {class_name: 'own_rewarders:WordRewarder', name: words, weight: 2}]", option=""
+    )
+    both = build_rewarders(specs, *parse_rewards("shorter", option=""))
+    first, second = both.rewards(answered("the end", "the FAIL"))
+    assert (first.reward, first.gold, first.error) == (0.5 * 7 + 2 * 1, -7.0, None)
+    assert first.by_name == {"longer": 7.0, "words": 1.0}
+    assert second.by_name == {"longer": 8.0, "words": None}
+    assert (second.reward, second.gold) == (None, -8.0)
+
+
+def test_a_judge_prefers_ours_to_a_fixed_answer(tmp_path):
+    (tmp_path / "reference.json").write_text(
+        json.dumps([{"instruction": "Add", "input": "1 2", "output": "three", "generator": "base"}])
+    )
+    spec = "{annotators: {pool: {annotators: [{name: l, judge: {rule: longer}}]}, reference: %s, cache: %s}}"
+    judge = rewarder(spec % (tmp_path / "reference.json", tmp_path / "cache"))
+    said = judge.rewards([*answered("it is three", "3", "three", "it is three", "seven"), *answered("la", prompt=SING)])
+    assert said[:5] == [1.0, 0.0, 0.5, 1.0, 0.5]
+    assert said[5].kind == "no_reference"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = str(write_reward_model(tmp_path_factory.mktemp("reward"), template="alpaca"))
+    settings = {"class_name": "RewardModelScorer", "path": folder, "device": "cpu"}
+    scorers = {
+        "reward": LocalScorer(ServedScorer(scorer=settings, max_text_chars=400)),
+        "pep8": LocalScorer(ServedScorer(scorer={"class_name": "PEP8Scorer"})),
+    }
+
+    async def health() -> HealthResponse:
+        return HealthResponse(status="ok", deployments={})
+
+    backend = Backend({}, scorers, health, reward="reward")
+    with listening(build_app(backend, keys=KeyRing(frozenset()), access_log=False)) as url:
+        yield url, build_scorer(settings)
+    for scorer in scorers.values():
+        scorer.close()
+
+
+def test_a_served_reward_model_is_asked_as_openrlhf_asks_and_batches_do_not_show(server):
+    url, scorer = server
+    texts = [f"{number} and more" for number in range(5)]
+    wanted = [-score for score in scorer.score_texts([ADD.text + text for text in texts])]
+    asked = rewarder(f"{{url: {{url: '{url}/get_reward', batch_size: 2}}}}")
+    assert asked.rewards(answered(*texts)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_answer_that_the_server_refuses_fails_alone(server):
+    url, _ = server
+    said = rewarder(url).rewards(answered("short", "x" * 1000))
+    assert isinstance(said[0], float)
+    assert said[1].kind in ("refused", "too_long"), said[1]
+
+
+def test_a_served_scorer_enters_as_minus_its_score_and_may_get_the_prompt(server):
+    url, scorer = server
+    pep8 = rewarder(f"{{url: {{url: '{url}/v1/scores', scorer: pep8}}}}")
+    assert pep8.rewards(answered("x=1\n")) == [-build_scorer({"class_name": "PEP8Scorer"}).score_texts(["x=1\n"])[0]]
+    model = rewarder(f"{{url: {{url: '{url}/v1/scores', scorer: reward, send_prompts: true}}}}")
+    [wanted] = scorer.score_answers([("Add\n\n1 2", "Three")])
+    assert model.rewards(answered("Three")) == [pytest.approx(-wanted.score, abs=1e-5)]
+
+
+def test_a_server_that_is_down_is_a_failure_with_its_reason():
+    said = rewarder("{url: {url: 'http://127.0.0.1:9', patience_s: 0.2}}").rewards(answered("a", "b"))
+    assert [one.kind for one in said] == ["unanswered", "unanswered"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{rule: longer, model: x}", "names model, rule; name one of"),
+        ("{weight: 1.0}", "names no reward"),
+        ("[]", "there is no reward"),
+        ("[longer]", "--reward: 0"),
+        ("[{rule: longer}, {rule: longer}]", "2 rewards are called 'longer'; give each a `name`"),
+        ("{rule: longer, name: a b}", "can't be part of a column's name"),
+        ("{rule: longest}", "--reward: 0.rule"),
+        ("{rules: longer}", "unknown key; a reward has the keys model"),
+        ("{rule: longer, settings: {a: 1}}", "settings are those of a rewarder"),
+        ("{rule: longer, use_prompt_for_scoring: true}", "is for a scorer"),
+        ("{url: 'http://x/v1/scores'}", "needs `scorer`"),
+        ("{url: 'x/get_reward'}", "is no URL"),
+        ("no/such-folder/here", "--reward: "),
+        ("{rule: ", "is not valid YAML"),
+        ("missing.yml", "No such file"),
+        ("{scorer: {class_name: PEP9Scorer}}", "unknown scorer class_name"),
+        ("{annotators: {pool: offline, reference: nothing.json}}", "nothing.json"),
+    ],
+)
+def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no").mkdir()
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
