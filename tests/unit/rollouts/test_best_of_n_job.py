@@ -401,3 +401,9 @@ def test_instructions_without_words_around_them_are_refused(model, finished, tmp
     assert main([*command, "--template", "none", "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     with pytest.raises(ConfigError, match="--mode best-of-n needs --model"):
         main(["--prompts", str(finished / "prompts.json"), "--reward", "longer", "--output", str(tmp_path / "out")])
+
+
+def test_an_output_among_the_prompts_is_refused(model, finished):
+    command = ["--model", str(model), "--prompts", str(finished), "--reward", "longer", "--template", "plain"]
+    with pytest.raises(ConfigError, match="the next start would read it as prompts"):
+        main([*command, "--output", str(finished / "new")])
