@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import cli
@@ -24,6 +25,7 @@ from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_fraction
 from phf_ray.judging.forecast import forecast
 from phf_ray.judging.importing import import_annotations
 from phf_ray.judging.pool import load_pool
+from phf_ray.judging.served_scorers import identified, scorers_of
 from phf_ray.judging.sources import JudgingSource
 from phf_ray.judging.store import Store
 
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         p_label_flip=arguments.p_label_flip,
     )
     request.steps  # noqa: B018  checks the noise
+    is_plain = arguments.allow_plain_http
     desk = DeskSettings(
         cache=arguments.cache or default_cache(),
-        endpoints=endpoints_of(request.pool, allow_plain_http=arguments.allow_plain_http),
+        endpoints=endpoints_of(request.pool, allow_plain_http=is_plain),
         budget=None if arguments.budget is None else Budget.parse(arguments.budget),
     )
     if arguments.dry_run:
@@ -66,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Path(name).exists():
             cli.require_shared(name, flag=request.source.option)
     output = cli.require_shared(arguments.output, flag="--output")
+    if arguments.restart or not CorpusFolder(output, keys=FEEDBACK_KEYS).has(SUCCESS):
+        request = replace(request, pool=identified(request.pool, allow_plain_http=is_plain))
+        desk = replace(desk, scorers=scorers_of(request.pool, allow_plain_http=is_plain))
     _import(arguments.known, desk.cache)
     runner = _runner(request, output, here=arguments.in_process, max_actors=arguments.max_actors)
     try:
@@ -165,7 +171,7 @@ def _import(files: Sequence[str], cache: str) -> None:
 def _runner(request: AnnotateRequest, output: str, *, here: bool, max_actors: int | None) -> JudgingRunner:
     done = CorpusFolder(output, keys=FEEDBACK_KEYS).has(SUCCESS)
     size = sum(file.size for found in request.source.find() for file in found.files)
-    computes = any(annotator.judge.endpoint is None for annotator in request.pool.config.annotators)
+    computes = any(annotator.judge.is_here for annotator in request.pool.config.annotators)
     most = _BYTES_COMPUTED_HERE if computes else _BYTES_ASKED_HERE
     if here or done or ("RAY_ADDRESS" not in os.environ and size <= most):
         return judge_here

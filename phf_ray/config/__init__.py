@@ -36,6 +36,7 @@ from phf_ray.config.objective import (
 )
 from phf_ray.config.parsing import extended, load_config, merge, parse_config, parse_section, read_yaml
 from phf_ray.config.replaced import REPLACED
+from phf_ray.config.score_servers import RewardServer, ScorerServer, ScoreServer
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
@@ -82,7 +83,10 @@ __all__ = [
     "RWRConfig",
     "RankingParser",
     "RedTeamConfig",
+    "RewardServer",
     "Scenario",
+    "ScoreServer",
+    "ScorerServer",
     "ScoringConfig",
     "Threshold",
     "TokenPrice",

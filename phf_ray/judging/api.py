@@ -22,6 +22,7 @@ from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, NOT_PARSED, OLD_TIE,
 from phf_ray.judging.pool import load_pool
 from phf_ray.judging.question import Asker
 from phf_ray.judging.samples import Row, pairs_of_samples, pairs_of_two
+from phf_ray.judging.served_scorers import identified, scorers_of
 from phf_ray.judging.steps import JudgingOptions, Steps, judge_pairs
 from phf_ray.judging.waiting import wait_for
 from phf_ray.measures import win_rate
@@ -85,8 +86,9 @@ class PairwiseAutoAnnotator:
         if not rows:
             return []
         if self._built is None:
+            self.pool = identified(self.pool)
             self._built = self.pool.build(seed=self.seed)
-        if self._asker is None and self.pool.endpoints:
+        if self._asker is None and (self.pool.endpoints or self.pool.score_servers):
             self._asker = self._desk = self._opened()
         limit = FailureLimit(self.max_failed_fraction, num_rows=len(rows))
 
@@ -184,7 +186,7 @@ class PairwiseAutoAnnotator:
             self._forgotten = tempfile.TemporaryDirectory(prefix="phf-judgements-")
         folder = self._forgotten.name if self._cache is None else self._cache
         cache = default_cache() if folder == "auto" else str(folder)
-        return StoreDesk(DeskSettings(cache, endpoints_of(self.pool), self._budget))
+        return StoreDesk(DeskSettings(cache, endpoints_of(self.pool), self._budget, scorers_of(self.pool)))
 
     async def _judged(
         self, built: Mapping[str, Annotator], pairs: Sequence[Pair], options: JudgingOptions
