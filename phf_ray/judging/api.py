@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.judging.alpaca_arguments import refuse_theirs
 from phf_ray.judging.annotators import Annotator
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
@@ -60,6 +61,7 @@ class PairwiseAutoAnnotator:
         `model`, `key_env`, `tokenizer`. Raises ConfigError for a pool that can't be used, and for a setting that does
         not exist.
         """
+        refuse_theirs(settings)
         self._cache = settings.pop("saving_path", "auto")
         self._cache = settings.pop("caching_path", self._cache)
         budget = settings.pop("budget", None)
