@@ -10,6 +10,7 @@ import pytest
 from feedback_files import write_lines
 from published_feedback import ARENA, BAD, GOOD, HELPSTEER2, HELPSTEER2_PREFERENCE, PROMPT, ULTRAFEEDBACK_RAW
 
+from phf_ray.corpus import streams
 from phf_ray.feedback import read_feedback, read_feedback_manifest
 from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import formats_of
@@ -101,7 +102,8 @@ def test_records_of_one_prompt_that_follow_each_other_are_compared(tmp_path):
     assert (rejected["reason"], rejected["record"]) == ("not_two_answers", 4)
 
 
-def test_a_prompt_that_comes_again_later_is_another_pair_and_no_pair_is_cut(tmp_path):
+def test_a_prompt_that_comes_again_later_is_another_pair_and_no_pair_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 1000)  # where files may be cut
     records = [one for number in range(200) for one in rated(f"Name {number}", (f"a {number}", 1), (f"b {number}", 2))]
     again = rated("Name 0", ("c", 4), ("d", 0))
     rows = prepared(tmp_path, [*records, *again], shard_bytes=2000)
