@@ -48,13 +48,13 @@ class RewardServer(ScoreServer):
 
 def _is_served(value: Any) -> str:
     named = isinstance(value, dict) and "url" in value
-    return "served" if named or isinstance(value, ScoreServer) else "here"
+    return "<served>" if named or isinstance(value, ScoreServer) else "<here>"
 
 
 ScorerChoice = Annotated[
-    Annotated[ScorerServer, Tag("served")] | Annotated[dict[str, Any], Tag("here")], Discriminator(_is_served)
+    Annotated[ScorerServer, Tag("<served>")] | Annotated[dict[str, Any], Tag("<here>")], Discriminator(_is_served)
 ]
 RewardChoice = Annotated[
-    Annotated[RewardServer, Tag("served")] | Annotated[str, Tag("here")],
-    Discriminator(lambda value: "here" if isinstance(value, str) else "served"),
+    Annotated[RewardServer, Tag("<served>")] | Annotated[str, Tag("<here>")],
+    Discriminator(lambda value: "<here>" if isinstance(value, str) else "<served>"),
 ]

@@ -203,10 +203,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _shown(found: LabelAgreement, *, scorer: bool = False) -> str:
-    if found.accuracy is None or found.accuracy_interval is None:
-        return f"unknown; {found.num_judged:,} pairs are judged by both"
+    if found.accuracy is None:
+        return "unknown; no pair has a verdict of both"
     between = found.accuracy_interval
-    text = f"{found.accuracy:.1%} ({between.low:.1%} to {between.high:.1%}) of {found.num_judged:,} pairs"
+    interval = "" if between is None else f" ({between.low:.1%} to {between.high:.1%})"
+    text = f"{found.accuracy:.1%}{interval} of {found.num_judged:,} pairs"
     if not scorer and found.kappa is not None and found.kappa_interval is not None:
         text += f", kappa {found.kappa:.2f} ({found.kappa_interval.low:.2f} to {found.kappa_interval.high:.2f})"
     if found.num_ties:

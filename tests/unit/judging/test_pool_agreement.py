@@ -88,13 +88,14 @@ def test_intervals_resample_prompts_and_not_pairs():
     assert width(together) < 0.5 * width(rows)
 
 
-def test_a_pair_that_several_people_judged_has_the_mean_of_their_labels_and_a_tie_is_none(tmp_path):
+def test_a_pair_that_several_people_judged_has_the_mean_of_their_labels_and_a_tie_is_none(tmp_path, capsys):
     same = row(0, good_first=True)
     rows = [{**same, "preference": label} for label in (1.0, 1.0, 2.0)]
     rows += [{**row(1, good_first=True), "preference": label} for label in (1.0, 2.0)]
     found = agreement(tmp_path, rows)
     assert (found["num_pairs"], found["num_labels"]) == (2, 1)
     assert found["annotators"][0]["with_people"]["accuracy"] == 1
+    assert "faithful and people: 100.0% of 1 pairs" in capsys.readouterr().out, "one prompt has no interval"
 
 
 def test_without_labels_only_scorers_are_compared_and_without_both_there_is_nothing(tmp_path, capsys):

@@ -240,10 +240,13 @@ def test_a_reward_model_of_openrlhf_is_shown_the_text_that_the_pool_gives(server
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ({"scorer": {"url": "http://localhost:1"}}, "name"),
-        ({"scorer": {"url": "http://localhost:1", "name": "a", "prompt": True}}, "prompt"),
-        ({"reward_model": {"urll": "http://localhost:1"}}, "url"),
-        ({"biased_scorer": {"scorer": {"url": "http://localhost:1"}}}, "name"),
+        ({"scorer": {"url": "http://localhost:1"}}, r"judge\.scorer\.name: field required"),
+        ({"scorer": {"url": "http://localhost:1", "name": "a", "prompt": True}}, "did you mean 'prompts'"),
+        (
+            {"reward_model": {"urll": "http://localhost:1"}},
+            r"judge\.reward_model\.urll: unknown key; did you mean 'url'",
+        ),
+        ({"biased_scorer": {"scorer": {"url": "http://localhost:1"}}}, r"biased_scorer\.scorer\.name: field required"),
     ],
 )
 def test_a_pool_with_a_mistyped_server_is_refused(judge, message):
