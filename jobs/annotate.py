@@ -5,9 +5,11 @@ it does only the missing part.
 """
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import cli
@@ -19,16 +21,20 @@ from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.judging.annotate import Annotated, JudgingRunner, annotate, judge_here
 from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.budget import Budget, BudgetSpentError
-from phf_ray.judging.desk import DeskSettings, default_cache, endpoints_of
+from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
 from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_fraction
 from phf_ray.judging.forecast import forecast
 from phf_ray.judging.importing import import_annotations
 from phf_ray.judging.pool import load_pool
+from phf_ray.judging.pool_agreement import pool_agreement
+from phf_ray.judging.served_scorers import identified, scorers_of
 from phf_ray.judging.sources import JudgingSource
 from phf_ray.judging.store import Store
+from phf_ray.storage.files import write_file
 
 log = logging.getLogger("phf_ray.annotate")
 
+AGREEMENT = "agreement.json"
 _BYTES_ASKED_HERE, _BYTES_COMPUTED_HERE = 64 << 20, 4 << 20
 """Input up to this size is judged in this process, unless RAY_ADDRESS names a cluster: that takes less time than
 starting Ray. The smaller one holds where judges compute, instead of being asked."""
@@ -53,9 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         p_label_flip=arguments.p_label_flip,
     )
     request.steps  # noqa: B018  checks the noise
+    if arguments.agreement:
+        return _agreement(arguments, request)
+    if arguments.ask_judges:
+        raise ConfigError("--ask-judges goes with --agreement; judging asks all judges of the pool")
+    is_plain = arguments.allow_plain_http
     desk = DeskSettings(
         cache=arguments.cache or default_cache(),
-        endpoints=endpoints_of(request.pool, allow_plain_http=arguments.allow_plain_http),
+        endpoints=endpoints_of(request.pool, allow_plain_http=is_plain),
         budget=None if arguments.budget is None else Budget.parse(arguments.budget),
     )
     if arguments.dry_run:
@@ -66,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Path(name).exists():
             cli.require_shared(name, flag=request.source.option)
     output = cli.require_shared(arguments.output, flag="--output")
+    if arguments.restart or not CorpusFolder(output, keys=FEEDBACK_KEYS).has(SUCCESS):
+        request = replace(request, pool=identified(request.pool, allow_plain_http=is_plain))
+        desk = replace(desk, scorers=scorers_of(request.pool, allow_plain_http=is_plain))
     _import(arguments.known, desk.cache)
     runner = _runner(request, output, here=arguments.in_process, max_actors=arguments.max_actors)
     try:
@@ -84,6 +98,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _agreement(arguments: argparse.Namespace, request: AnnotateRequest) -> int:
+    """Measure how far the annotators agree with their scorers and with people, and write `agreement.json`."""
+    for name in ("p_label_flip", "known", "restart", "dry_run", "max_actors"):
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} has no meaning with --agreement, which measures judges without noise; remove it")
+    output = cli.require_shared(arguments.output, flag="--output")
+    if CorpusFolder(output, keys=FEEDBACK_KEYS).is_ours():
+        raise ConfigError(f"--output {output} is a set of comparisons; give another folder for {AGREEMENT}")
+    is_plain = arguments.allow_plain_http
+    pool = identified(request.pool, allow_plain_http=is_plain)
+    asks = arguments.ask_judges
+    desk = StoreDesk(
+        DeskSettings(
+            cache=arguments.cache or default_cache(),
+            endpoints=endpoints_of(pool, allow_plain_http=is_plain) if asks else {},
+            budget=None if arguments.budget is None else Budget.parse(arguments.budget),
+            scorers=scorers_of(pool, allow_plain_http=is_plain),
+        )
+    )
+    try:
+        found = pool_agreement(pool, request.source.rows(), seed=request.seed, asker=desk, asks=asks)
+    finally:
+        desk.store.close()
+    file = f"{output.rstrip('/')}/{AGREEMENT}"
+    write_file(file, json.dumps(found.to_json(), indent=1).encode())
+    for line in found.lines():
+        print(line)
+    print(f"written to {file}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     parser = job_parser(
         "annotate",
@@ -94,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
             "--output feedback/judged --dry-run",
             "--head2head reference.json outputs.json --annotators greedy --url http://localhost:8000 --model my-model "
             "--budget '200000 tokens' --output judged",
+            "--pairs pairs.json --annotators offline --agreement --output agreement",
         ),
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -146,6 +193,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-actors", type=int, metavar="N", help="actors that judge at once (default: by the CPUs)")
     parser.add_argument("--in-process", action="store_true", help="judge in this process, without Ray")
+    parser.add_argument(
+        "--agreement",
+        action="store_true",
+        help="measure instead how far each annotator agrees with its scorer, and with people (the rows' `preference`), "
+        "before noise: a table, and agreement.json in the output",
+    )
+    parser.add_argument(
+        "--ask-judges",
+        action="store_true",
+        help="with --agreement: ask chats and completions, too, about every pair, which may cost money",
+    )
     parser.add_argument("--restart", action="store_true", help="discard the contents of the output; answers are kept")
     parser.add_argument("--dry-run", action="store_true", help="say how many calls there will be and their price")
     return parser
@@ -165,7 +223,7 @@ def _import(files: Sequence[str], cache: str) -> None:
 def _runner(request: AnnotateRequest, output: str, *, here: bool, max_actors: int | None) -> JudgingRunner:
     done = CorpusFolder(output, keys=FEEDBACK_KEYS).has(SUCCESS)
     size = sum(file.size for found in request.source.find() for file in found.files)
-    computes = any(annotator.judge.endpoint is None for annotator in request.pool.config.annotators)
+    computes = any(annotator.judge.is_here for annotator in request.pool.config.annotators)
     most = _BYTES_COMPUTED_HERE if computes else _BYTES_ASKED_HERE
     if here or done or ("RAY_ADDRESS" not in os.environ and size <= most):
         return judge_here

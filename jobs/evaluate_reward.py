@@ -6,7 +6,6 @@ Runs in this process. Writes reward.json, the same as a table, and the rewards r
 """
 
 import argparse
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,15 +173,11 @@ def _is_list_of_texts(value: Any) -> bool:
 
 def _subset(record: Mapping[str, Any]) -> str | None:
     """Return the record's subset; a feedback corpus keeps it among the other columns of its source."""
-    from phf_ray.feedback.values import column_in_meta
+    from phf_ray.feedback.values import unfolded
 
     found = record.get("subset")
-    if found is None and isinstance(record.get("meta"), str):
-        try:
-            meta = json.loads(record["meta"])
-        except ValueError:
-            return None
-        found = column_in_meta(meta, "subset")
+    if found is None:
+        found = unfolded({"meta": record.get("meta")}).get("subset")
     return None if found is None else str(found)
 
 

@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "--pairs",
         choices=("all", "best"),
         default="all",
-        help="of ranked answers (Nectar): all pairs (default), or the best with each of the others",
+        help="of ranked or rated answers: all pairs (default), or the best with each of the others",
     )
     parser.add_argument(
         "--license", metavar="ID", help="licence of the input, such as cc-by-4.0; by default what its card says"

@@ -3,7 +3,6 @@
 Ties and comparisons whose better answer is unknown are skipped and counted: nothing can be learned from them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ from phf_ray.blocks.tokens import TokenRun
 from phf_ray.config import FeedbackCompat
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
-from phf_ray.feedback.values import column_in_meta, finite_number
+from phf_ray.feedback.values import finite_number, unfolded
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
 from phf_ray.generation.chat.joint_rows import JointRows
 from phf_ray.records import LABEL, MARGIN, NEVER_SCORED, Rejected, ScoredDocument, TokenBlock, TokenKind
@@ -254,7 +253,7 @@ def _margin_of(row: Comparison, source: Literal["column", "preference"] | None) 
         return 0.0
     if source == "preference":
         return 2 * abs(row.preference - 1.5)
-    value = finite_number(column_in_meta(json.loads(row.meta), MARGIN))
+    value = finite_number(unfolded({"meta": row.meta}).get(MARGIN))
     # Channels are float32, in which a larger number would be infinite.
     return None if value is None or abs(value) > np.finfo(np.float32).max else value
 

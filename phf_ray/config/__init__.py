@@ -52,13 +52,14 @@ from phf_ray.config.parsing import extended, load_config, merge, parse_config, p
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.rewards import (
     JudgedReward,
-    RewardServer,
+    RewardEndpoint,
     RewardSpec,
     RewardSpecs,
     check_rewards,
     parse_rewards,
 )
 from phf_ray.config.rollouts import PenaltyConfig, RolloutsConfig, StopConfig
+from phf_ray.config.score_servers import RewardServer, ScorerServer, ScoreServer
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
 from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
@@ -118,11 +119,14 @@ __all__ = [
     "RankingParser",
     "RedTeamConfig",
     "RewardConditioningConfig",
+    "RewardEndpoint",
     "RewardServer",
     "RewardSpec",
     "RewardSpecs",
     "RolloutsConfig",
     "Scenario",
+    "ScoreServer",
+    "ScorerServer",
     "ScoringConfig",
     "StopConfig",
     "Threshold",

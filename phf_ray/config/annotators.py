@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from phf_ray.config.base import Count, Positive, Section, whole_number
+from phf_ray.config.score_servers import RewardChoice, ScorerChoice, ScoreServer
 
 Label = Annotated[Literal[1, 2], BeforeValidator(whole_number)]
 """1: the answer that was shown first is better; 2: the second."""
@@ -49,8 +50,8 @@ class BiasedScorerSettings(Section):
     """A scorer's preference plus stated biases: the answer with the lower score gains (s - s') / (|s| + |s'|) over the
     other, at most 1, whatever the scorer's unit. The weights say what else makes an answer gain."""
 
-    scorer: dict[str, Any]
-    """`{class_name: PEP8Scorer}` and the like. The lower score is better."""
+    scorer: ScorerChoice
+    """`{class_name: PEP8Scorer}` and the like, or `{url: ..., name: ...}`. The lower score is better."""
     length_weight: float = 0.0
     """What an answer of e times the length gains; below 0: loses."""
     position_weight: float = 0.0
@@ -64,10 +65,10 @@ class JudgeConfig(Section):
 
     chat: JudgeServer | None = None
     completion: JudgeServer | None = None
-    reward_model: str | None = None
-    """Folder or hub id; the higher reward is better."""
-    scorer: dict[str, Any] | None = None
-    """`{class_name: PEP8Scorer}` and the like; the lower score is better."""
+    reward_model: RewardChoice | None = None
+    """Folder or hub id, or `{url: ...}`; the higher reward is better."""
+    scorer: ScorerChoice | None = None
+    """`{class_name: PEP8Scorer}` and the like, or `{url: ..., name: ...}`; the lower score is better."""
     biased_scorer: BiasedScorerSettings | None = None
     rule: Rule | None = None
     """constant: always the answer that is shown first."""
@@ -95,8 +96,19 @@ class JudgeConfig(Section):
 
     @property
     def endpoint(self) -> JudgeServer | None:
-        """The server that is asked; None: the judge is in this process."""
+        """The server whose model is asked in words; None: nobody is."""
         return self.chat or self.completion
+
+    @property
+    def score_server(self) -> ScoreServer | None:
+        """The server that scores the answers; None: none does."""
+        scorer = self.scorer if self.biased_scorer is None else self.biased_scorer.scorer
+        return next((one for one in (scorer, self.reward_model) if isinstance(one, ScoreServer)), None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the judge is in this process."""
+        return self.endpoint is None and self.score_server is None
 
 
 class RankingParser(Section):
@@ -194,7 +206,9 @@ class AnnotatorConfig(Section):
             asked = {"prompt", "parser", "batch_size", "decoding", "tokens_to_avoid", "tokens_to_favor", "tokenizer"}
             extra = sorted(asked & self.model_fields_set)
             if extra:
-                raise ValueError(f"{self.name}: {', '.join(extra)}: only a judge behind a URL is asked; remove it")
+                raise ValueError(
+                    f"{self.name}: {', '.join(extra)}: only a chat or completion is asked in words; remove it"
+                )
             return self
         missing = [key for key in ("prompt", "parser") if getattr(self, key) is None]
         if missing:

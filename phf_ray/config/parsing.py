@@ -178,5 +178,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 # Names of union members that pydantic puts into an error's path.
 _UNION_MEMBERS = {
     "MLE", "Unlikelihood", "AWR", "RWR", "DPO", "KTO", "BradleyTerry", "Quantile", "PromptFiles", "float",
-    "constrained-float", "int", "str",
+    "constrained-float", "int", "str", "<served>", "<here>",
 }  # fmt: skip

@@ -33,7 +33,7 @@ class JudgedReward(Section):
     """Draws annotators, orders and noise."""
 
 
-class RewardServer(Section):
+class RewardEndpoint(Section):
     """A server that is asked for rewards."""
 
     url: str
@@ -90,7 +90,7 @@ class RewardSpec(Section):
     scorer: dict[str, Any] | None = None
     """`{class_name: PEP8Scorer}` and the like; the reward is minus the score."""
     annotators: JudgedReward | None = None
-    url: RewardServer | None = None
+    url: RewardEndpoint | None = None
     rule: Literal["longer", "shorter"] | None = None
     """The number of characters of the answer, or minus that."""
     class_name: str | None = None

@@ -9,8 +9,9 @@ from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.read import read_rows_of
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.feedback.formats.base import Record
+from phf_ray.feedback.formats.base import JOINED, Record
 from phf_ray.feedback.formats.table import AUTO, FORMATS, formats_of, unknown_columns
+from phf_ray.feedback.join import joined
 from phf_ray.feedback.layout import RowForm
 from phf_ray.feedback.prepare import NO_COMPARISON, Prepared, RowSettings, prepare_record
 from phf_ray.records import Rejected
@@ -95,10 +96,11 @@ def _detect_in(file: InputFile, wanted: RowSettings, seen: _Seen) -> Detected | 
         return None
     name, *others = fitting.most_common(1)[0][0]
     settings = replace(wanted, format=name)
-    for index, one in records:
+    for index, one in joined(records, FORMATS[name]):
+        assert not isinstance(one, Rejected), "they were left out"
         for made in prepare_record(one, source=file.source, index=index, settings=settings):
             if isinstance(made, Prepared):
-                columns = FORMATS[name].columns_in(one) or ()
+                columns = FORMATS[name].columns_in(one.get(JOINED, [one])[0]) or ()
                 return Detected(settings, RowForm.of(made.rows[0]), columns, tuple(others))
             seen.reasons[made.reason] += 1
             seen.detail = seen.detail or f"{file.name}, record {index}: {made.detail}"

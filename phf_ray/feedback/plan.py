@@ -25,6 +25,9 @@ from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger(__name__)
 
+_UNCUT = 1 << 62
+"""Bytes of a shard that no file has: between any two records, a cut might part what belongs together."""
+
 
 @dataclass(frozen=True, slots=True)
 class FeedbackRequest:
@@ -117,7 +120,7 @@ def prepare_feedback_plan(
         key={"--limit": request.limit, "settings": asdict(detected.settings), "form": asdict(detected.form)},
         identities=(),
         files=found.files,
-        shards=_shards(request, found.files),
+        shards=_shards(request, found.files, detected.settings.format),
         stage=STAGE,
         sources=found.sources,
     )
@@ -138,7 +141,10 @@ def _longer(
     plan = replace(
         stored,
         files=(*stored.files, *added),
-        shards=(*stored.shards, *_shards(request, added, first_file=len(stored.files))),
+        shards=(
+            *stored.shards,
+            *_shards(request, added, stored.key["settings"]["format"], first_file=len(stored.files)),
+        ),
         sources=found.sources,
     )
     for name in (SUCCESS, REPORT):
@@ -159,9 +165,11 @@ def _refuse_other_rows(stored: CorpusPlan, detected: Detected, added: Sequence[I
 
 
 def _shards(
-    request: FeedbackRequest, files: Sequence[InputFile], *, first_file: int = 0
+    request: FeedbackRequest, files: Sequence[InputFile], format: str, *, first_file: int = 0
 ) -> tuple[tuple[Piece, ...], ...]:
     target = request.shard_bytes or shard_bytes(sum(file.text_bytes for file in files))
+    if FORMATS[format].joins is not None:
+        target = _UNCUT
     cut = plan_shards(files, shard_bytes=target, limit=request.limit, first_file=first_file)
     return tuple(tuple(shard) for shard in cut)
 

@@ -11,6 +11,8 @@ from phf_ray.corpus.layout import KEYS, write_corpus_file
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.part_file import PartFile
 from phf_ray.corpus.read import read_rows_of
+from phf_ray.feedback.formats.table import FORMATS
+from phf_ray.feedback.join import joined
 from phf_ray.feedback.layout import FEEDBACK_KEYS, RowForm
 from phf_ray.feedback.manifest import FeedbackStats
 from phf_ray.feedback.prepare import Prepared, RowSettings, prepare_record
@@ -109,7 +111,7 @@ def _prepared(row: Mapping[str, Any]) -> Iterator[Prepared | Rejected]:
     settings = RowSettings(**row["settings"])
     for entry in json.loads(row["pieces"]):
         file = InputFile(*entry["file"])
-        for index, record in read_rows_of(file, Piece.from_json(entry["piece"])):
+        for index, record in joined(read_rows_of(file, Piece.from_json(entry["piece"])), FORMATS[settings.format]):
             if isinstance(record, Rejected):
                 yield record
             else:

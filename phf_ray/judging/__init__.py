@@ -16,7 +16,7 @@ _EXPORTS = {
     "Failure": "question",
     "LabelAgreement": "label_agreement",
     "agreement_with_labels": "label_agreement",
-    "agreement_with_scorer": "label_agreement",
+    "agreement_with_scorer": "pool_agreement",
     "Judge": "judges.base",
     "Judgement": "pairs",
     "Pair": "pairs",

@@ -18,6 +18,7 @@ from phf_ray.feedback.duplicates import keys_from, repeats
 from phf_ray.feedback.prepare import KEY_BYTES
 from phf_ray.judging.pairs import Pair, pair_of
 from phf_ray.judging.pool import Pool
+from phf_ray.judging.served_scorers import identities_json
 from phf_ray.judging.sources import JudgingSource, Row
 from phf_ray.judging.steps import Steps
 from phf_ray.storage.files import open_filesystem, write_file
@@ -30,7 +31,7 @@ _FEWEST_ROWS, _MOST_ROWS, _PARTS = 128, 4096, 64
 """Rows of a part: enough to keep an endpoint busy, few enough for several actors."""
 _STAGED_BYTES = 32 << 20
 """Text in memory while pairs are dealt to parts. Larger input is read once more for each time so much."""
-_OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices")
+_OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices", "texts_at_once")
 """Settings that decide no judgement."""
 _encoded = json.JSONEncoder(default=str).encode
 """`json.dumps(value, default=str)`, without making an encoder each time."""
@@ -50,7 +51,11 @@ class AnnotateRequest:
         return Steps(self.pool, seed=self.seed, p_label_flip=self.p_label_flip)
 
     def key(self) -> dict[str, Any]:
-        """Return everything that decides the rows of the output, as JSON."""
+        """Return everything that decides the rows of the output, as JSON.
+
+        What servers say of their scorers is part of it if they were asked (`served_scorers.identified`).
+        """
+        served = identities_json(self.pool)
         files = [[file.name, file.size, file.stamp] for found in self.source.find() for file in found.files]
         return {
             "input": json_fingerprint(files),
@@ -59,6 +64,7 @@ class AnnotateRequest:
             "annotators": digest([_stripped(self.pool.config.model_dump(mode="json")), repr(self.pool.prompts)]),
             "seed": self.seed,
             "p_label_flip": self.steps.p_label_flip,
+            **({"served": served} if served else {}),
         }
 
 
@@ -149,6 +155,7 @@ _FLAGS = {
     "all_samples": "--all-samples",
     "annotators": "--annotators (or its file has changed)",
     "seed": "--seed",
+    "served": "scorer behind the URL (the server says so)",
     "p_label_flip": "--p-label-flip",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.judging.alpaca_arguments import refuse_theirs
 from phf_ray.judging.annotators import Annotator
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
@@ -22,6 +23,7 @@ from phf_ray.judging.pairs import BOTH_COLUMNS, INPUT_KEYS, NOT_PARSED, OLD_TIE,
 from phf_ray.judging.pool import load_pool
 from phf_ray.judging.question import Asker
 from phf_ray.judging.samples import Row, pairs_of_samples, pairs_of_two
+from phf_ray.judging.served_scorers import identified, scorers_of
 from phf_ray.judging.steps import JudgingOptions, Steps, judge_pairs
 from phf_ray.judging.waiting import wait_for
 from phf_ray.measures import win_rate
@@ -59,6 +61,7 @@ class PairwiseAutoAnnotator:
         `model`, `key_env`, `tokenizer`. Raises ConfigError for a pool that can't be used, and for a setting that does
         not exist.
         """
+        refuse_theirs(settings)
         self._cache = settings.pop("saving_path", "auto")
         self._cache = settings.pop("caching_path", self._cache)
         budget = settings.pop("budget", None)
@@ -85,8 +88,9 @@ class PairwiseAutoAnnotator:
         if not rows:
             return []
         if self._built is None:
+            self.pool = identified(self.pool)
             self._built = self.pool.build(seed=self.seed)
-        if self._asker is None and self.pool.endpoints:
+        if self._asker is None and (self.pool.endpoints or self.pool.score_servers):
             self._asker = self._desk = self._opened()
         limit = FailureLimit(self.max_failed_fraction, num_rows=len(rows))
 
@@ -184,7 +188,7 @@ class PairwiseAutoAnnotator:
             self._forgotten = tempfile.TemporaryDirectory(prefix="phf-judgements-")
         folder = self._forgotten.name if self._cache is None else self._cache
         cache = default_cache() if folder == "auto" else str(folder)
-        return StoreDesk(DeskSettings(cache, endpoints_of(self.pool), self._budget))
+        return StoreDesk(DeskSettings(cache, endpoints_of(self.pool), self._budget, scorers_of(self.pool)))
 
     async def _judged(
         self, built: Mapping[str, Annotator], pairs: Sequence[Pair], options: JudgingOptions

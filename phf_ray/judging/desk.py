@@ -5,7 +5,7 @@ Each process that opens a cache has one. On Ray it stands in an actor of its own
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from phf_ray.judging.ledger import Ledger
 from phf_ray.judging.pairs import Judgement
 from phf_ray.judging.pool import Pool
 from phf_ray.judging.question import Answer, Failure, Question
+from phf_ray.judging.score_asker import ScoreAsker
+from phf_ray.judging.score_server import ScoreServerSettings
 from phf_ray.judging.store import Store
 from phf_ray.judging.stored_asker import StoredAsker
 
@@ -46,6 +48,8 @@ class DeskSettings:
     endpoints: Mapping[str, EndpointSettings]
     """Whom questions name as their judge -> how it is asked."""
     budget: Budget | None = None
+    scorers: Mapping[str, ScoreServerSettings] = field(default_factory=dict)
+    """The same for scorers behind URLs."""
 
 
 class StoreDesk:
@@ -54,10 +58,11 @@ class StoreDesk:
     def __init__(self, settings: DeskSettings):
         self.store = Store(settings.cache)
         self.ledger = Ledger(self.store, settings.budget)
-        self._askers = {
+        self._askers: dict[str, StoredAsker | ScoreAsker] = {
             judge: StoredAsker(self.store, JudgeEndpoint(endpoint), self.ledger)
             for judge, endpoint in settings.endpoints.items()
         }
+        self._askers |= {judge: ScoreAsker(self.store, scorer) for judge, scorer in settings.scorers.items()}
         self._asker = AskerByJudge(self._askers)
 
     async def ask(self, question: Question) -> Answer | Failure:

@@ -23,7 +23,7 @@ class Estimate:
 
     pairs: int = 0
     in_process: int = 0
-    """Pairs whose judge is no server."""
+    """Pairs whose judge is no model that is asked in words: rules, and scorers, here or behind URLs."""
     stored: int = 0
     """Questions whose answers are kept already."""
     calls: int = 0
@@ -37,7 +37,7 @@ class Estimate:
 
     def lines(self) -> list[str]:
         lines = [
-            f"{self.pairs:,} pairs; {self.in_process:,} of them go to judges without a server",
+            f"{self.pairs:,} pairs; {self.in_process:,} of them go to judges that cost nothing",
             f"{self.calls:,} calls; {self.stored:,} more are answered in the cache",
             f"about {self.likely_tokens:,} tokens, at most {self.most_tokens:,}",
         ]
@@ -86,7 +86,7 @@ class CountingAsker(Asker):
 
 
 class _NotJudged(Annotator):
-    """Stands where a judge in this process would be: loading it may take long."""
+    """Stands where a judge that costs nothing would be: loading it may take long."""
 
     async def verdicts(self, shown: Sequence[Pair], asker: Asker | None) -> list[Verdict]:  # noqa: ARG002
         return [Verdict(_NOT_ASKED)] * len(shown)

@@ -21,7 +21,7 @@ def forecast(request: AnnotateRequest, desk: DeskSettings, *, output: str) -> Es
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
     plan = read_annotate_plan(place)
     parts: Iterator[list[Pair]]
-    if plan is not None and plan.key == request.key():
+    if plan is not None and all(plan.key.get(name) == value for name, value in request.key().items()):
         todo = [] if place.has(SUCCESS) else missing_shards(place, plan)
         stage_pairs(request, place, plan, todo)
         num_pairs = plan.num_pairs

@@ -1,17 +1,12 @@
-"""How far judgements agree with labels of people, and a pool's judges with the scorers that they are made of."""
+"""How far judgements agree with labels of people, with intervals that resample prompts."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from phf_ray.config import AnnotatorConfig, AnnotatorPool, JudgeConfig
-from phf_ray.errors import ConfigError, DataError
-from phf_ray.judging.pairs import Pair
-from phf_ray.judging.pool import Pool
-from phf_ray.judging.steps import Steps, judge_pairs
-from phf_ray.judging.waiting import wait_for
+from phf_ray.errors import DataError
 from phf_ray.measures import Interval, cohen_kappa
 from phf_ray.measures.numbers import Floats
 from phf_ray.measures.preferences import DRAW, Preferences, parse_preferences
@@ -105,35 +100,3 @@ def _interval(values: Sequence[float]) -> Interval | None:
         return None
     low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(float(low), float(high))
-
-
-def agreement_with_scorer(pool: Pool, pairs: Sequence[Pair], *, seed: int = 0) -> Mapping[str, float]:
-    """Return, for each biased scorer of a pool, on what share of the pairs it prefers what its scorer prefers.
-
-    Every annotator judges all pairs, without noise. Pairs that the scorer can't tell apart or can't score are left out.
-    Raises ConfigError if the pool has no biased scorer, or a scorer tells no pair apart.
-    """
-    biased = [annotator for annotator in pool.config.annotators if annotator.judge.biased_scorer is not None]
-    if not biased:
-        raise ConfigError(f"none of {', '.join(pool.names)} is a biased_scorer; only those have a scorer to agree with")
-    unique = list(dict.fromkeys(pairs))
-    shares: dict[str, float] = {}
-    wanted: dict[str, list[float | None]] = {}
-    for annotator in biased:
-        assert annotator.judge.biased_scorer is not None
-        plain = JudgeConfig(scorer=annotator.judge.biased_scorer.scorer)
-        if plain.model_dump_json() not in wanted:
-            unbiased = AnnotatorConfig(name=annotator.name, judge=plain)
-            wanted[plain.model_dump_json()] = _preferences(unbiased, unique, seed=seed)
-        said = _preferences(annotator, unique, seed=seed)
-        accuracy = agreement_with_labels(said, wanted[plain.model_dump_json()]).accuracy
-        if accuracy is None:
-            raise ConfigError(f"{annotator.name}: its scorer prefers neither answer in any of {len(pairs)} pairs")
-        shares[annotator.name] = accuracy
-    return shares
-
-
-def _preferences(annotator: AnnotatorConfig, pairs: Sequence[Pair], *, seed: int) -> list[float | None]:
-    steps = Steps(Pool(AnnotatorPool(annotators=(annotator,)), {}), seed=seed)
-    judgements = wait_for(judge_pairs(steps, steps.pool.build(seed=seed), pairs))
-    return [judgement.preference for judgement in judgements]

@@ -104,7 +104,7 @@ def judge_on_ray(*, max_actors: int | None = None) -> JudgingRunner:
     """
 
     def run(work: JudgingWork, shards: Sequence[Mapping[str, Any]], desk: DeskSettings) -> Iterator[Outcome]:
-        computes = any(annotator.judge.endpoint is None for annotator in work.pool.config.annotators)
+        computes = any(annotator.judge.is_here for annotator in work.pool.config.annotators)
         actor = _asking_actor(desk)
         try:
             with data_settings(), own_errors():

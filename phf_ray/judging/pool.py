@@ -1,7 +1,7 @@
 """A pool of annotators, checked as far as that needs no weights and no server; and the annotators built from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,19 @@ from phf_ray.config import (
     AnnotatorPool,
     JudgeConfig,
     JudgeServer,
+    ScoreServer,
     extended,
     parse_section,
     pool_path,
     read_yaml,
 )
 from phf_ray.errors import ConfigError
-from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner
+from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner, ServedScorerAnnotator
 from phf_ray.judging.judges.build import build_judge
 from phf_ray.judging.judges.outside import judge_class
 from phf_ray.judging.logit_bias import logit_bias
 from phf_ray.judging.prompts import JudgePrompt, load_prompts
+from phf_ray.judging.score_server import Identity, scoring_judge
 from phf_ray.scorers import scorer_settings
 
 
@@ -31,6 +33,9 @@ class Pool:
     config: AnnotatorPool
     prompts: Mapping[str, tuple[JudgePrompt, JudgePrompt]]
     """Name of the annotator -> prompts for rows without and with an input."""
+    identities: Mapping[str, Identity | None] = field(default_factory=dict)
+    """Name of an annotator whose scorer is behind a URL -> what its server says of it, once it was asked
+    (`served_scorers.py`)."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,7 +50,14 @@ class Pool:
     @property
     def in_flight(self) -> int:
         """Prompts to ask at once: as many as its servers take together."""
-        return sum(server.max_in_flight for server in self.endpoints.values()) or 1
+        asked = sum(server.max_in_flight for server in self.endpoints.values())
+        return asked + sum(server.max_in_flight for server in self.score_servers.values()) or 1
+
+    @property
+    def score_servers(self) -> dict[str, ScoreServer]:
+        """Name of an annotator -> the server of its scorer, for those whose scorer is behind a URL."""
+        found = ((annotator.name, annotator.judge.score_server) for annotator in self.config.annotators)
+        return {name: server for name, server in found if server is not None}
 
     def endpoint(self, annotator: AnnotatorConfig) -> JudgeServer | None:
         own = annotator.judge.endpoint
@@ -79,7 +91,10 @@ class Pool:
         return {annotator.name: self._built(annotator, seed=seed + annotator.seed) for annotator in asked}
 
     def _built(self, annotator: AnnotatorConfig, *, seed: int) -> Annotator:
-        endpoint = self.endpoint(annotator)
+        endpoint, scores = self.endpoint(annotator), annotator.judge.score_server
+        if scores is not None:
+            judge = scoring_judge(scores, self.identities.get(annotator.name))
+            return ServedScorerAnnotator(annotator, scores, judge=judge)
         if endpoint is None:
             return LocalAnnotator(annotator, build_judge(annotator.judge, seed=seed))
         assert annotator.parser is not None
@@ -174,7 +189,7 @@ def _check_local(annotator: AnnotatorConfig) -> None:
     judge = annotator.judge
     scorer = judge.biased_scorer.scorer if judge.biased_scorer is not None else judge.scorer
     try:
-        if scorer is not None:
+        if scorer is not None and not isinstance(scorer, ScoreServer):
             scorer_settings(scorer)
         if judge.class_name is not None:
             judge_class(judge.class_name)

@@ -16,6 +16,7 @@ import yaml
 from phf_ray.config import AnnotatorConfig, PromptFiles, shipped_or_own
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.prompts import USER, Message
+from phf_ray.judging.disguises import BRACKETS, bare_text
 from phf_ray.judging.pairs import Pair
 
 _PLACE = re.compile(r"\{(instruction|input|output_1|output_2)\}")
@@ -58,8 +59,7 @@ class JudgePrompt:
 
 def mark_for(texts: Iterable[str]) -> str:
     """Return the first of `text`, `text-1`, `text-2`, ... that none of the texts uses as a mark, even in disguise."""
-    suspects = (text for text in texts if "<" in text)
-    joined = "\n".join(re.sub(r"\s+", "", text).lower() for text in suspects)
+    joined = "\n".join(bare_text(text) for text in texts if BRACKETS.search(text))
     # The end of a longer mark, `</text-12>`, is no end of `<text-1>`.
     taken = set(re.findall(r"</?(text(?:-\d+)?)", joined))
     number, mark = 0, "text"

@@ -1,6 +1,5 @@
 """Reads what is to be judged: rows with two answers, samples that become pairs, or the answers of two models."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from phf_ray.corpus.read import read_rows_of
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.reader import list_feedback_parts
+from phf_ray.feedback.values import unfolded
 from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.judging.samples import pairs_of_samples, pairs_of_two
 from phf_ray.records import Rejected
@@ -68,7 +68,7 @@ def rows_of(name: str, *, option: str) -> Iterator[Row]:
         for number, row in read_rows_of(file, Piece(file=index, num_bytes=file.size)):
             if isinstance(row, Rejected):
                 raise DataError(f"{file.name}, record {number}: {row.reason}: {row.detail}; mend or remove it")
-            yield _unfolded(row, f"{file.name}, record {number}")
+            yield _as_pair(row, f"{file.name}, record {number}")
 
 
 def _find(name: str, *, option: str) -> Found:
@@ -80,21 +80,12 @@ def _find(name: str, *, option: str) -> Found:
     return found
 
 
-def _unfolded(row: Mapping[str, Any], place: str) -> Row:
+def _as_pair(row: Mapping[str, Any], place: str) -> Row:
     """Return a row of a comparisons corpus as one of a file: what its `meta` holds are columns of the row.
 
     A dialogue, else a prompt, is the instruction of a row that has none.
     """
-    values = dict(row)
-    meta = values.get("meta")
-    if isinstance(meta, str) and "output_1" in values:
-        try:
-            inside = json.loads(meta)
-        except ValueError:
-            inside = None
-        if isinstance(inside, dict):
-            del values["meta"]
-            values = {**inside, **values}
+    values = unfolded(row) if "output_1" in row else dict(row)
     if values.get("instruction") is None:
         messages = values.get("messages")
         if isinstance(messages, list) and messages:

@@ -212,7 +212,7 @@ def _batches(
 
 
 def _check_asker(batches: Sequence[tuple[Annotator, list[_Showing]]], asker: Asker | None) -> None:
-    asked = sorted({annotator.name for annotator, _ in batches if annotator.config.judge.endpoint is not None})
+    asked = sorted({annotator.name for annotator, _ in batches if not annotator.config.judge.is_here})
     if asked and asker is None:
         raise ConfigError(
             f"{', '.join(asked)}: judges behind URLs need an asker; pass asker=..., or use a pool without"

@@ -12,7 +12,7 @@ from phf_ray.judging.ledger import Ledger
 from phf_ray.judging.question import Answer, Failure, Question
 from phf_ray.judging.store import Store, do_nothing
 
-_OF_THIS_QUESTION = (400, 413, 422)
+OF_THIS_QUESTION = (400, 413, 422)
 """Statuses that refuse one question. Any other refusal meets all questions: a wrong key, an unknown model."""
 _FIRST_POLL_S, _LAST_POLL_S = 0.02, 1.0
 
@@ -110,7 +110,7 @@ class StoredAsker:
         except MalformedAnswerError as error:
             return Failure(f"malformed: {error}")
         except RefusedError as error:
-            if error.status in _OF_THIS_QUESTION:
+            if error.status in OF_THIS_QUESTION:
                 return Failure(f"refused: {error}")
             await self._stop(error, loop)
             raise

@@ -135,8 +135,65 @@ ORCA: dict[str, Any] = {
     "chosen_score": 9.0,
     "in_gsm8k_train": False,
 }
+ULTRAFEEDBACK_RAW: dict[str, Any] = {
+    "source": "sharegpt",
+    "instruction": PROMPT,
+    "models": ["a", "b", "c", "d"],
+    "completions": [
+        {
+            "annotations": {"helpfulness": {"Rating": "3", "Rationale": "Right.", "Type": ["1"]}},
+            "custom_system_prompt": "Be right.",
+            "model": model,
+            "principle": "helpfulness",
+            "response": text,
+            "critique": "Say more.",
+            "fine-grained_score": score / 2,
+            "overall_score": score,
+        }
+        for model, text, score in (("a", BAD, 2.0), ("b", GOOD, 8.5), ("c", "The Rhine.", 7.0), ("d", "The Main.", 7.0))
+    ],
+    "correct_answers": ["None"],
+    "incorrect_answers": ["None"],
+}
+HELPSTEER2: list[dict[str, Any]] = [
+    {
+        "prompt": PROMPT,
+        "response": text,
+        "helpfulness": rating,
+        "correctness": 3,
+        "coherence": 4,
+        "complexity": 1,
+        "verbosity": rating,
+    }
+    for text, rating in ((BAD, 1), (GOOD, 3))
+]
+HELPSTEER2_PREFERENCE: dict[str, Any] = {
+    "split": "train",
+    "prompt": PROMPT,
+    "response_1": BAD,
+    "response_2": GOOD,
+    "preference_strength": 2,
+    "preference_statement": "@Response 2 is better than @Response 1 because it names one.",
+    "preference_elaboration": "It names a river.",
+    "three_most_similar_preferences": [{"statement": "a", "elaboration": "b", "strength": 2}],
+    "all_preferences_unprocessed": [{"strength": -100, "justification_1": "c"}],
+}
+ARENA: dict[str, Any] = {
+    "id": 30192,
+    "model_a": "koala",
+    "model_b": "alpaca",
+    "prompt": '["Name a river."]',
+    "response_a": '["No."]',
+    "response_b": '["The Elbe flows through Dresden."]',
+    "winner_model_a": 0,
+    "winner_model_b": 1,
+    "winner_tie": 0,
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "helpsteer3": HELPSTEER3,
+    "helpsteer2-preference": HELPSTEER2_PREFERENCE,
+    "arena": ARENA,
+    "ultrafeedback-raw": ULTRAFEEDBACK_RAW,
     "nectar": NECTAR,
     "pku": PKU,
     "tldr": TLDR,

@@ -14,6 +14,8 @@ Record = Mapping[str, Any]
 Notes = tuple[Mapping[str, Any], Mapping[str, Any]]
 """Of two answers, such as `{"generator": "gpt-4"}`. `meta` has them as `generator_1`, `generator_2`."""
 TIE = 1.5
+JOINED = "joined records"
+"""Where a record that was made of several has them (`join.py`)."""
 
 
 class UnfitRecord(Exception):  # noqa: N818  not an error: the record is rejected with this reason
@@ -62,6 +64,9 @@ class FeedbackFormat:
     """Turn a record into rows. Raises UnfitRecord."""
     holds_dialogues: bool = False
     """Whether --as-text means something."""
+    joins: str | None = None
+    """Column whose text is the same in records that follow each other and are one: {column: text, JOINED: records}.
+    Files of such a format are not cut."""
 
     def columns_in(self, record: Record) -> tuple[str, ...] | None:
         """Return the first set of columns that a record has; None if it has none."""

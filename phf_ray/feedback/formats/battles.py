@@ -19,7 +19,7 @@ from phf_ray.feedback.formats.base import (
     number_of,
 )
 from phf_ray.feedback.rows import Comparison
-from phf_ray.generation.chat.prompts import ChatPrompt
+from phf_ray.generation.chat.prompts import ChatPrompt, Message
 
 _CONVERSATIONS = ("conversation_a", "conversation_b")
 _WINNERS: Mapping[str, float] = {
@@ -38,20 +38,31 @@ def convert(record: Record, _: Reading) -> Converted:
     # A system message may come before the turns.
     begin = sum(message.role == "system" for message in first)
     first, second = (one[: None if end is None else begin + end] for one in (first, second))
-    if len(first) < 2:
-        raise UnfitRecord("no_prompt", f"the conversations have {len(first)} messages: no question and answer")
-    if first[:-1] != second[:-1]:
-        raise UnfitRecord("several_answers", "the conversations differ before their last answers, so share no prompt")
+    prompt, one, other = compared(first, second, names=_CONVERSATIONS)
     winner = record.get("winner")
     row = Comparison(
-        ChatPrompt(first[:-1]),
-        answer_of(first[-1:], "conversation_a"),
-        answer_of(second[-1:], "conversation_b"),
+        prompt,
+        one,
+        other,
         _WINNERS.get(winner) if isinstance(winner, str) else None,
         annotator_of(record, "judge"),
     )
     notes = ({"generator": record.get("model_a")}, {"generator": record.get("model_b")})
     return Converted((row,), frozenset({*_CONVERSATIONS, "model_a", "model_b", "judge"}), notes=(notes,))
+
+
+def compared(
+    first: tuple[Message, ...], second: tuple[Message, ...], *, names: tuple[str, ...]
+) -> tuple[ChatPrompt, str, str]:
+    """Return the prompt that two conversations share, and their last answers. `names`: their columns.
+
+    Raises UnfitRecord if they differ before.
+    """
+    if len(first) < 2:
+        raise UnfitRecord("no_prompt", f"the conversations have {len(first)} messages: no question and answer")
+    if first[:-1] != second[:-1]:
+        raise UnfitRecord("several_answers", "the conversations differ before their last answers, so share no prompt")
+    return ChatPrompt(first[:-1]), answer_of(first[-1:], names[0]), answer_of(second[-1:], names[1])
 
 
 BATTLES = FeedbackFormat(

@@ -3,23 +3,21 @@
 `--pairs best` makes 6 of them: the best with each of the others.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from phf_ray.feedback.formats.base import (
-    TIE,
     Converted,
     FeedbackFormat,
     Notes,
     Reading,
     Record,
-    UnfitRecord,
     number_of,
     objects_of,
     text_of,
 )
 from phf_ray.feedback.formats.hh import dialogue
+from phf_ray.feedback.formats.ranked import ranked_pairs
 from phf_ray.feedback.rows import Comparison
 from phf_ray.generation.chat.prompts import ChatPrompt, Prompt, TextPrompt
 
@@ -31,33 +29,16 @@ def convert(record: Record, reading: Reading) -> Converted:
     # A space follows the last mark.
     prompt: Prompt = TextPrompt(text) if reading.as_text else ChatPrompt(dialogue(text.rstrip()))
     answers = objects_of(record, "answers")
-    pairs = list(_pairs(answers, reading))
-    if not pairs:
-        raise UnfitRecord("not_two_answers", f"column 'answers' holds {len(answers)} answers, which are no pair")
+    pairs = list(ranked_pairs(answers, [number_of(answer, "rank") for answer in answers], reading))
     return Converted(
         rows=tuple(
-            Comparison(prompt, text_of(first, "answer"), text_of(second, "answer"), _preference(first, second))
-            for first, second in pairs
+            Comparison(prompt, text_of(first, "answer"), text_of(second, "answer"), preference)
+            for first, second, preference in pairs
         ),
         columns=frozenset({"prompt", "answers"}),
         names_better=True,
-        notes=tuple(_notes(first, second) for first, second in pairs),
+        notes=tuple(_notes(first, second) for first, second, _ in pairs),
     )
-
-
-def _pairs(answers: list[Answer], reading: Reading) -> Iterator[tuple[Answer, Answer]]:
-    """Yield pairs, the better answer first. Answers without a rank come last."""
-    ranks = [number_of(answer, "rank") for answer in answers]
-    order = sorted(range(len(answers)), key=lambda index: (ranks[index] is None, ranks[index] or 0.0))
-    pairs = itertools.combinations([answers[index] for index in order], 2)
-    return itertools.islice(pairs, max(0, len(answers) - 1)) if reading.pairs == "best" else pairs
-
-
-def _preference(first: Answer, second: Answer) -> float | None:
-    ranks = number_of(first, "rank"), number_of(second, "rank")
-    if None in ranks:
-        return None
-    return TIE if ranks[0] == ranks[1] else 1.0
 
 
 def _notes(first: Answer, second: Answer) -> Notes:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.formats.alpaca import ALPACA
+from phf_ray.feedback.formats.arena import ARENA
 from phf_ray.feedback.formats.base import FeedbackFormat, Record
 from phf_ray.feedback.formats.battles import BATTLES
+from phf_ray.feedback.formats.helpsteer2 import HELPSTEER2, HELPSTEER2_PREFERENCE
 from phf_ray.feedback.formats.helpsteer3 import HELPSTEER3
 from phf_ray.feedback.formats.hh import HH
 from phf_ray.feedback.formats.nectar import NECTAR
@@ -15,12 +17,15 @@ from phf_ray.feedback.formats.rated import DISTILABEL, TULU, ULTRAFEEDBACK
 from phf_ray.feedback.formats.shp import SHP
 from phf_ray.feedback.formats.tldr import TLDR
 from phf_ray.feedback.formats.trl import TRL
+from phf_ray.feedback.formats.ultrafeedback_raw import ULTRAFEEDBACK_RAW
 from phf_ray.feedback.formats.webgpt import WEBGPT
 
 AUTO = "auto"
 FORMATS: Mapping[str, FeedbackFormat] = {
     "plain": PLAIN,
     "alpaca": ALPACA,
+    "helpsteer2": HELPSTEER2,
+    "helpsteer2-preference": HELPSTEER2_PREFERENCE,
     "helpsteer3": HELPSTEER3,
     "nectar": NECTAR,
     "pku": PKU,
@@ -29,8 +34,10 @@ FORMATS: Mapping[str, FeedbackFormat] = {
     "webgpt": WEBGPT,
     "shp": SHP,
     "battles": BATTLES,
+    "arena": ARENA,
     "hh": HH,
     "ultrafeedback": ULTRAFEEDBACK,
+    "ultrafeedback-raw": ULTRAFEEDBACK_RAW,
     "tulu": TULU,
     "distilabel": DISTILABEL,
     "trl": TRL,

@@ -7,9 +7,10 @@ from pathlib import PurePath
 from typing import Any
 
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.board.read import Numbered, read_records
-from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, optional_text, text_of, with_meta
+from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, optional_text, text_of
 
 Output = dict[str, str]
 """instruction, input, output."""
@@ -35,7 +36,7 @@ def read_outputs(sources: Sequence[str], *, option: str, name: str | None = None
     for source in sources:
         stem = _stem(source)
         for place, record in read_records([source], option=option):
-            record = with_meta(record)
+            record = unfolded(record)
             given = name or optional_text(record, "generator", place)
             if not given and called.setdefault(stem, source) != source:
                 raise ConfigError(
@@ -51,7 +52,7 @@ def read_outputs(sources: Sequence[str], *, option: str, name: str | None = None
 def are_outputs(records: Iterable[Numbered]) -> bool:
     """Whether the first record is an output of a model, and no judgement."""
     first = next(iter(records), None)
-    return first is not None and "output" in first[1] and "output_1" not in with_meta(first[1])
+    return first is not None and "output" in first[1] and "output_1" not in unfolded(first[1])
 
 
 def one_model(models: Sequence[ModelOutputs], *, option: str) -> ModelOutputs:

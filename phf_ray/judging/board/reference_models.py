@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from phf_ray.errors import DataError
+from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import USER, InstructionPrompt, Message
 from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.board.read import read_records
-from phf_ray.judging.board.rows import instruction_of, with_meta
+from phf_ray.judging.board.rows import instruction_of
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.endpoint import EndpointSettings, JudgeEndpoint
 from phf_ray.judging.ledger import Ledger
@@ -63,7 +64,7 @@ def read_prompts(sources: Sequence[str], *, option: str) -> list[AskedPrompt]:
     """Return the prompts of rows with an instruction, and perhaps input, dataset and datasplit. Raises DataError."""
     prompts = []
     for place, record in read_records(sources, option=option):
-        row = with_meta(record)
+        row = unfolded(record)
         values = {name: row.get(name) for name in ("input", "dataset", "datasplit")}
         wrong = [name for name, value in values.items() if not isinstance(value, str | None)]
         if wrong:

@@ -1,6 +1,5 @@
 """Rows of judgements, as they are stored by `phf annotate`, AlpacaFarm and AlpacaEval, and their checks."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from phf_ray.characters import half_at, whole_characters
 from phf_ray.errors import DataError
+from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.dialogues import text_of_messages
 from phf_ray.judging.pairs import NOT_PARSED, OLD_TIE
@@ -19,7 +19,6 @@ NOT_NAMED = "not named"
 """Stands for the annotator of rows that name none."""
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
 """The second and the third are AlpacaEval's."""
-_MOST_METAS = 4
 NOISE = "noise"
 _SOURCES = ("judge", NOISE, "identical", "stored")
 
@@ -62,7 +61,7 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
     A column that is not there may be in `meta`, which is JSON. Raises DataError, with `place`, for a record that is no
     judgement.
     """
-    record = with_meta(record)
+    record = unfolded(record)
     names = [record.get("generator_1"), record.get("generator_2")]
     if generators is not None:
         names = [given or name for given, name in zip(names, generators, strict=True)]
@@ -91,27 +90,6 @@ def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[st
         human_preference=preference_of(record, "human_preference", place),
         source=_source_in(record),
     )
-
-
-def with_meta(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with the columns that a feedback corpus keeps in `meta`; its own columns come first.
-
-    The meta of a corpus that was judged is in the meta of what was made of it.
-    """
-    whole = dict(record)
-    for _ in range(_MOST_METAS):
-        meta = whole.pop("meta", None)
-        if isinstance(meta, str):
-            try:
-                meta = json.loads(meta)
-            except ValueError:
-                meta = None
-        if not isinstance(meta, dict):
-            break
-        # A corpus that was made of judgements calls its own file `source`.
-        source = _source_in(whole) or _source_in(meta)
-        whole = {**meta, **whole} | ({} if source is None else {"source": source})
-    return whole
 
 
 def instruction_of(record: Mapping[str, Any], place: str) -> str:

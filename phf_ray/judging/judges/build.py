@@ -10,7 +10,7 @@ from phf_ray.scorers.build import SHORT_NAMES
 
 def build_judge(config: JudgeConfig, *, seed: int) -> Judge:
     """Build a judge, which may load a model. Raises ConfigError if its scorer or its class can't be built."""
-    assert config.endpoint is None, "a judge behind a URL is asked"
+    assert config.is_here, "a judge behind a URL is asked"
     if config.rule is not None:
         return RuleJudge(config.rule, seed=seed)
     if config.biased_scorer is not None:

@@ -24,12 +24,15 @@ class ScorerJudge(Judge):
         self._biases = biases
 
     def prefer(self, pairs: Sequence[Pair]) -> list[Preference | Failure]:
-        shown = _without_white_space if self._biases and "white_space" in self._biases.ignore else _as_it_is
         scores = self._scores(
-            [(pair.whole_instruction, shown(text)) for pair in pairs for text in (pair.output_1, pair.output_2)]
+            [
+                (pair.whole_instruction, shown_to_scorer(text, self._biases))
+                for pair in pairs
+                for text in (pair.output_1, pair.output_2)
+            ]
         )
         return [
-            self._preference(pair, first, second)
+            preference_by_scores(pair, _number(first), _number(second), self._biases)
             for pair, first, second in zip(pairs, scores[::2], scores[1::2], strict=True)
         ]
 
@@ -38,13 +41,29 @@ class ScorerJudge(Judge):
             return self._scorer.score_answers(answers)
         return self._scorer.score_all([answer for _, answer in answers])
 
-    def _preference(self, pair: Pair, first: Scored, second: Scored) -> Preference | Failure:
-        if first.score is None or second.score is None:
-            number, error = (1, first.error) if first.score is None else (2, second.error)
-            return Failure(f"unscored: answer {number} as shown: {error}")
-        if self._biases is None:
-            return lower_wins(first.score, second.score)
-        return lower_wins(-_gain_of_first(pair, first.score, second.score, self._biases), 0)
+
+def shown_to_scorer(answer: str, biases: BiasedScorerSettings | None) -> str:
+    """Return what the scorer sees of an answer."""
+    ignores = biases is not None and "white_space" in biases.ignore
+    return _without_white_space(answer) if ignores else answer
+
+
+def preference_by_scores(
+    pair: Pair, first: float | Failure, second: float | Failure, biases: BiasedScorerSettings | None
+) -> Preference | Failure:
+    """Return the preference between answers with these scores. Without biases, the scores alone count."""
+    for number, score in enumerate((first, second), start=1):
+        if isinstance(score, Failure):
+            return Failure(f"{score.kind}: answer {number} as shown:{score.reason.partition(':')[2]}")
+    assert not isinstance(first, Failure)
+    assert not isinstance(second, Failure)
+    if biases is None:
+        return lower_wins(first, second)
+    return lower_wins(-_gain_of_first(pair, first, second, biases), 0)
+
+
+def _number(scored: Scored) -> float | Failure:
+    return Failure(f"unscored: {scored.error}") if scored.score is None else scored.score
 
 
 def _gain_of_first(pair: Pair, first: float, second: float, biases: BiasedScorerSettings) -> float:
@@ -54,10 +73,6 @@ def _gain_of_first(pair: Pair, first: float, second: float, biases: BiasedScorer
     # The one more keeps an empty answer's logarithm finite.
     times_as_long = math.log((len(pair.output_1) + 1) / (len(pair.output_2) + 1))
     return by_score + biases.length_weight * times_as_long + biases.position_weight
-
-
-def _as_it_is(text: str) -> str:
-    return text
 
 
 def _without_white_space(text: str) -> str:

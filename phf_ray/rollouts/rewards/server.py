@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from phf_ray.config.rewards import GET_REWARD, SCORES, RewardServer
+from phf_ray.config.rewards import GET_REWARD, SCORES, RewardEndpoint
 from phf_ray.errors import ServiceError
 from phf_ray.generation.chat.prompts import prompt_text
 from phf_ray.http.client import Client, RefusedError
@@ -14,14 +14,14 @@ from phf_ray.judging.question import Failure
 from phf_ray.rollouts.rewards.base import AnsweredPrompt, Rewarder
 
 
-def endpoint_of(server: RewardServer) -> Endpoint:
+def endpoint_of(server: RewardEndpoint) -> Endpoint:
     """Return the server and its key. Raises ConfigError if a key is missing or would travel unencrypted."""
     text = server.base_url if server.key_env is None else f"{server.base_url},key_env={server.key_env}"
     return parse_endpoint(text, option="reward url")
 
 
 class ServerRewarder(Rewarder):
-    def __init__(self, server: RewardServer):
+    def __init__(self, server: RewardEndpoint):
         self._server = server
         self._away: Failure | None = None
         endpoint = endpoint_of(server)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from phf_ray.judging.budget import UNIT, Budget, BudgetSpentError
 from phf_ray.judging.desk import DeskSettings, StoreDesk, endpoints_of
 from phf_ray.judging.on_ray import judge_on_ray
 from phf_ray.judging.pool import load_pool
+from phf_ray.judging.served_scorers import identified, scorers_of
 from phf_ray.judging.sources import JudgingSource
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -103,3 +105,31 @@ def test_a_job_and_the_api_on_one_cache_at_once_ask_each_question_once(tmp_path,
     said = {(row["output_1"], row["output_2"]): row["preference"] for row in here}
     assert said == {(row.output_1, row.output_2): row.preference for row in read_feedback(str(tmp_path / "out"))}
     assert len(said) == 200
+
+
+def test_a_scorer_behind_a_url_is_asked_in_batches_and_once_for_all_actors(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(annotate_plan, "_FEWEST_ROWS", 32)
+    server.script = lambda body, count: (
+        200,
+        {},
+        {
+            "scorer": {"name": "length"},
+            "data": [{"index": place, "score": len(text), "error": None} for place, text in enumerate(body["input"])],
+        },
+    )
+    pool = {"annotators": [{"name": "served", "judge": {"scorer": {"url": server.url, "name": "length"}}}]}
+    pairs = write_rows(tmp_path / "pairs.json", pair_rows(200))
+    request = AnnotateRequest(JudgingSource(pairs=pairs), identified(load_pool(pool)))
+    desk = replace(desk_of(request, tmp_path / "cache"), scorers=scorers_of(request.pool))
+    begin = len(server.asked)
+    annotate(request, str(tmp_path / "out"), desk=desk, runner=judge_on_ray(max_actors=2))
+    sizes = [len(body["input"]) for body in server.asked[begin:]]
+    assert sum(sizes) == 400
+    assert len(sizes) < 60
+    annotate(request, str(tmp_path / "here"), desk=desk)
+    assert len(server.asked) == begin + len(sizes), "scores come from the store"
+    rows = list(read_feedback(str(tmp_path / "out")))
+    assert rows == list(read_feedback(str(tmp_path / "here")))
+    for row in rows:
+        lengths = len(row.output_1), len(row.output_2)
+        assert row.preference == (1.0 if lengths[0] < lengths[1] else 2.0 if lengths[0] > lengths[1] else 1.5)

@@ -68,6 +68,8 @@ def reason_of(record, name=None):
         ("webgpt", TextPrompt(PROMPT), 1.25),
         ("shp", TextPrompt(PROMPT), 1.0),
         ("battles", CHAT, 2.0),
+        ("arena", CHAT, 2.0),
+        ("helpsteer2-preference", CHAT, 1.5 + 2 / 6),
         ("ultrafeedback", CHAT, None),
         ("tulu", CHAT, None),
         ("distilabel", CHAT, None),
@@ -320,7 +322,7 @@ def test_tables_hold_the_same_rows_as_lines(tmp_path, name):
     """Also with a list of objects stored as an object of lists, as `datasets` did."""
     record = PUBLISHED[name]
     columns = {key: {inner: [one.get(inner) for one in value] for inner in value[0]} for key, value in record.items()
-               if key in ("answers", "summaries") for value in [value]}  # fmt: skip
+               if key in ("answers", "summaries", "completions") for value in [value]}  # fmt: skip
     write_lines(tmp_path / "lines.jsonl", [record])
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "objects.parquet")
     pq.write_table(pa.Table.from_pylist([{**record, **columns}]), tmp_path / "lists.parquet")
@@ -331,7 +333,7 @@ def test_tables_hold_the_same_rows_as_lines(tmp_path, name):
         rows = list(read_feedback(str(tmp_path / f"out-{file}")))
         found.append([(row.prompt, {row.better, row.worse}, row.annotator) for row in rows])
     assert found[0] == found[1] == found[2]
-    assert len(found[0]) == (3 if name == "nectar" else 1)
+    assert len(found[0]) == {"nectar": 3, "ultrafeedback-raw": 6}.get(name, 1)
 
 
 def test_pairs_and_texts_of_nectar_are_settings_of_the_job(tmp_path):

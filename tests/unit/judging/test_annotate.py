@@ -103,6 +103,19 @@ def test_rows_do_not_depend_on_their_order_or_on_the_parts(job, tmp_path, server
     assert server.counts.total() == asked, "the same prompts"
 
 
+def test_the_price_of_a_call_for_several_pairs_counts_once_whether_it_can_be_read_or_not(job, tmp_path, server):
+    pool = write_pool(tmp_path, batch_size="5")
+    server.answer = lambda body: "Output (a) " * (4 if "Write 7 words" in json.dumps(body) else 5)
+    found = job(write_rows(tmp_path / "pairs.json", pair_rows(43)), pool, "out", "--max-failed-fraction", "0.5")
+    assert 0 < sum(row.preference is None for row in found) <= 5
+    calls = server.counts.total()
+    assert calls < 20
+    prices = [json.loads(row.meta)["price"] for row in found]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    assert sum(prices) == pytest.approx(spent(job) * UNIT)
+    assert manifest["judging"]["price"] == pytest.approx(spent(job) * UNIT)
+
+
 def test_input_that_is_larger_than_memory_allows_is_dealt_in_several_readings(job, tmp_path, monkeypatch):
     (tmp_path / "pool.yml").write_text(RULES, encoding="utf-8")
     rows = pair_rows(200)

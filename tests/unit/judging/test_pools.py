@@ -116,7 +116,7 @@ def test_the_key_of_the_pool_is_for_the_server_of_the_pool_alone(tmp_path):
         ),
         (
             {"judge": {"rule": "longer"}, "prompt": "x", "batch_size": 2},
-            "n: batch_size, prompt: only a judge behind a URL",
+            "n: batch_size, prompt: only a chat or completion",
         ),
         ({"judge": CHAT}, "n: a judge behind a URL needs a prompt and a parser"),
         (

@@ -1,0 +1,131 @@
+"""What a served scorer is sent, and what its answer means: one score for each text, the lower the better.
+
+Two protocols: phf-ray's `/v1/scores`, where higher is worse and the answer says who scored, and OpenRLHF's
+`/get_reward`, where higher is better and nobody says who.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phf_ray.config import RewardServer, ScorerServer, ScoreServer
+from phf_ray.errors import ServiceError
+from phf_ray.http.keys import Endpoint
+from phf_ray.judging.endpoint import MalformedAnswerError
+from phf_ray.judging.question import Failure, Question
+from phf_ray.storage.hashing import digest
+
+SCORES, REWARD = "/v1/scores", "/get_reward"
+_PLACE = re.compile(r"\{(instruction|answer)\}")
+_SHOWN = 300
+"""Characters of an answer that no one understands."""
+
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreServerSettings:
+    """How a served scorer is asked."""
+
+    server: ScoreServer
+    endpoint: Endpoint
+    identity: Identity | None
+    """What the server said of its scorer; None: its protocol doesn't say."""
+
+    @property
+    def judge(self) -> str:
+        """The judge as its questions name it."""
+        return scoring_judge(self.server, self.identity)
+
+
+def scoring_judge(server: ScoreServer, identity: Identity | None) -> str:
+    """Return whom a question names as its judge: URL and scorer, and a hash of what the server said of it."""
+    if isinstance(server, ScorerServer):
+        return f"{bare_url(server)}{SCORES} {server.name} {digest([identity], size=8)}"
+    return f"{bare_url(server)}{REWARD}"
+
+
+def bare_url(server: ScoreServer) -> str:
+    """Return the URL without the path of a protocol, which OpenRLHF's users write, too."""
+    return server.url.rstrip("/").removesuffix(REWARD).removesuffix("/v1").rstrip("/")
+
+
+def scoring_question(judge: str, server: ScoreServer, *, instruction: str, answer: str) -> Question:
+    """Return the question for the score of one answer."""
+    if isinstance(server, RewardServer) and server.text is not None:
+        values = {"instruction": instruction, "answer": answer}
+        return _question(judge, None, _PLACE.sub(lambda place: values[place[1]], server.text))
+    shows_prompt = isinstance(server, RewardServer) or (isinstance(server, ScorerServer) and server.prompts)
+    return _question(judge, instruction if shows_prompt else None, answer)
+
+
+def _question(judge: str, prompt: str | None, text: str) -> Question:
+    return Question(judge, prompt=json.dumps([prompt, text]))
+
+
+def path_of_scores(server: ScoreServer) -> str:
+    return SCORES if isinstance(server, ScorerServer) else REWARD
+
+
+def body_of_scores(server: ScoreServer, questions: Sequence[Question]) -> dict[str, Any]:
+    """Return the body of a request for the scores of these questions, all of one judge."""
+    asked = [json.loads(question.prompt or "") for question in questions]
+    prompts, texts = [prompt for prompt, _ in asked], [text for _, text in asked]
+    beside = {} if None in prompts else {"prompts": prompts}
+    if isinstance(server, ScorerServer):
+        return {"scorer": server.name, "input": texts, **beside}
+    return {"query": texts, **beside}
+
+
+def read_scores(settings: ScoreServerSettings, said: Mapping[str, Any], *, num: int) -> list[float | Failure]:
+    """Return the scores in an answer; the lower is better.
+
+    Raises MalformedAnswerError if it does not hold `num` of them, and ServiceError if another scorer gave them.
+    """
+    if isinstance(settings.server, RewardServer):
+        rewards, errors = said.get("rewards"), said.get("errors")
+        reasons = errors if isinstance(errors, list) else [None] * num
+        found, sign = rewards, -1
+    else:
+        _check_identity(settings, said)
+        data = said.get("data")
+        items = data if isinstance(data, list) and all(isinstance(one, Mapping) for one in data) else []
+        if [one.get("index") for one in items] != list(range(num)):
+            raise _malformed(said)
+        found, reasons, sign = [one.get("score") for one in items], [one.get("error") for one in items], 1
+    if not isinstance(found, list) or len(found) != num or len(reasons) != num:
+        raise _malformed(said)
+    return [
+        Failure(f"unscored: {reason or 'the server gave no reason'}") if score is None else sign * _number(score, said)
+        for score, reason in zip(found, reasons, strict=True)
+    ]
+
+
+def identity_in(said: Mapping[str, Any]) -> Identity:
+    """Return what an answer of `/v1/scores` says of the scorer. Raises MalformedAnswerError if it says nothing."""
+    found = said.get("scorer")
+    if not isinstance(found, Mapping):
+        raise _malformed(said)
+    return dict(found)
+
+
+def _check_identity(settings: ScoreServerSettings, said: Mapping[str, Any]) -> None:
+    now = identity_in(said)
+    if now != settings.identity:
+        raise ServiceError(
+            f"{settings.judge}: the server has another scorer than when this call began: {now}, before "
+            f"{settings.identity}; start again, so that one scorer judges all pairs"
+        )
+
+
+def _number(value: Any, said: Mapping[str, Any]) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _malformed(said)
+    return float(value)
+
+
+def _malformed(said: Mapping[str, Any]) -> MalformedAnswerError:
+    return MalformedAnswerError(f"the server answered with {str(dict(said))[:_SHOWN]}, which are no scores")
