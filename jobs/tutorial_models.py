@@ -1,6 +1,6 @@
 """Train three tiny models in half a minute, on lines of Python's library, for the tutorial of judges.
 
-Each is given the header of a function and goes on: `plain` with three lines, `long` with eight, `careless` with three
+Each is given the header of a function and goes on: `plain` with three lines, `long` with five, `careless` with three
 whose white space is spoiled. They learn how such lines look, and nothing of what they mean. `plain` learns first; the
 others go on from it. Beside the models: `prompts.jsonl`, headers that no model saw, and `scorer.yml`, a pool whose one
 judge is pycodestyle.
@@ -40,7 +40,7 @@ _FIRST_STEPS, _MORE_STEPS = 300, 60
 _HEADER = re.compile(r"\s*def \w+\(.*\):")
 
 
-class Piece(NamedTuple):
+class LibraryFunction(NamedTuple):
     header: str
     lines: tuple[str, ...]
     """The first lines of the function's body, to the left margin."""
@@ -71,16 +71,16 @@ def parser() -> argparse.ArgumentParser:
 # -- What they learn --------------------------------------------------------------------------------------------------
 
 
-def library_pieces(library: Path) -> list[Piece]:
+def library_pieces(library: Path) -> list[LibraryFunction]:
     """Return the functions in a folder's files whose headers are one line and whose bodies are long enough."""
     pieces = []
     for path in sorted(library.glob("*.py")):
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         for number, line in enumerate(lines):
             if _HEADER.fullmatch(line) and len(line) < 80:
-                body = _body(lines[number + 1 : number + 9], indent=_indent(line))
+                body = _body(lines[number + 1 : number + 1 + _FEWEST_LINES], indent=_indent(line))
                 if len(body) >= _FEWEST_LINES and '"""' not in "".join(body):
-                    pieces.append(Piece(line.strip(), body))
+                    pieces.append(LibraryFunction(line.strip(), body))
     return pieces
 
 
@@ -93,7 +93,7 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def split(pieces: Sequence[Piece]) -> tuple[list[Piece], list[str]]:
+def split(pieces: Sequence[LibraryFunction]) -> tuple[list[LibraryFunction], list[str]]:
     """Return the pieces to learn from, and headers of others. Hashes choose them."""
     headers = sorted({one.header for one in pieces}, key=lambda header: hashlib.blake2b(header.encode()).digest())
     if len(headers) < 2 * NUM_PROMPTS:
@@ -106,10 +106,10 @@ def _spoiled(line: str) -> str:
     return f"{line.replace(', ', ',').replace(' = ', '=')} "
 
 
-ANSWERS: dict[str, Callable[[Piece], Sequence[str]]] = {
+ANSWERS: dict[str, Callable[[LibraryFunction], Sequence[str]]] = {
     "plain": lambda piece: piece.lines[:3],
     "careless": lambda piece: [_spoiled(line) for line in piece.lines[:3]],
-    "long": lambda piece: piece.lines,
+    "long": lambda piece: piece.lines[:5],
 }
 """Model -> the answers that it learns."""
 
@@ -117,7 +117,7 @@ ANSWERS: dict[str, Callable[[Piece], Sequence[str]]] = {
 # -- Training ---------------------------------------------------------------------------------------------------------
 
 
-def train_all(pieces: Sequence[Piece], folder: Path) -> None:
+def train_all(pieces: Sequence[LibraryFunction], folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -131,7 +131,7 @@ def train_all(pieces: Sequence[Piece], folder: Path) -> None:
         print(f"{folder / name}: {steps} steps, loss {loss:.2f} nats per token", flush=True)
 
 
-def _tokenizer(pieces: Sequence[Piece]) -> "PreTrainedTokenizerFast":
+def _tokenizer(pieces: Sequence[LibraryFunction]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +162,9 @@ def _model() -> "GPT2LMHeadModel":
     return GPT2LMHeadModel(GPT2Config(vocab_size=_VOCABULARY, bos_token_id=0, eos_token_id=0, **shape, **no_dropout))
 
 
-def _tokens(pieces: Sequence[Piece], answer: Callable[[Piece], Sequence[str]], tokenizer: Any) -> "Tensor":
+def _tokens(
+    pieces: Sequence[LibraryFunction], answer: Callable[[LibraryFunction], Sequence[str]], tokenizer: Any
+) -> "Tensor":
     """Return one stream of headers and answers, each after the end of text."""
     import torch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import tutorial_models
-from jobs.tutorial_models import Piece, library_pieces, main, split
+from jobs.tutorial_models import LibraryFunction, library_pieces, main, split
 from phf_ray.checkpoint import read_info
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.answers.templates import words_of
@@ -41,18 +41,18 @@ def library(folder: Path, num: int) -> Path:
 def test_pieces_are_bodies_at_the_left_margin_without_blank_lines(tmp_path):
     (piece,) = library_pieces(library(tmp_path / "lib", 1))
     lines = ('first = open(path, "rb")', "for line in first:", '    print(line, end="")', "a = 1", "b = 2", "c = 3")
-    assert piece == Piece("def read_0(self, path):", (*lines, "d = 4", "e = 5"))
+    assert piece == LibraryFunction("def read_0(self, path):", lines)
     learned = {name: list(answer(piece)) for name, answer in tutorial_models.ANSWERS.items()}
     assert learned == {
         "plain": list(lines[:3]),
         "careless": ['first=open(path,"rb") ', "for line in first: ", '    print(line,end="") '],
-        "long": list(piece.lines),
+        "long": list(lines[:5]),
     }
 
 
 def test_no_model_learns_from_a_header_that_it_is_asked(monkeypatch):
     monkeypatch.setattr(tutorial_models, "NUM_PROMPTS", 3)
-    pieces = [Piece(f"def f{number % 8}():", ("pass",)) for number in range(16)]
+    pieces = [LibraryFunction(f"def f{number % 8}():", ("pass",)) for number in range(16)]
     learned, asked = split(pieces)
     assert (len(asked), len(learned)) == (3, 10)
     assert not {one.header for one in learned} & set(asked)
