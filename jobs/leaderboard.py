@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.commands import job_parser
-from jobs.sampled_answers import SampledAnswers, Sampling, add_sampling_arguments, check_sampling_arguments
+from jobs.sampled_answers import Sampling, add_sampling_arguments, check_sampling_arguments
 from phf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
         sampling.print_plan()
         return 0
     labels = read_labels(options.human, option="--human") if options.human else None
-    if sampling is not None and judge is None:
-        judge = _judge(settings.judged_by, options)  # a pool that can't be used is an error before anything is drawn
-    sampled = None if sampling is None else sampling.draw()
-    rows, notes = _rows(options, settings, judge, sampled)
+    rows, notes = _rows(options, settings, judge, sampling)
     if options.add:
         rows = rows_with_added(options.output, rows, overwrite=options.overwrite)
     elif not options.overwrite:
@@ -52,8 +49,8 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
     board = write_board(options.output, rows, settings)
     print(format_board(board))
     print(f"{options.output}/report.html")
-    if sampled is not None:
-        sampled.raise_if_incomplete()
+    if sampling is not None:
+        sampling.raise_if_incomplete()
     return 0
 
 
@@ -143,6 +140,8 @@ def _check(options: argparse.Namespace) -> None:
     check_sampling_arguments(options)
     if options.outputs and options.reference is None:
         raise ConfigError("--outputs needs --reference FILE: the answers that they are judged against")
+    if options.name and options.models and not options.outputs:
+        raise ConfigError(f"--name {options.name} is for --outputs; write --models {options.name}=...")
     of_outputs = [name for name in ("reference", "annotators", "name", "cache", *_OF_JUDGES) if getattr(options, name)]
     if options.comparisons and of_outputs:
         flag = of_outputs[0].replace("_", "-")
@@ -168,10 +167,7 @@ def _settings(options: argparse.Namespace) -> "BoardSettings":
 
 
 def _rows(
-    options: argparse.Namespace,
-    settings: "BoardSettings",
-    judge: "JudgePairs | None",
-    sampled: SampledAnswers | None,
+    options: argparse.Namespace, settings: "BoardSettings", judge: "JudgePairs | None", sampling: Sampling | None
 ) -> tuple[list["JudgedRow"], list[str]]:
     """Return the rows that were given, judged if they are outputs, and notes on them."""
     from phf_ray.judging.board.outputs import are_outputs, judge_outputs, one_model, read_outputs, reference_of
@@ -187,17 +183,19 @@ def _rows(
             check_reference(options.output, (row.generator_1 for row in judged))
         return judged, []
     models = read_outputs(sources, option=option, name=options.name) if sources else []
-    if sampled is not None:
-        models += read_outputs(sampled.files, option="--models")
-    reference: ModelOutputs
-    file = options.reference if sampled is None else sampled.reference
-    if file is not None:
-        reference = one_model(read_outputs([file], option="--reference"), option="--reference")
+    reference: ModelOutputs | None = None
+    if options.reference is not None and (sampling is None or sampling.reference is None):
+        reference = one_model(read_outputs([options.reference], option="--reference"), option="--reference")
         if options.add:
             check_reference(options.output, [reference.name])
-    else:
+    judge = judge or _judge(settings.judged_by, options)
+    if sampling is not None:
+        sampling.check_names(model.name for model in (*models, *([] if reference is None else [reference])))
+        sampled, asked = sampling.draw()
+        models, reference = models + sampled, reference or asked
+    if reference is None:
         reference = reference_of(read_rows_file(options.output)[0])
-    return judge_outputs(models, reference, judge or _judge(settings.judged_by, options))
+    return judge_outputs(models, reference, judge)
 
 
 def _judge(annotators: str | None, options: argparse.Namespace) -> "JudgePairs":

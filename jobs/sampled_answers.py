@@ -8,8 +8,7 @@ import argparse
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from phf_ray.evaluation.answers.run import ModelAnswers
     from phf_ray.evaluation.arms import Arm
     from phf_ray.evaluation.models import NamedModel
+    from phf_ray.judging.board.outputs import ModelOutputs
     from phf_ray.judging.board.reference_models import AskedPrompt
 
 ANSWERS = "answers"
@@ -95,22 +95,6 @@ def check_sampling_arguments(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{flag} {value} is not between {least} and {most}; give one that is")
 
 
-@dataclass(frozen=True, slots=True)
-class SampledAnswers:
-    files: tuple[str, ...]
-    """One for each model that is ranked."""
-    reference: str
-    """File of the answers that they are judged against."""
-    num_unanswered: int
-    """Answers that a server failed to give; the same command asks for them again."""
-
-    def raise_if_incomplete(self) -> None:
-        if self.num_unanswered:
-            raise IncompleteError(
-                f"{self.num_unanswered:,} answers could not be drawn; the leaderboard counts them as failures"
-            )
-
-
 class Sampling:
     """What the options ask for, checked before anything starts."""
 
@@ -136,11 +120,25 @@ class Sampling:
         given["seed"] = options.sampling_seed
         self.decoding: Decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
         self.prompts = self._read_prompts()
+        self._num_unanswered = 0
+        """Answers that a server failed to give; the same command asks for them again."""
 
     @property
     def names(self) -> list[str]:
         """Names of the models that are ranked."""
         return [name for name in self._arms if name != self.reference]
+
+    def check_names(self, others: Iterable[str]) -> None:
+        """Raise ConfigError if a model of a file has the name of one that is sampled."""
+        same = sorted(set(others) & set(self._arms))
+        if same:
+            raise ConfigError(f"--models and a file have a model called {same[0]}; name one of them otherwise")
+
+    def raise_if_incomplete(self) -> None:
+        if self._num_unanswered:
+            raise IncompleteError(
+                f"{self._num_unanswered:,} answers could not be drawn; the leaderboard counts them as failures"
+            )
 
     def _take_reference(self, text: str | None) -> None:
         from jobs.evaluate_lm import parse_arms, parse_models
@@ -213,22 +211,27 @@ class Sampling:
 
     # -- Drawing ------------------------------------------------------------------------------------------------------
 
-    def draw(self) -> SampledAnswers:
-        """Draw what is missing, and write the files of answers."""
+    def draw(self) -> "tuple[list[ModelOutputs], ModelOutputs | None]":
+        """Draw what is missing, and write the files of answers.
+
+        Returns the outputs of the models that are ranked, and of the reference if it is sampled, too.
+        """
         from phf_ray.evaluation.answers.run import draw_missing
+        from phf_ray.judging.board.outputs import read_outputs
 
         known = self.known()
         lacking = {name for name, model in known.items() if model.missing}
         num_missing = sum(len(model.missing) for model in known.values())
-        num_unanswered = 0
         if lacking:
             with self._served(lacking) as base_url:
                 runner = _runner(num_missing, has_ray=bool(base_url))
                 arms = {name: arm for name, arm in self._bare_arms(base_url).items() if name in lacking}
-                num_unanswered = draw_missing(known, arms, self.decoding, output=self._output, runner=runner)
-        files = {name: self._write(name, model) for name, model in known.items()}
-        reference = self._options.reference if self.reference is None else files[self.reference]
-        return SampledAnswers(tuple(files[name] for name in self.names), reference, num_unanswered)
+                self._num_unanswered = draw_missing(known, arms, self.decoding, output=self._output, runner=runner)
+        outputs = {}
+        for name, model in known.items():
+            [outputs[name]] = read_outputs([self._write(name, model)], option="--models")
+        reference = None if self.reference is None else outputs[self.reference]
+        return [outputs[name] for name in self.names], reference
 
     @contextlib.contextmanager
     def _served(self, names: set[str]) -> Iterator[str]:

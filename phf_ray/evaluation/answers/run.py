@@ -22,6 +22,9 @@ _MAX_FAILED_FRACTION, _NEVER_TOO_MANY = 0.1, 10
 """As among judgements: more than this share ends the run, but not so few if they are at most half."""
 
 
+_NOT_DRAWN = "unanswered: it was not drawn"
+
+
 @dataclass(slots=True)
 class ModelAnswers:
     """What is known of one model's answers, in the order of the instructions."""
@@ -42,7 +45,8 @@ class ModelAnswers:
     def outcomes(self) -> list[DrawnAnswer | str]:
         """Return the answer to each instruction, or why there is none."""
         return [
-            one if isinstance(one, str) else self.drawn.get(one.key) or self.reasons[one.key] for one in self.planned
+            one if isinstance(one, str) else self.drawn.get(one.key) or self.reasons.get(one.key, _NOT_DRAWN)
+            for one in self.planned
         ]
 
 

@@ -3,6 +3,7 @@
 Answers are found by the keys of their requests, so other settings, prompts or weights draw new ones beside the old.
 """
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Mapping
@@ -58,15 +59,18 @@ class AnswerStore:
 
     def gather(self, arm: str) -> None:
         """Put the model's answers into one file."""
+        parts = [name for name in self._contents(arm) if name.endswith(".json")]
         answers = self.read(arm)
-        if not answers:
+        if not parts:
             return
         lines = [json.dumps(asdict(answers[key])) + "\n" for key in sorted(answers)]
         write_file(f"{self._folder}/{file_name(arm)}.jsonl", "".join(lines).encode())
-        # Only now: until the file is there, these are all there is.
+        # Only now, and only these: until the file is there, they are all there is, and others may have come meanwhile.
         filesystem, root = open_filesystem(f"{self._folder}/{file_name(arm)}")
-        if filesystem.exists(root):
-            filesystem.rm(root, recursive=True)
+        for name in parts:
+            filesystem.rm_file(name)
+        with contextlib.suppress(OSError):
+            filesystem.rmdir(root)
 
     def _contents(self, arm: str) -> Mapping[str, bytes]:
         filesystem, root = open_filesystem(self._folder)

@@ -186,6 +186,14 @@ def test_equal_prompts_are_answered_once(run, server, tmp_path):
     assert len(answers(tmp_path, "mle")) == 3
 
 
+def test_a_file_with_the_name_of_a_model_is_refused_before_anything_is_drawn(run, server, tmp_path):
+    file = write_lines(tmp_path / "other.jsonl", [{**one, "output": "x", "generator": "mle"} for one in prompts(0, 1)])
+    for words, reference in ((["--outputs", file], "mle"), ([], file)):
+        with pytest.raises(ConfigError, match="--models and a file have a model called mle"):
+            run(*words, reference=reference)
+    assert server.completions == []
+
+
 def test_a_dry_run_counts_and_asks_for_nothing(run, server, tmp_path, capsys):
     run(asked=range(3))
     asked = len(server.completions)
@@ -233,6 +241,7 @@ def test_a_reference_that_is_no_model_to_rank_and_outputs_beside_models(run, ser
         (["--reference", "mle", "--prompts", "p.jsonl", "--annotators", "typo"], "typo"),
         (["--reference", "mle", "--prompts", "p.jsonl"], "outputs need --annotators"),
         (["--reference", "mle=http://localhost:1", "--prompts", "p.jsonl"], "--models has a model of that name"),
+        (["--reference", "mle", "--prompts", "p.jsonl", "--name", "a"], "--name a is for --outputs"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_drawn(words, told, server, tmp_path, monkeypatch):
