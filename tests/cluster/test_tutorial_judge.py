@@ -54,9 +54,10 @@ def test_the_leaderboard_shows_what_the_page_says(run):
 
 
 def test_the_pool_agrees_with_its_scorer_and_beats_judges_that_know_nothing(run):
-    rows = {row["name"]: row["accuracy"] for row in board(run[0], "checked")["human"]}
-    assert 0.7 < rows["all annotators"] < 0.95
-    assert rows["all annotators"] > max(rows[name] for name in ("longer", "constant", "random"))
+    rows = {row["name"]: row for row in board(run[0], "checked")["human"]}
+    assert 0.7 < rows["all annotators"]["accuracy"] < 0.95
+    assert rows["constant"]["kappa"] == 0
+    assert rows["all annotators"]["kappa"] > 0.2 + max(rows[name]["kappa"] for name in ("longer", "random"))
 
 
 def test_noise_makes_a_quarter_of_the_labels_wrong(run):
