@@ -157,8 +157,8 @@ def _model() -> "GPT2LMHeadModel":
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    shape = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": 4, "n_positions": _POSITIONS}
+    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape: dict[str, Any] = {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": 4, "n_positions": _POSITIONS}
     return GPT2LMHeadModel(GPT2Config(vocab_size=_VOCABULARY, bos_token_id=0, eos_token_id=0, **shape, **no_dropout))
 
 

@@ -132,9 +132,10 @@ def _not_shown(one: Output, other: Output, names: Mapping[str, str]) -> JudgedRo
         input=one["input"],
         output_1=one["output"],
         output_2=other["output"],
+        generator_1=names["generator_1"],
+        generator_2=names["generator_2"],
         preference=None,
         error=error,
-        **names,
     )
 
 
