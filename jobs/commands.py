@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate-lm": "draw samples from models, score them, and write a report",
     "openai-baselines": "have a reference model behind a URL answer prompts, as AlpacaFarm did",
     "leaderboard": "rank models by what judges or humans said of their answers",
+    "tutorial-models": "train three tiny models for the tutorial of judges",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",

@@ -242,12 +242,14 @@ def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> 
     return model if control is None else replace(model, info=info.model_copy(update={"control": control}))
 
 
-def parse_models(texts: Sequence[str], *, allow_plain_http: bool = False) -> dict[str, NamedModel]:
+def parse_models(
+    texts: Sequence[str], *, allow_plain_http: bool = False, option: str = "--model"
+) -> dict[str, NamedModel]:
     models: dict[str, NamedModel] = {}
     for text in texts:
-        model = parse_model(text, option="--model", allow_plain_http=allow_plain_http)
+        model = parse_model(text, option=option, allow_plain_http=allow_plain_http)
         if model.name in models:
-            raise ConfigError(f"--model: two models are called {model.name}; rename one, such as other={model.source}")
+            raise ConfigError(f"{option}: two models are called {model.name}; rename one, such as other={model.source}")
         models[model.name] = model
     return models
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.commands import job_parser
+from jobs.sampled_answers import Sampling, add_sampling_arguments, check_sampling_arguments
 from phf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
 
     options = parser().parse_args(argv)
     _check(options)
+    sampling = Sampling(options) if options.models else None
     if Path(options.output).is_file():
         raise ConfigError(f"--output {options.output} is a file; give a folder")
     settings = _settings(options)
+    if sampling is not None and options.dry_run:
+        sampling.print_plan()
+        return 0
     labels = read_labels(options.human, option="--human") if options.human else None
-    rows, notes = _rows(options, settings, judge)
+    rows, notes = _rows(options, settings, judge, sampling)
     if options.add:
         rows = rows_with_added(options.output, rows, overwrite=options.overwrite)
     elif not options.overwrite:
@@ -44,6 +49,8 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
     board = write_board(options.output, rows, settings)
     print(format_board(board))
     print(f"{options.output}/report.html")
+    if sampling is not None:
+        sampling.raise_if_incomplete()
     return 0
 
 
@@ -56,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
             "--output leaderboard --add judged_of_another_model.json",
             "--outputs mine.json --reference davinci003.json --annotators greedy --url http://localhost:8000 "
             "--model my-model --output leaderboard",
+            "--models sft=runs/sft dpo=runs/dpo --prompts eval.json --reference sft --annotators offline --output dpo",
         ),
     )
     parser.add_argument(
@@ -83,7 +91,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SRC",
         help="add judged rows, or answers of a model to judge, to the leaderboard in --output",
     )
-    parser.add_argument("--reference", metavar="FILE", help="answers that --outputs are judged against")
+    parser.add_argument(
+        "--reference",
+        metavar="FILE|NAME[=MODEL]",
+        help="answers that --outputs and --models are judged against: a file, the NAME of one of --models, or a model "
+        "that answers, too",
+    )
     parser.add_argument("--annotators", metavar="NAME|FILE", help="who judges --outputs: a shipped pool, or a file")
     parser.add_argument("--url", help="server of the judges that name none")
     parser.add_argument("--model", help="model to ask, in place of those that the pool names")
@@ -114,20 +127,27 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=float, metavar="P", help="level of intervals (default 0.95)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of resampling (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what --output holds")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be drawn and judged, and stop")
+    add_sampling_arguments(parser)
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    given = [name for name in ("comparisons", "outputs", "add") if getattr(options, name)]
-    if len(given) != 1:
+    given = [name for name in ("comparisons", "outputs", "models", "add") if getattr(options, name)]
+    if len(given) != 1 and given != ["outputs", "models"]:
         told = f"--{' and --'.join(given)}" if given else "none"
-        raise ConfigError(f"give one of --comparisons, --outputs and --add; given: {told}")
+        raise ConfigError(f"give one of --comparisons, --outputs, --models and --add; given: {told}")
+    check_sampling_arguments(options)
     if options.outputs and options.reference is None:
         raise ConfigError("--outputs needs --reference FILE: the answers that they are judged against")
+    if options.name and options.models and not options.outputs:
+        raise ConfigError(f"--name {options.name} is for --outputs; write --models {options.name}=...")
     of_outputs = [name for name in ("reference", "annotators", "name", "cache", *_OF_JUDGES) if getattr(options, name)]
     if options.comparisons and of_outputs:
         flag = of_outputs[0].replace("_", "-")
         raise ConfigError(f"--{flag} belongs to --outputs; --comparisons are judged already")
+    if options.dry_run and not options.models:
+        raise ConfigError("--dry-run counts what --models would be asked; `phf annotate --dry-run` counts judgements")
     if options.level is not None and not 0 < options.level < 1:
         raise ConfigError(f"--level {options.level} is not between 0 and 1; 0.95 is usual")
 
@@ -147,7 +167,7 @@ def _settings(options: argparse.Namespace) -> "BoardSettings":
 
 
 def _rows(
-    options: argparse.Namespace, settings: "BoardSettings", judge: "JudgePairs | None"
+    options: argparse.Namespace, settings: "BoardSettings", judge: "JudgePairs | None", sampling: Sampling | None
 ) -> tuple[list["JudgedRow"], list[str]]:
     """Return the rows that were given, judged if they are outputs, and notes on them."""
     from phf_ray.judging.board.outputs import are_outputs, judge_outputs, one_model, read_outputs, reference_of
@@ -155,22 +175,27 @@ def _rows(
     from phf_ray.judging.board.stored import read_rows_file
     from phf_ray.judging.board.write import check_reference
 
-    option = next(f"--{name}" for name in ("comparisons", "outputs", "add") if getattr(options, name))
-    sources = options.comparisons or options.outputs or options.add
-    if not options.outputs and not (options.add and are_outputs(read_records(sources, option=option))):
+    option = "--comparisons" if options.comparisons else "--add" if options.add else "--outputs"
+    sources = options.comparisons or options.add or options.outputs
+    if options.comparisons or (options.add and not are_outputs(read_records(sources, option=option))):
         judged = read_judged(sources, option=option, generators=options.generators)
         if options.add:
             check_reference(options.output, (row.generator_1 for row in judged))
         return judged, []
-    models = read_outputs(sources, option=option, name=options.name)
-    reference: ModelOutputs
-    if options.reference is not None:
+    models = read_outputs(sources, option=option, name=options.name) if sources else []
+    reference: ModelOutputs | None = None
+    if options.reference is not None and (sampling is None or sampling.reference is None):
         reference = one_model(read_outputs([options.reference], option="--reference"), option="--reference")
         if options.add:
             check_reference(options.output, [reference.name])
-    else:
+    judge = judge or _judge(settings.judged_by, options)
+    if sampling is not None:
+        sampling.check_names(model.name for model in (*models, *([] if reference is None else [reference])))
+        sampled, asked = sampling.draw()
+        models, reference = models + sampled, reference or asked
+    if reference is None:
         reference = reference_of(read_rows_file(options.output)[0])
-    return judge_outputs(models, reference, judge or _judge(settings.judged_by, options))
+    return judge_outputs(models, reference, judge)
 
 
 def _judge(annotators: str | None, options: argparse.Namespace) -> "JudgePairs":

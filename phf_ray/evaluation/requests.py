@@ -6,11 +6,11 @@ the same random numbers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from phf_ray.characters import whole_characters
 from phf_ray.checkpoint import ControlChoice
-from phf_ray.config import Scenario
+from phf_ray.config import GenerateKwargs, Scenario
 from phf_ray.evaluation.arms import Arm
 from phf_ray.evaluation.report.records import Sample
 from phf_ray.http.client import RefusedError
@@ -55,24 +55,42 @@ def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: in
     `start`: number of the unit's samples that earlier requests returned.
     """
     kwargs = scenario.generate_kwargs
+    return completion_body(unit, kwargs, arm, count=unit.count - start, seed=unit.request_seed + start)
+
+
+class Sendable(Protocol):
+    """A prompt as `Probe.prepare` has it."""
+
+    @property
+    def sent(self) -> str: ...
+
+    @property
+    def control(self) -> ControlChoice | None: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+
+def completion_body(asked: Sendable, kwargs: GenerateKwargs, arm: Arm, *, count: int, seed: int) -> dict[str, Any]:
+    """Return the request for `count` texts after a prompt."""
     body: dict[str, Any] = {
         "model": arm.model,
-        "prompt": unit.sent,
-        "n": unit.count - start,
-        "max_tokens": unit.max_tokens,
+        "prompt": asked.sent,
+        "n": count,
+        "max_tokens": asked.max_tokens,
         "temperature": kwargs.temperature if kwargs.do_sample else 0.0,
         "top_p": kwargs.top_p,
-        "seed": unit.request_seed + start,
+        "seed": seed,
         # Only to count the tokens of each text: `usage` gives just their total.
         "logprobs": 0,
     }
     if kwargs.min_length and arm.knows_vllms_fields:
         # DIFFERS: phf-ray draws at least min_length new tokens; the original counts the prompt's tokens too (D-10).
-        body["min_tokens"] = min(kwargs.min_length, unit.max_tokens)
+        body["min_tokens"] = min(kwargs.min_length, asked.max_tokens)
     if kwargs.top_k or arm.knows_vllms_fields:
         body["top_k"] = kwargs.top_k
-    if unit.control is not None:
-        body["control"] = unit.control
+    if asked.control is not None:
+        body["control"] = asked.control
     return body
 
 
@@ -83,10 +101,8 @@ def draw_unit(
     choices: list[Mapping[str, Any]] = []
     while len(choices) < unit.count:
         # A server that does not know `n` returns one text at a time.
-        got = ask("/v1/completions", request_body(unit, scenario, arm, start=len(choices))).get("choices")
-        if not isinstance(got, list) or not got:
-            raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
-        choices += sorted(got, key=lambda choice: choice.get("index", 0))[: unit.count - len(choices)]
+        got = choices_of(ask("/v1/completions", request_body(unit, scenario, arm, start=len(choices))), arm)
+        choices += got[: unit.count - len(choices)]
     texts = [whole_characters(text_of(choice, arm)) for choice in choices]
     scored = score(
         "/v1/scores",
@@ -107,12 +123,20 @@ def draw_unit(
             prompt=unit.prompt,
             text=text,
             finish_reason=choice.get("finish_reason"),
-            num_tokens=_num_tokens(choice),
+            num_tokens=num_tokens_of(choice),
             score=by_index[number]["score"],
             error=by_index[number].get("error"),
         )
         for number, (text, choice) in enumerate(zip(texts, choices, strict=True))
     ]
+
+
+def choices_of(answer: Mapping[str, Any], arm: Arm) -> list[Mapping[str, Any]]:
+    """Return the choices of an answer in their order. Raises RefusedError if there are none."""
+    got = answer.get("choices")
+    if not isinstance(got, list) or not got:
+        raise RefusedError(f"{arm.url} answered a completion request without choices; is {arm.model} a text model?")
+    return sorted(got, key=lambda choice: choice.get("index", 0))
 
 
 def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
@@ -126,7 +150,8 @@ def text_of(choice: Mapping[str, Any], arm: Arm) -> str:
     return text
 
 
-def _num_tokens(choice: Mapping[str, Any]) -> int | None:
+def num_tokens_of(choice: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the choice's text has; None if the server does not say."""
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("tokens") if isinstance(logprobs, Mapping) else None
     return len(tokens) if isinstance(tokens, list) else None

@@ -8,18 +8,19 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 from phf_ray.config import Config, Scenario
-from phf_ray.errors import ConfigError, IncompleteError, ServiceError
+from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, check_min_length, described
 from phf_ray.evaluation.asking import AskRunner
 from phf_ray.evaluation.draw import Draw
 from phf_ray.evaluation.execution import check_supported
+from phf_ray.evaluation.following import follow_outcomes
 from phf_ray.evaluation.plan import plan_evaluation
 from phf_ray.evaluation.probe import Probe
 from phf_ray.evaluation.prompts import Problem, read_problems, read_prompts
@@ -117,11 +118,12 @@ def evaluate_arms(
         blocks = _blocks(_interleaved(todo), size=config.generation.batch_size)
         outcomes = runner(draw, blocks, max_clients=options.max_clients)
         num_planned = sum(unit.count for unit in plan.units)
-        failures = _follow(
+        failures = follow_outcomes(
             outcomes,
             num_to_draw=sum(unit.count for unit in todo),
             num_planned=num_planned,
             max_failed=int(config.scoring.max_failed_fraction * num_planned),
+            limit="scoring.max_failed_fraction",
         )
     samples = store.samples(plan.units)
     report = write_report(output, samples, evaluation)
@@ -188,39 +190,3 @@ def _blocks(units: Sequence[SampleRequest], *, size: int) -> list[list[SampleReq
         blocks[-1].append(unit)
         room -= unit.count
     return blocks
-
-
-def _follow(outcomes: Iterator[dict[str, Any]], *, num_to_draw: int, num_planned: int, max_failed: int) -> Counter[str]:
-    """Log progress until all outcomes are there; return the number of failed samples by reason.
-
-    A refused prompt counts as failed if other prompts were answered, now or in an earlier call. The first refusal may
-    come before any answer. A second refused prompt before any answer, or no answer at all, shows that the server
-    refuses every request: raises ServiceError.
-    """
-    failures: Counter[str] = Counter()
-    num_drawn = 0
-    refusals: dict[str, str] = {}
-    started = said = time.monotonic()
-    for outcome in outcomes:
-        num_drawn += int(outcome["num_samples"])
-        if outcome["refused"] == "prompt":
-            refusals[str(outcome["prompt"])] = str(outcome["error"])
-        is_answered = num_planned - num_to_draw + num_drawn > 0
-        if outcome["refused"] == "all" or (len(refusals) > 1 and not is_answered):
-            raise ServiceError(str(outcome["error"]))
-        if outcome["num_failed"]:
-            failures[str(outcome["error"])] += int(outcome["num_failed"])
-            log.warning("%d samples failed: %s", outcome["num_failed"], outcome["error"])
-            if failures.total() > max_failed:
-                raise ServiceError(
-                    f"{failures.total()} of {num_to_draw} samples could not be drawn, more than "
-                    f"scoring.max_failed_fraction allows ({outcome['error']}); drawn samples are kept, and the same "
-                    "command resumes"
-                )
-        now = time.monotonic()
-        if now - said > 5 or num_drawn == num_to_draw:
-            log.info("drawn %d of %d samples (%.1f/s)", num_drawn, num_to_draw, num_drawn / (now - started))
-            said = now
-    if refusals and num_planned - num_to_draw + num_drawn == 0:
-        raise ServiceError(next(iter(refusals.values())))
-    return failures

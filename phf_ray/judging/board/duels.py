@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from phf_ray.judging.board.rows import NO_REASON, JudgedRow
+from phf_ray.judging.board.rows import NO_REASON, JudgedRow, is_lack_of_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Duel:
     def key(self) -> tuple[str, ...]:
         """What no two duels have in common."""
         return (self.model, self.opponent, self.prompt, self.annotator or "", self.output_1, self.output_2)
+
+    @property
+    def lacks_answer(self) -> bool:
+        """Whether no judge saw it, because there is no answer of the one or the other."""
+        return self.preference is None and is_lack_of_answer(self.reason)
 
     @property
     def share(self) -> float:

@@ -39,6 +39,7 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
     rows = sort_rows(rows)
     duels = duels_of(rows)
     battles = battles_of(duels)
+    shown = [row for row in rows if not row.lacks_answer]
     level, seed = settings.level, settings.seed
     models = standings_of(duels, level=level)
     errors = judge_errors(duels)
@@ -47,7 +48,7 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
     strengths = strengths_of(battles, level=level, seed=seed, num_resamples=settings.num_resamples)
     human = human_rows(battles, seed=seed)
     names = {row["name"] for row in models}
-    answers = {(duel.opponent, duel.prompt, duel.output_1): duel.output_1 for duel in duels}
+    answers = {(one.opponent, one.prompt, one.output_1): one.output_1 for one in duels if not one.lacks_answer}
     references = sorted({duel.opponent for duel in duels} - names)
     return {
         "models": models,
@@ -64,14 +65,14 @@ def build_board(rows: Sequence[JudgedRow], settings: BoardSettings) -> dict[str,
         "human": human,
         "judge_errors": None if errors is None else {"sensitivity": errors[0], "specificity": errors[1]},
         "published": published_rows() if settings.show_published else [],
-        "warnings": [*judge_warnings(rows), *_warnings(models, human), *_noise_told(given), *settings.notes]
+        "warnings": [*judge_warnings(shown), *_warnings(models, human), *_noise_told(given), *settings.notes]
         + [WARNING] * settings.show_published,
-        "annotators": dict(sorted(Counter(row.annotator or NOT_NAMED for row in rows).items())),
+        "annotators": dict(sorted(Counter(row.annotator or NOT_NAMED for row in shown).items())),
         "length_control": LENGTH_CONTROLLED,
         "price": sum_of(row.price for row in rows),
         "n_rows": len(rows),
         "n_rows_of_noise": len(given) - len(rows),
-        "n_rows_without_price": sum(row.price is None for row in rows),
+        "n_rows_without_price": sum(row.price is None for row in shown),
         "n_draws_of_rows": len(duels),
         "rows": ROWS,
         **settings.model_dump(mode="json", exclude={"show_published", "notes"}),

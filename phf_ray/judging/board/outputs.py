@@ -10,10 +10,19 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.board.read import Numbered, read_records
-from phf_ray.judging.board.rows import JudgedRow, instruction_of, judged_row, optional_text, text_of
+from phf_ray.judging.board.rows import (
+    NO_ANSWER,
+    NO_REFERENCE_ANSWER,
+    JudgedRow,
+    instruction_of,
+    judged_row,
+    optional_text,
+    text_of,
+)
+from phf_ray.judging.question import Failure
 
 Output = dict[str, str]
-"""instruction, input, output."""
+"""instruction, input, output; and `error`, why the output is an empty text, if the model gave none."""
 JudgePairs = Callable[[list[Output], list[Output]], Iterable[Mapping[str, Any]]]
 """(outputs of the reference, outputs of a model; matched, of one length) -> rows of judgements."""
 
@@ -69,11 +78,14 @@ def reference_of(rows: Sequence[JudgedRow]) -> ModelOutputs:
         raise ConfigError(
             f"the leaderboard has several references ({', '.join(names[:5])}); name the file of one with --reference"
         )
-    answers = {(row.instruction, row.input, row.output_1): None for row in rows}
-    return ModelOutputs(
-        names[0],
-        tuple({"instruction": instruction, "input": one, "output": output} for instruction, one, output in answers),
-    )
+    answers: dict[tuple[str, str, str], Output] = {}
+    for row in rows:
+        output = {"instruction": row.instruction, "input": row.input, "output": row.output_1}
+        kind, _, reason = (row.error or "").partition(": ")
+        if row.preference is None and kind == NO_REFERENCE_ANSWER:
+            output["error"] = reason
+        answers.setdefault((row.instruction, row.input, row.output_1), output)
+    return ModelOutputs(names[0], tuple(answers.values()))
 
 
 def judge_outputs(
@@ -92,18 +104,51 @@ def judge_outputs(
     notes += [f"{model.name}: its outputs are those of the reference, and were not judged" for model in same]
     if not matched:
         raise ConfigError(f"all outputs are those of the reference, {reference.name}; give those of another model")
+    notes += [note for model in (*models, reference) for note in _unanswered_notes(model)]
     rows = []
     for model, theirs, ours, _ in matched:
         names = {"generator_1": reference.name, "generator_2": model.name}
+        both = list(zip(theirs, ours, strict=True))
+        shown = [(one, other) for one, other in both if "error" not in one and "error" not in other]
+        answers = judge([one for one, _ in shown], [other for _, other in shown]) if shown else ()
         judged = [
             judged_row({**record, **names}, f"judgement {number} of {model.name}")
-            for number, record in enumerate(judge(theirs, ours))
+            for number, record in enumerate(answers)
         ]
-        pairs = {(*one.values(), other["output"]) for one, other in zip(theirs, ours, strict=True)}
+        pairs = {(*one.values(), other["output"]) for one, other in shown}
         if len(judged) < len(pairs):
             notes.append(f"{model.name}: {len(pairs):,} pairs were given, {len(judged):,} judgements came back")
         rows += judged
+        rows += [_not_shown(one, other, names) for one, other in both if "error" in one or "error" in other]
     return rows, notes
+
+
+def _not_shown(one: Output, other: Output, names: Mapping[str, str]) -> JudgedRow:
+    """Return the row of a pair that lacks an answer, which no judge sees."""
+    # The reference's reason first: an empty text of the reference is then never taken for what it said.
+    error = f"{NO_REFERENCE_ANSWER}: {one['error']}" if "error" in one else f"{NO_ANSWER}: {other['error']}"
+    return JudgedRow(
+        instruction=one["instruction"],
+        input=one["input"],
+        output_1=one["output"],
+        output_2=other["output"],
+        generator_1=names["generator_1"],
+        generator_2=names["generator_2"],
+        preference=None,
+        error=error,
+    )
+
+
+def _unanswered_notes(model: ModelOutputs) -> list[str]:
+    kinds = Counter(Failure(output["error"]).kind for output in model.outputs if "error" in output)
+    if not kinds:
+        return []
+    told = ", ".join(f"{kind} x {count:,}" for kind, count in sorted(kinds.items()))
+    example = next(output["error"] for output in model.outputs if "error" in output)
+    return [
+        f"{model.name} has no answer to {kinds.total():,} of {len(model.outputs):,} prompts ({told}; the first: "
+        f"{example:.200})"
+    ]
 
 
 def _stem(source: str) -> str:
@@ -127,11 +172,11 @@ def _check_same(model: ModelOutputs, reference: ModelOutputs) -> None:
 
 
 def _output(record: Mapping[str, Any], place: str) -> Output:
-    return {
-        "instruction": instruction_of(record, place),
-        "input": optional_text(record, "input", place) or "",
-        "output": text_of(record, "output", place),
-    }
+    prompt = {"instruction": instruction_of(record, place), "input": optional_text(record, "input", place) or ""}
+    error = optional_text(record, "error", place)
+    if error and record.get("output") is None:
+        return {**prompt, "output": "", "error": error}
+    return {**prompt, "output": text_of(record, "output", place)}
 
 
 def _matched(model: ModelOutputs, reference: ModelOutputs) -> tuple[list[Output], list[Output], list[str]]:
@@ -148,8 +193,8 @@ def _matched(model: ModelOutputs, reference: ModelOutputs) -> tuple[list[Output]
         prompt = _prompt(output)
         if prompt in answers:
             theirs.append(answers[prompt][seen[prompt] % len(answers[prompt])])
-            # Its own wording of the prompt: the input may stand in the instruction there.
-            ours.append({**theirs[-1], "output": output["output"]})
+            # The reference's wording of the prompt: the input may stand in the instruction there.
+            ours.append({**output, **{name: theirs[-1][name] for name in ("instruction", "input")}})
             seen[prompt] += 1
     if not ours:
         raise ConfigError(

@@ -15,6 +15,8 @@ from phf_ray.measures.preferences import DRAW
 
 NO_REASON = "no reason given"
 NO_VERDICT = "not parsed"
+NO_ANSWER, NO_REFERENCE_ANSWER = "no_answer", "no_reference_answer"
+"""Kinds of errors of pairs that no judge saw, because the model, or the reference, gave no answer."""
 NOT_NAMED = "not named"
 """Stands for the annotator of rows that name none."""
 _PRICES = ("price", "price_per_example", "preference_price_per_example")
@@ -53,6 +55,15 @@ class JudgedRow:
     @property
     def prompt(self) -> str:
         return prompt_text(InstructionPrompt(self.instruction, self.input))
+
+    @property
+    def lacks_answer(self) -> bool:
+        return self.preference is None and is_lack_of_answer(self.error)
+
+
+def is_lack_of_answer(error: str | None) -> bool:
+    """Whether this is why a pair was shown to no judge: one of its answers does not exist."""
+    return error is not None and error.partition(":")[0] in (NO_ANSWER, NO_REFERENCE_ANSWER)
 
 
 def judged_row(record: Mapping[str, Any], place: str, *, generators: Sequence[str] | None = None) -> JudgedRow:

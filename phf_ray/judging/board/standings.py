@@ -39,6 +39,7 @@ def _standing(name: str, duels: Sequence[Duel], *, level: float) -> dict[str, An
         preferences, [len(duel.output_1) for duel in duels], [len(duel.output_2) for duel in duels]
     )
     judged = [duel for duel in duels if duel.preference is not None]
+    answers = [duel.output_2 for duel in duels if not duel.lacks_answer]
     return {
         "name": name,
         "references": sorted({duel.opponent for duel in duels}),
@@ -54,14 +55,14 @@ def _standing(name: str, duels: Sequence[Duel], *, level: float) -> dict[str, An
         "interval_note": _interval_note(clustered, num_prompts=len({duel.prompt for duel in judged})),
         "length_controlled_win_rate": None if math.isnan(controlled.win_rate) else controlled.win_rate,
         "length_controlled_reason": controlled.reason,
-        "avg_length": average_length(duel.output_2 for duel in duels),
+        "avg_length": average_length(answers),
         "n_prompts": len({duel.prompt for duel in judged}),
         "n_rows": sum(duel.num_rows for duel in duels),
         "n_failed": len(duels) - found.n_total,
         "failures": dict(
             sorted(Counter(Failure(duel.reason).kind for duel in duels if duel.reason is not None).items())
         ),
-        "n_empty_answers": sum(not duel.output_2.strip() for duel in duels),
+        "n_empty_answers": sum(not answer.strip() for answer in answers),
         "price": sum_of(duel.price for duel in duels),
     }
 

@@ -32,17 +32,28 @@ def write_board(directory: str, rows: Sequence[JudgedRow], settings: BoardSettin
 
 
 def check_replaced(directory: str, rows: Sequence[JudgedRow]) -> None:
-    """Raise ConfigError if the folder holds a leaderboard with rows that are not among these: they would be lost."""
+    """Raise ConfigError if the folder holds a leaderboard with rows that are not among these: they would be lost.
+
+    A row without a preference is not lost if there is another of the same models and prompt: it was tried again.
+    """
     if not holds_board(directory):
         return
-    given = set(rows)
-    lost = [row for row in read_rows_file(directory)[0] if row not in given]
+    given, again = set(rows), {_matched_by(row) for row in rows}
+    lost = [
+        row
+        for row in read_rows_file(directory)[0]
+        if row not in given and (row.preference is not None or _matched_by(row) not in again)
+    ]
     if lost:
         models = ", ".join(sorted({row.generator_2 for row in lost})[:5])
         raise ConfigError(
             f"--output {directory} holds a leaderboard with {len(lost):,} rows that these do not have (of {models}); "
             "add to it with --add, give another --output, or replace it with --overwrite"
         )
+
+
+def _matched_by(row: JudgedRow) -> tuple[str, ...]:
+    return row.generator_1, row.generator_2, row.instruction, row.input
 
 
 def check_reference(directory: str, references: Iterable[str]) -> None:

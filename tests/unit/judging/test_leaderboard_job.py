@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from boards import LongerWins, few_resamples
 from judge_server import judge_server
 from judged_rows import of_counts, record, rows_of, write_lines
 
@@ -32,15 +33,9 @@ HOSTILE = "\x00\u202e$\\frac$</td><script>alert(1)</script>&"
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    """A thousand take seconds, and no test here is on intervals."""
-    from phf_ray.judging.board.stored import BoardSettings
-
-    monkeypatch.setattr(BoardSettings.model_fields["num_resamples"], "default", 20)
-    BoardSettings.model_rebuild(force=True)
-    yield
-    monkeypatch.undo()
-    BoardSettings.model_rebuild(force=True)
+def _few_resamples():
+    with few_resamples():
+        yield
 
 
 @pytest.fixture
@@ -223,7 +218,7 @@ def test_failed_input_leaves_nothing_behind(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "give one of --comparisons, --outputs and --add; given: none"),
+        ([], "give one of --comparisons, --outputs, --models and --add; given: none"),
         (["--comparisons", "a", "--add", "b"], "given: --comparisons and --add"),
         (["--outputs", "a"], "--outputs needs --reference"),
         (["--comparisons", "a", "--annotators", "greedy"], "--annotators belongs to --outputs"),
@@ -244,27 +239,6 @@ def outputs(model, number, **changes):
         {"instruction": f"prompt {index}", "input": "", "output": f"{model} on {index}", "generator": model, **changes}
         for index in range(number)
     ]
-
-
-class LongerWins:
-    """Stands where `PairwiseAutoAnnotator.annotate_head2head` does."""
-
-    def __init__(self):
-        self.asked = 0
-
-    def __call__(self, theirs, ours):
-        self.asked += len(theirs)
-        for one, other in zip(theirs, ours, strict=True):
-            yield {
-                "instruction": one["instruction"],
-                "input": one["input"],
-                "output_1": one["output"],
-                "output_2": other["output"],
-                "annotator": "longer",
-                "preference": 2.0 if len(other["output"]) > len(one["output"]) else 1.0,
-                "order": "12",
-                "price": 0.25,
-            }
 
 
 def test_outputs_are_judged_against_the_reference(run, tmp_path):
