@@ -8,6 +8,7 @@ from typing import Any
 
 from phf_ray.characters import half_at
 from phf_ray.errors import DataError
+from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import (
     ASSISTANT,
     ChatPrompt,
@@ -20,7 +21,6 @@ from phf_ray.generation.chat.prompts import (
 )
 from phf_ray.generation.chat.templates import PromptTemplate
 from phf_ray.judging.board.read import read_records
-from phf_ray.judging.board.rows import with_meta
 from phf_ray.storage.hashing import digest
 
 COLUMNS = ("messages", "instruction", "prompt", "question", "text")
@@ -70,7 +70,7 @@ def read_prompts(
     left_out: Counter[str] = Counter()
     for place, record in itertools.islice(read_records(sources, option=option), limit):
         try:
-            made = rollout_prompt(prompt_of(record, place), template=template, row=with_meta(record))
+            made = rollout_prompt(prompt_of(record, place), template=template, row=unfolded(record))
         except PromptError:
             left_out["template"] += 1
             continue
