@@ -5,7 +5,6 @@ Two protocols: phf-ray's `/v1/scores`, where higher is worse and the answer says
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from phf_ray.config import RewardServer, ScorerServer, ScoreServer
 from phf_ray.errors import ServiceError
+from phf_ray.feedback.values import finite_number
 from phf_ray.http.keys import Endpoint
 from phf_ray.judging.endpoint import MalformedAnswerError
 from phf_ray.judging.question import Failure, Question
@@ -122,9 +122,10 @@ def _check_identity(settings: ScoreServerSettings, said: Mapping[str, Any]) -> N
 
 
 def _number(value: Any, said: Mapping[str, Any]) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = finite_number(value)
+    if number is None:
         raise _malformed(said)
-    return float(value)
+    return number
 
 
 def _malformed(said: Mapping[str, Any]) -> MalformedAnswerError:

@@ -202,6 +202,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_text_that_it_refuses_takes
         {"rewards": [[1.0], [2.0]]},
         {"rewards": [float("nan"), 1.0]},
         {"rewards": [True, False]},
+        {"rewards": [10**400, 1.0]},
     ],
 )
 def test_what_is_no_score_is_no_verdict(server, said):
