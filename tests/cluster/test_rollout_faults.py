@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import random
 import time
@@ -19,6 +20,7 @@ from phf_ray.rollouts.order import prompts_of_round
 
 pytestmark = pytest.mark.timeout(900)
 
+log = logging.getLogger(__name__)
 TWO, ONE = "training.num_workers=2", "training.num_workers=1"
 ROUNDS, PER_ROUND, SAMPLES = 8, 4, 3
 
@@ -111,7 +113,7 @@ def test_twenty_kills_at_random_moments(task, local_ray):
     """Of the driver, of a worker, or of both; with 2, 1, 2 workers and so on. FAULTS_SEED=N draws the same again."""
     seed = int(os.environ.get("FAULTS_SEED") or random.randrange(2**32))
     draw, num_rounds, longer = random.Random(seed), 30, "rollouts.rounds=30"
-    print(f"FAULTS_SEED={seed}")
+    log.info("FAULTS_SEED=%d", seed)
     assert main(arguments(task, TWO, longer, name="undisturbed")) == 0
     whole, run = run_folder(task, "undisturbed"), run_folder(task, "campaign")
     kept: dict[str, bytes] = {}
