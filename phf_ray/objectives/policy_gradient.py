@@ -144,7 +144,8 @@ class PolicyGradient(Objective):
         scale = self.settings.value_coef * tokens.weights
         sum_of_losses = torch.tensor(float((scale * losses).sum()), dtype=values_N.dtype, device=values_N.device)
         linear = (tokens.spread(scale * slopes, like=values_N) * values_N).sum()
-        figures = {"value_loss": losses, "value": values, "value_clipped": np.abs(values - old_values) > clip}
+        is_clipped = (np.abs(values - old_values) > clip).astype(np.float64)
+        figures = {"value_loss": losses, "value": values, "value_clipped": is_clipped}
         return sum_of_losses + (linear - linear.detach()), figures
 
     def _summarize(self, total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
