@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     check_fraction(arguments.max_failed_fraction)
     output = cli.require_shared(arguments.output, flag="--output")
-    request = _request(arguments)
+    request = _request(arguments, output)
     if arguments.dry_run:
         for line in _forecast(request):
             print(line)
@@ -180,10 +180,13 @@ def _limits(text: str) -> tuple[int, int | None]:
 # -- The request -------------------------------------------------------------------------------------------------------
 
 
-def _request(arguments: argparse.Namespace) -> "BestOfNRequest":
+def _request(arguments: argparse.Namespace, output: str) -> "BestOfNRequest":
+    from phf_ray.corpus.find import would_read
     from phf_ray.rollouts.best_of_n.answered_rows import read_answered
+    from phf_ray.rollouts.best_of_n.plan import ROWS, SAMPLES
     from phf_ray.rollouts.best_of_n.request import BestOfNRequest
     from phf_ray.rollouts.prompts import read_prompts
+    from phf_ray.storage.files import full_name, open_filesystem
 
     for option in ("limit", "n", "max_in_flight"):
         value = getattr(arguments, option)
@@ -194,6 +197,10 @@ def _request(arguments: argparse.Namespace) -> "BestOfNRequest":
     for source in arguments.prompts:
         if Path(source).exists():
             cli.require_shared(source, flag="--prompts")
+        if would_read(source, full_name(*open_filesystem(output)), names=(ROWS, SAMPLES)):
+            raise ConfigError(
+                f"--output {output} lies in --prompts {source}, and the next start would read it as prompts"
+            )
     named = _named(arguments)
     template, template_text = _template(arguments, named)
     common: dict[str, Any] = {
@@ -252,6 +259,11 @@ def _resolved(spec: "RewardSpec", *, option: str) -> "RewardSpec":
     if spec.model is not None:
         folder = cli.require_shared(str(find_checkpoint(spec.model, option=option)), flag=option)
         spec = spec.model_copy(update={"model": folder})
+    path = None if spec.scorer is None else spec.scorer.get("path")
+    if isinstance(path, str) and Path(path).is_dir():
+        spec = spec.model_copy(
+            update={"scorer": {**(spec.scorer or {}), "path": cli.require_shared(path, flag=option)}}
+        )
     if spec.annotators is not None:
         reference = cli.require_shared(spec.annotators.reference, flag=f"{option}: annotators.reference")
         spec = spec.model_copy(update={"annotators": spec.annotators.model_copy(update={"reference": reference})})

@@ -19,6 +19,8 @@ from phf_ray.rollouts.sampling import PROMPT_TOO_LONG, SampledAnswer, SamplingSe
 Style = Literal["completion", "chat"]
 
 _PATHS: Mapping[Style, str] = {"completion": "/v1/completions", "chat": "/v1/chat/completions"}
+UNANSWERED = "unanswered"
+"""Kind of the failure of a request that nobody answered in time."""
 _REFUSES_ALL = (401, 403, 404)
 """The server would refuse every request: the key, or the model's name, is wrong."""
 
@@ -58,9 +60,16 @@ class UrlSampler:
         )
         room = asyncio.Semaphore(server.max_in_flight)
 
+        away: list[Failure] = []
+
         async def one(prompt: RolloutPrompt, seed: int) -> SampledAnswer | Failure:
             async with room:
-                return await self._ask(client, prompt, seed)
+                # Whoever waited in vain until the patience was over did so for all that were not sent yet.
+                if away:
+                    return away[0]
+                said = await self._ask(client, prompt, seed)
+                away[:] = [said] if isinstance(said, Failure) and said.kind == UNANSWERED else []
+                return said
 
         tasks = [[asyncio.ensure_future(one(p, seed)) for seed in own] for p, own in zip(prompts, seeds, strict=True)]
         every = [task for some in tasks for task in some]
@@ -83,7 +92,7 @@ class UrlSampler:
             is_long = error.status == 400 and "context" in str(error).lower()
             return Failure(f"{PROMPT_TOO_LONG if is_long else 'refused'}: {error}")
         except ServiceError as error:
-            return Failure(f"unanswered: {error}")
+            return Failure(f"{UNANSWERED}: {error}")
 
     def _body(self, prompt: RolloutPrompt, seed: int) -> dict[str, Any]:
         settings = self._settings

@@ -113,7 +113,8 @@ def _sampled(
             try:
                 active = engine.prepare(_request(prompt, seed, settings))
             except RequestError as error:
-                kind = PROMPT_TOO_LONG if error.param in ("prompt", "max_tokens") else "refused"
+                # Of a prompt with tokens that the model lacks, there is no talk of its context.
+                kind = PROMPT_TOO_LONG if "context" in error.message else "refused"
                 found[place][number] = Failure(f"{kind}: {error}")
                 continue
             engine.add(active)

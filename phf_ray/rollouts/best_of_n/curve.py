@@ -74,9 +74,16 @@ def table_lines(curve: dict[str, Any], *, only: Sequence[int] | None = None) -> 
         f"n {point['n']:>4}: reward {_shown(point['proxy'])}"
         + ("" if point["gold"] is None else f", gold {_shown(point['gold'])}")
         + f", KL at most {point['kl_upper_bound']:.3f}"
+        + _note(point, curve["num_prompts"])
         for point in curve["points"]
         if only is None or point["n"] in only
     ]
+
+
+def _note(point: dict[str, Any], num_prompts: int) -> str:
+    """Prompts that have fewer than n samples with rewards do not count, which may be a choice among prompts."""
+    known = 0 if point["proxy"] is None else point["proxy"]["num_prompts"]
+    return "" if known == num_prompts else f" ({known} of {num_prompts} prompts have {point['n']} rewards)"
 
 
 def _shown(estimate: dict[str, Any] | None) -> str:

@@ -23,6 +23,7 @@ def endpoint_of(server: RewardServer) -> Endpoint:
 class ServerRewarder(Rewarder):
     def __init__(self, server: RewardServer):
         self._server = server
+        self._away: Failure | None = None
         endpoint = endpoint_of(server)
         self._client = Client(endpoint.url, key=endpoint.key, patience_s=server.patience_s, timeout_s=server.timeout_s)
 
@@ -34,10 +35,14 @@ class ServerRewarder(Rewarder):
     def rewards(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
         size = self._server.batch_size
         batches = [answers[begin : begin + size] for begin in range(0, len(answers), size)]
+        self._away = None
         with ThreadPoolExecutor(self._server.max_in_flight) as pool:
             return [reward for batch in pool.map(self._of_batch, batches) for reward in batch]
 
     def _of_batch(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
+        # A batch that waited in vain until the patience was over did so for all that were not sent yet.
+        if self._away is not None:
+            return [self._away] * len(answers)
         try:
             return self._scores(answers) if self._server.asks_scores else self._remote_rewards(answers)
         except RefusedError as error:
@@ -46,7 +51,8 @@ class ServerRewarder(Rewarder):
                 return [reward for answer in answers for reward in self._of_batch([answer])]
             return [Failure(f"refused: {error}")] * len(answers)
         except ServiceError as error:
-            return [Failure(f"unanswered: {error}")] * len(answers)
+            self._away = Failure(f"unanswered: {error}")
+            return [self._away] * len(answers)
 
     def _remote_rewards(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
         prompts = [answer.prompt.text for answer in answers]

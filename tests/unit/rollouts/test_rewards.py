@@ -1,10 +1,11 @@
 """Rewards by every kind of spec: higher is better, a failure has a reason, and the policy's words reach the judge."""
 
 import json
+import time
 
 import pytest
 from evaluation_server import listening
-from tiny_models import tiny_sentencepiece
+from tiny_models import tiny_sentencepiece, write_checkpoint
 from tiny_rewards import write_reward_model
 
 from phf_ray.config import parse_rewards
@@ -112,7 +113,7 @@ def test_an_own_rewarder_and_what_it_must_not_say():
     short = build_rewarders(parse_rewards("own_rewarders:ShortRewarder", option=""))
     with pytest.raises(ConfigError, match="returned 1 rewards for 2 answers"):
         short.rewards(answered("a", "b"))
-    with pytest.raises(ConfigError, match=r"its rewarders are ShortRewarder, WordRewarder"):
+    with pytest.raises(ConfigError, match=r"its rewarders are DyingRewarder, ShortRewarder"):
         rewarder("own_rewarders:NotOne")
     with pytest.raises(ConfigError, match="unexpected keyword argument 'wort'"):
         rewarder("{class_name: 'own_rewarders:WordRewarder', settings: {wort: a}}")
@@ -185,8 +186,11 @@ def test_a_served_scorer_enters_as_minus_its_score_and_may_get_the_prompt(server
 
 
 def test_a_server_that_is_down_is_a_failure_with_its_reason():
-    said = rewarder("{url: {url: 'http://127.0.0.1:9', patience_s: 0.2}}").rewards(answered("a", "b"))
-    assert [one.kind for one in said] == ["unanswered", "unanswered"]
+    spec = "{url: {url: 'http://127.0.0.1:9', patience_s: 0.2, batch_size: 1, max_in_flight: 1}}"
+    begin = time.monotonic()
+    said = rewarder(spec).rewards(answered(*["a"] * 50))
+    assert {one.kind for one in said} == {"unanswered"}
+    assert time.monotonic() - begin < 5, "every batch waited for itself"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,7 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
         ("{rule: longer, model: x}", "names model, rule; name one of"),
         ("{weight: 1.0}", "names no reward"),
         ("[]", "there is no reward"),
+        ("3", "--reward: 3 names no reward"),
         ("[longer]", "--reward: 0"),
         ("[{rule: longer}, {rule: longer}]", "2 rewards are called 'longer'; give each a `name`"),
         ("{rule: longer, name: a b}", "can't be part of a column's name"),
@@ -216,3 +221,9 @@ def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_pa
     (tmp_path / "no").mkdir()
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    [spec] = parse_rewards(str(write_checkpoint(tmp_path / "model")), option="--reward")
+    with pytest.raises(ConfigError, match=r"--reward: .* holds a language model, and no reward model"):
+        check_spec(spec, option="--reward")
