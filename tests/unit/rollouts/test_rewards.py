@@ -5,6 +5,7 @@ import time
 
 import pytest
 from evaluation_server import listening
+from judge_server import judge_server
 from tiny_models import tiny_sentencepiece
 from tiny_rewards import write_reward_model
 
@@ -191,6 +192,38 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
     said = rewarder(spec).rewards(answered(*["a"] * 50))
     assert {one.kind for one in said} == {"unanswered"}
     assert time.monotonic() - begin < 5, "every batch waited for itself"
+
+
+def test_a_batch_that_is_too_large_is_halved_and_what_is_no_number_fails_alone():
+    def script(body, count):
+        if len(body["query"]) > 2:
+            return 413, {}, {"error": {"message": "too large"}}
+        values = [
+            {"nan": float("nan"), "huge": 10**400, "none": None}.get(text[-4:].strip(), [2.0]) for text in body["query"]
+        ]
+        return 200, {}, {"rewards": values}
+
+    with judge_server() as server:
+        server.script = script
+        said = rewarder(f"{{url: {{url: '{server.url}'}}}}").rewards(answered("a", "b nan", "c", "huge", "none"))
+    assert [said[0], said[2]] == [2.0, 2.0], "servers of others wrap a reward in a list"
+    assert [said[place].reason for place in (1, 4)] == [
+        "malformed: the server answered with nan, which is no score",
+        "no_reason: the server gave none",
+    ]
+    assert said[3].kind == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/get_reward", {"rewards": [1.0]}), ("/v1/scores", {"data": 5}), ("/v1/scores", {"data": [{"index": []}] * 2})],
+)
+def test_an_answer_of_another_kind_is_a_failure_of_its_batch(path, said):
+    scorer = ", scorer: pep8" if path == "/v1/scores" else ""
+    with judge_server() as server:
+        server.script = lambda body, count: (200, {}, said)
+        found = rewarder(f"{{url: {{url: '{server.url}{path}'{scorer}}}}}").rewards(answered("a", "b"))
+    assert {one.kind for one in found} == {"malformed"}
 
 
 @pytest.mark.parametrize(
