@@ -3,6 +3,8 @@
 import json
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from evaluation_server import listening
 from judge_server import judge_server
@@ -16,6 +18,7 @@ from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.prompts import rollout_prompt
 from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec
+from phf_ray.rollouts.rewards.identities import spec_identity
 from phf_ray.scorers.build import build_scorer
 from serve.api.application import build_app
 from serve.backends import Backend
@@ -141,6 +144,24 @@ def test_a_judge_prefers_ours_to_a_fixed_answer(tmp_path):
     said = judge.rewards([*answered("it is three", "3", "three", "it is three", "seven"), *answered("la", prompt=SING)])
     assert said[:5] == [1.0, 0.0, 0.5, 1.0, 0.5]
     assert said[5].kind == "no_reference"
+
+
+def test_a_reference_without_an_answer_is_no_empty_answer_that_every_text_beats(tmp_path):
+    rows = [
+        {"instruction": "Sing", "input": "", "output": None, "error": "refused: no", "generator": "base"},
+        {"instruction": "Add", "input": "1 2", "output": "three", "generator": "base"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "reference.parquet")
+    spec = "{annotators: {pool: {annotators: [{name: l, judge: {rule: longer}}]}, reference: %s, cache: %s}}"
+    text = spec % (tmp_path / "reference.parquet", tmp_path / "cache")
+    judge = rewarder(text)
+    assert judge.rewards(answered("la", prompt=SING))[0].kind == "no_reference"
+    assert judge.rewards(answered("it is three")) == [1.0]
+    # A table is no text, and still decides what a run is.
+    assert spec_identity(*parse_rewards(text, option=""))["reference"] == judge.identity["reference"]
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "reference.parquet")
+    with pytest.raises(ConfigError, match="answered no prompt"):
+        rewarder(text)
 
 
 @pytest.fixture(scope="module")
