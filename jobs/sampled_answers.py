@@ -153,6 +153,8 @@ class Sampling:
             raise ConfigError("--models needs --reference: a file of answers, NAME of one of the models, or NAME=MODEL")
         if text in self._arms:
             self.reference = text
+        elif text in self.models and not Path(text).exists():
+            raise ConfigError(f"--reference {text}: --arm leaves this model out; name it in --arm, too")
         elif re.match(r"[\w.-]+=", text) and not Path(text).exists():
             own = parse_models([text], allow_plain_http=self._options.allow_plain_http, option="--reference")
             [(name, model, control)] = [_named(*one) for one in parse_arms([], own)]

@@ -237,6 +237,7 @@ def test_a_reference_that_is_no_model_to_rank_and_outputs_beside_models(run, ser
         ),
         (["--reference", "mle", "--prompts", "p.jsonl", "--top-p", "0"], "--top-p 0.0 is not between"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "mle"], "names the reference alone, mle"),
+        (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "conditional"], "mle: --arm leaves this model out"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "typo"], "no model is called typo"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--annotators", "typo"], "typo"),
         (["--reference", "mle", "--prompts", "p.jsonl"], "outputs need --annotators"),
