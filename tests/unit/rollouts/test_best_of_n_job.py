@@ -373,6 +373,27 @@ def test_fewer_answers_than_there_are_may_be_reranked_and_null_is_a_failure(tmp_
     assert main([*command, "--n", "1", "--output", str(tmp_path / "one")]) == 0
 
 
+def test_files_of_judges_are_found_whatever_folder_an_actor_works_in(tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "pool.yml").write_text("annotators: [{name: longer, judge: {rule: longer}}]")
+    for name, rows in (
+        ("rows", ROWS),
+        ("base", [{"instruction": one, "output": "x", "generator": "b"} for one in "ab"]),
+    ):
+        (tmp_path / "here" / f"{name}.json").write_text(json.dumps(rows))
+
+    def elsewhere(work, rows):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return best_of_n_here(work, rows)
+
+    monkeypatch.setattr("phf_ray.rollouts.best_of_n.job.best_of_n_here", elsewhere)
+    reward = "{annotators: {pool: pool.yml, reference: base.json, cache: cache}}"
+    assert main(["--mode", "rerank", "--prompts", "rows.json", "--reward", reward, "--output", "out"]) == 0
+    assert [row["reward"] for row in samples_in(tmp_path / "here" / "out")] == [0.5, 1.0] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
