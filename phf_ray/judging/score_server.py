@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phf_ray.config import RewardServer, ScorerServer, ScoreServer
+from phf_ray.config.rewards import GET_REWARD, SCORES
 from phf_ray.errors import ServiceError
 from phf_ray.feedback.values import finite_number
 from phf_ray.http.keys import Endpoint
@@ -18,7 +19,6 @@ from phf_ray.judging.endpoint import MalformedAnswerError
 from phf_ray.judging.question import Failure, Question
 from phf_ray.storage.hashing import digest
 
-SCORES, REWARD = "/v1/scores", "/get_reward"
 UNSCORED = "unscored"
 """Kind of the failure of a text to which the server gave no score."""
 _PLACE = re.compile(r"\{(instruction|answer)\}")
@@ -47,12 +47,12 @@ def scoring_judge(server: ScoreServer, identity: Identity | None) -> str:
     """Return whom a question names as its judge: URL and scorer, and a hash of what the server said of it."""
     if isinstance(server, ScorerServer):
         return f"{bare_url(server)}{SCORES} {server.name} {digest([identity], size=8)}"
-    return f"{bare_url(server)}{REWARD}"
+    return f"{bare_url(server)}{GET_REWARD}"
 
 
 def bare_url(server: ScoreServer) -> str:
     """Return the URL without the path of a protocol, which users may write, too."""
-    return server.url.rstrip("/").removesuffix(SCORES).removesuffix(REWARD).removesuffix("/v1").rstrip("/")
+    return server.url.rstrip("/").removesuffix(SCORES).removesuffix(GET_REWARD).removesuffix("/v1").rstrip("/")
 
 
 def scoring_question(judge: str, server: ScoreServer, *, instruction: str, answer: str) -> Question:
@@ -69,7 +69,7 @@ def _question(judge: str, prompt: str | None, text: str) -> Question:
 
 
 def path_of_scores(server: ScoreServer) -> str:
-    return SCORES if isinstance(server, ScorerServer) else REWARD
+    return SCORES if isinstance(server, ScorerServer) else GET_REWARD
 
 
 def body_of_scores(server: ScoreServer, questions: Sequence[Question]) -> dict[str, Any]:
