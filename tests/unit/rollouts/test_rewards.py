@@ -265,6 +265,7 @@ def test_an_answer_of_another_kind_is_a_failure_of_its_batch(path, said):
         ("no/such-folder/here", "--reward: "),
         ("{rule: ", "is not valid YAML"),
         ("missing.yml", "No such file"),
+        ("binary.yml", "is no text in UTF-8"),
         ("{scorer: {class_name: PEP9Scorer}}", "unknown scorer class_name"),
         ("{annotators: {pool: offline, reference: nothing.json}}", "nothing.json"),
     ],
@@ -272,5 +273,6 @@ def test_an_answer_of_another_kind_is_a_failure_of_its_batch(path, said):
 def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no").mkdir()
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
