@@ -105,6 +105,8 @@ def _agreement(arguments: argparse.Namespace, request: AnnotateRequest) -> int:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} has no meaning with --agreement, which measures judges without noise; remove it")
     output = cli.require_shared(arguments.output, flag="--output")
+    if Path(output).is_file():
+        raise ConfigError(f"--output {output} is a file; give a folder for {AGREEMENT}")
     if CorpusFolder(output, keys=FEEDBACK_KEYS).is_ours():
         raise ConfigError(f"--output {output} is a set of comparisons; give another folder for {AGREEMENT}")
     is_plain = arguments.allow_plain_http

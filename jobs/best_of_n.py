@@ -17,7 +17,7 @@ from jobs.commands import job_parser
 from phf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from phf_ray.config import RewardSpec
+    from phf_ray.config import JudgedReward, RewardSpec
     from phf_ray.evaluation.models import NamedModel
     from phf_ray.generation.chat.templates import PromptTemplate
     from phf_ray.rollouts.best_of_n.finish import Finished
@@ -265,10 +265,21 @@ def _resolved(spec: "RewardSpec", *, option: str) -> "RewardSpec":
             update={"scorer": {**(spec.scorer or {}), "path": cli.require_shared(path, flag=option)}}
         )
     if spec.annotators is not None:
-        reference = cli.require_shared(spec.annotators.reference, flag=f"{option}: annotators.reference")
-        spec = spec.model_copy(update={"annotators": spec.annotators.model_copy(update={"reference": reference})})
+        spec = spec.model_copy(update={"annotators": _resolved_judged(spec.annotators, option=f"{option}: annotators")})
     check_spec(spec, option=option)
     return spec
+
+
+def _resolved_judged(judged: "JudgedReward", *, option: str) -> "JudgedReward":
+    from phf_ray.config.shipped import is_path
+
+    found = {"reference": cli.require_shared(judged.reference, flag=f"{option}.reference")}
+    if isinstance(judged.pool, str) and is_path(judged.pool):
+        found["pool"] = cli.require_shared(judged.pool, flag=f"{option}.pool")
+    if judged.cache is not None:
+        # Each node has its own.
+        found["cache"] = str(Path(judged.cache).resolve())
+    return judged.model_copy(update=found)
 
 
 def _named(arguments: argparse.Namespace) -> "NamedModel | None":

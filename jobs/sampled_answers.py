@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli
+from phf_ray.characters import whole_characters
 from phf_ray.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_sampling_arguments(options: argparse.Namespace) -> None:
     """Raise ConfigError for options of sampling without models, and for values that mean nothing."""
-    given = [name for name in _OF_SAMPLING if getattr(options, name) not in (None, [], False)]
+    given = [name for name in _OF_SAMPLING if _is_given(getattr(options, name))]
     if given and not options.models:
         raise ConfigError(f"--{given[0].replace('_', '-')} belongs to --models; without models nothing is sampled")
     for name, least, most in (
@@ -93,6 +94,11 @@ def check_sampling_arguments(options: argparse.Namespace) -> None:
         if value is not None and not (least <= value <= most and (name != "top_p" or value > 0)):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} {value} is not between {least} and {most}; give one that is")
+
+
+def _is_given(value: Any) -> bool:
+    # A zero is given, too, and equals False.
+    return not (value is None or value is False or value == [])
 
 
 class Sampling:
@@ -147,6 +153,8 @@ class Sampling:
             raise ConfigError("--models needs --reference: a file of answers, NAME of one of the models, or NAME=MODEL")
         if text in self._arms:
             self.reference = text
+        elif text in self.models and not Path(text).exists():
+            raise ConfigError(f"--reference {text}: --arm leaves this model out; name it in --arm, too")
         elif re.match(r"[\w.-]+=", text) and not Path(text).exists():
             own = parse_models([text], allow_plain_http=self._options.allow_plain_http, option="--reference")
             [(name, model, control)] = [_named(*one) for one in parse_arms([], own)]
@@ -271,7 +279,7 @@ class Sampling:
                 "dataset": prompt.dataset,
                 "datasplit": prompt.datasplit,
             }
-            rows.append(row | ({"error": found} if isinstance(found, str) else {}))
+            rows.append(row | ({"error": whole_characters(found)} if isinstance(found, str) else {}))
         path = f"{self._options.output}/{ANSWERS}/{file_name(name)}.json"
         write_file(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
         answered = sum(row["output"] is not None for row in rows)

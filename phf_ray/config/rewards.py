@@ -167,6 +167,8 @@ def parse_rewards(text: str, *, option: str) -> tuple[RewardSpec, ...]:
             text = Path(text).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{option} {text}: {error.strerror}; give a file, or write {{model: FOLDER}}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{option} {text} is no text in UTF-8; give a YAML file") from None
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from phf_ray.config import AnnotatorConfig, JudgeConfig
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.judging.board.rows import preference_of
 from phf_ray.judging.judges.rules import RuleJudge
 from phf_ray.judging.label_agreement import LabelAgreement, agreement_with_labels
@@ -90,6 +90,8 @@ def pool_agreement(
         name = "preference" if row.get("human_preference") is None else "human_preference"
         if (label := preference_of(row, name, f"row {number}")) is not None:
             known.append(label)
+    if not labels_of:
+        raise DataError("there are no pairs to judge; give rows with instruction, output_1 and output_2")
     pairs = list(labels_of)
     labels = [_mean(known) for known in labels_of.values()]
     num_labels = sum(label not in (None, DRAW) for label in labels)

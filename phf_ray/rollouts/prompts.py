@@ -108,7 +108,7 @@ def prompt_of(record: Mapping[str, Any], place: str) -> Prompt:
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
         value = value["text"]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _of_messages(_messages(value, place), place)
+        return _of_messages(value, place)
     if not isinstance(value, str):
         raise DataError(f"{place}: {name} is {value!r:.60}, not a text; write a text, or a list of messages")
     given = record.get("input")
@@ -119,18 +119,19 @@ def prompt_of(record: Mapping[str, Any], place: str) -> Prompt:
     return InstructionPrompt(value, given or "")
 
 
-def _messages(value: Sequence[Any], place: str) -> tuple[Message, ...]:
+def _of_messages(value: Sequence[Any], place: str) -> Prompt:
+    """Return the messages up to the answer that is asked for: an answer at the end does not belong to the prompt."""
     try:
-        return tuple(Message(str(one["role"]), str(one["content"])) for one in value)
+        turns = [(str(one["role"]), one["content"]) for one in value]
     except (KeyError, TypeError):
         raise DataError(f"{place}: messages are {value!r:.80}; write a list of {{role, content}}") from None
-
-
-def _of_messages(messages: Sequence[Message], place: str) -> Prompt:
-    """Return the messages up to the answer that is asked for: an answer at the end does not belong to the prompt."""
-    kept = tuple(messages)
-    while kept and kept[-1].role == ASSISTANT:
-        kept = kept[:-1]
-    if not kept:
+    while turns and turns[-1][0] == ASSISTANT:
+        turns.pop()
+    if not turns:
         raise DataError(f"{place}: the conversation has no turn before an answer; remove it")
-    return ChatPrompt(kept)
+    for role, content in turns:
+        if not isinstance(content, str):
+            raise DataError(
+                f"{place}: a message of the {role} is {content!r:.60}, not a text; write texts, or remove it"
+            )
+    return ChatPrompt(tuple(Message(role, content) for role, content in turns))

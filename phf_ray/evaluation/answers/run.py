@@ -103,8 +103,7 @@ def draw_missing(
         limit=f"a share of {_MAX_FAILED_FRACTION}",
     )
     for name in arms:
-        store.gather(name)
-        models[name].drawn.update(store.read(name))
+        models[name].drawn.update(store.gather(name))
     for (name, key), reason in failed.items():
         models[name].reasons[key] = reason
     return len(failed)

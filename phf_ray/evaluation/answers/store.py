@@ -57,29 +57,37 @@ class AnswerStore:
             found.update({answer.key: answer for answer in answers})
         return found
 
-    def gather(self, arm: str) -> None:
-        """Put the model's answers into one file."""
+    def gather(self, arm: str) -> dict[str, DrawnAnswer]:
+        """Put the model's answers into one file, and return them by key."""
         parts = [name for name in self._contents(arm) if name.endswith(".json")]
         answers = self.read(arm)
         if not parts:
-            return
+            return answers
         lines = [json.dumps(asdict(answers[key])) + "\n" for key in sorted(answers)]
         write_file(f"{self._folder}/{file_name(arm)}.jsonl", "".join(lines).encode())
         # Only now, and only these: until the file is there, they are all there is, and others may have come meanwhile.
         filesystem, root = open_filesystem(f"{self._folder}/{file_name(arm)}")
         for name in parts:
-            filesystem.rm_file(name)
+            # Another job may gather them, too.
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.rm_file(name)
         with contextlib.suppress(OSError):
             filesystem.rmdir(root)
+        return answers
 
     def _contents(self, arm: str) -> Mapping[str, bytes]:
         filesystem, root = open_filesystem(self._folder)
         whole, parts = f"{root}/{file_name(arm)}.jsonl", f"{root}/{file_name(arm)}"
         with store_errors(self._folder):
-            names = [whole] if filesystem.exists(whole) else []
-            if filesystem.exists(parts):
-                names += sorted(str(name) for name in filesystem.ls(parts, detail=False))
-            # `write_file` leaves other names behind where it was killed.
-            return {
-                name: filesystem.cat_file(name) for name in names if posixpath.splitext(name)[1] in (".json", ".jsonl")
-            }
+            found: dict[str, bytes] = {}
+            # The parts first: when another job has gathered one that was listed, the whole file has it.
+            with contextlib.suppress(FileNotFoundError):
+                names = sorted(str(name) for name in filesystem.ls(parts, detail=False, refresh=True))
+                for name in names:
+                    # `write_file` leaves other names behind where it was killed.
+                    if posixpath.splitext(name)[1] == ".json":
+                        with contextlib.suppress(FileNotFoundError):
+                            found[name] = filesystem.cat_file(name)
+            if filesystem.exists(whole):
+                found = {whole: filesystem.cat_file(whole), **found}
+            return found

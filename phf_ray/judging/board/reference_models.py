@@ -15,7 +15,7 @@ from phf_ray.feedback.values import unfolded
 from phf_ray.generation.chat.prompts import USER, InstructionPrompt, Message
 from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.board.read import read_records
-from phf_ray.judging.board.rows import instruction_of
+from phf_ray.judging.board.rows import instruction_of, optional_text
 from phf_ray.judging.budget import Budget
 from phf_ray.judging.endpoint import EndpointSettings, JudgeEndpoint
 from phf_ray.judging.ledger import Ledger
@@ -65,10 +65,7 @@ def read_prompts(sources: Sequence[str], *, option: str) -> list[AskedPrompt]:
     prompts = []
     for place, record in read_records(sources, option=option):
         row = unfolded(record)
-        values = {name: row.get(name) for name in ("input", "dataset", "datasplit")}
-        wrong = [name for name, value in values.items() if not isinstance(value, str | None)]
-        if wrong:
-            raise DataError(f"{place}: {wrong[0]} is {values[wrong[0]]!r:.60}, not a text")
+        values = {name: optional_text(row, name, place) for name in ("input", "dataset", "datasplit")}
         prompts.append(
             AskedPrompt(instruction_of(row, place), values["input"] or "", values["dataset"], values["datasplit"])
         )

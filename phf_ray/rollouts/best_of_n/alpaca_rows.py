@@ -4,6 +4,7 @@ best. They hold more than AlpacaFarm's: the rewards, which it discards."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from phf_ray.characters import whole_characters
 from phf_ray.rollouts.best_of_n.picks import Picks
 from phf_ray.rollouts.best_of_n.request import BestOfNRequest
 from phf_ray.rollouts.prompts import RolloutPrompt
@@ -67,4 +68,5 @@ def _best(request: BestOfNRequest, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _carried(prompt: RolloutPrompt) -> dict[str, Any]:
-    return {name: prompt.row[name] for name in _CARRIED if isinstance(prompt.row.get(name), str)}
+    # A file holds no halves of surrogate pairs.
+    return {name: whole_characters(prompt.row[name]) for name in _CARRIED if isinstance(prompt.row.get(name), str)}

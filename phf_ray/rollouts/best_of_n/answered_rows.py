@@ -34,6 +34,11 @@ def read_answered(
         if len(prompts) == limit:
             break
         prompt, own = _prompt(record, place, template), _outputs(record, place)
+        for text in (prompt.text, prompt.instruction, prompt.input):
+            if (half := half_at(text)) is not None:
+                raise DataError(
+                    f"{place}: character {half} of the prompt is half of a surrogate pair; mend or remove it"
+                )
         if outputs and len(own) != len(outputs[0]):
             raise DataError(
                 f"{place} has {len(own)} answers, and {first_place} has {len(outputs[0])}; every row needs as many, "

@@ -38,11 +38,12 @@ def _identity(spec: RewardSpec) -> dict[str, Any]:
         return {"url": spec.url.url.rstrip("/"), "scorer": spec.url.scorer, "send_prompts": spec.url.send_prompts}
     if spec.annotators is not None:
         from phf_ray.judging.pool import load_pool
+        from phf_ray.rollouts.rewards.judged import references_of
 
         pool = load_pool(spec.annotators.pool)
         return {
             "annotators": digest([pool.config.model_dump(mode="json"), repr(pool.prompts)]),
-            "reference": digest(Path(spec.annotators.reference).read_text(encoding="utf-8")),
+            "reference": digest(sorted(references_of(spec.annotators).items())),
             "seed": spec.annotators.seed,
         }
     return {"rule": spec.rule, "class_name": spec.class_name, "settings": spec.settings}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phf_ray.config.rewards import JudgedReward
+from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.prompts import InstructionPrompt, prompt_text
 from phf_ray.judging.api import PairwiseAutoAnnotator
 from phf_ray.judging.board.outputs import one_model, read_outputs
@@ -22,7 +23,8 @@ _OPTION = "annotators.reference"
 def check_judged(settings: JudgedReward) -> None:
     """Raise ConfigError or DataError if the pool or the reference answers can't be used."""
     load_pool(settings.pool)
-    _references(settings)
+    if not references_of(settings):
+        raise ConfigError(f"{_OPTION} {settings.reference}: the model answered no prompt; give one that did")
 
 
 class JudgedRewarder(Rewarder):
@@ -30,7 +32,7 @@ class JudgedRewarder(Rewarder):
         self._annotator = PairwiseAutoAnnotator(
             settings.pool, seed=settings.seed, caching_path=settings.cache or "auto", max_failed_fraction=1.0
         )
-        self._references = _references(settings)
+        self._references = references_of(settings)
         self._seed = settings.seed
 
     @property
@@ -66,10 +68,13 @@ class JudgedRewarder(Rewarder):
         return verdicts[asked, answer.completion]
 
 
-def _references(settings: JudgedReward) -> dict[str, str]:
+def references_of(settings: JudgedReward) -> dict[str, str]:
+    """Return the fixed answers by the texts of their prompts; none where the model gave none."""
     outputs = one_model(read_outputs([settings.reference], option=_OPTION), option=_OPTION).outputs
     return {
-        prompt_text(InstructionPrompt(one["instruction"], one["input"])): one["output"] for one in reversed(outputs)
+        prompt_text(InstructionPrompt(one["instruction"], one["input"])): one["output"]
+        for one in reversed(outputs)
+        if "error" not in one
     }
 
 

@@ -1,7 +1,6 @@
 """Rewards from a server: OpenRLHF's remote reward model, or the scores of `phf serve`."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,10 @@ from phf_ray.errors import ServiceError
 from phf_ray.generation.chat.prompts import prompt_text
 from phf_ray.http.client import Client, RefusedError
 from phf_ray.http.keys import Endpoint, parse_endpoint
+from phf_ray.judging.endpoint import MalformedAnswerError
 from phf_ray.judging.question import Failure
+from phf_ray.judging.score_server import UNSCORED, scores_body, scores_in
+from phf_ray.judging.stored_asker import OF_THIS_QUESTION
 from phf_ray.rollouts.rewards.base import AnsweredPrompt, Rewarder
 
 
@@ -46,10 +48,13 @@ class ServerRewarder(Rewarder):
         try:
             return self._scores(answers) if self._server.asks_scores else self._remote_rewards(answers)
         except RefusedError as error:
-            # One text may be at fault.
-            if error.status == 400 and len(answers) > 1:
-                return [reward for answer in answers for reward in self._of_batch([answer])]
-            return [Failure(f"refused: {error}")] * len(answers)
+            if error.status not in OF_THIS_QUESTION or len(answers) == 1:
+                return [Failure(f"refused: {error}")] * len(answers)
+            # One text may be at fault, or all of them together.
+            half = len(answers) // 2
+            return [*self._of_batch(answers[:half]), *self._of_batch(answers[half:])]
+        except MalformedAnswerError as error:
+            return [Failure(f"malformed: {error}")] * len(answers)
         except ServiceError as error:
             self._away = Failure(f"unanswered: {error}")
             return [self._away] * len(answers)
@@ -57,39 +62,18 @@ class ServerRewarder(Rewarder):
     def _remote_rewards(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
         prompts = [answer.prompt.text for answer in answers]
         whole = [prompt + answer.completion for prompt, answer in zip(prompts, answers, strict=True)]
-        said = self._client.post(GET_REWARD, {"query": whole, "prompts": prompts})
-        rewards, errors = said.get("rewards"), said.get("errors")
-        if not isinstance(rewards, list) or len(rewards) != len(answers):
-            raise RefusedError(f"{self._client.url}{GET_REWARD} answered with {str(said)[:200]}; it lacks rewards")
-        reasons = errors if isinstance(errors, list) and len(errors) == len(rewards) else [None] * len(rewards)
-        return [_number(reward, reason, sign=1) for reward, reason in zip(rewards, reasons, strict=True)]
+        said = self._client.post(GET_REWARD, scores_body(whole, prompts, scorer=None))
+        return [_reward(score) for score in scores_in(said, num=len(answers), is_reward=True)]
 
     def _scores(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
-        body: dict[str, Any] = {
-            "scorer": self._server.scorer,
-            "input": [answer.completion for answer in answers],
-            "segments": False,
-        }
-        if self._server.send_prompts:
-            body["prompts"] = [prompt_text(answer.prompt.prompt) for answer in answers]
-        said = self._client.post(SCORES, body)
-        data = said.get("data")
-        entries: list[Mapping[str, Any]] = [one for one in data if isinstance(one, dict)] if data else []
-        by_index = {entry.get("index"): entry for entry in entries}
-        if by_index.keys() != set(range(len(answers))):
-            raise RefusedError(f"{self._client.url}{SCORES} answered with {str(said)[:200]}; it lacks scores")
-        return [
-            _number(by_index[place].get("score"), by_index[place].get("error"), sign=-1)
-            for place in range(len(answers))
-        ]
+        texts = [answer.completion for answer in answers]
+        prompts = [prompt_text(answer.prompt.prompt) for answer in answers] if self._server.send_prompts else None
+        said = self._client.post(SCORES, scores_body(texts, prompts, scorer=self._server.scorer))
+        return [_reward(score) for score in scores_in(said, num=len(answers), is_reward=False)]
 
 
-def _number(value: Any, reason: Any, *, sign: int) -> float | Failure:
-    """Return the reward that a server sent; servers of others wrap it in a list."""
-    if isinstance(value, list) and len(value) == 1:
-        [value] = value
-    if value is None:
-        return Failure(str(reason or "no_reward: the server gave none, and no reason"))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return Failure(f"not_finite: the server said {value!r:.60}")
-    return sign * float(value) + 0.0  # never -0.0
+def _reward(score: float | Failure) -> float | Failure:
+    if isinstance(score, Failure):
+        # The server's own kind, such as too_long, says more.
+        return Failure(score.reason.removeprefix(f"{UNSCORED}: "))
+    return 0.0 - score  # never -0.0

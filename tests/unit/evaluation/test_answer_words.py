@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from tiny_models import tiny_tokenizer
 from tokenizers import processors
 
@@ -76,6 +77,23 @@ def test_answers_are_in_one_file_once_they_are_gathered_and_other_models_keep_th
     ]
     assert (store.read("owner/b:good")["2"], sorted(store.read("a"))) == (answer("2"), ["1"])
     assert {file_name(name) for name in (".", "..")} == {"%2E", "%2E%2E"}
+
+
+@pytest.mark.parametrize("moment", ["cat_file", "rm_file"])
+def test_two_jobs_may_gather_at_once(tmp_path, monkeypatch, moment):
+    first, second = AnswerStore(str(tmp_path)), AnswerStore(str(tmp_path))
+    for key in ("1", "2"):
+        first.add("a", answer(key))
+    real = getattr(LocalFileSystem, moment)
+
+    def meanwhile(self, *words, **options):
+        monkeypatch.setattr(LocalFileSystem, moment, real)
+        second.gather("a")
+        return real(self, *words, **options)
+
+    monkeypatch.setattr(LocalFileSystem, moment, meanwhile)
+    assert sorted(first.gather("a")) == ["1", "2"]
+    assert sorted(first.read("a")) == ["1", "2"]
 
 
 def test_what_a_killed_job_left_behind_is_no_answer_and_a_damaged_file_is_named(tmp_path):

@@ -141,6 +141,14 @@ def test_what_has_no_meaning_is_refused(tmp_path, more):
         agreement(tmp_path, ROWS, POOL, *more)
 
 
+def test_no_pairs_and_an_output_that_is_a_file_are_told_before_anything_is_judged(tmp_path):
+    with pytest.raises(DataError, match="there are no pairs to judge"):
+        agreement(tmp_path, [])
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file; give a folder"):
+        agreement(tmp_path, ROWS)
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(DataError, match="row 1: preference is 3"):
         agreement(tmp_path, [{**ROWS[0], "preference": 3}])

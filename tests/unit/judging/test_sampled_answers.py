@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from judged_rows import write_lines
 
 from jobs import leaderboard
-from phf_ray.errors import ConfigError, IncompleteError, ServiceError
+from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError
 from phf_ray.evaluation.answers.store import AnswerStore
 from phf_ray.judging.board import write
 
@@ -237,6 +237,7 @@ def test_a_reference_that_is_no_model_to_rank_and_outputs_beside_models(run, ser
         ),
         (["--reference", "mle", "--prompts", "p.jsonl", "--top-p", "0"], "--top-p 0.0 is not between"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "mle"], "names the reference alone, mle"),
+        (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "conditional"], "mle: --arm leaves this model out"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--arm", "typo"], "no model is called typo"),
         (["--reference", "mle", "--prompts", "p.jsonl", "--annotators", "typo"], "typo"),
         (["--reference", "mle", "--prompts", "p.jsonl"], "outputs need --annotators"),
@@ -265,6 +266,15 @@ def test_a_template_that_can_not_be_had(template, told, run, server):
     assert server.completions == []
 
 
-def test_options_of_sampling_need_models(tmp_path):
-    with pytest.raises(ConfigError, match="--max-tokens belongs to --models"):
-        leaderboard.main(["--comparisons", "a", "--max-tokens", "3", "--output", str(tmp_path / "board")])
+@pytest.mark.parametrize(("option", "value"), [("--max-tokens", "3"), ("--temperature", "0")])
+def test_options_of_sampling_need_models(tmp_path, option, value):
+    with pytest.raises(ConfigError, match=f"{option} belongs to --models"):
+        leaderboard.main(["--comparisons", "a", option, value, "--output", str(tmp_path / "board")])
+
+
+def test_a_prompt_that_no_file_can_hold_is_told_before_anything_is_drawn(server, tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", [*prompts(0), {"instruction": "a", "input": "b \ud83d"}])
+    command = ["--models", f"a={server.url}", f"b={server.url}", "--reference", "a", "--prompts", file]
+    with pytest.raises(DataError, match="input: character 2 is half of a surrogate pair"):
+        leaderboard.main([*command, "--output", str(tmp_path / "board")], judge=LongerWins())
+    assert server.completions == []

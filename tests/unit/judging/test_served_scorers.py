@@ -199,7 +199,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_text_that_it_refuses_takes
         {"rewards": [1.0]},
         {"rewards": "none"},
         {"reward": [1.0, 2.0]},
-        {"rewards": [[1.0], [2.0]]},
+        {"rewards": [[1.0, 2.0], [2.0]]},
         {"rewards": [float("nan"), 1.0]},
         {"rewards": [True, False]},
         {"rewards": [10**400, 1.0]},
@@ -253,6 +253,18 @@ def test_a_reward_model_of_openrlhf_is_shown_the_text_that_the_pool_gives(server
 def test_a_pool_with_a_mistyped_server_is_refused(judge, message):
     with pytest.raises(ConfigError, match=message):
         load_pool(pool_of(judge))
+
+
+def test_a_number_that_is_none_takes_no_other_text_with_it_and_the_whole_url_is_understood(server):
+    def script(body: dict[str, Any], count: int) -> Any:
+        status, headers, said = scored(body, count)
+        data = [{**one, "score": float("nan") if one["score"] == 7 else one["score"]} for one in said["data"]]
+        return status, headers, {**said, "data": data}
+
+    server.script = script
+    rows = [{"instruction": "i", "output_1": "a" * size, "output_2": "b"} for size in range(2, 30)]
+    found = judged({"scorer": {"url": f"{server.url}/v1/scores", "name": "length"}}, rows)
+    assert [len(row["output_1"]) for row in found if row["preference"] is None] == [7]
 
 
 def test_a_key_does_not_travel_unencrypted():

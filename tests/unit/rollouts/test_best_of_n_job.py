@@ -349,6 +349,7 @@ ROWS = [{"instruction": "a", "output": ["x", "yy"]}, {"instruction": "b", "outpu
         ([ROWS[0], ROWS[0]], [], DataError, "put their answers into one row"),
         ([{"instruction": "a", "output": [1]}], [], DataError, r"output is \[1\]"),
         ([{"instruction": "a"}], [], DataError, "output is None"),
+        ([{"instruction": "a", "prompt": "a \ud83d", "output": ["x"]}], [], DataError, "2 of the prompt is half of a"),
         (ROWS, ["--model", "MODEL"], ConfigError, "leave out --model"),
     ],
 )
@@ -362,13 +363,37 @@ def test_answers_that_cannot_be_reranked_are_named(model, tmp_path, rows, option
 
 
 def test_fewer_answers_than_there_are_may_be_reranked_and_null_is_a_failure(tmp_path):
-    (tmp_path / "rows.json").write_text(json.dumps([*ROWS, {"instruction": "c", "output": [None, "y"]}]))
+    (tmp_path / "rows.json").write_text(
+        json.dumps([*ROWS, {"instruction": "c", "output": [None, "y"], "dataset": "\ud83d"}])
+    )
     command = ["--mode", "rerank", "--prompts", str(tmp_path / "rows.json"), "--reward", "longer"]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     reranked = json.loads((tmp_path / "out" / "best_of_n.json").read_text())
     assert [row["top_index"] for row in reranked] == [[1], [1], [1]]
     assert reranked[2]["rewards"] == [None, 1.0]
+    assert reranked[2]["dataset"] == "\ufffd", "no file could hold half of a character"
     assert main([*command, "--n", "1", "--output", str(tmp_path / "one")]) == 0
+
+
+def test_files_of_judges_are_found_whatever_folder_an_actor_works_in(tmp_path, monkeypatch):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "pool.yml").write_text("annotators: [{name: longer, judge: {rule: longer}}]")
+    for name, rows in (
+        ("rows", ROWS),
+        ("base", [{"instruction": one, "output": "x", "generator": "b"} for one in "ab"]),
+    ):
+        (tmp_path / "here" / f"{name}.json").write_text(json.dumps(rows))
+
+    def elsewhere(work, rows):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return best_of_n_here(work, rows)
+
+    monkeypatch.setattr("phf_ray.rollouts.best_of_n.job.best_of_n_here", elsewhere)
+    reward = "{annotators: {pool: pool.yml, reference: base.json, cache: cache}}"
+    assert main(["--mode", "rerank", "--prompts", "rows.json", "--reward", reward, "--output", "out"]) == 0
+    assert [row["reward"] for row in samples_in(tmp_path / "here" / "out")] == [0.5, 1.0] * 2
 
 
 @pytest.mark.parametrize(

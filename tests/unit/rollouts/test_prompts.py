@@ -57,6 +57,16 @@ def test_a_prompt_is_found_where_published_sets_have_it(tmp_path, row, prompt):
     assert found.prompts[0].prompt == prompt
 
 
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "Hi"}], 5])
+def test_a_message_that_is_no_text_is_not_asked_as_the_words_none_or_a_list(tmp_path, content):
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}
+    rows = [{"messages": [user, answer]}, {"messages": [user, answer, user]}]
+    found = read_prompts([str(write_lines(tmp_path / "p.jsonl", rows[:1]))], template=None)
+    assert [message.content for message in found.prompts[0].prompt.messages] == ["Hi"], "the answer is not asked"
+    with pytest.raises(DataError, match=r"p\.jsonl, .*: a message of the assistant is .*, not a text"):
+        read_prompts([str(write_lines(tmp_path / "p.jsonl", rows))], template=None)
+
+
 def test_an_answer_at_the_end_of_messages_is_no_part_of_the_prompt(tmp_path):
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     for column in ("messages", "prompt"):

@@ -3,8 +3,11 @@
 import json
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from evaluation_server import listening
+from judge_server import judge_server
 from tiny_models import tiny_sentencepiece, write_checkpoint
 from tiny_rewards import write_reward_model
 
@@ -15,6 +18,7 @@ from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.prompts import rollout_prompt
 from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec
+from phf_ray.rollouts.rewards.identities import spec_identity
 from phf_ray.scorers.build import build_scorer
 from serve.api.application import build_app
 from serve.backends import Backend
@@ -142,6 +146,24 @@ def test_a_judge_prefers_ours_to_a_fixed_answer(tmp_path):
     assert said[5].kind == "no_reference"
 
 
+def test_a_reference_without_an_answer_is_no_empty_answer_that_every_text_beats(tmp_path):
+    rows = [
+        {"instruction": "Sing", "input": "", "output": None, "error": "refused: no", "generator": "base"},
+        {"instruction": "Add", "input": "1 2", "output": "three", "generator": "base"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "reference.parquet")
+    spec = "{annotators: {pool: {annotators: [{name: l, judge: {rule: longer}}]}, reference: %s, cache: %s}}"
+    text = spec % (tmp_path / "reference.parquet", tmp_path / "cache")
+    judge = rewarder(text)
+    assert judge.rewards(answered("la", prompt=SING))[0].kind == "no_reference"
+    assert judge.rewards(answered("it is three")) == [1.0]
+    # A table is no text, and still decides what a run is.
+    assert spec_identity(*parse_rewards(text, option=""))["reference"] == judge.identity["reference"]
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "reference.parquet")
+    with pytest.raises(ConfigError, match="answered no prompt"):
+        rewarder(text)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = str(write_reward_model(tmp_path_factory.mktemp("reward"), template="alpaca"))
@@ -193,6 +215,38 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
     assert time.monotonic() - begin < 5, "every batch waited for itself"
 
 
+def test_a_batch_that_is_too_large_is_halved_and_what_is_no_number_fails_alone():
+    def script(body, count):
+        if len(body["query"]) > 2:
+            return 413, {}, {"error": {"message": "too large"}}
+        values = [
+            {"nan": float("nan"), "huge": 10**400, "none": None}.get(text[-4:].strip(), [2.0]) for text in body["query"]
+        ]
+        return 200, {}, {"rewards": values}
+
+    with judge_server() as server:
+        server.script = script
+        said = rewarder(f"{{url: {{url: '{server.url}'}}}}").rewards(answered("a", "b nan", "c", "huge", "none"))
+    assert [said[0], said[2]] == [2.0, 2.0], "servers of others wrap a reward in a list"
+    assert [said[place].reason for place in (1, 4)] == [
+        "malformed: the server answered with nan, which is no score",
+        "no_reason: the server gave none",
+    ]
+    assert said[3].kind == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/get_reward", {"rewards": [1.0]}), ("/v1/scores", {"data": 5}), ("/v1/scores", {"data": [{"index": []}] * 2})],
+)
+def test_an_answer_of_another_kind_is_a_failure_of_its_batch(path, said):
+    scorer = ", scorer: pep8" if path == "/v1/scores" else ""
+    with judge_server() as server:
+        server.script = lambda body, count: (200, {}, said)
+        found = rewarder(f"{{url: {{url: '{server.url}{path}'{scorer}}}}}").rewards(answered("a", "b"))
+    assert {one.kind for one in found} == {"malformed"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -212,6 +266,7 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
         ("no/such-folder/here", "--reward: "),
         ("{rule: ", "is not valid YAML"),
         ("missing.yml", "No such file"),
+        ("binary.yml", "is no text in UTF-8"),
         ("{scorer: {class_name: PEP9Scorer}}", "unknown scorer class_name"),
         ("{annotators: {pool: offline, reference: nothing.json}}", "nothing.json"),
     ],
@@ -219,6 +274,7 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
 def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no").mkdir()
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
 
