@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("%s is finished; nothing to do", directory.path)
         push_once(config, directory)
         return 0
-    _check_adapters(config, checkpoint_path=checkpoint_path)
+    check_adapters(config, checkpoint_path=checkpoint_path)
     if arguments.dry_run:
         _print_plan(arguments, config, storage_path=storage_path, checkpoint_path=checkpoint_path)
         return 0
@@ -252,7 +252,7 @@ def _sources(config: Config, *, storage_path: str, run_name: str, remembers: boo
     return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
 
 
-def _check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
+def check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
     """Check what `model.lora` names against its base model, without loading a weight."""
     if config.model.lora is None:
         return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
-from jobs.train_lm import default_run_name, push_once
+from jobs.train_lm import check_adapters, default_run_name, push_once
 from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
@@ -87,6 +87,7 @@ def _prepare(config: Config, directory: RunDirectory, *, checkpoint_path: str | 
         check_spec(rollouts.gold, option="rollouts.gold")
     check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     check_kl_settings(config)
+    check_adapters(config, checkpoint_path=checkpoint_path)
 
     def accept(plan: dict[str, Any]) -> None:
         directory.check(config=config.model_dump(mode="json"), plan=plan)

@@ -135,6 +135,8 @@ KINDS = ("model", "scorer", "annotators", "url", "rule", "class_name")
 
 
 def _as_list(value: Any) -> Any:
+    if not isinstance(value, Mapping | RewardSpec | list | tuple):
+        raise ValueError(f"{value!r:.60} names no reward; write for example {{model: FOLDER}}, or a list of these")
     return [value] if isinstance(value, Mapping | RewardSpec) else value
 
 

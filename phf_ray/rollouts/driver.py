@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from phf_ray.config import Config
+from phf_ray.adapter_folder import is_adapter, model_or_base
+from phf_ray.config import Config, ModelConfig
 from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of
 from phf_ray.models.positions import position_limit
@@ -42,8 +43,7 @@ def prepare_rollouts(
     `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
     """
     _check_algorithm(config, tokenizer=tokenizer)
-    starting = starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
-    context, _ = position_limit(architecture_of(starting).get_text_config())
+    context = _context_of(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer))
     usable = usable_prompts(config, tokenizer=tokenizer, context=context)
     prompts = store_prompts(usable, folder=folder, stores=stores)
     start = identity_of_start(
@@ -52,6 +52,18 @@ def prepare_rollouts(
     plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
     accept(dataclasses.asdict(plan))
     return PreparedRun(plan, prompts, usable.left_out)
+
+
+def _context_of(starting: ModelConfig) -> int | None:
+    """Return the positions of the model, without loading it; None: its configuration names no limit."""
+    if not starting.from_scratch and starting.path_or_name is not None and is_adapter(starting.path_or_name):
+        # An adapter has the positions of its base model.
+        base = str(model_or_base(Path(starting.path_or_name)))
+        starting = starting.model_copy(update={"path_or_name": base})
+    if not starting.from_scratch:
+        starting = starting.model_copy(update={"config_kwargs": {}})
+    context, _ = position_limit(architecture_of(starting).get_text_config())
+    return context
 
 
 def _check_algorithm(config: Config, *, tokenizer: Any) -> None:

@@ -66,7 +66,8 @@ class BestOfNRequest:
             "mode": self.mode,
             "model": self._model_identity(),
             "template": None if self.template is None else digest(self.template),
-            "prompts": digest([prompt.id for prompt in self.prompts], size=16),
+            # A reward may read other columns of a prompt's row.
+            "prompts": digest([[one.id, json.dumps(dict(one.row), default=str)] for one in self.prompts], size=16),
             "outputs": digest(self.outputs, size=16) if self.outputs else None,
             "n": self.n,
             "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},

@@ -1,6 +1,8 @@
 """Builds the rewarders of specs. Importing this module is cheap; building one may load a model."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
@@ -62,15 +64,28 @@ def check_spec(spec: RewardSpec, *, option: str) -> None:
             from phf_ray.storage.hub import hub_model
 
             if hub_model(spec.model) is None:
-                from phf_ray.checkpoint import require_model
-
-                require_model(spec.model)
+                _refuse_language_model(Path(spec.model))
         if spec.scorer is not None or spec.model is not None:
             from phf_ray.scorers import scorer_settings
 
             scorer_settings(_scorer_config(spec, None))
     except ConfigError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def _refuse_language_model(folder: Path) -> None:
+    """Raise ConfigError if the folder holds no model, or says that its model judges no texts."""
+    from phf_ray.adapter_folder import is_adapter, judges_texts
+    from phf_ray.checkpoint import require_model
+
+    require_model(folder)
+    if is_adapter(folder):
+        judges = judges_texts(folder)
+    else:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        judges = not named or any("ForSequenceClassification" in name for name in named)
+    if not judges:
+        raise ConfigError(f"{folder} holds a language model, and no reward model; give one that judges texts")
 
 
 def runs_model(spec: RewardSpec) -> bool:

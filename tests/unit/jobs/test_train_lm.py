@@ -60,7 +60,7 @@ def test_a_run_of_an_earlier_version_keeps_the_tokenizer_with_which_it_began(tmp
     (tmp_path / "task.yml").write_text(json.dumps(values))
     arguments = ["--task", str(tmp_path / "task.yml"), "--storage-path", str(tmp_path), "--run-name", "run"]
     seen = []
-    monkeypatch.setattr("jobs.train_lm._check_adapters", lambda config, **_: seen.append(config.tokenizer.path_or_name))
+    monkeypatch.setattr("jobs.train_lm.check_adapters", lambda config, **_: seen.append(config.tokenizer.path_or_name))
     monkeypatch.setattr("jobs.train_lm._train", lambda *_, **__: pytest.exit("trained"))
     monkeypatch.setattr("jobs.train_lm._print_plan", lambda *_, **__: None)
     assert main([*arguments, "--dry-run"]) == 0

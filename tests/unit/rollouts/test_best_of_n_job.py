@@ -1,6 +1,7 @@
 """Best of n in one process: what it writes, how it goes on after a kill, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -309,6 +310,7 @@ def test_more_samples_than_the_cache_holds_take_turns(model, tmp_path):
         ({"rewards": parse_rewards("{rule: longer, weight: 2}", option="")}, "--reward"),
         ({"gold": parse_rewards("shorter", option="")[0]}, "--gold"),
         ({"prompts": prompts_of(41)}, "--prompts"),
+        ({"prompts": tuple(replace(one, row={"solution": 3}) for one in prompts_of(40))}, "--prompts"),
         ({"template": "{instruction}!"}, "--template"),
         ({"name": "other"}, "--name"),
     ],

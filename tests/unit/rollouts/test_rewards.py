@@ -5,7 +5,7 @@ import time
 
 import pytest
 from evaluation_server import listening
-from tiny_models import tiny_sentencepiece
+from tiny_models import tiny_sentencepiece, write_checkpoint
 from tiny_rewards import write_reward_model
 
 from phf_ray.config import parse_rewards
@@ -199,6 +199,7 @@ def test_a_server_that_is_down_is_a_failure_with_its_reason():
         ("{rule: longer, model: x}", "names model, rule; name one of"),
         ("{weight: 1.0}", "names no reward"),
         ("[]", "there is no reward"),
+        ("3", "--reward: 3 names no reward"),
         ("[longer]", "--reward: 0"),
         ("[{rule: longer}, {rule: longer}]", "2 rewards are called 'longer'; give each a `name`"),
         ("{rule: longer, name: a b}", "can't be part of a column's name"),
@@ -220,3 +221,9 @@ def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_pa
     (tmp_path / "no").mkdir()
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    [spec] = parse_rewards(str(write_checkpoint(tmp_path / "model")), option="--reward")
+    with pytest.raises(ConfigError, match=r"--reward: .* holds a language model, and no reward model"):
+        check_spec(spec, option="--reward")

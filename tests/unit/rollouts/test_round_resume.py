@@ -18,6 +18,7 @@ from rollout_runs import (
 )
 
 from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.rollouts.round_maker import RoundMaker
 from phf_ray.rollouts.rounds import RoundFiles
 from phf_ray.rollouts.worker import RolloutWorker
 from phf_ray.runs.directory import RunDirectory
@@ -86,7 +87,7 @@ def test_a_run_killed_anywhere_ends_byte_for_byte_like_one_that_was_not(
             run_here(config, run, plan=plan)
     assert not (run / "summary.json").exists()
     before = round_files(run)
-    drawn = count_calls(monkeypatch, RoundFiles, "write_samples")
+    drawn = count_calls(monkeypatch, RoundMaker, "_draw")
     run_here(config, run, plan=plan)
     after = round_files(run)
     assert before.items() <= after.items(), "a stored round was changed"

@@ -1,0 +1,55 @@
+"""phf train-rl before Ray starts: its plan, and what is refused."""
+
+import pytest
+import yaml
+from rollout_runs import rollout_values, write_prompts
+from train_runs import arguments
+
+from jobs.train_lm import main as train_lm
+from jobs.train_rl import main
+from phf_ray.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = write_prompts(tmp_path_factory.mktemp("train rl"))
+    path = folder / "alpaca" / "task.yml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(rollout_values(folder)), encoding="utf-8")
+    return path
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(task, capsys):
+    assert main([*arguments(task), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "rounds       4 of 4 prompts x 3 answers; 1.3 passes over the prompts" in said
+    assert "answers      48, at most 576 tokens" in said
+    assert "steps        8, 2 a round" in said
+    assert not (task.parents[1] / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["rollouts.prompts=[nowhere.jsonl]"], ConfigError, r"rollouts\.prompts nowhere\.jsonl does not exist"),
+        (["rollouts.reward={model: nowhere}"], ConfigError, r"rollouts\.reward: .*nowhere is not a model directory"),
+        (["rollouts.place=http://localhost:1"], ConfigError, "a server has no fresh weights"),
+        (["rollouts.prompts_per_round=13"], ConfigError, "lower it to at most 12"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_ray_starts(task, overrides, error, message):
+    with pytest.raises(error, match=message):
+        main(arguments(task, *overrides))
+
+
+def test_an_empty_file_of_prompts_is_refused(task, tmp_path):
+    (tmp_path / "empty.json").write_text("[]")
+    with pytest.raises(DataError, match="there are no prompts"):
+        main(arguments(task, f"rollouts.prompts=[{tmp_path / 'empty.json'}]"))
+
+
+def test_each_of_the_two_trainings_names_the_other(task):
+    with pytest.raises(ConfigError, match="start it with `phf train-rl`"):
+        train_lm(arguments(task))
+    with pytest.raises(ConfigError, match="learn from stored data with `phf train-lm`"):
+        main(["--task", "pep8", "--method", "mle"])
