@@ -166,6 +166,24 @@ def test_prompts_longer_than_the_context_leaves_are_left_out_and_told(folder, tm
         prepared(rollout_config(folder, max_tokens=63), tmp_path)
 
 
+def test_a_control_token_takes_its_place_in_the_context(folder, tmp_path):
+    """The longest prompt and its answer fill the context by themselves: there is no room for the token."""
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": c * 4}) + "\n" for c in "abcde") + '{"prompt": "a"}\n'
+    )
+    changes = {"prompts": [str(tmp_path / "prompts.jsonl")], "max_tokens": 64 - 5, "prompts_per_round": 1, "rounds": 2}
+    values = values_of(folder, "reward_conditioning")
+    values["rollouts"] |= changes
+    plan = prepared(config := parse_config(values), tmp_path)
+    assert (plan.plan.num_prompts, plan.plan.longest_row) == (1, 1 + 2 + 59)
+    run_here(config, tmp_path / "run", plan=plan)
+    assert [row["error"] for row in round_rows(tmp_path / "run", "samples", 1)] == [None] * 3
+    values["rollouts"]["max_tokens"] = 62
+    with pytest.raises(ConfigError, match=r"leaves no room .* at most 61"):
+        prepared(parse_config(values), tmp_path)
+    assert prepared(rollout_config(folder, **changes), tmp_path).plan.longest_row == 64
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,9 +192,15 @@ def test_prompts_longer_than_the_context_leaves_are_left_out_and_told(folder, tm
         ({"max_staleness": 1}, "not there yet"),
         ({"stop": {"gold_patience": 3}}, "add rollouts.gold"),
         ({"stop": {"kl": 3}, "reports_kl": False}, "set reports_kl: true"),
-        ({"samples_per_prompt": 1}, "raise it to at least 2"),
+        ({"samples_per_prompt": 1}, r"samples_per_prompt is 1; set it to 2 or more"),
         ({"minibatches": 13}, "of 12 answers a round"),
         ({"algorithm": {"name": "ppo"}}, "value_head_config"),
+        ({"algorithm": {"name": "quark", "num_quantiles": 13}}, "needs 13 samples in a round, which has 12"),
+        (
+            {"algorithm": {"name": "quark", "best_only": False}},
+            "puts <reward_0>, .* add it to tokenizer.special_tokens",
+        ),
+        ({"algorithm": {"name": "online_dpo"}, "temperature": 0.7}, r"rollouts\.temperature is 0\.7"),
         ({"penalty": {"reward": -1.0, "subtract": 1.0}}, "set one of them"),
     ],
 )
@@ -193,18 +217,10 @@ def test_sections_of_rounds_come_together_and_have_an_objective_of_their_own(fol
         parse_config(values | {"objective": {"name": "DPO"}})
 
 
-def test_quark_with_control_tokens_that_the_tokenizer_lacks_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"needs the control tokens \['<reward_0>'"):
-        prepared(rollout_config(folder, algorithm={"name": "quark", "best_only": False}), folder)
-
-
-def test_pairs_need_rows_of_their_own_and_the_references_temperature(folder):
+def test_pairs_need_rows_of_their_own(folder):
     algorithm = {"name": "online_dpo"}
     with pytest.raises(ConfigError, match=r"set training\.document_mask: true"):
         prepared(rollout_config(folder, algorithm=algorithm), folder)
-    masked = {"document_mask": True}
-    with pytest.raises(ConfigError, match=r"rollouts\.temperature is 0\.7; set it to 1"):
-        prepared(rollout_config(folder, algorithm=algorithm, temperature=0.7, training=masked), folder)
 
 
 # --- Kinds of models and algorithms -------------------------------------------------------------------------------
@@ -253,6 +269,23 @@ def test_every_algorithm_learns_three_rounds(folder, tmp_path, name, settings):
         assert not any(control & set(row["completion_ids"]) for row in round_rows(run, "samples", 2))
         info = json.loads((run / summary["checkpoint"] / "phf.json").read_text())
         assert info["control"]["good"] in ("<reward_0>", "<|aligned|>")
+
+
+def test_more_minibatches_than_pairs_or_kept_rows_are_steps_without_targets(folder, tmp_path):
+    for name in ("online_dpo", "expert_iteration"):
+        values = values_of(folder, name)
+        values["rollouts"] |= {"rounds": 1, "minibatches": 12}
+        run = tmp_path / name
+        assert run_here(config := parse_config(values), run, plan=prepared(config, folder))["step"] == 12
+
+
+def test_rows_that_are_not_kept_cost_no_time(folder, tmp_path):
+    config = parse_config(values_of(folder, "expert_iteration"))
+    run = tmp_path / "run"
+    run_here(config, run, plan=prepared(config, folder))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    # The best answer of three, to 4 prompts in each of 3 rounds.
+    assert last["objective/train/docs_used"] == 3 * 4
 
 
 def test_an_adapter_shares_its_base_with_the_reference(folder, tmp_path, monkeypatch):
