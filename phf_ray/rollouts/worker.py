@@ -175,14 +175,19 @@ class RolloutWorker(Learner):
                 yield self._micro_batches(blocks, number, index)
 
     def _made(self, number: int, done: int, watch: StopWatch) -> MadeRound | None:
-        files = RoundFiles(self._run.path, number)
-        # What is missing would be made again by weights that have learned since.
-        if done and self._rank == 0 and not all(files.has(name) for name in (SAMPLES, REWARDS, LOGPROBS, WEIGHED)):
-            raise DataError(
-                f"{files.path} is incomplete, but the newest checkpoint has learned from it already; restore the "
-                "folder, or remove that checkpoint"
-            )
+        if done:
+            self._refuse_incomplete(number)
         return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
+
+    def _refuse_incomplete(self, number: int) -> None:
+        """Raise DataError if a round that was learned lacks a file: it would be made by weights that know the round."""
+        files = RoundFiles(self._run.path, number)
+        missing = [name for name in (SAMPLES, REWARDS, LOGPROBS, WEIGHED) if not files.has(name)]
+        if self._rank == 0 and missing:
+            raise DataError(
+                f"{files.path} lacks {', '.join(missing)}, but the newest checkpoint has learned from it already; "
+                "restore the folder, or remove that checkpoint"
+            )
 
     def _weighed(self, made: MadeRound) -> TokenRows:
         """Store what the algorithm says of the round, and return it as blocks."""
@@ -209,7 +214,9 @@ class RolloutWorker(Learner):
     def _earlier(self, number: int) -> list[MadeRound]:
         """Return the rounds before, which are stored, as far as the algorithm learns from them again."""
         first = max(0, number + 1 - self._algorithm.num_pool_rounds)
-        made = [self._maker.make(earlier, weights="") for earlier in range(first, number)]
+        for earlier in range(first, number):
+            self._refuse_incomplete(earlier)
+        made = [self._maker.make(earlier, weights=self._weights_of(earlier)) for earlier in range(first, number)]
         return [one for one in made if one is not None]
 
     def _state_before(self, number: int) -> Mapping[str, float]:

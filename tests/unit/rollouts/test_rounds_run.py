@@ -1,6 +1,7 @@
 """Runs of rounds: what is refused, what is left out and told, and when they stop."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from rollout_runs import (
 from tiny_adapters import write_base
 
 from phf_ray.config import parse_config
-from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.rollouts.forward import Forward
 from phf_ray.rollouts.policies import Reference
 from phf_ray.runs.directory import RunDirectory
@@ -286,6 +287,29 @@ def test_rows_that_are_not_kept_cost_no_time(folder, tmp_path):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     # The best answer of three, to 4 prompts in each of 3 rounds.
     assert last["objective/train/docs_used"] == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("pool_rounds", "save_steps", "newest"),
+    [
+        # Round 1 is under way in step 3, and is learned again with round 2.
+        pytest.param(1, 3, 3, id="under way"),
+        pytest.param(2, None, 4, id="in the pool"),
+    ],
+)
+def test_a_learned_round_is_never_made_again(folder, tmp_path, pool_rounds, save_steps, newest):
+    values = values_of(folder, "quark", pool_rounds=pool_rounds)
+    values["training"]["save_steps"] = save_steps
+    config, run = parse_config(values), tmp_path / "run"
+    plan = prepared(config, folder)
+    run_here(config, run, plan=plan)
+    (run / "summary.json").unlink()
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > newest:
+            shutil.rmtree(checkpoint)
+    (run / "rollouts" / "round-00001" / "samples.parquet").unlink()
+    with pytest.raises(DataError, match=r"round-00001 lacks samples\.parquet, but the newest checkpoint has learned"):
+        run_here(config, run, plan=plan)
 
 
 def test_an_adapter_shares_its_base_with_the_reference(folder, tmp_path, monkeypatch):
