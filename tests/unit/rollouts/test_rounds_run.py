@@ -20,8 +20,11 @@ from rollout_runs import (
 )
 from tiny_adapters import write_base
 
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
+from phf_ray.rollouts.driver import prepare_rollouts
 from phf_ray.rollouts.forward import Forward
 from phf_ray.rollouts.policies import Reference
 from phf_ray.runs.directory import RunDirectory
@@ -310,6 +313,32 @@ def test_a_learned_round_is_never_made_again(folder, tmp_path, pool_rounds, save
     (run / "rollouts" / "round-00001" / "samples.parquet").unlink()
     with pytest.raises(DataError, match=r"round-00001 lacks samples\.parquet, but the newest checkpoint has learned"):
         run_here(config, run, plan=plan)
+
+
+def test_the_exact_kl_leaves_out_tokens_that_the_checkpoint_lacks(folder, tmp_path, monkeypatch):
+    write_base(tmp_path / "sft")
+    told = []
+    original = WeightedLikelihood.compare_with
+
+    def compare_with(self, reference, *, num_tokens):
+        told.append(num_tokens)
+        original(self, reference, num_tokens=num_tokens)
+
+    monkeypatch.setattr(WeightedLikelihood, "compare_with", compare_with)
+    values = values_of(folder, "quark", best_only=False, num_quantiles=2)
+    # The checkpoint says how many are new.
+    values["model"]["num_additional_tokens"] = 0
+    config = parse_config(values | {"tokenizer": {"special_tokens": ["<reward_0>", "<reward_1>"]}}).with_tokenizer_of(
+        str(tmp_path / "sft")
+    )
+    plan = prepare_rollouts(
+        config,
+        tokenizer=load_tokenizer(config.tokenizer),
+        checkpoint_path=str(tmp_path / "sft"),
+        folder=str(tmp_path / "prompts"),
+    )
+    run_here(config, tmp_path / "run", plan=plan)
+    assert told == [len(load_tokenizer(config.tokenizer)) - 2]
 
 
 def test_an_adapter_shares_its_base_with_the_reference(folder, tmp_path, monkeypatch):
