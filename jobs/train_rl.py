@@ -150,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--task alpaca --method rloo --checkpoint-path runs/sft --override rollouts.prompts=[prompts.jsonl] "
             "rollouts.reward.model=runs/reward",
-            "--task task.yml --method configs/alpaca/ppo.yml --run-name ppo --storage-path runs --dry-run",
+            "--task alpaca --method configs/alpaca/ppo.yml --run-name ppo --storage-path runs --dry-run",
         ),
     )
     add_config_arguments(parser, method=True)

@@ -124,7 +124,8 @@ def test_twenty_kills_at_random_moments(task, local_ray):
         job.wait_until(lambda least=moment: len(files_of_rounds(run)) >= least)
         time.sleep(draw.uniform(0, 0.5))
         if draw.random() < 0.5:
-            with contextlib.suppress(OSError, IndexError):  # it has just ended, or was not there yet
+            # It may be ending, or not be there yet.
+            with contextlib.suppress(OSError, IndexError, AssertionError):
                 kill_worker(run, rank=draw.randrange(2))
             time.sleep(draw.uniform(0, 1))
         job.kill()

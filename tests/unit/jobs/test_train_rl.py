@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(task, capsys):
     ("overrides", "error", "message"),
     [
         (["rollouts.prompts=[nowhere.jsonl]"], ConfigError, r"rollouts\.prompts nowhere\.jsonl does not exist"),
-        (["rollouts.reward={model: nowhere}"], ConfigError, r"rollouts\.reward: .*nowhere is not a model directory"),
+        (["rollouts.reward=[{model: nowhere}]"], ConfigError, r"rollouts\.reward: .*nowhere is not a model directory"),
         (["rollouts.place=http://localhost:1"], ConfigError, "a server has no fresh weights"),
         (["rollouts.prompts_per_round=13"], ConfigError, "lower it to at most 12"),
     ],
