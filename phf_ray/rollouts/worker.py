@@ -22,6 +22,7 @@ from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
+from phf_ray.rollouts.algorithms.base import round_figures as round_figures_of
 from phf_ray.rollouts.algorithms.build import build_algorithm
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
@@ -198,7 +199,9 @@ class RolloutWorker(Learner):
         if self._rank == 0:
             files = RoundFiles(self._run.path, made.number)
             if not files.has(WEIGHED):
-                files.write_weighing(StoredWeighing(_finite(weighed.figures), weighed.state))
+                # Of a pool, the algorithm's figures are those of several rounds.
+                own = round_figures_of(arrays_of([made])) if len(pool) > 1 else {}
+                files.write_weighing(StoredWeighing(_finite({**weighed.figures, **own}), weighed.state))
         samples = [row for one in pool for row in one.samples]
         prefixes = weighed.prefix_R or [self._maker.prefix_of(one.number) for one in pool for _ in one.samples]
         return self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)

@@ -315,6 +315,15 @@ def test_a_learned_round_is_never_made_again(folder, tmp_path, pool_rounds, save
         run_here(config, run, plan=plan)
 
 
+def test_figures_of_a_round_are_not_those_of_the_pool(folder, tmp_path):
+    config, run = parse_config(values_of(folder, "quark", pool_rounds=3)), tmp_path / "run"
+    run_here(config, run, plan=prepared(config, folder))
+    for number, row in enumerate(round_metrics(run)):
+        rewards = [one["reward"] for one in round_rows(run, "rewards", number)]
+        assert row["reward"] == pytest.approx(np.mean(rewards))
+        assert row["rollouts/constant_groups"] <= 4
+
+
 def test_the_exact_kl_leaves_out_tokens_that_the_checkpoint_lacks(folder, tmp_path, monkeypatch):
     write_base(tmp_path / "sft")
     told = []
