@@ -226,7 +226,10 @@ def problems_of_algorithm(
     if (size := prompts_per_round * samples_per_prompt) < algorithm.smallest_round:
         problems.append(f"{name} needs {algorithm.smallest_round} samples in a round, which has {size}; draw more")
     if missing := [token for token in algorithm.tokens if token not in special_tokens]:
-        problems.append(f"{name} puts {', '.join(missing)} before prompts; add it to tokenizer.special_tokens")
+        problems.append(
+            f"{name} puts {', '.join(missing)} before prompts; add it to tokenizer.special_tokens, "
+            "and model.num_additional_tokens to a model that lacks it"
+        )
     if algorithm.needs_temperature_1 and temperature != 1:
         problems.append(f"{name} compares log-probabilities at temperature 1; rollouts.temperature is {temperature:g}")
     return problems

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from phf_ray.config.replaced import REPLACED
+from phf_ray.config.rewards import KINDS
 from phf_ray.config.shipped import SUFFIXES, method_path, model_path, task_path
 from phf_ray.config.whole import Config
 from phf_ray.errors import ConfigError
@@ -74,13 +75,24 @@ def parse_section(section: type[AnySection], values: Mapping[str, Any], source: 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `over` over `base`: mappings key by key, anything else is replaced whole.
 
-    If the name of the objective changes, its section starts empty: each objective has keys of its own.
+    If the name of the objective or algorithm changes, its section starts empty: each has keys of its own. So does a
+    reward that is of another kind.
     """
     merged = _merge_keys(base, over)
-    old, new = base.get("objective"), over.get("objective")
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and "name" in old and "name" in new:
-        merged["objective"] = merged["objective"] if old["name"] == new["name"] else dict(new)
+    for section in ("objective", "algorithm"):
+        old, new = base.get(section), over.get(section)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and "name" in old and "name" in new:
+            merged[section] = merged[section] if old["name"] == new["name"] else dict(new)
+    old, new = base.get("rollouts"), over.get("rollouts")
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in ("reward", "gold"):
+            if _kind_of_reward(new.get(key)) not in (None, _kind_of_reward(old.get(key))):
+                merged["rollouts"][key] = new[key]
     return merged
+
+
+def _kind_of_reward(value: Any) -> str | None:
+    return next((kind for kind in KINDS if kind in value), None) if isinstance(value, Mapping) else None
 
 
 def _merge_keys(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from phf_ray.config.algorithms import AlgorithmConfig
+from phf_ray.config.algorithms import AlgorithmConfig, problems_of_algorithm
 from phf_ray.config.attack import RedTeamConfig
 from phf_ray.config.base import Compat, FeedbackCompat, Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
@@ -149,16 +149,14 @@ class Config(Section):
         problems = []
         if self.objective != MLEConfig():
             problems.append(f"section objective has no use: algorithm {algorithm.name} has its own; remove it")
-        if algorithm.smallest_group > rollouts.samples_per_prompt:
-            problems.append(
-                f"algorithm {algorithm.name} compares the answers to a prompt, and rollouts.samples_per_prompt="
-                f"{rollouts.samples_per_prompt}; raise it to at least {algorithm.smallest_group}"
-            )
-        if algorithm.learns_values and self.model.model_kwargs.value_head_config is None:
-            problems.append(
-                f"algorithm {algorithm.name} learns values; add model.model_kwargs.value_head_config: "
-                "{is_bounded: false}"
-            )
+        problems += problems_of_algorithm(
+            algorithm,
+            model=self.model,
+            special_tokens=self.tokenizer.special_tokens,
+            prompts_per_round=rollouts.prompts_per_round,
+            samples_per_prompt=rollouts.samples_per_prompt,
+            temperature=rollouts.temperature,
+        )
         if self.dataset.conditional_training_config is not None:
             problems.append("dataset.conditional_training_config is for train-lm; remove it")
         if self.compat == "korbak2023":

@@ -42,7 +42,7 @@ def prepare_rollouts(
 
     `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
     """
-    _check_algorithm(config, tokenizer=tokenizer)
+    _check_algorithm(config)
     context = _context_of(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer))
     usable = usable_prompts(config, tokenizer=tokenizer, context=context)
     prompts = store_prompts(usable, folder=folder, stores=stores)
@@ -66,25 +66,13 @@ def _context_of(starting: ModelConfig) -> int | None:
     return context
 
 
-def _check_algorithm(config: Config, *, tokenizer: Any) -> None:
-    """Raise ConfigError if the rest of the configuration does not give the algorithm what it needs."""
-    section, rollouts = config.algorithm, config.rollouts
+def _check_algorithm(config: Config) -> None:
+    """Raise ConfigError for what the configuration alone did not show (see `problems_of_algorithm`)."""
+    section = config.algorithm
     assert section is not None
-    assert rollouts is not None
     algorithm = build_algorithm(section, compat=config.feedback_compat)
-    unknown = [token for token in algorithm.control_tokens if token not in tokenizer.get_vocab()]
-    if unknown:
-        raise ConfigError(
-            f"algorithm {section.name} needs the control tokens {unknown}; add them to tokenizer.special_tokens, and "
-            f"{len(unknown)} to model.num_additional_tokens"
-        )
     if algorithm.learns_pairs and not config.training.document_mask:
         raise ConfigError(f"algorithm {section.name} learns pairs, which share a row; set training.document_mask: true")
-    if algorithm.learns_pairs and rollouts.temperature != 1:
-        raise ConfigError(
-            f"algorithm {section.name} compares policy and reference at temperature 1, and rollouts.temperature is "
-            f"{rollouts.temperature:g}; set it to 1"
-        )
 
 
 def run_rollouts(

@@ -36,7 +36,7 @@ class RolloutPlan:
     start: str
     """Hash of these weights, which are the reference too."""
     longest_row: int
-    """Tokens of a prompt and its answer at most."""
+    """Tokens of a prompt and its answer at most, with a control token if the algorithm has such tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def plan_rollouts(config: Config, *, prompts: StoredPrompts, checkpoint_path: st
         prompts_hash=prompts.fingerprint,
         checkpoint_path=checkpoint_path,
         start=start,
-        longest_row=prompts.longest + rollouts.max_tokens,
+        longest_row=_num_control(config) + prompts.longest + rollouts.max_tokens,
     )
 
 
@@ -133,13 +133,18 @@ def longest_prompt(config: Config, *, context: int | None) -> int | None:
     asked = None if rollouts.max_prompt_tokens is None else rollouts.max_prompt_tokens + 1
     if context is None:
         return asked
-    room = context - rollouts.max_tokens
+    room = context - rollouts.max_tokens - _num_control(config)
     if room < 2:
         raise ConfigError(
             f"rollouts.max_tokens={rollouts.max_tokens} leaves no room for a prompt in the model's {context} "
-            f"positions; lower it to at most {context - 2}"
+            f"positions; lower it to at most {rollouts.max_tokens + room - 2}"
         )
     return room if asked is None else min(room, asked)
+
+
+def _num_control(config: Config) -> int:
+    """Return how many control tokens stand before a prompt."""
+    return 1 if config.algorithm is not None and config.algorithm.tokens else 0
 
 
 def store_prompts(usable: UsablePrompts, *, folder: str, stores: bool = True) -> StoredPrompts:

@@ -67,10 +67,10 @@ class TokenRows:
             for values, begin, length in zip(values_RS, self.begins, self.lengths, strict=True)
         ]
 
-    def paired(self, pairs: NDArray[np.int64], *, num_units: int) -> "TokenRows":
-        """Return blocks of two rows behind each other, the chosen one first; empty ones behind the last pair."""
+    def paired(self, pairs: NDArray[np.int64]) -> "TokenRows":
+        """Return blocks of two rows behind each other, the chosen one first; without pairs, an empty block."""
         length_P2 = (self.begins + self.lengths)[pairs]
-        width = int(length_P2.sum(axis=1).max(initial=2))
+        num_units, width = max(len(pairs), 1), int(length_P2.sum(axis=1).max(initial=2))
         ids = np.full((num_units, width), self.input_ids[0, 0], np.int32)
         kinds = np.full((num_units, width), int(TokenKind.PAD), np.uint8)
         channels = {name: np.zeros((num_units, width), np.float32) for name in self.channels}

@@ -22,6 +22,7 @@ from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
+from phf_ray.rollouts.algorithms.base import round_figures as round_figures_of
 from phf_ray.rollouts.algorithms.build import build_algorithm
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
@@ -36,7 +37,7 @@ from phf_ray.rollouts.policies import Reference, SamplingPolicy
 from phf_ray.rollouts.rewards.build import build_rewarders
 from phf_ray.rollouts.round_arrays import arrays_of
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
-from phf_ray.rollouts.rounds import WEIGHED, RoundFiles, StoredWeighing
+from phf_ray.rollouts.rounds import LOGPROBS, REWARDS, SAMPLES, WEIGHED, RoundFiles, StoredWeighing
 from phf_ray.rollouts.token_rows import TokenRows
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import ROUND, STEP
@@ -45,7 +46,7 @@ from phf_ray.training.events import MetricsRow
 from phf_ray.training.learner import Learner
 from phf_ray.training.licenses import model_licenses
 from phf_ray.training.ranks import Ranks, from_rank_zero
-from phf_ray.training.start import initial_model
+from phf_ray.training.start import initial_model, starting_model
 from phf_ray.training.watch import StopWatch
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ class RolloutWorker(Learner):
             assert isinstance(self._objective, WeightedLikelihood)
             assert isinstance(reference.model, LanguageModel)
             # Tokens that were added for the policy are the last ones.
-            num_tokens = len(self._tokenizer) - self._config.model.num_additional_tokens
+            starting = starting_model(self._config, checkpoint_path=self._checkpoint_path, tokenizer=self._tokenizer)
+            num_tokens = len(self._tokenizer) - starting.num_additional_tokens
             self._objective.compare_with(reference.model.operands, num_tokens=num_tokens)
         return reference
 
@@ -174,13 +176,19 @@ class RolloutWorker(Learner):
                 yield self._micro_batches(blocks, number, index)
 
     def _made(self, number: int, done: int, watch: StopWatch) -> MadeRound | None:
-        files = RoundFiles(self._run.path, number)
-        if done and self._rank == 0 and not files.has(WEIGHED):
-            raise DataError(
-                f"{files.path} is incomplete, but the newest checkpoint has learned from it already; restore the "
-                "folder, or remove that checkpoint"
-            )
+        if done:
+            self._refuse_incomplete(number)
         return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
+
+    def _refuse_incomplete(self, number: int) -> None:
+        """Raise DataError if a round that was learned lacks a file: it would be made by weights that know the round."""
+        files = RoundFiles(self._run.path, number)
+        missing = [name for name in (SAMPLES, REWARDS, LOGPROBS, WEIGHED) if not files.has(name)]
+        if self._rank == 0 and missing:
+            raise DataError(
+                f"{files.path} lacks {', '.join(missing)}, but the newest checkpoint has learned from it already; "
+                "restore the folder, or remove that checkpoint"
+            )
 
     def _weighed(self, made: MadeRound) -> TokenRows:
         """Store what the algorithm says of the round, and return it as blocks."""
@@ -191,21 +199,27 @@ class RolloutWorker(Learner):
         if self._rank == 0:
             files = RoundFiles(self._run.path, made.number)
             if not files.has(WEIGHED):
-                files.write_weighing(StoredWeighing(_finite(weighed.figures), weighed.state))
+                # Of a pool, the algorithm's figures are those of several rounds.
+                own = round_figures_of(arrays_of([made])) if len(pool) > 1 else {}
+                files.write_weighing(StoredWeighing(_finite({**weighed.figures, **own}), weighed.state))
         samples = [row for one in pool for row in one.samples]
         prefixes = weighed.prefix_R or [self._maker.prefix_of(one.number) for one in pool for _ in one.samples]
         return self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
 
     def _blocks(self, rows: TokenRows, arrays: RoundArrays, weighed: Weighed) -> TokenRows:
-        blocks = rows.learned(weighed.keep_R & arrays.usable_R, weighed.channels)
-        if weighed.pairs is None:
-            return blocks
-        return blocks.paired(weighed.pairs, num_units=len(arrays.rewards_R) // 2)
+        keep_R = weighed.keep_R & arrays.usable_R
+        blocks = rows.learned(keep_R, weighed.channels)
+        if weighed.pairs is not None:
+            return blocks.paired(weighed.pairs)
+        # A row without targets costs as much time as one with them; a single one stands for none at all.
+        return blocks.part(np.flatnonzero(keep_R) if keep_R.any() else np.array([0]))
 
     def _earlier(self, number: int) -> list[MadeRound]:
         """Return the rounds before, which are stored, as far as the algorithm learns from them again."""
         first = max(0, number + 1 - self._algorithm.num_pool_rounds)
-        made = [self._maker.make(earlier, weights="") for earlier in range(first, number)]
+        for earlier in range(first, number):
+            self._refuse_incomplete(earlier)
+        made = [self._maker.make(earlier, weights=self._weights_of(earlier)) for earlier in range(first, number)]
         return [one for one in made if one is not None]
 
     def _state_before(self, number: int) -> Mapping[str, float]:
@@ -229,7 +243,12 @@ class RolloutWorker(Learner):
         return [
             _micro_batch(blocks, units[begin:end], first_block=first + begin)
             for begin, end in share_of_step(
-                0, self._rank, world_size=self._world_size, batch_size=len(units), micro_batch_size=size
+                0,
+                self._rank,
+                world_size=self._world_size,
+                # Without units, a step of padding.
+                batch_size=max(len(units), 1),
+                micro_batch_size=size,
             )
         ]
 

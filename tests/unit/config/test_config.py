@@ -106,6 +106,18 @@ def test_changing_the_objective_drops_the_old_ones_keys():
     assert merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}) == {"a": {"x": 1, "y": 3}}
 
 
+def test_another_algorithm_or_kind_of_reward_drops_the_old_ones_keys():
+    ppo = {"algorithm": {"name": "ppo", "kl_coef": 0.02, "whiten_rewards": True}}
+    assert merge(ppo, {"algorithm": {"name": "rloo"}}) == {"algorithm": {"name": "rloo"}}
+    assert merge(ppo, {"algorithm": {"kl_coef": 1}})["algorithm"]["whiten_rewards"] is True
+    shipped = {"rollouts": {"rounds": 80, "reward": {"model": "reward_model", "weight": 2.0}}}
+    by_url = merge(shipped, {"rollouts": {"reward": {"url": "http://localhost:1"}}})
+    assert by_url == {"rollouts": {"rounds": 80, "reward": {"url": "http://localhost:1"}}}
+    same_kind = merge(shipped, {"rollouts": {"reward": {"model": "mine"}}})
+    assert same_kind["rollouts"]["reward"] == {"model": "mine", "weight": 2.0}
+    assert merge(shipped, {"rollouts": {"reward": {"weight": 3.0}}})["rollouts"]["reward"]["model"] == "reward_model"
+
+
 def test_a_name_elsewhere_is_a_key_like_any_other(tmp_path):
     assert merge(
         {"generation": {"scorer_config": {"name": "a", "class_name": "X"}}},

@@ -1,6 +1,7 @@
 """Runs of rounds: what is refused, what is left out and told, and when they stop."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -19,8 +20,11 @@ from rollout_runs import (
 )
 from tiny_adapters import write_base
 
+from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import parse_config
-from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
+from phf_ray.rollouts.driver import prepare_rollouts
 from phf_ray.rollouts.forward import Forward
 from phf_ray.rollouts.policies import Reference
 from phf_ray.runs.directory import RunDirectory
@@ -166,6 +170,24 @@ def test_prompts_longer_than_the_context_leaves_are_left_out_and_told(folder, tm
         prepared(rollout_config(folder, max_tokens=63), tmp_path)
 
 
+def test_a_control_token_takes_its_place_in_the_context(folder, tmp_path):
+    """The longest prompt and its answer fill the context by themselves: there is no room for the token."""
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": c * 4}) + "\n" for c in "abcde") + '{"prompt": "a"}\n'
+    )
+    changes = {"prompts": [str(tmp_path / "prompts.jsonl")], "max_tokens": 64 - 5, "prompts_per_round": 1, "rounds": 2}
+    values = values_of(folder, "reward_conditioning")
+    values["rollouts"] |= changes
+    plan = prepared(config := parse_config(values), tmp_path)
+    assert (plan.plan.num_prompts, plan.plan.longest_row) == (1, 1 + 2 + 59)
+    run_here(config, tmp_path / "run", plan=plan)
+    assert [row["error"] for row in round_rows(tmp_path / "run", "samples", 1)] == [None] * 3
+    values["rollouts"]["max_tokens"] = 62
+    with pytest.raises(ConfigError, match=r"leaves no room .* at most 61"):
+        prepared(parse_config(values), tmp_path)
+    assert prepared(rollout_config(folder, **changes), tmp_path).plan.longest_row == 64
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -174,9 +196,15 @@ def test_prompts_longer_than_the_context_leaves_are_left_out_and_told(folder, tm
         ({"max_staleness": 1}, "not there yet"),
         ({"stop": {"gold_patience": 3}}, "add rollouts.gold"),
         ({"stop": {"kl": 3}, "reports_kl": False}, "set reports_kl: true"),
-        ({"samples_per_prompt": 1}, "raise it to at least 2"),
+        ({"samples_per_prompt": 1}, r"samples_per_prompt is 1; set it to 2 or more"),
         ({"minibatches": 13}, "of 12 answers a round"),
         ({"algorithm": {"name": "ppo"}}, "value_head_config"),
+        ({"algorithm": {"name": "quark", "num_quantiles": 13}}, "needs 13 samples in a round, which has 12"),
+        (
+            {"algorithm": {"name": "quark", "best_only": False}},
+            "puts <reward_0>, .* add it to tokenizer.special_tokens",
+        ),
+        ({"algorithm": {"name": "online_dpo"}, "temperature": 0.7}, r"rollouts\.temperature is 0\.7"),
         ({"penalty": {"reward": -1.0, "subtract": 1.0}}, "set one of them"),
     ],
 )
@@ -193,18 +221,10 @@ def test_sections_of_rounds_come_together_and_have_an_objective_of_their_own(fol
         parse_config(values | {"objective": {"name": "DPO"}})
 
 
-def test_quark_with_control_tokens_that_the_tokenizer_lacks_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"needs the control tokens \['<reward_0>'"):
-        prepared(rollout_config(folder, algorithm={"name": "quark", "best_only": False}), folder)
-
-
-def test_pairs_need_rows_of_their_own_and_the_references_temperature(folder):
+def test_pairs_need_rows_of_their_own(folder):
     algorithm = {"name": "online_dpo"}
     with pytest.raises(ConfigError, match=r"set training\.document_mask: true"):
         prepared(rollout_config(folder, algorithm=algorithm), folder)
-    masked = {"document_mask": True}
-    with pytest.raises(ConfigError, match=r"rollouts\.temperature is 0\.7; set it to 1"):
-        prepared(rollout_config(folder, algorithm=algorithm, temperature=0.7, training=masked), folder)
 
 
 # --- Kinds of models and algorithms -------------------------------------------------------------------------------
@@ -253,6 +273,81 @@ def test_every_algorithm_learns_three_rounds(folder, tmp_path, name, settings):
         assert not any(control & set(row["completion_ids"]) for row in round_rows(run, "samples", 2))
         info = json.loads((run / summary["checkpoint"] / "phf.json").read_text())
         assert info["control"]["good"] in ("<reward_0>", "<|aligned|>")
+
+
+def test_more_minibatches_than_pairs_or_kept_rows_are_steps_without_targets(folder, tmp_path):
+    for name in ("online_dpo", "expert_iteration"):
+        values = values_of(folder, name)
+        values["rollouts"] |= {"rounds": 1, "minibatches": 12}
+        run = tmp_path / name
+        assert run_here(config := parse_config(values), run, plan=prepared(config, folder))["step"] == 12
+
+
+def test_rows_that_are_not_kept_cost_no_time(folder, tmp_path):
+    config = parse_config(values_of(folder, "expert_iteration"))
+    run = tmp_path / "run"
+    run_here(config, run, plan=prepared(config, folder))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    # The best answer of three, to 4 prompts in each of 3 rounds.
+    assert last["objective/train/docs_used"] == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("pool_rounds", "save_steps", "newest"),
+    [
+        # Round 1 is under way in step 3, and is learned again with round 2.
+        pytest.param(1, 3, 3, id="under way"),
+        pytest.param(2, None, 4, id="in the pool"),
+    ],
+)
+def test_a_learned_round_is_never_made_again(folder, tmp_path, pool_rounds, save_steps, newest):
+    values = values_of(folder, "quark", pool_rounds=pool_rounds)
+    values["training"]["save_steps"] = save_steps
+    config, run = parse_config(values), tmp_path / "run"
+    plan = prepared(config, folder)
+    run_here(config, run, plan=plan)
+    (run / "summary.json").unlink()
+    for checkpoint in (run / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > newest:
+            shutil.rmtree(checkpoint)
+    (run / "rollouts" / "round-00001" / "samples.parquet").unlink()
+    with pytest.raises(DataError, match=r"round-00001 lacks samples\.parquet, but the newest checkpoint has learned"):
+        run_here(config, run, plan=plan)
+
+
+def test_figures_of_a_round_are_not_those_of_the_pool(folder, tmp_path):
+    config, run = parse_config(values_of(folder, "quark", pool_rounds=3)), tmp_path / "run"
+    run_here(config, run, plan=prepared(config, folder))
+    for number, row in enumerate(round_metrics(run)):
+        rewards = [one["reward"] for one in round_rows(run, "rewards", number)]
+        assert row["reward"] == pytest.approx(np.mean(rewards))
+        assert row["rollouts/constant_groups"] <= 4
+
+
+def test_the_exact_kl_leaves_out_tokens_that_the_checkpoint_lacks(folder, tmp_path, monkeypatch):
+    write_base(tmp_path / "sft")
+    told = []
+    original = WeightedLikelihood.compare_with
+
+    def compare_with(self, reference, *, num_tokens):
+        told.append(num_tokens)
+        original(self, reference, num_tokens=num_tokens)
+
+    monkeypatch.setattr(WeightedLikelihood, "compare_with", compare_with)
+    values = values_of(folder, "quark", best_only=False, num_quantiles=2)
+    # The checkpoint says how many are new.
+    values["model"]["num_additional_tokens"] = 0
+    config = parse_config(values | {"tokenizer": {"special_tokens": ["<reward_0>", "<reward_1>"]}}).with_tokenizer_of(
+        str(tmp_path / "sft")
+    )
+    plan = prepare_rollouts(
+        config,
+        tokenizer=load_tokenizer(config.tokenizer),
+        checkpoint_path=str(tmp_path / "sft"),
+        folder=str(tmp_path / "prompts"),
+    )
+    run_here(config, tmp_path / "run", plan=plan)
+    assert told == [len(load_tokenizer(config.tokenizer)) - 2]
 
 
 def test_an_adapter_shares_its_base_with_the_reference(folder, tmp_path, monkeypatch):

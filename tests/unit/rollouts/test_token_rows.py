@@ -40,11 +40,12 @@ def test_a_control_token_is_of_its_kind():
 
 def test_a_pair_is_two_rows_behind_each_other_and_the_chosen_one_is_first(rows):
     learned = rows.learned(np.array([True, True]), {"reference": np.array([[1, 2, 3], [4, 0, 0]], np.float32)})
-    pairs = learned.paired(np.array([[1, 0]]), num_units=2)
+    pairs = learned.paired(np.array([[1, 0]]))
     assert pairs.input_ids[0].tolist() == [0, 6, 7, 4, 0, 5, 8, 9, 0]
     assert pairs.token_kinds[0].tolist() == [END, GIVEN, GIVEN, PLAIN, END, GIVEN, PLAIN, PLAIN, PLAIN]
     assert pairs.channels["reference"][0].tolist() == [0, 0, 0, 4, 0, 0, 1, 2, 3]
-    assert set(pairs.token_kinds[1].tolist()) == {PAD}
+    nothing = learned.paired(np.zeros((0, 2), np.int64))
+    assert nothing.token_kinds.tolist() == [[PAD, PAD]]
 
 
 def test_a_part_is_as_wide_as_its_longest_row(rows):
