@@ -140,8 +140,6 @@ def parser() -> argparse.ArgumentParser:
             "--pairs pairs.json --annotators offline --output feedback/judged",
             "--samples samples.json --annotators alpaca_farm --url http://localhost:8000 --p-label-flip 0.25 "
             "--output feedback/judged --dry-run",
-            "--head2head reference.json outputs.json --annotators greedy --url http://localhost:8000 --model my-model "
-            "--budget '200000 tokens' --output judged",
             "--pairs pairs.json --annotators offline --agreement --output agreement",
         ),
     )

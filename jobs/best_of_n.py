@@ -240,11 +240,12 @@ def _sampling(arguments: argparse.Namespace) -> Any:
 
 
 def _rewards(arguments: argparse.Namespace) -> tuple[tuple["RewardSpec", ...], "RewardSpec | None"]:
-    from phf_ray.config import check_rewards, parse_rewards
+    from phf_ray.config import check_rewards
+    from phf_ray.rollouts.rewards import named_rewards
 
-    specs = [spec for text in arguments.reward for spec in parse_rewards(text, option="--reward")]
+    specs = [spec for text in arguments.reward for spec in named_rewards(text, option="--reward")]
     rewards = check_rewards(tuple(specs), source="--reward") if specs else ()
-    gold = () if arguments.gold is None else parse_rewards(arguments.gold, option="--gold")
+    gold = () if arguments.gold is None else named_rewards(arguments.gold, option="--gold")
     if len(gold) > 1:
         raise ConfigError(f"--gold names {len(gold)} rewards; give one")
     found = [_resolved(spec, option="--reward") for spec in rewards]

@@ -60,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         examples=(
             "--comparisons judged --output leaderboard",
-            "--output leaderboard --add judged_of_another_model.json",
             "--outputs mine.json --reference davinci003.json --annotators greedy --url http://localhost:8000 "
             "--model my-model --output leaderboard",
             "--models sft=runs/sft dpo=runs/dpo --prompts eval.json --reference sft --annotators offline --output dpo",

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = job_parser("tutorial_models", __doc__, examples=("--output out/judge",))
+    parser = job_parser("tutorial_models", __doc__, examples=("--output out/judge", "--output out/judge --library src"))
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the models, prompts and pool")
     parser.add_argument("--library", metavar="DIR", help="Python files to learn from (default: those of this Python)")
     return parser

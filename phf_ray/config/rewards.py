@@ -152,14 +152,14 @@ def _distinct(specs: tuple[RewardSpec, ...]) -> tuple[RewardSpec, ...]:
 RewardSpecs = Annotated[tuple[RewardSpec, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
 """One reward, or a list of several with weights."""
 
-_SHORT = {"pep8": "PEP8Scorer", "pii": "PIIScorer", "toxicity": "DetoxifyToxicityScorer"}
-"""Names on the command line -> classes of scorers that need no settings."""
+NO_SCORERS: Mapping[str, str] = {}
 
 
-def parse_rewards(text: str, *, option: str) -> tuple[RewardSpec, ...]:
+def parse_rewards(text: str, *, option: str, scorers: Mapping[str, str] = NO_SCORERS) -> tuple[RewardSpec, ...]:
     """Parse what a user wrote for a reward: `longer`, `pep8`, a URL, the folder or hub id of a reward model, YAML such
     as `{model: FOLDER}` or a list of these, or a .yml file that holds one.
 
+    `scorers`: short name -> class of the scorers that may be named alone, such as pep8.
     Raises ConfigError, beginning with `option`, with every problem found.
     """
     if text.endswith((".yml", ".yaml")):
@@ -173,7 +173,7 @@ def parse_rewards(text: str, *, option: str) -> tuple[RewardSpec, ...]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{option} is not valid YAML ({error}); write for example {{model: FOLDER}}") from None
-    return check_rewards(_named(value) if isinstance(value, str) else value, source=option)
+    return check_rewards(_named(value, scorers) if isinstance(value, str) else value, source=option)
 
 
 def check_rewards(value: Any, *, source: str) -> tuple[RewardSpec, ...]:
@@ -185,11 +185,11 @@ def check_rewards(value: Any, *, source: str) -> tuple[RewardSpec, ...]:
         raise ConfigError(f"{source}: {'; '.join(problems)}") from None
 
 
-def _named(name: str) -> dict[str, Any]:
+def _named(name: str, scorers: Mapping[str, str]) -> dict[str, Any]:
     if name in ("longer", "shorter"):
         return {"rule": name}
-    if name in _SHORT:
-        return {"scorer": {"class_name": _SHORT[name]}, "name": name}
+    if name in scorers:
+        return {"scorer": {"class_name": scorers[name]}, "name": name}
     if name.startswith(("http://", "https://")):
         return {"url": name}
     return {"class_name": name} if ":" in name else {"model": name}

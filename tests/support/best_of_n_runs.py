@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from phf_ray.config import parse_rewards
 from phf_ray.generation.chat.prompts import InstructionPrompt
 from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.best_of_n.request import BestOfNRequest
 from phf_ray.rollouts.prompts import RolloutPrompt, rollout_prompt
+from phf_ray.rollouts.rewards import named_rewards
 from phf_ray.rollouts.sampling import SampledAnswer, SamplingSettings, sample_seed
 
 SHORT = SamplingSettings(max_tokens=16)
@@ -34,7 +34,7 @@ def prompts_of(num: int) -> tuple[RolloutPrompt, ...]:
 def request_of(model: Path, *, num: int = 40, n: int = 4, reward: str = "longer", **changes: Any) -> BestOfNRequest:
     values: dict[str, Any] = {"prompts": prompts_of(num), "n": n, "model": model, "sampling": SHORT, "name": "tiny"}
     if changes.get("mode") != "decode":
-        values["rewards"] = parse_rewards(reward, option="--reward")
+        values["rewards"] = named_rewards(reward, option="--reward")
     return BestOfNRequest(**(values | changes))
 
 

@@ -16,6 +16,7 @@ _EXPORTS = {
     "build_rewarder": "build",
     "build_rewarders": "build",
     "check_spec": "build",
+    "named_rewards": "build",
 }
 
 

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from phf_ray.config.rewards import RewardSpec
+from phf_ray.config.rewards import RewardSpec, parse_rewards
 from phf_ray.errors import ConfigError
 from phf_ray.rollouts.rewards.base import Rewarder
 from phf_ray.rollouts.rewards.rules import RuleRewarder
 from phf_ray.rollouts.rewards.weighted import WeighedRewarders
+from phf_ray.scorers.build import SHORT_NAMES
 
 
 def build_rewarders(
@@ -105,7 +106,14 @@ def computes(spec: RewardSpec) -> bool:
 
 
 def _scorer_config(spec: RewardSpec, device: str | None) -> dict[str, object]:
-    config = dict(spec.scorer or {"class_name": "RewardModelScorer", "path": spec.model})
+    config = dict(spec.scorer or {"class_name": SHORT_NAMES["reward"], "path": spec.model})
     if device is not None and runs_model(spec):
         config.setdefault("device", device)
     return config
+
+
+def named_rewards(text: str, *, option: str) -> tuple[RewardSpec, ...]:
+    """Parse what a user wrote for a reward, where a scorer that needs no settings may be named alone: `pep8`."""
+    # A reward model is named by its folder.
+    scorers = {name: class_name for name, class_name in SHORT_NAMES.items() if name != "reward"}
+    return parse_rewards(text, option=option, scorers=scorers)

@@ -13,13 +13,13 @@ from tiny_models import write_checkpoint
 from jobs.annotate import main as annotate
 from jobs.best_of_n import main
 from jobs.leaderboard import main as leaderboard
-from phf_ray.config import parse_rewards
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.feedback import read_feedback, read_feedback_manifest
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.best_of_n import plan as plan_module
 from phf_ray.rollouts.best_of_n.job import best_of_n, best_of_n_here
 from phf_ray.rollouts.best_of_n.stages import Hardware
+from phf_ray.rollouts.rewards import named_rewards
 from phf_ray.rollouts.sampling import SamplingSettings
 
 
@@ -307,8 +307,8 @@ def test_more_samples_than_the_cache_holds_take_turns(model, tmp_path):
         ({"n": 2}, "--n"),
         ({"seed": 1}, "--seed"),
         ({"sampling": SamplingSettings(max_tokens=17)}, "--temperature, --top-p, --top-k, --max-tokens"),
-        ({"rewards": parse_rewards("{rule: longer, weight: 2}", option="")}, "--reward"),
-        ({"gold": parse_rewards("shorter", option="")[0]}, "--gold"),
+        ({"rewards": named_rewards("{rule: longer, weight: 2}", option="")}, "--reward"),
+        ({"gold": named_rewards("shorter", option="")[0]}, "--gold"),
         ({"prompts": prompts_of(41)}, "--prompts"),
         ({"prompts": tuple(replace(one, row={"solution": 3}) for one in prompts_of(40))}, "--prompts"),
         ({"template": "{instruction}!"}, "--template"),

@@ -11,13 +11,12 @@ from judge_server import judge_server
 from tiny_models import tiny_sentencepiece, write_checkpoint
 from tiny_rewards import write_reward_model
 
-from phf_ray.config import parse_rewards
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.prompts import InstructionPrompt, TextPrompt
 from phf_ray.generation.chat.templates import load_template
 from phf_ray.judging.question import Failure
 from phf_ray.rollouts.prompts import rollout_prompt
-from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec
+from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec, named_rewards
 from phf_ray.rollouts.rewards.identities import spec_identity
 from phf_ray.scorers.build import build_scorer
 from serve.api.application import build_app
@@ -36,7 +35,7 @@ def answered(*texts, prompt=ADD):
 
 
 def rewarder(text):
-    [spec] = parse_rewards(text, option="--reward")
+    [spec] = named_rewards(text, option="--reward")
     check_spec(spec, option="--reward")
     return build_rewarder(spec)
 
@@ -92,21 +91,21 @@ def test_a_reward_model_with_another_tokenizer_encodes_the_text_again(tmp_path, 
     assert scorer._tokenizer.eos_token == "</s>", "the reward model has a tokenizer of its own"
     text = "def add(first):"
     wanted = -scorer.score_answers([("Add\n\n1 2", text)])[0].score
-    found = build_rewarders(parse_rewards(folder, option="--reward")).rewards(answered(text))
+    found = build_rewarders(named_rewards(folder, option="--reward")).rewards(answered(text))
     assert found[0].reward == pytest.approx(wanted)
 
 
 def test_the_identity_of_a_reward_model_tells_its_weights_wherever_they_lie(tmp_path):
     first = write_reward_model(tmp_path / "first")
-    identity = build_rewarder(*parse_rewards(str(first), option="")).identity
+    identity = build_rewarder(*named_rewards(str(first), option="")).identity
     first.rename(tmp_path / "second")
-    assert build_rewarder(*parse_rewards(str(tmp_path / "second"), option="")).identity == identity
+    assert build_rewarder(*named_rewards(str(tmp_path / "second"), option="")).identity == identity
     other = write_reward_model(tmp_path / "other", length=32)
-    assert build_rewarder(*parse_rewards(str(other), option="")).identity != identity
+    assert build_rewarder(*named_rewards(str(other), option="")).identity != identity
 
 
 def test_an_own_rewarder_and_what_it_must_not_say():
-    specs = parse_rewards("{class_name: 'own_rewarders:WordRewarder', settings: {word: a}, name: words}", option="")
+    specs = named_rewards("{class_name: 'own_rewarders:WordRewarder', settings: {word: a}, name: words}", option="")
     said = build_rewarders(specs).rewards(answered("a b a", "nan", "FAIL", "None"))
     assert [one.reward for one in said] == [2.0, None, None, None]
     assert [one.error for one in said[1:]] == [
@@ -114,7 +113,7 @@ def test_an_own_rewarder_and_what_it_must_not_say():
         "words: unlucky: the answer says FAIL",
         "words: no_reward: the rewarder said None",
     ]
-    short = build_rewarders(parse_rewards("own_rewarders:ShortRewarder", option=""))
+    short = build_rewarders(named_rewards("own_rewarders:ShortRewarder", option=""))
     with pytest.raises(ConfigError, match="returned 1 rewards for 2 answers"):
         short.rewards(answered("a", "b"))
     with pytest.raises(ConfigError, match=r"its rewarders are DyingRewarder, ShortRewarder"):
@@ -124,10 +123,10 @@ def test_an_own_rewarder_and_what_it_must_not_say():
 
 
 def test_several_rewards_add_up_by_weight_and_gold_does_not_enter():
-    specs = parse_rewards(
+    specs = named_rewards(
         "[{rule: longer, weight: 0.5}, {class_name: 'own_rewarders:WordRewarder', name: words, weight: 2}]", option=""
     )
-    both = build_rewarders(specs, *parse_rewards("shorter", option=""))
+    both = build_rewarders(specs, *named_rewards("shorter", option=""))
     first, second = both.rewards(answered("the end", "the FAIL"))
     assert (first.reward, first.gold, first.error) == (0.5 * 7 + 2 * 1, -7.0, None)
     assert first.by_name == {"longer": 7.0, "words": 1.0}
@@ -158,7 +157,7 @@ def test_a_reference_without_an_answer_is_no_empty_answer_that_every_text_beats(
     assert judge.rewards(answered("la", prompt=SING))[0].kind == "no_reference"
     assert judge.rewards(answered("it is three")) == [1.0]
     # A table is no text, and still decides what a run is.
-    assert spec_identity(*parse_rewards(text, option=""))["reference"] == judge.identity["reference"]
+    assert spec_identity(*named_rewards(text, option=""))["reference"] == judge.identity["reference"]
     pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "reference.parquet")
     with pytest.raises(ConfigError, match="answered no prompt"):
         rewarder(text)
@@ -276,10 +275,10 @@ def test_a_wrong_spec_is_refused_before_anything_is_loaded(text, message, tmp_pa
     (tmp_path / "no").mkdir()
     (tmp_path / "binary.yml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        [check_spec(spec, option="--reward") for spec in parse_rewards(text, option="--reward")]
+        [check_spec(spec, option="--reward") for spec in named_rewards(text, option="--reward")]
 
 
 def test_a_language_model_is_no_reward_model(tmp_path):
-    [spec] = parse_rewards(str(write_checkpoint(tmp_path / "model")), option="--reward")
+    [spec] = named_rewards(str(write_checkpoint(tmp_path / "model")), option="--reward")
     with pytest.raises(ConfigError, match=r"--reward: .* holds a language model, and no reward model"):
         check_spec(spec, option="--reward")
