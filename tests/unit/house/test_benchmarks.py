@@ -7,7 +7,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from benchmarks import bench_before, bench_feedback, bench_lora, bench_objectives, bench_score, bench_train
+from benchmarks import (
+    bench_annotate,
+    bench_before,
+    bench_feedback,
+    bench_lora,
+    bench_objectives,
+    bench_rounds,
+    bench_score,
+    bench_train,
+)
 from benchmarks.__main__ import command
 from benchmarks.bench_objectives import Result, Sizes, bench_training
 
@@ -139,3 +148,23 @@ def test_steps_are_compared_with_those_of_another_commit(monkeypatch, capsys):
 def test_a_commit_that_is_not_there_is_named(capsys):
     assert bench_before.main(["--before", "no-such-commit", "--pairs", "1"]) == 2
     assert "no-such-commit" in capsys.readouterr().err
+
+
+def test_judging_is_compared_with_bare_loops(monkeypatch, capsys):
+    monkeypatch.setattr(bench_annotate, "DELAY_S", 0.01)
+    sizes = ("--rounds", "1", "--requests", "8", "--rows", "60")
+    assert bench_annotate.main(["--parts", "http", "cache", *sizes]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [each["name"] for each in report["verdicts"]] == [
+        "requests/s / bare asyncio client",
+        "rows/s from the cache / bare reads",
+    ]
+    assert report["requests"] == 8
+
+
+def test_rounds_are_compared_with_the_sum_of_their_parts(monkeypatch, capsys):
+    monkeypatch.setattr(bench_rounds, "TOKENS", 4)
+    assert bench_rounds.main(["--pairs", "1", "--rounds", "2", "--threads", "1", "--parts", "sum"]) == 0
+    (verdict,) = json.loads(capsys.readouterr().out.splitlines()[-1])["verdicts"]
+    assert verdict["name"] == "time of a round / its parts"
+    assert verdict["median"] > 1
