@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_train import Verdict, judge, print_verdicts
+from phf_ray.judging import Judge
 from phf_ray.judging.annotate import annotate, judge_here
 from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.annotators import AskedAnnotator
@@ -51,7 +52,7 @@ POOL = {
 RULE = {"annotators": [{"name": "slow", "judge": {"class_name": "benchmarks.bench_annotate:SlowJudge"}}]}
 
 
-class SlowJudge:
+class SlowJudge(Judge):
     """Computes 5 ms for a pair."""
 
     def prefer(self, pairs: Sequence[Pair]) -> list[float]:
