@@ -60,12 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = _train(arguments, config, directory=directory, checkpoint_path=checkpoint_path)
     print(directory.path / summary["checkpoint"])
     push_once(config, directory)
-    missing = _missing_evaluations(summary)
-    if missing:
-        raise IncompleteError(
-            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
-            "their folders in evaluations/"
-        )
+    refuse_missing_evaluations(summary)
     return 0
 
 
@@ -188,6 +183,15 @@ def _missing_evaluations(summary: Mapping[str, Any]) -> dict[str, str]:
     return dict(summary.get("evaluations", {}).get("missing", {}))
 
 
+def refuse_missing_evaluations(summary: Mapping[str, Any]) -> None:
+    missing = _missing_evaluations(summary)
+    if missing:
+        raise IncompleteError(
+            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
+            "their folders in evaluations/"
+        )
+
+
 def parser() -> argparse.ArgumentParser:
     parser = job_parser(
         "train_lm",
@@ -233,8 +237,13 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
             "dataset.datasets is empty; add --override dataset.datasets=[DIR] with a scored corpus or, for plain "
             "likelihood, any text"
         )
-    if arguments.run_name in ("", ".", "..", "blocks") or "/" in arguments.run_name:
-        raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as mle-1")
+    check_place(arguments, taken=("blocks",), example="mle-1")
+
+
+def check_place(arguments: argparse.Namespace, *, taken: Sequence[str], example: str) -> None:
+    """Check the name of the run, and where it is stored. `taken`: folders that the storage has for other things."""
+    if arguments.run_name in ("", ".", "..", *taken) or "/" in arguments.run_name:
+        raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as {example}")
     if is_url(arguments.storage_path):
         raise ConfigError(
             f"--storage-path {arguments.storage_path} is a URL, but runs need a mounted file system; give a path such "

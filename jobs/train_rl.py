@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.cli import add_config_arguments, config_from, require_shared, run, start_ray
 from jobs.commands import job_parser
-from jobs.train_lm import check_adapters, default_run_name, push_once
+from jobs.train_lm import check_adapters, check_place, default_run_name, push_once, refuse_missing_evaluations
 from phf_ray.config import Config, task_path
-from phf_ray.errors import ConfigError, IncompleteError, PhfError
+from phf_ray.errors import ConfigError, PhfError
 from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -62,12 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if summary["checkpoint"] is not None:
         print(directory.path / summary["checkpoint"])
         push_once(config, directory)
-    missing = dict(summary.get("evaluations", {}).get("missing", {}))
-    if missing:
-        raise IncompleteError(
-            f"the model is trained, but evaluations during training are missing: {missing}; fix the cause, or remove "
-            "their folders in evaluations/"
-        )
+    refuse_missing_evaluations(summary)
     return 0
 
 
@@ -184,13 +179,7 @@ def _check(arguments: argparse.Namespace, config: Config) -> None:
             "the configuration has no rollouts and no algorithm; give --method with a file that has them, such as "
             "rloo (configs/alpaca/rloo.yml), or learn from stored data with `phf train-lm`"
         )
-    if arguments.run_name in ("", ".", "..", "blocks", "prompts") or "/" in arguments.run_name:
-        raise ConfigError(f"--run-name {arguments.run_name!r} can't name a new folder; use a word such as rloo-1")
-    if is_url(arguments.storage_path):
-        raise ConfigError(
-            f"--storage-path {arguments.storage_path} is a URL, but runs need a mounted file system; give a path such "
-            f"as /mnt/shared/{arguments.storage_path.rstrip('/').rpartition('/')[2]}"
-        )
+    check_place(arguments, taken=("blocks", "prompts"), example="rloo-1")
 
 
 def _print_plan(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,17 @@ from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from phf_ray.errors import PhfError
+
+
+def cluster_resources() -> dict[str, float]:
+    """Return what Ray has in all; of a Ray on this machine alone, no more CPUs than the machine.
+
+    Ray may have been told more CPUs than the machine has. More actors than cores use more memory and save no time.
+    """
+    found: dict[str, float] = ray.cluster_resources()
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        found["CPU"] = min(found.get("CPU", 0.0), os.cpu_count() or 1)
+    return found
 
 
 def as_they_finish(pending: list[Any]) -> Iterator[Any]:

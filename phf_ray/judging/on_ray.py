@@ -5,7 +5,6 @@ if it dies, and goes on from the store; it stays on the node of the job, where t
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from phf_ray.corpus.on_ray import data_settings, own_errors
+from phf_ray.corpus.on_ray import cluster_resources, data_settings, own_errors
 from phf_ray.errors import PhfError
 from phf_ray.judging.annotate import PARTS_AT_ONCE, JudgingRunner, Outcome
 from phf_ray.judging.annotate_shard import JudgingWork, ShardJudge
@@ -146,8 +145,5 @@ def _asking_actor(desk: DeskSettings) -> Any:
 
 
 def _room(*, computes: bool) -> int:
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
-        # Ray may have been told more CPUs than the machine has.
-        num_cpus = min(num_cpus, os.cpu_count() or 1)
+    num_cpus = int(cluster_resources().get("CPU", 1))
     return max(1, num_cpus if computes else num_cpus // 4)

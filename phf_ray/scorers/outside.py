@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from types import ModuleType
+from typing import Any
 
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.base import Scorer
@@ -46,6 +47,22 @@ def named_in_module(name: str, *, kind: str) -> tuple[ModuleType, str]:
             f"({type(error).__name__}: {error}); it must be importable on every node: add its folder to PYTHONPATH, "
             "or to working_dir or py_modules of Ray's runtime_env"
         ) from error
+
+
+def derived_in_module(name: str, base: type[Any], *, kind: str, home: str) -> type[Any]:
+    """Import and return the class `my_module:MyClass`, which must derive from `base`. The import runs its code.
+
+    `home`: where users import the base class from. Raises ConfigError that says what is missing: module or class.
+    """
+    module, class_name = named_in_module(name, kind=kind)
+    found = getattr(module, class_name, None)
+    if inspect.isclass(found) and issubclass(found, base):
+        return found
+    known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
+    raise ConfigError(
+        f"{kind} class_name {name!r}: {module.__name__} has no class {class_name} derived from {home}; "
+        f"its {kind}s are {', '.join(sorted(set(known) - {base.__name__})) or 'none'}"
+    )
 
 
 def _scorers_in(module: object) -> str:

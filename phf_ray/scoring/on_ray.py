@@ -13,7 +13,7 @@ from ray.util.metrics import Counter as MetricCounter
 from ray.util.metrics import Gauge as MetricGauge
 
 from phf_ray.config import GpuPoolConfig, PoolConfig
-from phf_ray.corpus.on_ray import data_settings, own_errors
+from phf_ray.corpus.on_ray import cluster_resources, data_settings, own_errors
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.tasks import without_gpus
@@ -121,14 +121,10 @@ def _never_fits(pool: PoolConfig) -> ConfigError:
 
 
 def _room_for(pool: PoolConfig) -> int | None:
-    """Return the number of actors that fit on this machine, or None on a cluster, which may grow.
-
-    Ray may have been told more CPUs than the machine has. More actors than cores use more memory and save no time.
-    """
+    """Return the number of actors that fit on this machine, or None on a cluster, which may grow."""
     if _may_grow():
         return None
-    available = ray.cluster_resources()
-    available["CPU"] = min(available.get("CPU", 0), os.cpu_count() or 1)
+    available = cluster_resources()
     room = min((int(available.get(name, 0) / amount) for name, amount in resources_of(pool).items()), default=1)
     return max(pool.min, room) if room else None
 

@@ -1,6 +1,5 @@
 """Finds a judge in the user's own module, named `my_module:MyJudge` in a pool."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.judging.judges.base import Judge
 from phf_ray.judging.pairs import Pair, Preference
 from phf_ray.judging.question import Failure
-from phf_ray.scorers.outside import named_in_module
+from phf_ray.scorers.outside import derived_in_module
 
 
 def outside_judge(name: str, settings: Mapping[str, Any]) -> Judge:
@@ -24,15 +23,7 @@ def judge_class(name: str) -> type[Judge]:
 
     Raises ConfigError that says what is missing: the module, or the class in it.
     """
-    module, class_name = named_in_module(name, kind="judge")
-    found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, Judge)):
-        known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Judge)]
-        judges = ", ".join(sorted(set(known) - {"Judge"})) or "none"
-        raise ConfigError(
-            f"judge class_name {name!r}: {module.__name__} has no class {class_name} derived from "
-            f"phf_ray.judging.Judge; its judges are {judges}"
-        )
+    found: type[Judge] = derived_in_module(name, Judge, kind="judge", home="phf_ray.judging.Judge")
     return found
 
 

@@ -3,7 +3,6 @@
 Actors can die at any time: a part is written whole or not at all, and Ray gives it to another actor.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from phf_ray.corpus.on_ray import data_settings, own_errors
+from phf_ray.corpus.on_ray import cluster_resources, data_settings, own_errors
 from phf_ray.evaluation.on_ray import label_selector
 from phf_ray.rollouts.best_of_n.job import BestOfNRunner, Outcome
 from phf_ray.rollouts.best_of_n.plan import BestOfNFolder
@@ -77,10 +76,5 @@ def _resources(pool: ActorPool, *, computes: bool) -> dict[str, Any]:
 
 
 def _room(pool: ActorPool) -> int:
-    if pool.num_gpus:
-        return max(1, int(ray.cluster_resources().get("GPU", 1) / pool.num_gpus))
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
-        # Ray may have been told more CPUs than the machine has.
-        num_cpus = min(num_cpus, os.cpu_count() or 1)
-    return max(1, num_cpus)
+    resources = cluster_resources()
+    return max(1, int(resources.get("GPU", 1) / pool.num_gpus if pool.num_gpus else resources.get("CPU", 1)))
