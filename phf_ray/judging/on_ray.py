@@ -116,7 +116,8 @@ def judge_on_ray(*, max_actors: int | None = None) -> JudgingRunner:
                     compute=ActorPoolStrategy(
                         min_size=1,
                         max_size=min(len(shards), max_actors or _room(computes=computes)),
-                        max_tasks_in_flight_per_actor=PARTS_AT_ONCE,
+                        # Ray Data starts another actor only if more parts wait than the actors can judge at once.
+                        max_tasks_in_flight_per_actor=2 * PARTS_AT_ONCE,
                         max_concurrent_calls_per_actor=PARTS_AT_ONCE,
                     ),
                     num_cpus=1 if computes else 0,

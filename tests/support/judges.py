@@ -1,9 +1,13 @@
 """Judges for tests: askers that answer from what they are shown, and pools that ask them."""
 
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from phf_ray.judging import Judge, Pair
 from phf_ray.judging.question import Answer, Failure, Question
 
 CHAT = {"chat": {"url": "http://localhost:1/v1", "model": "m"}}
@@ -62,3 +66,16 @@ def numbered_rows(num: int) -> list[dict[str, str]]:
         {"instruction": f"Count to {i}.", "input": "", "output_1": "x" * (i + 1), "output_2": "y" * (i + 2 * (i % 2))}
         for i in range(num)
     ]
+
+
+class WaitsForAnother(Judge):
+    """Judges in a process of its own, and prefers nothing before another process judges, too."""
+
+    def __init__(self, folder: str, patience_s: float = 120):
+        self._folder, self._deadline = Path(folder), time.monotonic() + patience_s
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[float]:
+        (self._folder / str(os.getpid())).touch()
+        while len(list(self._folder.iterdir())) < 2 and time.monotonic() < self._deadline:
+            time.sleep(0.05)
+        return [1.5 for _ in pairs]

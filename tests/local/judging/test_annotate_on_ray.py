@@ -67,6 +67,21 @@ def test_any_number_of_actors_gives_the_comparisons_of_one_process(tmp_path, ser
     assert here.manifest["fingerprint"] == on_one.manifest["fingerprint"] == on_three.manifest["fingerprint"]
 
 
+def test_actors_that_judge_grow_in_number_while_parts_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotate_plan, "_FEWEST_ROWS", 16)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    judge = {"class_name": "judges:WaitsForAnother", "settings": {"folder": str(seen)}}
+    pairs = write_rows(tmp_path / "pairs.json", pair_rows(16 * 16))
+    request = AnnotateRequest(
+        JudgingSource(pairs=pairs), load_pool({"annotators": [{"name": "waits", "judge": judge}]})
+    )
+    annotate(
+        request, str(tmp_path / "out"), desk=desk_of(request, tmp_path / "cache"), runner=judge_on_ray(max_actors=2)
+    )
+    assert len(list(seen.iterdir())) == 2
+
+
 def test_a_budget_holds_over_all_actors_and_its_error_is_the_job_s_own(tmp_path, server):
     request = request_of(tmp_path, server.url)
     desk = desk_of(request, tmp_path / "cache", "0.003")
