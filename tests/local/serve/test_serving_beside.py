@@ -1,6 +1,7 @@
 """Applications on a Ray that runs already: limits, keys, and what it serves beside ours."""
 
 import contextlib
+import gc
 import time
 
 import httpx
@@ -32,7 +33,7 @@ def test_a_stream_over_the_time_limit_ends_in_an_error_of_openai_client_and_leav
             client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
             with pytest.raises(openai.APIError, match="the request took more than 3 s"):
                 pieces.extend(client.completions.create(**fields, stream=True))
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 20
             # 429 while they are in the engine.
             while httpx.post(f"{url}/v1/completions", json=quick, timeout=60).status_code != 200:
                 assert time.monotonic() < deadline
@@ -93,13 +94,16 @@ def test_a_model_of_a_job_gets_half_of_the_cpus(local_ray, tmp_path):
     def num_free():
         return ray.available_resources().get("CPU", 0.0)
 
-    deadline = time.monotonic() + 60
-    while num_free() < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    with serving({"mle": str(write_checkpoint(tmp_path / "mle", seed=1))}):
-        # The ingress has a tenth of one.
-        while num_free() > 1.95:
+    def wait_for(condition):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.2)
+            # Ray Data's actors keep their CPUs after an error until the collector frees what knows them.
+            gc.collect()
+
+    wait_for(lambda: num_free() == 4)
+    with serving({"mle": str(write_checkpoint(tmp_path / "mle", seed=1))}):
+        # The ingress has a tenth of one.
+        wait_for(lambda: num_free() <= 1.95)
         assert num_free() > 1.5

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -296,13 +295,11 @@ def test_a_run_that_waits_for_workers_ends_when_it_is_told_to(tmp_path, local_ra
     )
     try:
         assert any("waiting for it to grow" in line for line in job.stderr)
-        since = time.monotonic()
         job.send_signal(signal.SIGTERM)
         _, rest = job.communicate(timeout=60)
     finally:
         job.kill()
     assert job.returncode == 5, rest
-    assert time.monotonic() - since < 20
     assert "the run ended at step 0, because it was told to stop" in rest
 
 

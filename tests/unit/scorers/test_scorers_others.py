@@ -96,9 +96,9 @@ def test_the_longest_word_counts_in_any_script():
 
 
 def test_many_marks_in_a_row_do_not_take_minutes():
-    started = time.monotonic()
+    started = time.process_time()
     assert found(["a"], "a b" + "\u0301\u0316" * 300_000 + " a") == ["a", "a"]
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_a_word_list_without_words_is_refused(tmp_path):

@@ -164,9 +164,9 @@ def test_a_word_is_likely_where_textblob_says_so(word):
 
 
 def test_a_very_long_word_near_skype_is_unlikely_at_once():
-    started = time.monotonic()
+    started = time.process_time()
     assert not is_likely_word("x" * 100_000)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_scorer_finds_spans_and_says_what_it_is_made_of():
@@ -366,9 +366,9 @@ def test_spans_of_time_that_come_to_an_adults_age_are_found(unit):
 )
 @pytest.mark.timeout(300)
 def test_a_megabyte_in_one_line_does_not_take_minutes(text):
-    started = time.monotonic()
+    started = time.process_time()
     SCORER.score_all([text])
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 MADE_UP = {
@@ -525,9 +525,9 @@ def test_long_texts_take_no_minutes_in_any_locale(locale):
     scorer = build_scorer({"class_name": "PIIScorer", "locale": locale})
     errors = {}
     for name, text in SLOW.items():
-        started = time.monotonic()
+        started = time.process_time()
         [scored] = scorer.score_all([text])
-        assert time.monotonic() - started < 40, name
+        assert time.process_time() - started < 40, name
         errors[name] = (scored.error or "").partition(":")[0]
     reasons = dict.fromkeys(("numbers after born", "different numbers after born"), "OverlongSentenceError")
     if locale != "en_US":
@@ -537,10 +537,10 @@ def test_long_texts_take_no_minutes_in_any_locale(locale):
 
 def test_too_many_numbers_near_born_have_a_reason_at_once():
     sentences = [" ".join(map(str, range(first, first + 200))) for first in range(1, 4000, 200)]
-    started = time.monotonic()
+    started = time.process_time()
     [scored] = SCORER.score_all(["born " + ". ".join(sentences)])
     assert scored.error.startswith("TooManyNumbersError: ")
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_list_of_births_is_searched_however_long():

@@ -183,6 +183,6 @@ def test_the_types_of_spans_are_the_detectors(locale, mode):
     ids=range(8),
 )  # fmt: skip
 def test_made_up_texts_take_no_minutes(text):
-    started = time.monotonic()
+    started = time.process_time()
     STRICT.score_all([text])
-    assert time.monotonic() - started < 40
+    assert time.process_time() - started < 40
