@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from phf_ray.errors import ConfigError
-from phf_ray.storage.files import is_local, open_filesystem
+from phf_ray.storage.files import is_local, open_filesystem, store_errors
 
 
 @contextmanager
@@ -23,8 +23,12 @@ def only_command(output: str) -> Iterator[None]:
         return
     # A lock on the folder itself leaves no file behind, which could be taken for somebody's data.
     is_new = not Path(inner).exists()
-    Path(inner).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(inner, os.O_RDONLY | os.O_DIRECTORY)
+    with store_errors(f"--output {output}"):
+        try:
+            Path(inner).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"--output {output} is a file, or is below one; give a folder") from None
+        descriptor = os.open(inner, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(descriptor, output)
         yield

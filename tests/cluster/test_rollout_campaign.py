@@ -14,8 +14,9 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ from phf_ray.runs.directory import RunDirectory
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ROUNDS = 20
@@ -42,6 +44,17 @@ INCOMPLETE = 5
 """Exit code of a command that says: run me again."""
 
 
+def started(start: Callable[[], T]) -> T:
+    """Ray gives a node 30 s to start, and a busy machine can take longer. So there are three tries."""
+    for tries_left in (2, 1, 0):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+    raise AssertionError
+
+
 class Nodes:
     """A head without CPUs and two nodes; a lost node is replaced, as an autoscaler would."""
 
@@ -49,19 +62,12 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
         self._nodes = [self._add(), self._add()]
         self.environment = {**os.environ, "RAY_ADDRESS": self._cluster.address, "PHF_SHARED_ROOTS": str(shared)}
 
     def _add(self):
-        for tries_left in (2, 1, 0):
-            try:
-                return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
-            except Exception as error:
-                # Ray gives a node 30 s to start, and a busy machine can take longer.
-                if "timed out during startup" not in str(error) or not tries_left:
-                    raise
-        raise AssertionError
+        return started(lambda: self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20))
 
     def kill(self, node_id: str) -> None:
         """Kill the node's raylet, and its workers with it."""

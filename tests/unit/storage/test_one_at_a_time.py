@@ -32,6 +32,17 @@ def test_a_folder_in_which_nothing_came_to_be_is_removed(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["", "/out"])
+def test_a_file_is_no_output(tmp_path, below):
+    (tmp_path / "thesis").write_text("mine")
+    output = f"{tmp_path}/thesis{below}"
+    with (
+        pytest.raises(ConfigError, match=f"--output {output} is a file, or is below one; give a folder"),
+        only_command(output),
+    ):
+        pass
+
+
 def test_the_lock_ends_with_a_killed_process(tmp_path):
     code = (
         "import sys\nfrom phf_ray.storage.one_at_a_time import only_command\n"
