@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not config.model.from_scratch:
         config = config.with_tokenizer_of(config.model.path_or_name, revision=config.model.revision)
     directory.check(config=config.model_dump(mode="json"))
-    before = directory.read_summary()
-    if before.get("status") == "finished" and not _missing_evaluations(before):
-        log.info("%s is finished; nothing to do", directory.path)
-        push_once(config, directory)
+    if is_done(config, directory):
         return 0
     check_adapters(config, checkpoint_path=checkpoint_path)
     if arguments.dry_run:
@@ -163,6 +160,19 @@ def default_run_name(task: str, method: str | None, *, shape: str | None = None)
     file = task_path(task).resolve()
     parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
     return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
+
+
+def is_done(config: Config, directory: RunDirectory) -> bool:
+    """Return whether nothing is left of the run but, perhaps, its push to the hub, which is tried here.
+
+    Evaluations during training that are missing are left: the next start tries them again.
+    """
+    before = directory.read_summary()
+    if before.get("status") != "finished" or _missing_evaluations(before):
+        return False
+    log.info("%s is finished; nothing to do", directory.path)
+    push_once(config, directory)
+    return True
 
 
 def push_once(config: Config, directory: RunDirectory) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, config_from, require_shared, run, start_ray
 from jobs.commands import job_parser
-from jobs.train_lm import check_adapters, check_place, default_run_name, push_once, refuse_missing_evaluations
+from jobs.train_lm import check_adapters, check_place, default_run_name, is_done, push_once, refuse_missing_evaluations
 from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.runs.directory import RunDirectory
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not config.model.from_scratch:
         config = config.with_tokenizer_of(config.model.path_or_name, revision=config.model.revision)
     directory.check(config=config.model_dump(mode="json"))
-    if directory.read_summary().get("status") == "finished":
-        log.info("%s is finished; nothing to do", directory.path)
-        push_once(config, directory)
+    if is_done(config, directory):
         return 0
     prepared = _prepare(config, directory, checkpoint_path=checkpoint_path, stores=not arguments.dry_run)
     if arguments.dry_run:

@@ -219,6 +219,10 @@ class AnnotatorConfig(Section):
         return self
 
 
+OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices", "texts_at_once")
+"""Settings that decide no judgement."""
+
+
 class AnnotatorPool(Section):
     annotators: tuple[AnnotatorConfig, ...]
     """A hash of the seed and the instruction draws who judges a row."""

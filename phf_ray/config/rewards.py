@@ -96,7 +96,8 @@ class RewardSpec(Section):
     class_name: str | None = None
     """A rewarder of your own: `my_module:MyRewarder`."""
     settings: dict[str, Any] = {}
-    """Arguments of the rewarder that class_name names."""
+    """Arguments of the rewarder that class_name names. `config.json` of a run shows them: keys belong in environment
+    variables."""
     name: str | None = None
     """Its name in files and reports: reward_<name>. null: after what it is."""
     weight: float = 1.0

@@ -24,6 +24,7 @@ from phf_ray.feedback.reader import read_feedback_manifest
 from phf_ray.feedback.shard import keys_file, store_keys, write_part
 from phf_ray.storage.files import open_filesystem
 from phf_ray.storage.licenses import licenses_of
+from phf_ray.storage.one_at_a_time import only_command
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,16 @@ def prepare_feedback(
 
     `append`: also take in files that the stored plan does not have. The parts that are there stay as they are.
 
-    Raises ConfigError if the request does not fit the input or the contents of `output`, and DataError if no record
-    made a row.
+    Raises ConfigError if the request does not fit the input or the contents of `output`, or if another command works on
+    it, and DataError if no record made a row.
     """
+    with only_command(output):
+        return _prepare_feedback(request, output, append=append, restart=restart, runner=runner)
+
+
+def _prepare_feedback(
+    request: FeedbackRequest, output: str, *, append: bool, restart: bool, runner: FeedbackRunner
+) -> FeedbackManifest:
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
     plan = prepare_feedback_plan(request, place, append=append, restart=restart)
     if place.has(SUCCESS):

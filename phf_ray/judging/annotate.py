@@ -25,6 +25,7 @@ from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_failures, check_
 from phf_ray.judging.importing import has_known
 from phf_ray.judging.judged_rows import FORM, JudgingStats
 from phf_ray.judging.store import Store
+from phf_ray.storage.one_at_a_time import only_command
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,25 @@ def annotate(
 ) -> Annotated:
     """Judge all pairs into the folder or URL `output`. A second call does only the missing parts.
 
-    Raises ConfigError if the request does not fit the input or the contents of `output`, DataError for a row that can't
-    be judged, and IncompleteError if too many judgements failed or the budget is spent.
+    Raises ConfigError if the request does not fit the input or the contents of `output`, or if another command works on
+    it; DataError for a row that can't be judged; IncompleteError if too many judgements failed or the budget is spent.
     """
     check_fraction(max_failed_fraction)
+    with only_command(output):
+        return _annotate(
+            request, output, desk=desk, max_failed_fraction=max_failed_fraction, restart=restart, runner=runner
+        )
+
+
+def _annotate(
+    request: AnnotateRequest,
+    output: str,
+    *,
+    desk: DeskSettings,
+    max_failed_fraction: float,
+    restart: bool,
+    runner: JudgingRunner,
+) -> Annotated:
     place = CorpusFolder(output, keys=FEEDBACK_KEYS)
     plan, found = plan_annotation(request, place, restart=restart)
     digests = [plan.digest(shard) for shard in range(plan.num_shards)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phf_ray.corpus.layout import PLAN, TEMPORARY
+from phf_ray.corpus.layout import PLAN, SUCCESS, TEMPORARY
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.feedback.duplicates import keys_from, repeats
@@ -31,8 +31,6 @@ _FEWEST_ROWS, _MOST_ROWS, _PARTS = 128, 4096, 64
 """Rows of a part: enough to keep an endpoint busy, few enough for several actors."""
 _STAGED_BYTES = 32 << 20
 """Text in memory while pairs are dealt to parts. Larger input is read once more for each time so much."""
-_OF_NO_CONSEQUENCE = ("max_in_flight", "patience_s", "timeout_s", "key_env", "price", "prices", "texts_at_once")
-"""Settings that decide no judgement."""
 _encoded = json.JSONEncoder(default=str).encode
 """`json.dumps(value, default=str)`, without making an encoder each time."""
 
@@ -61,7 +59,7 @@ class AnnotateRequest:
             "input": json_fingerprint(files),
             "mode": "pairs" if self.source.pairs else "samples" if self.source.samples else "head2head",
             "all_samples": self.source.all_samples,
-            "annotators": digest([_stripped(self.pool.config.model_dump(mode="json")), repr(self.pool.prompts)]),
+            "annotators": self.pool.identity,
             "seed": self.seed,
             "p_label_flip": self.steps.p_label_flip,
             **({"served": served} if served else {}),
@@ -132,13 +130,16 @@ def plan_annotation(
     stored = None if restart else read_annotate_plan(place)
     if stored is not None:
         changes = [name for name in key if stored.key.get(name) != key[name]]
-        if changes:
+        if changes and (place.has(SUCCESS) or place.committed(stored.num_shards)):
             named = ", ".join(f"{_FLAGS.get(name, name)}" for name in changes)
             raise ConfigError(
                 f"--output {place.path} was begun with another {named}; give another --output, or --restart to discard "
                 "its contents (answers of judges stay in the cache)"
             )
-        return stored, None
+        if not changes:
+            return stored, None
+        # A command that was refused, or failed before it had judged a part, leaves its place to a corrected one.
+        restart = True
     found = survey(request.source)
     rows = min(max(found.num_pairs // _PARTS, _FEWEST_ROWS), _MOST_ROWS)
     plan = AnnotatePlan(key, found.num_pairs, len(found.duplicates), max(1, found.num_pairs // rows))
@@ -238,9 +239,3 @@ def _pairs(source: JudgingSource) -> Iterator[tuple[Row, Pair]]:
             yield row, pair_of(row, number=number)
         except DataError as error:
             raise DataError(f"{posixpath.basename(source.inputs[0])}, {error}") from None
-
-
-def _stripped(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _stripped(inner) for name, inner in value.items() if name not in _OF_NO_CONSEQUENCE}
-    return [_stripped(inner) for inner in value] if isinstance(value, list) else value

@@ -16,6 +16,7 @@ from phf_ray.config import (
     pool_path,
     read_yaml,
 )
+from phf_ray.config.annotators import OF_NO_CONSEQUENCE
 from phf_ray.errors import ConfigError
 from phf_ray.judging.annotators import Annotator, AskedAnnotator, LocalAnnotator, Manner, ServedScorerAnnotator
 from phf_ray.judging.judges.build import build_judge
@@ -24,6 +25,7 @@ from phf_ray.judging.logit_bias import logit_bias
 from phf_ray.judging.prompts import JudgePrompt, load_prompts
 from phf_ray.judging.score_server import Identity, scoring_judge
 from phf_ray.scorers import scorer_settings
+from phf_ray.storage.hashing import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Pool:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(annotator.name for annotator in self.config.annotators)
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides its judgements, but for what servers say of their scorers."""
+        return digest([_stripped(self.config.model_dump(mode="json")), repr(self.prompts)])
 
     @property
     def endpoints(self) -> dict[str, JudgeServer]:
@@ -108,6 +115,12 @@ class Pool:
             decoding = {**asked, **decoding}
         manner = Manner(judge_of(endpoint), self.prompts[annotator.name], annotator.parser, decoding, seed)
         return AskedAnnotator(annotator, manner)
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _stripped(inner) for name, inner in value.items() if name not in OF_NO_CONSEQUENCE}
+    return [_stripped(inner) for inner in value] if isinstance(value, list) else value
 
 
 def judge_of(endpoint: JudgeServer) -> str:

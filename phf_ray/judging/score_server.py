@@ -76,8 +76,13 @@ def body_of_scores(server: ScoreServer, questions: Sequence[Question]) -> dict[s
     """Return the body of a request for the scores of these questions, all of one judge."""
     asked = [json.loads(question.prompt or "") for question in questions]
     prompts, texts = [prompt for prompt, _ in asked], [text for _, text in asked]
-    scorer = server.name if isinstance(server, ScorerServer) else None
-    return scores_body(texts, None if None in prompts else prompts, scorer=scorer)
+    has_prompts = None not in prompts
+    if isinstance(server, ScorerServer):
+        return scores_body(texts, prompts if has_prompts else None, scorer=server.name)
+    if not has_prompts:
+        return scores_body(texts, None, scorer=None)
+    # OpenRLHF's queries are whole texts, and these are answers.
+    return {**scores_body(texts, prompts, scorer=None), "joined": False}
 
 
 def read_scores(settings: ScoreServerSettings, said: Mapping[str, Any], *, num: int) -> list[float | Failure]:

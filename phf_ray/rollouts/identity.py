@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.errors import ConfigError
-from phf_ray.rollouts.rounds import ROLLOUTS
+from phf_ray.rollouts.rounds import REWARDS
 from phf_ray.runs.changes import changed_settings
+from phf_ray.runs.directory import ROLLOUTS
 from phf_ray.storage.files import write_text
 
 _FILE = "rewards.json"
@@ -17,7 +18,8 @@ def check_rewards_identity(run: Path, identity: Mapping[str, Any]) -> None:
     """Store what decides the rewards or, in a run that has begun, raise ConfigError if something of it has changed."""
     path = run / ROLLOUTS / _FILE
     now = json.loads(json.dumps(identity, default=str))
-    if not path.exists():
+    # Answers alone know nothing of the rewards.
+    if not path.exists() or not any((run / ROLLOUTS).glob(f"round-*/*{REWARDS}")):
         write_text(path, json.dumps(now, indent=2, sort_keys=True) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))

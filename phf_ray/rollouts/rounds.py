@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phf_ray.errors import DataError
+from phf_ray.runs.directory import ROLLOUTS
 from phf_ray.storage.files import write_file, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROLLOUTS = "rollouts"
-"""Folder of the rounds in a run's directory."""
 SAMPLES, REWARDS, LOGPROBS, WEIGHED = "samples.parquet", "rewards.parquet", "logprobs.parquet", "weighed.json"
 UNFINISHED = ".unfinished-rewards.parquet"
 """Rewards of a round of which too many failed: those that are known are not asked for again."""

@@ -26,7 +26,7 @@ from phf_ray.rollouts.algorithms.base import round_figures as round_figures_of
 from phf_ray.rollouts.algorithms.build import build_algorithm
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
-from phf_ray.rollouts.guard.alarms import new_alarms
+from phf_ray.rollouts.guard.alarms import AlarmWatch
 from phf_ray.rollouts.guard.metrics import metrics_row
 from phf_ray.rollouts.guard.read import read_figures, read_round, read_weighed
 from phf_ray.rollouts.guard.stop import StopRules, decide
@@ -83,6 +83,7 @@ class RolloutWorker(Learner):
         self._maker = self._build_maker(rewarders)
         self._stopped_by: str | None = None
         self._constant_groups_told = False
+        self._alarms = AlarmWatch(patience=self._settings.stop.gold_patience)
         self._history: list[RoundFigures] = []
         """On rank 0: the figures of all rounds so far."""
 
@@ -148,8 +149,10 @@ class RolloutWorker(Learner):
         if outcome is not None:
             return outcome
         is_finished = self._state.step == self._num_steps or self._stopped_by is not None
+        # Between the stages of a round, another start is no different from a wish to stop.
+        is_superseded = not is_finished and self._ranks.broadcast(watch.is_superseded())
         return {
-            "status": "finished" if is_finished else "stopped",
+            "status": "finished" if is_finished else "superseded" if is_superseded else "stopped",
             "step": self._state.step,
             "wall_cost": self._cost.figures(),
             "stopped_by": self._stopped_by or f"all {self._settings.rounds} rounds are done",
@@ -282,7 +285,7 @@ class RolloutWorker(Learner):
                 difference,
             )
         self._warn_of_constant_groups(made.number, row)
-        for alarm in new_alarms(self._history, patience=self._settings.stop.gold_patience):
+        for alarm in self._alarms.look(self._history):
             log.warning("round %d: %s", made.number, alarm.text)
         if made.failures:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in made.failures.most_common())

@@ -1,10 +1,12 @@
 """Which settings may change between two starts of one run, and which did."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from phf_ray.config import parse_config
+from phf_ray.config.annotators import OF_NO_CONSEQUENCE
 from phf_ray.errors import ConfigError
 
 # These settings may differ between two starts of one run. They do not change what is learned, except for the order of
@@ -35,6 +37,12 @@ _MAY_CHANGE = {
     "rollouts.max_failed_fraction",
     "rollouts.stop",
 }
+# The same inside the lists of rewards: how servers are asked, and where models run.
+_ASKED = rf"(batch_size|{'|'.join(OF_NO_CONSEQUENCE)})"
+_MAY_CHANGE_OF_REWARDS = re.compile(
+    rf"rollouts\.(reward\.\d+|gold)\.(url\.{_ASKED}|annotators\.cache|annotators\.pool\.(.+\.)?"
+    rf"({'|'.join(OF_NO_CONSEQUENCE)})(\..+)?|scorer\.(device|tokens_per_batch))"
+)
 # Hashes and figures of a plan say little. These are what a user changed.
 _MEANING = {
     "plan.blocks_hash": "the training data or its tokens",
@@ -64,8 +72,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], *, secti
     return [
         f"{_named(key)}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+        if old.get(key) != new.get(key) and not _may_change(key)
     ]
+
+
+def _may_change(key: str) -> bool:
+    is_free = any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    return is_free or _MAY_CHANGE_OF_REWARDS.fullmatch(key) is not None
 
 
 def _named(key: str) -> str:
@@ -75,6 +88,8 @@ def _named(key: str) -> str:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     # Through JSON, like the stored configuration: tuples become lists.
     for key, value in json.loads(json.dumps(values)).items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {str(number): one for number, one in enumerate(value)}
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:

@@ -27,6 +27,8 @@ from phf_ray.runs.starts import may_be_under_way
 from phf_ray.storage.files import sync, write_text
 
 COMPLETE = "COMPLETE"
+ROLLOUTS = "rollouts"
+"""Folder of the rounds of a run that learns from its own answers."""
 
 
 class RunDirectory:
@@ -92,12 +94,13 @@ class RunDirectory:
 
     def _is_empty_run(self) -> bool:
         """Whether no command works on the run, and the run failed before it had anything worth keeping."""
-        return not (self.complete_checkpoints() or self.read_summary() or may_be_under_way(self.path))
+        has_answers = any((self.path / ROLLOUTS).glob("round-*/samples.parquet"))
+        return not (has_answers or self.complete_checkpoints() or self.read_summary() or may_be_under_way(self.path))
 
     def _forget_empty_run(self) -> None:
         for name in ("metrics.jsonl", "wandb_id", "owner.json", "failure.json"):
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.evaluations, self.checkpoints):
+        for folder in (self.evaluations, self.checkpoints, self.path / ROLLOUTS):
             shutil.rmtree(folder, ignore_errors=True)
 
     # --- Who writes ---

@@ -26,6 +26,7 @@ from phf_ray.scoring.pools import scoring_pools, takes_gpu_pool
 from phf_ray.scoring.progress import ProgressTracker, ScoreProgress
 from phf_ray.scoring.request import ScoringRequest
 from phf_ray.storage.licenses import licenses_of
+from phf_ray.storage.one_at_a_time import only_command
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,23 @@ def run_scoring(
     """Score the request's input into the folder or URL `output`. A second call scores only the missing shards.
 
     `executor` scores the shards: `InProcessScoring()`, or `RayScoring()` from `on_ray`. Raises ConfigError if the
-    request can't be scored or does not fit the contents of `output`, DataError if no document could be read, and
-    IncompleteError if more than `scoring.max_failed_fraction` of the segments could not be scored.
+    request can't be scored or does not fit the contents of `output`, or if another command works on it; DataError if
+    no document could be read; IncompleteError if more than `scoring.max_failed_fraction` of the segments could not be
+    scored.
     """
+    with only_command(output):
+        return _run_scoring(request, output, append=append, restart=restart, progress=progress, executor=executor)
+
+
+def _run_scoring(
+    request: ScoringRequest,
+    output: str,
+    *,
+    append: bool,
+    restart: bool,
+    progress: Callable[[ScoreProgress], None] | None,
+    executor: ScoringExecutor,
+) -> CorpusManifest:
     place = CorpusFolder(output)
     plan = prepare_output(request, place, append=append, restart=restart)
     if place.has(SUCCESS):

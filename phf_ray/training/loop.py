@@ -98,7 +98,8 @@ def train(
         saves = is_last or (settings.save_steps is not None and state.step % settings.save_steps == 0)
         is_due = saves or state.step in settings.evaluation_steps
         measures = _measures(state.step, settings)
-        if inspects or is_due or measures:
+        # A row whose totals are read after the next step has that one's time as well.
+        if inspects or is_due or measures or totals.is_there:
             yield from loop.read_pending()
         if loop.is_broken:
             return

@@ -36,7 +36,7 @@ class StepTotals:
     """Statistics of one step over all ranks, on their way from the device.
 
     The copy to the host starts when the step has been launched. `read` waits for the copy one step later, so that it
-    does not stall the device.
+    does not stall the device. On a CPU the step has been computed by then, and `is_there`.
     """
 
     def __init__(self, totals: Statistics):
@@ -50,6 +50,11 @@ class StepTotals:
             self._event.record()
         else:
             self._host = packed
+
+    @property
+    def is_there(self) -> bool:
+        """Whether no device computes meanwhile: nobody gains if `read` waits for the next step."""
+        return self._event is None
 
     def read(self) -> Statistics:
         if self._event is not None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from serve.api.scores import prompts_beside
 from serve.backends import Backend, ScorerBackend
 from serve.compat.shared import LenientModel, served_scorer
+from serve.errors import ApiError
 from serve.schemas import MAX_BATCH, Text, texts_of
 
 Texts = Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
@@ -16,8 +17,10 @@ Texts = Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
 
 class RewardRequest(LenientModel):
     query: Texts
-    """Texts to judge: whole ones, or answers if `prompts` do not stand at their beginning."""
+    """Texts to judge."""
     prompts: Texts | None = None
+    joined: bool = True
+    """Whether each query holds its prompt, as OpenRLHF sends it. false: it is the answer to its prompt."""
 
 
 class RewardResponse(BaseModel):
@@ -34,25 +37,18 @@ def add_rewards(app: FastAPI, backend: Backend) -> None:
     async def get_reward(body: RewardRequest, request: Request) -> RewardResponse:
         """OpenRLHF's remote reward model.
 
-        A query that begins with its prompt, as OpenRLHF sends both, is a whole text in the words of its template, and
-        judged as it is. Another one is the answer to its prompt, which the reward model's template puts into words.
+        A query is a whole text, prompt and answer in the words of the sender's template, and judged as it is; `prompts`
+        beside it say nothing more. With `joined: false`, which is ours, it is the answer to its prompt, which the
+        reward model's template puts into words. Nothing is guessed: an answer may begin like its prompt, and OpenRLHF's
+        whole texts may begin with a special token.
         """
         scorer = served_scorer(backend, backend.reward, "reward model's")
         request.state.model = backend.reward
         queries = texts_of(body.query)
-        prompts = prompts_beside(body.prompts, queries, field="query") or [""] * len(queries)
-        whole = [
-            place for place, (prompt, text) in enumerate(zip(prompts, queries, strict=True)) if text.startswith(prompt)
-        ]
-        answers = sorted(set(range(len(queries))) - set(whole))
-        found: dict[int, dict[str, Any]] = {}
-        if whole:
-            found |= dict(zip(whole, await _scores(scorer, [queries[place] for place in whole], None), strict=True))
-        if answers:
-            asked = [prompts[place] for place in answers]
-            scored = await _scores(scorer, [queries[place] for place in answers], asked)
-            found |= dict(zip(answers, scored, strict=True))
-        items = [found[place] for place in range(len(queries))]
+        prompts = prompts_beside(body.prompts, queries, field="query")
+        if not body.joined and prompts is None:
+            raise ApiError(400, "answers are judged with their prompts; give prompts, or leave out joined", "prompts")
+        items = await _scores(scorer, queries, None if body.joined else prompts)
         rewards = [None if item["score"] is None else -item["score"] for item in items]
         return RewardResponse(rewards=rewards, scores=rewards, errors=[item["error"] for item in items])
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,20 @@ TOLERANCE, WEIGHT_TOLERANCE = 5e-4, 1e-3
 class Job:
     """jobs.train_lm, or another job, as a user starts it, on the cluster of these tests."""
 
-    def __init__(self, arguments: Sequence[str], *, job: str = "train_lm"):
-        import ray
+    def __init__(
+        self, arguments: Sequence[str], *, job: str = "train_lm", environment: Mapping[str, str] | None = None
+    ):
+        """`environment`: of a cluster other than the one that these tests share."""
+        if environment is None:
+            import ray
 
+            environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         # A pipe that nobody reads while the job runs could fill up.
         descriptor, self._log = tempfile.mkstemp(prefix=f"{job}-", suffix=".log")
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"jobs.{job}", *arguments],
             cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            env=dict(environment),
             stdout=descriptor,
             stderr=subprocess.STDOUT,
         )
@@ -40,6 +45,10 @@ class Job:
 
     def output(self) -> str:
         return Path(self._log).read_text(encoding="utf-8")
+
+    def exit_code(self) -> int | None:
+        """None: it runs."""
+        return self._process.poll()
 
     def assert_runs(self) -> None:
         assert self._process.poll() is None, self.output()

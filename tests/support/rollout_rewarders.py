@@ -1,6 +1,6 @@
 """Rewarders of a user's own, for tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +50,19 @@ class NotANumber(Rewarder):
 
     def rewards(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
         return [float("nan") if number == 0 else float(number) for number in range(len(answers))]
+
+
+class Meanwhile(Rewarder):
+    """Likes long answers. Before the first rewards, something else happens, once."""
+
+    happens: Callable[[], object] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"name": "meanwhile"}
+
+    def rewards(self, answers: Sequence[AnsweredPrompt]) -> list[float | Failure]:
+        happens, Meanwhile.happens = Meanwhile.happens, None
+        if happens is not None:
+            happens()
+        return [float(len(one.completion)) for one in answers]

@@ -23,6 +23,7 @@ from phf_ray.rollouts.best_of_n.stages import (
     counted,
     digest_of_rewards,
 )
+from phf_ray.storage.one_at_a_time import only_command
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,30 @@ def best_of_n(
 ) -> Finished:
     """Sample, reward and pick into the folder or URL `output`. A second call does only what is missing.
 
-    Raises ConfigError if the request does not fit what `output` holds, IncompleteError if too many samples or rewards
-    failed.
+    Raises ConfigError if the request does not fit what `output` holds or another command works on it, IncompleteError
+    if too many samples or rewards failed.
     """
     check_fraction(max_failed_fraction)
+    with only_command(output):
+        return _best_of_n(
+            request,
+            output,
+            hardware=hardware or Hardware(),
+            max_failed_fraction=max_failed_fraction,
+            restart=restart,
+            runner=runner,
+        )
+
+
+def _best_of_n(
+    request: BestOfNRequest,
+    output: str,
+    *,
+    hardware: Hardware,
+    max_failed_fraction: float,
+    restart: bool,
+    runner: BestOfNRunner,
+) -> Finished:
     place = BestOfNFolder(output)
     plan = plan_best_of_n(request, place, restart=restart)
     if place.has(SUCCESS):
@@ -91,7 +112,7 @@ def best_of_n(
         sampling=request.sampling,
         rewards=request.rewards,
         gold=request.gold,
-        hardware=hardware or Hardware(),
+        hardware=hardware,
     )
     if todo:
         outcomes = runner(work, rows_of_parts(request, plan, todo))

@@ -66,6 +66,11 @@ class BestOfNFolder(CorpusFolder):
     def rewards_part(self, part: int) -> str:
         return self.name(PARTS, f"rewards-{part:05d}.parquet")
 
+    def has_samples(self) -> bool:
+        """Whether there is anything that was drawn or given."""
+        # A part that was being written when the process was killed has another ending.
+        return self.has(SUCCESS) or any(name.endswith(".parquet") for name in self._names(PARTS))
+
     def clear(self) -> None:
         """Remove everything that a run writes: `_SUCCESS` first, and last the plan, which makes it ours."""
         for name in (SUCCESS, SAMPLES, ROWS, CURVE, REPORT, EXAMPLES, PARTS, MANIFEST, TEMPORARY, PLAN):
@@ -86,12 +91,15 @@ def plan_best_of_n(request: BestOfNRequest, place: BestOfNFolder, *, restart: bo
     stored = None if restart else _read_plan(place)
     if stored is not None:
         changes = [_FLAGS[name] for name, value in request.key.items() if stored.key.get(name) != value]
-        if changes:
+        if changes and place.has_samples():
             raise ConfigError(
                 f"--output {place.path} was begun with another {', '.join(changes)}; give another --output, or "
                 "--restart to discard its contents"
             )
-        return stored
+        if not changes:
+            return stored
+        # A command that was refused, or failed before it drew anything, leaves its place to a corrected one.
+        restart = True
     samples = min(max(request.num_samples // _PARTS, _FEWEST), _MOST)
     num_prompts = len(request.prompts)
     # A part has whole prompts.

@@ -10,7 +10,7 @@ from phf_ray.exports import load_export
 _EXPORTS = {
     "alarms_of": "alarms",
     "metrics_row": "metrics",
-    "new_alarms": "alarms",
+    "AlarmWatch": "alarms",
     "read_figures": "read",
     "StopDecision": "stop",
     "StopRules": "stop",

@@ -25,16 +25,27 @@ class RoundAlarm:
 
 def alarms_of(rounds: Sequence[RoundFigures], *, patience: int | None = None) -> list[RoundAlarm]:
     """Return each sign once, at the first round that shows it. `rounds`: all so far, in order."""
-    found: dict[Sign, RoundAlarm] = {}
-    for number in range(1, len(rounds) + 1):
-        for sign, text in _signs(rounds[:number], patience or _WINDOW).items():
-            found.setdefault(sign, RoundAlarm(rounds[number - 1].round, sign, text))
-    return list(found.values())
+    watch = AlarmWatch(patience=patience)
+    watch.look(rounds)
+    return watch.found
 
 
-def new_alarms(rounds: Sequence[RoundFigures], *, patience: int | None = None) -> list[RoundAlarm]:
-    """Return those that the last round shows first, for the log of a run."""
-    return [alarm for alarm in alarms_of(rounds, patience=patience) if alarm.round == rounds[-1].round]
+class AlarmWatch:
+    """Looks at each round of a run once, as the run goes on."""
+
+    def __init__(self, *, patience: int | None = None):
+        self._window = patience or _WINDOW
+        self._num_seen = 0
+        self.found: list[RoundAlarm] = []
+
+    def look(self, rounds: Sequence[RoundFigures]) -> list[RoundAlarm]:
+        """Return the signs that the last of `rounds` shows first; those are all rounds so far, in order."""
+        for number in range(self._num_seen + 1, len(rounds) + 1):
+            told = {alarm.sign for alarm in self.found}
+            shown = _signs(rounds[:number], self._window).items()
+            self.found += [RoundAlarm(rounds[number - 1].round, sign, text) for sign, text in shown if sign not in told]
+        self._num_seen = len(rounds)
+        return [alarm for alarm in self.found if alarm.round == rounds[-1].round]
 
 
 def _signs(rounds: Sequence[RoundFigures], window: int) -> dict[Sign, str]:

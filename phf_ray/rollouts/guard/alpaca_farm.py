@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from phf_ray.rollouts.guard.read import read_round, stored_rounds
-from phf_ray.rollouts.rounds import ROLLOUTS
+from phf_ray.runs.directory import ROLLOUTS
 from phf_ray.storage.files import write_text
 
 

@@ -12,7 +12,7 @@ from phf_ray.rollouts.figures import RoundFigures
 from phf_ray.rollouts.guard.samples import SampleChoice, ShownAnswer
 from phf_ray.rollouts.guard.summary import RoundsSummary
 from phf_ray.rollouts.guard.table import rounds_table
-from phf_ray.rollouts.rounds import ROLLOUTS
+from phf_ray.runs.directory import ROLLOUTS
 
 _MOST_OPEN = 40
 """More rounds are folded."""

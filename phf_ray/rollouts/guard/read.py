@@ -12,7 +12,6 @@ from phf_ray.errors import ConfigError, DataError
 from phf_ray.rollouts.figures import RolloutRow, RoundFigures, round_figures
 from phf_ray.rollouts.rounds import (
     LOGPROBS,
-    ROLLOUTS,
     SAMPLES,
     WEIGHED,
     RoundFiles,
@@ -21,6 +20,7 @@ from phf_ray.rollouts.rounds import (
     StoredReward,
     StoredSample,
 )
+from phf_ray.runs.directory import ROLLOUTS
 
 _ROUND = re.compile(r"round-(\d{5,})")
 

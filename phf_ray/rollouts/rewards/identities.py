@@ -1,5 +1,6 @@
 """What decides the rewards of a spec, told from files without loading weights: with another one, a run is another."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,14 @@ def _identity(spec: RewardSpec) -> dict[str, Any]:
         from phf_ray.judging.pool import load_pool
         from phf_ray.rollouts.rewards.judged import references_of
 
-        pool = load_pool(spec.annotators.pool)
         return {
-            "annotators": digest([pool.config.model_dump(mode="json"), repr(pool.prompts)]),
+            "annotators": load_pool(spec.annotators.pool).identity,
             "reference": digest(sorted(references_of(spec.annotators).items())),
             "seed": spec.annotators.seed,
         }
-    return {"rule": spec.rule, "class_name": spec.class_name, "settings": spec.settings}
+    # Settings of a user's own class may hold a key, and what is returned here is stored.
+    settings = digest(json.dumps(spec.settings, sort_keys=True, default=str)) if spec.settings else None
+    return {"rule": spec.rule, "class_name": spec.class_name, "settings": settings}
 
 
 def model_identity(source: str) -> str:

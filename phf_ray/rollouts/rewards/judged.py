@@ -37,9 +37,8 @@ class JudgedRewarder(Rewarder):
 
     @property
     def identity(self) -> dict[str, Any]:
-        pool = self._annotator.pool
         return {
-            "annotators": digest([pool.config.model_dump(mode="json"), repr(pool.prompts)]),
+            "annotators": self._annotator.pool.identity,
             "reference": digest(sorted(self._references.items())),
             "seed": self._seed,
         }

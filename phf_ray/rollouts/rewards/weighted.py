@@ -62,12 +62,23 @@ class WeighedRewarders:
         ]
         known = [one for one in weighed if one is not None]
         missing = {**said, **({} if gold is None else {"gold": gold})}
+        reward = _sum(known) if len(known) == len(weighed) else None
+        if isinstance(reward, Failure):
+            missing["weighted sum"] = reward
         return Rewards(
-            reward=math.fsum(known) if len(known) == len(weighed) else None,
+            reward=None if isinstance(reward, Failure) else reward,
             by_name=numbers,
             gold=gold if not isinstance(gold, Failure) else None,
             failures={name: one for name, one in missing.items() if isinstance(one, Failure)},
         )
+
+
+def _sum(weighed: Sequence[float]) -> float | Failure:
+    try:
+        total = math.fsum(weighed)
+    except (OverflowError, ValueError) as error:  # ValueError: of inf and -inf
+        return Failure(f"not_finite: {error}")
+    return total if math.isfinite(total) else Failure(f"not_finite: the sum of the weighted rewards is {total}")
 
 
 def checked_rewards(rewarder: Rewarder, answers: Sequence[AnsweredPrompt], *, name: str) -> list[float | Failure]:

@@ -93,7 +93,7 @@ def test_a_reward_model_answers_as_a_scorer_and_as_openrlhf_asks(server, reward_
     body = {"scorer": "reward", "input": texts, "prompts": prompts}
     data = httpx.post(f"{server.url}/v1/scores", json=body, timeout=60).json()["data"]
     assert [item["score"] for item in data] == pytest.approx(wanted, abs=1e-5)
-    body = {"query": texts, "prompts": prompts}
+    body = {"query": texts, "prompts": prompts, "joined": False}
     answer = httpx.post(f"{server.url}/get_reward", json=body, timeout=60).json()
     assert answer["rewards"] == pytest.approx([-score for score in wanted], abs=1e-5)
     assert answer["scores"] == answer["rewards"]

@@ -7,7 +7,8 @@ from train_runs import arguments
 
 from jobs.train_lm import main as train_lm
 from jobs.train_rl import main
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.rollouts.in_process import fit_rollouts_here
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,34 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(task, capsys):
 def test_what_can_not_be_is_refused_before_ray_starts(task, overrides, error, message):
     with pytest.raises(error, match=message):
         main(arguments(task, *overrides))
+
+
+def test_missing_evaluations_of_a_finished_run_are_tried_again(task, monkeypatch):
+    """As train-lm does. A third start has nothing to do."""
+    summaries = iter([{"missing": {"2": "server away"}}, {"missing": {}}])
+
+    class Evaluations:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def finish(self):
+            return True
+
+        def summary(self):
+            return next(summaries)
+
+    monkeypatch.setattr("jobs.train_rl.start_ray", lambda: None)
+    monkeypatch.setattr("phf_ray.rollouts.on_ray.train.fit_rollouts_on_ray", fit_rollouts_here)
+    monkeypatch.setattr("phf_ray.evaluation.on_ray.evaluations_beside", lambda *_, **__: Evaluations())
+    command = arguments(task, "rollouts.rounds=1", name="evaluated")
+    with pytest.raises(IncompleteError, match=r"evaluations during training are missing: .*server away"):
+        main(command)
+    assert main(command) == 0
+    assert next(summaries, None) is None
+    assert main(command) == 0
 
 
 def test_an_empty_file_of_prompts_is_refused(task, tmp_path):

@@ -14,8 +14,13 @@ from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.feedback import Comparison, read_feedback, read_feedback_manifest
 from phf_ray.http.client import RefusedError
 from phf_ray.judging import annotate_plan
+from phf_ray.judging.annotate import annotate
+from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.budget import UNIT, BudgetSpentError
+from phf_ray.judging.desk import DeskSettings
 from phf_ray.judging.ledger import Ledger
+from phf_ray.judging.pool import load_pool
+from phf_ray.judging.sources import JudgingSource
 from phf_ray.judging.store import Store
 
 
@@ -321,6 +326,26 @@ def test_another_pool_seed_or_input_is_refused_for_an_output_that_was_begun(job,
     with pytest.raises(ConfigError, match=r"begun with another --annotators \(or its file has changed\)"):
         job(pairs, pool, "out")
     assert len(job(pairs, pool, "out", "--restart")) == 5
+
+
+def test_a_job_that_has_judged_no_part_leaves_its_place_to_another(tmp_path):
+    source, pool, output = write_rows(tmp_path / "pairs.json", pair_rows(4)), tmp_path / "pool.yml", tmp_path / "out"
+    pool.write_text(RULES, encoding="utf-8")
+
+    def away(*_):
+        with pytest.raises(ConfigError, match="another command is working on it"):
+            annotate(request(0), str(output), desk=desk)
+        raise IncompleteError("nobody answers")
+
+    def request(seed):
+        return AnnotateRequest(source=JudgingSource(pairs=source), pool=load_pool(pool), seed=seed)
+
+    desk = DeskSettings(cache=str(tmp_path / "cache"), endpoints={})
+    with pytest.raises(IncompleteError):
+        annotate(request(0), str(output), desk=desk, runner=away)
+    assert annotate(request(1), str(output), desk=desk).stats.rows.rows == 4
+    with pytest.raises(ConfigError, match="begun with another --seed"):
+        annotate(request(2), str(output), desk=desk)
 
 
 def test_settings_of_the_server_change_no_row_and_no_plan(job, tmp_path, server):

@@ -330,6 +330,29 @@ def test_changed_weights_are_refused(scripted, tmp_path):
         best_of_n(request_of(model), str(tmp_path / "out"))
 
 
+def test_a_command_that_was_refused_leaves_its_place_to_the_corrected_one(model, finished, tmp_path):
+    command = ["--model", str(model), "--prompts", str(finished / "prompts.json"), "--template", "plain"]
+    command += ["--reward", "longer", "--n", "2", "--output", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="give at most 95"):
+        main([*command, "--max-tokens", "96"])
+    assert main([*command, "--max-tokens", "4"]) == 0
+    with pytest.raises(ConfigError, match="was begun with another --temperature"):
+        main([*command, "--max-tokens", "5"])
+
+
+def test_two_commands_on_one_output_do_not_disturb_each_other(scripted, model, tmp_path):
+    output = tmp_path / "out"
+
+    def and_another(work, rows):
+        for options in ({}, {"restart": True}):
+            with pytest.raises(ConfigError, match=f"--output {output}: another command is working on it; wait"):
+                best_of_n(request_of(model), str(output), **options)
+        return best_of_n_here(work, rows)
+
+    finished = best_of_n(request_of(model), str(output), runner=and_another)
+    assert best_of_n(request_of(model), str(output)).manifest == finished.manifest
+
+
 def test_a_folder_of_others_is_left_alone(scripted, model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -134,6 +134,43 @@ def test_several_rewards_add_up_by_weight_and_gold_does_not_enter():
     assert (second.reward, second.gold) == (None, -8.0)
 
 
+def test_a_sum_that_is_no_number_is_a_failure_with_its_reason():
+    specs = named_rewards("[{rule: longer, weight: 1.7e308}, {rule: shorter, weight: -1.7e308}]", option="")
+    one, two = build_rewarders(specs).rewards(answered("a", "aa"))
+    # Each is finite for one character, and their sum is not.
+    assert (one.reward, one.by_name) == (None, {"longer": 1.0, "shorter": -1.0})
+    assert one.error.startswith("weighted sum: not_finite: ")
+    assert (two.reward, two.error.partition(":")[0]) == (None, "weighted sum")
+    opposed = named_rewards("[{rule: longer, weight: 1.7e308}, {rule: shorter, weight: 1.7e308}]", option="")
+    assert build_rewarders(opposed).rewards(answered("aa"))[0].reward is None, "inf and -inf have no sum"
+
+
+def test_the_stored_identity_of_an_own_rewarder_shows_no_setting():
+    spec = "{class_name: 'own_rewarders:WordRewarder', settings: {word: %s}}"
+    first, second = (spec_identity(*named_rewards(spec % word, option="")) for word in ("sk-hidden", "other"))
+    assert "sk-hidden" not in json.dumps(first)
+    assert first != second
+    assert first == spec_identity(*named_rewards(spec % "sk-hidden", option=""))
+
+
+def test_how_a_judges_server_is_asked_is_no_part_of_what_it_is(tmp_path):
+    (tmp_path / "reference.json").write_text(
+        json.dumps([{"instruction": "Add", "input": "1 2", "output": "three", "generator": "base"}])
+    )
+    pool = "{annotators: [{name: a, judge: {scorer: {url: 'http://127.0.0.1:1', name: %s, max_in_flight: %d}}}]}"
+    spec = "{annotators: {pool: %s, reference: %s, cache: %s}}"
+
+    def told(name, number):
+        files = (tmp_path / "reference.json", tmp_path / "cache")
+        (found,) = named_rewards(spec % (pool % (name, number), *files), option="")
+        identity = build_rewarder(found).identity
+        assert identity.items() <= spec_identity(found).items()
+        return identity
+
+    assert told("pep8", 4) == told("pep8", 8)
+    assert told("pep8", 4) != told("pii", 4)
+
+
 def test_a_judge_prefers_ours_to_a_fixed_answer(tmp_path):
     (tmp_path / "reference.json").write_text(
         json.dumps([{"instruction": "Add", "input": "1 2", "output": "three", "generator": "base"}])

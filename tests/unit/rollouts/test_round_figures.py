@@ -6,7 +6,8 @@ import pytest
 from rollout_rounds import gold_curve, gold_round, rollout_row
 
 from phf_ray.rollouts.figures import round_figures
-from phf_ray.rollouts.guard.alarms import alarms_of, new_alarms
+from phf_ray.rollouts.guard import alarms as alarms_module
+from phf_ray.rollouts.guard.alarms import AlarmWatch, alarms_of
 from phf_ray.rollouts.guard.metrics import metrics_row
 
 
@@ -135,10 +136,28 @@ def test_over_optimization_is_told_once_the_proxy_rises_while_gold_falls():
         (5, "over-optimization")
     ]
     assert "the reward rose from 1 to 4 while gold fell: rounds 3 to 5" in alarms[-1].text
-    assert new_alarms(rising[:6], patience=3) == alarms
-    assert new_alarms(rising, patience=3) == []
+    resumed = AlarmWatch(patience=3)
+    assert resumed.look(rising[:6]) == alarms
+    assert resumed.look(rising) == []
     falling = gold_curve(golds, num_prompts=32, noise=0.1, rewards=[-float(k) for k in range(7)])
     assert alarms_of(falling, patience=3) == []
+
+
+def test_each_round_is_looked_at_once_as_the_run_goes_on(monkeypatch):
+    looked = []
+    signs = alarms_module._signs
+
+    def counted(rounds, window):
+        looked.append(len(rounds))
+        return signs(rounds, window)
+
+    monkeypatch.setattr(alarms_module, "_signs", counted)
+    rounds = gold_curve([1.0] * 3 + [0.0] * 4, num_prompts=32, noise=0.1, rewards=[float(k) for k in range(7)])
+    watch = AlarmWatch(patience=3)
+    told = [watch.look(rounds[:number]) for number in range(1, 8)]
+    assert looked == [1, 2, 3, 4, 5, 6, 7]
+    assert [len(one) for one in told] == [0, 0, 0, 0, 0, 1, 0]
+    assert watch.found == told[5] == alarms_of(rounds, patience=3)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from ranks import run_on_ranks
+from rollout_rewarders import Meanwhile
 from rollout_runs import (
     final_weights,
     prepare_run,
@@ -18,6 +19,7 @@ from rollout_runs import (
 )
 
 from phf_ray.errors import ConfigError, DataError, IncompleteError
+from phf_ray.rollouts.identity import check_rewards_identity
 from phf_ray.rollouts.round_maker import RoundMaker
 from phf_ray.rollouts.rounds import RoundFiles
 from phf_ray.rollouts.worker import RolloutWorker
@@ -184,6 +186,29 @@ def test_other_settings_prompts_or_rewards_are_refused_by_name(folder, tmp_path,
     identity.write_text(identity.read_text().replace('"shorter"', '"other"', 1))
     with pytest.raises(ConfigError, match="holds a run with other rewards"):
         run_here(config, run, plan=plan)
+
+
+def test_a_second_start_takes_over_and_the_first_one_says_so(folder, tmp_path, monkeypatch):
+    config = rollout_config(folder, reward={"class_name": "rollout_rewarders:Meanwhile"}, rounds=2)
+    plan, whole, run = prepared(config, tmp_path), tmp_path / "whole", tmp_path / "run"
+    run_here(config, whole, plan=plan)
+    monkeypatch.setattr(Meanwhile, "happens", lambda: run_here(config, run, plan=plan))
+    with pytest.raises(IncompleteError, match="another start of the run took over"):
+        run_here(config, run, plan=plan)
+    assert Meanwhile.happens is None
+    assert final_weights(run) == final_weights(whole)
+    assert round_files(run) == round_files(whole)
+
+
+def test_answers_alone_take_other_rewards(tmp_path):
+    folder = tmp_path / "rollouts" / "round-00000"
+    folder.mkdir(parents=True)
+    (folder / "samples.parquet").touch()
+    check_rewards_identity(tmp_path, {"rewards": {"mine": "before"}, "gold": None})
+    check_rewards_identity(tmp_path, {"rewards": {"mine": "mended"}, "gold": None})
+    (folder / ".unfinished-rewards.parquet").touch()
+    with pytest.raises(ConfigError, match="'mended' in the run, 'other' now"):
+        check_rewards_identity(tmp_path, {"rewards": {"mine": "other"}, "gold": None})
 
 
 # --- Ranks ---------------------------------------------------------------------------------------------------------

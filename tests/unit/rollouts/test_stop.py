@@ -71,14 +71,14 @@ def test_a_fall_within_the_noise_says_so():
 def test_the_level_grows_stricter_with_the_number_of_rounds_that_could_be_the_best():
     # By hand: two windows of one round, 3 prompts each, values mean +- 1: standard error of each mean
     # sqrt(3/2 * (1 + 0 + 1)) / 3 = .57735, of the difference of 6 clusters sqrt(6/5 * 4/9) = .73030.
-    # t(5) is 3.1634 at 1 - .025/2 (one earlier round: 2.3102) and 4.2193 at 1 - .025/6 (two: 3.0813).
+    # t(5) is 3.8100 at 1 - .025/4 (one earlier round: 2.7824) and 4.9825 at 1 - .025/12 (two: 3.6387).
     def rounds(*means):
         return [gold_round(k, [mean - 1, mean, mean + 1]) for k, mean in enumerate(means)]
 
-    assert gold_fall(rounds(2.30, 0), 1).is_beyond_noise is False
-    assert gold_fall(rounds(2.32, 0), 1).is_beyond_noise is True
-    assert gold_fall(rounds(0, 2.32, 0), 1).is_beyond_noise is False
-    assert gold_fall(rounds(0, 3.09, 0), 1).is_beyond_noise is True
+    assert gold_fall(rounds(2.77, 0), 1).is_beyond_noise is False
+    assert gold_fall(rounds(2.79, 0), 1).is_beyond_noise is True
+    assert gold_fall(rounds(0, 2.79, 0), 1).is_beyond_noise is False
+    assert gold_fall(rounds(0, 3.65, 0), 1).is_beyond_noise is True
 
 
 def test_rounds_without_gold_are_passed_over_and_too_few_decide_nothing():

@@ -17,6 +17,7 @@ import pytest
 
 from phf_ray.config import parse_config
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.runs.changes import changed_settings
 from phf_ray.runs.directory import COMPLETE, RunDirectory, is_complete
 from phf_ray.runs.following import Follower, ProgressLines
 from phf_ray.runs.rows import EVALUATION, STEP
@@ -49,6 +50,44 @@ def run(tmp_path) -> RunDirectory:
 
 def changed(section: str, **values) -> dict:
     return {**CONFIG, section: {**CONFIG[section], **values}}
+
+
+def test_answers_that_are_stored_are_kept_from_other_settings(run):
+    """Without a checkpoint, too: a round would go on with what another temperature drew."""
+    samples = run.path / "rollouts" / "round-00000" / "samples.parquet"
+    samples.parent.mkdir(parents=True)
+    (run.path / "rollouts" / "rewards.json").touch()
+    run.prepare(config=changed("training", seed=2), plan=PLAN)
+    assert not (run.path / "rollouts").exists(), "an empty run leaves nothing to the next one"
+    samples.parent.mkdir(parents=True)
+    samples.touch()
+    with pytest.raises(
+        ConfigError, match=r"training\.seed: 2 in the run, 1 now\nthe run has no checkpoint yet: stop it"
+    ):
+        run.prepare(config=CONFIG, plan=PLAN)
+
+
+def test_how_rewards_are_asked_for_may_change_and_what_they_are_may_not():
+    def rewards(**url):
+        judge = {"scorer": {"url": "http://j", "name": "pep8", "max_in_flight": url.get("timeout_s", 4)}}
+        judged = {"pool": {"annotators": [{"name": "a", "judge": judge}]}, "cache": url.get("key_env")}
+        served = {"url": "http://h", "scorer": None, **url}
+        scorer = {"class_name": "ToxicityScorer", "device": url.get("key_env")}
+        specs = [{"url": served}, {"annotators": judged}, {"scorer": scorer}]
+        return {"rollouts": {"reward": specs, "gold": {"url": served}}}
+
+    def changes(**url):
+        return changed_settings(rewards(), rewards(**url), sections=("rollouts",))
+
+    assert changes(max_in_flight=9, batch_size=2, patience_s=1, timeout_s=2, key_env="KEY") == []
+    assert changes(scorer="pep8") == [
+        "rollouts.gold.url.scorer: None in the run, 'pep8' now",
+        "rollouts.reward.0.url.scorer: None in the run, 'pep8' now",
+    ]
+    own = [{"rollouts": {"reward": [{"class_name": "a:B", "settings": {"batch_size": n}}]}} for n in (1, 2)]
+    assert changed_settings(*own, sections=("rollouts",)) == [
+        "rollouts.reward.0.settings.batch_size: 1 in the run, 2 now"
+    ]
 
 
 def write_two_files(directory: Path) -> None:

@@ -65,28 +65,36 @@ def test_prompts_that_can_not_be_are_refused(call):
 
 def test_a_reward_is_minus_the_score(call, scorer):
     wanted = [-score for score in numbers(scorer.score_answers(ANSWERS[:2]))]
-    answer = call("/get_reward", {"query": TEXTS[:2], "prompts": PROMPTS[:2]}).json()
+    answer = call("/get_reward", {"query": TEXTS[:2], "prompts": PROMPTS[:2], "joined": False}).json()
     assert answer["rewards"] == pytest.approx(wanted, abs=1e-5)
     assert answer["scores"] == answer["rewards"]
     assert answer["errors"] == [None, None]
     assert answer["extra_logs"] == {}
 
 
-def test_a_query_that_begins_with_its_prompt_is_a_whole_text(call, scorer):
+def test_a_query_is_a_whole_text_whatever_it_begins_with_unless_the_request_says_otherwise(call, scorer):
     """OpenRLHF sends prompt and answer joined, in the words of its template, and the prompt again beside them."""
     whole = ["Name a fox. Reynard", "Name a dog. Rex"]
     wanted = [-score for score in numbers(scorer.score_all(whole))]
     assert call("/get_reward", {"query": whole}).json()["rewards"] == pytest.approx(wanted, abs=1e-5)
-    body = {"query": [*whole, "Rex"], "prompts": ["Name a fox.", "Name a dog.", "Name a dog."], "labels": ["", "", ""]}
-    alone = -scorer.score_answers([("Name a dog.", "Rex")])[0].score
-    assert call("/get_reward", body).json()["rewards"] == pytest.approx([*wanted, alone], abs=1e-5)
+    # The last one begins with a special token, as OpenRLHF's texts may.
+    queries = [*whole, "<|endoftext|>Name a dog. Rex"]
+    wanted.append(-scorer.score_all(queries[2:])[0].score)
+    body = {"query": queries, "prompts": ["Name a fox.", "Name a dog.", "Name a dog."], "labels": ["", "", ""]}
+    assert call("/get_reward", body).json()["rewards"] == pytest.approx(wanted, abs=1e-5)
+    # An answer may repeat its prompt.
+    answers = [("Name a fox.", "Name a fox. Reynard"), ("", "import os")]
+    body = {"query": [text for _, text in answers], "prompts": [prompt for prompt, _ in answers], "joined": False}
+    said = call("/get_reward", body).json()["rewards"]
+    assert said == pytest.approx([-score for score in numbers(scorer.score_answers(answers))], abs=1e-5)
+    assert "give prompts" in refused(call("/get_reward", {"query": "a", "joined": False}), 400)["message"]
     assert call("/get_reward", {"query": whole[0]}).json()["rewards"] == pytest.approx(wanted[:1], abs=1e-5)
 
 
 def test_a_client_over_tcp_gets_rewards_and_scores(served, scorer):
     wanted = numbers(scorer.score_answers(ANSWERS))
     with listening(app_of({}, served, reward="reward")) as url:
-        body = {"query": TEXTS[:2], "prompts": PROMPTS[:2], "labels": [None, None]}
+        body = {"query": TEXTS[:2], "prompts": PROMPTS[:2], "labels": [None, None], "joined": False}
         rewards = httpx.post(f"{url}/get_reward", json=body, timeout=60).json()["rewards"]
         body = {"scorer": "reward", "input": TEXTS, "prompts": PROMPTS}
         data = httpx.post(f"{url}/v1/scores", json=body, timeout=60).json()["data"]
@@ -99,7 +107,7 @@ def test_what_can_not_be_judged_has_no_reward_but_a_reason(call):
     assert answer["rewards"][0] is not None
     assert answer["rewards"][1:] == [None, None]
     assert [error and error.partition(":")[0] for error in answer["errors"]] == [None, "empty", "too_long"]
-    long = call("/get_reward", {"query": ["fine", "x"], "prompts": ["y" * 40, "z"]}).json()
+    long = call("/get_reward", {"query": ["fine", "x"], "prompts": ["y" * 40, "z"], "joined": False}).json()
     assert [error and error.partition(":")[0] for error in long["errors"]] == ["too_long", None]
     assert (
         "1 prompts for 2 texts" in refused(call("/get_reward", {"query": ["a", "b"], "prompts": ["a"]}), 400)["message"]
