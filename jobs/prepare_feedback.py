@@ -13,8 +13,8 @@ from typing import Any, get_args
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
-from phf_ray.corpus.layout import REPORT
 from phf_ray.config.hindsight import DEFAULT_PHRASES, FeedbackForm, load_phrases
+from phf_ray.corpus.layout import REPORT
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
@@ -143,8 +143,9 @@ def _add_hindsight_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--include-feedback",
         metavar="KINDS",
-        help=f"some of {','.join(KINDS)}: the good answer, the bad one, good before bad, bad before good, each with every "
-        f"sentence of hindsight in place of the markers, each answer with its rating (default {','.join(DEFAULT_KINDS)})",
+        help=f"some of {','.join(KINDS)}: the good answer, the bad one, good before bad, bad before good, each of "
+        "them with every sentence of hindsight in place of the markers, each answer with its rating (default "
+        f"{','.join(DEFAULT_KINDS)})",
     )
     group.add_argument(
         "--phrases", metavar="NAME|FILE", help=f"words of the markers and sentences (default {DEFAULT_PHRASES})"

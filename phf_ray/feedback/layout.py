@@ -9,8 +9,8 @@
     report.json             figures of --report
     _SUCCESS                written last
 
-Columns of `examples`: id, PROMPT, completion, [label], [control], meta; of conversations: id, messages, meta; of records
-with fields: id, prompt, fields, texts, meta.
+Columns of `examples`: id, PROMPT, completion, [label], [control], meta; of conversations: id, messages, meta; of
+records with fields: id, prompt, fields, texts, meta.
 Columns of `comparisons`: id, PROMPT, output_1, output_2, preference, annotator, meta.
 PROMPT is `prompt`; or `messages`, a list of {role, content}; or `prompt, instruction, input`, where `prompt` is all.
 

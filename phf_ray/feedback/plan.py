@@ -18,8 +18,8 @@ from phf_ray.errors import ConfigError
 from phf_ray.feedback.detect import Detected, detect
 from phf_ray.feedback.formats.base import Pairs
 from phf_ray.feedback.formats.table import AUTO, FORMATS
-from phf_ray.feedback.layout import STAGE, RowForm, is_feedback_corpus
 from phf_ray.feedback.hindsight.settings import COH, HindsightSettings
+from phf_ray.feedback.layout import STAGE, RowForm, is_feedback_corpus
 from phf_ray.feedback.prepare import USES, RowSettings
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
 

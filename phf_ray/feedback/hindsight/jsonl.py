@@ -14,7 +14,8 @@ from phf_ray.storage.files import publish
 def json_lines(corpus: str) -> Iterator[str]:
     """Yield each record of a finished corpus as a line: its texts by name, and `fields`."""
     for row in read_feedback(corpus):
-        assert isinstance(row, Example) and row.record is not None, "the form of the corpus was checked"
+        assert isinstance(row, Example)
+        assert row.record is not None, "the form of the corpus was checked"
         yield json.dumps({**row.record.texts, "fields": row.record.fields}, ensure_ascii=False) + "\n"
 
 
