@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh"}
+_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh", "fields": "plain"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class OpenFeedback:
 
 
 def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifest]:
-    """Return the manifest of each corpus, or none if none of them is feedback.
+    """Return the manifest of each corpus that is feedback. The others are text that is learned beside it.
 
     Raises ConfigError if they are of several kinds, or not what the objective learns from.
     """
@@ -57,10 +57,8 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
         return []
     others = [path for path in paths if not is_feedback_corpus(path)]
     if others:
-        raise ConfigError(
-            f"dataset.datasets: {', '.join(others)} is no feedback corpus, but others are; train on one kind after the "
-            "other, the second run with --checkpoint-path"
-        )
+        _check_text_beside(config, others)
+    paths = [path for path in paths if path not in others]
     manifests = [read_feedback_manifest(path) for path in paths]
     forms = {(manifest.kind, manifest.form.prompts) for manifest in manifests}
     if len(forms) > 1:
@@ -70,6 +68,28 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
     if config.objective.reads_labels:
         _check_labels(config, manifests)
     return manifests
+
+
+def _check_text_beside(config: Config, texts: Sequence[str]) -> None:
+    """Check that texts can be learned beside feedback."""
+    objective, dataset = config.objective, config.dataset
+    unfit = None
+    if not isinstance(objective, MLEConfig) or config.score_readers:
+        unfit = f"objective {objective.name}"
+        if config.score_readers:
+            unfit = config.score_readers[0]
+    elif config.compat not in (None, "coh"):
+        unfit = f"compat: {config.compat}"
+    if unfit is not None:
+        raise ConfigError(
+            f"dataset.datasets: {', '.join(texts)} is no feedback corpus, but others are, and {unfit} can't learn "
+            "both; train on one kind after the other, the second run with --checkpoint-path"
+        )
+    if dataset.max_length is not None:
+        raise ConfigError(
+            f"dataset.max_length: {dataset.max_length} limits examples, but {', '.join(texts)} is text that fills "
+            "blocks; remove it, and set dataset.seq_length to what the model can read"
+        )
 
 
 def open_feedback(
@@ -106,7 +126,7 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
             f"dataset.conditional_training_config names control tokens, but no answer of {path} stands behind one; "
             "make it with `phf prepare-feedback --to reward-conditioning`, or remove that section"
         )
-    if not config.training.document_mask:
+    if not config.training.document_mask and config.compat != "coh":
         raise ConfigError(
             "training.document_mask: false, but several examples share a block, and none may see another; set it to "
             "true"
@@ -116,7 +136,13 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
 
 def _check_compat(config: Config, path: str, manifest: FeedbackManifest) -> None:
     unknown = None
-    if config.original is not None:
+    if config.compat == "coh":
+        unknown = (
+            None if manifest.form.prompts == "fields" else f"rows but records with fields, and {path} holds others"
+        )
+    elif config.compat is not None and manifest.form.prompts == "fields":
+        unknown = f"records with fields, which {path} holds"
+    elif config.original is not None:
         unknown = "feedback"
     elif manifest.form.prompts == "conversation":
         unknown = f"conversations with several answers, which {path} holds"
@@ -201,6 +227,13 @@ def _settings(
 ) -> ExampleSettings:
     dataset, form = config.dataset, manifests[0].form
     name = dataset.prompt_template
+    if form.prompts == "fields":
+        if name is not None:
+            raise ConfigError(
+                f"dataset.prompt_template: {name}, but the records say their own words; remove it, and change the "
+                "words with `phf prepare-feedback --phrases`"
+            )
+        name = "plain"
     if name is None:
         name = "tokenizer" if tokenizer.chat_template else _TEMPLATES[form.prompts]
     conditional = dataset.conditional_training_config
