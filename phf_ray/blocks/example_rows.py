@@ -260,7 +260,7 @@ class UnitReader:
         tokens = {"eos": self._end_id, "bos": self._start_of_text}
         ids = [self._ids(piece.text) if piece.token is None else [tokens[piece.token]] for piece in pieces]
         learned = [piece.is_learned for piece in pieces]
-        # DIFFERS: phf-ray ends a record with one end-of-text token; the original adds one more to it.
+        # DIFFERS: phf-ray ends a record with one end-of-text token; CoH adds one more to it.
         adds_end = self._settings.compat == "coh"
         row = record_row(list(zip(ids, learned, strict=True)), self._limits, adds_end=adds_end, stats=stats)
         return None if row is None else [row if self._settings.learn == "completions" else _learned(row)]

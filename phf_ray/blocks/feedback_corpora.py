@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
 from phf_ray.generation.chat import template_source
-from phf_ray.storage.files import open_filesystem
+from phf_ray.records import ScoredDocument
+from phf_ray.storage.files import full_name, open_filesystem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -110,8 +111,34 @@ def open_feedback(
             )
             for path, manifest in zip(paths, manifests, strict=True)
         ),
-        parts=tuple(_parts(path) for path in paths),
+        parts=tuple(feedback_parts(path) for path in paths),
     )
+
+
+def feedback_set(config: Config, name: str) -> str | None:
+    """Return the path of an evaluation set that is a feedback corpus; None for text.
+
+    Raises ConfigError if its rows are not like those that are trained on.
+    """
+    source = config.dataset.eval_datasets[name]
+    if not is_feedback_corpus(source):
+        return None
+    path = full_name(*open_filesystem(source))
+    trained = [one for one in config.dataset.datasets if is_feedback_corpus(one)]
+    if not trained:
+        return path
+    form, own = read_feedback_manifest(path).form, read_feedback_manifest(trained[0]).form
+    if form != own:
+        raise ConfigError(
+            f"dataset.eval_datasets.{name}: {source} holds {form}, and {trained[0]} {own}; make both the same way"
+        )
+    return path
+
+
+def words_of_feedback(path: str) -> Iterator[ScoredDocument]:
+    """Yield the words of each row, to be compared with the training data."""
+    for part in feedback_parts(path):
+        yield from part.documents(lambda _: None)
 
 
 def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
@@ -262,7 +289,8 @@ def _settings(
     return replace(settings, row_length=length)
 
 
-def _parts(path: str) -> tuple[FeedbackPart, ...]:
+def feedback_parts(path: str) -> tuple[FeedbackPart, ...]:
+    """Return the files of a feedback corpus, in order."""
     found = []
     for part in list_feedback_parts(path):
         filesystem, inner = open_filesystem(part)

@@ -25,6 +25,8 @@ def record_row(
     learned = [False, *(is_learned for part, is_learned in pieces for _ in part)]
     if adds_end or (learned[-1] and ids[-1] != limits.end_id):
         ids, learned = [*ids, limits.end_id], [*learned, True]
+    # DIFFERS: phf-ray packs records whole and cuts what is too long at its end; CoH cuts one stream of records
+    # anywhere, also between feedback and answer, and lets records see those before them.
     is_cut = len(ids) > limits.length
     if is_cut:
         room = learned[: limits.length]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from phf_ray.blocks.feedback_corpora import feedback_set, words_of_feedback
 from phf_ray.blocks.held_out import decode_documents, encode_documents
 from phf_ray.blocks.manifest import BlockManifest, read_block_file
 from phf_ray.config import Config
@@ -21,7 +22,7 @@ from phf_ray.records import NEVER_SCORED, ScoredDocument
 from phf_ray.runs.rows import EVALUATION_SETS
 from phf_ray.storage.files import open_filesystem, write_file, write_text
 from phf_ray.storage.hashing import json_fingerprint
-from phf_ray.training.eval_examples import MeasuredExamples, feedback_set, words_of_feedback
+from phf_ray.training.eval_examples import MeasuredExamples
 from phf_ray.training.held_out_text import MeasuredText
 from phf_ray.training.state import TrainState
 

@@ -10,6 +10,7 @@ TEXT_WEIGHT = 0.01
 
 def loss_streams(config: Config, manifest: BlockManifest) -> LossStreams | None:
     """Return the streams of the blocks; None if every target counts the same."""
+    # DIFFERS: phf-ray draws the sequences of a step from both streams by `dataset.weights`; CoH takes a batch of each.
     texts = manifest.texts_beside_feedback
     weights, rows_alike = config.dataset.loss_weights, config.compat == "coh"
     if weights is None and not texts and not rows_alike:

@@ -141,8 +141,8 @@ def forgetful_mask(config: Config) -> ForgetfulMask | None:
     section = config.training.forgetful_mask
     if section is None or section.max == 0:
         return None
-    # DIFFERS: phf-ray never hides a token from itself, nor the first token of its document; the original keeps only the
-    # first token of a row.
+    # DIFFERS: phf-ray never hides a token from itself, nor the first token of its document; CoH keeps only the first
+    # token of a row.
     return ForgetfulMask(section.min, section.max, seed=config.training.seed, keeps_itself=config.compat != "coh")
 
 

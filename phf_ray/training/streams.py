@@ -66,6 +66,8 @@ def _with_weights(
     targets_K = totals["sum/targets"]
     own_B = torch.tensor(streams.loss_weights)[corpus_B].double().to(device)
     stream_B = torch.tensor(streams.of_corpus)[corpus_B].to(device)
+    # DIFFERS: phf-ray counts all learned tokens of a stream alike; CoH takes the mean of each row, and then of the
+    # rows.
     if streams.rows_alike:
         own_B = own_B / targets_BK.sum(1).clamp(min=1).to(device)
         parts_K = totals["sum/rows"]

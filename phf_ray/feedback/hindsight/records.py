@@ -129,7 +129,11 @@ def _ratings(name: str, row: Comparison, known: Mapping[str, Any]) -> tuple[floa
     for first, second in ((f"{name}_1", f"{name}_2"), (f"{name}_0", f"{name}_1")):
         if first in known and second in known:
             return finite_number(known[first]), finite_number(known[second])
-    for chosen, rejected in ((f"{name}_chosen", f"{name}_rejected"), (f"chosen_{name}", f"rejected_{name}")):
+    for chosen, rejected in (
+        (f"{name}_chosen", f"{name}_rejected"),
+        (f"chosen_{name}", f"rejected_{name}"),
+        (f"chosen-{name}", f"rejected-{name}"),
+    ):
         if chosen in known and rejected in known:
             better, worse = finite_number(known[chosen]), finite_number(known[rejected])
             if row.verdict == "unknown":  # ratings that contradict the names, and the order was drawn
@@ -189,7 +193,8 @@ class _Record:
         if is_good or self.is_compat:
             self._learned(given, self._answer_key(number, text, is_good=is_good), is_good=is_good)
             return
-        # DIFFERS: phf-ray gives this answer behind the good marker, not learned; the original learns it as a bad one.
+        # DIFFERS: phf-ray gives an answer that two dialogues share behind the good marker, not learned; CoH learns it
+        # as a bad one.
         marker = self._key("marker_gpt", self.markers[0])
         self._fields += [f"[{'+'.join([*given, marker])}]", f"[{self._key(f'gpt_{number}', text)}]", f"[{_END}]"]
 

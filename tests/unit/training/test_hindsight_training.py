@@ -230,7 +230,7 @@ def test_the_original_ends_each_record_once_more(folder):
 
 
 def test_a_record_that_is_too_long_ends_with_a_learned_token(folder):
-    config = config_of(folder, ["coh"], dataset={"max_length": 28})
+    config = config_of(folder, ["coh"], dataset={"max_length": 64})
     root, manifest = blocks_of(folder, config)
     assert manifest.cut["completions"] > 0
     blocks = BlockReader(root, order=BlockOrder(manifest, seed=1)).read(0, manifest.num_blocks)
