@@ -1,4 +1,4 @@
-"""Pieces of code of a scored corpus, pairs of them of which one has fewer violations, and what samples of code are like.
+"""Pieces of code of a scored corpus, pairs of which one has fewer violations, and what samples of code are like.
 
 Nothing here is random: hashes of the pieces decide which meet.
 """
@@ -97,9 +97,9 @@ def why_not_shown(good: Mapping[str, Any], bad: Mapping[str, Any]) -> Iterator[s
             yield f"{what}: the intervals of violations after the good and the bad marker overlap"
     for key in ("length", "distinct_2"):
         if not bad[key] / 2 <= good[key] <= bad[key] * 2:
-            yield f"{key} after the good marker is {good[key]:.3g}, not within half and twice the {bad[key]:.3g} of the bad"
+            yield f"{key} after the good marker is {good[key]:.3g}, not half to twice the {bad[key]:.3g} after the bad"
     if good["empty"] > bad["empty"] + 0.1:
-        yield f"{good['empty']:.0%} of the samples after the good marker are empty, {bad['empty']:.0%} after the bad one"
+        yield f"{good['empty']:.0%} of the samples after the good marker are empty, {bad['empty']:.0%} after the bad"
 
 
 def _interval(values: Sequence[float]) -> list[float] | None:

@@ -50,7 +50,7 @@ class MLE(Objective):
 
     def _summarize(self, total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
         """Return the mean likelihood of each stream, and how many of its tokens were learned."""
-        figures = {}
+        figures: dict[str, float] = {}
         for name in STREAMS:
             if f"sum/{name}_targets" in total:
                 targets = total[f"sum/{name}_targets"]

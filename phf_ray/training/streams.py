@@ -35,8 +35,8 @@ def weighed(micro_batches: Sequence[MicroBatch], *, objective: Objective, device
     counted = [_counted(batch, objective, streams) for batch in micro_batches]
     totals = all_reduce(
         {
-            "sum/targets": sum(targets_BK.sum(0) for targets_BK, _ in counted).to(device),
-            "sum/rows": sum((targets_BK > 0).double().sum(0) for targets_BK, _ in counted).to(device),
+            "sum/targets": torch.cat([targets_BK for targets_BK, _ in counted]).sum(0).to(device),
+            "sum/rows": torch.cat([(targets_BK > 0).double() for targets_BK, _ in counted]).sum(0).to(device),
         }
     )
     return [
