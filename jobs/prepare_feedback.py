@@ -8,20 +8,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
+from phf_ray.config.hindsight import DEFAULT_PHRASES, FeedbackForm, load_phrases
 from phf_ray.corpus.layout import REPORT
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
+from phf_ray.feedback.hindsight.jsonl import write_json_lines
+from phf_ray.feedback.hindsight.settings import COH, DEFAULT_KINDS, KINDS, HindsightSettings
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.plan import FeedbackRequest, text_bytes
+from phf_ray.feedback.prepare import USES
 from phf_ray.feedback.report import report_feedback, report_lines
-from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger("phf_ray.prepare_feedback")
 
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         to=arguments.to,
         as_text=arguments.as_text,
         pairs=arguments.pairs,
+        hindsight=_hindsight(arguments),
         limit=arguments.limit,
         shard_bytes=None if arguments.shard_mb is None else max(1, int(arguments.shard_mb * 1e6)),
         license=arguments.license,
@@ -60,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         request, output, append=arguments.append, restart=arguments.restart, runner=_runner(arguments)
     )
     _print_result(manifest, output=output)
+    if arguments.jsonl is not None:
+        if manifest.form.prompts != "fields":
+            raise ConfigError(f"--jsonl writes records with fields, and {output} holds {manifest.form}; add --to {COH}")
+        print(f"{write_json_lines(output, arguments.jsonl):,} records in {arguments.jsonl}")
     if arguments.report:
         print("\n".join(("", f"report ({output}/{REPORT})", *report_lines(report_feedback(output, against)))))
     return 0
@@ -72,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--input hh/harmless-base/train.jsonl.gz --output feedback/hh",
             "--input feedback/pairs --to reward-conditioning --output feedback/conditioned",
+            "--input hh/train.jsonl.gz --to coh --include-feedback p,n,pn,np --output feedback/coh",
             "--input berkeley-nest/Nectar --pairs best --output feedback/nectar --report --against alpaca_eval.json",
         ),
     )
@@ -91,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         default=AUTO,
         help=f"format of the input (default {AUTO}: its columns say)",
     )
-    parser.add_argument("--to", choices=tuple(TURNS), help="make such examples of comparisons")
+    parser.add_argument("--to", choices=USES, help="make such examples of comparisons")
+    _add_hindsight_arguments(parser)
     parser.add_argument(
         "--as-text", action="store_true", help="keep dialogues of HH-RLHF and Nectar as text, not as messages"
     )
@@ -126,6 +136,46 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what the input is taken for, and stop")
     return parser
+
+
+def _add_hindsight_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("--to coh (Chain of Hindsight)")
+    group.add_argument(
+        "--include-feedback",
+        metavar="KINDS",
+        help=f"some of {','.join(KINDS)}: the good answer, the bad one, good before bad, bad before good, each of "
+        "them with every sentence of hindsight in place of the markers, each answer with its rating (default "
+        f"{','.join(DEFAULT_KINDS)})",
+    )
+    group.add_argument(
+        "--phrases", metavar="NAME|FILE", help=f"words of the markers and sentences (default {DEFAULT_PHRASES})"
+    )
+    group.add_argument("--seed", type=int, help="draws the words that ask for a summary or name sources (default 0)")
+    group.add_argument(
+        "--form", choices=get_args(FeedbackForm), help="what the answers are (default: format and prompts say it)"
+    )
+    group.add_argument(
+        "--compat", choices=(COH,), help="coh: label turns that two dialogues share like the rest, as the original does"
+    )
+    group.add_argument(
+        "--jsonl",
+        type=Path,
+        metavar="FILE",
+        help="also write the records as JSON lines with `fields`, for other trainers",
+    )
+
+
+def _hindsight(arguments: argparse.Namespace) -> HindsightSettings | None:
+    """Return the settings of `--to coh`. Raises ConfigError for options that mean nothing without it."""
+    names = ("include_feedback", "phrases", "seed", "form", "compat")
+    if arguments.to != COH:
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)} needs --to {COH}; add it")
+        return None
+    kinds = ",".join(DEFAULT_KINDS) if arguments.include_feedback is None else arguments.include_feedback
+    phrases = load_phrases(DEFAULT_PHRASES if arguments.phrases is None else arguments.phrases)
+    return HindsightSettings.of(kinds, phrases, seed=arguments.seed or 0, form=arguments.form, compat=arguments.compat)
 
 
 def _runner(arguments: argparse.Namespace) -> FeedbackRunner:

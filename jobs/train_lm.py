@@ -68,12 +68,15 @@ def _train(
     from phf_ray.corpus.data_sets import check_data_sets
     from phf_ray.evaluation.beside_training import check_kl_settings
     from phf_ray.evaluation.prompts import check_prompts
+    from phf_ray.feedback.layout import is_feedback_corpus
     from phf_ray.training.eval_sets import read_eval_sets, store_eval_sets
 
     sources = _sources(config, storage_path=str(directory.path.parent), run_name=arguments.run_name, remembers=True)
     corpora = [sources[source] for source in config.dataset.datasets]
-    if not check_feedback(config, corpora):
-        check_data_sets(config, corpora)
+    check_feedback(config, corpora)
+    texts = [corpus for corpus in corpora if not is_feedback_corpus(corpus)]
+    if texts:
+        check_data_sets(config, texts)
     sets = read_eval_sets(config, sources)
     check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     check_kl_settings(config)

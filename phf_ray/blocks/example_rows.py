@@ -12,11 +12,13 @@ import numpy as np
 from phf_ray.blocks.examples import AnswerIds, RowLimits, conversation_row, pack_units, rows_of_unit, runs_of
 from phf_ray.blocks.held_out import is_held_out
 from phf_ray.blocks.mismatched import ExampleRow, with_mismatched
+from phf_ray.blocks.record_rows import record_row
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
 from phf_ray.config import FeedbackCompat
+from phf_ray.feedback.hindsight.fields import learned_texts, pieces_of
 from phf_ray.feedback.reader import read_feedback_part
-from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
+from phf_ray.feedback.rows import Comparison, Example, FeedbackRow, FieldRecord
 from phf_ray.feedback.values import finite_number, unfolded
 from phf_ray.generation.chat import ChatPrompt, Message, Prompt, PromptError, PromptTemplate, load_template, prompt_text
 from phf_ray.generation.chat.joint_rows import JointRows
@@ -54,6 +56,11 @@ class ExampleSettings:
     """Under compat: whether the rows are for a reward model."""
 
     @property
+    def is_joint(self) -> bool:
+        """Whether prompt and completion are tokenized together, as TRL and AlpacaFarm do."""
+        return self.compat in ("trl", "alpaca_farm")
+
+    @property
     def rows_of_unit(self) -> int:
         return 2 if self.kind == "comparisons" or self.has_mismatched else 1
 
@@ -76,7 +83,7 @@ class FeedbackPart:
         """Yield the words of each row, for comparisons with evaluation sets."""
         for row in self.rows():
             texts = [_prompt_of(row)]
-            texts += [row.output_1, row.output_2] if isinstance(row, Comparison) else [row.completion]
+            texts += _answers_of(row)
             yield ScoredDocument(row.id, ("\n\n".join(texts),), (None,), (NEVER_SCORED,))
 
 
@@ -87,6 +94,12 @@ def _prompt_of(row: FeedbackRow) -> str:
     assert isinstance(row, Example)
     first = next((place for place, one in enumerate(row.conversation) if one.role == "assistant"), None)
     return prompt_text(ChatPrompt(row.conversation[:first]))
+
+
+def _answers_of(row: FeedbackRow) -> list[str]:
+    if isinstance(row, Comparison):
+        return [row.output_1, row.output_2]
+    return [row.completion] if row.record is None else learned_texts(row.record)
 
 
 class ExamplePacker:
@@ -149,10 +162,11 @@ class UnitReader:
         self._template: PromptTemplate = load_template(settings.template, tokenizer=tokenizer)
         self._fraction = held_out_fraction
         end_id = tokenizer.eos_token_id
-        is_joint = settings.compat is not None
+        self._end_id, self._start_of_text = end_id, tokenizer.bos_token_id
+        is_joint = settings.is_joint
         self._limits = RowLimits(settings.row_length, start_id=end_id, end_id=end_id, cuts_end=is_joint)
         self._joint_rows = JointRows(
-            settings.compat,
+            settings.compat if settings.is_joint else None,
             tokenizer=tokenizer,
             template=self._template,
             for_reward=settings.for_reward,
@@ -179,6 +193,8 @@ class UnitReader:
         return with_mismatched(examples, self._limits, stats=stats)
 
     def _unit(self, row: FeedbackRow, *, stats: PackingStats) -> list[TokenRun] | None:
+        if isinstance(row, Example) and row.record is not None:
+            return self._record(row.record, stats=stats)
         turns: tuple[Message, ...] = ()
         margin: float | None = None
         if isinstance(row, Comparison):
@@ -219,7 +235,7 @@ class UnitReader:
     def _rows(
         self, prompt: Prompt, completions: Sequence[str], control: str | None, *, stats: PackingStats
     ) -> list[TokenRun] | None:
-        if self._settings.compat is None:
+        if not self._settings.is_joint:
             answers = [self._answer(prompt, text, control) for text in completions]
             return rows_of_unit(answers, self._limits, stats=stats)
         joint = [self._joint_rows.row(self._template.example(prompt, text)) for text in completions]
@@ -232,6 +248,22 @@ class UnitReader:
         token = {"good": self._settings.good, "bad": self._settings.bad}.get(control or "")
         before = [] if token is None else [int(self._tokenizer.convert_tokens_to_ids(token))]  # type: ignore[arg-type]
         return AnswerIds(self._ids(rendered.prompt), self._ids(rendered.completion), before)
+
+    def _record(self, record: FieldRecord, *, stats: PackingStats) -> list[TokenRun] | None:
+        if self._spells_special_token(list(record.texts.values())):
+            stats.num_documents_dropped["special_token_in_text"] += 1
+            return None
+        pieces = pieces_of(record.fields, record.texts)
+        if self._start_of_text is None and any(piece.token == "bos" for piece in pieces):
+            stats.num_documents_dropped["tokenizer_has_no_bos"] += 1
+            return None
+        tokens = {"eos": self._end_id, "bos": self._start_of_text}
+        ids = [self._ids(piece.text) if piece.token is None else [tokens[piece.token]] for piece in pieces]
+        learned = [piece.is_learned for piece in pieces]
+        # DIFFERS: phf-ray ends a record with one end-of-text token; CoH adds one more to it.
+        adds_end = self._settings.compat == "coh"
+        row = record_row(list(zip(ids, learned, strict=True)), self._limits, adds_end=adds_end, stats=stats)
+        return None if row is None else [row if self._settings.learn == "completions" else _learned(row)]
 
     def _conversation(self, messages: Sequence[Message], *, stats: PackingStats) -> list[TokenRun] | None:
         pieces = [(self._ids(piece.text), piece.is_answer) for piece in self._template.conversation(messages)]

@@ -2,7 +2,7 @@
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +15,15 @@ from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
 from phf_ray.generation.chat import template_source
-from phf_ray.storage.files import open_filesystem
+from phf_ray.records import ScoredDocument
+from phf_ray.storage.files import full_name, open_filesystem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
-_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh"}
+_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh", "fields": "plain"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class OpenFeedback:
 
 
 def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifest]:
-    """Return the manifest of each corpus, or none if none of them is feedback.
+    """Return the manifest of each corpus that is feedback. The others are text that is learned beside it.
 
     Raises ConfigError if they are of several kinds, or not what the objective learns from.
     """
@@ -57,10 +58,8 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
         return []
     others = [path for path in paths if not is_feedback_corpus(path)]
     if others:
-        raise ConfigError(
-            f"dataset.datasets: {', '.join(others)} is no feedback corpus, but others are; train on one kind after the "
-            "other, the second run with --checkpoint-path"
-        )
+        _check_text_beside(config, others)
+    paths = [path for path in paths if path not in others]
     manifests = [read_feedback_manifest(path) for path in paths]
     forms = {(manifest.kind, manifest.form.prompts) for manifest in manifests}
     if len(forms) > 1:
@@ -70,6 +69,28 @@ def check_feedback(config: Config, paths: Sequence[str]) -> list[FeedbackManifes
     if config.objective.reads_labels:
         _check_labels(config, manifests)
     return manifests
+
+
+def _check_text_beside(config: Config, texts: Sequence[str]) -> None:
+    """Check that texts can be learned beside feedback."""
+    objective, dataset = config.objective, config.dataset
+    unfit = None
+    if not isinstance(objective, MLEConfig) or config.score_readers:
+        unfit = f"objective {objective.name}"
+        if config.score_readers:
+            unfit = config.score_readers[0]
+    elif config.compat not in (None, "coh"):
+        unfit = f"compat: {config.compat}"
+    if unfit is not None:
+        raise ConfigError(
+            f"dataset.datasets: {', '.join(texts)} is no feedback corpus, but others are, and {unfit} can't learn "
+            "both; train on one kind after the other, the second run with --checkpoint-path"
+        )
+    if dataset.max_length is not None:
+        raise ConfigError(
+            f"dataset.max_length: {dataset.max_length} limits examples, but {', '.join(texts)} is text that fills "
+            "blocks; remove it, and set dataset.seq_length to what the model can read"
+        )
 
 
 def open_feedback(
@@ -90,8 +111,34 @@ def open_feedback(
             )
             for path, manifest in zip(paths, manifests, strict=True)
         ),
-        parts=tuple(_parts(path) for path in paths),
+        parts=tuple(feedback_parts(path) for path in paths),
     )
+
+
+def feedback_set(config: Config, name: str) -> str | None:
+    """Return the path of an evaluation set that is a feedback corpus; None for text.
+
+    Raises ConfigError if its rows are not like those that are trained on.
+    """
+    source = config.dataset.eval_datasets[name]
+    if not is_feedback_corpus(source):
+        return None
+    path = full_name(*open_filesystem(source))
+    trained = [one for one in config.dataset.datasets if is_feedback_corpus(one)]
+    if not trained:
+        return path
+    form, own = read_feedback_manifest(path).form, read_feedback_manifest(trained[0]).form
+    if form != own:
+        raise ConfigError(
+            f"dataset.eval_datasets.{name}: {source} holds {form}, and {trained[0]} {own}; make both the same way"
+        )
+    return path
+
+
+def words_of_feedback(path: str) -> Iterator[ScoredDocument]:
+    """Yield the words of each row, to be compared with the training data."""
+    for part in feedback_parts(path):
+        yield from part.documents(lambda _: None)
 
 
 def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> None:
@@ -106,7 +153,7 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
             f"dataset.conditional_training_config names control tokens, but no answer of {path} stands behind one; "
             "make it with `phf prepare-feedback --to reward-conditioning`, or remove that section"
         )
-    if not config.training.document_mask:
+    if not config.training.document_mask and config.compat != "coh":
         raise ConfigError(
             "training.document_mask: false, but several examples share a block, and none may see another; set it to "
             "true"
@@ -116,7 +163,13 @@ def _check_objective(config: Config, path: str, manifest: FeedbackManifest) -> N
 
 def _check_compat(config: Config, path: str, manifest: FeedbackManifest) -> None:
     unknown = None
-    if config.original is not None:
+    if config.compat == "coh":
+        unknown = (
+            None if manifest.form.prompts == "fields" else f"rows but records with fields, and {path} holds others"
+        )
+    elif config.compat is not None and manifest.form.prompts == "fields":
+        unknown = f"records with fields, which {path} holds"
+    elif config.original is not None:
         unknown = "feedback"
     elif manifest.form.prompts == "conversation":
         unknown = f"conversations with several answers, which {path} holds"
@@ -201,6 +254,13 @@ def _settings(
 ) -> ExampleSettings:
     dataset, form = config.dataset, manifests[0].form
     name = dataset.prompt_template
+    if form.prompts == "fields":
+        if name is not None:
+            raise ConfigError(
+                f"dataset.prompt_template: {name}, but the records say their own words; remove it, and change the "
+                "words with `phf prepare-feedback --phrases`"
+            )
+        name = "plain"
     if name is None:
         name = "tokenizer" if tokenizer.chat_template else _TEMPLATES[form.prompts]
     conditional = dataset.conditional_training_config
@@ -229,7 +289,8 @@ def _settings(
     return replace(settings, row_length=length)
 
 
-def _parts(path: str) -> tuple[FeedbackPart, ...]:
+def feedback_parts(path: str) -> tuple[FeedbackPart, ...]:
+    """Return the files of a feedback corpus, in order."""
     found = []
     for part in list_feedback_parts(path):
         filesystem, inner = open_filesystem(part)

@@ -23,15 +23,18 @@ def build_group(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizer
 
     Memory: one shard, the held-out documents and rejected records of the group, and a million characters of text.
     """
-    if plan.examples is not None:
-        return _build_examples(plan, plan.examples, group, tokenizer=tokenizer)
+    examples = plan.examples_of(group)
+    if examples is not None:
+        return _build_examples(plan, examples, group, tokenizer=tokenizer)
+    # Beside feedback, examples are held out, and `dataset.eval_datasets` measures text.
+    fraction = plan.held_out_fraction if plan.examples is None else 0.0
     stats = PackingStats()
     held_out: list[ScoredDocument] = []
     read = _Read()
-    documents = _to_pack(read.documents(group), fraction=plan.held_out_fraction, held_out=held_out, stats=stats)
+    documents = _to_pack(read.documents(group), fraction=fraction, held_out=held_out, stats=stats)
     packed = pack(documents, tokenizer, sequence_length=plan.sequence_length, config=plan.packing, stats=stats)
     shards = _write_shards(plan, group, packed)
-    if plan.held_out_fraction > 0:
+    if fraction > 0:
         write_in(plan, held_out_name(group.number), encode_documents(held_out))
     if read.rejected:
         write_in(plan, rejected_name(group.number), encode_rejected(read.rejected))

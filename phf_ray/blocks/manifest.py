@@ -64,7 +64,9 @@ class SourceCorpus(_Entry):
     scorer: dict[str, Any]
     segmenter: str
     unscored: UnscoredText | None = None
-    """None: the corpus has scores."""
+    """None: the corpus has scores, or is feedback."""
+    beside_feedback: bool = False
+    """Whether it is text in blocks whose other corpora are feedback."""
     sources: tuple[dict[str, str], ...] = ()
     """The data sets that the documents come from, with commit and licence if known; see `CorpusManifest.sources`."""
 
@@ -132,6 +134,11 @@ class BlockManifest(_Entry):
     def unscored(self) -> list[str]:
         """Names of the data sets without scores."""
         return [corpus.name for corpus in self.corpora if corpus.unscored is not None]
+
+    @property
+    def texts_beside_feedback(self) -> tuple[int, ...]:
+        """Indices of the corpora that are text while others are feedback."""
+        return tuple(place for place, corpus in enumerate(self.corpora) if corpus.beside_feedback)
 
     @property
     def licenses(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.sources import sources_of
 from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
+from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.storage.data_set_names import short_name
 from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
@@ -58,11 +59,15 @@ class BlockPlan:
     corpora: tuple[SourceCorpus, ...]
     groups: tuple[Group, ...]
     manifests: tuple[CorpusManifest, ...] = ()
-    """In the order of `corpora`."""
+    """Of the corpora of text, in the order of `corpora`."""
     examples: ExampleSettings | None = None
     """None: the blocks are a stream of text."""
     max_failed_fraction: float = 0.0
     """Share of the records of a data set without scores that may be unreadable."""
+
+    def examples_of(self, group: "Group") -> ExampleSettings | None:
+        """Return the settings of a group of feedback; None for text, of which nothing is held out beside feedback."""
+        return None if self.corpora[group.corpus].beside_feedback else self.examples
 
 
 def plan_blocks(
@@ -81,13 +86,19 @@ def plan_blocks(
     if not corpora:
         raise ConfigError("no corpus to build token blocks from; give --corpus, or set dataset.datasets")
     feedback = check_feedback(config, corpora)
+    opened = _open_texts(
+        config,
+        [path for path in corpora if not feedback or not is_feedback_corpus(path)],
+        output_root=output_root,
+        remembers=remembers,
+    )
     if feedback:
-        opened_feedback = open_feedback(config, corpora, feedback, tokenizer=tokenizer)
-        return _plan_examples(config, opened_feedback, tokenizer=tokenizer, output_root=output_root)
-    memory = f"{output_root.rstrip('/')}/{_MEMORY}"
-    opened = open_data_sets(config, corpora, memory=memory, remembers=remembers)
-    for corpus in opened:
-        _refuse_output_in_input(corpus, output_root)
+        paths = [path for path in corpora if is_feedback_corpus(path)]
+        opened_feedback = open_feedback(config, paths, feedback, tokenizer=tokenizer)
+        is_text = [not is_feedback_corpus(path) for path in corpora]
+        return _plan_examples(
+            config, opened_feedback, opened, is_text=is_text, tokenizer=tokenizer, output_root=output_root
+        )
     manifests = [corpus.manifest for corpus in opened]
     thresholds = resolve_thresholds(config, manifests=manifests)
     thresholds.pop("objective", None)  # blocks are the same for every objective
@@ -118,18 +129,47 @@ def plan_blocks(
     )
 
 
+def _open_texts(config: Config, paths: Sequence[str], *, output_root: str, remembers: bool) -> Sequence[StoredCorpus]:
+    if not paths:
+        return []
+    memory = f"{output_root.rstrip('/')}/{_MEMORY}"
+    opened = open_data_sets(config, paths, memory=memory, remembers=remembers)
+    for corpus in opened:
+        _refuse_output_in_input(corpus, output_root)
+    return opened
+
+
 def _plan_examples(
-    config: Config, opened: OpenFeedback, *, tokenizer: PreTrainedTokenizerFast, output_root: str
+    config: Config,
+    opened: OpenFeedback,
+    texts: Sequence[StoredCorpus],
+    *,
+    is_text: Sequence[bool],
+    tokenizer: PreTrainedTokenizerFast,
+    output_root: str,
 ) -> BlockPlan:
+    """`is_text`: of each corpus in their order, whether it is one of `texts`."""
     packing = PackingConfig()
+    feedback_left, texts_left = iter(zip(opened.corpora, opened.parts, strict=True)), iter(texts)
+    corpora: list[SourceCorpus] = []
+    parts: list[Sequence[Part]] = []
+    for one_is_text in is_text:
+        if one_is_text:
+            text = next(texts_left)
+            corpora.append(_source(config, text).model_copy(update={"beside_feedback": True}))
+            parts.append(text.parts)
+        else:
+            source, own = next(feedback_left)
+            corpora.append(source)
+            parts.append(own)
     identity = {
         "format": FORMAT,
         "sequence_length": config.dataset.seq_length,
         "examples": asdict(opened.settings) | {"template": None},
         "held_out_fraction": config.dataset.held_out_fraction,
         "tokenizer": tokenizer_hash(tokenizer),
-        "corpora": [corpus.fingerprint for corpus in opened.corpora],
-        "parts": [[(posixpath.basename(part.label), part.size) for part in parts] for parts in opened.parts],
+        "corpora": [corpus.fingerprint for corpus in corpora],
+        "parts": [[(posixpath.basename(part.label), part.size) for part in own] for own in parts],
     }
     fingerprint = json_fingerprint(identity)
     return BlockPlan(
@@ -140,9 +180,11 @@ def _plan_examples(
         held_out_fraction=config.dataset.held_out_fraction,
         thresholds={},
         tokenizer=_describe_tokenizer(tokenizer, packing=packing),
-        corpora=opened.corpora,
+        corpora=tuple(corpora),
         examples=opened.settings,
-        groups=tuple(_groups(opened.parts, is_one_stream=False)),
+        groups=tuple(_groups(parts, is_one_stream=False)),
+        manifests=tuple(text.manifest for text in texts),
+        max_failed_fraction=config.scoring.max_failed_fraction,
     )
 
 

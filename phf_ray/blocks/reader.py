@@ -19,8 +19,12 @@ class BlockReader:
     A shard is read whole, because all its rows are needed close together. Memory: two shards per corpus, 64 MiB each.
     """
 
-    def __init__(self, root: str, *, order: BlockOrder, channels: Mapping[str, str] | None = None):
-        """`channels`: name -> folder below `root` with one file of that number per shard."""
+    def __init__(
+        self, root: str, *, order: BlockOrder, channels: Mapping[str, str] | None = None, corpus: str | None = None
+    ):
+        """`channels`: name -> folder below `root` with one file of that number per shard. `corpus`: name of a channel
+        with the number of each block's data set."""
+        self._corpus = corpus
         self._root = root
         self._channels = dict(channels or {})
         self._order = order
@@ -49,7 +53,10 @@ class BlockReader:
             out.token_kinds[chosen] = shard.token_kinds[rows]
             for name, channel in out.channels.items():
                 channel[chosen] = shard.channels[name][rows]
-        return out
+        if self._corpus is None:
+            return out
+        corpora = np.array([shard.corpus for shard in self._shards], np.float32)[places.shards]
+        return out._replace(channels={**out.channels, self._corpus: np.repeat(corpora[:, None], self._length, axis=1)})
 
     def _channel(self, name: str, expected: Shard) -> NDArray[np.float32]:
         path = f"{self._root}/{self._channels[name]}/{expected.file}"

@@ -37,6 +37,7 @@ from phf_ray.config.base import Compat, Count, FeedbackCompat, Fraction, Positiv
 from phf_ray.config.cadence import due_steps, evaluation_steps
 from phf_ray.config.dataset import ConditionalTrainingConfig, DatasetConfig, TokenizerConfig
 from phf_ray.config.evaluation import Cadence, GenerateKwargs, GenerationConfig, KLConfig, MetricConfig, Scenario
+from phf_ray.config.hindsight import FeedbackForm, Phrases, load_phrases
 from phf_ray.config.model import LoraSettings, ModelConfig, ModelKwargs, ValueHeadConfig
 from phf_ray.config.objective import (
     AWRConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "DatasetConfig",
     "ExpertIterationConfig",
     "FeedbackCompat",
+    "FeedbackForm",
     "Fraction",
     "GRPOConfig",
     "GenerateKwargs",
@@ -105,6 +107,7 @@ __all__ = [
     "PPOConfig",
     "ParserConfig",
     "PenaltyConfig",
+    "Phrases",
     "PoolConfig",
     "Pools",
     "Positive",
@@ -140,6 +143,7 @@ __all__ = [
     "evaluation_steps",
     "extended",
     "load_config",
+    "load_phrases",
     "merge",
     "parse_config",
     "parse_rewards",

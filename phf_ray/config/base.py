@@ -37,4 +37,4 @@ class Quantile(Section):
 Threshold = float | Quantile
 
 Compat = Literal["korbak2023"] | None
-FeedbackCompat = Literal["trl", "alpaca_farm"] | None
+FeedbackCompat = Literal["trl", "alpaca_farm", "coh"] | None

@@ -34,6 +34,9 @@ class DatasetConfig(Section):
     """Tokens of examples that are learned: those of answers, or those of prompts too."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Share of each data set among the sequences; null: every sequence of every data set once per epoch."""
+    loss_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weight of each data set in the loss; null: 1, and 0.01 for text beside feedback. Feedback and text are averaged
+    apart, and the averages added."""
     is_split_by_sentences: bool = True
     """false: one control token per document instead of one per segment."""
     seq_length: Annotated[int, BeforeValidator(whole_number), Field(ge=2)] = 1024
@@ -58,6 +61,15 @@ class DatasetConfig(Section):
         if self.weights is not None and (len(self.weights) != len(self.datasets) or not any(self.weights)):
             raise ValueError(
                 f"weights={list(self.weights)} for {len(self.datasets)} datasets; give each dataset a number, not all 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_loss_weight_each(self) -> Self:
+        weights = self.loss_weights
+        if weights is not None and (len(weights) != len(self.datasets) or not any(weights)):
+            raise ValueError(
+                f"loss_weights={list(weights)} for {len(self.datasets)} datasets; give each dataset a number, not all 0"
             )
         return self
 

@@ -19,6 +19,8 @@ _MODELS = "models"
 """Folder of the models' shapes."""
 _ANNOTATORS = "annotators"
 """Folder of the pools of annotators."""
+_PHRASES = "phrases"
+"""Folder of the words of Chain of Hindsight."""
 _OTHER_NAMES = {"finetuning": "finetune"}
 """Name of a file in the original code -> its name here."""
 
@@ -84,6 +86,14 @@ def pool_path(pool: str | Path) -> Path:
     return _shipped_file(pool, _ANNOTATORS, what="annotator pool")
 
 
+def phrases_path(phrases: str | Path) -> Path:
+    """Return the file of phrases of Chain of Hindsight: `coh` is `configs/phrases/coh.yml`; or a path.
+
+    Raises ConfigError for an unknown name.
+    """
+    return _shipped_file(phrases, _PHRASES, what="file of phrases")
+
+
 def _shipped_file(name: str | Path, folder: str, *, what: str) -> Path:
     if isinstance(name, Path) or is_path(name):
         return _existing(name)
@@ -95,7 +105,7 @@ def _shipped_file(name: str | Path, folder: str, *, what: str) -> Path:
 
 
 def task_names() -> list[str]:
-    folders = (folder for folder in shipped_folder().glob("*/") if folder.name not in (_MODELS, _ANNOTATORS))
+    folders = (folder for folder in shipped_folder().glob("*/") if folder.name not in (_MODELS, _ANNOTATORS, _PHRASES))
     return sorted(name for folder in folders for name in _tasks_in(folder))
 
 

@@ -7,6 +7,20 @@ from pydantic import Field, model_validator
 from phf_ray.config.base import Count, Fraction, Positive, Section
 
 
+class ForgetfulMaskConfig(Section):
+    """Forgetful causal masking: in each sequence, a ratio of the pairs of query and key is hidden."""
+
+    min: Fraction = 0.0
+    """Smallest ratio. The published values are 0 and 0.15, for large models."""
+    max: Fraction = 0.15
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is above max: {self.max}; exchange them")
+        return self
+
+
 class TrainingConfig(Section):
     num_tokens: Positive = 3_300_000_000
     num_epochs: Annotated[float, Field(gt=0)] | None = None
@@ -31,6 +45,8 @@ class TrainingConfig(Section):
     torch_compile: bool = False
     document_mask: bool = False
     """true: no attention across documents in a block, and positions restart in each document."""
+    forgetful_mask: ForgetfulMaskConfig | None = None
+    """Hide some of the earlier tokens from each token in training, drawn anew for each sequence; null: none."""
     parallelism: Literal["ddp", "fsdp2"] = "ddp"
     num_workers: Positive = 1
     resources_per_worker: dict[str, float] = {}

@@ -31,9 +31,9 @@ class Config(Section):
     """Rounds of answers and rewards, for `train-rl`."""
     algorithm: AlgorithmConfig | None = None
     """What is learned from a round, for `train-rl`."""
-    compat: Literal["korbak2023", "trl", "alpaca_farm"] | None = None
-    """Numbers of another system where they differ: of the original (text with scores), or of TRL or AlpacaFarm
-    (feedback). See docs/differs.md."""
+    compat: Literal["korbak2023", "trl", "alpaca_farm", "coh"] | None = None
+    """Numbers of another system where they differ: of the original (text with scores), or of TRL, AlpacaFarm or Chain
+    of Hindsight (feedback). See docs/differs.md."""
     key_envs: dict[str, str] = {}
     """URL of a server -> environment variable that holds its key, for servers that an option of `evaluate-lm` or
     `red-team`, or kl_gpt3_callback.reference, names without `key_env`."""
@@ -107,6 +107,7 @@ class Config(Section):
             problems += self._problems_of_awr(self.objective)
         if self.trains_reward_model:
             problems += self._problems_of_reward_model()
+        problems += self._problems_of_streams()
         problems += self._problems_of_rollouts()
         names = [scenario.name for scenario in self.generation.scenario_configs]
         for name in sorted({name for name in names if names.count(name) > 1}):
@@ -139,6 +140,22 @@ class Config(Section):
         found = ", ".join(name for name, is_set in misfits.items() if is_set)
         return [f"objective BradleyTerry trains a reward model, which has no use for {found}; remove it"] * bool(found)
 
+    def _problems_of_streams(self) -> list[str]:
+        """What only plain likelihood learns with."""
+        objective, mask = self.objective, self.training.forgetful_mask
+        problems = []
+        if self.dataset.loss_weights is not None and not isinstance(objective, MLEConfig):
+            problems.append(f"dataset.loss_weights is for objective MLE, not {objective.name}; remove it")
+        if self.compat == "coh" and not isinstance(objective, MLEConfig):
+            problems.append(f"compat: coh knows no objective {objective.name}; remove it")
+        compares = objective.compares_answers or objective.reads_labels
+        if mask is not None and mask.max > 0 and (compares or self.rollouts is not None):
+            what = "rounds" if self.rollouts is not None else f"objective {objective.name}"
+            problems.append(
+                f"training.forgetful_mask would hide other tokens from each answer that {what} compares; remove it"
+            )
+        return problems
+
     def _problems_of_rollouts(self) -> list[str]:
         """An algorithm learns from rounds, with an objective of its own."""
         rollouts, algorithm = self.rollouts, self.algorithm
@@ -159,6 +176,7 @@ class Config(Section):
         )
         if self.dataset.conditional_training_config is not None:
             problems.append("dataset.conditional_training_config is for train-lm; remove it")
-        if self.compat == "korbak2023":
-            problems.append("compat: korbak2023 is of pretraining on scores; remove it")
+        if self.compat in ("korbak2023", "coh"):
+            what = "pretraining on scores" if self.compat == "korbak2023" else "Chain of Hindsight"
+            problems.append(f"compat: {self.compat} is of {what}; remove it")
         return problems

@@ -9,13 +9,15 @@
     report.json             figures of --report
     _SUCCESS                written last
 
-Columns of `examples`: id, PROMPT, completion, [label], [control], meta; of conversations: id, messages, meta.
+Columns of `examples`: id, PROMPT, completion, [label], [control], meta; of conversations: id, messages, meta; of
+records with fields: id, prompt, fields, texts, meta.
 Columns of `comparisons`: id, PROMPT, output_1, output_2, preference, annotator, meta.
 PROMPT is `prompt`; or `messages`, a list of {role, content}; or `prompt, instruction, input`, where `prompt` is all.
 
 These names are a contract: users, `datasets` and later stages read them.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -23,7 +25,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 
 from phf_ray.corpus.layout import MANIFEST, PLAN, has_ours
-from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
+from phf_ray.feedback.rows import Comparison, Example, FeedbackRow, FieldRecord
 from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Message, Prompt, TextPrompt, prompt_text
 from phf_ray.storage.files import open_filesystem, store_errors
 
@@ -32,8 +34,9 @@ FEEDBACK_KEYS = {MANIFEST: {"kind", "prompts"}, PLAN: {"stage", "shards"}}
 """Keys found only in files that phf-ray wrote for a feedback corpus."""
 
 Kind = Literal["examples", "comparisons"]
-PromptForm = Literal["text", "messages", "instruction", "conversation"]
-"""How the rows of a set hold their prompts; a conversation holds its answers too. One form per set."""
+PromptForm = Literal["text", "messages", "instruction", "conversation", "fields"]
+"""How the rows of a set hold their prompts; conversations and records with fields hold their answers too. One form per
+set."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROMPTS: Mapping[PromptForm, tuple[tuple[str, pa.DataType], ...]] = {
@@ -41,7 +44,10 @@ _PROMPTS: Mapping[PromptForm, tuple[tuple[str, pa.DataType], ...]] = {
     "messages": (("messages", _MESSAGES),),
     "instruction": (("prompt", pa.string()), ("instruction", pa.string()), ("input", pa.string())),
     "conversation": (("messages", _MESSAGES),),
+    "fields": (("prompt", pa.string()), ("fields", pa.string()), ("texts", pa.string())),
 }
+_WHOLE = ("conversation", "fields")
+"""Forms that hold the answers too."""
 _ANSWERS: Mapping[Kind, tuple[tuple[str, pa.DataType], ...]] = {
     "examples": (("completion", pa.string()),),
     "comparisons": (
@@ -73,12 +79,14 @@ class RowForm:
     def of(cls, row: FeedbackRow) -> Self:
         if isinstance(row, Comparison):
             return cls("comparisons", _form_of(row.prompt))
+        if row.record is not None:
+            return cls("examples", "fields")
         return cls("examples", _form_of(row.prompt), row.label is not None, row.control is not None)
 
     @property
     def schema(self) -> pa.Schema:
         fields = [("id", pa.string()), *_PROMPTS[self.prompts]]
-        if self.prompts != "conversation":
+        if self.prompts not in _WHOLE:
             fields += _ANSWERS[self.kind]
         fields += [("label", pa.bool_())] * self.has_label + [("control", pa.string())] * self.has_control
         return pa.schema([*fields, ("meta", pa.string())])
@@ -106,6 +114,8 @@ def row_of(record: Mapping[str, Any]) -> FeedbackRow:
     if "output_1" in record:
         answers = {name: record[name] for name, _ in _ANSWERS["comparisons"]}
         return Comparison(prompt=prompt, **answers, **fixed)
+    if "fields" in record:
+        return Example(prompt, record=FieldRecord(record["fields"], json.loads(record["texts"])), **fixed)
     if "completion" not in record:
         return Example(prompt=None, conversation=messages, **fixed)
     label, control = record.get("label"), record.get("control")
@@ -127,6 +137,9 @@ def _cells(row: FeedbackRow) -> dict[str, Any]:
     messages: Sequence[Message] = row.prompt.messages if isinstance(row.prompt, ChatPrompt) else ()
     if isinstance(row, Example):
         messages = messages or row.conversation
+        if row.record is not None:
+            texts = json.dumps(dict(row.record.texts), ensure_ascii=False)
+            cells |= {"fields": row.record.fields, "texts": texts}
         cells |= {"completion": row.completion, "label": row.label, "control": row.control}
     else:
         cells |= {name: getattr(row, name) for name, _ in _ANSWERS["comparisons"]}

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from phf_ray.corpus.card_lines import front_lines, source_lines
 from phf_ray.corpus.losses import Losses
+from phf_ray.feedback.hindsight.fields import learned_texts
 from phf_ray.feedback.layout import RowForm
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat.prompts import ChatPrompt, prompt_text
@@ -42,6 +43,8 @@ class FeedbackStats:
 
     def _add_example(self, row: Example) -> None:
         self.answer_characters += len(row.completion)
+        if row.record is not None:
+            self.answer_characters += sum(map(len, learned_texts(row.record)))
         if row.label is not None:
             self.marks[f"label_{str(row.label).lower()}"] += 1
         if row.control is not None:
@@ -160,6 +163,8 @@ _MEANINGS = {
     "preference": "1: output_1 is better; 2: output_2; between them for degrees, 1.5 a tie; null: unknown",
     "annotator": "who judged; may be null",
     "label": "whether the answer is good",
+    "fields": "the parts of the record's text; those in brackets are seen, not learned",
+    "texts": "JSON: the texts that `fields` names",
     "control": "control token before the answer: good or bad",
     "meta": "JSON: where the row came from, and other columns of its source",
 }

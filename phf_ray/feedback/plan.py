@@ -18,10 +18,10 @@ from phf_ray.errors import ConfigError
 from phf_ray.feedback.detect import Detected, detect
 from phf_ray.feedback.formats.base import Pairs
 from phf_ray.feedback.formats.table import AUTO, FORMATS
+from phf_ray.feedback.hindsight.settings import COH, HindsightSettings
 from phf_ray.feedback.layout import STAGE, RowForm, is_feedback_corpus
-from phf_ray.feedback.prepare import RowSettings
+from phf_ray.feedback.prepare import USES, RowSettings
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
-from phf_ray.feedback.turn import TURNS
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class FeedbackRequest:
     """Keep dialogues as text."""
     pairs: Pairs = "all"
     """Of ranked answers: all pairs, or the best with each of the others."""
+    hindsight: HindsightSettings | None = None
+    """For `to: coh`."""
     limit: int | None = None
     """Maximum number of records in total."""
     shard_bytes: int | None = None
@@ -50,8 +52,10 @@ class FeedbackRequest:
     def __post_init__(self) -> None:
         if self.format not in (AUTO, *FORMATS):
             raise ConfigError(f"--format {self.format} is unknown; give one of {AUTO}, {', '.join(FORMATS)}")
-        if self.to not in (None, *TURNS):
-            raise ConfigError(f"--to {self.to} is unknown; give one of {', '.join(TURNS)}")
+        if self.to not in (None, *USES):
+            raise ConfigError(f"--to {self.to} is unknown; give one of {', '.join(USES)}")
+        if (self.to == COH) != (self.hindsight is not None):
+            raise ConfigError(f"--to {COH} and the settings of its records belong together; give both or neither")
         if self.pairs not in get_args(Pairs):
             raise ConfigError(f"--pairs {self.pairs} is unknown; give one of {', '.join(get_args(Pairs))}")
         if self.limit is not None and self.limit < 1:
@@ -86,7 +90,7 @@ class FeedbackRequest:
 
     def detect(self, files: Sequence[InputFile]) -> Detected:
         """Tell the format of the input. Raises ConfigError if it has none that is known."""
-        found = detect(files, RowSettings(self.format, self.to, self.as_text, self.pairs))
+        found = detect(files, RowSettings(self.format, self.to, self.as_text, self.pairs, self.hindsight))
         if self.as_text and not FORMATS[found.settings.format].holds_dialogues:
             raise ConfigError(
                 "--as-text keeps dialogues of HH-RLHF and Nectar as text, and the input is in the format "
@@ -154,7 +158,7 @@ def _longer(
 
 
 def _refuse_other_rows(stored: CorpusPlan, detected: Detected, added: Sequence[InputFile]) -> None:
-    settings, form = RowSettings(**stored.key["settings"]), RowForm(**stored.key["form"])
+    settings, form = RowSettings.from_json(stored.key["settings"]), RowForm(**stored.key["form"])
     if (detected.settings, detected.form) == (settings, form):
         return
     hint = f", or give --format {settings.format}" if detected.settings.format != settings.format else ""
@@ -205,6 +209,7 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
         "--as-text": request.as_text,
         "--pairs": request.pairs,
         "--limit": request.limit,
+        **_hindsight_flags(request.hindsight),
     }
     before = {
         "--format": settings["format"],
@@ -212,10 +217,27 @@ def _refuse_other_settings(stored: CorpusPlan, request: FeedbackRequest) -> None
         "--as-text": settings["as_text"],
         "--pairs": settings.get("pairs", "all"),
         "--limit": stored.key["--limit"],
+        **_hindsight_flags(RowSettings.from_json(settings).hindsight),
     }
-    changes = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if before[name] != now[name]]
+    changes = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
     if changes:
         raise ConfigError(
             f"this output was begun with another configuration: {'; '.join(changes)}; give another --output, or "
             "--restart to discard its contents"
         )
+
+
+def _hindsight_flags(settings: HindsightSettings | None) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    return {
+        "--include-feedback": ",".join(settings.kinds),
+        "--phrases": json.loads(settings.phrases),
+        "--seed": settings.seed,
+        "--form": settings.form,
+        "--compat": settings.compat,
+    }

@@ -6,21 +6,25 @@ rejected for itself.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from phf_ray.characters import half_at
 from phf_ray.corpus.json_text import meta_json, parse_json
 from phf_ray.feedback.formats.base import Converted, Notes, Pairs, Reading, Record, UnfitRecord
 from phf_ray.feedback.formats.table import FORMATS
-from phf_ray.feedback.rows import Comparison, FeedbackRow
+from phf_ray.feedback.hindsight.records import field_records
+from phf_ray.feedback.hindsight.settings import COH, HindsightSettings
+from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.feedback.turn import TURNS, examples_of
-from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Prompt, TextPrompt
+from phf_ray.generation.chat.prompts import ChatPrompt, InstructionPrompt, Prompt, TextPrompt, prompt_text
 from phf_ray.records import Rejected
 
 KEY_BYTES = 16
 NO_COMPARISON = "no_comparison"
+USES = (*TURNS, COH)
+"""What comparisons can be made into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,16 @@ class RowSettings:
 
     format: str
     to: str | None = None
-    """A key of `TURNS`; None: rows are stored as they are."""
+    """One of `USES`; None: rows are stored as they are."""
     as_text: bool = False
     pairs: Pairs = "all"
+    hindsight: HindsightSettings | None = None
+    """For `to: coh`."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        hindsight = values.get("hindsight")
+        return cls(**{**values, "hindsight": None if hindsight is None else HindsightSettings.from_json(hindsight)})
 
     @property
     def reading(self) -> Reading:
@@ -81,11 +92,20 @@ def _prepare(
         raise UnfitRecord(NO_COMPARISON, f"--to {settings.to} needs comparisons, and this is an example")
     examples = [
         replace(example, id=_hash(json.dumps([row.id, settings.to, number])).hex(), meta=row.meta)
-        for number, example in enumerate(examples_of(row, settings.to))
+        for number, example in enumerate(_examples(row, settings))
     ]
-    if TURNS[settings.to].drops_equal_examples:
+    if settings.to in TURNS and TURNS[settings.to].drops_equal_examples:
         key = _hash(json.dumps([_content_of(example) for example in examples]))
     return Prepared(key, tuple(examples))
+
+
+def _examples(row: Comparison, settings: RowSettings) -> Sequence[Example]:
+    if settings.to == COH:
+        assert settings.hindsight is not None, "the request was checked"
+        records = field_records(row, settings.hindsight, format=settings.format)
+        return [Example(TextPrompt(prompt_text(row.prompt)), record=record) for record in records]
+    assert settings.to is not None
+    return examples_of(row, settings.to)
 
 
 def in_drawn_order(comparison: Comparison) -> Comparison:
@@ -107,7 +127,8 @@ def is_swapped(row_id: str) -> bool:
 def _checked_content(row: FeedbackRow) -> str:
     """Return what decides a row, as JSON. Raises UnfitRecord if an answer is empty or can't be stored."""
     answers = (row.output_1, row.output_2) if isinstance(row, Comparison) else (row.completion,)
-    if row.prompt is not None and not all(answer.strip() for answer in answers):
+    is_answered = row.prompt is not None and not (isinstance(row, Example) and row.record is not None)
+    if is_answered and not all(answer.strip() for answer in answers):
         raise UnfitRecord("empty_answer", "an answer has no characters besides white space")
     if isinstance(row, Comparison) and row.output_1 == row.output_2 and row.better is not None:
         raise UnfitRecord("equal_answers", "the two answers are the same, and yet one is called better")
@@ -125,6 +146,8 @@ def _content_of(row: FeedbackRow) -> list[Any]:
         return [_prompt_content(row.prompt), row.output_1, row.output_2, row.preference, row.annotator]
     if row.prompt is None:
         return ["conversation", [[message.role, message.content] for message in row.conversation]]
+    if row.record is not None:
+        return ["fields", row.record.fields, sorted(row.record.texts.items())]
     return [_prompt_content(row.prompt), row.completion, row.label, row.control]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from phf_ray.corpus.layout import REPORT, write_corpus_file
 from phf_ray.feedback.against import OtherSet, PromptFinder, PromptOverlap, words_of
+from phf_ray.feedback.hindsight.fields import learned_texts
 from phf_ray.feedback.reader import read_feedback, read_feedback_manifest
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow
 from phf_ray.generation.chat.prompts import ASSISTANT
@@ -169,7 +170,8 @@ def _parts(row: FeedbackRow) -> tuple[str, list[str]]:
     if isinstance(row, Comparison):
         return words_of(row.prompt), [row.output_1, row.output_2]
     if row.prompt is not None:
-        return words_of(row.prompt), [row.completion]
+        answers = [row.completion] if row.record is None else learned_texts(row.record)
+        return words_of(row.prompt), answers
     return _conversation(row)
 
 

@@ -1,5 +1,6 @@
 """The rows of a feedback corpus."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,14 +10,24 @@ Verdict = Literal["first", "second", "tie", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
+class FieldRecord:
+    """A text in parts, some of them learned; see `hindsight/fields.py`."""
+
+    fields: str
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and its answer; or a whole conversation, whose prompt is None."""
+    """A prompt and its answer; a whole conversation, whose prompt is None; or a record with fields."""
 
     prompt: Prompt | None
     completion: str = ""
     conversation: tuple[Message, ...] = ()
     label: bool | None = None
     """Whether the answer is good, where answers are judged one by one (KTO)."""
+    record: FieldRecord | None = None
+    """All of the text, the answers too. The prompt is then only what the first answer answers."""
     control: Literal["good", "bad"] | None = None
     """Control token that the answer stands behind, by the name that `phf.json` has for it."""
     id: str = ""

@@ -108,7 +108,7 @@ class _FeedbackPart:
 
 
 def _prepared(row: Mapping[str, Any]) -> Iterator[Prepared | Rejected]:
-    settings = RowSettings(**row["settings"])
+    settings = RowSettings.from_json(row["settings"])
     for entry in json.loads(row["pieces"]):
         file = InputFile(*entry["file"])
         for index, record in joined(read_rows_of(file, Piece.from_json(entry["piece"])), FORMATS[settings.format]):

@@ -20,6 +20,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.models.adapters import Adapter, token_parameters
 from phf_ray.models.backbone import first_words
 from phf_ray.models.document_attention import states_by_document, use_attention_by_document
+from phf_ray.models.forgetful_mask import ForgetfulMask, check_takes_masks
 from phf_ray.models.heads import ValueHead
 from phf_ray.models.probing import probe_logit_scale
 from phf_ray.objectives.base import Objective, ObjectiveOutput, target_logprobs
@@ -49,6 +50,7 @@ class LanguageModel(nn.Module):
         self.detach_values = detach_values
         self.has_document_mask = False
         self._attends_by_document = False
+        self.forgetful: ForgetfulMask | None = None
         self.adapter: Adapter | None = None
         """Set if the weights are frozen, all but those of an adapter, new tokens and the value head."""
 
@@ -63,6 +65,11 @@ class LanguageModel(nn.Module):
         self._attends_by_document = use_attention_by_document(self.backbone) and _separates_documents(
             self, lambda ids_BS, positions_BS: self._states_by_document(ids_BS, positions_BS, positions_BS >= 0)
         )
+
+    def forget(self, mask: ForgetfulMask) -> None:
+        """Make `forward` hide some tokens of the batches whose place it is told. Raises ConfigError if it can't."""
+        check_takes_masks(self.backbone)
+        self.forgetful = mask
 
     def disable_dropout(self) -> None:
         """Make training compute what inference does: an answer is compared with a reference that has no dropout."""
@@ -116,8 +123,10 @@ class LanguageModel(nn.Module):
         token_kinds_BS: Tensor,
         objective: Objective,
         channels_BS: Mapping[str, Tensor] | None = None,
+        first_block: int | None = None,
     ) -> ObjectiveOutput:
-        hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS)
+        """`first_block`: place of the batch in the training order, for a forgetful mask; None: nothing is hidden."""
+        hidden_BSD = self._trained_states(input_ids_BS, token_kinds_BS, first_block)
         return self.learn(hidden_BSD, input_ids_BS, token_scores_BS, token_kinds_BS, objective, channels_BS)
 
     def learn(
@@ -165,13 +174,31 @@ class LanguageModel(nn.Module):
             return hidden_BSD, weight_VD, bias_V
         return hidden_BSD * scale, weight_VD, None if bias_V is None else bias_V * scale
 
-    def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
+    def _trained_states(self, input_ids_BS: Tensor, token_kinds_BS: Tensor, first_block: int | None = None) -> Tensor:
+        if self.forgetful is not None and first_block is not None and first_block >= 0:
+            return self._forgetful_states(self.forgetful, input_ids_BS, token_kinds_BS, first_block)
         if not self.has_document_mask:
             return self.hidden_states(input_ids_BS)
         positions_BS, kept_BS = document_positions(token_kinds_BS), token_kinds_BS != int(TokenKind.PAD)
         if self._attends_by_document and input_ids_BS.device.type == "cpu" and kept_BS.any():
             return self._states_by_document(input_ids_BS, positions_BS, kept_BS)
         return self.hidden_states(input_ids_BS, position_ids_BS=positions_BS)
+
+    def _forgetful_states(
+        self, forgetful: ForgetfulMask, input_ids_BS: Tensor, token_kinds_BS: Tensor, first_block: int
+    ) -> Tensor:
+        positions_BS = document_positions(token_kinds_BS)
+        mask_B1QK = forgetful.additive(
+            positions_BS,
+            first_block=first_block,
+            by_document=self.has_document_mask,
+            dtype=self.backbone.get_input_embeddings().weight.dtype,
+        )
+        return self.hidden_states(
+            input_ids_BS,
+            attention_mask=mask_B1QK,
+            position_ids_BS=positions_BS if self.has_document_mask else None,
+        )
 
     def _states_by_document(self, input_ids_BS: Tensor, positions_BS: Tensor, kept_BS: Tensor) -> Tensor:
         return states_by_document(self.hidden_states, input_ids_BS, positions_BS, kept_BS)

@@ -22,6 +22,7 @@ from phf_ray.config import Compat, FeedbackCompat
 from phf_ray.errors import DataError
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
 from phf_ray.objectives.statistics import BinCounts, Statistics
+from phf_ray.objectives.streams import CORPUS, LossStreams
 from phf_ray.records import TokenKind
 
 # Plain numbers: torch.compile evaluates `tensor != TokenKind.PAD` to a bool.
@@ -100,12 +101,14 @@ class Objective(nn.Module):
     """The answers of a pair are compared, and other dropout in each would be noise."""
     channels: tuple[str, ...] = ()
     """Names of the numbers per token, beside the score, that `weigh` reads."""
+    streams: LossStreams | None = None
+    """Set if data sets have loss weights of their own. In a step, `weigh` then gets the channel LOSS_WEIGHT."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
         self.rules = rules
         self.compat = rules.compat
-        self.averages_micro_batches = rules.compat is not None or rules.feedback_compat is not None
+        self.averages_micro_batches = rules.compat is not None or rules.feedback_compat in ("trl", "alpaca_farm")
 
     def survey(self) -> "Survey | None":
         """Return what counts, over all of a step, the numbers that `weigh` has to know before it; None: it needs none.
@@ -184,7 +187,11 @@ class Objective(nn.Module):
         if is_read_N is not None:
             valid_N = valid_N & is_read_N
         if self.rules.examples:
-            valid_N = valid_N & (kinds_N != _END_OF_TEXT)
+            begins_N = kinds_N == _END_OF_TEXT
+            if self.streams is not None and CORPUS in channels_N:
+                for text in self.streams.texts:
+                    begins_N = begins_N & (channels_N[CORPUS] != text)
+            valid_N = valid_N & ~begins_N
         if self.rules.unscored == "mask":
             valid_N = valid_N & (kinds_N != _UNSCORED)
         if not self.rules.score_control:

@@ -37,6 +37,7 @@ from phf_ray.objectives.kto import KTO, UnpairedSettings
 from phf_ray.objectives.mle import MLE
 from phf_ray.objectives.policy_gradient import PolicyGradient, PolicyGradientSettings
 from phf_ray.objectives.rwr import RWR
+from phf_ray.objectives.streams import LossStreams
 from phf_ray.objectives.unlikelihood import Unlikelihood
 from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
 from phf_ray.objectives.weighting import RewardWeighting
@@ -59,7 +60,7 @@ _ROLLOUTS = Rules(score_control=False, unscored="mle", examples=True)
 """Completions have rewards and no scores, and the control tokens of a prompt are given."""
 
 
-def build_objective(
+def build_objective(  # noqa: PLR0913  what the caller alone knows
     config: Mapping[str, Any] | BaseModel,
     *,
     compat: Compat | FeedbackCompat = None,
@@ -67,6 +68,7 @@ def build_objective(
     reward_mean: float | None = None,
     reward_std: float | None = None,
     examples: bool = False,
+    streams: LossStreams | None = None,
 ) -> Objective:
     """Build the objective of a config section.
 
@@ -74,6 +76,7 @@ def build_objective(
     reward_mean, reward_std: of the reward (minus the score) in the block manifest, needed by `reward_norm: zscore`.
     unscored: the value of `dataset.unscored`, which says how to treat tokens without a score.
     examples: the blocks hold whole examples, not a stream of text.
+    streams: loss weights of the data sets, for MLE.
     """
     section = _parse(config)
     original: Compat = "korbak2023" if compat == "korbak2023" else None
@@ -98,7 +101,7 @@ def build_objective(
         examples=examples,
     )
     if isinstance(section, MLEConfig):
-        return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"))
+        return MLE(rules, mask_above=_number(section.mask_above, key="mask_above"), streams=streams)
     if isinstance(section, UnlikelihoodConfig):
         threshold = _number(section.score_threshold, key="score_threshold")
         return Unlikelihood(rules, score_threshold=threshold, alpha=section.alpha)

@@ -82,10 +82,14 @@ class MicroBatch:
             {name: moved(channel_BS) for name, channel_BS in self.channels.items()},
         )
 
-    def through(self, model: nn.Module, objective: Objective) -> ObjectiveOutput:
-        """Run the model on this batch, and the objective inside the same forward call."""
+    def through(self, model: nn.Module, objective: Objective, *, is_forgetful: bool = False) -> ObjectiveOutput:
+        """Run the model on this batch, and the objective inside the same forward call.
+
+        `is_forgetful`: tell the model the batch's place, from which it draws what it hides.
+        """
+        place = {"first_block": self.first_block} if is_forgetful else {}
         output: ObjectiveOutput = model(
-            self.input_ids_BS, self.token_scores_BS, self.token_kinds_BS, objective, self.channels
+            self.input_ids_BS, self.token_scores_BS, self.token_kinds_BS, objective, self.channels, **place
         )
         return output
 

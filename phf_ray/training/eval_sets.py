@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from phf_ray.blocks.feedback_corpora import feedback_set, words_of_feedback
 from phf_ray.blocks.held_out import decode_documents, encode_documents
 from phf_ray.blocks.manifest import BlockManifest, read_block_file
 from phf_ray.config import Config
@@ -21,6 +22,7 @@ from phf_ray.records import NEVER_SCORED, ScoredDocument
 from phf_ray.runs.rows import EVALUATION_SETS
 from phf_ray.storage.files import open_filesystem, write_file, write_text
 from phf_ray.storage.hashing import json_fingerprint
+from phf_ray.training.eval_examples import MeasuredExamples
 from phf_ray.training.held_out_text import MeasuredText
 from phf_ray.training.state import TrainState
 
@@ -38,7 +40,13 @@ def read_eval_sets(config: Config, sources: Mapping[str, str] | None = None) -> 
     sets = {}
     for name, source in config.dataset.eval_datasets.items():
         read = CorpusStats()
-        documents = list(_first_bytes(read_data_set(config, (sources or {}).get(source, source), reject=read.reject)))
+        feedback = feedback_set(config, name)
+        found = (
+            read_data_set(config, (sources or {}).get(source, source), reject=read.reject)
+            if feedback is None
+            else words_of_feedback(feedback)
+        )
+        documents = list(_first_bytes(found))
         read.documents = len(documents)
         _judge(f"dataset.eval_datasets.{name}: {source}", read, limit=config.scoring.max_failed_fraction)
         sets[name] = documents
@@ -97,7 +105,9 @@ def store_eval_sets(
     )
     for name, count in counts.items():
         _report_overlap(config, name, count)
-    return {name: {"file": files[name], **counts[name]} for name in sets}
+    places = {name: feedback_set(config, name) for name in sets}
+    feedback = {name: {"feedback": place} for name, place in places.items() if place is not None}
+    return {name: {"file": files[name], **feedback.get(name, {}), **counts[name]} for name in sets}
 
 
 def _overlap(
@@ -141,9 +151,21 @@ class EvalSets:
         self, config: Config, tokenizer: Any, *, manifest: BlockManifest, sets: Mapping[str, Mapping[str, Any]]
     ):
         self._counts = {
-            f"eval/{name}/{key}": value for name, one in sets.items() for key, value in one.items() if key != "file"
+            f"eval/{name}/{key}": value
+            for name, one in sets.items()
+            for key, value in one.items()
+            if key.startswith("num_")
         }
-        documents = {name: list(decode_documents(read_block_file(one["file"]))) for name, one in sets.items()}
+        self._examples = {
+            name: MeasuredExamples(config, tokenizer, name=name, path=one["feedback"], manifest=manifest)
+            for name, one in sets.items()
+            if "feedback" in one
+        }
+        documents = {
+            name: list(decode_documents(read_block_file(one["file"])))
+            for name, one in sets.items()
+            if name not in self._examples
+        }
         self._sets = {
             name: MeasuredText(config, tokenizer, manifest=manifest, documents=own) for name, own in documents.items()
         }
@@ -167,6 +189,8 @@ class EvalSets:
             # What the objective makes of a text without scores, or without pairs, is not its loss.
             figures = {} if name in self._without_loss else text.objective(state, objective=objective)
             row[f"eval/{name}/loss"] = figures.get("loss", math.nan)
+        for name, examples in self._examples.items():
+            row |= {f"eval/{name}/{key}": value for key, value in examples.measure(state, objective=objective).items()}
         return row | {EVALUATION_SETS: time.perf_counter() - since}
 
 

@@ -32,7 +32,7 @@ from phf_ray.training.ranks import Ranks, everyones
 from phf_ray.training.saving import Saver, WallCost
 from phf_ray.training.schedule import Schedule
 from phf_ray.training.snapshot import Snapshot, restore_training_state, take_snapshot, write_training_state
-from phf_ray.training.start import base_info, initial_learner, resumed_model, set_up_layers
+from phf_ray.training.start import base_info, forgetful_mask, initial_learner, resumed_model, set_up_layers
 from phf_ray.training.state import TrainState, build_optimizer, parallelize, unwrapped
 from phf_ray.training.step import StepSettings
 from phf_ray.training.watch import StopWatch
@@ -159,7 +159,12 @@ class Learner:
                 kind=training.lr_scheduler_type,
                 warmup_ratio=training.warmup_ratio,
             ),
-            step=StepSettings(seed=training.seed, precision=training.precision, max_grad_norm=training.max_grad_norm),
+            step=StepSettings(
+                seed=training.seed,
+                precision=training.precision,
+                max_grad_norm=training.max_grad_norm,
+                is_forgetful=forgetful_mask(self._config) is not None,
+            ),
             count_tokens=training.count_tokens,
             logging_steps=training.logging_steps,
             save_steps=training.save_steps,

@@ -15,7 +15,7 @@ from phf_ray.records import TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.memory import GB, memory_per_device
 from phf_ray.training.schedule import speed_up
-from phf_ray.training.start import set_up_layers
+from phf_ray.training.start import forgetful_mask, set_up_layers
 from phf_ray.training.state import TrainState, build_optimizer
 from phf_ray.training.step import StepSettings, train_step
 
@@ -81,7 +81,7 @@ def measured_tokens_per_s(config: Config, model: LanguageModel) -> float:
         whole_pairs=config.trains_reward_model,
     )
     objective = build_objective({"name": "BradleyTerry" if config.trains_reward_model else "MLE"})
-    settings = StepSettings(precision=training.precision)
+    settings = StepSettings(precision=training.precision, is_forgetful=forgetful_mask(config) is not None)
     num_steps, since = 0, 0.0
     for batch in batches:
         # The first step is a warm-up: it allocates memory, loads kernels and creates the optimizer's state.

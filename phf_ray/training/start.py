@@ -13,6 +13,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.model_folder import weights_fingerprint
 from phf_ray.models.adapters import restore_adapter
 from phf_ray.models.build import build_model
+from phf_ray.models.forgetful_mask import ForgetfulMask
 from phf_ray.models.heads import load_value_head
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.loading import load_checkpoint
@@ -126,10 +127,23 @@ def set_up_layers(model: LanguageModel, config: Config, *, device: torch.device,
         model.use_attention(config.model.attn_implementation)
     if training.document_mask:
         model.mask_documents()
+    forgetful = forgetful_mask(config)
+    if forgetful is not None:
+        model.forget(forgetful)
     if training.gradient_checkpointing:
         model.checkpoint_activations()
     if compiles:
         model.compile_blocks(device)
+
+
+def forgetful_mask(config: Config) -> ForgetfulMask | None:
+    """Return the mask of `training.forgetful_mask`; None if nothing is hidden."""
+    section = config.training.forgetful_mask
+    if section is None or section.max == 0:
+        return None
+    # DIFFERS: phf-ray never hides a token from itself, nor the first token of its document; CoH keeps only the first
+    # token of a row.
+    return ForgetfulMask(section.min, section.max, seed=config.training.seed, keeps_itself=config.compat != "coh")
 
 
 def trained_control(config: Config, *, examples: bool = False) -> Control | None:

@@ -22,6 +22,7 @@ from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.frozen import keep_old_rows, refuse_without_gradients
 from phf_ray.training.state import TrainState, unwrapped, world_size
+from phf_ray.training.streams import weighed
 from phf_ray.training.survey import surveyed
 
 
@@ -30,6 +31,8 @@ class StepSettings:
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "fp32"
     max_grad_norm: float | None = 1.0
+    is_forgetful: bool = False
+    """Whether the model hides tokens; see `models/forgetful_mask.py`."""
 
 
 class StepTotals:
@@ -79,15 +82,16 @@ def train_step(
     device = next(state.model.parameters()).device
     # The device fills this tensor, because copying a number to the device would wait for the previous step.
     totals: Statistics = {"sum/stop": torch.full((), float(stop), device=device, dtype=torch.float64)}
-    learned = surveyed(state.model, micro_batches, objective=objective, precision=settings.precision)
-    for index, (host_batch, part) in enumerate(zip(micro_batches, learned, strict=True)):
+    weighed_batches = weighed(micro_batches, objective=objective, device=device)
+    learned = surveyed(state.model, weighed_batches, objective=objective, precision=settings.precision)
+    for index, (host_batch, part) in enumerate(zip(weighed_batches, learned, strict=True)):
         batch = part.to(device)
         # The position alone decides the dropout masks, not the generator's state. So there is no state to save, and any
         # number of workers draws the same masks.
         torch.manual_seed(_dropout_seed(settings.seed, batch.first_block))
         with _gradient_sync(state.model, enabled=index == len(micro_batches) - 1):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-                out = batch.through(state.model, objective)
+                out = batch.through(state.model, objective, is_forgetful=settings.is_forgetful)
             out.loss.backward()
         # All tokens of a block count as seen, those of the survey too.
         totals = combine(totals, _statistics(out, batch if part is host_batch else host_batch.to(device)))

@@ -13,7 +13,7 @@ from phf_ray.blocks.packing import pack
 from phf_ray.blocks.plan import BlockPlan, Group
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.summary import corpus_tokens
-from phf_ray.corpus.stored import Part, forget
+from phf_ray.corpus.stored import forget
 from phf_ray.storage.files import open_filesystem
 
 # To count tokens, corpora are packed: whole up to this many bytes of Parquet (some 16 M tokens), else only the head.
@@ -62,32 +62,30 @@ def _count_groups(
         total_bytes += size
         if counted_bytes < num_bytes:
             num_counted, counted_bytes = num_counted + 1, counted_bytes + size
-            _count_group(plan, group.parts, tokenizer=tokenizer, stats=stats)
+            _count_group(plan, group, tokenizer=tokenizer, stats=stats)
     factor = total_bytes / counted_bytes if counted_bytes else 1.0
     found = corpus_tokens(stats)
     counts = {name: round(count * factor) for name, count in found.model_dump().items() if name.startswith("num_")}
     return found.model_copy(update=counts), num_counted == len(groups)
 
 
-def _count_group(
-    plan: BlockPlan, parts: Sequence[Part], *, tokenizer: PreTrainedTokenizerFast, stats: PackingStats
-) -> None:
-    if plan.examples is not None:
+def _count_group(plan: BlockPlan, group: Group, *, tokenizer: PreTrainedTokenizerFast, stats: PackingStats) -> None:
+    examples, parts = plan.examples_of(group), group.parts
+    fraction = plan.held_out_fraction
+    if examples is not None:
         packer = ExamplePacker(
-            plan.examples,
+            examples,
             tokenizer,
             length=plan.sequence_length,
-            held_out_fraction=plan.held_out_fraction,
+            held_out_fraction=fraction,
             stats=stats,
         )
         for _ in packer.blocks(parts):
             pass
         return
+    fraction = fraction if plan.examples is None else 0.0
     documents = (
-        document
-        for part in parts
-        for document in part.documents(forget)
-        if not is_held_out(document.id, plan.held_out_fraction)
+        document for part in parts for document in part.documents(forget) if not is_held_out(document.id, fraction)
     )
     for _ in pack(documents, tokenizer, sequence_length=plan.sequence_length, config=plan.packing, stats=stats):
         pass

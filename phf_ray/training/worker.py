@@ -12,6 +12,7 @@ from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.answers import REFERENCE
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.build import build_objective
+from phf_ray.objectives.streams import CORPUS, LossStreams
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import STEP
 from phf_ray.training.batches import DataShare, prefetched, step_batches
@@ -22,6 +23,7 @@ from phf_ray.training.held_out_text import BITS_PER_BYTE, HeldOutText
 from phf_ray.training.inspection import MAX_SPANS, InspectedSpan, Inspector, cosine_and_norms, cut_spans
 from phf_ray.training.learner import Learner
 from phf_ray.training.licenses import run_licenses
+from phf_ray.training.loss_streams import loss_streams
 from phf_ray.training.plan import TrainingPlan, TrainJob
 from phf_ray.training.ranks import Ranks
 from phf_ray.training.snapshot import Snapshot
@@ -57,6 +59,15 @@ class TrainingWorker(Learner):
         """Numbers per token that are stored beside the blocks: name -> folder."""
         return {} if self._plan.reference is None else {REFERENCE: self._plan.reference}
 
+    @property
+    def _corpus(self) -> str | None:
+        """Channel with each block's data set, if data sets are weighed differently."""
+        return None if self._streams is None else CORPUS
+
+    @property
+    def _streams(self) -> LossStreams | None:
+        return loss_streams(self._config, self._manifest)
+
     def _build_held_out(self) -> HeldOutText | HeldOutExamples:
         if self._manifest.examples is None:
             return HeldOutText(
@@ -78,6 +89,7 @@ class TrainingWorker(Learner):
             reward_mean=self._plan.reward_mean,
             reward_std=self._plan.reward_std,
             examples=self._manifest.examples is not None,
+            streams=self._streams,
         )
 
     def _train(self) -> dict[str, Any]:
@@ -95,7 +107,7 @@ class TrainingWorker(Learner):
             first_block=plan.first_block,
         )
         order = BlockOrder(self._manifest, seed=training.seed, weights=self._config.dataset.weights)
-        reader = BlockReader(self._job.blocks_path, order=order, channels=self._channels)
+        reader = BlockReader(self._job.blocks_path, order=order, channels=self._channels, corpus=self._corpus)
         batches = prefetched(step_batches(reader.read, share, steps=range(self._state.step, plan.num_steps)))
         outcome = self._follow(batches, settings, watch=StopWatch(self._run, self._claim))
         if outcome is not None:

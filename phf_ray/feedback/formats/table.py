@@ -7,6 +7,7 @@ from phf_ray.feedback.formats.alpaca import ALPACA
 from phf_ray.feedback.formats.arena import ARENA
 from phf_ray.feedback.formats.base import FeedbackFormat, Record
 from phf_ray.feedback.formats.battles import BATTLES
+from phf_ray.feedback.formats.fields import FIELDS
 from phf_ray.feedback.formats.helpsteer2 import HELPSTEER2, HELPSTEER2_PREFERENCE
 from phf_ray.feedback.formats.helpsteer3 import HELPSTEER3
 from phf_ray.feedback.formats.hh import HH
@@ -22,6 +23,7 @@ from phf_ray.feedback.formats.webgpt import WEBGPT
 
 AUTO = "auto"
 FORMATS: Mapping[str, FeedbackFormat] = {
+    "fields": FIELDS,
     "plain": PLAIN,
     "alpaca": ALPACA,
     "helpsteer2": HELPSTEER2,

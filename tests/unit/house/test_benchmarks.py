@@ -11,6 +11,7 @@ from benchmarks import (
     bench_annotate,
     bench_before,
     bench_feedback,
+    bench_hindsight,
     bench_lora,
     bench_objectives,
     bench_rounds,
@@ -75,6 +76,14 @@ def test_a_step_of_lora_is_compared_with_one_of_the_whole_model(tiny_feedback, c
     assert report["sizes"] == sizes
     kinds = [each["name"].partition(",")[0] for each in report["verdicts"]]
     assert kinds == ["gpt2"] * 4 + ["llama"] * 4 + ["gpt2 sft"] * 2 + ["gpt2 dpo"] * 2
+    assert all(each["median"] > 0 for each in report["verdicts"])
+
+
+def test_a_step_of_hindsight_is_compared_with_plain_likelihood(capsys):
+    sizes = [part for name, value in (TINY | {"rows": 4}).items() for part in (f"--{name}", str(value))]
+    assert bench_hindsight.main(["--pairs", "1", *sizes]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [each["name"].split()[2] for each in report["verdicts"]] == ["hindsight", "a"]
     assert all(each["median"] > 0 for each in report["verdicts"])
 
 

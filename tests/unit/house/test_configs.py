@@ -123,7 +123,7 @@ def test_demo_configs_load(path):
     "path",
     [
         path
-        for task in ("alpaca", "rlhf")
+        for task in ("alpaca", "rlhf", "coh")
         for path in sorted((CONFIGS / task).glob("*.yml"))
         if path.stem not in ROLLOUTS
     ],

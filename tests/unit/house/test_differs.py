@@ -9,7 +9,7 @@ import re
 from places import ROOT
 
 LIST = ROOT / "docs" / "differs.md"
-HEADER = """# Where phf-ray differs from the original code, TRL and AlpacaFarm
+HEADER = """# Where phf-ray differs from the original code, TRL, AlpacaFarm and Chain of Hindsight
 
 The original is `tomekkorbak/pretraining-with-human-feedback` at 152e6b6. Each line is a comment at the place where the
 departure is made; this page is made from them. `compat: korbak2023` in a configuration brings back the original's
@@ -18,7 +18,8 @@ wrong, are never brought back.
 
 Lines that name TRL (1.16) or AlpacaFarm are about learning from feedback. `compat: trl` and `compat: alpaca_farm` bring
 their rows and normalisers back. A micro-batch is `per_device_train_batch_size` blocks: it holds as many rows as theirs
-if a block (`dataset.seq_length`) has room for one example or pair.
+if a block (`dataset.seq_length`) has room for one example or pair. Lines that name Chain of Hindsight (CoH) are about
+its released code; `compat: coh`, of a training and of `prepare-feedback`, brings its numbers back.
 
 """
 
