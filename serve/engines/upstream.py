@@ -1,7 +1,8 @@
 """Engine (b): a model that another OpenAI-compatible server runs. This engine adds control tokens, limits and keys.
 
 This engine encodes prompts with the tokenizer and phf.json of `path`, and sends token ids. So the model sees what this
-project's own engine would show it, whatever the other server puts before a text. The policy, and its price:
+project's own engine would show it, whatever the other server puts before a text. A chat becomes such tokens here, too:
+the template is that of `path` or the one in the configuration. The policy, and its price:
 
 - Every prompt is a separate request, so that prompts of one call draw different texts from one seed (vLLM gives equal
   prompts equal texts). The first prompt keeps the call's seed.
@@ -24,10 +25,11 @@ import numpy as np
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.errors import ConfigError
 from phf_ray.generation.active import ActiveRequest
+from phf_ray.generation.conversations import conversations_of
 from phf_ray.generation.load import load_strings
 from phf_ray.generation.requests import GenerationRequest, RequestError
 from phf_ray.generation.tokens import TokenStrings
-from serve.backends import Completed
+from serve.backends import Asked, Completed
 from serve.engines.gathering import all_of, merged_streams
 from serve.engines.local import generation_requests, usage_of
 from serve.engines.tokenizing import Tokenizing, off_the_loop
@@ -79,7 +81,12 @@ class UpstreamModel(Tokenizing):
         context: int,
         served: ServedModel,
     ):
-        super().__init__(strings, info, context=context)
+        super().__init__(
+            strings,
+            info,
+            context=context,
+            conversations=conversations_of(strings, info, chosen=served.chat_template, markers=served.chat_markers),
+        )
         assert served.upstream is not None
         self._upstream: Upstream = served.upstream
         self._model = served.upstream.model or served.name
@@ -120,7 +127,8 @@ class UpstreamModel(Tokenizing):
         found = self.strings.control
         return None if found is None else found.model_copy(update={"policy": "ban"})
 
-    async def complete(self, request: CompletionRequest) -> Completed:
+    async def complete(self, request: Asked) -> Completed:
+        request = await self.as_completion(request)
         prompts = await self._prepared(request)
         with self._counted(len(prompts) * request.n):
             answers = await all_of([self._ask(prompt) for prompt in prompts])
@@ -131,7 +139,8 @@ class UpstreamModel(Tokenizing):
         ]
         return Completed(choices, self._usage(prompts, [answer.usage for answer in answers]))
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    async def stream(self, request: Asked) -> AsyncIterator[Completed]:
+        request = await self.as_completion(request)
         prompts = await self._prepared(request)
         if any(prompt.active.wants_prompt_logprobs for prompt in prompts):
             # Servers cut prompt log-probabilities into different pieces, and nobody reads them as they come.

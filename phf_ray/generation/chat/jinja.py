@@ -27,7 +27,7 @@ class _Generation(Extension):
 class _Names(jinja2.utils.Namespace):
     """`namespace()`, which takes no name that Python itself uses. As in transformers."""
 
-    def __init__(*args: Any, **values: Any) -> None:  # noqa: N805  so that a template may call a value `self`
+    def __init__(*args: Any, **values: Any) -> None:
         known = dict(*args[1:], **values)
         for name in known:
             _refuse_inner(name)

@@ -135,7 +135,7 @@ def test_a_template_of_the_user_or_tokenizer_learns_what_is_asked_for_if_it_read
         "{{ namespace(__class__=1) }}",
         "{{ '%s' | format(x.y.z) }}",
         "{% for i in range(10000000) %}x{% endfor %}",
-        "{{ '{0.__class__}'.format(messages) }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
         "{{ 1 / 0 }}",
     ],
 )
