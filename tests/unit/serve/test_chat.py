@@ -128,7 +128,7 @@ def test_models_of_ours_begin_after_the_end_of_text_as_in_training(call, models)
 def test_control_chooses_the_token_or_the_marker(call, models):
     told = {control: chat(call, "cond", ASK, control=control)["choices"] for control in ("good", "bad", "none")}
     ids = tokens(call, "cond", ASK)
-    assert [message["content"] for message in ASK][0] in models["cond"].strings.tokenizer.decode(ids)
+    assert "def add(" in models["cond"].strings.tokenizer.decode(ids)
     for control, choices in told.items():
         assert chat(call, f"cond:{control}", ASK)["choices"] == choices
         text = choices[0]["message"]["content"]
