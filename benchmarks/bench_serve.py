@@ -6,7 +6,9 @@
 A random GPT-2 of 3 layers x 128 with a vocabulary of 1024: with a model that small, what is measured is the serving.
 Each reference is measured in the same run, interleaved with what it is compared to; a ratio is the median over pairs,
 with the lowest and the highest pair. `within noise`: the median misses the target, the best pair meets it. The clients
-run on the same machine as the servers. Scores: batches of 256 texts of 1,000 characters, new ones every round.
+run on the same machine as the servers. A chat and the completion of its tokens: 9 pairs or more; the time to the first
+token of a streamed chat: beside 16 other streams, and alone. Scores: batches of 256 texts of 1,000 characters, new ones
+every round.
 Five pairs take about five minutes on 2 quiet cores.
 """
 
@@ -40,7 +42,8 @@ CLIENTS = Path(sys.prefix) / "clients"
 NUM_TOKENS, NUM_CLIENTS = 64, 32
 BATCH, TEXT_CHARS = 256, 1000
 PROMPT = "def add(first, second):\n"
-PARTS = ("latency", "throughput", "scores", "transformers")
+PARTS = ("latency", "throughput", "chat", "scores", "transformers")
+NUM_CHAT_PAIRS, NUM_STREAMS = 9, 16
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -107,6 +110,8 @@ def _answers(url: str) -> bool:
 def our_server(checkpoint: Path) -> contextlib.AbstractContextManager[tuple[str, int]]:
     port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "jobs.serve", "--model", f"tiny={checkpoint}", "--scorers", "pep8,pii"]
+    # Its words are those of the message alone: a chat and a completion of the same text have the same tokens.
+    command += ["--chat-template", "plain"]
     return server([*command, "--port", str(port)], f"http://127.0.0.1:{port}", probe="/health")
 
 
@@ -152,6 +157,63 @@ def request_s(url: str) -> float:
     body = completion("tiny", seed=1) | {"ignore_eos": True}
     with httpx.Client(base_url=url, timeout=60) as http:
         return _median_s(lambda: http.post("/v1/completions", json=body).raise_for_status())
+
+
+def chat_body(*, seed: int, **fields: object) -> dict[str, object]:
+    body = completion("tiny", seed=seed) | {"ignore_eos": True, **fields}
+    return {name: value for name, value in body.items() if name != "prompt"} | {
+        "messages": [{"role": "user", "content": PROMPT}]
+    }
+
+
+def chat_s(url: str) -> float:
+    """Median time of one chat with nothing else running."""
+    body = chat_body(seed=1)
+    with httpx.Client(base_url=url, timeout=60) as http:
+        return _median_s(lambda: http.post("/v1/chat/completions", json=body).raise_for_status())
+
+
+def same_tokens(url: str) -> None:
+    """Raise RuntimeError if a chat and a completion have other tokens, or other texts."""
+    with httpx.Client(base_url=url, timeout=60) as http:
+        chat = http.post("/v1/chat/completions", json=chat_body(seed=1)).raise_for_status().json()
+        plain = http.post("/v1/completions", json=completion("tiny", seed=1) | {"ignore_eos": True}).json()
+    if (chat["usage"], chat["choices"][0]["message"]["content"]) != (plain["usage"], plain["choices"][0]["text"]):
+        raise RuntimeError(f"a chat and a completion of the same text differ: {chat} and {plain}")
+
+
+async def first_token_s(url: str, *, num_streams: int, repeats: int = 5) -> float:
+    """Median time to the first words of a streamed chat while `num_streams` others run without a pause."""
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=100)) as http:
+
+        async def first(body: dict[str, object], running: asyncio.Event | None = None) -> float:
+            started, came = time.perf_counter(), 0.0
+            async with http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    if (
+                        not came
+                        and line.startswith("data: {")
+                        and json.loads(line[6:])["choices"][0]["delta"].get("content")
+                    ):
+                        came = time.perf_counter() - started
+                        if running is not None:
+                            running.set()
+            return came
+
+        async def other(number: int, running: asyncio.Event) -> None:
+            for turn in range(10_000):
+                await first(chat_body(seed=1000 * number + turn, max_tokens=200), running)
+
+        begun = [asyncio.Event() for _ in range(num_streams)]
+        others = [asyncio.create_task(other(number, event)) for number, event in enumerate(begun, start=1)]
+        try:
+            await asyncio.gather(*(event.wait() for event in begun))
+            return statistics.median([await first(chat_body(seed=turn, max_tokens=8)) for turn in range(repeats)])
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
 
 def generate_s(checkpoint: Path) -> Callable[[], float]:
@@ -231,13 +293,20 @@ def report(
         "ratio": round(statistics.median(ratios), 3),
         "lowest": round(ratios[0], 3),
         "highest": round(ratios[-1], 3),
-        "target": f">= {at_least}" if at_least is not None else f"<= {at_most}",
-        "verdict": verdict(ratios, at_least=at_least, at_most=at_most),
+        **_judged(ratios, at_least=at_least, at_most=at_most),
         "measured": round(statistics.median(ours for ours, _ in pairs), 4),
         "reference": round(statistics.median(theirs for _, theirs in pairs), 4),
         "unit": unit,
     }
     print(json.dumps(line), flush=True)
+
+
+def _judged(ratios: Sequence[float], *, at_least: float | None, at_most: float | None) -> dict[str, str]:
+    """Return target and verdict; neither for what is only measured."""
+    if at_least is None and at_most is None:
+        return {}
+    target = f">= {at_least}" if at_least is not None else f"<= {at_most}"
+    return {"target": target, "verdict": verdict(ratios, at_least=at_least, at_most=at_most)}
 
 
 def verdict(ratios: Sequence[float], *, at_least: float | None, at_most: float | None) -> str:
@@ -272,6 +341,8 @@ def bench(checkpoint: Path, *, num_pairs: int, parts: Sequence[str]) -> None:
                 lambda: tokens_per_s(url, "tiny", num_clients=1),
             )
             report("32 clients / 1 client", pairs, unit="tokens/s", at_least=4)
+        if "chat" in parts:
+            bench_chat(url, num_pairs=max(NUM_CHAT_PAIRS, num_pairs))
         if "scores" in parts:
             for name, class_name in (("pep8", "PEP8Scorer"), ("pii", "PIIScorer")):
                 batches = Batches(url, name, class_name, num_batches=num_pairs + 1)
@@ -280,6 +351,18 @@ def bench(checkpoint: Path, *, num_pairs: int, parts: Sequence[str]) -> None:
                 report(bench_name, pairs, unit="texts/s", at_least=0.85)
         if "transformers" in parts:
             bench_transformers(url, checkpoint, num_pairs=num_pairs)
+
+
+def bench_chat(url: str, *, num_pairs: int) -> None:
+    same_tokens(url)
+    pairs = pairs_of(num_pairs, lambda: chat_s(url), lambda: request_s(url))
+    report("one chat / one completion of the same tokens", pairs, unit="s", at_most=1.05)
+    pairs = pairs_of(
+        num_pairs,
+        lambda: asyncio.run(first_token_s(url, num_streams=NUM_STREAMS)),
+        lambda: asyncio.run(first_token_s(url, num_streams=0)),
+    )
+    report(f"first token of a streamed chat beside {NUM_STREAMS} streams / alone", pairs, unit="s")
 
 
 def bench_transformers(url: str, checkpoint: Path, *, num_pairs: int) -> None:

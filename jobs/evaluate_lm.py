@@ -7,13 +7,14 @@ again, it draws only the missing samples.
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
+from jobs.chat_arms import add_chat_arguments, read_chat_arguments
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources
 from phf_ray.checkpoint import CheckpointInfo, Control, ControlChoice, fingerprint, parse_control, split_model_id
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = cli.config_from(arguments)
     name_keys(arguments, config)
     models = models_from(arguments)
-    wanted = parse_arms(arguments.arm, models)
+    templates, marked = read_chat_arguments(arguments, config, models)
+    wanted = parse_arms(arguments.arm, models, marked=marked)
     allow_plain_http = arguments.allow_plain_http
     settings = config.kl_gpt3_callback
     texts = texts_of_reference(arguments, settings)
@@ -74,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in served.values():
         if model.directory is not None:
             cli.require_shared(str(model.directory), flag="--model")
-    with servers(config, served, scores_at=scores_at, port=arguments.port, num_gpus=arguments.num_gpus) as (
-        base_url,
-        scores,
-    ):
+    with servers(
+        config, served, scores_at=scores_at, port=arguments.port, num_gpus=arguments.num_gpus, templates=templates
+    ) as (base_url, scores):
         asked = texts if reference is None else arm_of(reference, None, base_url=base_url)
         if asked is not None:
             cache = arguments.reference_cache or f"{output}/reference"
@@ -87,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 measure=partial(_with_kl, config, reference=asked, cache=cache),
             )
         arms = [arm_of(models[name], control, base_url=base_url) for name, control in wanted]
-        arms = [replace(arm, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name)) for arm in arms]
+        arms = [
+            replace(arm, api=arguments.api, capabilities=measured.get(arm.name, ()), red_team=attacked.get(arm.name))
+            for arm in arms
+        ]
         report = evaluate_arms(config, arms=arms, scores=scores, output=output, runner=run_on_ray, options=options)
     track_report(output)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
@@ -139,10 +143,12 @@ def parser() -> argparse.ArgumentParser:
             "--task pep8 --output report --model mle=runs/mle good=runs/conditional --seeds 0,1,2",
             "--task pep8 --output report --model good=runs/conditional --arm good:good good:bad --num-samples 64",
             "--task toxicity --output report --released toxicity",
+            "--task dialogue --output report --api chat --chat-template coh --model m=runs/coh --arm m:good m:bad",
         ),
     )
     cli.add_config_arguments(parser, method=False)
     add_model_arguments(parser)
+    add_chat_arguments(parser)
     parser.add_argument(
         "--reference",
         metavar="[NAME=]DIR|URL",
@@ -307,8 +313,13 @@ def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache
     return [replace(arm, kl=found[arm.name]) for arm in arms]
 
 
-def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[tuple[str, ControlChoice | None]]:
-    """Return (model, control) pairs in the order of the report."""
+def parse_arms(
+    texts: Sequence[str], models: Mapping[str, NamedModel], *, marked: Collection[str] = ()
+) -> list[tuple[str, ControlChoice | None]]:
+    """Return (model, control) pairs in the order of the report.
+
+    `marked`: models whose chat template has markers of good and bad answers.
+    """
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
         name, control = (text, None) if text in models else split_model_id(text)
@@ -318,9 +329,10 @@ def parse_arms(texts: Sequence[str], models: Mapping[str, NamedModel]) -> list[t
                 raise ConfigError(f"--arm {text}: write {beginning}:good, {beginning}:bad or {beginning}:none")
             raise ConfigError(f"--arm {text}: no model is called {name}; --model names {', '.join(models)}")
         info = models[name].info
-        if control in ("good", "bad") and models[name].directory is not None and (info is None or info.control is None):
+        has_control = name in marked or (info is not None and info.control is not None)
+        if control in ("good", "bad") and models[name].directory is not None and not has_control:
             raise ConfigError(f"--arm {text}: {models[name].source} has no control tokens; write {name}")
-        if not control and info is not None and info.control is not None:
+        if not control and has_control and models[name].directory is not None:
             control = "good"
         if (name, control) in arms:
             raise ConfigError(f"--arm {text}: named twice; name each arm once")
@@ -389,14 +401,26 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config, models: Mapping[str, NamedModel], *, scores_at: Endpoint | None, port: int, num_gpus: float | None
+    config: Config,
+    models: Mapping[str, NamedModel],
+    *,
+    scores_at: Endpoint | None,
+    port: int,
+    num_gpus: float | None,
+    templates: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, ScoresServer]]:
     """Serve the models and the scorer that have no URL. `num_gpus`: those of each model; None: what is free.
+
+    `templates`: chat templates by model.
 
     Yields the URL of that server, empty if there is none, and the server of the scores.
     """
     directories = {
-        name: {"path": str(model.directory), "control": None if model.info is None else model.info.control}
+        name: {
+            "path": str(model.directory),
+            "control": None if model.info is None else model.info.control,
+            "chat_template": (templates or {}).get(name),
+        }
         for name, model in models.items()
         if model.directory is not None
     }

@@ -25,6 +25,7 @@ from jobs.resources import add_gpu_argument, check_resources, choose_resources
 from phf_ray.checkpoint import Control, parse_control, read_info
 from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
+from phf_ray.generation.chat.templates import OWN, load_template
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import SCORERS, SHORT_NAMES, scorer_class, scorer_settings
 from phf_ray.storage.hub import hub_model
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     controls = dict(map(parse_control, arguments.control))
     args = parse_args(
         {
-            "models": _models(arguments.model, controls),
+            "models": with_templates(_models(arguments.model, controls), arguments.chat_template),
             "scorers": [{"scorer": scorer} for scorer in _scorers(arguments.scorers, task=arguments.task)],
             # Absolute, because the server runs in another directory.
             "keys": {"file": str(Path(arguments.keys_file).absolute())} if arguments.keys_file else {},
@@ -118,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
         help="control tokens of models without phf.json, or of the one called NAME, such as "
         "old='<|aligned|>,<|misaligned|>,retag' (the policy is ban or retag; default: ban)",
     )
+    add_template_argument(parser)
     parser.add_argument(
         "--scorers",
         default="",
@@ -155,6 +157,44 @@ def parser() -> argparse.ArgumentParser:
     add_gpu_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print what would run and stop")
     return parser
+
+
+def add_template_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template",
+        action="append",
+        default=[],
+        metavar="[NAME=]TEMPLATE",
+        help="what puts conversations into words, for all models or the one called NAME: tokenizer (its own), alpaca, "
+        "chatml, coh, hh, plain, or a .jinja or .json file (default: the template of the training, else the "
+        "tokenizer's)",
+    )
+
+
+def with_templates(models: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the models with the templates of --chat-template. Raises ConfigError for one that does not exist."""
+    names = [model["name"] for model in models]
+    chosen: dict[str | None, str] = {}
+    for text in texts:
+        name, separator, template = text.partition("=")
+        if not separator or (name not in names and Path(text).exists()):
+            name, template = None, text
+        elif name not in names:
+            raise ConfigError(f"--chat-template {text}: no --model is named {name!r}; they are {', '.join(names)}")
+        if name in chosen:
+            raise ConfigError(f"--chat-template {text}: {name or 'all models'} already have {chosen[name]}; give one")
+        if template != OWN:
+            try:
+                load_template(template)
+            except ConfigError as error:
+                raise ConfigError(f"--chat-template: {error}") from None
+        # Absolute, because the server runs in another directory.
+        chosen[name] = str(Path(template).absolute()) if Path(template).is_file() else template
+    found = []
+    for model in models:
+        template = chosen.get(model["name"], chosen.get(None))
+        found.append({**model, **({} if template is None else {"chat_template": template})})
+    return found
 
 
 def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
@@ -242,6 +282,10 @@ def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
         check_port(host, port)
     for model in args.models:
         log.info("model %s: %s", model.name, model.directory)
+        if model.chat_template == OWN:
+            from phf_ray.models.backbone import load_tokenizer_beside
+
+            load_template(OWN, tokenizer=load_tokenizer_beside(model.directory))
     if load_keys(args.keys):
         # A Ray that already runs has its own environment. If the keys are missing there, the server must not be open.
         return args.model_copy(update={"keys": args.keys.model_copy(update={"required": True})})

@@ -6,7 +6,11 @@ from typing import Any, Protocol
 
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.records import Span
-from serve.schemas import Choice, CompletionRequest, HealthResponse, Usage
+from serve.chat_schemas import ChatCompletionRequest, TokenizeRequest
+from serve.schemas import ChatCard, Choice, CompletionRequest, HealthResponse, Usage
+
+Asked = CompletionRequest | ChatCompletionRequest
+"""A text or a conversation to go on with. The choices of both have the same form: the API gives them that of a chat."""
 
 TOO_LONG = "too_long"
 """The kind of reason of a text that a scorer refuses for its length."""
@@ -26,6 +30,8 @@ class ModelDescription:
     fingerprint: str | None = None
     """Hash of the model's files; None if another server has its weights."""
     checkpoint: CheckpointInfo | None = None
+    chat: ChatCard | None = None
+    """None for a model without a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,9 @@ class ModelBackend(Protocol):
     The caller draws a seed for every request, so that a retry on another replica gives the same text.
     """
 
-    async def complete(self, request: CompletionRequest) -> Completed: ...
+    async def complete(self, request: Asked) -> Completed: ...
 
-    def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    def stream(self, request: Asked) -> AsyncIterator[Completed]:
         """Yield pieces, each with the usage so far."""
         ...
 
@@ -50,6 +56,10 @@ class ModelBackend(Protocol):
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
         """Return the ids, and the text of each."""
+        ...
+
+    async def tokenize_messages(self, asked: TokenizeRequest) -> tuple[list[int], list[str]]:
+        """Return the ids of a conversation, and the text of each."""
         ...
 
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...

@@ -18,12 +18,13 @@ from ray.serve.handle import DeploymentHandle
 from phf_ray.records import Span
 from phf_ray.scorers.base import FindsSpans, HasClasses, ReadsPrompts
 from serve.api.application import build_app
-from serve.backends import Backend, Completed, ModelDescription, ScoredJson
+from serve.backends import Asked, Backend, Completed, ModelDescription, ScoredJson
+from serve.chat_schemas import TokenizeRequest
 from serve.errors import ApiError
 from serve.gate import Answered, latency_buckets
 from serve.keys import KeyRing, load_keys, warnings_without_keys
 from serve.resources import num_threads
-from serve.schemas import CompletionRequest, DeploymentHealth, HealthResponse, ScorerIdentityBody
+from serve.schemas import DeploymentHealth, HealthResponse, ScorerIdentityBody
 from serve.settings import Limits, ServeArgs, ServedModel, ServedScorer
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ class ModelReplica:
         self._model = LocalModel.load(model) if model.upstream is None else UpstreamModel.load(model)
         self._metrics = ModelMetrics()
 
-    async def complete(self, request: CompletionRequest) -> Completed:
+    async def complete(self, request: Asked) -> Completed:
         with self._metrics.counted(self._model):
             completed = await self._model.complete(request)
             self._metrics.add_tokens(completed)
             return completed
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    async def stream(self, request: Asked) -> AsyncIterator[Completed]:
         last: Completed | None = None
         try:
             with self._metrics.counted(self._model):
@@ -75,6 +76,9 @@ class ModelReplica:
 
     async def tokenize(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[str]]:
         return await self._model.tokenize(text, add_special_tokens=add_special_tokens)
+
+    async def tokenize_messages(self, asked: TokenizeRequest) -> tuple[list[int], list[str]]:
+        return await self._model.tokenize_messages(asked)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await self._model.detokenize(token_ids)
@@ -330,10 +334,10 @@ class RemoteModel(_Remote):
         super().__init__(handle, probed="describe")
         self._describe = _Cached(lambda: self._ask("describe"), seconds=DESCRIPTION_S)
 
-    async def complete(self, request: CompletionRequest) -> Completed:
+    async def complete(self, request: Asked) -> Completed:
         return await self._ask("complete", request)
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    async def stream(self, request: Asked) -> AsyncIterator[Completed]:
         # Not retried: the client may already have part of the text.
         with _Translated():
             pieces: Any = self._handle.options(stream=True).stream.remote(request)
@@ -349,6 +353,9 @@ class RemoteModel(_Remote):
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
         return await self._ask("tokenize", text, add_special_tokens)
+
+    async def tokenize_messages(self, asked: TokenizeRequest) -> tuple[list[int], list[str]]:
+        return await self._ask("tokenize_messages", asked)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await self._ask("detokenize", token_ids)

@@ -18,7 +18,7 @@ MAX_BATCH = 2048
 """Limit on the texts, prompts or choices of one request."""
 
 
-class _Request(RequestBody):
+class StrictRequest(RequestBody):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -44,7 +44,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 """Text without lone surrogates: JSON can spell half of a surrogate pair, which no tokenizer accepts."""
 
 
-class StreamOptions(_Request):
+class StreamOptions(StrictRequest):
     include_usage: bool = False
     include_obfuscation: bool = False
     """Accepted because OpenAI's client knows it; nothing is obfuscated here."""
@@ -56,13 +56,10 @@ TokenIds = list[StrictInt]
 Seed = Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)]
 
 
-class CompletionRequest(_Request):
-    """`POST /v1/completions`."""
+class SamplingRequest(StrictRequest):
+    """What completions and chats have in common."""
 
     model: str
-    prompt: Text | list[Text] | TokenIds | list[TokenIds] = ""
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """None: the model's default, 16 unless its configuration says otherwise."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -79,8 +76,6 @@ class CompletionRequest(_Request):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     ignore_eos: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -88,6 +83,16 @@ class CompletionRequest(_Request):
     control_policy: Literal["ban", "retag"] | None = None
     return_token_ids: bool = False
     """Return `token_ids` with each choice, as vLLM does; not in a stream."""
+
+
+class CompletionRequest(SamplingRequest):
+    """`POST /v1/completions`."""
+
+    prompt: Text | list[Text] | TokenIds | list[TokenIds] = ""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """None: the model's default, 16 unless its configuration says otherwise."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool = False
     best_of: int | None = None
     """Refused if greater than n."""
     suffix: str | None = None
@@ -131,7 +136,7 @@ class CompletionResponse(BaseModel):
     usage: Usage | None = None
 
 
-class ScoresRequest(_Request):
+class ScoresRequest(StrictRequest):
     """`POST /v1/scores`."""
 
     scorer: str
@@ -182,6 +187,16 @@ class ScoresResponse(BaseModel):
     data: list[TextScore]
 
 
+class ChatCard(BaseModel):
+    template: str
+    """Name of the template that puts conversations into words."""
+    reads_control: bool
+    """Whether `control` chooses words of the template, such as a marker of good or bad answers. The `suffixes` are the
+    same as those of control tokens."""
+    fingerprint: str
+    """Hash of the words of a sample conversation: another one says that the template, or its file, is another."""
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -198,18 +213,13 @@ class ModelCard(BaseModel):
     """Hash of the model's files when it was loaded; null if another server has its weights."""
     checkpoint: CheckpointInfo | None = None
     """The model's phf.json, with the control tokens that the server uses."""
+    chat: ChatCard | None = None
+    """Of a model that has a chat template."""
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-class TokenizeRequest(_Request):
-    prompt: Text
-    model: str | None = None
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
 
 
 class TokenizeResponse(BaseModel):
@@ -219,7 +229,7 @@ class TokenizeResponse(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(_Request):
+class DetokenizeRequest(StrictRequest):
     tokens: TokenIds
     model: str | None = None
 

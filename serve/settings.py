@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from phf_ray.checkpoint import MODEL_NAME, Control, ControlChoice, split_model_id
 from phf_ray.errors import ConfigError
+from phf_ray.generation.chat.markers import Markers
+from phf_ray.generation.chat.templates import OWN, load_template
 from phf_ray.runs.checkpoints import find_checkpoint
 from phf_ray.scorers.build import scorer_class, scorer_name, scorer_settings
 from serve.origins import checked_origin
@@ -81,6 +83,12 @@ class ServedModel(_Deployed):
     """None if the model runs in this server."""
     control: Control | None = None
     """Control tokens of a checkpoint that has no phf.json."""
+    chat_template: str | None = None
+    """What puts conversations into words: `tokenizer` (its own template), alpaca, chatml, coh, hh, plain, or the
+    absolute path of a .jinja or .json file. None: the template that the model was trained with, else the tokenizer's
+    own."""
+    chat_markers: Markers = Markers()
+    """Markers of the template coh: `user`, and `good` and `bad` before answers."""
     defaults: SamplingDefaults = SamplingDefaults()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_batch: Annotated[int, Field(ge=1)] = 64
@@ -96,6 +104,16 @@ class ServedModel(_Deployed):
         _, control = split_model_id(value)
         if control is not None:
             raise ValueError(f"{value!r} ends in :{control}, by which requests choose a control token; rename it")
+        return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_a_template(cls, value: str | None) -> str | None:
+        if value is not None and value != OWN:
+            try:
+                load_template(value)
+            except (ConfigError, OSError, UnicodeDecodeError) as error:
+                raise ValueError(str(error)) from None
         return value
 
     @property

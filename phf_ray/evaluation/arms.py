@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -39,6 +39,8 @@ class Arm:
     control: ControlChoice | None = None
     """None: not sent, so the server's default applies."""
     key: str | None = field(default=None, repr=False)
+    api: Literal["completions", "chat"] = "completions"
+    """Whether it is asked to go on with texts, or for answers."""
     source: str = ""
     """The directory or URL that the user gave; for the report."""
     fingerprint: str = ""
@@ -106,8 +108,14 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
             ) from None
         if checkpoint.control is not None:
             control = control or "good"
+    chat = card.get("chat") if arm.api == "chat" and isinstance(card.get("chat"), Mapping) else {}
+    if chat.get("reads_control"):
+        control = control or "good"
     told = {key: value for key, value in card.items() if key not in _VOLATILE}
     own = arm.fingerprint or card.get("fingerprint") or digest([arm.url, arm.model, told])
+    if arm.api == "chat":
+        # Other words around the same messages give other answers.
+        own = digest([own, arm.api, chat.get("fingerprint")])
     return replace(
         arm,
         checkpoint=checkpoint,

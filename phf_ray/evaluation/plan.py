@@ -8,7 +8,7 @@ from typing import Any
 from phf_ray.config import Scenario
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.probe import Probe
-from phf_ray.evaluation.prompts import prompt_order, read_prompts, samples_per_prompt
+from phf_ray.evaluation.prompts import prompt_order, samples_per_prompt
 from phf_ray.evaluation.report.records import ScenarioInfo
 from phf_ray.evaluation.requests import SAMPLES_PER_REQUEST, SampleRequest
 
@@ -53,7 +53,7 @@ def _units(
                 start=start,
                 count=size,
                 prompt_index=prompt_index,
-                prompt=prompt,
+                prompt=probe.shown(prompt),
                 sent=sent,
                 control=control,
                 max_tokens=max_tokens,
@@ -84,7 +84,8 @@ def _choose_prompts(scenario: Scenario, probes: Sequence["Probe"]) -> tuple[list
                 "raise it"
             )
         return [(None, "")], ScenarioInfo(**known)
-    prompts = read_prompts(scenario.prompts_path)
+    # All arms are asked in the same way.
+    prompts = probes[0].read(scenario.prompts_path)
     chosen: list[tuple[int | None, str]] = []
     dropped = 0
     for index in prompt_order(len(prompts), scenario=scenario.name):

@@ -10,6 +10,7 @@ from phf_ray.checkpoint import ControlChoice
 from phf_ray.config import Scenario
 from phf_ray.errors import ConfigError
 from phf_ray.evaluation.arms import CHECK_PATIENCE_S, Arm, client_of
+from phf_ray.evaluation.prompts import read_prompts
 from phf_ray.http.client import RefusedError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,14 @@ class Probe:
         """Positions of the model; infinite if the server does not say."""
         return float(self._card.get("max_model_len") or math.inf)
 
+    def read(self, path: str) -> list[str]:
+        """Return the prompts of a file or data set, in the form that `prepare` takes."""
+        return read_prompts(path)
+
+    def shown(self, prompt: str) -> str:
+        """Return the prompt as people read it, and as it is scored with an answer."""
+        return prompt
+
     def prepare(self, prompt: str, scenario: Scenario) -> tuple[str, ControlChoice | None, int]:
         """Return the text and `control` to send, and the maximum number of new tokens: below 1 if there is no room.
 
@@ -43,8 +52,7 @@ class Probe:
         sent = text or (self.empty_prompt if kwargs.max_new_tokens is None else self._empty_prompt_uncounted())
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return sent, control, kwargs.max_new_tokens
-        num_inserted = int(self._default_inserts if control is None else control != "none")
-        num_before = 1 + num_inserted + (self._count(text) if text else 0)
+        num_before = 1 + int(self.inserts(control)) + (self._count(text) if text else 0)
         limits = [self.context - num_before]
         if kwargs.max_new_tokens is not None:
             limits.append(kwargs.max_new_tokens)
@@ -72,6 +80,10 @@ class Probe:
                 return prompt, control
             return prompt + (own.good if control == "good" else own.bad), "none"
         return (prefix + prompt if before else prompt + prefix), control
+
+    def inserts(self, control: ControlChoice | None) -> bool:
+        """Whether the server inserts a control token if this is asked for."""
+        return self._default_inserts and control != "none"
 
     @property
     def _default_inserts(self) -> bool:

@@ -17,7 +17,7 @@ from phf_ray.storage.hashing import digest
 
 def read_prompts(path: str) -> list[str]:
     """Read the `text` of each record of a JSON-lines file (here, at a URL, or shipped) or of a data set by name."""
-    prompts = [_prompt_of(record, where=where) for where, record in _records(path)]
+    prompts = [_prompt_of(record, where=where) for where, record in prompt_records(path)]
     if not prompts:
         raise DataError(
             f"{path} holds no prompts; write one JSON object per line, such as {{'text': 'def add(a, b):'}}"
@@ -32,7 +32,7 @@ def check_prompts(paths: Iterable[str | None]) -> None:
             open_data_set(shipped_or_own(path), option="prompts_path")
 
 
-def _records(path: str) -> Iterator[tuple[str, Any]]:
+def prompt_records(path: str) -> Iterator[tuple[str, Any]]:
     """Yield each record, after its place for error messages."""
     path = shipped_or_own(path)
     data_set = open_data_set(path, option="prompts_path")
@@ -59,6 +59,8 @@ def _parsed(line: str, *, where: str) -> Any:
 
 def _prompt_of(record: Any, *, where: str) -> str:
     """Return the record's `text`; in RealToxicityPrompts the `text` of its `prompt`, in HumanEval its `prompt`."""
+    if isinstance(record, dict) and "messages" in record and not {"text", "prompt"} & record.keys():
+        raise DataError(f"{where}: a conversation, which only --api chat can ask; or write {{'text': ...}}")
     try:
         text = record["text"] if "text" in record else record["prompt"]
         text = text["text"] if isinstance(text, dict) else text
@@ -83,7 +85,7 @@ class Problem:
 def read_problems(path: str) -> list[Problem]:
     """Read problems in the order of `read_prompts`. Raises DataError with the number of a record that is not one."""
     problems = []
-    for number, (_, record) in enumerate(_records(path), start=1):
+    for number, (_, record) in enumerate(prompt_records(path), start=1):
         values = [record.get(key) for key in ("prompt", "test", "entry_point")]
         if not all(isinstance(value, str) for value in values):
             raise DataError(

@@ -12,6 +12,7 @@ from phf_ray.characters import whole_characters
 from phf_ray.checkpoint import ControlChoice
 from phf_ray.config import GenerateKwargs, Scenario
 from phf_ray.evaluation.arms import Arm
+from phf_ray.evaluation.chats import PATH, answer_of, chat_body, num_answer_tokens
 from phf_ray.evaluation.report.records import Sample
 from phf_ray.http.client import RefusedError
 from phf_ray.storage.hashing import digest
@@ -50,12 +51,16 @@ class SampleRequest:
 
 
 def request_body(unit: SampleRequest, scenario: Scenario, arm: Arm, *, start: int = 0) -> dict[str, Any]:
-    """Return OpenAI's completion request, with vLLM's `min_tokens` and `top_k` and jobs.serve's `control` if needed.
+    """Return OpenAI's request, with vLLM's `min_tokens` and `top_k` and jobs.serve's `control` if needed.
 
     `start`: number of the unit's samples that earlier requests returned.
     """
     kwargs = scenario.generate_kwargs
-    return completion_body(unit, kwargs, arm, count=unit.count - start, seed=unit.request_seed + start)
+    count, seed = unit.count - start, unit.request_seed + start
+    if arm.api == "chat":
+        sampling = _sampling(unit, kwargs, arm, count=count, seed=seed)
+        return chat_body(sampling, unit.sent, arm, max_tokens=unit.max_tokens)
+    return completion_body(unit, kwargs, arm, count=count, seed=seed)
 
 
 class Sendable(Protocol):
@@ -73,16 +78,23 @@ class Sendable(Protocol):
 
 def completion_body(asked: Sendable, kwargs: GenerateKwargs, arm: Arm, *, count: int, seed: int) -> dict[str, Any]:
     """Return the request for `count` texts after a prompt."""
+    return {
+        **_sampling(asked, kwargs, arm, count=count, seed=seed),
+        "prompt": asked.sent,
+        "max_tokens": asked.max_tokens,
+        # Only to count the tokens of each text: `usage` gives just their total.
+        "logprobs": 0,
+    }
+
+
+def _sampling(asked: Sendable, kwargs: GenerateKwargs, arm: Arm, *, count: int, seed: int) -> dict[str, Any]:
+    """Return what completions and chats have in common."""
     body: dict[str, Any] = {
         "model": arm.model,
-        "prompt": asked.sent,
         "n": count,
-        "max_tokens": asked.max_tokens,
         "temperature": kwargs.temperature if kwargs.do_sample else 0.0,
         "top_p": kwargs.top_p,
         "seed": seed,
-        # Only to count the tokens of each text: `usage` gives just their total.
-        "logprobs": 0,
     }
     if kwargs.min_length and arm.knows_vllms_fields:
         # DIFFERS: phf-ray draws at least min_length new tokens; the original counts the prompt's tokens too (D-10).
@@ -98,17 +110,20 @@ def draw_unit(
     unit: SampleRequest, *, scenario: Scenario, arm: Arm, ask: Post, score: Post, scorer: str
 ) -> list[Sample]:
     """Return the samples of one request, scored. Raises ServiceError if a server fails, RefusedError if it refuses."""
+    is_chat = arm.api == "chat"
+    path = PATH if is_chat else "/v1/completions"
     choices: list[Mapping[str, Any]] = []
     while len(choices) < unit.count:
         # A server that does not know `n` returns one text at a time.
-        got = choices_of(ask("/v1/completions", request_body(unit, scenario, arm, start=len(choices))), arm)
+        got = choices_of(ask(path, request_body(unit, scenario, arm, start=len(choices))), arm)
         choices += got[: unit.count - len(choices)]
-    texts = [whole_characters(text_of(choice, arm)) for choice in choices]
+    texts = [whole_characters(answer_of(choice, arm) if is_chat else text_of(choice, arm)) for choice in choices]
+    before = f"{unit.prompt}\n\n" if is_chat else unit.prompt
     scored = score(
         "/v1/scores",
         {
             "scorer": scorer,
-            "input": [unit.prompt + text if scenario.use_prompt_for_scoring else text for text in texts],
+            "input": [before + text if scenario.use_prompt_for_scoring else text for text in texts],
             "segments": False,
         },
     )
@@ -123,7 +138,7 @@ def draw_unit(
             prompt=unit.prompt,
             text=text,
             finish_reason=choice.get("finish_reason"),
-            num_tokens=num_tokens_of(choice),
+            num_tokens=num_answer_tokens(choice) if is_chat else num_tokens_of(choice),
             score=by_index[number]["score"],
             error=by_index[number].get("error"),
         )

@@ -18,6 +18,7 @@ from phf_ray.config import Config, Scenario
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, check_min_length, described
 from phf_ray.evaluation.asking import AskRunner
+from phf_ray.evaluation.chats import ChatProbe, check_scenarios
 from phf_ray.evaluation.draw import Draw
 from phf_ray.evaluation.execution import check_supported
 from phf_ray.evaluation.following import follow_outcomes
@@ -78,7 +79,9 @@ def evaluate_arms(
     problems = _problems(scenarios, allowed=options.allow_code_execution)
     cards = [check_arm(arm) for arm in arms]
     arms = [described(arm, card) for arm, card in zip(arms, cards, strict=True)]
-    probes = [Probe(arm, card) for arm, card in zip(arms, cards, strict=True)]
+    if any(arm.api == "chat" for arm in arms):
+        check_scenarios(scenarios)
+    probes = [(ChatProbe if arm.api == "chat" else Probe)(arm, card) for arm, card in zip(arms, cards, strict=True)]
     check_min_length(scenarios, arms)
     identity = check_scorer(scores, arms, allow_other=options.allow_other_scorer)
     plan = plan_evaluation(scenarios, probes, seeds=options.seeds)

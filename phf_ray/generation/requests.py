@@ -11,7 +11,7 @@ from phf_ray.errors import ConfigError
 FinishReason = Literal["stop", "length"]
 
 MAX_STOP_STRINGS = 64
-MAX_LOGPROBS = 5
+MAX_LOGPROBS = 20
 
 
 class RequestError(ConfigError):

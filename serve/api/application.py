@@ -9,10 +9,12 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from serve.api.chat import add_chat
 from serve.api.completions import add_completions
 from serve.api.methods import add_heads, allowed_methods
 from serve.api.models import add_models
 from serve.api.scores import add_scores
+from serve.api.streams import OpenStreams
 from serve.api.tokenization import add_tokenization
 from serve.backends import Backend
 from serve.compat.endpoints import add_compatible_endpoints
@@ -55,7 +57,9 @@ def build_app(
     if allow_origins:
         # Added last, it is the outermost.
         app.add_middleware(CrossOrigin, origins=allow_origins)
-    add_completions(app, backend, limits=limits)
+    streams = OpenStreams(limits)
+    add_completions(app, backend, streams=streams)
+    add_chat(app, backend, streams=streams)
     add_models(app, backend)
     add_tokenization(app, backend)
     add_scores(app, backend)

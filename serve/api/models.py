@@ -38,6 +38,7 @@ def add_models(app: FastAPI, backend: Backend) -> None:
             step=described.step,
             fingerprint=described.fingerprint,
             checkpoint=described.checkpoint,
+            chat=described.chat,
         )
 
     async def listed(model_id: str) -> ModelCard:

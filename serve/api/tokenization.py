@@ -6,14 +6,22 @@ from fastapi import FastAPI
 
 from serve.api.lookup import chosen_model
 from serve.backends import Backend
-from serve.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from serve.chat_schemas import TokenizeRequest
+from serve.errors import ApiError
+from serve.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeResponse
 
 
 def add_tokenization(app: FastAPI, backend: Backend) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
+        """The tokens of a text (`prompt`), or those that the chat of `messages` begins with, as in vLLM."""
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give a prompt or messages, one of both", "prompt")
         model = await chosen_model(backend, body.model)
-        ids, strings = await model.tokenize(body.prompt, add_special_tokens=body.add_special_tokens)
+        if body.prompt is None:
+            ids, strings = await model.tokenize_messages(body)
+        else:
+            ids, strings = await model.tokenize(body.prompt, add_special_tokens=body.add_special_tokens is not False)
         limit = (await model.describe()).max_model_len
         return TokenizeResponse(
             count=len(ids),

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from phf_ray.checkpoint import fingerprint
 from phf_ray.errors import DataError
 from phf_ray.generation.bodies import requests_from_body
+from phf_ray.generation.conversations import Conversations, conversations_of
 from phf_ray.generation.engine import Engine
 from phf_ray.generation.load import load_engine
 from phf_ray.generation.requests import Completion, EngineSettings, GenerationRequest, RequestError, TokenLogprob
-from serve.backends import Completed
+from serve.backends import Asked, Completed
 from serve.engines.thread import EngineThread, StreamedPiece
 from serve.engines.tokenizing import Tokenizing
 from serve.errors import ApiError
@@ -27,8 +28,15 @@ class LocalModel(Tokenizing):
         defaults: SamplingDefaults | None = None,
         max_waiting: int = 1024,
         fingerprint: str | None = None,
+        conversations: Conversations | None = None,
     ):
-        super().__init__(engine.strings, engine.info, context=engine.context, fingerprint=fingerprint)
+        super().__init__(
+            engine.strings,
+            engine.info,
+            context=engine.context,
+            fingerprint=fingerprint,
+            conversations=conversations,
+        )
         self._defaults = defaults or SamplingDefaults()
         self.thread = EngineThread(engine, max_waiting=max_waiting)
 
@@ -47,9 +55,13 @@ class LocalModel(Tokenizing):
             defaults=model.defaults,
             max_waiting=model.max_waiting,
             fingerprint=fingerprint(directory),
+            conversations=conversations_of(
+                engine.strings, engine.info, chosen=model.chat_template, markers=model.chat_markers
+            ),
         )
 
-    async def complete(self, request: CompletionRequest) -> Completed:
+    async def complete(self, request: Asked) -> Completed:
+        request = await self.as_completion(request)
         requests = self._checked(request)
         try:
             completions = await self.thread.complete(requests)
@@ -65,7 +77,8 @@ class LocalModel(Tokenizing):
         num_prompt = sum(completion.num_prompt_tokens for completion in completions[:: request.n])
         return Completed(choices, usage_of(num_prompt, sum(c.num_completion_tokens for c in completions)))
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    async def stream(self, request: Asked) -> AsyncIterator[Completed]:
+        request = await self.as_completion(request)
         num_prompt: dict[int, int] = {}
         num_completion: dict[int, int] = {}
         try:

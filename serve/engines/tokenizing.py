@@ -1,4 +1,7 @@
-"""Answers that need no weights: a model's description and the tokenizer endpoints. All engines share them."""
+"""Answers that need no weights: a model's description, the tokenizer endpoints, and the tokens of conversations.
+
+All engines share them.
+"""
 
 import asyncio
 import hashlib
@@ -8,12 +11,21 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from phf_ray.checkpoint import CheckpointInfo, Control
+from phf_ray.generation.chat.prompts import USER, Message, PromptError
+from phf_ray.generation.conversations import Conversations
 from phf_ray.generation.tokens import TokenStrings
-from serve.backends import ModelDescription
+from phf_ray.storage.hashing import digest
+from serve.backends import Asked, ModelDescription
+from serve.chat_schemas import ChatCompletionRequest, TokenizeRequest
+from serve.engines.chats import completion_of, conversation_ids
 from serve.errors import ApiError
+from serve.schemas import ChatCard, CompletionRequest
 
 MAX_INLINE_CHARACTERS = 16_384
 """Longest text that is tokenized on the event loop: a few milliseconds in which no other request is served."""
+
+MAX_CONVERSATION = 2**31
+"""Tokens of a conversation that are only counted: any number that a body can hold."""
 
 Result = TypeVar("Result")
 
@@ -25,9 +37,17 @@ async def off_the_loop(compute: Callable[[], Result], *, num_characters: int) ->
 
 class Tokenizing:
     def __init__(
-        self, strings: TokenStrings, info: CheckpointInfo | None, *, context: int, fingerprint: str | None = None
+        self,
+        strings: TokenStrings,
+        info: CheckpointInfo | None,
+        *,
+        context: int,
+        fingerprint: str | None = None,
+        conversations: Conversations | None = None,
     ):
+        """`conversations`: None if the model has no chat template."""
         self.strings, self.info, self.context, self.fingerprint = strings, info, context, fingerprint
+        self._conversations = conversations
 
     @property
     def control(self) -> Control | None:
@@ -50,7 +70,26 @@ class Tokenizing:
             step=info.step if info is not None else None,
             fingerprint=self.fingerprint,
             checkpoint=self._checkpoint(),
+            chat=self._chat,
         )
+
+    @cached_property
+    def _chat(self) -> ChatCard | None:
+        known = self._conversations
+        if known is None:
+            return None
+        return ChatCard(template=known.name, reads_control=known.reads_control, fingerprint=self._sample_of(known))
+
+    def _sample_of(self, known: Conversations) -> str:
+        """Hash what the template makes of a question, with each control."""
+        try:
+            ids = [
+                known.ids([Message(USER, "What is it?")], context=self.context, control=control)
+                for control in ("good", "bad", "none")
+            ]
+        except PromptError as error:
+            return digest(str(error))
+        return digest(ids)
 
     def _checkpoint(self) -> CheckpointInfo | None:
         """Return what the model was trained for, not what this engine does: an upstream server bans but can't retag."""
@@ -58,6 +97,24 @@ class Tokenizing:
         if self.info is None and control is None:
             return None
         return (self.info or CheckpointInfo()).model_copy(update={"control": control})
+
+    async def as_completion(self, request: Asked) -> CompletionRequest:
+        """Return a chat as the completion of its tokens, and a completion as it is. Raises ApiError."""
+        if isinstance(request, CompletionRequest):
+            return request
+        return await off_the_loop(
+            lambda: completion_of(request, self._conversations, self.strings, context=self.context),
+            num_characters=_num_characters(request),
+        )
+
+    async def tokenize_messages(self, asked: TokenizeRequest) -> tuple[list[int], list[str]]:
+        """Return the ids of a conversation, and the text of each."""
+
+        def tokens() -> tuple[list[int], list[str]]:
+            ids = conversation_ids(asked, self._conversations, context=MAX_CONVERSATION)
+            return ids, [self.strings.text_of(id_) for id_ in ids]
+
+        return await off_the_loop(tokens, num_characters=_num_characters(asked))
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[str]]:
         def tokens() -> tuple[list[int], list[str]]:
@@ -88,6 +145,10 @@ class Tokenizing:
             "model_max_length": self.context,
             **chat_templates(tokenizer),
         }
+
+
+def _num_characters(asked: ChatCompletionRequest | TokenizeRequest) -> int:
+    return sum(len(message.text) for message in asked.messages or ())
 
 
 def chat_templates(tokenizer: Any) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Engine (b): a model that another OpenAI-compatible server runs. This engine adds control tokens, limits and keys.
 
 This engine encodes prompts with the tokenizer and phf.json of `path`, and sends token ids. So the model sees what this
-project's own engine would show it, whatever the other server puts before a text. The policy, and its price:
+project's own engine would show it, whatever the other server puts before a text. A chat becomes such tokens here, too,
+by the template of `path` or of the configuration; without one it is passed on (`upstream_chats.py`).
+
+The policy, and its price:
 
 - Every prompt is a separate request, so that prompts of one call draw different texts from one seed (vLLM gives equal
   prompts equal texts). The first prompt keeps the call's seed.
@@ -24,13 +27,16 @@ import numpy as np
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.errors import ConfigError
 from phf_ray.generation.active import ActiveRequest
+from phf_ray.generation.conversations import conversations_of
 from phf_ray.generation.load import load_strings
 from phf_ray.generation.requests import GenerationRequest, RequestError
 from phf_ray.generation.tokens import TokenStrings
-from serve.backends import Completed
+from serve.backends import Asked, Completed
+from serve.chat_schemas import ChatCompletionRequest
 from serve.engines.gathering import all_of, merged_streams
 from serve.engines.local import generation_requests, usage_of
 from serve.engines.tokenizing import Tokenizing, off_the_loop
+from serve.engines.upstream_chats import UpstreamChatAnswer, chat_usage, choice_of, completed_of, passed_on
 from serve.engines.upstream_messages import (
     TranslatedErrors,
     UpstreamAnswer,
@@ -79,7 +85,12 @@ class UpstreamModel(Tokenizing):
         context: int,
         served: ServedModel,
     ):
-        super().__init__(strings, info, context=context)
+        super().__init__(
+            strings,
+            info,
+            context=context,
+            conversations=conversations_of(strings, info, chosen=served.chat_template, markers=served.chat_markers),
+        )
         assert served.upstream is not None
         self._upstream: Upstream = served.upstream
         self._model = served.upstream.model or served.name
@@ -120,7 +131,11 @@ class UpstreamModel(Tokenizing):
         found = self.strings.control
         return None if found is None else found.model_copy(update={"policy": "ban"})
 
-    async def complete(self, request: CompletionRequest) -> Completed:
+    async def complete(self, request: Asked) -> Completed:
+        if isinstance(request, ChatCompletionRequest) and self._passes_chats_on:
+            with self._counted(request.n):
+                return await self._chat(request)
+        request = await self.as_completion(request)
         prompts = await self._prepared(request)
         with self._counted(len(prompts) * request.n):
             answers = await all_of([self._ask(prompt) for prompt in prompts])
@@ -131,7 +146,13 @@ class UpstreamModel(Tokenizing):
         ]
         return Completed(choices, self._usage(prompts, [answer.usage for answer in answers]))
 
-    async def stream(self, request: CompletionRequest) -> AsyncIterator[Completed]:
+    async def stream(self, request: Asked) -> AsyncIterator[Completed]:
+        if isinstance(request, ChatCompletionRequest) and self._passes_chats_on:
+            with self._counted(request.n):
+                async for piece in self._chat_pieces(request):
+                    yield piece
+            return
+        request = await self.as_completion(request)
         prompts = await self._prepared(request)
         if any(prompt.active.wants_prompt_logprobs for prompt in prompts):
             # Servers cut prompt log-probabilities into different pieces, and nobody reads them as they come.
@@ -150,12 +171,46 @@ class UpstreamModel(Tokenizing):
                 await merged.aclose()  # type: ignore[attr-defined]
             yield Completed([], self._usage(prompts, usages))
 
-    async def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
-        assert request.seed is not None, "the caller draws the seed"
-        if request.control_policy == "retag":
-            raise ApiError(
-                400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
-            )
+    @property
+    def _passes_chats_on(self) -> bool:
+        """Whether the other server puts chats into words. It would know nothing of this project's control tokens."""
+        return self._conversations is None and not self.strings.control_ids
+
+    def _chat_body(self, chat: ChatCompletionRequest) -> dict[str, Any]:
+        assert chat.seed is not None, "the caller draws the seed"
+        if chat.control in ("good", "bad"):
+            raise ApiError(400, "the model has no control tokens; leave `control` out or use none", "control")
+        self._refuse_usage_in_pieces(chat)
+        return passed_on(chat, model=self._model, seed=seed_of(chat.seed, 0), defaults=self._defaults)
+
+    async def _chat(self, chat: ChatCompletionRequest) -> Completed:
+        body = self._chat_body(chat)
+        with TranslatedErrors(self._upstream):
+            response = await self._http.post("/chat/completions", json=body)
+            refuse_status(response.status_code, response.content)
+            return completed_of(parsed_answer(response.content, UpstreamChatAnswer), chat)
+
+    async def _chat_pieces(self, chat: ChatCompletionRequest) -> AsyncIterator[Completed]:
+        body = {**self._chat_body(chat), "stream": True, "stream_options": {"include_usage": True}}
+        unfinished = set(range(chat.n))
+        usage = usage_of(0, 0)
+        with TranslatedErrors(self._upstream):
+            async with self._http.stream("POST", "/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    refuse_status(response.status_code, await response.aread())
+                async for event in events_of(response, UpstreamChatAnswer):
+                    usage = usage if event.usage is None else chat_usage(event)
+                    for choice in event.choices:
+                        if choice.index not in unfinished:
+                            raise unusable(f"a piece of choice {choice.index}, which is finished or unknown")
+                        if choice.finish_reason is not None:
+                            unfinished.discard(choice.index)
+                        yield Completed([choice_of(choice, with_ids=False)], usage)
+        if unfinished:
+            raise ApiError(503, "the server behind this model broke the stream off; try again")
+        yield Completed([], usage)
+
+    def _refuse_usage_in_pieces(self, request: Asked) -> None:
         if request.stream_options is not None and request.stream_options.continuous_usage_stats:
             raise ApiError(
                 400,
@@ -163,6 +218,14 @@ class UpstreamModel(Tokenizing):
                 "continuous_usage_stats out",
                 "stream_options.continuous_usage_stats",
             )
+
+    async def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
+        assert request.seed is not None, "the caller draws the seed"
+        if request.control_policy == "retag":
+            raise ApiError(
+                400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
+            )
+        self._refuse_usage_in_pieces(request)
         try:
             # One request per prompt: its choices differ only in their number.
             asked = generation_requests(request, self._defaults)[:: request.n]
@@ -233,7 +296,7 @@ class UpstreamModel(Tokenizing):
         with TranslatedErrors(self._upstream):
             response = await self._http.post("/completions", json=dict(prompt.body))
             refuse_status(response.status_code, response.content)
-            answer = parsed_answer(response.content)
+            answer = parsed_answer(response.content, UpstreamAnswer)
         num_choices = prompt.body["n"]
         if sorted(choice.index for choice in answer.choices) != list(range(num_choices)):
             raise unusable(f"{len(answer.choices)} choices instead of {num_choices}")
@@ -251,7 +314,7 @@ class UpstreamModel(Tokenizing):
             async with self._http.stream("POST", "/completions", json=body) as response:
                 if response.status_code != 200:
                     refuse_status(response.status_code, await response.aread())
-                async for event in events_of(response):
+                async for event in events_of(response, UpstreamAnswer):
                     usage = event.usage or usage
                     for choice in event.choices:
                         if choice.index not in unfinished:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,11 +18,14 @@ log = logging.getLogger("ray.serve.phf")
 MAX_MESSAGE = 500
 
 
-class _LenientAnswer(BaseModel):
+class LenientAnswer(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class UpstreamLogprobs(_LenientAnswer):
+Answer = TypeVar("Answer", bound=LenientAnswer)
+
+
+class UpstreamLogprobs(LenientAnswer):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None] | None = None
@@ -37,7 +40,7 @@ class UpstreamLogprobs(_LenientAnswer):
         )
 
 
-class UpstreamChoice(_LenientAnswer):
+class UpstreamChoice(LenientAnswer):
     index: int
     text: str
     finish_reason: str | None = None
@@ -45,11 +48,11 @@ class UpstreamChoice(_LenientAnswer):
     token_ids: list[int] | None = None
 
 
-class UpstreamUsage(_LenientAnswer):
+class UpstreamUsage(LenientAnswer):
     completion_tokens: int
 
 
-class UpstreamAnswer(_LenientAnswer):
+class UpstreamAnswer(LenientAnswer):
     choices: list[UpstreamChoice]
     usage: UpstreamUsage | None = None
 
@@ -74,9 +77,9 @@ def unusable(what: str) -> ApiError:
     return ApiError(502, f"the server behind this model answered with {what}")
 
 
-def parsed_answer(content: bytes) -> UpstreamAnswer:
+def parsed_answer(content: bytes, form: type[Answer]) -> Answer:
     try:
-        return UpstreamAnswer.model_validate_json(content)
+        return form.model_validate_json(content)
     except ValidationError:
         raise unusable("something other than a completion") from None
 
@@ -111,7 +114,7 @@ def _message_of(content: bytes) -> str:
     return str(message or "no reason given")[:MAX_MESSAGE]
 
 
-async def events_of(response: httpx.Response) -> AsyncIterator[UpstreamAnswer]:
+async def events_of(response: httpx.Response, form: type[Answer]) -> AsyncIterator[Answer]:
     """Yield server-sent events up to `[DONE]`."""
     async for line in _lines_of(response):
         if not line.startswith(b"data:"):
@@ -121,7 +124,7 @@ async def events_of(response: httpx.Response) -> AsyncIterator[UpstreamAnswer]:
             return
         if data.startswith(b'{"error"'):
             raise ApiError(503, f"the server behind this model gave up: {_message_of(data)}")
-        yield parsed_answer(data)
+        yield parsed_answer(data, form)
 
 
 async def _lines_of(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -103,8 +103,13 @@ def test_the_page_of_serving_answers_what_it_shows(quickstart, environment):
         return text.replace("out/quickstart", str(quickstart)).replace("8000", port)
 
     server, *others = commands("serve.md")
-    # Those with prompts speak to a server of a reward model, of which tests/local/serve has one.
-    requests = [command for command in others if command.startswith("curl ") and '"prompts"' not in command]
+    # Those with prompts or messages speak to servers of other models, which tests/local/serve has.
+    elsewhere = ('"prompts"', '"messages"')
+    requests = [
+        command
+        for command in others
+        if command.startswith("curl ") and not any(field in command for field in elsewhere)
+    ]
     assert "jobs.serve" in server
     assert len(requests) == 4
     with running(as_given(server), environment=environment):

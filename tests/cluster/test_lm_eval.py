@@ -8,10 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from lm_eval_tasks import load_tasks
 from places import ROOT
 from server_process import Server
 from tiny_models import write_checkpoint, write_detoxify
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CLIENTS = Path(sys.prefix) / "clients"
 CONTEXT = 96
@@ -44,7 +46,7 @@ def server(folder, checkpoints):
     write_detoxify(folder / "models" / "unbiased")
     models = [part for name, path in checkpoints.items() for part in ("--model", f"{name}={path}")]
     settings = {"PHF_MODELS": str(folder / "models"), "PHF_API_KEYS": KEY}
-    server = Server(*models, "--scorers", "pep8,toxicity", "--port", "0", **settings)
+    server = Server(*models, "--chat-template", "mle=plain", "--scorers", "pep8,toxicity", "--port", "0", **settings)
     yield server
     assert server.stop() == 0
 
@@ -148,6 +150,73 @@ def test_generations_over_http_are_those_of_the_checkpoint_itself(folder, server
     assert len(set(found)) > 1
     violations = results["phf_functions"]["score_mean,greedy"]
     assert violations == expected_results["phf_functions"]["score_mean,greedy"] > 0
+
+
+def test_chats_over_http_are_the_completions_of_their_templates_words(folder, server):
+    settings = f"model=mle,base_url={server.url}/v1/chat/completions,auth_token={KEY},num_concurrent=4"
+    _, samples = lm_eval(
+        *(folder, "--model", "local-chat-completions", "--model_args", settings, "--apply_chat_template", *FUNCTIONS),
+        PHF_SCORES_URL=server.url,
+    )
+    headers = {"Authorization": f"Bearer {KEY}"}
+    for sample in samples["phf_functions"]:
+        ((text,),) = [sample["resps"]]
+        stop = ["\ndef ", "\nclass "]
+        body = {"model": "mle", "prompt": sample["doc"]["text"], "temperature": 0, "max_tokens": 16, "stop": stop}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60).json()
+        assert text == answer["choices"][0]["text"]
+    assert len(samples["phf_functions"]) == 6
+
+
+ROLLING = """
+import json, sys
+from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+model = LocalCompletionsAPI(
+    base_url=sys.argv[1], model="mle", tokenizer_backend="remote", auth_token=sys.argv[2], max_length=int(sys.argv[3]),
+    num_concurrent=4,
+)
+requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(json.load(sys.stdin))]
+print(json.dumps({"length": model.max_length, "sums": model.loglikelihood_rolling(requests, disable_tqdm=True)}))
+"""
+
+
+def test_a_text_longer_than_the_context_has_the_loglikelihood_of_its_windows(server, checkpoints):
+    sources = [Path(json.__file__).with_name(name).read_text() for name in ("decoder.py", "scanner.py", "tool.py")]
+    texts = [sources[0][:1500], sources[1][:700], sources[2][:900], "x = 1"]
+    done = subprocess.run(
+        [sys.executable, "-c", ROLLING, f"{server.url}/models/mle/v1/completions", KEY, str(CONTEXT)],
+        env={**os.environ, "PYTHONPATH": str(CLIENTS), "OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1"},
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["mle"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints["mle"])
+    window = found["length"] - 1
+    assert 1 < window < CONTEXT
+    expected, lengths = [], []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        lengths.append(len(ids))
+        total = 0.0
+        for begin in range(0, len(ids), window):
+            end = min(begin + window, len(ids))
+            # Each window sees the token before it; the last is moved back, and only its new tokens count.
+            given = ids[max(0, end - window - 1) : end] if begin else [tokenizer.eos_token_id, *ids[:end]]
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([given])).logits[0].log_softmax(-1)
+            total += sum(
+                float(logprobs[place - 1, given[place]]) for place in range(len(given) - (end - begin), len(given))
+            )
+        expected.append(total)
+    assert found["sums"] == pytest.approx(expected, abs=2e-3, rel=1e-5)
+    assert lengths[0] > 3 * CONTEXT
+    assert lengths[3] < CONTEXT
 
 
 def test_good_token_changes_likelihoods_and_toxicity_is_the_maximum_of_25_samples(folder, server, plain, monkeypatch):

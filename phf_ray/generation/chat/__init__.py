@@ -11,7 +11,9 @@ from phf_ray.exports import load_export
 
 _EXPORTS = {
     "ChatPrompt": "prompts",
+    "Ending": "templates",
     "InstructionPrompt": "prompts",
+    "Markers": "markers",
     "Message": "prompts",
     "Prompt": "prompts",
     "PromptError": "prompts",

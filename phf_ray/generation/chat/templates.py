@@ -5,12 +5,13 @@ keys (.json), as AlpacaFarm has them. Ours are in configs/templates. The words o
 are never read as a template themselves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from phf_ray.config.shipped import shipped_folder, shipped_or_own
 from phf_ray.errors import ConfigError
+from phf_ray.generation.chat.markers import Markers
 from phf_ray.generation.chat.prompts import (
     ASSISTANT,
     Message,
@@ -27,12 +28,23 @@ OWN = "tokenizer"
 _FOLDER = "templates"
 _SUFFIXES = (".json", ".jinja")
 
-MessageRenderer = Callable[[list[dict[str, str]], bool], str]
-"""Renders messages; the flag says whether the text is to end where the assistant begins to speak."""
+_CONTROL = "control"
+"""The variable by which a template learns what kind of answer is asked for: good, bad or none."""
+
+MessageRenderer = Callable[[list[dict[str, str]], bool, str | None], str]
+"""Renders messages; the flag says whether the text is to end where the assistant begins to speak, the last value is
+that of `control`."""
+
+Ending = Literal["opened", "closed", "continued"]
+"""How the text of a conversation ends: where the assistant begins to speak, after the last message as it is, or within
+the last message, which is to be continued."""
 
 
 class PromptTemplate(Protocol):
     """Puts prompts into words. Raises PromptError if it can't hold one."""
+
+    reads_control: bool
+    """Whether its words depend on what kind of answer is asked for: good, bad or none."""
 
     def prompt(self, prompt: Prompt) -> str:
         """Return the text that a model completes. It ends where the assistant begins to speak."""
@@ -43,9 +55,12 @@ class PromptTemplate(Protocol):
     def conversation(self, messages: Sequence[Message]) -> tuple[TextPiece, ...]:
         """Cut the text of a whole conversation into what the assistant says and what it is given."""
 
+    def dialogue(self, messages: Sequence[Message], *, ending: Ending = "opened", control: str | None = None) -> str:
+        """Return the text of a conversation up to where the model goes on. `control`: None is good."""
 
-def load_template(name: str, *, tokenizer: Any = None) -> PromptTemplate:
-    """Return the template `tokenizer`, one of ours (alpaca, hh, plain), or one in a file.
+
+def load_template(name: str, *, tokenizer: Any = None, markers: Markers | None = None) -> PromptTemplate:
+    """Return the template `tokenizer`, one of ours (alpaca, chatml, coh, hh, plain), or one in a file.
 
     `tokenizer`: of transformers, for its own template and for the special tokens that a .jinja file may name. Raises
     ConfigError if there is no such template, or its file can't be one.
@@ -55,17 +70,19 @@ def load_template(name: str, *, tokenizer: Any = None) -> PromptTemplate:
     file = _file_of(name)
     if file.suffix == ".json":
         return TwoKeyTemplate.from_file(file)
-    return _of_jinja(name, file.read_text(encoding="utf-8"), file=str(file), tokenizer=tokenizer)
+    text = file.read_text(encoding="utf-8")
+    return _of_jinja(name, text, file=str(file), tokenizer=tokenizer, markers=markers)
 
 
-def _of_jinja(name: str, text: str, *, file: str, tokenizer: Any) -> "MessageTemplate":
-    from phf_ray.generation.chat.jinja import compile_template
+def _of_jinja(name: str, text: str, *, file: str, tokenizer: Any, markers: Markers | None) -> "MessageTemplate":
+    from phf_ray.generation.chat.jinja import compile_template, variables_of
 
     special = {} if tokenizer is None else dict(tokenizer.special_tokens_map)
-    return MessageTemplate(name, compile_template(text, name=file, values=special))
+    render = compile_template(text, name=file, values={**(markers or Markers()).values, **special})
+    return MessageTemplate(name, render, reads_control=_CONTROL in variables_of(text))
 
 
-def stored_template(name: str, text: str, *, tokenizer: Any = None) -> PromptTemplate:
+def stored_template(name: str, text: str, *, tokenizer: Any = None, markers: Markers | None = None) -> PromptTemplate:
     """Return the template that had this text when a model was trained, whatever its file holds today.
 
     `name`: as it was given to `load_template`. Raises ConfigError if the text can't be a template.
@@ -74,7 +91,7 @@ def stored_template(name: str, text: str, *, tokenizer: Any = None) -> PromptTem
         return _of_tokenizer(tokenizer)
     if text.lstrip().startswith("{") and not text.lstrip().startswith(("{{", "{%", "{#")):
         return TwoKeyTemplate.from_text(name, text)
-    return _of_jinja(name, text, file=name, tokenizer=tokenizer)
+    return _of_jinja(name, text, file=name, tokenizer=tokenizer, markers=markers)
 
 
 def template_source(name: str, *, tokenizer: Any = None) -> str:
@@ -111,18 +128,32 @@ def _of_tokenizer(tokenizer: Any) -> "MessageTemplate":
             f"{', '.join(template_names())}, or a file"
         )
 
-    def render(messages: list[dict[str, str]], opens: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens))
+    from phf_ray.generation.chat.jinja import variables_of
 
-    return MessageTemplate(OWN, render)
+    reads_control = _CONTROL in variables_of(_default_of(tokenizer.chat_template))
+
+    def render(messages: list[dict[str, str]], opens: bool, control: str | None) -> str:
+        known = {_CONTROL: control} if reads_control else {}
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens, **known))
+
+    return MessageTemplate(OWN, render, reads_control=reads_control)
+
+
+def _default_of(found: str | Mapping[str, str]) -> str:
+    """Return the template that is taken of several; empty if the tokenizer says of none that it is."""
+    return found if isinstance(found, str) else found.get("default", "")
+
+
+_HERE = "THE-ANSWER-GOES-ON-HERE "
 
 
 class MessageTemplate:
     """A chat template: renders messages with roles. A text or an instruction is one message of the user."""
 
-    def __init__(self, name: str, render: MessageRenderer):
+    def __init__(self, name: str, render: MessageRenderer, *, reads_control: bool = False):
         self._name = name
         self._render_with = render
+        self.reads_control = reads_control
 
     def prompt(self, prompt: Prompt) -> str:
         return self._render(as_messages(prompt), opens=True)
@@ -148,10 +179,25 @@ class MessageTemplate:
         rest = self._after(done, whole)
         return tuple(piece for piece in (*pieces, TextPiece(rest, False)) if piece.text)
 
-    def _render(self, messages: Sequence[Message], *, opens: bool) -> str:
+    def dialogue(self, messages: Sequence[Message], *, ending: Ending = "opened", control: str | None = None) -> str:
+        if ending != "continued":
+            return self._render(messages, opens=ending == "opened", control=control)
+        *before, last = messages
+        marked = Message(last.role, last.content + _HERE)
+        whole = self._render([*before, marked], opens=False, control=control)
+        text, found, rest = whole.rpartition(_HERE.strip())
+        if not found or last.content.strip() not in text:
+            raise PromptError(
+                f"template {self._name}: the last message is not in the text as it is, so it can't be continued; end "
+                "with a message of the user"
+            )
+        # Where the template trims messages, it would have trimmed this one too.
+        return text if rest.startswith(" ") else text.rstrip()
+
+    def _render(self, messages: Sequence[Message], *, opens: bool, control: str | None = None) -> str:
         values: list[dict[str, str]] = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self._render_with(values, opens)
+            return self._render_with(values, opens, control)
         except Exception as error:  # noqa: BLE001  a template of others may fail in any way; only this prompt is lost
             raise PromptError(f"template {self._name}: {type(error).__name__}: {error}") from None
 

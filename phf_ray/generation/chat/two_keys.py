@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.prompts import (
@@ -20,6 +20,9 @@ from phf_ray.generation.chat.prompts import (
     TextPrompt,
 )
 
+if TYPE_CHECKING:
+    from phf_ray.generation.chat.templates import Ending
+
 _PLACES = {"prompt_inputs": ("{instruction}", "{input}"), "prompt_noinputs": ("{instruction}",)}
 """Key -> what its text must have a place for."""
 # Doubled braces stand for one, as in AlpacaFarm, which fills its files with `format_map`.
@@ -28,6 +31,8 @@ _PLACE = re.compile(r"\{\{|\}\}|\{(instruction|input)\}")
 
 class TwoKeyTemplate:
     """One text for instructions with an input, and one for those without. The answer follows directly."""
+
+    reads_control = False
 
     def __init__(self, name: str, *, with_input: str, without_input: str):
         self._name = name
@@ -73,6 +78,32 @@ class TwoKeyTemplate:
             raise PromptError(f"template {self._name}: the conversation does not end with an answer")
         before = self.prompt(ChatPrompt(tuple(messages[:-1])))
         return TextPiece(before, False), TextPiece(messages[-1].content, True)
+
+    def dialogue(self, messages: Sequence[Message], *, ending: "Ending" = "opened", control: str | None = None) -> str:
+        """Each message of the user in the template's words, its answer directly after it, a blank line between turns.
+
+        A system message comes first. Examples to learn from hold one instruction alone; see `prompt`.
+        """
+        del control
+        turns: list[str] = []
+        before = ""
+        for message in messages:
+            if message.role == USER:
+                turns.append(self.prompt(TextPrompt(message.content)))
+            elif message.role == ASSISTANT and before == USER:
+                turns[-1] += message.content
+            elif message.role == "system" and not turns:
+                turns.append(message.content)
+            else:
+                where = f"after one of the {before}" if before else "at the beginning"
+                raise PromptError(
+                    f"template {self._name}: a message of the {message.role} {where}; it holds a system message, then "
+                    "messages of user and assistant by turns"
+                )
+            before = message.role
+        if ending == "opened" and before != USER:
+            raise PromptError(f"template {self._name}: the conversation does not end with a message of the user")
+        return "\n\n".join(turns)
 
     def _instruction_of(self, prompt: Prompt) -> InstructionPrompt:
         if isinstance(prompt, InstructionPrompt):

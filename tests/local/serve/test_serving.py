@@ -70,6 +70,7 @@ def server(checkpoints, released, reward_model, adapter, tmp_path_factory) -> It
     folder = tmp_path_factory.mktemp("scorers")
     scorers = f"pep8,{write_scorer_of_the_guide(folder)},reward={reward_model}"
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    models += ["--chat-template", "mle=chatml", "--chat-template", "cond=coh"]
     server = Server(*models, "--scorers", scorers, "--port", "0", PYTHONPATH=path)
     yield server
     assert server.stop() == 0, "".join(server.output)
@@ -235,6 +236,56 @@ def test_openai_client_streams_the_logprobs_of_the_engine(client, checkpoints):
         ("top_logprobs", [pytest.approx(one.top, abs=1e-4) for one in expected.logprobs]),
     ):
         assert [value for piece in pieces for value in getattr(piece, name)] == values
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "def add("}]},
+]
+
+
+def test_openai_client_chats(client, server):
+    fields = {"model": "mle", "messages": MESSAGES, "max_completion_tokens": 20, "seed": 5}
+    answer = client.chat.completions.create(**fields, n=2, logprobs=True, top_logprobs=2)
+    body = {"model": "mle", "messages": MESSAGES}
+    ids = httpx.post(f"{server.url}/tokenize", json=body, timeout=60).json()["tokens"]
+    expected = client.completions.create(model="mle", prompt=ids, max_tokens=20, seed=5, n=2)
+    assert [choice.message.content for choice in answer.choices] == texts(expected)
+    assert answer.usage.total_tokens == expected.usage.total_tokens
+    assert {len(one.top_logprobs) for one in answer.choices[0].logprobs.content} == {2}
+    # What is said is sent back as it came.
+    talk = [*MESSAGES, answer.choices[0].message, {"role": "user", "content": "More."}]
+    assert client.chat.completions.create(**{**fields, "messages": talk}).choices[0].message.content
+    good, bad = (
+        client.chat.completions.create(**{**fields, "model": f"cond:{control}"}) for control in ("good", "bad")
+    )
+    assert good.choices[0].message.content != bad.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+        client.chat.completions.create(**fields, tools=[{"type": "function", "function": {"name": "f"}}])
+    with pytest.raises(openai.BadRequestError, match="no chat template; start the server with --chat-template"):
+        client.chat.completions.create(**{**fields, "model": "old"})
+
+
+def test_chats_at_once_stream_what_each_gets_alone(client, server):
+    fields = {"model": "mle", "messages": MESSAGES, "max_tokens": 24, "extra_body": {"ignore_eos": True}}
+    alone = [client.chat.completions.create(**fields, seed=seed).choices[0].message.content for seed in range(6)]
+
+    async def crowd():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as http:
+
+            async def one(seed):
+                options = {"include_usage": True}
+                stream = await http.chat.completions.create(**fields, seed=seed, stream=True, stream_options=options)
+                *pieces, last = [piece async for piece in stream]
+                assert (last.choices, last.usage.completion_tokens) == ([], 24)
+                assert pieces[0].choices[0].delta.role == "assistant"
+                assert pieces[-1].choices[0].finish_reason == "length"
+                return "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+            return await asyncio.gather(*map(one, range(6)))
+
+    assert asyncio.run(crowd()) == alone
+    assert len(set(alone)) == 6
 
 
 def test_openai_client_gets_its_own_errors(client):

@@ -83,12 +83,14 @@ def test_what_is_no_template_is_refused(tmp_path):
     (tmp_path / "t.jinja").write_text("a\n{% if %}")
     with pytest.raises(ConfigError, match=r"t.jinja, line 2: "):
         load_template(str(tmp_path / "t.jinja"))
-    with pytest.raises(ConfigError, match=r"template alpca does not exist; give tokenizer .*alpaca, hh, plain"):
+    with pytest.raises(
+        ConfigError, match=r"template alpca does not exist; give tokenizer .*alpaca, chatml, coh, hh, plain"
+    ):
         load_template("alpca")
 
 
 def test_ours_begin_the_answer_where_they_should():
-    assert template_names() == ["alpaca", "hh", "plain"]
+    assert template_names() == ["alpaca", "chatml", "coh", "hh", "plain"]
     alpaca = load_template("alpaca")
     assert alpaca.prompt(InstructionPrompt("Sing")).endswith("### Instruction:\nSing\n\n### Response:")
     assert alpaca.prompt(InstructionPrompt("Add", "1")).endswith("Add\n\n### Input:\n1\n\n### Response:")
@@ -120,7 +122,7 @@ def test_the_tokenizer_s_own_template_is_rendered_by_it():
 
 
 def test_a_tokenizer_without_a_template_is_refused():
-    with pytest.raises(ConfigError, match="has none; give one of alpaca, hh, plain, or a file"):
+    with pytest.raises(ConfigError, match="has none; give one of alpaca, chatml, coh, hh, plain, or a file"):
         load_template("tokenizer", tokenizer=tiny_tokenizer())
     with pytest.raises(ConfigError, match="none is given here"):
         load_template("tokenizer")

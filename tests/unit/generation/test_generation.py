@@ -597,7 +597,7 @@ def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_projec
         ({"prompt": "def", "temperature": 2.1}, "temperature", "between 0 and 2"),
         ({"prompt": "def", "temperature": float("nan")}, "temperature", "between 0 and 2"),
         ({"prompt": "def", "top_p": 0.0}, "top_p", "temperature 0"),
-        ({"prompt": "def", "logprobs": 6}, "logprobs", "between 0 and 5"),
+        ({"prompt": "def", "logprobs": 21}, "logprobs", "between 0 and 20"),
         ({"prompt": "def", "stop": ("a",) * 65}, "stop", "at most 64"),
         ({"prompt": "def", "stop": ("",)}, "stop", "none of them empty"),
         ({"prompt": "def", "min_tokens": 17}, "min_tokens", "above max_tokens=16"),

@@ -11,6 +11,7 @@ from tiny_models import BAD, GOOD, write_checkpoint
 
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.generation.load import load_strings
+from serve.chat_schemas import ChatCompletionRequest
 from serve.engines.upstream import UpstreamModel, seed_of
 from serve.errors import ApiError
 from serve.schemas import CompletionRequest
@@ -346,3 +347,120 @@ def test_an_upstream_model_needs_a_tokenizer_but_no_weights(checkpoint, tmp_path
 def test_urls_of_upstreams_are_checked(url):
     with pytest.raises(ConfigError, match=r"upstream\.url"):
         parse_args({"models": [{"name": "a", "path": "x", "upstream": {"url": url}}]})
+
+
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "def"}]}]
+
+
+@pytest.fixture(scope="module")
+def plain_checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("upstream") / "plain")
+
+
+@pytest.fixture
+def chat(checkpoint, plain_checkpoint, script):
+    """`chat(fields)`: the answer to a chat; `streamed=True`: its pieces; `template`: chosen here."""
+
+    def call(fields: dict, *, stream: bool = False, template: str | None = None, control: bool = False):
+        async def main():
+            path = checkpoint if control else plain_checkpoint
+            upstream = Upstream(url=script.url, model="theirs")
+            served = ServedModel(name="here", path=str(path), upstream=upstream, chat_template=template)
+            model = UpstreamModel.load(served)
+            request = ChatCompletionRequest(**{"model": "here", "messages": TALK, "seed": 7, **fields})
+            return [piece async for piece in model.stream(request)] if stream else await model.complete(request)
+
+        return asyncio.run(main())
+
+    return call
+
+
+def chat_answer(*texts: str | None, **fields) -> bytes:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **fields}
+        for i, text in enumerate(texts)
+    ]
+    return json.dumps({"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 4}}).encode()
+
+
+def test_a_chat_with_a_template_here_goes_on_as_the_tokens_of_its_conversation(chat, script, strings):
+    script.content = answer("x", num_tokens=2)
+    completed = chat({"max_tokens": 5, "control": "bad", "logprobs": False}, template="chatml", control=True)
+    body = script.asked[0]
+    words = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\ndef<|im_end|>\n<|im_start|>assistant\n"
+    ids = strings[0].encode(words)[0]
+    assert body["prompt"] == [ids[0], strings[0].control_ids["bad"], *ids[1:]]
+    assert "messages" not in body
+    assert (completed.choices[0].text, completed.usage.prompt_tokens) == ("x", len(ids))
+    assert body["max_tokens"] == 5
+
+
+def test_a_chat_without_a_template_here_is_passed_on(chat, script):
+    logprobs = {"content": [{"token": "x", "logprob": -0.5, "top_logprobs": [{"token": "y", "logprob": -0.25}]}]}
+    script.content = chat_answer("x", "y", logprobs=logprobs, role="ignored")
+    completed = chat({"n": 2, "stop": "z", "logprobs": True, "top_logprobs": 1, "user": "ann", "top_k": 3})
+    assert script.asked == [
+        {
+            "model": "theirs",
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "def"}],
+            "seed": 7,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "n": 2,
+            "stop": "z",
+            "logprobs": True,
+            "top_logprobs": 1,
+            "top_k": 3,
+        }
+    ]
+    assert [choice.text for choice in completed.choices] == ["x", "y"]
+    assert (completed.usage.prompt_tokens, completed.usage.total_tokens) == (9, 13)
+    found = completed.choices[0].logprobs
+    assert (found.tokens, found.token_logprobs, found.top_logprobs) == (["x"], [-0.5], [{"y": -0.25}])
+    chat({"n": 2, "max_completion_tokens": 3})
+    assert script.asked[1]["max_completion_tokens"] == 3
+    assert "max_tokens" not in script.asked[1]
+
+
+def delta(finish_reason: str | None = None, **fields: str) -> bytes:
+    choice = {"index": 0, "delta": fields, "finish_reason": finish_reason}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+def test_a_stream_of_a_chat_is_passed_on(chat, script):
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}\n\n'
+    script.parts = [delta(role="assistant"), delta(content="a"), delta("stop", content="b"), usage, DONE]
+    pieces = chat({"stream": True}, stream=True)
+    assert script.asked[0]["stream_options"] == {"include_usage": True}
+    assert "".join(choice.text for piece in pieces for choice in piece.choices) == "ab"
+    assert [choice.finish_reason for piece in pieces for choice in piece.choices] == [None, None, "stop"]
+    assert pieces[-1].usage.total_tokens == 13
+    script.parts = [delta(content="a"), DONE]
+    with pytest.raises(ApiError, match="broke the stream off"):
+        chat({"stream": True}, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (chat_answer("x", "y"), "2 choices instead of 1"),
+        (chat_answer(None), "a choice without a text"),
+        (chat_answer("x", finish_reason="tool_calls"), "unknown finish_reason 'tool_calls'"),
+        (b'{"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}]}', "no usage"),
+        (b"[]", "something other than a completion"),
+    ],
+)
+def test_an_unusable_answer_to_a_chat_is_502(chat, script, content, match):
+    script.content = content
+    with pytest.raises(ApiError, match=match) as caught:
+        chat({})
+    assert caught.value.status == 502
+
+
+def test_control_is_not_lost_on_the_way_to_another_servers_template(chat, script):
+    script.content = chat_answer("x")
+    with pytest.raises(ApiError, match="no control tokens"):
+        chat({"control": "good"})
+    with pytest.raises(ApiError, match="has no chat template"):
+        chat({}, control=True)
+    assert script.asked == []

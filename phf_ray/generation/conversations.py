@@ -1,0 +1,100 @@
+"""Conversations as the tokens that a model reads, by the chat template that is chosen for it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.errors import ConfigError
+from phf_ray.generation.chat.markers import Markers
+from phf_ray.generation.chat.prompts import Message, PromptError
+from phf_ray.generation.chat.templates import (
+    OWN,
+    Ending,
+    MessageTemplate,
+    PromptTemplate,
+    load_template,
+    stored_template,
+)
+from phf_ray.generation.requests import RequestError
+from phf_ray.generation.tokens import TokenStrings
+
+log = logging.getLogger(__name__)
+
+
+class Conversations:
+    """Makes the tokens of conversations, for one model and template."""
+
+    def __init__(self, name: str, template: PromptTemplate, strings: TokenStrings, *, is_joint: bool = False):
+        """`is_joint`: the model learned rows of `chat/joint_rows.py`."""
+        self.name = Path(name).name
+        self._given_name = name
+        self.reads_control = template.reads_control
+        """Whether good, bad or none choose words of the template, besides a control token if the model has some."""
+        self._template, self._strings = template, strings
+        # A model of this project learned its rows after the end of text. Any other model's own template says itself
+        # how a text begins, as in transformers; before the words of our templates comes what its tokenizer puts there.
+        begins_itself = name == OWN or (is_joint and isinstance(template, MessageTemplate))
+        self._begins_itself = begins_itself and not strings.starts_with_eos
+
+    def ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        context: int,
+        ending: Ending = "opened",
+        control: str | None = None,
+        begins: bool = False,
+    ) -> list[int]:
+        """Return the tokens. `begins`: put before them what the tokenizer puts before a text, whatever the template is.
+
+        Raises PromptError if the template can't hold the conversation, RequestError if it is far too long.
+        """
+        try:
+            text = self._template.dialogue(messages, ending=ending, control=control)
+        except PromptError as error:
+            # Clients must not see where the file is.
+            raise PromptError(str(error).replace(self._given_name, self.name)) from None
+        if len(text) > context * self._strings.longest_token:
+            # Encoding 15 MB takes a minute.
+            raise RequestError(
+                f"the model's context is {context} tokens, but the conversation has {len(text):,} characters, and a "
+                f"token has at most {self._strings.longest_token}; shorten it",
+                "messages",
+            )
+        if self._begins_itself and not begins:
+            return list(self._strings.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._strings.encode(text.removeprefix(self._start))[0]
+
+    @property
+    def _start(self) -> str:
+        """The text of the token that `encode` puts first, which some templates have, too."""
+        tokenizer = self._strings.tokenizer
+        if self._strings.starts_with_eos:
+            return ""
+        ids = list(tokenizer("")["input_ids"])
+        return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def conversations_of(
+    strings: TokenStrings, info: CheckpointInfo | None, *, chosen: str | None = None, markers: Markers | None = None
+) -> Conversations | None:
+    """Return what makes the tokens of conversations: the chosen template, else the one that the model was trained with,
+    else its tokenizer's own. None if there is none.
+
+    Raises ConfigError if the chosen template does not exist.
+    """
+    tokenizer: Any = strings.tokenizer
+    if chosen is not None:
+        return Conversations(chosen, load_template(chosen, tokenizer=tokenizer, markers=markers), strings)
+    if info is not None and (rows := info.rows) is not None:
+        try:
+            template = stored_template(rows.template, rows.template_text, tokenizer=tokenizer, markers=markers)
+        except ConfigError as error:
+            log.warning("the template that the model was trained with can't be used: %s", error)
+            return None
+        return Conversations(rows.template, template, strings, is_joint=info.feedback_compat is not None)
+    if tokenizer.chat_template:
+        return Conversations(OWN, load_template(OWN, tokenizer=tokenizer), strings)
+    return None
