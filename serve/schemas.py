@@ -182,6 +182,16 @@ class ScoresResponse(BaseModel):
     data: list[TextScore]
 
 
+class ScorerCard(BaseModel):
+    id: str
+    object: Literal["scorer"] = "scorer"
+
+
+class ScorerList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ScorerCard]
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
