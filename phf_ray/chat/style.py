@@ -3,7 +3,8 @@
 CSS = """
 .phf-chat { height: min(62vh, 46rem); overflow-y: auto; display: flex; flex-direction: column-reverse;
   border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; }
-.phf-turns { display: flex; flex-direction: column; gap: 10px; margin-bottom: auto; }
+.phf-turns { display: flex; flex-direction: column; gap: 10px; margin-bottom: auto !important; }
+#transcript .html-container, #status .html-container { padding: 0; }
 .phf-empty { margin: auto; opacity: .7; }
 .phf-message { align-self: flex-end; max-width: 80%; padding: 8px 12px; border-radius: 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; background: var(--color-accent-soft); color: var(--body-text-color); }
@@ -21,7 +22,7 @@ CSS = """
 .phf-text mark:hover, .phf-text mark:focus { outline: 1px solid currentColor; }
 .phf-text mark:hover::after, .phf-text mark:focus::after { content: attr(data-score); position: absolute; left: 0;
   top: 100%; z-index: 5; padding: 2px 8px; border-radius: 6px; font-size: .8rem; line-height: 1.4; max-width: 15rem;
-  width: max-content; white-space: normal; background: #1f2430; color: #fff; }
+  width: max-content; white-space: normal; background: #1f2430; color: #fff; border: 1px solid #8a92a3; }
 .phf-problem { margin: 6px 0 0; font-size: .85em; overflow-wrap: anywhere; color: var(--error-text-color, #b91c1c); }
 .phf-verdict { margin: 0; text-align: center; font-size: .85em; opacity: .85; }
 .phf-legend { margin: 0; font-size: .8em; opacity: .85; }

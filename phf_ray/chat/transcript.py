@@ -51,7 +51,8 @@ def _turn(turn: ChatTurn, ends: tuple[float, float], *, hides_names: bool) -> st
 
 
 def _card(answer: ChatAnswer, ends: tuple[float, float], *, side: str, hides_name: bool, is_kept: bool) -> str:
-    name = side if hides_name else answer.arm.name
+    # On a narrow window they stand one above the other.
+    name = ": ".join(part for part in (side, "" if hides_name else answer.arm.name) if part)
     notes = [_STATES[answer.state]]
     if answer.finish_reason == "length":
         notes.append("cut at max tokens")

@@ -82,9 +82,9 @@ def draw_conversation(settings: PageSettings) -> PageParts:
         autofocus=True,
     )
     with gr.Row():
-        send = gr.Button("Send", variant="primary", size="md", min_width=80, elem_id="send")
+        send = gr.Button("Send", variant="primary", size="md", min_width=110, elem_id="send")
         stop, again, reset, export = (
-            gr.Button(label, size="md", min_width=80, elem_id=label.lower())
+            gr.Button(label, size="md", min_width=110, elem_id=label.lower())
             for label in ("Stop", "Regenerate", "Reset", "Export")
         )
     status = gr.HTML("", elem_id="status")
