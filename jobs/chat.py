@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     _check(options)
     plain = options.allow_plain_http
-    endpoint = parse_endpoint(options.url, option="--url", allow_plain_http=plain, needs_key=False)
+    # A key may be given on the page, too, but a variable that is named must hold one.
+    endpoint = parse_endpoint(options.url, option="--url", allow_plain_http=plain, needs_key=",key_env=" in options.url)
     scores = options.scores_url and parse_endpoint(options.scores_url, option="--scores-url", allow_plain_http=plain)
     server = ChatServer(endpoint, scores=scores or None, allow_plain_http=plain)
     try:

@@ -178,3 +178,30 @@ def test_the_page_fits_a_phone_and_is_dark_where_the_browser_is(browser):
 def test_reset_empties_the_page(browser):
     press(browser, "reset")
     browser.wait_until("document.querySelectorAll('.phf-answer').length === 0")
+
+
+def test_pages_of_others_and_names_of_others_are_kept_out(browser):
+    host = browser.value("location.host")
+    for headers in ({"Origin": "http://example.com"}, {"Origin": "null"}):
+        assert httpx.get(f"http://{host}/config", headers=headers, trust_env=False).status_code == 403
+    assert httpx.get(f"http://{host}/config", headers={"Host": "example.com"}, trust_env=False).status_code == 403
+    assert httpx.get(f"http://{host}/config", headers={"Origin": f"http://{host}"}, trust_env=False).status_code == 200
+
+
+def test_a_single_answer_gets_a_thumb(browser, saved):
+    browser.value("document.querySelector('#count input').click()")
+    browser.wait_until("!document.querySelector('#model-2')")
+    say(browser, "alone")
+    browser.wait_until(f"{answers(browser, 'done')} === 1")
+    press(browser, "up")
+    browser.wait_until("document.querySelector('#status').textContent.includes('labels.jsonl')")
+    (line,) = (saved / "labels.jsonl").read_text().splitlines()
+    assert json.loads(line)["label"] is True
+
+
+def test_a_tab_that_is_closed_hangs_up(browser, server):
+    server.pieces = lambda body: ["half of it", HELD]
+    say(browser, "never to be read")
+    browser.wait_until(f"{answers(browser, 'waiting')} === 1 && document.body.textContent.includes('half of it')")
+    browser.call("Page.navigate", url="about:blank")
+    assert server.hung_up.acquire(timeout=PATIENCE_S)

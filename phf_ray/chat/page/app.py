@@ -1,14 +1,19 @@
 """Serves the page."""
 
+import contextlib
+
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phf_ray.chat.page.events import Events
 from phf_ray.chat.page.layout import draw_conversation, draw_settings
 from phf_ray.chat.page.settings import PageSettings
 from phf_ray.chat.style import CSS
+from phf_ray.http.client import is_on_this_machine
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -17,12 +22,20 @@ POLICY = (
 
 
 class _Guarded:
-    """Adds the headers that keep the page from asking others, and others from showing it in theirs."""
+    """Keeps this page from asking others, and pages of others out: they could talk with the person's key.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    `is_local`: the page listens on this machine alone. It is then known by no other name, so that a name which somebody
+    lets point here is no way in.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_local: bool):
+        self._app, self._is_local = app, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
+            await PlainTextResponse(refusal, status_code=403)(scope, receive, send)
+            return
+
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
@@ -31,9 +44,17 @@ class _Guarded:
 
         await self._app(scope, receive, guarded)
 
+    def _refusal(self, headers: Headers) -> str | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return "another page asked for this one"
+        if self._is_local and not is_on_this_machine(f"http://{host}"):
+            return f"the page is not known as {host}; open it as localhost"
+        return None
 
-def page_app(settings: PageSettings) -> ASGIApp:
-    """Return the page as an application that a server of ASGI can serve."""
+
+def page_app(settings: PageSettings, *, host: str = "127.0.0.1") -> ASGIApp:
+    """Return the page as an application that a server of ASGI can serve. `host`: where it will listen."""
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         _blocks(settings),
@@ -47,12 +68,14 @@ def page_app(settings: PageSettings) -> ASGIApp:
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
     )
-    return _Guarded(app)
+    return _Guarded(app, is_local=is_on_this_machine(f"http://[{host}]" if ":" in host else f"http://{host}"))
 
 
 def serve_page(settings: PageSettings, *, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
-    uvicorn.run(page_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    app = page_app(settings, host=host)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
 
 
 def _blocks(settings: PageSettings) -> gr.Blocks:

@@ -98,8 +98,11 @@ def draw_settings(settings: PageSettings) -> AskedFor:
     model_1, control_1 = _arm(settings, 0, visible=True)
     model_2, control_2 = _arm(settings, 1, visible=two)
     count.change(
-        lambda chosen: (gr.update(visible=chosen == TWO), gr.update(visible=chosen == TWO)),
-        count,
+        lambda chosen, name: (
+            gr.update(visible=chosen == TWO),
+            gr.update(visible=chosen == TWO and bool(settings.controls_of(name))),
+        ),
+        [count, model_2],
         [model_2, control_2],
         **QUIET,
     )
