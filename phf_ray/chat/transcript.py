@@ -10,7 +10,13 @@ from phf_ray.chat.conversation import ChatAnswer, ChatTurn, Conversation, Scored
 
 EMPTY = "Write a message below. Nothing has been asked yet."
 _STATES = {"waiting": "…", "done": "", "stopped": "stopped", "failed": "failed"}
-_SHOWN_AS = {"left": "left is better", "right": "right is better", "tie": "a tie", "up": "good", "down": "bad"}
+_SHOWN_AS = {
+    "left": "left is better",
+    "right": "right is better",
+    "tie": "a tie",
+    "up": "thumbs up",
+    "down": "thumbs down",
+}
 _PROBABILITY = "probability"
 DEEPEST = 0.6
 """Opacity of the colour behind the worst sentence. Text stands out from it in light and dark."""

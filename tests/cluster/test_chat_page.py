@@ -185,7 +185,9 @@ def test_pages_of_others_and_names_of_others_are_kept_out(browser):
     for headers in ({"Origin": "http://example.com"}, {"Origin": "null"}):
         assert httpx.get(f"http://{host}/config", headers=headers, trust_env=False).status_code == 403
     assert httpx.get(f"http://{host}/config", headers={"Host": "example.com"}, trust_env=False).status_code == 403
-    assert httpx.get(f"http://{host}/config", headers={"Origin": f"http://{host}"}, trust_env=False).status_code == 200
+    own = httpx.get(f"http://{host}/config", headers={"Origin": f"http://{host}"}, trust_env=False)
+    assert "default-src 'self'" in own.headers["content-security-policy"]
+    assert own.json()["analytics_enabled"] is False
 
 
 def test_a_single_answer_gets_a_thumb(browser, saved):
@@ -197,6 +199,16 @@ def test_a_single_answer_gets_a_thumb(browser, saved):
     browser.wait_until("document.querySelector('#status').textContent.includes('labels.jsonl')")
     (line,) = (saved / "labels.jsonl").read_text().splitlines()
     assert json.loads(line)["label"] is True
+
+
+def test_the_conversation_is_exported_as_a_file_that_the_browser_makes(browser):
+    browser.value(
+        "window.createObjectURL = URL.createObjectURL; URL.createObjectURL = blob => "
+        "{ blob.text().then(text => { window.exported = text; }); return window.createObjectURL(blob); }; 0"
+    )
+    press(browser, "export")
+    (line,) = browser.wait_until("window.exported").splitlines()
+    assert json.loads(line)["messages"][-2] == {"role": "user", "content": "alone"}
 
 
 def test_a_tab_that_is_closed_hangs_up(browser, server):

@@ -128,5 +128,6 @@ def _view(session: ChatSession, chosen: AskedFor) -> tuple[Any, ...]:
         gr.update(interactive=not session.is_busy),
         gr.update(interactive=session.is_busy),
         gr.update(interactive=not session.is_busy and turn is not None),
+        gr.update(interactive=any(answer.is_usable for one in talk.turns for answer in one.answers)),
         *(gr.update(interactive=can_judge, visible=(name in OF_TWO) == of_two) for name in VERDICTS),
     )

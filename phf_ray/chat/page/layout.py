@@ -17,8 +17,8 @@ VERDICTS = {
     "left": "Left is better",
     "tie": "Tie",
     "right": "Right is better",
-    "up": "\N{THUMBS UP SIGN}",
-    "down": "\N{THUMBS DOWN SIGN}",
+    "up": "Thumbs up",
+    "down": "Thumbs down",
 }
 QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 """Of events: answers of several tabs come at once, nothing covers the page, and there is no API of it."""
@@ -42,7 +42,7 @@ class PageParts:
     @property
     def shown(self) -> list[Any]:
         """What changes with the conversation."""
-        return [self.transcript, self.status, self.send, self.stop, self.again, *self.verdicts.values()]
+        return [self.transcript, self.status, self.send, self.stop, self.again, self.export, *self.verdicts.values()]
 
 
 @dataclass(frozen=True, slots=True)
