@@ -27,6 +27,7 @@ COMMANDS = {
     "tutorial-models": "train three tiny models for the tutorial of judges",
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
+    "chat": "talk to served models on a page, and say which answer is better",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",
     "learned-reward": "learn a reward from noisy comparisons, and train on its scores",
     "hindsight": "learn from comparisons put into words, and ask for good and for bad code",

@@ -197,6 +197,16 @@ class ChatCard(BaseModel):
     """Hash of the words of a sample conversation: another one says that the template, or its file, is another."""
 
 
+class ScorerCard(BaseModel):
+    id: str
+    object: Literal["scorer"] = "scorer"
+
+
+class ScorerList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ScorerCard]
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"

@@ -1,11 +1,12 @@
 """The client of OpenAI-compatible servers for many requests at once, from one event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import tenacity
 
+from phf_ray.errors import ServiceError
 from phf_ray.http.client import CONNECT_S, UnansweredError, is_on_this_machine, not_answered, wait_s
 from phf_ray.http.openai_client import as_ours, json_object, sdk_headers
 
@@ -56,6 +57,32 @@ class AsyncOpenAIClient:
         except (openai.APIError, ValueError) as error:
             raise as_ours(error, self.url, path) from None
         return json_object(answer, f"{self.url}{path}")
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events of one answer as they come. Nothing is asked twice: part of an answer may have been shown.
+
+        Raises ServiceError, with the server's words, if it refuses, is away, or breaks the answer off.
+        """
+        import openai
+
+        sdk = self._connected()
+        try:
+            events = await sdk.post(
+                path,
+                cast_to=object,
+                body={**body, "stream": True},
+                options={"headers": sdk_headers(self.url, self._key)},
+                stream=True,
+                stream_cls=openai.AsyncStream[object],
+            )
+            async with events:
+                async for event in events:
+                    yield json_object(event, f"{self.url}{path}")
+        except (openai.APIError, ValueError) as error:
+            problem = as_ours(error, self.url, path)
+            if isinstance(problem, UnansweredError):
+                raise ServiceError(f"{self.url}{path} did not answer ({problem}); is the server running?") from None
+            raise problem from None
 
     async def close(self) -> None:
         """Close the connections of this event loop."""

@@ -67,6 +67,8 @@ def as_ours(error: Exception, url: str, path: str) -> Exception:
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
         return UnansweredError(f"{type(error).__name__}: {cause}", may_be_done=type(cause).__name__ not in _NOT_SENT)
+    if isinstance(error, openai.APIError):  # an event of a stream
+        return RefusedError(f"{url}{path} broke its answer off: {error.message}")
     if isinstance(error, json.JSONDecodeError):
         return RefusedError(f"{url}{path} answered with something other than JSON ({error}); is this the right server?")
     if isinstance(error, UnicodeEncodeError) and error.object != url and error.encoding == "utf-8":

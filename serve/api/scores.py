@@ -5,10 +5,15 @@ from fastapi.responses import Response
 
 from serve.backends import Backend
 from serve.errors import ApiError
-from serve.schemas import ScoresRequest, ScoresResponse, texts_of
+from serve.schemas import ScorerCard, ScorerList, ScoresRequest, ScoresResponse, texts_of
 
 
 def add_scores(app: FastAPI, backend: Backend) -> None:
+    @app.get("/v1/scorers")
+    async def list_scorers() -> ScorerList:
+        """List the names that `/v1/scores` takes as `scorer`."""
+        return ScorerList(data=[ScorerCard(id=name) for name in backend.scorers])
+
     @app.post("/v1/scores", response_model=ScoresResponse)
     async def scores(body: ScoresRequest, request: Request) -> Response:
         """Score texts; higher is worse. A text that can't be scored has score null and an error."""

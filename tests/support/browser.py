@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -72,16 +73,24 @@ class Browser:
         self._process.wait()
         os.close(self._receive)
 
-    def open(self, page: Path, *, width=1240, height=900):
-        """Show a page and keep the events of its loading."""
+    def open(self, page: Path | str, *, width=1240, height=900):
+        """Show a page, of a file or at a URL, and keep the events of its loading."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.wait_for("Page.loadEventFired")
 
     def resize(self, width, height=900):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def wait_until(self, expression, *, patience_s=120):
+        """Until a JavaScript expression is true of the page; the last value is in the error."""
+        end = time.monotonic() + patience_s
+        while not (value := self.value(expression)):
+            assert time.monotonic() < end, f"{expression} is {value!r}"
+            time.sleep(0.1)
+        return value
 
     def complaints(self):
         """What the console and the page said while it loaded."""

@@ -20,9 +20,10 @@ def normalized(name: str) -> str:
 
 
 def declared() -> dict[str, str]:
-    """Name of each dependency -> its line of pyproject.toml."""
+    """Name of each dependency, also of the extra `chat` -> its line of pyproject.toml."""
     lines = {}
-    for requirement in tomllib.loads(PROJECT)["project"]["dependencies"]:
+    project = tomllib.loads(PROJECT)["project"]
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["chat"]]:
         (line,) = [line for line in PROJECT.splitlines() if line.strip().startswith(f'"{requirement}",')]
         lines[normalized(re.match(r"[\w.-]+", requirement)[0])] = line
     return lines

@@ -47,15 +47,17 @@ EDGES = {
     "evaluation": {"corpus", "generation", "models", "scorers", "runs"},
     "judging": {"corpus", "feedback", "scorers", "generation", "evaluation.report"},
     "integrations": {"blocks", "models", "objectives"},
+    "chat": {"generation.chat"},
     "serve": {"corpus", "generation", "models", "scorers", "runs"},
 }
 """Room -> rooms that it may import besides the ground. Direct, not inherited; `a.b`: only that part of a room."""
-EDGES["rollouts"] = {*EDGES} - {"serve"}
+EDGES["rollouts"] = {*EDGES} - {"serve", "chat"}
 
 # Library -> where it may be imported, as prefixes of module names. Lazily imported counts, too.
 RESERVED = {
     "wandb": ("phf_ray.runs.tracking",),
     "matplotlib": ("phf_ray.evaluation.report.plots",),
+    "gradio": ("phf_ray.chat.page",),
     "jinja2": ("phf_ray.evaluation.report.page", "phf_ray.generation.chat"),
 }
 RAY = ("serve.app", "serve.deployments", "jobs.")
@@ -95,6 +97,7 @@ LIGHT = {
     "phf_ray.generation.chat.jinja": tuple(name for name in HEAVY if name != "jinja2"),
     "phf_ray.feedback": HEAVY,
     "phf_ray.feedback.job": ("torch", "ray", "transformers", "jinja2", "datasets"),
+    "phf_ray.chat.session": (*HEAVY, "gradio"),
     "phf_ray.evaluation.report.records": HEAVY,
     "serve.schemas": HEAVY,
     "serve.settings": HEAVY,

@@ -493,6 +493,13 @@ def test_the_openapi_document_allows_null_in_every_optional_field(call):
     }
 
 
+def test_the_scorers_are_listed_by_the_names_that_scores_takes(call):
+    listed = [card["id"] for card in call("/v1/scorers").json()["data"]]
+    assert "pep8" in listed
+    for name in listed:
+        assert call("/v1/scores", {"scorer": name, "input": []}).status_code == 200
+
+
 def test_unknown_things_are_404(call):
     assert refused(call("/v1/completions", {"model": "gpt-4", "prompt": "a"}), 404)["code"] == "model_not_found"
     assert "cond, mle" in refused(call("/v1/models/gpt-4"), 404)["message"]
