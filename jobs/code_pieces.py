@@ -17,16 +17,16 @@ _CHARACTERS = range(60, 300)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CodePiece:
     text: str
     score: float
     """Violations per character."""
 
 
 @dataclass(frozen=True, slots=True)
-class PiecePair:
-    better: Piece
-    worse: Piece
+class CodePair:
+    better: CodePiece
+    worse: CodePiece
 
 
 def pieces_of(text: str) -> Iterator[str]:
@@ -44,7 +44,7 @@ def pieces_of(text: str) -> Iterator[str]:
         begin += NUM_LINES
 
 
-def draw_piece_pairs(pieces: Iterable[Piece], *, at_most: int) -> list[PiecePair]:
+def draw_piece_pairs(pieces: Iterable[CodePiece], *, at_most: int) -> list[CodePair]:
     """Draw pairs with unequal scores; no text is in two pairs."""
     ordered = sorted({piece.text: piece for piece in pieces}.values(), key=lambda one: _share(one.text))
     pairs = []
@@ -52,7 +52,7 @@ def draw_piece_pairs(pieces: Iterable[Piece], *, at_most: int) -> list[PiecePair
         if len(pairs) == at_most:
             break
         if one.score != other.score:
-            pairs.append(PiecePair(*sorted((one, other), key=lambda piece: piece.score)))
+            pairs.append(CodePair(*sorted((one, other), key=lambda piece: piece.score)))
     return pairs
 
 

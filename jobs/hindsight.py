@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli, demo
-from jobs.code_pieces import Piece, PiecePair, draw_piece_pairs, figures_of, pieces_of, whole_lines, why_not_shown
+from jobs.code_pieces import CodePair, CodePiece, draw_piece_pairs, figures_of, pieces_of, whole_lines, why_not_shown
 from jobs.commands import job_parser
 from phf_ray.config import load_config, load_phrases
 from phf_ray.errors import ConfigError
@@ -84,7 +84,7 @@ def compare(corpus: Path, own: Path, *, number: int) -> Path:
     from phf_ray.corpus.reader import read_corpus
 
     texts = [piece for document in read_corpus(str(corpus)) for piece in pieces_of(document.text)]
-    pieces = [Piece(text, score) for text, score in zip(texts, _scores(texts), strict=True) if score is not None]
+    pieces = [CodePiece(text, score) for text, score in zip(texts, _scores(texts), strict=True) if score is not None]
     pairs = draw_piece_pairs(pieces, at_most=number)
     demo.say(f"{len(texts):,} pieces of code, {len(pairs):,} comparisons")
     file = own / "comparisons.jsonl"
@@ -97,7 +97,7 @@ def compare(corpus: Path, own: Path, *, number: int) -> Path:
     return own / "records"
 
 
-def _record(pair: PiecePair) -> dict[str, Any]:
+def _record(pair: CodePair) -> dict[str, Any]:
     return {"prompt": PROMPT, "chosen": pair.better.text, "rejected": pair.worse.text}
 
 

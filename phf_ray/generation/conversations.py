@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.config.hindsight import DEFAULT_PHRASES, load_phrases
 from phf_ray.errors import ConfigError
-from phf_ray.generation.chat.markers import Markers
 from phf_ray.generation.chat.prompts import Message, PromptError
 from phf_ray.generation.chat.templates import (
     OWN,
@@ -78,7 +78,7 @@ class Conversations:
 
 
 def conversations_of(
-    strings: TokenStrings, info: CheckpointInfo | None, *, chosen: str | None = None, markers: Markers | None = None
+    strings: TokenStrings, info: CheckpointInfo | None, *, chosen: str | None = None, phrases: str = DEFAULT_PHRASES
 ) -> Conversations | None:
     """Return what makes the tokens of conversations: the chosen template, else the one that the model was trained with,
     else its tokenizer's own. None if there is none.
@@ -86,6 +86,7 @@ def conversations_of(
     Raises ConfigError if the chosen template does not exist.
     """
     tokenizer: Any = strings.tokenizer
+    markers = load_phrases(phrases).markers
     if chosen is not None:
         return Conversations(chosen, load_template(chosen, tokenizer=tokenizer, markers=markers), strings)
     if info is not None and (rows := info.rows) is not None:

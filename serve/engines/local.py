@@ -56,7 +56,7 @@ class LocalModel(Tokenizing):
             max_waiting=model.max_waiting,
             fingerprint=fingerprint(directory),
             conversations=conversations_of(
-                engine.strings, engine.info, chosen=model.chat_template, markers=model.chat_markers
+                engine.strings, engine.info, chosen=model.chat_template, phrases=model.chat_phrases
             ),
         )
 

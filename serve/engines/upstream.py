@@ -89,7 +89,7 @@ class UpstreamModel(Tokenizing):
             strings,
             info,
             context=context,
-            conversations=conversations_of(strings, info, chosen=served.chat_template, markers=served.chat_markers),
+            conversations=conversations_of(strings, info, chosen=served.chat_template, phrases=served.chat_phrases),
         )
         assert served.upstream is not None
         self._upstream: Upstream = served.upstream

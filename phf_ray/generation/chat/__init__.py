@@ -13,7 +13,6 @@ _EXPORTS = {
     "ChatPrompt": "prompts",
     "Ending": "templates",
     "InstructionPrompt": "prompts",
-    "Markers": "markers",
     "Message": "prompts",
     "Prompt": "prompts",
     "PromptError": "prompts",

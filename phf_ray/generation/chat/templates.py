@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from phf_ray.config.hindsight import Markers, load_phrases
 from phf_ray.config.shipped import shipped_folder, shipped_or_own
 from phf_ray.errors import ConfigError
-from phf_ray.generation.chat.markers import Markers
 from phf_ray.generation.chat.prompts import (
     ASSISTANT,
     Message,
@@ -62,8 +62,9 @@ class PromptTemplate(Protocol):
 def load_template(name: str, *, tokenizer: Any = None, markers: Markers | None = None) -> PromptTemplate:
     """Return the template `tokenizer`, one of ours (alpaca, chatml, coh, hh, plain), or one in a file.
 
-    `tokenizer`: of transformers, for its own template and for the special tokens that a .jinja file may name. Raises
-    ConfigError if there is no such template, or its file can't be one.
+    `tokenizer`: of transformers, for its own template and for the special tokens that a .jinja file may name.
+    `markers`: of the template coh; None: those of `configs/phrases/coh.yml`. Raises ConfigError if there is no such
+    template, or its file can't be one.
     """
     if name == OWN:
         return _of_tokenizer(tokenizer)
@@ -78,8 +79,13 @@ def _of_jinja(name: str, text: str, *, file: str, tokenizer: Any, markers: Marke
     from phf_ray.generation.chat.jinja import compile_template, variables_of
 
     special = {} if tokenizer is None else dict(tokenizer.special_tokens_map)
-    render = compile_template(text, name=file, values={**(markers or Markers()).values, **special})
+    render = compile_template(text, name=file, values={**_marker_values(markers or load_phrases().markers), **special})
     return MessageTemplate(name, render, reads_control=_CONTROL in variables_of(text))
+
+
+def _marker_values(markers: Markers) -> dict[str, str]:
+    """Return the markers of Chain of Hindsight by the names that templates know them by."""
+    return {"user_marker": markers.user, "good_marker": markers.good, "bad_marker": markers.bad}
 
 
 def stored_template(name: str, text: str, *, tokenizer: Any = None, markers: Markers | None = None) -> PromptTemplate:

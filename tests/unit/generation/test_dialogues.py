@@ -3,7 +3,8 @@
 import pytest
 from tiny_models import END_OF_TEXT, tiny_tokenizer
 
-from phf_ray.generation.chat import Markers, Message, PromptError, load_template, stored_template
+from phf_ray.config.hindsight import Markers
+from phf_ray.generation.chat import Message, PromptError, load_template, stored_template
 
 SPACED = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + eos_token }}{% endfor %}"
@@ -90,7 +91,7 @@ def test_coh_puts_the_marker_that_is_asked_for_before_each_answer():
     )
     assert coh.dialogue(talk("Hi", "Ho"), ending="continued") == "Q: Hi Good:Ho"
     own = load_template("coh").dialogue(talk("Hi"))
-    assert own == f"{Markers().user} Hi {Markers().good}"
+    assert own == "User: Hi A helpful answer:"
     with pytest.raises(PromptError, match="not 'narrator'"):
         coh.dialogue([Message("narrator", "Once")])
 

@@ -116,7 +116,9 @@ def test_values_are_those_of_the_paper(task, method, parent):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("demo*/*.yml")), ids=lambda path: path.name)
 def test_demo_configs_load(path):
-    load_config(path.parent / "pretrain.yml", None if path.stem == "pretrain" else path)
+    # Hindsight learns from two, and weighs them.
+    two = ["dataset.datasets=[first,second]"]
+    load_config(path.parent / "pretrain.yml", None if path.stem == "pretrain" else path, two)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from served import sender
 from tiny_models import BAD, END_OF_TEXT, GOOD, tiny_gpt2, tiny_tokenizer
 
 from phf_ray.checkpoint import CheckpointInfo, Control, RowInfo
-from phf_ray.generation.chat.markers import Markers
 from phf_ray.generation.conversations import conversations_of
 from phf_ray.generation.engine import Engine
 from serve.api.application import build_app
@@ -41,12 +40,14 @@ def model_of(*, seed, control=False, own=False, info=None, **chosen):
 
 
 @pytest.fixture(scope="module")
-def models():
+def models(tmp_path_factory):
+    phrases = tmp_path_factory.mktemp("phrases") / "own.yml"
+    phrases.write_text("markers: {good: 'Good:', bad: 'Bad:'}\n")
     rows = RowInfo(template="mine", template_text="{{ 'Q ' + messages[0].content + ' A' }}", length=64)
     found = {
         "own": model_of(seed=1, own=True),
         "cond": model_of(seed=2, control=True, chosen="hh"),
-        "coh": model_of(seed=3, chosen="coh", markers=Markers(good="Good:", bad="Bad:")),
+        "coh": model_of(seed=3, chosen="coh", phrases=str(phrases)),
         "trained": model_of(seed=4, info=CheckpointInfo(rows=rows)),
         "plain": model_of(seed=5, chosen="plain"),
         "mute": model_of(seed=6),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.code_pieces import Piece, draw_piece_pairs, figures_of, has_code, pieces_of, whole_lines, why_not_shown
+from jobs.code_pieces import CodePiece, draw_piece_pairs, figures_of, has_code, pieces_of, whole_lines, why_not_shown
 
 CODE = "import os\nimport sys\n\n\ndef main(arguments):\n    return os.getcwd()\n"
 
@@ -13,7 +13,7 @@ def test_a_piece_begins_with_a_statement_that_is_not_indented():
 
 
 def test_the_better_piece_has_fewer_violations_and_no_text_is_in_two_pairs():
-    pieces = [Piece(f"text {number}", number % 3) for number in range(60)]
+    pieces = [CodePiece(f"text {number}", number % 3) for number in range(60)]
     pairs = draw_piece_pairs([*pieces, *pieces], at_most=15)
     assert len(pairs) == 15
     assert all(pair.better.score < pair.worse.score for pair in pairs)
