@@ -45,8 +45,8 @@ INCOMPLETE = 5
 
 
 def started(start: Callable[[], T]) -> T:
-    """Ray gives a node 30 s to start, and a busy machine can take longer. So there are three tries."""
-    for tries_left in (2, 1, 0):
+    """Ray gives a node 30 s to start, and a busy machine can take longer. So there are several tries."""
+    for tries_left in reversed(range(6)):
         try:
             return start()
         except Exception as error:
