@@ -89,9 +89,10 @@ def compare(corpus: Path, own: Path, *, number: int) -> Path:
     demo.say(f"{len(texts):,} pieces of code, {len(pairs):,} comparisons")
     file = own / "comparisons.jsonl"
     content = "".join(json.dumps(_record(pair)) + "\n" for pair in pairs)
-    if file.exists() and file.read_text(encoding="utf-8") != content:
+    if not file.exists():
+        write_text(str(file), content)
+    elif file.read_text(encoding="utf-8") != content:
         raise ConfigError(f"{file} holds comparisons of another corpus, or of another number; --restart discards them")
-    write_text(str(file), content)
     words = ["--to", "coh", "--include-feedback", "p,n,pn,np"]
     demo.run_job(prepare_feedback, ["--input", str(file), "--output", str(own / "records"), *words])
     return own / "records"
