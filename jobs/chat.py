@@ -27,7 +27,7 @@ MOST_ARMS = 2
 def main(argv: Sequence[str] | None = None) -> int:
     from phf_ray.chat.judgements import JudgementFiles
     from phf_ray.chat.server import ChatServer
-    from phf_ray.http.client import RefusedError
+    from phf_ray.http.client import RefusedError, is_on_this_machine
     from phf_ray.http.keys import parse_endpoint
 
     options = parser().parse_args(argv)
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         server, listed, arms, scorers, files or None, options.system, options.temperature, options.max_tokens
     )
     shown = f"[{options.host}]" if ":" in options.host else options.host
+    if not is_on_this_machine(f"http://{shown}"):
+        log.warning("--host %s: the page has no login; whoever reaches it talks with your key", options.host)
     print(f"the page is at http://{shown}:{options.port}; Ctrl+C ends it", flush=True)
     serve_page(page, host=options.host, port=options.port)
     return 0

@@ -30,6 +30,14 @@ def test_words_of_people_models_and_servers_are_text():
     assert "&lt;img src=x&gt;" in page
 
 
+def test_words_within_and_between_sentences_are_text():
+    sentences = (ScoredSentence(0, 3, 0.5), ScoredSentence(6, 9, None))
+    page = drawn_transcript(talk("<1><2><3>", scores=SentenceScores("<s>", "<unit>", 0.5, sentences)))
+    for words in ("<1>", "<2>", "<3>", "<s>", "<unit>"):
+        assert words not in page
+        assert words.replace("<", "&lt;").replace(">", "&gt;") in page
+
+
 def test_the_deeper_the_worse_and_the_number_is_there():
     sentences = (ScoredSentence(0, 3, 0.25), ScoredSentence(3, 6, 1.0), ScoredSentence(6, 9, None, "too <long>"))
     page = drawn_transcript(talk("ab. cd ef", scores=SentenceScores("tox", "probability", 1.0, sentences)))
