@@ -160,7 +160,7 @@ def test_chats_over_http_are_the_completions_of_their_templates_words(folder, se
     )
     headers = {"Authorization": f"Bearer {KEY}"}
     for sample in samples["phf_functions"]:
-        ((text,),) = [sample["resps"]]
+        ((text,),) = sample["resps"]
         stop = ["\ndef ", "\nclass "]
         body = {"model": "mle", "prompt": sample["doc"]["text"], "temperature": 0, "max_tokens": 16, "stop": stop}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60).json()

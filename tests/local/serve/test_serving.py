@@ -70,7 +70,7 @@ def server(checkpoints, released, reward_model, adapter, tmp_path_factory) -> It
     folder = tmp_path_factory.mktemp("scorers")
     scorers = f"pep8,{write_scorer_of_the_guide(folder)},reward={reward_model}"
     path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
-    models += ["--chat-template", "mle=chatml", "--chat-template", "cond=coh"]
+    models += ["--chat-template", "mle=plain", "--chat-template", "cond=coh"]
     server = Server(*models, "--scorers", scorers, "--port", "0", PYTHONPATH=path)
     yield server
     assert server.stop() == 0, "".join(server.output)

@@ -368,6 +368,12 @@ class Roomy:
     arm = Arm("a", "http://x", "m")
     context = 1000
 
+    def read(self, path):
+        return read_prompts(path)
+
+    def shown(self, prompt):
+        return prompt
+
     def prepare(self, prompt, scenario):
         return prompt, None, scenario.generate_kwargs.max_new_tokens
 
