@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster faults demo pareto learned-reward bench gpu soak lock clean
+.PHONY: help install clients check test test-cluster faults demo pareto learned-reward rounds bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ pareto: install  ## the six objectives on the demo's corpus: misalignment agains
 
 learned-reward: install  ## a reward learned from 3,000 noisy comparisons in place of the scorer (ten minutes after make demo)
 	$(PY) -m jobs.learned_reward --output out/demo
+
+rounds: install  ## best of n, expert iteration, RLOO and PPO against the demo's model, on prompts that no round saw
+	$(PY) -m jobs.rounds --output out/demo
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks

@@ -29,6 +29,7 @@ COMMANDS = {
     "serve": "serve models and scorers over HTTP",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",
     "learned-reward": "learn a reward from noisy comparisons, and train on its scores",
+    "rounds": "show best of n, expert iteration, RLOO and PPO against the demo's model",
     "pareto": "train the paper's six objectives, and plot misalignment against KL",
 }
 """Command -> its line in the help. Its module is `jobs.<command>`, with underscores."""

@@ -1,7 +1,7 @@
 """What goes on from the demo, at a hundredth of its size: every stage runs on the real path, in one folder.
 
 Three of the six objectives: the reference, one with control tokens and one with a value head; test_train_methods trains
-all. Then a learned reward, which finds the first two models there.
+all. Then a learned reward, which finds the first two models there, and rounds, which find the first.
 """
 
 import json
@@ -9,7 +9,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import learned_reward, pareto
+from jobs import learned_reward, pareto, rounds
 from phf_ray.checkpoint import read_info
 from phf_ray.runs.checkpoints import find_checkpoint
 
@@ -84,3 +84,25 @@ def test_a_reward_is_learned_from_comparisons_and_its_scores_are_trained_on(loca
     assert learned_reward.main(arguments) == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((learned / "figures.json").read_text()) == figures
+
+
+@pytest.mark.timeout(900)
+def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(local_ray, output, capsys):
+    arguments = ["--output", str(output), "--small"]
+    code = rounds.main(arguments)
+    report = json.loads((output / "rounds" / "report.json").read_text())
+    # So little training should show nothing; what it showed, the job says.
+    assert report["shown"] == (code == 0)
+    assert ("not shown: " in capsys.readouterr().out) == (code == 1)
+    models = {one["name"]: one for one in report["models"]}
+    assert list(models) == ["base", "best_of_2", *rounds.METHODS]
+    assert {name: one["num_answers"] for name, one in models.items() if name != "best_of_2"} == dict.fromkeys(
+        ("base", *rounds.METHODS), 16
+    )
+    assert models["best_of_2"]["num_answers"] == 8
+    assert abs(models["base"]["kl"]["mean"]) < 1e-5
+    assert all(models[name]["minutes"] > 0 for name in ("best_of_2", *rounds.METHODS))
+    before = {name: (output / "rounds" / name / "summary.json").stat().st_mtime_ns for name in rounds.METHODS}
+    assert rounds.main(arguments) == code
+    assert {name: (output / "rounds" / name / "summary.json").stat().st_mtime_ns for name in before} == before
+    assert json.loads((output / "rounds" / "report.json").read_text()) == report
