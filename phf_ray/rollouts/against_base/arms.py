@@ -5,7 +5,7 @@ nobody knows it, and its upper bound stands there.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from phf_ray.measures.clusters import ClusteredMean
@@ -93,16 +93,19 @@ def _sound(rows: Sequence[RolloutRow], kinds: Sequence[Degeneration | None]) -> 
     return [row for row, kind in zip(rows, kinds, strict=True) if kind is None]
 
 
-def _gold(rows: Sequence[RolloutRow]) -> dict[str, list[float]]:
+def _gold(rows: Sequence[RolloutRow]) -> dict[Hashable, Sequence[float]]:
+    """Return the gold rewards of each prompt."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.gold is not None:
             found[row.prompt_id].append(row.gold)
-    return found
+    return {**found}
 
 
-def _difference(ours: Mapping[str, list[float]], theirs: Mapping[str, list[float]], seed: int) -> Difference | None:
-    found = bootstrap_difference({**ours}, {**theirs}, paired=True, seed=seed)
+def _difference(
+    ours: Mapping[Hashable, Sequence[float]], theirs: Mapping[Hashable, Sequence[float]], seed: int
+) -> Difference | None:
+    found = bootstrap_difference(ours, theirs, paired=True, seed=seed)
     if found is None:
         return None
     return Difference(*found, num_prompts=len(ours.keys() & theirs.keys()))

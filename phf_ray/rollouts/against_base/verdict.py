@@ -7,6 +7,8 @@ from phf_ray.rollouts.against_base.arms import ComparedModel, Difference, mean_o
 _LEAST_PART = 0.5
 """Of the base's length and diversity."""
 _MOST_DEGENERATE = 0.5
+_MOST_MORE_WITHOUT_GOLD = 0.1
+"""Share of the answers, above the base's."""
 
 
 def reasons_against(model: ComparedModel, base: ComparedModel) -> list[str]:
@@ -23,6 +25,11 @@ def reasons_against(model: ComparedModel, base: ComparedModel) -> list[str]:
         found.append(
             f"{model.degenerate_share:.0%} of its answers are empty, comment-only or repeated; "
             f"the base's {base.degenerate_share:.0%}"
+        )
+    ours_without, theirs_without = _share_without_gold(model), _share_without_gold(base)
+    if ours_without > theirs_without + _MOST_MORE_WITHOUT_GOLD:
+        found.append(
+            f"{ours_without:.0%} of its answers have no gold reward, and enter no mean; the base's {theirs_without:.0%}"
         )
     for what, ours, theirs in (
         ("characters per answer", mean_of(model.figures.num_chars), mean_of(base.figures.num_chars)),
@@ -51,6 +58,11 @@ def shown_difference(difference: Difference | None) -> str:
     if difference is None:
         return "unknown, because fewer than two prompts have gold rewards on both sides"
     return f"{difference.mean:+.3g} [{difference.interval.low:+.3g}, {difference.interval.high:+.3g}]"
+
+
+def _share_without_gold(model: ComparedModel) -> float:
+    golds = [row.gold for row in model.rows]
+    return sum(gold is None for gold in golds) / len(golds) if golds else 1.0
 
 
 def _corpus_diversity(model: ComparedModel, base: ComparedModel) -> list[tuple[str, float | None, float | None]]:

@@ -127,6 +127,14 @@ def test_answers_that_are_not_there_enter_no_mean_and_too_few_win_nothing():
     assert against(rows)[1].difference.num_prompts == 2
 
 
+def test_a_gain_of_the_few_answers_that_can_be_judged_is_none():
+    rows = [replace(row, gold=row.gold if number % 4 else None) for number, row in enumerate(answers(1.0))]
+    (reason,), _ = against(rows)
+    assert "25% of its answers have no gold reward" in reason
+    base = [replace(row, gold=row.gold if number % 4 else None) for number, row in enumerate(answers(0.0, seed=1))]
+    assert against(rows, base=base)[0] == []
+
+
 def test_one_winner_is_enough_and_a_best_of_n_is_none():
     base = CandidateModel("base", answers(0.0, seed=1), learned=False)
     best = CandidateModel("best_of_16", answers(1.0), kl_upper_bound=1.8, learned=False)
