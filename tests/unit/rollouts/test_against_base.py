@@ -147,7 +147,7 @@ def test_one_winner_is_enough_and_a_best_of_n_is_none():
 
 def test_the_page_and_its_json_hold_every_model_and_escape_answers():
     hostile = "<script>alert(1)</script>"
-    base = CandidateModel("base", answers(0.0, kl=0.0, text=hostile + "{}"), learned=False)
+    base = CandidateModel("base", answers(0.0, kl=0.0, text=hostile + CODE), learned=False)
     rows = answers(1.0, has_logprobs=False)
     best = CandidateModel("best_of_16", rows, kl_upper_bound=1.8351, minutes=2.0, learned=False)
     models = compare(base, [best, CandidateModel("rloo", answers(1.0, kl=2.0))], is_code=True)
