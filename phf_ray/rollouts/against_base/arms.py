@@ -4,7 +4,7 @@ Higher rewards are better. KL is that of the model from the base, over answers t
 nobody knows it, and its upper bound stands there.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -93,13 +93,13 @@ def _sound(rows: Sequence[RolloutRow], kinds: Sequence[Degeneration | None]) -> 
     return [row for row, kind in zip(rows, kinds, strict=True) if kind is None]
 
 
-def _gold(rows: Sequence[RolloutRow]) -> dict[Hashable, Sequence[float]]:
+def _gold(rows: Sequence[RolloutRow]) -> Mapping[Hashable, Sequence[float]]:
     """Return the gold rewards of each prompt."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    found: dict[Hashable, list[float]] = {}
     for row in rows:
         if row.gold is not None:
-            found[row.prompt_id].append(row.gold)
-    return {**found}
+            found.setdefault(row.prompt_id, []).append(row.gold)
+    return found
 
 
 def _difference(

@@ -19,16 +19,13 @@ _COLUMNS = (
     ("gold", "mean gold reward with half of its 95% interval; the answers to a prompt are one draw"),
     ("above the base", "difference of the means over the same prompts, 95% bootstrap interval over prompts"),
     ("sound answers only", "the same without empty, comment-only and repeated answers, on both sides"),
-    ("KL", "k1 from the base, nats per answer, with half of its 95% interval"),
-    ("tokens", "tokens per answer"),
+    ("KL", "k1 from the base, nats per answer"),
     ("chars", "characters per answer"),
     ("distinct-2", "mean over answers of different / all pairs of words"),
-    ("degenerate", "share of the answers that are empty, comment-only or repeated"),
-    ("comment-only", "share of the answers without anything but comments and strings"),
+    ("degenerate", "share of the answers that are empty, repeated, or nothing but comments and strings"),
     ("no gold", "answers without a gold reward; they enter no mean"),
-    ("answers", "answers that were drawn"),
     ("minutes", "of training, or of drawing and choosing"),
-    ("", "beats the base"),
+    ("wins", "whether it beats the base beyond the noise, and not by degenerate text"),
 )
 
 
@@ -95,13 +92,10 @@ def table_cells(models: Sequence[ComparedModel]) -> list[list[str]]:
             _shown(one.difference),
             _shown(one.sound_difference),
             _kl(one),
-            _mean(one.figures.num_tokens),
             _mean(one.figures.num_chars),
             "-" if one.figures.distinct_2 is None else f"{one.figures.distinct_2:.3f}",
             f"{one.degenerate_share:.1%}",
-            f"{one.degenerate.get('comment-only', 0.0):.1%}",
             f"{one.figures.num_without_gold:,}",
-            f"{one.figures.num_drawn:,}",
             "-" if one.minutes is None else f"{one.minutes:.1f}",
             "-" if one is base else "no" if reasons_against(one, base) else "yes",
         ]
@@ -171,7 +165,7 @@ def _shown_answer(row: RolloutRow) -> dict[str, str]:
 
 def _kl(one: ComparedModel) -> str:
     if one.figures.kl is not None:
-        return _with_half(one.figures.kl)
+        return _mean(one.figures.kl)
     return "-" if one.kl_upper_bound is None else f"at most {one.kl_upper_bound:.2f}"
 
 
