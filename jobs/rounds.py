@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = output / "rounds"
     if arguments.restart:
         shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(exist_ok=True)
+    place = demo.output_folder(str(place))
     demo.say(f"output: {arguments.output}")
     # A base that is not there is told before anything starts.
     base = None if arguments.base is None else _checkpoint(arguments.base, option="--base")

@@ -87,7 +87,9 @@ def test_a_reward_is_learned_from_comparisons_and_its_scores_are_trained_on(loca
 
 
 @pytest.mark.timeout(900)
-def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(local_ray, output, capsys):
+def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(local_ray, output, monkeypatch, capsys):
+    assert rounds.METHODS == ("expert_iteration", "rloo", "ppo")
+    monkeypatch.setattr(rounds, "METHODS", ("rloo",))
     arguments = ["--output", str(output), "--small"]
     code = rounds.main(arguments)
     report = json.loads((output / "rounds" / "report.json").read_text())
@@ -95,14 +97,11 @@ def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(loca
     assert report["shown"] == (code == 0)
     assert ("not shown: " in capsys.readouterr().out) == (code == 1)
     models = {one["name"]: one for one in report["models"]}
-    assert list(models) == ["base", "best_of_2", *rounds.METHODS]
-    assert {name: one["num_answers"] for name, one in models.items() if name != "best_of_2"} == dict.fromkeys(
-        ("base", *rounds.METHODS), 16
-    )
-    assert models["best_of_2"]["num_answers"] == 8
+    assert {name: one["num_answers"] for name, one in models.items()} == {"base": 16, "best_of_2": 8, "rloo": 16}
     assert abs(models["base"]["kl"]["mean"]) < 1e-5
-    assert all(models[name]["minutes"] > 0 for name in ("best_of_2", *rounds.METHODS))
-    before = {name: (output / "rounds" / name / "summary.json").stat().st_mtime_ns for name in rounds.METHODS}
+    assert all(models[name]["minutes"] > 0 for name in ("best_of_2", "rloo"))
+    summary = output / "rounds" / "rloo" / "summary.json"
+    written = summary.stat().st_mtime_ns
     assert rounds.main(arguments) == code
-    assert {name: (output / "rounds" / name / "summary.json").stat().st_mtime_ns for name in before} == before
+    assert summary.stat().st_mtime_ns == written
     assert json.loads((output / "rounds" / "report.json").read_text()) == report
