@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster faults demo pareto learned-reward hindsight bench gpu soak lock clean
+.PHONY: help install clients check test test-cluster faults demo pareto learned-reward hindsight rounds bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,9 @@ learned-reward: install  ## a reward learned from 3,000 noisy comparisons in pla
 
 hindsight: install  ## Chain of Hindsight on comparisons of code: good and bad code on demand (ten minutes)
 	$(PY) -m jobs.hindsight --output out/demo
+
+rounds: install  ## best of n, expert iteration, RLOO and PPO against the demo's model, on prompts that no round saw
+	$(PY) -m jobs.rounds --output out/demo
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks

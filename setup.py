@@ -15,6 +15,7 @@ setup(
         "phf_ray.evaluation.report": ["*.jinja"],
         "phf_ray.judging.board": ["*.jinja", "*.csv"],
         "phf_ray.rollouts.guard": ["*.jinja"],
+        "phf_ray.rollouts.against_base": ["*.jinja"],
         "phf_ray.rollouts.best_of_n": ["*.jinja"],
     },
 )

@@ -1,7 +1,7 @@
 """What goes on from the demo, at a hundredth of its size: every stage runs on the real path, in one folder.
 
 Three of the six objectives: the reference, one with control tokens and one with a value head; test_train_methods trains
-all. Then a learned reward, which finds the first two models there.
+all. Then a learned reward, which finds the first two models there, and rounds, which find the first.
 """
 
 import json
@@ -9,7 +9,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import learned_reward, pareto
+from jobs import learned_reward, pareto, rounds
 from phf_ray.checkpoint import read_info
 from phf_ray.runs.checkpoints import find_checkpoint
 
@@ -77,3 +77,24 @@ def test_a_reward_is_learned_from_comparisons_and_its_scores_are_trained_on(loca
     figures = json.loads((learned / "figures.json").read_text())
     assert figures["accuracy"]["num_pairs"] > 50
     assert figures["accuracy"]["num_unscored"] == 0
+
+
+@pytest.mark.timeout(900)
+def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(local_ray, output, monkeypatch, capsys):
+    assert rounds.METHODS == ("expert_iteration", "rloo", "ppo")
+    monkeypatch.setattr(rounds, "METHODS", ("rloo",))
+    arguments = ["--output", str(output), "--small"]
+    code = rounds.main(arguments)
+    report = json.loads((output / "rounds" / "report.json").read_text())
+    # So little training should show nothing; what it showed, the job says.
+    assert report["shown"] == (code == 0)
+    assert ("not shown: " in capsys.readouterr().out) == (code == 1)
+    models = {one["name"]: one for one in report["models"]}
+    assert {name: one["num_answers"] for name, one in models.items()} == {"base": 16, "best_of_2": 8, "rloo": 16}
+    assert abs(models["base"]["kl"]["mean"]) < 1e-5
+    assert all(models[name]["minutes"] > 0 for name in ("best_of_2", "rloo"))
+    summary = output / "rounds" / "rloo" / "summary.json"
+    written = summary.stat().st_mtime_ns
+    assert rounds.main(arguments) == code
+    assert summary.stat().st_mtime_ns == written
+    assert json.loads((output / "rounds" / "report.json").read_text()) == report

@@ -1,6 +1,6 @@
 import pytest
 
-from jobs import demo, learned_reward, pareto
+from jobs import demo, learned_reward, pareto, rounds
 from jobs.demo import BAD, GOOD, MLE, SKIPPED_FOLDERS, copy_standard_library, judge
 from phf_ray.errors import ConfigError
 
@@ -54,7 +54,7 @@ def test_trainings_share_the_cores_and_leave_some_if_asked(monkeypatch):
     assert [demo._threads_of_each(count) for count in (1, 2, 16)] == [3, 3, 1]
 
 
-@pytest.mark.parametrize("job", [demo, pareto, learned_reward])
+@pytest.mark.parametrize("job", [demo, pareto, learned_reward, rounds])
 def test_an_output_that_is_a_file_is_refused_before_ray_starts(job, tmp_path):
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
