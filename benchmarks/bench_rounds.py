@@ -32,6 +32,7 @@ from phf_ray.config import parse_config
 from phf_ray.rollouts.driver import prepare_rollouts, run_rollouts
 from phf_ray.rollouts.in_process import fit_rollouts_here
 from phf_ray.rollouts.round_maker import RoundMaker
+from phf_ray.rollouts.sampling_places import Workers
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import loop
 from phf_ray.training.driver import Helpers, Tracking
@@ -151,7 +152,7 @@ def _our_seconds(folder: Path, number: int, arguments: argparse.Namespace) -> tu
 @contextmanager
 def _timed_parts() -> Iterator[list[float]]:
     seconds: list[float] = []
-    places = [(RoundMaker, "_draw"), (RoundMaker, "_ask"), (RoundMaker, "_score"), (loop, "train_step")]
+    places = [(Workers, "draw"), (RoundMaker, "_ask"), (RoundMaker, "_score"), (loop, "train_step")]
     originals = [(place, name, getattr(place, name)) for place, name in places]
     for place, name, original in originals:
         setattr(place, name, _timed(original, seconds))
