@@ -1,11 +1,11 @@
 """A pool of Ray actors that draw answers: copies of the policy, which get the weights of a round from Ray's store.
 
-Rank 0 of the training owns the pool, and it ends with that process. Actors can die at any time: Ray starts them again,
-and the batch that one held is drawn again, to the same answers, by it or by another one.
+Rank 0 of the training owns the pool, and it ends with that process. Actors can die at any time, with their node too:
+the batch that one held is drawn again, to the same answers, by another one.
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from phf_ray.config import Config, parse_config
 from phf_ray.config.scoring import PoolConfig
-from phf_ray.errors import PhfError
+from phf_ray.errors import IncompleteError, PhfError
 from phf_ray.rollouts.plan import RolloutJob
 from phf_ray.rollouts.policy_copy import PolicyCopy
 from phf_ray.rollouts.prompts import RolloutPrompt
@@ -27,7 +27,7 @@ from phf_ray.rollouts.shared_weights import SharedWeights
 log = logging.getLogger(__name__)
 
 _DEATHS = 3
-"""Actors that may die over one batch. Any number may die over a run."""
+"""Actors that may die over one batch, after which the workers start anew, as `training.max_failures` allows."""
 _POLL_S = 1.0
 
 Batch = Sequence[RolloutPrompt]
@@ -79,7 +79,11 @@ class RaySamplingPool:
         self._most = self._limits.max or max(self._limits.min, room_for_actors(config))
         self._ready: list[Any] = []
         self._starting: dict[Any, Any] = {}
-        """Answer of its first call -> actor."""
+        """Answer of an actor's first call in a round -> actor."""
+        self._under_way: dict[Any, tuple[Any, int]] = {}
+        """Answer of an actor that draws -> actor, and number of the batch."""
+        self._stillborn = 0
+        """Actors in a row that died before they could draw."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
         self._is_closed = False
 
@@ -91,47 +95,72 @@ class RaySamplingPool:
 
     def close(self) -> None:
         self._is_closed = True
-        for actor in [*self._ready, *self._starting.values()]:
+        for actor in [*self._ready, *self._starting.values(), *(actor for actor, _ in self._under_way.values())]:
             ray.kill(actor)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _draw(self, round_: RoundOfWeights, batches: Sequence[Batch]) -> list[StoredSample]:
-        waiting = deque(enumerate(batches))
-        under_way: dict[Any, tuple[Any, int]] = {}
+        waiting = deque(range(len(batches)))
         found: dict[int, list[StoredSample]] = {}
-        self._grow(len(batches))
-        idle = list(self._ready)
-        while len(found) < len(batches) and not self._is_closed:
-            while idle and waiting:
-                actor = idle.pop(0)
-                place, prompts = waiting.popleft()
-                under_way[actor.draw.remote(round_, prompts)] = actor, place
-            finished, _ = ray.wait([*under_way, *self._starting], timeout=_POLL_S)
+        deaths: Counter[int] = Counter()
+        self._call_up(len(batches))
+        while len(found) < len(batches):
+            if self._is_closed:
+                raise IncompleteError(f"round {round_.number} was not drawn to its end, because the run ended")
+            finished, _ = ray.wait([*self._under_way, *self._starting], timeout=_POLL_S)
             for answer in finished:
-                said = _answer(answer)
                 if answer in self._starting:
-                    actor = self._starting.pop(answer)
+                    self._receive(answer, num_batches=len(batches))
+                    continue
+                actor, place = self._under_way.pop(answer)
+                try:
+                    found[place] = _answer(answer)
                     self._ready.append(actor)
-                else:
-                    actor, place = under_way.pop(answer)
-                    found[place] = said
-                idle.append(actor)
-        self._shrink(len(batches))
+                except RayActorError as error:
+                    deaths[place] += 1
+                    log.warning("an actor that drew answers of round %d died: %s", round_.number, _said(error))
+                    if deaths[place] > _DEATHS:
+                        raise
+                    waiting.appendleft(place)
+                    self._grow(len(batches))
+            while self._ready and waiting:
+                actor, place = self._ready.pop(0), waiting.popleft()
+                self._under_way[actor.draw.remote(round_, batches[place])] = actor, place
         return [row for _, rows in sorted(found.items()) for row in rows]
+
+    def _call_up(self, num_batches: int) -> None:
+        """Ask all actors whether they are still there, as many as are wanted; end the others."""
+        present, self._ready = self._ready, []
+        wanted = self._wanted(num_batches)
+        for actor in present[wanted:]:
+            ray.kill(actor)
+        self._starting |= {actor.start.remote(): actor for actor in present[:wanted]}
+        self._grow(num_batches)
+
+    def _grow(self, num_batches: int) -> None:
+        """Start the actors that are missing. A cluster that grows on demand sees those that have no room yet."""
+        num_there = len(self._ready) + len(self._starting) + len(self._under_way)
+        for _ in range(self._wanted(num_batches) - num_there):
+            actor = _new_actor(self._job, self._limits)
+            self._starting[actor.start.remote()] = actor
 
     def _wanted(self, num_batches: int) -> int:
         return max(self._limits.min, min(self._most, num_batches))
 
-    def _grow(self, num_batches: int) -> None:
-        """Ask for the actors that are missing. A cluster that grows on demand sees those that have no room yet."""
-        for _ in range(self._wanted(num_batches) - len(self._ready) - len(self._starting)):
-            actor = _new_actor(self._job, self._limits)
-            self._starting[actor.start.remote()] = actor
-
-    def _shrink(self, num_batches: int) -> None:
-        """End actors that a round like this one has no batch for."""
-        while len(self._ready) > self._wanted(num_batches):
-            ray.kill(self._ready.pop())
+    def _receive(self, answer: Any, *, num_batches: int) -> None:
+        """Take in an actor that has started, or replace one that died meanwhile."""
+        actor = self._starting.pop(answer)
+        try:
+            _answer(answer)
+        except RayActorError as error:
+            self._stillborn += 1
+            log.warning("an actor that draws answers is gone: %s", _said(error))
+            if self._stillborn > max(_DEATHS, self._most):
+                raise
+            self._grow(num_batches)
+        else:
+            self._stillborn = 0
+            self._ready.append(actor)
 
 
 class FutureAnswers:
@@ -155,8 +184,6 @@ def _new_actor(job: RolloutJob, pool: PoolConfig) -> Any:
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             resources=pool.resources or None,
-            max_restarts=-1,
-            max_task_retries=_DEATHS,
             # Not among the resources that the training workers have reserved.
             scheduling_strategy="DEFAULT",
         )
@@ -172,6 +199,10 @@ def _answer(reference: Any) -> Any:
         if isinstance(error.cause, PhfError):
             raise error.cause from None
         raise
+
+
+def _said(error: RayActorError) -> str:
+    return str(error).partition("\n")[0]
 
 
 def room_for_actors(config: Config) -> int:

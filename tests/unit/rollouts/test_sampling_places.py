@@ -151,21 +151,20 @@ def test_tokens_of_older_weights_weigh_by_the_ratio_and_at_most_the_cap(whole, f
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    ("owner", "name", "call", "save_steps"),
     [
-        (RoundFiles, "write_samples", 1),
-        (RoundFiles, "write_samples", 2),
-        (RoundFiles, "write_samples", 3),
-        (RoundFiles, "write_rewards", 2),
-        (RoundFiles, "write_logprobs", 2),
-        (RoundFiles, "write_weighing", 4),
-        (PoolHere, "start", 3),
-        (loop, "train_step", 3),
-        (loop, "train_step", 5),
-        (RolloutWorker, "_checkpoint", 2),
+        (RoundFiles, "write_samples", 1, None),
+        (RoundFiles, "write_samples", 2, None),
+        (RoundFiles, "write_samples", 3, 3),
+        (RoundFiles, "write_logprobs", 2, None),
+        (RoundFiles, "write_weighing", 4, 3),
+        (PoolHere, "start", 3, None),
+        (loop, "train_step", 3, 1),
+        (loop, "train_step", 4, 1),
+        (loop, "train_step", 5, None),
+        (RolloutWorker, "_checkpoint", 2, 1),
     ],
 )
-@pytest.mark.parametrize("save_steps", [None, 1, 3])
 def test_a_run_that_draws_ahead_and_is_killed_anywhere_ends_like_one_that_was_not(
     folder, tmp_path, monkeypatch, whole, owner, name, call, save_steps
 ):
