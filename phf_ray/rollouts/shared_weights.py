@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from phf_ray.models.language_model import LanguageModel
@@ -35,20 +36,22 @@ def share_weights(state: TrainState, *, name: str, keep: bool = True) -> SharedW
     """
     module = unwrapped(state.model)
     assert isinstance(module, LanguageModel)
-    found: dict[str, SharedTensor] = {}
-    # Tied weights have two names and are sent once.
-    seen: dict[int, SharedTensor] = {}
-    for key, tensor in module.stored_tensors().items():
-        if not key.startswith(_BACKBONE):
-            continue
-        if id(tensor) not in seen:
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if not keep:
-                continue
-            flat = whole.detach().cpu().contiguous().reshape(-1)
-            seen[id(tensor)] = SharedTensor(flat.view(torch.uint8).numpy(), flat.dtype)
-        found[key] = seen[id(tensor)]
-    return SharedWeights(name, found) if keep else None
+    tensors = {key: each for key, each in module.stored_tensors().items() if key.startswith(_BACKBONE)}
+    # Tied weights have two names, and are gathered and sent once.
+    once = {id(each): each for each in tensors.values()}
+    shared = {number: _shared(each, keep=keep) for number, each in once.items()}
+    if not keep:
+        return None
+    found = {key: shared[id(tensor)] for key, tensor in tensors.items()}
+    return SharedWeights(name, {key: each for key, each in found.items() if each is not None})
+
+
+def _shared(tensor: Tensor, *, keep: bool) -> SharedTensor | None:
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not keep:
+        return None
+    flat = whole.detach().cpu().contiguous().reshape(-1)
+    return SharedTensor(flat.view(torch.uint8).numpy(), flat.dtype)
 
 
 def take_weights(model: LanguageModel, weights: SharedWeights) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rollout_runs import run_here
+from rollout_runs import GlooRanks, job_values, run_here
 
 from phf_ray.config import Config
 from phf_ray.rollouts.driver import PreparedRun
 from phf_ray.rollouts.plan import RolloutJob
 from phf_ray.rollouts.policy_copy import PolicyCopy
 from phf_ray.rollouts.worker import RolloutWorker
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
 from phf_ray.training.ranks import OneRank
 
@@ -60,3 +61,9 @@ def run_with_pool(config: Config, run: Path, *, plan: PreparedRun, at_once: bool
         return work(job, run, OneRank(), worker=worker)
 
     return run_here(config, run, plan=plan, fit=fit)
+
+
+def run_on_rank_with_pool(config: Config, run: Path, plan: PreparedRun, _rank: int) -> None:
+    """Run this rank's worker of a run that `prepare_run` has made; rank 0 has the pool."""
+    job = RolloutJob(**job_values(config, run, plan))
+    RolloutWorker(job, RunDirectory(run), GlooRanks(), open_pool=PoolHere).train()

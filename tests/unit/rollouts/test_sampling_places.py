@@ -1,13 +1,24 @@
 """Answers drawn by copies of the policy: the same as in the workers, and one round ahead where that is asked for."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from kills import Killed, count_calls, killed_after
-from rollout_runs import final_weights, prepared, rollout_config, rollout_values, round_files, run_here, write_prompts
-from sampling_pools import PoolHere, run_with_pool
+from ranks import run_on_ranks
+from rollout_runs import (
+    final_weights,
+    prepare_run,
+    prepared,
+    rollout_config,
+    rollout_values,
+    round_files,
+    run_here,
+    write_prompts,
+)
+from sampling_pools import PoolHere, run_on_rank_with_pool, run_with_pool
 from tiny_adapters import write_base
 
 from phf_ray.config import parse_config
@@ -182,6 +193,19 @@ def test_a_run_that_draws_ahead_and_is_killed_anywhere_ends_like_one_that_was_no
     assert before.items() <= after.items(), "a stored round was changed"
     assert after == round_files(whole)
     assert final_weights(run) == final_weights(whole)
+
+
+@pytest.mark.timeout(240)
+def test_two_ranks_with_sharded_weights_draw_ahead_what_one_does(folder, tmp_path, config, plan, whole):
+    sharded = rollout_config(folder, training={"learning_rate": 0.03, "parallelism": "fsdp2"}, **AHEAD)
+    run = tmp_path / "run"
+    prepare_run(sharded, run, plan)
+    run_on_ranks(partial(run_on_rank_with_pool, sharded, run, plan), world_size=2, directory=tmp_path)
+    for number in range(4):
+        assert answers(run, number) == answers(whole, number)
+        for mine, other in zip(rows_of(run, "logprobs", number), rows_of(whole, "logprobs", number), strict=True):
+            assert mine["policy"] == pytest.approx(other["policy"], abs=1e-4)
+            assert mine.get("behaviour") == pytest.approx(other.get("behaviour"), abs=1e-4)
 
 
 def test_a_round_whose_weights_are_gone_is_refused(tmp_path, monkeypatch, config, plan):
