@@ -1,20 +1,30 @@
-"""Rounds of RLOO beside TRL's RLOOTrainer, and beside the sum of their own parts.
+"""Rounds of RLOO beside TRL's RLOOTrainer, beside the sum of their own parts, and with actors that draw.
 
     pip install trl==1.16.0
-    python -m benchmarks.bench_rounds [--pairs 9] [--rounds 4] [--threads 2] [--parts trl sum]
+    python -m benchmarks.bench_rounds [--pairs 9] [--rounds 4] [--threads 2]
+        [--parts trl sum weights ahead]
 
 GPT-2 of 2 layers x 128 with a vocabulary of 1,024 and random weights, 16 prompts x 4 answers a round, answers of at
 most 64 tokens, two optimizer steps a round, KL price .05 (so both sides hold a reference), reward: minus the length,
 fp32 on the CPU, in this process. trl: answers per second of wall time, from the first round to the last; start-up is
 left out of both. sum: the time of the rounds over that of what they are made of (answers, rewards, log-probabilities,
-steps), each timed where it runs; the rest is files, weighing, metrics and checkpoints. Pairs are run in turns. Prints a
-table and one line of JSON.
+steps), each timed where it runs; the rest is files, weighing, metrics and checkpoints. Pairs are run in turns.
+
+weights: the time in which two actors of one CPU each get the weights of GPT-2 at 124M parameters (shape and vocabulary
+of GPT-2, random weights) over that of a round of 16 prompts x 4 answers of at most 32 tokens, drawn by them in batches
+of 16, with one thread of training. The hand-over is timed by itself, `--pairs` times, from the policy's last step to
+actors that can draw; the round is the sum of its parts, of each round but the first of one run.
+ahead: the time of rounds with `max_staleness: 1` over that with 0, on the small model, with one actor of one CPU and
+one thread of training, from the first step to the end of the run.
+
+Prints a table and one line of JSON.
 """
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -26,19 +36,24 @@ from typing import Any
 
 import torch
 
+from benchmarks import rounds_on_actors
 from benchmarks.bench_train import Verdict, judge, print_verdicts
 from phf_ray.blocks.tokenizer import load_tokenizer
-from phf_ray.config import parse_config
+from phf_ray.config import Config, parse_config
 from phf_ray.rollouts.driver import prepare_rollouts, run_rollouts
 from phf_ray.rollouts.in_process import fit_rollouts_here
 from phf_ray.rollouts.round_maker import RoundMaker
+from phf_ray.rollouts.sampling_places import Copies, Workers
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import loop
 from phf_ray.training.driver import Helpers, Tracking
 
 PROMPTS, ANSWERS, TOKENS = 16, 4, 64
 WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1024
-PARTS = ("trl", "sum")
+GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024}
+GPT2_VOCABULARY, GPT2_TOKENS = 50257, 32
+PARTS = ("trl", "sum", "weights", "ahead")
+ACTORS = ("weights", "ahead")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verdicts(folder: Path, arguments: argparse.Namespace) -> Iterator[Verdict]:
     _write_inputs(folder)
     speeds, overheads = [], []
-    for number in range(arguments.pairs):
+    for number in range(arguments.pairs if set(arguments.parts) - set(ACTORS) else 0):
         ours_s, parts_s = _our_seconds(folder, number, arguments)
         overheads.append(ours_s / parts_s)
         if "trl" in arguments.parts:
@@ -76,19 +91,57 @@ def _verdicts(folder: Path, arguments: argparse.Namespace) -> Iterator[Verdict]:
         yield judge("RLOO: answers/s / TRL's RLOOTrainer", speeds, at_least=1.5)
     if "sum" in arguments.parts:
         yield judge("time of a round / its parts", overheads, at_most=1.15)
+    if set(arguments.parts) & set(ACTORS):
+        yield from _verdicts_of_actors(folder, arguments)
+
+
+def _verdicts_of_actors(folder: Path, arguments: argparse.Namespace) -> Iterator[Verdict]:
+    # Ray's processes inherit the threads of this one.
+    torch.set_num_threads(1)
+    with rounds_on_actors.local_ray(num_cpus=4):
+        if "weights" in arguments.parts:
+            yield _verdict_of_weights(folder, arguments)
+        if "ahead" in arguments.parts:
+            actors = {"place": "actors", "actors": {"max": 1}}
+            fresh, ahead = (_config(folder, arguments, threads=1, max_staleness=old, **actors) for old in (0, 1))
+            prepared = rounds_on_actors.prepare(fresh, folder)
+            ratios = rounds_on_actors.ratios_of_rounds_ahead((fresh, ahead), prepared, folder, arguments.pairs)
+            yield judge("rounds with max_staleness 1 / 0", ratios, at_most=1.0)
+
+
+def _verdict_of_weights(folder: Path, arguments: argparse.Namespace) -> Verdict:
+    _write_tokenizer(folder / "gpt2", GPT2_VOCABULARY)
+    config = _config(
+        folder,
+        arguments,
+        threads=1,
+        model={"path_or_name": None, "model_type": "gpt2", "config_kwargs": GPT2},
+        tokenizer=folder / "gpt2",
+        place="actors",
+        actors={"min": 2, "max": 2},
+        sampling_batch=PROMPTS * ANSWERS // 4,
+        max_tokens=GPT2_TOKENS,
+    )
+    prepared = rounds_on_actors.prepare(config, folder)
+    hand_overs = rounds_on_actors.seconds_of_hand_overs(config, prepared, folder, num_actors=2, times=arguments.pairs)
+    with _timed_parts() as parts:
+        rounds_on_actors.run_on_actors(config, prepared, folder / "gpt2-run")
+    # Answers, rewards, log-probabilities and two steps; in the first round the actors start.
+    rounds = [sum(parts[first : first + 5]) for first in range(5, len(parts), 5)]
+    print(
+        f"a hand-over: {statistics.median(hand_overs):.2f} s [{min(hand_overs):.2f}, {max(hand_overs):.2f}], a round: "
+        f"{statistics.median(rounds):.1f} s [{min(rounds):.1f}, {max(rounds):.1f}]",
+        flush=True,
+    )
+    shares = rounds_on_actors.share_of_a_round(hand_overs, rounds)
+    return judge("hand-over of weights / a round", shares, at_most=0.05)
 
 
 def _write_inputs(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    words = {"<|endoftext|>": 0} | {f"w{number}": number for number in range(1, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    fast.save_pretrained(folder / "model")
+    end = _write_tokenizer(folder / "model", VOCABULARY)
     torch.manual_seed(0)
-    end = fast.eos_token_id
     shape = GPT2Config(
         n_layer=LAYERS,
         n_head=HEADS,
@@ -103,36 +156,25 @@ def _write_inputs(folder: Path) -> None:
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def _write_tokenizer(folder: Path, num_tokens: int) -> int:
+    """Return the end-of-text token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<|endoftext|>": 0} | {f"w{number}": number for number in range(1, num_tokens)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+    return int(fast.eos_token_id)
+
+
 # -- Ours --
 
 
 def _our_seconds(folder: Path, number: int, arguments: argparse.Namespace) -> tuple[float, float]:
     """Return the time of all rounds, and of their parts."""
-    config = parse_config(
-        {
-            "model": {"path_or_name": str(folder / "model"), "from_scratch": False},
-            "training": {
-                "per_device_train_batch_size": PROMPTS * ANSWERS // 2,
-                "learning_rate": 1e-4,
-                "lr_scheduler_type": "constant",
-                "precision": "fp32",
-                "logging_steps": 1,
-                "save_steps": 2 * arguments.rounds,
-                "resources_per_worker": {"CPU": arguments.threads},
-            },
-            "rollouts": {
-                "prompts": [str(folder / "prompts.jsonl")],
-                "reward": {"rule": "shorter"},
-                "rounds": arguments.rounds,
-                "prompts_per_round": PROMPTS,
-                "samples_per_prompt": ANSWERS,
-                "minibatches": 2,
-                "max_tokens": TOKENS,
-            },
-            "algorithm": {"name": "rloo", "kl_coef": 0.05},
-        }
-    )
-    config = config.with_tokenizer_of(str(folder / "model"))
+    config = _config(folder, arguments, threads=arguments.threads)
     prepared = prepare_rollouts(
         config, tokenizer=load_tokenizer(config.tokenizer), checkpoint_path=None, folder=str(folder / "prompts")
     )
@@ -148,10 +190,53 @@ def _our_seconds(folder: Path, number: int, arguments: argparse.Namespace) -> tu
     return summary["wall_cost"]["loop_s"], sum(parts)
 
 
+def _config(
+    folder: Path,
+    arguments: argparse.Namespace,
+    *,
+    threads: int,
+    model: dict[str, Any] | None = None,
+    tokenizer: Path | None = None,
+    **rollouts: Any,
+) -> Config:
+    config = parse_config(
+        {
+            "model": model or {"path_or_name": str(folder / "model"), "from_scratch": False},
+            "training": {
+                "per_device_train_batch_size": PROMPTS * ANSWERS // 2,
+                "learning_rate": 1e-4,
+                "lr_scheduler_type": "constant",
+                "precision": "fp32",
+                "logging_steps": 1,
+                "save_steps": 2 * arguments.rounds,
+                "resources_per_worker": {"CPU": threads},
+            },
+            "rollouts": {
+                "prompts": [str(folder / "prompts.jsonl")],
+                "reward": {"rule": "shorter"},
+                "rounds": arguments.rounds,
+                "prompts_per_round": PROMPTS,
+                "samples_per_prompt": ANSWERS,
+                "minibatches": 2,
+                "max_tokens": TOKENS,
+                **rollouts,
+            },
+            "algorithm": {"name": "rloo", "kl_coef": 0.05},
+        }
+    )
+    return config.with_tokenizer_of(str(tokenizer or folder / "model"))
+
+
 @contextmanager
 def _timed_parts() -> Iterator[list[float]]:
     seconds: list[float] = []
-    places = [(RoundMaker, "_draw"), (RoundMaker, "_ask"), (RoundMaker, "_score"), (loop, "train_step")]
+    places: list[tuple[Any, str]] = [
+        (Workers, "draw"),
+        (Copies, "draw"),
+        (RoundMaker, "_ask"),
+        (RoundMaker, "_score"),
+        (loop, "train_step"),
+    ]
     originals = [(place, name, getattr(place, name)) for place, name in places]
     for place, name, original in originals:
         setattr(place, name, _timed(original, seconds))

@@ -47,7 +47,7 @@ def pieces_of(text: str) -> Iterator[str]:
 def draw_piece_pairs(pieces: Iterable[CodePiece], *, at_most: int) -> list[CodePair]:
     """Draw pairs with unequal scores; no text is in two pairs."""
     ordered = sorted({piece.text: piece for piece in pieces}.values(), key=lambda one: _share(one.text))
-    pairs: list[PiecePair] = []
+    pairs: list[CodePair] = []
     for one, other in zip(ordered[0::2], ordered[1::2], strict=False):
         if len(pairs) == at_most:
             break

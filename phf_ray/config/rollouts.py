@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from phf_ray.config.base import Fraction, Positive, Section
 from phf_ray.config.rewards import RewardSpec, RewardSpecs
+from phf_ray.config.scoring import PoolConfig
 
 
 def _listed(value: Any) -> Any:
@@ -44,7 +45,10 @@ class RolloutsConfig(Section):
     gold: RewardSpec | None = None
     """A reward that is reported beside the others and never learned from."""
     place: str = "workers"
-    """Where answers are drawn: in the training workers."""
+    """Where answers are drawn: in the training `workers`, or by `actors` that get the weights of each round."""
+    actors: PoolConfig = PoolConfig()
+    """Those of `place: actors`. There are as many as a round has batches (sampling_batch), between `min` and `max`;
+    each has as many threads as CPUs. max: null: as many as the cluster has room for beside the training workers."""
     rounds: Positive = 100
     prompts_per_round: Positive = 64
     samples_per_prompt: Positive = 4
@@ -65,9 +69,10 @@ class RolloutsConfig(Section):
     """Answers that are drawn together, of whole prompts. Workers share such batches out among them, so the number of
     workers changes no answer; with more workers than batches some are idle while answers are drawn."""
     max_staleness: Literal[0, 1] = 0
-    """Rounds by which the weights that sample may be older than those that learn."""
+    """Rounds by which the weights that sample are older than those that learn. 1, with `place: actors`: a round is
+    drawn while the one before it is learned."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
-    """Most that a token of older weights counts."""
+    """Most that a token of older weights counts: it counts p / p of the weights that drew it."""
     penalty: PenaltyConfig = PenaltyConfig()
     reports_kl: bool = True
     """false: compute the log-probabilities of the reference only for an algorithm that reads them; reports then have no
@@ -95,14 +100,15 @@ class RolloutsConfig(Section):
                 f"place {self.place}: a server has no fresh weights of the policy, which every algorithm here learns "
                 "from; set place: workers, or use `phf best-of-n --model URL`"
             )
-        if self.place == "actors":
-            raise ValueError("place: actors is not there yet; set place: workers")
-        if self.place != "workers":
-            raise ValueError(f"place {self.place!r} is unknown; set place: workers")
+        if self.place not in ("workers", "actors"):
+            raise ValueError(f"place {self.place!r} is unknown; set place: workers or place: actors")
         if self.stop.gold_patience is not None and self.gold is None:
             raise ValueError("stop.gold_patience compares gold rewards, and there are none; add rollouts.gold")
         if self.stop.kl is not None and not self.reports_kl:
             raise ValueError("stop.kl needs the KL of each round; set reports_kl: true")
-        if self.max_staleness:
-            raise ValueError("max_staleness: 1 is not there yet; set 0")
+        if self.max_staleness and self.place != "actors":
+            raise ValueError(
+                "max_staleness: 1 draws a round while the one before it is learned, and training workers can't do "
+                "both; set place: actors"
+            )
         return self

@@ -174,6 +174,11 @@ class Config(Section):
             samples_per_prompt=rollouts.samples_per_prompt,
             temperature=rollouts.temperature,
         )
+        if rollouts.max_staleness and not algorithm.is_on_policy:
+            problems.append(
+                f"rollouts.max_staleness: 1 weighs tokens by p / p of the weights that drew them, and algorithm "
+                f"{algorithm.name} is no policy gradient and has no such weights; set rollouts.max_staleness: 0"
+            )
         if self.dataset.conditional_training_config is not None:
             problems.append("dataset.conditional_training_config is for train-lm; remove it")
         if self.compat in ("korbak2023", "coh"):

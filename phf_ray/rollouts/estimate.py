@@ -24,6 +24,12 @@ def describe_rounds(config: Config, prepared: PreparedRun, *, shape: ModelShape)
         f"answers; {rollouts.rounds / per_epoch:.2g} passes over the prompts"
     )
     yield f"answers      {num_answers:,}, at most {num_answers * rollouts.max_tokens:,} tokens"
+    if rollouts.place == "actors":
+        pool = rollouts.actors
+        most = "what the cluster has room for" if pool.max is None else pool.max
+        ahead = "; a round is drawn while the one before it is learned" if rollouts.max_staleness else ""
+        each = f"{pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU"
+        yield f"actors       {pool.min} to {most}, of {each}, each with the weights{ahead}"
     yield f"steps        {plan.num_steps:,}, {plan.steps_per_round} a round"
     rewards = ", ".join(f"{spec.called} (weight {spec.weight:g})" for spec in rollouts.reward)
     yield f"rewards      {rewards}" + ("" if rollouts.gold is None else f"; gold: {rollouts.gold.called}")

@@ -18,6 +18,15 @@ from phf_ray.training.start import initial_model, set_up_layers
 from phf_ray.training.state import TrainState, unwrapped
 
 
+def engine_of(model: LanguageModel, tokenizer: Any, *, max_batch: int) -> Engine:
+    """Return an engine that draws from the model, which stays in its mode."""
+    settings = EngineSettings(device=str(next(model.parameters()).device), max_batch=max_batch)
+    was_training = model.training
+    engine = Engine(model.backbone, tokenizer, settings=settings)
+    model.train(was_training)
+    return engine
+
+
 class SamplingPolicy:
     """The learning model as an engine. Where its weights are sharded, a whole copy on each rank that is renewed."""
 
@@ -28,12 +37,7 @@ class SamplingPolicy:
 
     def engine(self) -> Engine:
         """Return an engine with the weights of now. Collective where they are sharded."""
-        model = self._whole_model()
-        settings = EngineSettings(device=str(next(model.parameters()).device), max_batch=self._max_batch)
-        was_training = model.training
-        engine = Engine(model.backbone, self._tokenizer, settings=settings)
-        model.train(was_training)
-        return engine
+        return engine_of(self._whole_model(), self._tokenizer, max_batch=self._max_batch)
 
     def _whole_model(self) -> LanguageModel:
         module = unwrapped(self._state.model)

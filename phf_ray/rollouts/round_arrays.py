@@ -40,4 +40,5 @@ def arrays_of(rounds: Sequence[MadeRound]) -> RoundArrays:
         policy_RT=np.zeros((len(samples), width)) if policy_RT is None else policy_RT,
         reference_RT=table([row.reference for row in logprobs]),
         value_RT=table([row.value for row in logprobs]),
+        behaviour_RT=table([row.behaviour for row in logprobs]),
     )

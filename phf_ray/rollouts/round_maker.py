@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from phf_ray.config import RolloutsConfig
 from phf_ray.errors import IncompleteError
-from phf_ray.judging.question import Failure
+from phf_ray.rollouts.drawing import AnswerDrawing
 from phf_ray.rollouts.forward import Forward, ForwardShare, TokenNumbers
 from phf_ray.rollouts.order import prompts_of_round
-from phf_ray.rollouts.policies import Reference, SamplingPolicy
+from phf_ray.rollouts.policies import Reference
 from phf_ray.rollouts.prompts import RolloutPrompt
 from phf_ray.rollouts.rewards.base import AnsweredPrompt
 from phf_ray.rollouts.rewards.weighted import Rewards, WeighedRewarders
@@ -33,12 +33,8 @@ from phf_ray.rollouts.rounds import (
     StoredReward,
     StoredSample,
 )
-from phf_ray.rollouts.sampling import SamplingSettings, sample_seed, sample_with_engine
-from phf_ray.rollouts.token_rows import TokenRows, token_rows
+from phf_ray.rollouts.sampling_places import SamplingPlace, share_of
 from phf_ray.training.ranks import Ranks, everyones, from_rank_zero
-
-if TYPE_CHECKING:
-    from phf_ray.generation.engine import Engine
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -62,10 +58,10 @@ class MadeRound:
         return Counter((row.error or "no_reward").partition(": ")[0] for row in self.rewards if row.reward is None)
 
     def sampler_difference(self) -> dict[str, float]:
-        """Return mean and largest difference per token between the sampler's log-probabilities and those of training,
-        under TRL's names; nothing where the sampler's are unknown."""
+        """Return mean and largest difference per token between the sampler's log-probabilities and those that training
+        computes with the same weights, under TRL's names; nothing where the sampler's are unknown."""
         differences = [
-            np.abs(sample.sampler.astype(np.float64) - row.policy)
+            np.abs(sample.sampler.astype(np.float64) - (row.policy if row.behaviour is None else row.behaviour))
             for sample, row in zip(self.samples, self.logprobs, strict=True)
             if sample.sampler is not None and row.policy is not None
         ]
@@ -78,7 +74,6 @@ class MadeRound:
 
 @dataclass(frozen=True, slots=True)
 class RoundModels:
-    sampling: SamplingPolicy
     policy: Forward
     reference: Reference | None
     reads_values: bool
@@ -91,22 +86,19 @@ class RoundMaker:
         *,
         run: Path,
         prompts: Sequence[RolloutPrompt],
-        tokenizer: Any,
+        drawing: AnswerDrawing,
+        place: SamplingPlace,
         models: RoundModels,
         rewarders: WeighedRewarders,
         ranks: Ranks,
         seed: int,
         micro_batch_size: int,
-        sampling_prefix: str | None = None,
-        control_tokens: Sequence[str] = (),
     ):
         self._settings, self._run, self._prompts = settings, run, prompts
-        self._tokenizer, self._models, self._rewarders = tokenizer, models, rewarders
-        self._ranks, self._seed, self._prefix = ranks, seed, sampling_prefix
-        self._control = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in control_tokens}
+        self._drawing, self._place = drawing, place
+        self._models, self._rewarders = models, rewarders
+        self._ranks, self._seed = ranks, seed
         self._share = ForwardShare(micro_batch_size, rank=ranks.rank, world_size=ranks.world_size)
-        pad_id = tokenizer.pad_token_id
-        self._pad_id = int(tokenizer.eos_token_id if pad_id is None else pad_id)
 
     def make(self, number: int, *, weights: str, wants_stop: Callable[[], bool] = lambda: False) -> MadeRound | None:
         """Return the round. Collective. `weights`: name of the policy's. None: a stop was asked for between stages.
@@ -118,13 +110,7 @@ class RoundMaker:
         keys = self._keys(prompts)
         if from_rank_zero(wants_stop()):
             return None
-        samples = self._stage(
-            files,
-            SAMPLES,
-            read=lambda: files.read_samples(keys),
-            compute=lambda: self._draw(number, prompts),
-            write=lambda rows: files.write_samples(rows, weights=weights),
-        )
+        samples = self.draw(number, weights=weights)
         if from_rank_zero(wants_stop()):
             return None
         rewards = self._stage(
@@ -145,6 +131,22 @@ class RoundMaker:
         )
         return MadeRound(number, samples, rewards, logprobs)
 
+    def begin(self, number: int, *, weights: str) -> None:
+        """Begin to draw the answers of a round with the weights of now, unless they are stored. Collective."""
+        if not from_rank_zero(RoundFiles(self._run, number).has(SAMPLES)):
+            self._place.begin(number, self.prompts_of(number), weights=weights)
+
+    def draw(self, number: int, *, weights: str) -> list[StoredSample]:
+        """Return the answers of a round: the stored ones, those that are being drawn, or new ones. Collective."""
+        files, prompts = RoundFiles(self._run, number), self.prompts_of(number)
+        return self._stage(
+            files,
+            SAMPLES,
+            read=lambda: files.read_samples(self._keys(prompts)),
+            compute=lambda: self._place.draw(number, prompts, weights=weights),
+            write=lambda rows: files.write_samples(rows, weights=weights),
+        )
+
     def _keys(self, prompts: Sequence[RolloutPrompt]) -> list[RowKey]:
         return [RowKey(prompt.id, sample) for prompt in prompts for sample in range(self._settings.samples_per_prompt)]
 
@@ -153,21 +155,6 @@ class RoundMaker:
             number, num_prompts=len(self._prompts), per_round=self._settings.prompts_per_round, seed=self._seed
         )
         return [self._prompts[place] for place in chosen]
-
-    def rows(self, samples: Sequence[StoredSample], prefixes: Sequence[str]) -> TokenRows:
-        """Return the tokens of the answers behind their prompts. `prefixes`: control token before each; empty: none."""
-        asked = list(zip([row.prompt for row in samples], prefixes, strict=True))
-        encoded = {each: self._encode(*each) for each in set(asked)}
-        return token_rows(
-            [encoded[each] for each in asked],
-            [row.completion_ids or () for row in samples],
-            pad_id=self._pad_id,
-            has_control=[prefix != "" for prefix in prefixes],
-        )
-
-    def prefix_of(self, number: int) -> str:
-        """Return the control token before the prompts when the round's answers are drawn; empty: none."""
-        return self._prefix if self._prefix is not None and number > 0 else ""
 
     def _stage(
         self,
@@ -191,64 +178,6 @@ class RoundMaker:
             write(rows)
         return rows
 
-    # --- Answers ---
-
-    def _draw(self, number: int, prompts: Sequence[RolloutPrompt]) -> list[StoredSample]:
-        """Draw the answers of this rank's batches of prompts."""
-        settings = self._settings
-        size = max(1, settings.sampling_batch // settings.samples_per_prompt)
-        batches = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
-        engine = self._models.sampling.engine()
-        drawn: list[StoredSample] = []
-        for batch in _share_of(batches, self._ranks):
-            # Without the keys and values of earlier batches, so that every batch finds the engine as it was.
-            engine.fail_all("a batch is over")
-            drawn += self._drawn(engine, number, batch)
-        return drawn
-
-    def _drawn(self, engine: "Engine", number: int, prompts: Sequence[RolloutPrompt]) -> list[StoredSample]:
-        settings, prefix = self._settings, self.prefix_of(number)
-        numbers = range(settings.samples_per_prompt)
-        answers = sample_with_engine(
-            engine,
-            [tuple(self._encode(prompt.text, prefix)) for prompt in prompts],
-            seeds=[[sample_seed(self._seed, number, prompt.id, sample) for sample in numbers] for prompt in prompts],
-            settings=SamplingSettings(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                max_tokens=settings.max_tokens,
-                control="none",
-                banned_ids=tuple(self._control.values()),
-                with_logprobs=settings.temperature == settings.top_p == 1,
-            ),
-        )
-        rows = []
-        for prompt, own in zip(prompts, answers, strict=True):
-            for sample, answer in enumerate(own):
-                key = RowKey(prompt.id, sample)
-                if isinstance(answer, Failure):
-                    rows.append(StoredSample(key, prompt.text, None, None, None, answer.reason))
-                    continue
-                assert answer.completion_ids is not None
-                sampler = None if answer.logprobs is None else np.array(answer.logprobs, np.float32)
-                rows.append(
-                    StoredSample(
-                        key,
-                        prompt.text,
-                        answer.completion,
-                        answer.completion_ids,
-                        answer.finish_reason,
-                        sampler=sampler,
-                    )
-                )
-        return rows
-
-    def _encode(self, prompt: str, prefix: str) -> list[int]:
-        """The end-of-text token, the control token if there is one, and the prompt."""
-        before = [self._control[prefix]] if prefix else []
-        ids = self._tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return [self._tokenizer.eos_token_id, *before, *ids]
-
     # --- Rewards ---
 
     def _known(self, files: RoundFiles, keys: Sequence[RowKey]) -> dict[RowKey, StoredReward]:
@@ -262,7 +191,7 @@ class RoundMaker:
     ) -> list[StoredReward]:
         """Ask for the rewards of this rank's share."""
         by_id = {prompt.id: prompt for prompt in prompts}
-        mine = _share_of(samples, self._ranks)
+        mine = share_of(samples, self._ranks)
         asked = [row for row in mine if row.completion is not None and row.key not in known]
         answers = [
             AnsweredPrompt(by_id[row.key.prompt_id], row.completion or "", row.finish_reason or "") for row in asked
@@ -298,11 +227,11 @@ class RoundMaker:
     # --- Log-probabilities ---
 
     def _score(self, number: int, samples: Sequence[StoredSample]) -> list[StoredLogprobs]:
-        rows = self.rows(samples, [self.prefix_of(number)] * len(samples))
+        rows = self._drawing.rows(samples, [self._drawing.prefix_of(number)] * len(samples))
         share, models = self._share, self._models
         policy = models.policy.logprobs(rows, share)
         # The reference does not know the policy's control tokens.
-        bare = self.rows(samples, [""] * len(samples))
+        bare = self._drawing.rows(samples, [""] * len(samples))
         reference = None if models.reference is None else models.reference.logprobs(bare, share)
         values = models.policy.values(rows, share) if models.reads_values else None
         mine = [samples[place] for part in share.parts(len(samples)) for place in part]
@@ -311,12 +240,6 @@ class RoundMaker:
             return None if numbers is None or mine[place].completion_ids is None else numbers[place]
 
         return [
-            StoredLogprobs(row.key, of(policy, place), of(reference, place), of(values, place))
+            StoredLogprobs(row.key, of(policy, place), of(reference, place), of(values, place), row.behaviour)
             for place, row in enumerate(mine)
         ]
-
-
-def _share_of(items: Sequence[T], ranks: Ranks) -> Sequence[T]:
-    """Return this rank's contiguous part."""
-    begin, end = (rank * len(items) // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
-    return items[begin:end]

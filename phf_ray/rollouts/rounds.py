@@ -29,6 +29,10 @@ UNFINISHED = ".unfinished-rewards.parquet"
 """Rewards of a round of which too many failed: those that are known are not asked for again."""
 
 
+_BEHAVIOUR = "behaviour"
+_OF_SAMPLERS, _OF_TRAINING = ("sampler", _BEHAVIOUR), ("policy", "reference", "value", _BEHAVIOUR)
+
+
 class RowKey(NamedTuple):
     prompt_id: str
     sample: int
@@ -47,6 +51,9 @@ class StoredSample:
     error: str | None = None
     sampler: NDArray[np.float32] | None = None
     """Log-probability of each token as the sampler saw it; None at a temperature or top_p other than 1."""
+    behaviour: NDArray[np.float32] | None = None
+    """Log-probability of each token by the weights that drew it, as training computes it; None if these weights are
+    those that the round's updates start from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ class StoredLogprobs:
     policy: NDArray[np.float32] | None
     reference: NDArray[np.float32] | None = None
     value: NDArray[np.float32] | None = None
+    behaviour: NDArray[np.float32] | None = None
+    """As in the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,8 @@ class RoundFiles:
                 "finish_reason": pa.array([row.finish_reason for row in rows], pa.string()),
                 "weights": pa.array([weights] * len(rows), pa.string()),
                 "error": pa.array([row.error for row in rows], pa.string()),
-                "sampler": pa.array([row.sampler for row in rows], pa.list_(pa.float32())),
+                "sampler": _lists([row.sampler for row in rows]),
+                **_behaviour(rows),
             },
         )
 
@@ -114,7 +124,7 @@ class RoundFiles:
                 None if row["completion_ids"] is None else tuple(row["completion_ids"]),
                 row["finish_reason"],
                 row["error"],
-                None if row["sampler"] is None else np.asarray(row["sampler"], np.float32),
+                *(None if row.get(name) is None else np.asarray(row[name], np.float32) for name in _OF_SAMPLERS),
             )
             for row in self._read(SAMPLES, keys)
         ]
@@ -150,16 +160,14 @@ class RoundFiles:
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def write_logprobs(self, rows: Sequence[StoredLogprobs]) -> None:
-        import pyarrow as pa
-
-        lists = pa.list_(pa.float32())
         self._write(
             LOGPROBS,
             {
                 **_keys([row.key for row in rows]),
-                "policy": pa.array([row.policy for row in rows], lists),
-                "reference": pa.array([row.reference for row in rows], lists),
-                "value": pa.array([row.value for row in rows], lists),
+                "policy": _lists([row.policy for row in rows]),
+                "reference": _lists([row.reference for row in rows]),
+                "value": _lists([row.value for row in rows]),
+                **_behaviour(rows),
             },
         )
 
@@ -167,10 +175,7 @@ class RoundFiles:
         return [
             StoredLogprobs(
                 RowKey(row["prompt_id"], row["sample"]),
-                *(
-                    None if row[name] is None else np.asarray(row[name], np.float32)
-                    for name in ("policy", "reference", "value")
-                ),
+                *(None if row.get(name) is None else np.asarray(row[name], np.float32) for name in _OF_TRAINING),
             )
             for row in self._read(LOGPROBS, keys)
         ]
@@ -218,6 +223,18 @@ def _keys(keys: Sequence[RowKey]) -> dict[str, "pa.Array"]:
         "prompt_id": pa.array([key.prompt_id for key in keys], pa.string()),
         "sample": pa.array([key.sample for key in keys], pa.int32()),
     }
+
+
+def _lists(rows: Sequence[NDArray[np.float32] | None]) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+def _behaviour(rows: Sequence[StoredSample] | Sequence[StoredLogprobs]) -> dict[str, "pa.Array"]:
+    """Return the column of older weights; none if the round was drawn with its own."""
+    numbers = [row.behaviour for row in rows]
+    return {} if all(one is None for one in numbers) else {_BEHAVIOUR: _lists(numbers)}
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -7,7 +7,8 @@ loop asks for the first one of a round, with the weights of that moment.
 import dataclasses
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -24,6 +25,7 @@ from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
 from phf_ray.rollouts.algorithms.base import round_figures as round_figures_of
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.drawing import AnswerDrawing
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
 from phf_ray.rollouts.guard.alarms import AlarmWatch
@@ -38,11 +40,12 @@ from phf_ray.rollouts.rewards.build import build_rewarders
 from phf_ray.rollouts.round_arrays import arrays_of
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
 from phf_ray.rollouts.rounds import LOGPROBS, REWARDS, SAMPLES, WEIGHED, RoundFiles, StoredWeighing
+from phf_ray.rollouts.sampling_places import Copies, SamplingPlace, SamplingPool, Workers
 from phf_ray.rollouts.token_rows import TokenRows
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import ROUND, STEP
 from phf_ray.training.batches import MicroBatch, batch_of, share_of_step
-from phf_ray.training.events import MetricsRow
+from phf_ray.training.events import CheckpointDue, MetricsRow
 from phf_ray.training.learner import Learner
 from phf_ray.training.licenses import model_licenses
 from phf_ray.training.ranks import Ranks, from_rank_zero
@@ -58,9 +61,17 @@ _LARGE_DIFFERENCE = 0.05
 class RolloutWorker(Learner):
     """One rank of a run of rounds."""
 
-    def __init__(self, job: RolloutJob, run: RunDirectory, ranks: Ranks):
+    def __init__(
+        self,
+        job: RolloutJob,
+        run: RunDirectory,
+        ranks: Ranks,
+        *,
+        open_pool: Callable[[RolloutJob], SamplingPool] | None = None,
+    ):
+        """`open_pool`: makes what draws with `rollouts.place: actors`."""
         super().__init__(job, run, ranks)
-        self._job = job
+        self._job, self._open_pool = job, open_pool
         self._plan = RolloutPlan(**job.plan)
         config = self._config
         assert config.rollouts is not None
@@ -80,12 +91,29 @@ class RolloutWorker(Learner):
         self._begin(objective)
         if self._rank == 0:
             check_rewards_identity(run.path, rewarders.identity)
+        self._drawing = AnswerDrawing(config, tokenizer=self._tokenizer)
+        self._place = self._build_place()
         self._maker = self._build_maker(rewarders)
         self._stopped_by: str | None = None
         self._constant_groups_told = False
         self._alarms = AlarmWatch(patience=self._settings.stop.gold_patience)
         self._history: list[RoundFigures] = []
         """On rank 0: the figures of all rounds so far."""
+
+    def _build_place(self) -> SamplingPlace:
+        config, settings = self._config, self._settings
+        if settings.place == "actors":
+            assert self._open_pool is not None
+            pool = self._open_pool(self._job) if self._rank == 0 else None
+            is_ahead = settings.max_staleness > 0
+            return Copies(pool, self._state, drawing=self._drawing, ranks=self._ranks, is_ahead=is_ahead)
+        policy = SamplingPolicy(
+            self._state,
+            tokenizer=self._tokenizer,
+            max_batch=settings.sampling_batch,
+            build=lambda: initial_model(config, checkpoint_path=self._checkpoint_path, tokenizer=self._tokenizer),
+        )
+        return Workers(policy, drawing=self._drawing, ranks=self._ranks)
 
     def _build_maker(self, rewarders: Any) -> RoundMaker:
         config, settings = self._config, self._settings
@@ -96,16 +124,9 @@ class RolloutWorker(Learner):
             settings,
             run=self._run.path,
             prompts=read_stored_prompts(self._job.prompts_path),
-            tokenizer=self._tokenizer,
+            drawing=self._drawing,
+            place=self._place,
             models=RoundModels(
-                sampling=SamplingPolicy(
-                    self._state,
-                    tokenizer=self._tokenizer,
-                    max_batch=settings.sampling_batch,
-                    build=lambda: initial_model(
-                        config, checkpoint_path=self._checkpoint_path, tokenizer=self._tokenizer
-                    ),
-                ),
                 policy=Forward(self._state.model, precision=precision, temperature=settings.temperature),
                 reference=self._build_reference() if needs_reference else None,
                 reads_values=self._algorithm.needs_values,
@@ -114,8 +135,6 @@ class RolloutWorker(Learner):
             ranks=self._ranks,
             seed=config.training.seed,
             micro_batch_size=config.training.per_device_train_batch_size,
-            sampling_prefix=self._algorithm.sampling_prefix,
-            control_tokens=self._algorithm.control_tokens,
         )
 
     def _build_reference(self) -> Reference:
@@ -137,6 +156,10 @@ class RolloutWorker(Learner):
         return reference
 
     # --- The rounds ---
+
+    def train(self) -> dict[str, Any]:
+        with closing(self._place):
+            return super().train()
 
     def _train(self) -> dict[str, Any]:
         if self._rank == 0 and self._state.step < self._num_steps:
@@ -181,7 +204,38 @@ class RolloutWorker(Learner):
     def _made(self, number: int, done: int, watch: StopWatch) -> MadeRound | None:
         if done:
             self._refuse_incomplete(number)
+        if self._settings.max_staleness:
+            self._draw_ahead(number, done)
         return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
+
+    def _draw_ahead(self, number: int, done: int) -> None:
+        """Have the answers of this round, and begin to draw the next one's with the weights of now."""
+        if number:
+            self._refuse_undrawn(number)
+        self._maker.draw(number, weights=self._weights_of(number))
+        ahead = number + 1
+        if ahead == self._settings.rounds:
+            return
+        if done:
+            self._refuse_undrawn(ahead)
+        else:
+            self._maker.begin(ahead, weights=self._weights_of(ahead))
+
+    def _refuse_undrawn(self, number: int) -> None:
+        """Raise DataError if a round is neither drawn nor being drawn: the weights that draw it are gone."""
+        files = RoundFiles(self._run.path, number)
+        if self._rank == 0 and not self._place.is_drawing(number) and not files.has(SAMPLES):
+            raise DataError(
+                f"{files.path} lacks {SAMPLES}, which {self._weights_of(number)} drew, and the newest checkpoint is of "
+                "a later step; restore the folder, or remove the checkpoints after that step"
+            )
+
+    def _checkpoint(self, due: CheckpointDue) -> None:
+        # Weights that a later start can't have again must have drawn what they are to draw.
+        ahead = (due.step - 1) // self._plan.steps_per_round + 1
+        if self._settings.max_staleness and self._stopped_by is None and ahead < self._settings.rounds:
+            self._maker.draw(ahead, weights=self._weights_of(ahead))
+        super()._checkpoint(due)
 
     def _refuse_incomplete(self, number: int) -> None:
         """Raise DataError if a round that was learned lacks a file: it would be made by weights that know the round."""
@@ -206,8 +260,8 @@ class RolloutWorker(Learner):
                 own = round_figures_of(arrays_of([made])) if len(pool) > 1 else {}
                 files.write_weighing(StoredWeighing(_finite({**weighed.figures, **own}), weighed.state))
         samples = [row for one in pool for row in one.samples]
-        prefixes = weighed.prefix_R or [self._maker.prefix_of(one.number) for one in pool for _ in one.samples]
-        return self._blocks(self._maker.rows(samples, prefixes), arrays, weighed)
+        prefixes = weighed.prefix_R or [self._drawing.prefix_of(one.number) for one in pool for _ in one.samples]
+        return self._blocks(self._drawing.rows(samples, prefixes), arrays, weighed)
 
     def _blocks(self, rows: TokenRows, arrays: RoundArrays, weighed: Weighed) -> TokenRows:
         keep_R = weighed.keep_R & arrays.usable_R
@@ -271,7 +325,9 @@ class RolloutWorker(Learner):
         return None if decision.learns else decision.reasons[0]
 
     def _weights_of(self, number: int) -> str:
-        return f"step-{number * self._plan.steps_per_round:08d}"
+        """Return the name of the weights that draw a round. The plan alone says which, never what is done first."""
+        begins_with = max(0, number - self._settings.max_staleness)
+        return f"step-{begins_with * self._plan.steps_per_round:08d}"
 
     def _log_round(self, made: MadeRound) -> None:
         row = metrics_row(self._history[-1]) | made.sampler_difference()

@@ -33,6 +33,7 @@ _MAY_CHANGE = {
     "training.hub_model_id",
     "training.hub_private_repo",
     "rollouts.place",
+    "rollouts.actors",
     "rollouts.sampling_batch",
     "rollouts.max_failed_fraction",
     "rollouts.stop",

@@ -72,14 +72,14 @@ def prepared(config: Config, folder: Path) -> PreparedRun:
     )
 
 
-def run_here(config: Config, run: Path, *, plan: PreparedRun) -> dict[str, Any]:
+def run_here(config: Config, run: Path, *, plan: PreparedRun, fit: Any = fit_rollouts_here) -> dict[str, Any]:
     return run_rollouts(
         config,
         plan,
         run=RunDirectory(run),
         task="test",
         tracking=Tracking(),
-        helpers=Helpers(fit=fit_rollouts_here),
+        helpers=Helpers(fit=fit),
     )
 
 

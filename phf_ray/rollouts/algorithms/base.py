@@ -71,6 +71,11 @@ class RoundArrays:
         """Of each prompt."""
         return _num_samples(np.asarray(self.prompt_R)) or 0
 
+    @property
+    def sampling_logprobs(self) -> Floats:
+        """Log-probabilities under the weights that sampled: of these the samples measure the KL without bias."""
+        return self.policy_RT if self.behaviour_RT is None else self.behaviour_RT
+
     def grouped(self, values_R: Floats) -> Floats:
         """Return the rows' numbers by prompt, (G, N); NaN for rows that can't be used."""
         return np.where(self.usable_R, values_R, np.nan).reshape(-1, max(self.num_samples, 1))
@@ -161,7 +166,7 @@ def round_figures(arrays: RoundArrays) -> dict[str, float]:
         figures["objective/rewards"] = figures["reward"] = float(rewards.mean())
         figures["completions/mean_length"] = float(arrays.mask_RT[usable_R].sum(axis=1).mean())
         if arrays.reference_RT is not None:
-            kl_RT = kl_estimate(arrays.policy_RT - arrays.reference_RT, "k1")[usable_R]
+            kl_RT = kl_estimate(arrays.sampling_logprobs - arrays.reference_RT, "k1")[usable_R]
             figures["objective/kl_sum_seq"] = figures["kl"] = float(kl_RT.sum(axis=1).mean())
             figures["objective/kl_avg_seq"] = float(kl_RT[arrays.mask_RT[usable_R]].mean())
     return figures

@@ -80,7 +80,7 @@ class PolicyGradientAlgorithm(Algorithm):
         """Adapt kl_coef as AlpacaFarm does: by a tenth of how far the KL is from its target, at most 2%."""
         coefficient = self.kl_coef(state)
         target, usable_R = self.config.kl_target, arrays.usable_R
-        if target is not None and usable_R.any():
-            kl = self.kl(arrays)[usable_R].sum(axis=1).mean()
+        if target is not None and arrays.reference_RT is not None and usable_R.any():
+            kl = kl_estimate(arrays.sampling_logprobs - arrays.reference_RT, "k1")[usable_R].sum(axis=1).mean()
             coefficient *= 1 + 0.1 * float(np.clip(kl / target - 1, -0.2, 0.2))
         return {KL_COEF: coefficient}

@@ -90,7 +90,9 @@ def _row(
     files: RoundFiles, sample: StoredSample, reward: StoredReward, logprobs: StoredLogprobs, weights: str
 ) -> RolloutRow:
     num_tokens = len(sample.completion_ids or ())
-    for name, numbers in (("policy", logprobs.policy), ("reference", logprobs.reference)):
+    # Figures are of the policy that wrote the answer, and so are its rewards.
+    policy = logprobs.policy if logprobs.behaviour is None else logprobs.behaviour
+    for name, numbers in (("policy", policy), ("reference", logprobs.reference)):
         if sample.completion is not None and numbers is not None and len(numbers) != num_tokens:
             raise DataError(
                 f"{files.path / LOGPROBS}: prompt {sample.key.prompt_id}, sample {sample.key.sample} has "
@@ -108,7 +110,7 @@ def _row(
         rewards={name: _known(value) for name, value in reward.by_name.items()},
         gold=_known(reward.gold),
         error=reward.error or sample.error,
-        policy=None if logprobs.policy is None else logprobs.policy.tolist(),
+        policy=None if policy is None else policy.tolist(),
         reference=None if logprobs.reference is None else logprobs.reference.tolist(),
     )
 

@@ -29,6 +29,13 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(task, capsys):
     assert not (task.parents[1] / "runs").exists()
 
 
+def test_a_dry_run_says_how_many_actors_draw(task, capsys):
+    overrides = ("rollouts.place=actors", "rollouts.actors.max=3", "rollouts.max_staleness=1")
+    assert main([*arguments(task, *overrides), "--dry-run"]) == 0
+    said = "actors       1 to 3, of 1 CPU and 0 GPU, each with the weights; a round is drawn while the one before it is"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

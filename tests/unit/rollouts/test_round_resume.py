@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from kills import Killed, count_calls, killed_after
 from ranks import run_on_ranks
 from rollout_rewarders import Meanwhile
 from rollout_runs import (
@@ -20,15 +21,11 @@ from rollout_runs import (
 
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.rollouts.identity import check_rewards_identity
-from phf_ray.rollouts.round_maker import RoundMaker
 from phf_ray.rollouts.rounds import RoundFiles
+from phf_ray.rollouts.sampling_places import Workers
 from phf_ray.rollouts.worker import RolloutWorker
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import loop
-
-
-class Killed(BaseException):
-    """What no code catches."""
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +47,6 @@ def plan(folder, config):
 def whole(folder, config, plan):
     run_here(config, folder / "whole", plan=plan)
     return folder / "whole"
-
-
-def killed_after(monkeypatch, owner, name, *, call):
-    """Let the `call`-th call of a function do its work and then kill the run."""
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*arguments, **named):
-        result = original(*arguments, **named)
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, wrapped)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +72,7 @@ def test_a_run_killed_anywhere_ends_byte_for_byte_like_one_that_was_not(
             run_here(config, run, plan=plan)
     assert not (run / "summary.json").exists()
     before = round_files(run)
-    drawn = count_calls(monkeypatch, RoundMaker, "_draw")
+    drawn = count_calls(monkeypatch, Workers, "draw")
     run_here(config, run, plan=plan)
     after = round_files(run)
     assert before.items() <= after.items(), "a stored round was changed"
@@ -99,17 +82,6 @@ def test_a_run_killed_anywhere_ends_byte_for_byte_like_one_that_was_not(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kinds = [(row["train/global_step"], "rollouts/round" in row) for row in rows]
     assert len(kinds) == len(set(kinds)) == 4 + 8, "a row is missing or there twice"
-
-
-def count_calls(monkeypatch, owner, name):
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*arguments, **named):
-        calls.append(1)
-        return original(*arguments, **named)
-
-    monkeypatch.setattr(owner, name, wrapped)
-    return calls
 
 
 def test_a_run_told_to_stop_ends_between_steps_or_stages_and_goes_on_from_there(

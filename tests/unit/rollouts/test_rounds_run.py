@@ -192,8 +192,6 @@ def test_a_control_token_takes_its_place_in_the_context(folder, tmp_path):
     ("changes", "message"),
     [
         ({"place": "http://localhost:8000"}, "a server has no fresh weights of the policy"),
-        ({"place": "actors"}, "not there yet"),
-        ({"max_staleness": 1}, "not there yet"),
         ({"stop": {"gold_patience": 3}}, "add rollouts.gold"),
         ({"stop": {"kl": 3}, "reports_kl": False}, "set reports_kl: true"),
         ({"samples_per_prompt": 1}, r"samples_per_prompt is 1; set it to 2 or more"),
