@@ -233,7 +233,7 @@ class RolloutWorker(Learner):
     def _checkpoint(self, due: CheckpointDue) -> None:
         # Weights that a later start can't have again must have drawn what they are to draw.
         ahead = (due.step - 1) // self._plan.steps_per_round + 1
-        if self._settings.max_staleness and self._stopped_by is None and ahead < self._settings.rounds:
+        if self._settings.max_staleness and ahead < self._settings.rounds:
             self._maker.draw(ahead, weights=self._weights_of(ahead))
         super()._checkpoint(due)
 
