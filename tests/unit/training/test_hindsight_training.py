@@ -262,7 +262,7 @@ def test_settings_that_can_not_be(folder, changes, says):
 @pytest.mark.parametrize(
     ("datasets", "changes", "says"),
     [
-        (["coh", "text"], {"dataset": {"max_length": 40}}, "max_length: 40 limits"),
+        (["coh", "text"], {"dataset": {"max_length": 40}}, "max_length: 40 limits examples alone"),
         (["coh", "text"], {"objective": {"name": "MLE", "mask_above": 0.5}}, "can't learn both"),
         (["coh"], {"dataset": {"prompt_template": "plain"}}, "say their own words"),
         (["coh"], {"compat": "trl"}, "compat: trl knows no records with fields"),
