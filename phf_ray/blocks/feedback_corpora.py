@@ -89,7 +89,7 @@ def _check_text_beside(config: Config, texts: Sequence[str]) -> None:
     if dataset.max_length is not None:
         raise ConfigError(
             f"dataset.datasets: {', '.join(texts)} is no feedback corpus, but others are, and dataset.max_length: "
-            f"{dataset.max_length} limits examples alone; if it is text to be learned beside them, remove max_length and "
+            f"{dataset.max_length} limits examples alone; to learn it beside them, remove max_length and "
             "set dataset.seq_length to what the model can read"
         )
 
