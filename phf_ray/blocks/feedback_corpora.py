@@ -88,8 +88,9 @@ def _check_text_beside(config: Config, texts: Sequence[str]) -> None:
         )
     if dataset.max_length is not None:
         raise ConfigError(
-            f"dataset.max_length: {dataset.max_length} limits examples, but {', '.join(texts)} is text that fills "
-            "blocks; remove it, and set dataset.seq_length to what the model can read"
+            f"dataset.datasets: {', '.join(texts)} is no feedback corpus, but others are, and dataset.max_length: "
+            f"{dataset.max_length} limits examples alone; to learn it beside them, remove max_length and "
+            "set dataset.seq_length to what the model can read"
         )
 
 

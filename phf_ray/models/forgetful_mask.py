@@ -99,7 +99,8 @@ def check_takes_masks(backbone: PreTrainedModel) -> None:
 
 def _probe(backbone: PreTrainedModel) -> None:
     """Hide a token and check that those after it don't change with it."""
-    weight = backbone.get_input_embeddings().weight
+    embedding: Any = backbone.get_input_embeddings()
+    weight: Tensor = embedding.weight
     ids_BS = torch.arange(4, device=weight.device)[None] + weight.shape[0] // 2
     other_BS = ids_BS.clone()
     other_BS[0, 1] += 1

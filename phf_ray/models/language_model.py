@@ -188,11 +188,12 @@ class LanguageModel(nn.Module):
         self, forgetful: ForgetfulMask, input_ids_BS: Tensor, token_kinds_BS: Tensor, first_block: int
     ) -> Tensor:
         positions_BS = document_positions(token_kinds_BS)
+        embedding: Any = self.backbone.get_input_embeddings()
         mask_B1QK = forgetful.additive(
             positions_BS,
             first_block=first_block,
             by_document=self.has_document_mask,
-            dtype=self.backbone.get_input_embeddings().weight.dtype,
+            dtype=embedding.weight.dtype,
         )
         return self.hidden_states(
             input_ids_BS,

@@ -120,7 +120,8 @@ def test_records_are_whole_and_only_answers_and_their_ends_are_learned(folder):
 
 
 def test_the_text_beside_feedback_keeps_its_ends_as_targets(folder):
-    objective, found = steps(folder, config_of(folder))
+    objective, found = steps(folder, config_of(folder, dataset={"weights": [1, 1]}))
+    seen = set()
     for batch in (batch for step in found for batch in step):
         targets = objective.targets(
             batch.input_ids_BS,
@@ -130,8 +131,10 @@ def test_the_text_beside_feedback_keeps_its_ends_as_targets(folder):
         )
         begins = batch.token_kinds_BS[:, 1:].flatten() == int(TokenKind.END_OF_TEXT)
         is_text = targets.channels[CORPUS] == 1
+        seen |= {*targets.channels[CORPUS][begins].tolist()}
         assert targets.valid_N[begins & is_text].all()
         assert not targets.valid_N[begins & ~is_text].any()
+    assert seen == {0.0, 1.0}
 
 
 def by_hand(step, weights, *, rows_alike, likelihood):
@@ -162,7 +165,7 @@ def by_hand(step, weights, *, rows_alike, likelihood):
 def test_the_loss_is_the_sum_of_weighed_means_however_the_step_is_divided(
     folder, dataset, others, weights, micro_batch_size
 ):
-    config = config_of(folder, dataset=dataset, **others)
+    config = config_of(folder, dataset=dataset | {"weights": [1, 1]}, **others)
     objective, found = steps(folder, config, micro_batch_size=micro_batch_size)
     tokenizer = load_tokenizer(config.tokenizer)
     model = initial_model(config, checkpoint_path=None, tokenizer=tokenizer).eval()
@@ -176,6 +179,7 @@ def test_the_loss_is_the_sum_of_weighed_means_however_the_step_is_divided(
             return torch.nn.functional.cross_entropy(logits, batch.input_ids_BS[row, 1:], reduction="none")
 
     for step in found:
+        assert len({int(number) for batch in step for number in batch.channels[CORPUS].flatten()}) == 2
         losses, targets = 0.0, 0.0
         for batch in weighed(step, objective=objective, device=torch.device("cpu")):
             with torch.no_grad():
@@ -258,7 +262,7 @@ def test_settings_that_can_not_be(folder, changes, says):
 @pytest.mark.parametrize(
     ("datasets", "changes", "says"),
     [
-        (["coh", "text"], {"dataset": {"max_length": 40}}, "max_length: 40 limits"),
+        (["coh", "text"], {"dataset": {"max_length": 40}}, "max_length: 40 limits examples alone"),
         (["coh", "text"], {"objective": {"name": "MLE", "mask_above": 0.5}}, "can't learn both"),
         (["coh"], {"dataset": {"prompt_template": "plain"}}, "say their own words"),
         (["coh"], {"compat": "trl"}, "compat: trl knows no records with fields"),
