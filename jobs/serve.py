@@ -176,10 +176,10 @@ def with_templates(models: Sequence[Mapping[str, Any]], texts: Sequence[str]) ->
     names = [model["name"] for model in models]
     chosen: dict[str | None, str] = {}
     for text in texts:
-        name, separator, template = text.partition("=")
-        if not separator or (name not in names and Path(text).exists()):
-            name, template = None, text
-        elif name not in names:
+        first, separator, rest = text.partition("=")
+        is_for_all = not separator or (first not in names and Path(text).exists())
+        name, template = (None, text) if is_for_all else (first, rest)
+        if name is not None and name not in names:
             raise ConfigError(f"--chat-template {text}: no --model is named {name!r}; they are {', '.join(names)}")
         if name in chosen:
             raise ConfigError(f"--chat-template {text}: {name or 'all models'} already have {chosen[name]}; give one")
@@ -192,8 +192,8 @@ def with_templates(models: Sequence[Mapping[str, Any]], texts: Sequence[str]) ->
         chosen[name] = str(Path(template).absolute()) if Path(template).is_file() else template
     found = []
     for model in models:
-        template = chosen.get(model["name"], chosen.get(None))
-        found.append({**model, **({} if template is None else {"chat_template": template})})
+        own = chosen.get(model["name"], chosen.get(None))
+        found.append({**model, **({} if own is None else {"chat_template": own})})
     return found
 
 

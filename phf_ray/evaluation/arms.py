@@ -87,8 +87,8 @@ def check_arm(arm: Arm) -> dict[str, Any]:
     return card
 
 
-_VOLATILE = ("created", "permission")
-"""Fields of a card that change with every start of the server, or with every answer."""
+_VOLATILE = ("created", "permission", "chat")
+"""Fields of a card that change with every start of the server or every answer; and the template, for chats alone."""
 
 
 def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
@@ -108,7 +108,8 @@ def described(arm: Arm, card: Mapping[str, Any]) -> Arm:
             ) from None
         if checkpoint.control is not None:
             control = control or "good"
-    chat = card.get("chat") if arm.api == "chat" and isinstance(card.get("chat"), Mapping) else {}
+    told_of_chats = card.get("chat")
+    chat: Mapping[str, Any] = told_of_chats if arm.api == "chat" and isinstance(told_of_chats, Mapping) else {}
     if chat.get("reads_control"):
         control = control or "good"
     told = {key: value for key, value in card.items() if key not in _VOLATILE}

@@ -32,8 +32,7 @@ class ChatProbe(Probe):
         return prompt_text(ChatPrompt(tuple(Message(one["role"], one["content"]) for one in json.loads(prompt))))
 
     def prepare(self, prompt: str, scenario: Scenario) -> tuple[str, ControlChoice | None, int]:
-        control = self._control(scenario)
-        kwargs = scenario.generate_kwargs
+        control, kwargs = self.arm.control, scenario.generate_kwargs
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return prompt, control, kwargs.max_new_tokens
         num_before = int(self.inserts(control)) + self._count_messages(prompt, control)
@@ -45,12 +44,6 @@ class ChatProbe(Probe):
         else:
             raise ConfigError(f"scenario {scenario.name}: set generate_kwargs.max_length or max_new_tokens")
         return prompt, control, int(min(limits))
-
-    def _control(self, scenario: Scenario) -> ControlChoice | None:
-        own = None if self.arm.checkpoint is None else self.arm.checkpoint.control
-        if scenario.prefix is not None and self.arm.control is None and own is not None:
-            return "good" if scenario.prefix == own.good else "bad" if scenario.prefix == own.bad else None
-        return self.arm.control
 
     def _count_messages(self, prompt: str, control: ControlChoice | None) -> int:
         key = f"{control} {prompt}"
@@ -81,6 +74,11 @@ def check_scenarios(scenarios: Sequence[Scenario]) -> None:
                 f"scenario {scenario.name} has no prompts_path, and a chat answers something; give conversations, or "
                 "leave out --api chat"
             )
+        if scenario.prefix is not None:
+            raise ConfigError(
+                f"scenario {scenario.name} has a prefix, which goes before texts; leave it out, and choose control "
+                "by arm, as NAME:good"
+            )
         if scenario.execute:
             raise ConfigError(
                 f"scenario {scenario.name} runs programs, and an answer completes none; leave out --api chat"
@@ -98,12 +96,13 @@ def conversation_of(record: Any, *, where: str) -> list[dict[str, str]]:
         value = value["text"]
     if isinstance(value, str):
         return [{"role": USER, "content": value}]
-    problem = _problem_of(value)
+    turns: list[Any] = value if isinstance(value, list) else []
+    problem = _problem_of(turns)
     if problem is not None:
         raise DataError(
             f"{where}: {problem}; write {{'messages': [{{'role': 'user', 'content': ...}}, ...]}}, or {{'text': ...}}"
         )
-    messages = [{"role": one["role"], "content": one["content"]} for one in value]
+    messages = [{"role": one["role"], "content": one["content"]} for one in turns]
     while messages and messages[-1]["role"] == ASSISTANT:
         messages.pop()
     if not messages:
@@ -111,10 +110,10 @@ def conversation_of(record: Any, *, where: str) -> list[dict[str, str]]:
     return messages
 
 
-def _problem_of(value: Any) -> str | None:
-    if not isinstance(value, list) or not value:
+def _problem_of(turns: Sequence[Any]) -> str | None:
+    if not turns:
         return "no conversation"
-    for one in value:
+    for one in turns:
         if not isinstance(one, dict) or not isinstance(one.get("content"), str):
             return f"{one!r:.80} is no message with a text"
         if one.get("role") not in ROLES:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Conversations:
             return list(self._strings.tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._strings.encode(text.removeprefix(self._start))[0]
 
-    @property
+    @cached_property
     def _start(self) -> str:
         """The text of the token that `encode` puts first, which some templates have, too."""
         tokenizer = self._strings.tokenizer

@@ -135,11 +135,15 @@ def _described(found: Logprobs, num_alternatives: int) -> list[dict[str, Any]]:
     return [
         {
             **_alternative(token, logprob),
-            # The list of a completion also has the token itself, at the end if it is none of the most probable.
-            "top_logprobs": [_alternative(*one) for one in list((top or {}).items())[:num_alternatives]],
+            # The list of a completion also has the token itself, even if it is none of the most probable.
+            "top_logprobs": [_alternative(*one) for one in _best(top or {})[:num_alternatives]],
         }
         for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
     ]
+
+
+def _best(found: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(found.items(), key=lambda one: -one[1])
 
 
 def _alternative(token: str, logprob: float | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.generation.chat.prompts import USER, Message, PromptError
 from phf_ray.generation.conversations import Conversations
+from phf_ray.generation.requests import RequestError
 from phf_ray.generation.tokens import TokenStrings
 from phf_ray.storage.hashing import digest
 from serve.backends import Asked, ModelDescription
@@ -70,11 +71,11 @@ class Tokenizing:
             step=info.step if info is not None else None,
             fingerprint=self.fingerprint,
             checkpoint=self._checkpoint(),
-            chat=self._chat,
+            chat=self._chat_card,
         )
 
     @cached_property
-    def _chat(self) -> ChatCard | None:
+    def _chat_card(self) -> ChatCard | None:
         known = self._conversations
         if known is None:
             return None
@@ -87,7 +88,7 @@ class Tokenizing:
                 known.ids([Message(USER, "What is it?")], context=self.context, control=control)
                 for control in ("good", "bad", "none")
             ]
-        except PromptError as error:
+        except (PromptError, RequestError) as error:
             return digest(str(error))
         return digest(ids)
 
@@ -148,7 +149,8 @@ class Tokenizing:
 
 
 def _num_characters(asked: ChatCompletionRequest | TokenizeRequest) -> int:
-    return sum(len(message.text) for message in asked.messages or ())
+    # Empty messages take time, too.
+    return sum(len(message.text) + 32 for message in asked.messages or ())
 
 
 def chat_templates(tokenizer: Any) -> dict[str, Any]:

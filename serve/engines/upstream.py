@@ -149,8 +149,8 @@ class UpstreamModel(Tokenizing):
     async def stream(self, request: Asked) -> AsyncIterator[Completed]:
         if isinstance(request, ChatCompletionRequest) and self._passes_chats_on:
             with self._counted(request.n):
-                async for piece in self._chat_pieces(request):
-                    yield piece
+                async for completed in self._chat_pieces(request):
+                    yield completed
             return
         request = await self.as_completion(request)
         prompts = await self._prepared(request)

@@ -132,6 +132,7 @@ def test_what_can_not_be_asked_of_a_chat_is_refused_before_a_sample(served, tmp_
     for config, asked, said in (
         (config_of(None), arm(served, "good"), "scenario talk has no prompts_path, and a chat answers something"),
         (config_of(path), arm(served, None, model="mute"), "no chat template"),
+        (config_of(path, prefix="<|good|>"), arm(served, "good"), "has a prefix, which goes before texts"),
     ):
         with pytest.raises(ConfigError, match=said):
             evaluate(served, config, tmp_path / "out", asked)

@@ -375,6 +375,14 @@ def chat(checkpoint, plain_checkpoint, script):
     return call
 
 
+def test_card_of_an_upstream_model_tells_the_template_that_is_used_here(checkpoint, plain_checkpoint, script):
+    upstream = Upstream(url=script.url)
+    for path, template, told in ((checkpoint, "coh", ("coh", True)), (plain_checkpoint, None, None)):
+        served = ServedModel(name="here", path=str(path), upstream=upstream, chat_template=template)
+        card = asyncio.run(UpstreamModel.load(served).describe()).chat
+        assert told == (None if card is None else (card.template, card.reads_control))
+
+
 def chat_answer(*texts: str | None, **fields) -> bytes:
     choices = [
         {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **fields}
