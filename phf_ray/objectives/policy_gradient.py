@@ -93,8 +93,8 @@ class PolicyGradient(Objective):
             raise DataError("objective PolicyGradient needs the log-probabilities of its targets")
         if settings.value_coef > 0 and values_N is None:
             raise ConfigError(
-                "the objective learns values (value_coef), and the model has no value head; set "
-                "model.model_kwargs.value_head_config: {is_bounded: false}"
+                "the objective learns values (value_coef), and the model has neither value head nor critic; set "
+                "model.model_kwargs.value_head_config: {is_bounded: false}, or algorithm.critic.model"
             )
         tokens = LearnedTokens(targets, over=settings.aggregation)
         logprobs, old = tokens.of(targets.logprobs_N), tokens.channel(OLD)
