@@ -1,7 +1,7 @@
 """Section `algorithm`: what is learned from a round of samples, one class per algorithm, chosen by `name`."""
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -209,6 +209,10 @@ AlgorithmConfig = Annotated[
     | OnlineDPOConfig,
     Field(discriminator="name"),
 ]
+
+
+def algorithm_names() -> list[str]:
+    return [get_args(section.model_fields["name"].annotation)[0] for section in get_args(get_args(AlgorithmConfig)[0])]
 
 
 def problems_of_algorithm(

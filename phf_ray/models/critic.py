@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from phf_ray.adapter_folder import is_adapter, judges_texts, model_or_base
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.model_folder import check_weight_files
 from phf_ray.models.backbone import first_words, is_classifier
 from phf_ray.models.build import special_ids
 from phf_ray.models.embeddings import learn_padding_rows
@@ -50,13 +51,16 @@ def load_critic(folder: Path, *, tokenizer: Any, starts_at_zero: bool = False) -
 
 
 def planned_critic_shape(folder: Path) -> ModelShape:
-    """Return the shape of what `load_critic` loads, from its configuration alone.
+    """Return the shape of what `load_critic` loads, without loading a weight.
 
-    Raises DataError if it is a classifier with several outputs, ConfigError if it can be none with one.
+    Raises DataError if weights are missing or damaged or it is a classifier with several outputs, ConfigError if it can
+    be none with one.
     """
     config = critic_config(folder)
-    if _judges(folder) and not is_adapter(folder):
-        refuse_several(folder, num_labels=config.num_labels)
+    if not is_adapter(folder):
+        check_weight_files(folder)
+        if _judges(folder):
+            refuse_several(folder, num_labels=config.num_labels)
     config.num_labels = 1
     try:
         with torch.device("meta"):

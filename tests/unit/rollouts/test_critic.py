@@ -396,6 +396,11 @@ def test_a_critic_with_other_tokens_is_refused(folder, tmp_path):
 def test_a_critic_that_is_none_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"algorithm\.critic\.model nowhere: no such directory"):
         prepared(parse_config(critic_values(folder, critic={"model": "nowhere"})), tmp_path)
+    write_reward_model(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        prepared(parse_config(critic_values(folder, critic={"model": str(tmp_path / "cut")})), tmp_path)
     several = AutoModelForSequenceClassification.from_pretrained(
         folder / "reward", num_labels=3, ignore_mismatched_sizes=True
     )
