@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.config import Config
-from phf_ray.errors import ConfigError
+from phf_ray.errors import ConfigError, DataError
 from phf_ray.models.actor_critic import CRITIC
 from phf_ray.models.backbone import load_tokenizer_beside
 from phf_ray.models.critic import critic_config, load_critic, planned_critic_shape
@@ -51,7 +51,11 @@ def starting_critic(config: Config, *, tokenizer: Any) -> RewardModel:
 
 
 def resumed_critic(checkpoint: Path, *, tokenizer: Any) -> RewardModel:
-    """Load the critic of a run's checkpoint, to continue the run."""
+    """Load the critic of a run's checkpoint, to continue the run. Raises DataError if it is gone."""
+    if not (checkpoint / CRITIC / "config.json").is_file():
+        raise DataError(
+            f"{checkpoint} has no {CRITIC}/, which was learned beside its policy; restore it, or remove this checkpoint"
+        )
     return load_critic(checkpoint / CRITIC, tokenizer=tokenizer)
 
 

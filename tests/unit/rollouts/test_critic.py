@@ -31,6 +31,7 @@ from phf_ray.models.critic import load_critic
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
 from phf_ray.records import TokenKind
+from phf_ray.rollouts.critics import resumed_critic
 from phf_ray.rollouts.estimate import describe_rounds
 from phf_ray.rollouts.rounds import RoundFiles
 from phf_ray.runs.directory import RunDirectory
@@ -342,15 +343,17 @@ def test_a_killed_run_ends_byte_for_byte(tmp_path, monkeypatch, config, plan, wh
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
 def test_two_workers_go_on_where_one_was_killed(folder, tmp_path, monkeypatch, config, plan, whole, parallelism):
-    """The last round is stored, so that both learn the same."""
+    """The answers of the last round are stored, so that both learn the same."""
     run = tmp_path / "run"
-    kill(monkeypatch, RoundFiles, "write_logprobs", call=2, config=config, run=run, plan=plan)
+    kill(monkeypatch, RoundFiles, "write_rewards", call=2, config=config, run=run, plan=plan)
     before = round_files(run)
     two = parse_config(critic_values(folder, training={"parallelism": parallelism, "num_workers": 2}))
     (tmp_path / "ranks").mkdir()
     prepare_run(two, run, plan)
     run_on_ranks(partial(run_on_rank, two, run, plan), world_size=2, directory=tmp_path / "ranks")
     assert before.items() <= round_files(run).items()
+    for one, other in zip(round_rows(run, "logprobs", 1), round_rows(whole, "logprobs", 1), strict=True):
+        assert one["value"] == pytest.approx(other["value"], abs=1e-4)
     ours, theirs = checkpoint_of(run, 4), checkpoint_of(whole, 4)
     for kind, part in ((AutoModelForCausalLM, "."), (AutoModelForSequenceClassification, "critic")):
         mine, other = (kind.from_pretrained(one / part) for one in (ours, theirs))
@@ -377,6 +380,13 @@ def test_beside_an_adapter_the_whole_critic_learns_and_goes_on(folder, tmp_path,
     start = AutoModelForSequenceClassification.from_pretrained(folder / "reward")
     for (name, one), other in zip(critic.named_parameters(), start.parameters(), strict=True):
         assert not torch.equal(one, other), name
+
+
+def test_a_checkpoint_that_has_lost_its_critic_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"step-00000004 has no critic/, which was learned beside its policy; restore it"
+    ):
+        resumed_critic(tmp_path / "step-00000004", tokenizer=tiny_tokenizer())
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------
