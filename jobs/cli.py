@@ -66,6 +66,29 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, method: bool) -> No
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan and stop")
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, *, name: str, of_start: str = "") -> None:
+    """Add what names a run and says what it starts from. `name`: an example. `of_start`: more on that start."""
+    parser.add_argument(
+        "--model",
+        dest="shape",
+        metavar="NAME|FILE",
+        help="shape of a new model in place of the task's: 124m, 350m, 1b, 3b, 7b (Llama), 124m_gpt2 ..., or a file",
+    )
+    parser.add_argument(
+        "--run-name", help=f"name of the run's folder below the storage path; default: after task and method ({name})"
+    )
+    parser.add_argument(
+        "--storage-path", default="runs", metavar="DIR", help="storage that all workers see (default: ./runs)"
+    )
+    parser.add_argument(
+        "--checkpoint-path",
+        metavar="DIR",
+        help=f"start from the weights of this checkpoint, or of this run's newest one{of_start}",
+    )
+    parser.add_argument("--group-name", help="group of the run on Weights & Biases")
+    parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
+
+
 def config_from(arguments: argparse.Namespace) -> "Config":
     from phf_ray.config import load_config
 

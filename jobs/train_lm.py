@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.cli import add_config_arguments, add_run_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
 from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
@@ -216,28 +216,10 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     add_config_arguments(parser, method=True)
-    parser.add_argument(
-        "--model",
-        dest="shape",
-        metavar="NAME|FILE",
-        help="shape of a new model in place of the task's: 124m, 350m, 1b, 3b, 7b (Llama), 124m_gpt2 ..., or a file",
-    )
-    parser.add_argument(
-        "--run-name", help="name of the run's folder below the storage path; default: after task and method (pep8-mle)"
-    )
-    parser.add_argument(
-        "--storage-path", default="runs", metavar="DIR", help="storage that all workers see (default: ./runs)"
-    )
-    parser.add_argument(
-        "--checkpoint-path",
-        metavar="DIR",
-        help="start from the weights of this checkpoint, or of this run's newest one",
-    )
-    parser.add_argument("--group-name", help="group of the run on Weights & Biases")
+    add_run_arguments(parser, name="pep8-mle")
     parser.add_argument(
         "--tokens-per-s", type=float, metavar="N", help="with --dry-run: speed of all workers, to skip the short trial"
     )
-    parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
     return parser
 
 

@@ -7,6 +7,7 @@ names if the meaning is unchanged, so that its users recognise them. Open `whole
 
 from phf_ray.config.algorithms import (
     AlgorithmConfig,
+    CriticConfig,
     ExpertIterationConfig,
     GRPOConfig,
     OnlineDPOConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "ConditionalTrainingConfig",
     "Config",
     "Count",
+    "CriticConfig",
     "DPOConfig",
     "DatasetConfig",
     "ExpertIterationConfig",

@@ -1,7 +1,7 @@
 """Section `algorithm`: what is learned from a round of samples, one class per algorithm, chosen by `name`."""
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ Range = Annotated[float, Field(gt=0)]
 
 class _AlgorithmSection(Section):
     learns_values: ClassVar[bool] = False
-    """Whether the model needs a value head."""
+    """Whether values of tokens are learned, by a value head or a critic."""
     smallest_group: ClassVar[int] = 1
     """Samples of a prompt that the algorithm needs, because it compares them."""
     needs_temperature_1: ClassVar[bool] = False
@@ -56,6 +56,14 @@ class PolicyGradientSection(_AlgorithmSection):
         return self
 
 
+class CriticConfig(Section):
+    model: str
+    """Folder or hub id of its start: a reward model, whose head says values from now on, or a language
+    model, whose new head says 0. It must have the policy's tokens. All of its weights train."""
+    learning_rate: Range | None = None
+    """Peak, on the schedule of training.learning_rate; null: the same."""
+
+
 class PPOConfig(PolicyGradientSection):
     learns_values = True
 
@@ -72,6 +80,8 @@ class PPOConfig(PolicyGradientSection):
     """true: divide the rewards of a round's tokens by their standard deviation, mean kept (AlpacaFarm does)."""
     whiten_advantages: bool = True
     """true: bring a round's advantages to mean 0 and standard deviation 1."""
+    critic: CriticConfig | None = None
+    """A model of its own that says the values; null: a head on the policy says them."""
 
 
 class RLOOConfig(PolicyGradientSection):
@@ -201,6 +211,10 @@ AlgorithmConfig = Annotated[
 ]
 
 
+def algorithm_names() -> list[str]:
+    return [get_args(section.model_fields["name"].annotation)[0] for section in get_args(get_args(AlgorithmConfig)[0])]
+
+
 def problems_of_algorithm(
     algorithm: AlgorithmConfig,
     *,
@@ -214,9 +228,16 @@ def problems_of_algorithm(
     problems = []
     name = f"algorithm {algorithm.name}"
     value_head = model.model_kwargs.value_head_config
-    if algorithm.learns_values and (value_head is None or value_head.is_bounded):
+    if isinstance(algorithm, PPOConfig) and algorithm.critic is not None:
+        if value_head is not None:
+            problems.append(
+                f"{name} has values by algorithm.critic, and the policy's value head would learn nothing; set "
+                "model.model_kwargs.value_head_config: null, or remove the critic"
+            )
+    elif algorithm.learns_values and (value_head is None or value_head.is_bounded):
         problems.append(
-            f"{name} learns values of any size; set model.model_kwargs.value_head_config: {{is_bounded: false}}"
+            f"{name} learns values of any size; set model.model_kwargs.value_head_config: {{is_bounded: false}}, or "
+            "algorithm.critic.model to a reward model"
         )
     if samples_per_prompt < algorithm.smallest_group:
         problems.append(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from phf_ray.config.algorithms import algorithm_names
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.rewards import KINDS
 from phf_ray.config.shipped import SUFFIXES, method_path, model_path, task_path
@@ -190,5 +191,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 # Names of union members that pydantic puts into an error's path.
 _UNION_MEMBERS = {
     "MLE", "Unlikelihood", "AWR", "RWR", "DPO", "KTO", "BradleyTerry", "Quantile", "PromptFiles", "float",
-    "constrained-float", "int", "str", "<served>", "<here>",
+    "constrained-float", "int", "str", "<served>", "<here>", *algorithm_names(),
 }  # fmt: skip

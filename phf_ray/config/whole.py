@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from phf_ray.config.algorithms import AlgorithmConfig, problems_of_algorithm
+from phf_ray.config.algorithms import AlgorithmConfig, CriticConfig, PPOConfig, problems_of_algorithm
 from phf_ray.config.attack import RedTeamConfig
 from phf_ray.config.base import Compat, FeedbackCompat, Section
 from phf_ray.config.dataset import DatasetConfig, TokenizerConfig
@@ -83,6 +83,18 @@ class Config(Section):
             "dataset.filter_threshold": dataset.filter_threshold is not None,
         }
         return tuple(name for name, is_set in readers.items() if is_set)
+
+    @property
+    def critic(self) -> CriticConfig | None:
+        """The model that says the values of answers, if it is one of its own."""
+        return self.algorithm.critic if isinstance(self.algorithm, PPOConfig) else None
+
+    @property
+    def critic_scale(self) -> float:
+        """The critic's learning rate over training.learning_rate."""
+        if self.critic is None or self.critic.learning_rate is None:
+            return 1.0
+        return self.critic.learning_rate / self.training.learning_rate
 
     @model_validator(mode="after")
     def _original_has_it(self) -> Self:
@@ -178,6 +190,10 @@ class Config(Section):
             problems.append(
                 f"rollouts.max_staleness: 1 weighs tokens by p / p of the weights that drew them, and algorithm "
                 f"{algorithm.name} is no policy gradient and has no such weights; set rollouts.max_staleness: 0"
+            )
+        if self.critic is not None and self.critic.learning_rate is not None and self.training.learning_rate == 0:
+            problems.append(
+                "algorithm.critic.learning_rate follows the schedule of training.learning_rate; raise that from 0"
             )
         if self.dataset.conditional_training_config is not None:
             problems.append("dataset.conditional_training_config is for train-lm; remove it")

@@ -147,13 +147,14 @@ class LanguageModel(nn.Module):
             input_ids_BS=input_ids_BS,
             token_scores_BS=token_scores_BS,
             token_kinds_BS=token_kinds_BS,
-            values_BS=self.values(hidden_BSD),
+            values_BS=self.token_values(hidden_BSD, input_ids_BS, token_kinds_BS),
             channels_BS=channels_BS,
         )
         return output
 
     def predict_values(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor | None:
-        """What the value head says of each token, as `forward` hands it to an objective: (B, S); None without one."""
+        """What the value head or critic says of each token, as `forward` hands it to an objective: (B, S); None without
+        one."""
         return self.values(self._trained_states(input_ids_BS, token_kinds_BS))
 
     def predict_logprobs(self, input_ids_BS: Tensor, token_kinds_BS: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -243,6 +244,14 @@ class LanguageModel(nn.Module):
         if self.adapter is None or self.adapter.first_new_row is None:
             return []
         return token_parameters(self.backbone)
+
+    def parts(self) -> "list[LanguageModel]":
+        """Return the models that run in one forward call: this one and, of a policy that has one, its critic."""
+        return [self]
+
+    def token_values(self, hidden_BSD: Tensor, _input_ids_BS: Tensor, _token_kinds_BS: Tensor) -> Tensor | None:
+        """Return the values of these tokens, whose hidden states are known."""
+        return self.values(hidden_BSD)
 
     def values(self, hidden_BSD: Tensor) -> Tensor | None:
         """Return value predictions, shape (B, S), or None without a value head."""

@@ -64,6 +64,10 @@ class RewardModel(LanguageModel):
         found: int | None = self.backbone.config.get_text_config().pad_token_id
         return found
 
+    def predict_rewards(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
+        """Return the reward at each token, (B, S), as `forward` hands it to an objective."""
+        return self.rewards(self._trained_states(input_ids_BS, token_kinds_BS))
+
     def rewards(self, hidden_BSD: Tensor) -> Tensor:
         """Return the reward at each token, (B, S), in fp32 even under autocast: pairs may differ by little."""
         weight_1D, bias_1, _ = self.head()
@@ -139,11 +143,11 @@ def load_reward_classifier(
     classifier = load_classifier(source, revision=revision)
     config: Any = classifier.config
     names = [str(name) for name in config.id2label.values()]
-    _refuse_several(source, num_labels=int(config.num_labels), names=f" ({', '.join(names)})")
+    refuse_several(source, num_labels=int(config.num_labels), names=f" ({', '.join(names)})")
     return classifier
 
 
-def _refuse_several(source: str | Path, *, num_labels: int, names: str = "") -> None:
+def refuse_several(source: str | Path, *, num_labels: int, names: str = "") -> None:
     if num_labels != 1:
         raise DataError(
             f"{source} is a classifier with {num_labels} labels{names}, and a reward model has one; give a reward "
@@ -160,7 +164,7 @@ def _merged_classifier(folder: Path, *, base: Path | None) -> PreTrainedModel:
     base = checked_base(folder, base=base)
     name, shapes = f"{FILE_PREFIX}{HEAD}.weight", stored_shapes(folder)
     if name in shapes:
-        _refuse_several(folder, num_labels=shapes[name][0])
+        refuse_several(folder, num_labels=shapes[name][0])
     elif not is_classifier(base):
         check_names(folder, missing=[name], unexpected=[])
     merged = merged_into(_classifier_of(base), folder)

@@ -1,6 +1,7 @@
 """Writes a checkpoint: an ordinary model directory plus `phf.json` and `value_head.safetensors`.
 
-Of a model with an adapter, the adapter alone is written, as peft would write it.
+Of a model with an adapter, the adapter alone is written, as peft would write it. A policy's critic stands beside it, in
+`critic/`, as a reward model.
 
 Whether transformers writes a model's configuration and tokenizer is known before training: `rehearse_save`.
 """
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from phf_ray.checkpoint import CheckpointInfo, write_info
 from phf_ray.errors import ConfigError
+from phf_ray.models.actor_critic import CRITIC, CRITIC_PREFIX, ActorCritic, critic_tensors
 from phf_ray.models.adapters import save_adapter, write_adapter_config
 from phf_ray.models.heads import VALUE_HEAD_FILE, VALUE_HEAD_KEY, save_value_head
 from phf_ray.models.language_model import LanguageModel
@@ -48,6 +50,9 @@ def save_checkpoint(
         is_bounded = model.value_head is None or model.value_head.is_bounded
         save_value_head(directory / VALUE_HEAD_FILE, state[VALUE_HEAD_KEY], is_bounded=is_bounded)
     write_info(directory, info)
+    if isinstance(model, ActorCritic) and (critic := critic_tensors(state)):
+        tensors = {name.removeprefix(CRITIC_PREFIX): tensor for name, tensor in critic.items()}
+        save_checkpoint(directory / CRITIC, model.critic, tokenizer, _critic_info(info), state_dict=tensors)
 
 
 def rehearse_save(directory: Path, model: LanguageModel, tokenizer: Any, info: CheckpointInfo) -> None:
@@ -79,3 +84,19 @@ def rehearse_save(directory: Path, model: LanguageModel, tokenizer: Any, info: C
                 f"no checkpoint of this model could be saved, because its {name} can't be: {reason}; correct it in the "
                 "folder that training starts from"
             ) from error
+    if isinstance(model, ActorCritic):
+        (directory / CRITIC).mkdir()
+        rehearse_save(directory / CRITIC, model.critic, tokenizer, _critic_info(info))
+
+
+def _critic_info(info: CheckpointInfo) -> CheckpointInfo:
+    """A critic is a whole model, and reads rows as its policy writes them."""
+    return CheckpointInfo(
+        task=info.task,
+        step=info.step,
+        tokens_seen=info.tokens_seen,
+        rows=info.rows,
+        compat=info.compat,
+        licenses=info.licenses,
+        versions=info.versions,
+    )

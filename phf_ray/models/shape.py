@@ -47,6 +47,7 @@ class ModelShape:
 
 
 def shape_of(model: LanguageModel) -> ModelShape:
+    """Return the shape of one model; each of its `parts` has its own."""
     head_VD = model.head()[0]
     looked_up = {
         id(parameter)
@@ -57,7 +58,8 @@ def shape_of(model: LanguageModel) -> ModelShape:
     config: Any = model.backbone.config
     num_heads = getattr(config, "num_attention_heads", None) or 1
     size_of_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    parameters = list(model.parameters())
+    others = {id(each) for part in model.parts()[1:] for each in part.parameters()}
+    parameters = [each for each in model.parameters() if id(each) not in others]
     trained = [each for each in parameters if each.requires_grad]
     return ModelShape(
         num_parameters=sum(each.numel() for each in parameters),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from phf_ray.config import Compat, FeedbackCompat
 from phf_ray.errors import DataError
+from phf_ray.objectives.divergence import Operands
 from phf_ray.objectives.fused import FusedLoss, fused_linear_loss
 from phf_ray.objectives.statistics import BinCounts, Statistics
 from phf_ray.objectives.streams import CORPUS, LossStreams
@@ -90,6 +91,14 @@ class Weights(NamedTuple):
     statistics: Statistics = {}
 
 
+class FurtherLoss(NamedTuple):
+    """A loss that no weights of the targets' likelihood can say."""
+
+    loss: Tensor
+    """Sum over targets; differentiable."""
+    statistics: Statistics
+
+
 class Objective(nn.Module):
     """Computes loss, normaliser and statistics of one micro-batch. Has settings but no parameters."""
 
@@ -99,6 +108,8 @@ class Objective(nn.Module):
     """`weigh` gets `targets.logprobs_N`. The price is a second product with the head."""
     without_dropout: bool = False
     """The answers of a pair are compared, and other dropout in each would be noise."""
+    temperature: float = 1.0
+    """The likelihood is that of logits / temperature."""
     channels: tuple[str, ...] = ()
     """Names of the numbers per token, beside the score, that `weigh` reads."""
     streams: LossStreams | None = None
@@ -143,7 +154,11 @@ class Objective(nn.Module):
             input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS, channels_BS=channels_BS
         )
         values_N = None if values_BS is None else values_BS[:, :-1].flatten()
-        head = _Head(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V, targets, self.rules)
+        if self.temperature != 1:
+            hidden_BSD = hidden_BSD / self.temperature
+            head_bias_V = None if head_bias_V is None else head_bias_V / self.temperature
+        operands = Operands(hidden_BSD[:, :-1].flatten(0, 1), head_VD, head_bias_V)
+        head = _Head(*operands, targets, self.rules)
         if self.reads_logprobs:
             targets = dataclasses.replace(targets, logprobs_N=head.logprobs())
         weights = self.weigh(targets, values_N)
@@ -156,7 +171,11 @@ class Objective(nn.Module):
         elif values_N is not None:
             # If this objective does not train the value head, the head still needs a zero gradient: DDP waits for one.
             loss = loss + 0.0 * values_N.sum()
+        further = self.further_loss(operands, targets, input_ids_BS, token_kinds_BS)
+        if further is not None:
+            loss = loss + further.loss.to(loss.dtype)
         metrics = self._statistics(targets, weights, fused) | {"sum/loss": total(loss)}
+        metrics |= {} if further is None else further.statistics
         num_targets = weights.num_targets
         return self._normalised(loss, num_targets, metrics)
 
@@ -223,6 +242,12 @@ class Objective(nn.Module):
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         raise NotImplementedError
+
+    def further_loss(
+        self, _operands: Operands, _targets: Targets, _input_ids_BS: Tensor, _token_kinds_BS: Tensor, /
+    ) -> FurtherLoss | None:
+        """Return what is learned of the targets beside their likelihood. `operands` have their logits."""
+        return None
 
     def summarize(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         """Turn totals over any number of micro-batches, ranks and steps into figures. Waits for the device."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.measures.numbers import Floats
 from phf_ray.objectives.aggregation import Aggregation
-from phf_ray.objectives.base import Objective, ObjectiveOutput, Rules, Targets, Weights, ratio
+from phf_ray.objectives.base import Objective, Rules, Targets, Weights, ratio
 from phf_ray.objectives.clipped_loss import ppo_loss, value_loss
 from phf_ray.objectives.kl import kl_estimate, kl_slope
 from phf_ray.objectives.learned_tokens import LearnedTokens
@@ -53,39 +53,12 @@ class PolicyGradient(Objective):
 
     def __init__(self, rules: Rules, settings: PolicyGradientSettings) -> None:
         super().__init__(rules)
-        self.settings = settings
+        self.settings, self.temperature = settings, settings.temperature
         self.channels = (ADVANTAGE, OLD)
         if settings.value_coef > 0:
             self.channels += (RETURN, OLD_VALUE)
         if settings.kl_loss is not None:
             self.channels += (REFERENCE,)
-
-    def forward(  # noqa: PLR0913 - one block and one model's outputs
-        self,
-        *,
-        hidden_BSD: Tensor,
-        head_VD: Tensor,
-        input_ids_BS: Tensor,
-        token_scores_BS: Tensor,
-        token_kinds_BS: Tensor,
-        head_bias_V: Tensor | None = None,
-        values_BS: Tensor | None = None,
-        channels_BS: Mapping[str, Tensor] | None = None,
-    ) -> ObjectiveOutput:
-        temperature = self.settings.temperature
-        if temperature != 1:
-            hidden_BSD = hidden_BSD / temperature
-            head_bias_V = None if head_bias_V is None else head_bias_V / temperature
-        return super().forward(
-            hidden_BSD=hidden_BSD,
-            head_VD=head_VD,
-            input_ids_BS=input_ids_BS,
-            token_scores_BS=token_scores_BS,
-            token_kinds_BS=token_kinds_BS,
-            head_bias_V=head_bias_V,
-            values_BS=values_BS,
-            channels_BS=channels_BS,
-        )
 
     def weigh(self, targets: Targets, values_N: Tensor | None, /) -> Weights:
         settings = self.settings
@@ -93,8 +66,8 @@ class PolicyGradient(Objective):
             raise DataError("objective PolicyGradient needs the log-probabilities of its targets")
         if settings.value_coef > 0 and values_N is None:
             raise ConfigError(
-                "the objective learns values (value_coef), and the model has no value head; set "
-                "model.model_kwargs.value_head_config: {is_bounded: false}"
+                "the objective learns values (value_coef), and the model has neither value head nor critic; set "
+                "model.model_kwargs.value_head_config: {is_bounded: false}, or algorithm.critic.model"
             )
         tokens = LearnedTokens(targets, over=settings.aggregation)
         logprobs, old = tokens.of(targets.logprobs_N), tokens.channel(OLD)

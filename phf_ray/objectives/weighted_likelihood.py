@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from phf_ray.errors import ConfigError
-from phf_ray.objectives.base import Objective, ObjectiveOutput, Rules, Targets, Weights, ratio, total
+from phf_ray.objectives.base import FurtherLoss, Objective, Rules, Targets, Weights, ratio, total
 from phf_ray.objectives.divergence import Operands, divergence_loss
 from phf_ray.records import TokenKind
 
@@ -47,38 +47,16 @@ class WeightedLikelihood(Objective):
         weights_N = torch.where(targets.valid_N, targets.channels[WEIGHT].to(targets.scores_N.dtype), 0.0)
         return Weights(weights_N, torch.zeros_like(weights_N), num_targets=total(weights_N))
 
-    def forward(  # noqa: PLR0913 - one block and one model's outputs
-        self,
-        *,
-        hidden_BSD: Tensor,
-        head_VD: Tensor,
-        input_ids_BS: Tensor,
-        token_scores_BS: Tensor,
-        token_kinds_BS: Tensor,
-        head_bias_V: Tensor | None = None,
-        values_BS: Tensor | None = None,
-        channels_BS: Mapping[str, Tensor] | None = None,
-    ) -> ObjectiveOutput:
-        out = super().forward(
-            hidden_BSD=hidden_BSD,
-            head_VD=head_VD,
-            input_ids_BS=input_ids_BS,
-            token_scores_BS=token_scores_BS,
-            token_kinds_BS=token_kinds_BS,
-            head_bias_V=head_bias_V,
-            values_BS=values_BS,
-            channels_BS=channels_BS,
-        )
+    def further_loss(
+        self, operands: Operands, targets: Targets, input_ids_BS: Tensor, token_kinds_BS: Tensor, /
+    ) -> FurtherLoss | None:
         if not self.kl_coef and not self.entropy_coef:
-            return out
+            return None
         if self._reference is None and self.kl_coef:
             raise ConfigError("objective WeightedLikelihood has a kl_coef and no reference; call compare_with first")
-        targets = self.targets(
-            input_ids_BS, token_scores_BS=token_scores_BS, token_kinds_BS=token_kinds_BS, channels_BS=channels_BS
-        )
         learned = targets.valid_N.nonzero().squeeze(1)
         weights_M = targets.channels[WEIGHT][learned]
-        policy = Operands(hidden_BSD[:, :-1].flatten(0, 1)[learned], head_VD, head_bias_V)
+        policy = operands._replace(hidden_ND=operands.hidden_ND[learned])
         if self._reference is None:
             # Entropy alone: compared with itself, whose KL is 0 and has weight 0.
             reference = policy
@@ -94,12 +72,8 @@ class WeightedLikelihood(Objective):
             kl_weight_N=self.kl_coef * weights_M,
             entropy_weight_N=-self.entropy_coef * weights_M,
         )
-        metrics = out.metrics | {
-            "sum/loss": out.metrics["sum/loss"] + total(divergence.loss),
-            "sum/kl": total(weights_M * divergence.kl_N),
-            "sum/entropy": total(weights_M * divergence.entropy_N),
-        }
-        return ObjectiveOutput(out.loss + divergence.loss.to(out.loss.dtype), out.num_targets, metrics)
+        sums = {"kl": weights_M * divergence.kl_N, "entropy": weights_M * divergence.entropy_N}
+        return FurtherLoss(divergence.loss, {f"sum/{name}": total(sum_M) for name, sum_M in sums.items()})
 
     def _summarize(self, total: Mapping[str, float], _num_valid: float, /) -> dict[str, float]:
         names = {"sum/kl": "kl", "sum/entropy": "entropy"}

@@ -11,6 +11,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.models.architecture import architecture_of
 from phf_ray.models.positions import position_limit
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.critics import PlannedCritic, plan_critic
 from phf_ray.rollouts.plan import RolloutJob, RolloutPlan, StoredPrompts, plan_rollouts, store_prompts, usable_prompts
 from phf_ray.rollouts.progress import RoundLines
 from phf_ray.runs.directory import RunDirectory
@@ -27,6 +28,7 @@ class PreparedRun:
     prompts: StoredPrompts
     left_out: Mapping[str, int]
     """Why prompts can't be answered -> how many."""
+    critic: PlannedCritic | None = None
 
 
 def prepare_rollouts(
@@ -43,15 +45,26 @@ def prepare_rollouts(
     `accept` is told the plan, and raises an error if it can't be that of the run. `stores`: false to plan only.
     """
     _check_algorithm(config)
-    context = _context_of(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer))
+    critic = plan_critic(config, tokenizer=tokenizer)
+    contexts = [
+        _context_of(starting_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)),
+        None if critic is None else critic.context,
+    ]
+    context = min((each for each in contexts if each is not None), default=None)
     usable = usable_prompts(config, tokenizer=tokenizer, context=context)
     prompts = store_prompts(usable, folder=folder, stores=stores)
     start = identity_of_start(
         config, checkpoint_path, lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer)
     )
-    plan = plan_rollouts(config, prompts=prompts, checkpoint_path=checkpoint_path, start=start)
+    plan = plan_rollouts(
+        config,
+        prompts=prompts,
+        checkpoint_path=checkpoint_path,
+        start=start,
+        critic=None if critic is None else critic.identity,
+    )
     accept(dataclasses.asdict(plan))
-    return PreparedRun(plan, prompts, usable.left_out)
+    return PreparedRun(plan, prompts, usable.left_out, critic)
 
 
 def _context_of(starting: ModelConfig) -> int | None:

@@ -35,13 +35,21 @@ def describe_rounds(config: Config, prepared: PreparedRun, *, shape: ModelShape)
     yield f"rewards      {rewards}" + ("" if rollouts.gold is None else f"; gold: {rollouts.gold.called}")
     yield f"algorithm    {algorithm.name}"
     yield f"parameters   {shape.num_parameters:,}, {shape.num_trained:,} trained"
+    trained = shape.num_trained
+    critic_memory = 0.0
+    if prepared.critic is not None:
+        critic = prepared.critic.shape
+        yield f"critic       {critic.num_parameters:,}, {critic.num_trained:,} trained"
+        trained += critic.num_trained
+        critic_memory = 4.0 * critic.num_parameters
     needs_reference = rollouts.reports_kl or built.needs_reference or built.needs_reference_states
     has_own = needs_reference and (config.model.lora is None or built.needs_reference_states)
     # Weights in fp32, gradients and Adam's two moments; the reference has weights alone.
-    memory = 4.0 * shape.num_parameters * (2 if has_own else 1) + 12.0 * shape.num_trained
-    reference = "with the reference's" if has_own else "without a reference of its own"
+    memory = 4.0 * shape.num_parameters * (2 if has_own else 1) + critic_memory + 12.0 * trained
+    what = "with the reference's" if has_own else "without a reference of its own"
+    what += "" if prepared.critic is None else ", with the critic's"
     yield (
-        f"memory       {memory / GB:.2f} GB a worker for weights, {reference}, gradients and optimizer; activations, "
+        f"memory       {memory / GB:.2f} GB a worker for weights, {what}, gradients and optimizer; activations, "
         "keys and values, and reward models come on top"
     )
-    yield f"disk         {12.0 * shape.num_trained / GB:.2f} GB a checkpoint"
+    yield f"disk         {12.0 * trained / GB:.2f} GB a checkpoint"

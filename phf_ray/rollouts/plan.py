@@ -37,6 +37,8 @@ class RolloutPlan:
     """Hash of these weights, which are the reference too."""
     longest_row: int
     """Tokens of a prompt and its answer at most, with a control token if the algorithm has such tokens."""
+    critic: str | None = None
+    """Hash of the weights that the critic starts from; None: the run has no critic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,9 @@ class StoredPrompts:
     """Tokens of the longest prompt."""
 
 
-def plan_rollouts(config: Config, *, prompts: StoredPrompts, checkpoint_path: str | None, start: str) -> RolloutPlan:
+def plan_rollouts(
+    config: Config, *, prompts: StoredPrompts, checkpoint_path: str | None, start: str, critic: str | None = None
+) -> RolloutPlan:
     """Plan a run. Raises ConfigError if there are fewer prompts than a round needs."""
     rollouts = config.rollouts
     assert rollouts is not None
@@ -72,6 +76,7 @@ def plan_rollouts(config: Config, *, prompts: StoredPrompts, checkpoint_path: st
         checkpoint_path=checkpoint_path,
         start=start,
         longest_row=_num_control(config) + prompts.longest + rollouts.max_tokens,
+        critic=critic,
     )
 
 
@@ -136,8 +141,8 @@ def longest_prompt(config: Config, *, context: int | None) -> int | None:
     room = context - rollouts.max_tokens - _num_control(config)
     if room < 2:
         raise ConfigError(
-            f"rollouts.max_tokens={rollouts.max_tokens} leaves no room for a prompt in the model's {context} "
-            f"positions; lower it to at most {rollouts.max_tokens + room - 2}"
+            f"rollouts.max_tokens={rollouts.max_tokens} leaves no room for a prompt in the {context} positions of the "
+            f"model or its critic; lower it to at most {rollouts.max_tokens + room - 2}"
         )
     return room if asked is None else min(room, asked)
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from phf_ray.checkpoint import CheckpointInfo, Control, RowInfo
 from phf_ray.errors import DataError
 from phf_ray.generation.chat import template_source
+from phf_ray.models.actor_critic import ActorCritic
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.build import build_objective
 from phf_ray.objectives.weighted_likelihood import WeightedLikelihood
@@ -25,6 +26,7 @@ from phf_ray.records import TokenKind
 from phf_ray.rollouts.algorithms.base import RoundArrays, Weighed
 from phf_ray.rollouts.algorithms.base import round_figures as round_figures_of
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.critics import resumed_critic, starting_critic
 from phf_ray.rollouts.drawing import AnswerDrawing
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.forward import Forward
@@ -99,6 +101,14 @@ class RolloutWorker(Learner):
         self._alarms = AlarmWatch(patience=self._settings.stop.gold_patience)
         self._history: list[RoundFigures] = []
         """On rank 0: the figures of all rounds so far."""
+
+    def _build_model(self, resume_from: Path | None) -> LanguageModel:
+        policy = super()._build_model(resume_from)
+        if self._config.critic is None:
+            return policy
+        if resume_from is None:
+            return ActorCritic(policy, starting_critic(self._config, tokenizer=self._tokenizer))
+        return ActorCritic(policy, resumed_critic(resume_from, tokenizer=self._tokenizer))
 
     def _build_place(self) -> SamplingPlace:
         config, settings = self._config, self._settings

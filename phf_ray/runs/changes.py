@@ -50,6 +50,7 @@ _MEANING = {
     "plan.checkpoint_path": "--checkpoint-path",
     "plan.reference": "the weights of the model that the run starts from",
     "plan.start": "the weights of the model that the run starts from",
+    "plan.critic": "the weights of the model that the critic starts from",
     "plan.prompts_hash": "the prompts of the rounds, or the words of their template",
 }
 LEARNED_FROM = ("dataset", "tokenizer", "model", "objective", "training", "rollouts", "algorithm", "compat")

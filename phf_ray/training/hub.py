@@ -1,4 +1,4 @@
-"""Uploads a finished checkpoint to a hub: the model folder and its card, without the training state."""
+"""Uploads a finished checkpoint to a hub: the model folder and its card, without training state and critic."""
 
 import logging
 from pathlib import Path
@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 from phf_ray.errors import ConfigError, IncompleteError
+from phf_ray.models.actor_critic import CRITIC
 from phf_ray.runs.directory import COMPLETE
 from phf_ray.training.snapshot import STATE_DIRECTORY
 
@@ -25,7 +26,7 @@ def push_to_hub(checkpoint: Path, *, repository: str, private: bool, endpoint: s
         api.upload_folder(
             repo_id=repository,
             folder_path=checkpoint,
-            ignore_patterns=[f"{STATE_DIRECTORY}/*", COMPLETE],
+            ignore_patterns=[f"{STATE_DIRECTORY}/*", f"{CRITIC}/*", COMPLETE],
             commit_message=f"Upload {checkpoint.name}",
         )
     except HFValidationError as error:

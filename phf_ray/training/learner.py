@@ -116,11 +116,12 @@ class Learner:
     def _build_state(self, resume_from: Path | None) -> TrainState:
         training = self._config.training
         model = self._build_model(resume_from)
-        shape = shape_of(model)
-        self._num_trained = shape.num_trained
+        shapes = [shape_of(part) for part in model.parts()]
+        self._num_trained = sum(shape.num_trained for shape in shapes)
         self._base = base_info(model) if self._rank == 0 else None
-        self._flops_per_token = shape.flops_per_token(self._sequence_length)
-        set_up_layers(model, self._config, device=self._device, compiles=training.torch_compile)
+        self._flops_per_token = sum(shape.flops_per_token(self._sequence_length) for shape in shapes)
+        for part in model.parts():
+            set_up_layers(part, self._config, device=self._device, compiles=training.torch_compile)
         if self._objective.without_dropout:
             model.disable_dropout()
         parallel = parallelize(model, training.parallelism, device=self._device)
@@ -129,6 +130,7 @@ class Learner:
             weight_decay=training.weight_decay,
             betas=(training.adam_beta1, training.adam_beta2),
             epsilon=training.adam_epsilon,
+            critic_scale=self._config.critic_scale,
         )
         state = TrainState(parallel, optimizer, tokens_seen=training.tokens_already_seen)
         if resume_from is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from phf_ray.errors import DataError
+from phf_ray.models.actor_critic import CRITIC_PREFIX
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.objectives.statistics import Statistics
 from phf_ray.training.state import TrainState, unwrapped
@@ -33,7 +34,10 @@ class Snapshot:
 
 
 def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool = True) -> Snapshot | None:
-    """Copy the state. Collective under FSDP: every rank calls this, and only ranks with `keep` get the copy."""
+    """Copy the state. Collective under FSDP: every rank calls this, and only ranks with `keep` get the copy.
+
+    `with_optimizer`: false for what answers and is served, without what only training needs: optimizer and critic.
+    """
     module = unwrapped(state.model)
     copies: dict[int, Tensor | None] = {}
 
@@ -44,7 +48,11 @@ def take_snapshot(state: TrainState, *, keep: bool = True, with_optimizer: bool 
         return copies[id(tensor)]
 
     assert isinstance(module, LanguageModel)
-    model = {name: copied(tensor) for name, tensor in module.stored_tensors().items()}
+    model = {
+        name: copied(tensor)
+        for name, tensor in module.stored_tensors().items()
+        if with_optimizer or not name.startswith(CRITIC_PREFIX)
+    }
     optimizer = {
         f"{name}/{key}": copied(value)
         for name, parameter in module.named_parameters()

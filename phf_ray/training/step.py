@@ -21,7 +21,7 @@ from phf_ray.objectives.statistics import Statistics, all_reduce, combine, unpac
 from phf_ray.records import TEXT_KINDS, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.frozen import keep_old_rows, refuse_without_gradients
-from phf_ray.training.state import TrainState, unwrapped, world_size
+from phf_ray.training.state import LR_SCALE, TrainState, unwrapped, world_size
 from phf_ray.training.streams import weighed
 from phf_ray.training.survey import surveyed
 
@@ -103,7 +103,7 @@ def train_step(
         state.model, totals["sum/step_targets"], max_norm=settings.max_grad_norm
     )
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get(LR_SCALE, 1.0)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -33,7 +33,8 @@ class PPO(PolicyGradientAlgorithm):
     def weigh(self, arrays: RoundArrays, state: State) -> Weighed:
         if arrays.value_RT is None:
             raise DataError(
-                "algorithm ppo reads the values of a round's tokens, and there are none; the model needs a value head"
+                "algorithm ppo reads the values of a round's tokens, and there are none; the model needs a value head "
+                "or a critic"
             )
         settings, mask_RT = self.settings, arrays.of(arrays.usable_R)
         rewards_RT = self.token_rewards(arrays, state)

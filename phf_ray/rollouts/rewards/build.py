@@ -83,7 +83,10 @@ def _refuse_language_model(folder: Path) -> None:
     if is_adapter(folder):
         judges = judges_texts(folder)
     else:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        try:
+            named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{folder}: config.json can't be read: {error}; fetch it again") from None
         judges = not named or any("ForSequenceClassification" in name for name in named)
     if not judges:
         raise ConfigError(f"{folder} holds a language model, and no reward model; give one that judges texts")

@@ -69,6 +69,18 @@ def test_what_is_wrong_with_an_objective_is_named(objective, words):
         parse_config({"objective": objective})
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ({"name": "rloo", "clipp": 0.1}, r"algorithm\.clipp: unknown key; did you mean 'clip'"),
+        ({"name": "ppo", "critic": {"modle": "."}}, r"algorithm\.critic\.modle: unknown key; did you mean 'model'"),
+    ],
+)
+def test_what_is_wrong_with_an_algorithm_is_named(algorithm, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"algorithm": algorithm})
+
+
 def test_unknown_key_inside_a_list_of_sections_is_placed():
     with pytest.raises(
         ConfigError, match=r"scenario_configs\.0\.generate_kwargs\.topp: unknown key; did you mean 'top_p'"

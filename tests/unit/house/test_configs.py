@@ -56,7 +56,7 @@ STARTS = {  # task -> model that is finetuned, its revision, tokens that it has 
 }
 
 ROLLOUTS = {
-    *("rollouts", "ppo", "ppo_sim", "ppo_human", "rloo", "grpo", "reinforce"),
+    *("rollouts", "ppo", "ppo_critic", "ppo_sim", "ppo_human", "rloo", "grpo", "reinforce"),
     *("quark", "expert_iteration", "raft", "online_dpo"),
 }
 """Methods of train-rl, and the part that they share."""
@@ -146,7 +146,8 @@ def test_methods_of_feedback_load(path):
 @pytest.mark.parametrize("name", sorted(ROLLOUTS - {"rollouts"}))
 def test_methods_of_rounds_load(name):
     config = load_config(CONFIGS / "alpaca" / "task.yml", CONFIGS / "alpaca" / f"{name}.yml")
-    assert config.algorithm.name == name.partition("_sim")[0].partition("_human")[0]
+    assert config.algorithm.name == ("ppo" if name.startswith("ppo") else name)
+    assert (config.critic is not None) == (name == "ppo_critic")
     assert (config.rollouts.temperature, config.rollouts.max_tokens, config.rollouts.max_prompt_tokens) == (1, 300, 192)
     if name.startswith("ppo"):
         # AlpacaFarm's coefficients.

@@ -233,7 +233,7 @@ def test_what_the_objective_reads_must_be_there():
     for config, channel in (({}, "advantage"), ({"value_coef": 1}, "return"), ({"kl_loss": "k2"}, "reference_logprob")):
         with pytest.raises(DataError, match=f"reads {channel}"):
             build(**config)(**without(batch, channel))
-    with pytest.raises(ConfigError, match="no value head"):
+    with pytest.raises(ConfigError, match="neither value head nor critic"):
         build(value_coef=1)(**{**batch, "values_BS": None})
     with pytest.raises(ConfigError, match="clip"):
         build(clip=0)

@@ -319,3 +319,11 @@ def test_a_language_model_is_no_reward_model(tmp_path):
     [spec] = named_rewards(str(write_checkpoint(tmp_path / "model")), option="--reward")
     with pytest.raises(ConfigError, match=r"--reward: .* holds a language model, and no reward model"):
         check_spec(spec, option="--reward")
+
+
+def test_a_damaged_description_of_a_model_is_no_traceback(tmp_path):
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{")
+    [spec] = named_rewards(str(tmp_path / "model"), option="--reward")
+    with pytest.raises(ConfigError, match=r"--reward: .*model: config\.json can't be read: .*; fetch it again"):
+        check_spec(spec, option="--reward")

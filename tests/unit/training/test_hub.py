@@ -84,8 +84,9 @@ def hub(monkeypatch):
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "step-00000034"
-    (folder / "training_state").mkdir(parents=True)
-    for name in ("model.safetensors", "config.json", "phf.json", "COMPLETE", "training_state/optimizer.safetensors"):
+    trained = ("training_state/optimizer.safetensors", "critic/model.safetensors")
+    for name in ("model.safetensors", "config.json", "phf.json", "COMPLETE", *trained):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# pep8\n")
     return folder
