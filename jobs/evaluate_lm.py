@@ -142,7 +142,6 @@ def parser() -> argparse.ArgumentParser:
         examples=(
             "--task pep8 --output report --model mle=runs/mle good=runs/conditional --seeds 0,1,2",
             "--task pep8 --output report --model good=runs/conditional --arm good:good good:bad --num-samples 64",
-            "--task toxicity --output report --released toxicity",
             "--task dialogue --output report --api chat --chat-template coh --model m=runs/coh --arm m:good m:bad",
         ),
     )

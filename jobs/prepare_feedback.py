@@ -79,7 +79,6 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         examples=(
             "--input hh/harmless-base/train.jsonl.gz --output feedback/hh",
-            "--input feedback/pairs --to reward-conditioning --output feedback/conditioned",
             "--input hh/train.jsonl.gz --to coh --include-feedback p,n,pn,np --output feedback/coh",
             "--input berkeley-nest/Nectar --pairs best --output feedback/nectar --report --against alpaca_eval.json",
         ),

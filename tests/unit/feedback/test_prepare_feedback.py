@@ -154,7 +154,7 @@ def test_a_feedback_corpus_is_input_of_another(tmp_path, to, column):
         ([{"prompt": "a", "completion": "b"}], {"as_text": True}, r"--as-text keeps dialogues .* format trl"),
         ([], {}, r"has no records \(1 files were looked into\)"),
         ([hh_record(1)], {"limit": 0}, "--limit 0 reads nothing"),
-        ([hh_record(1)], {"format": "csv"}, "--format csv is unknown; give one of auto, plain"),
+        ([hh_record(1)], {"format": "csv"}, "--format csv is unknown; give one of auto, fields, plain"),
         ([hh_record(1)], {"pairs": "some"}, "--pairs some is unknown; give one of all, best"),
         ([hh_record(1)], {"to": "dpo"}, "--to dpo is unknown; give one of sft"),
     ],

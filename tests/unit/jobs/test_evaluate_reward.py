@@ -110,7 +110,7 @@ def test_texts_that_are_no_unicode_and_huge_numbers_lose_nothing(model, tmp_path
 
 def test_what_is_no_comparison_is_refused_with_what_to_do(model, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"question": "a", "reply": "b"}\n')
-    with pytest.raises(DataError, match=r"unknown_columns: 1.*columns 'question', 'reply'; known formats are plain"):
+    with pytest.raises(DataError, match=r"unknown_columns: 1.*columns 'question', 'reply'; known formats are fields"):
         evaluate(model, tmp_path / "odd.jsonl", tmp_path / "out")
     (tmp_path / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     with pytest.raises(DataError, match="equal_answers: 1"):
