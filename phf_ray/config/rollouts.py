@@ -48,7 +48,8 @@ class RolloutsConfig(Section):
     """Where answers are drawn: in the training `workers`, or by `actors` that get the weights of each round."""
     actors: PoolConfig = PoolConfig()
     """Those of `place: actors`. There are as many as a round has batches (sampling_batch), between `min` and `max`;
-    each has as many threads as CPUs. max: null: as many as the cluster has room for beside the training workers."""
+    each has as many threads as CPUs. max: null: as many as the cluster has room for beside the training workers and an
+    evaluation during the training."""
     rounds: Positive = 100
     prompts_per_round: Positive = 64
     samples_per_prompt: Positive = 4

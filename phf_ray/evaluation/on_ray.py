@@ -32,11 +32,11 @@ _RETRIES = 2
 
 def evaluations_beside(config: Config, run: RunDirectory, *, num_steps: int) -> CheckpointEvaluations | None:
     """Return the evaluations of a run's weights during training; None if the configuration asks for none."""
-    job = plan_evaluations(config, run, num_steps=num_steps, resources=_resources(config))
+    job = plan_evaluations(config, run, num_steps=num_steps, resources=evaluation_resources(config))
     return None if job is None else CheckpointEvaluations(run, job, start=EvaluationTask)
 
 
-def _resources(config: Config) -> dict[str, float]:
+def evaluation_resources(config: Config) -> dict[str, float]:
     """Return the resources of an evaluation: by default a GPU if the training workers leave one, else a CPU."""
     import ray
 

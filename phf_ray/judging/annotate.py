@@ -18,7 +18,14 @@ from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import IncompleteError
 from phf_ray.feedback.layout import FEEDBACK_KEYS
 from phf_ray.feedback.manifest import FeedbackManifest, feedback_card
-from phf_ray.judging.annotate_plan import AnnotatePlan, AnnotateRequest, plan_annotation, stage_pairs, staged_file
+from phf_ray.judging.annotate_plan import (
+    AnnotatePlan,
+    AnnotateRequest,
+    PairsFound,
+    plan_annotation,
+    stage_pairs,
+    staged_file,
+)
 from phf_ray.judging.annotate_shard import JudgingWork, ShardJudge
 from phf_ray.judging.desk import DeskSettings, StoreDesk
 from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_failures, check_fraction, same_verdicts
@@ -98,23 +105,22 @@ def annotate(
     it; DataError for a row that can't be judged; IncompleteError if too many judgements failed or the budget is spent.
     """
     check_fraction(max_failed_fraction)
-    with only_command(output):
-        return _annotate(
-            request, output, desk=desk, max_failed_fraction=max_failed_fraction, restart=restart, runner=runner
-        )
+    with only_command(output) as is_alone:
+        place = CorpusFolder(output, keys=FEEDBACK_KEYS)
+        planned = plan_annotation(request, place, restart=restart, is_alone=is_alone)
+        return _annotate(request, place, planned, desk=desk, max_failed_fraction=max_failed_fraction, runner=runner)
 
 
 def _annotate(
     request: AnnotateRequest,
-    output: str,
+    place: CorpusFolder,
+    planned: tuple[AnnotatePlan, PairsFound | None],
     *,
     desk: DeskSettings,
     max_failed_fraction: float,
-    restart: bool,
     runner: JudgingRunner,
 ) -> Annotated:
-    place = CorpusFolder(output, keys=FEEDBACK_KEYS)
-    plan, found = plan_annotation(request, place, restart=restart)
+    plan, found = planned
     digests = [plan.digest(shard) for shard in range(plan.num_shards)]
     if not place.has(SUCCESS):
         total, todo = _progress(place, digests)

@@ -118,19 +118,19 @@ def survey(source: JudgingSource) -> PairsFound:
 
 
 def plan_annotation(
-    request: AnnotateRequest, place: CorpusFolder, *, restart: bool
+    request: AnnotateRequest, place: CorpusFolder, *, restart: bool, is_alone: bool
 ) -> tuple[AnnotatePlan, PairsFound | None]:
     """Return the plan of this output: the stored one if it still holds, else a new one, which is stored.
 
-    With a new plan comes what the input holds, so that it need not be read once more. Raises ConfigError that names the
-    changes.
+    With a new plan comes what the input holds, so that it need not be read once more. `is_alone`: whether no other
+    command can be at work on it. Raises ConfigError that names the changes.
     """
     place.refuse_in_input(request.source.inputs)
     key = request.key()
     stored = None if restart else read_annotate_plan(place)
     if stored is not None:
         changes = [name for name in key if stored.key.get(name) != key[name]]
-        if changes and (place.has(SUCCESS) or place.committed(stored.num_shards)):
+        if changes and (place.has(SUCCESS) or place.committed(stored.num_shards) or not is_alone):
             named = ", ".join(f"{_FLAGS.get(name, name)}" for name in changes)
             raise ConfigError(
                 f"--output {place.path} was begun with another {named}; give another --output, or --restart to discard "

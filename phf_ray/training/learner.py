@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import evaluation_steps, parse_config
+from phf_ray.models.actor_critic import CRITIC_PREFIX
 from phf_ray.models.card import write_card
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.saving import rehearse_save, save_checkpoint
@@ -255,8 +256,11 @@ class Learner:
         model = unwrapped(self._state.model)
         assert isinstance(model, LanguageModel)
 
+        # A checkpoint's snapshot has the critic, which answers nothing.
+        tensors = {name: each for name, each in snapshot.model.items() if not name.startswith(CRITIC_PREFIX)}
+
         def write(directory: Path) -> None:
-            save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=snapshot.model)
+            save_checkpoint(directory, model, tokenizer=self._tokenizer, info=info, state_dict=tensors)
 
         self._weights_saver.submit(lambda: hand_out(self._run, snapshot.step, write))
 

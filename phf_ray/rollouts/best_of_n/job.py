@@ -69,28 +69,27 @@ def best_of_n(
     if too many samples or rewards failed.
     """
     check_fraction(max_failed_fraction)
-    with only_command(output):
+    with only_command(output) as is_alone:
+        place = BestOfNFolder(output)
         return _best_of_n(
             request,
-            output,
+            place,
+            plan_best_of_n(request, place, restart=restart, is_alone=is_alone),
             hardware=hardware or Hardware(),
             max_failed_fraction=max_failed_fraction,
-            restart=restart,
             runner=runner,
         )
 
 
 def _best_of_n(
     request: BestOfNRequest,
-    output: str,
+    place: BestOfNFolder,
+    plan: BestOfNPlan,
     *,
     hardware: Hardware,
     max_failed_fraction: float,
-    restart: bool,
     runner: BestOfNRunner,
 ) -> Finished:
-    place = BestOfNFolder(output)
-    plan = plan_best_of_n(request, place, restart=restart)
     if place.has(SUCCESS):
         place.remove(PARTS)
         return read_finished(place)

@@ -83,15 +83,15 @@ def footer_at(path: str) -> dict[str, Any] | None:
     return read_footer(path) if filesystem.exists(inner) else None
 
 
-def plan_best_of_n(request: BestOfNRequest, place: BestOfNFolder, *, restart: bool) -> BestOfNPlan:
+def plan_best_of_n(request: BestOfNRequest, place: BestOfNFolder, *, restart: bool, is_alone: bool) -> BestOfNPlan:
     """Return the plan of this output: the stored one if it still holds, else a new one, which is stored.
 
-    Raises ConfigError that names what has changed.
+    `is_alone`: whether no other command can be at work on it. Raises ConfigError that names what has changed.
     """
     stored = None if restart else _read_plan(place)
     if stored is not None:
         changes = [_FLAGS[name] for name, value in request.key.items() if stored.key.get(name) != value]
-        if changes and place.has_samples():
+        if changes and (place.has_samples() or not is_alone):
             raise ConfigError(
                 f"--output {place.path} was begun with another {', '.join(changes)}; give another --output, or "
                 "--restart to discard its contents"

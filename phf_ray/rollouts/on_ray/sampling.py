@@ -6,18 +6,20 @@ the batch that one held is drawn again, to the same answers, by another one.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from phf_ray.config import Config, parse_config
+from phf_ray.config import Config, evaluation_steps, parse_config
 from phf_ray.config.scoring import PoolConfig
 from phf_ray.errors import IncompleteError, PhfError
+from phf_ray.evaluation.on_ray import evaluation_resources
 from phf_ray.rollouts.plan import RolloutJob
 from phf_ray.rollouts.policy_copy import PolicyCopy
 from phf_ray.rollouts.prompts import RolloutPrompt
@@ -76,7 +78,7 @@ class RaySamplingPool:
         config = parse_config(job.config)
         assert config.rollouts is not None
         self._job, self._limits = job, config.rollouts.actors
-        self._most = self._limits.max or max(self._limits.min, room_for_actors(config))
+        self._most = most_actors(config, num_steps=job.plan["num_steps"])
         self._ready: list[Any] = []
         self._starting: dict[Any, Any] = {}
         """Answer of an actor's first call in a round -> actor."""
@@ -108,6 +110,8 @@ class RaySamplingPool:
             if self._is_closed:
                 raise IncompleteError(f"round {round_.number} was not drawn to its end, because the run ended")
             finished, _ = ray.wait([*self._under_way, *self._starting], timeout=_POLL_S)
+            if self._is_closed:
+                continue  # whoever died now was ended by `close`
             for answer in finished:
                 if answer in self._starting:
                     self._receive(answer, num_batches=len(batches))
@@ -205,8 +209,19 @@ def _said(error: RayActorError) -> str:
     return str(error).partition("\n")[0]
 
 
-def room_for_actors(config: Config) -> int:
-    """Return how many actors the cluster has room for beside the training workers."""
+def most_actors(config: Config, *, num_steps: int) -> int:
+    """Return how many actors there may be. Without a limit, they leave room for an evaluation during the training,
+    which would otherwise wait until the run has ended."""
+    assert config.rollouts is not None
+    limits = config.rollouts.actors
+    if limits.max is not None:
+        return limits.max
+    evaluates = any(evaluation_steps(config, num_steps=num_steps))
+    return max(limits.min, room_for_actors(config, left_free=evaluation_resources(config) if evaluates else {}))
+
+
+def room_for_actors(config: Config, *, left_free: Mapping[str, float] = MappingProxyType({})) -> int:
+    """Return how many actors the cluster has room for beside the training workers and what is left free."""
     assert config.rollouts is not None
     pool, training = config.rollouts.actors, config.training
     total = ray.cluster_resources()
@@ -215,7 +230,10 @@ def room_for_actors(config: Config) -> int:
     of_a_worker |= {"GPU": of_a_worker.get("GPU", 1.0)} if has_gpus else {}
     of_an_actor = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     rooms = [
-        int((total.get(name, 0.0) - training.num_workers * of_a_worker.get(name, 0.0)) / amount)
+        int(
+            (total.get(name, 0.0) - left_free.get(name, 0.0) - training.num_workers * of_a_worker.get(name, 0.0))
+            / amount
+        )
         for name, amount in of_an_actor.items()
         if amount > 0
     ]

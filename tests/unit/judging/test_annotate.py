@@ -14,7 +14,7 @@ from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.feedback import Comparison, read_feedback, read_feedback_manifest
 from phf_ray.http.client import RefusedError
 from phf_ray.judging import annotate_plan
-from phf_ray.judging.annotate import annotate
+from phf_ray.judging.annotate import annotate, judge_here
 from phf_ray.judging.annotate_plan import AnnotateRequest
 from phf_ray.judging.budget import UNIT, BudgetSpentError
 from phf_ray.judging.desk import DeskSettings
@@ -346,6 +346,22 @@ def test_a_job_that_has_judged_no_part_leaves_its_place_to_another(tmp_path):
     assert annotate(request(1), str(output), desk=desk).stats.rows.rows == 4
     with pytest.raises(ConfigError, match="begun with another --seed"):
         annotate(request(2), str(output), desk=desk)
+
+
+def test_where_nothing_keeps_jobs_apart_one_without_parts_may_be_under_way(tmp_path):
+    source, pool, output = write_rows(tmp_path / "pairs.json", pair_rows(4)), tmp_path / "pool.yml", "memory://judged"
+    pool.write_text(RULES, encoding="utf-8")
+    desk = DeskSettings(cache=str(tmp_path / "cache"), endpoints={})
+
+    def and_another(work, shards, desk):
+        with pytest.raises(ConfigError, match="begun with another --seed"):
+            annotate(request(1), output, desk=desk)
+        return judge_here(work, shards, desk)
+
+    def request(seed):
+        return AnnotateRequest(source=JudgingSource(pairs=source), pool=load_pool(pool), seed=seed)
+
+    assert annotate(request(0), output, desk=desk, runner=and_another).stats.rows.rows == 4
 
 
 def test_settings_of_the_server_change_no_row_and_no_plan(job, tmp_path, server):

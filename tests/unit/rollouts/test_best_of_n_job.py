@@ -1,6 +1,7 @@
 """Best of n in one process: what it writes, how it goes on after a kill, and what it refuses."""
 
 import json
+import uuid
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -351,6 +352,17 @@ def test_two_commands_on_one_output_do_not_disturb_each_other(scripted, model, t
 
     finished = best_of_n(request_of(model), str(output), runner=and_another)
     assert best_of_n(request_of(model), str(output)).manifest == finished.manifest
+
+
+def test_where_nothing_keeps_commands_apart_one_without_samples_may_be_under_way(scripted, model):
+    output = f"memory://{uuid.uuid4().hex}"
+
+    def and_another(work, rows):
+        with pytest.raises(ConfigError, match="was begun with another --n"):
+            best_of_n(request_of(model, n=3), output)
+        return best_of_n_here(work, rows)
+
+    assert best_of_n(request_of(model), output, runner=and_another).manifest
 
 
 def test_a_folder_of_others_is_left_alone(scripted, model, tmp_path):

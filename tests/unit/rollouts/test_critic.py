@@ -304,6 +304,17 @@ def test_a_checkpoint_has_all_of_the_critic_and_what_is_handed_out_has_none(fold
     }
 
 
+def test_weights_to_evaluate_have_no_critic_at_the_step_of_a_checkpoint_either(folder, tmp_path):
+    values = critic_values(folder, rounds=1)
+    values["generation"] = {"every_n_steps": 1, "scenario_configs": [{"name": "all"}]}
+    config, run = parse_config(values), tmp_path / "run"
+    run_here(config, run, plan=prepared(config, tmp_path))
+    weights = [run / "evaluations" / f"step-{step:08d}" / "weights" for step in (1, 2)]
+    assert all((folder / "model.safetensors").is_file() for folder in weights)
+    assert not any((folder / "critic").exists() for folder in weights)
+    assert (checkpoint_of(run, 2) / "critic").is_dir()
+
+
 def killed_after(monkeypatch, owner, name, *, call):
     original, calls = getattr(owner, name), []
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from score_runs import request
@@ -30,6 +31,20 @@ def test_a_folder_in_which_nothing_came_to_be_is_removed(tmp_path):
     with pytest.raises(ConfigError, match="no input"), only_command(str(tmp_path / "out")):
         raise ConfigError("there is no input")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_still_held_when_it_is_removed(tmp_path, monkeypatch):
+    output, remove = tmp_path / "out", Path.rmdir
+
+    def refused_and_removed(path):
+        with pytest.raises(ConfigError, match="another command"), only_command(str(path)):
+            pass
+        remove(path)
+
+    monkeypatch.setattr(Path, "rmdir", refused_and_removed)
+    with only_command(str(output)) as is_held:
+        assert is_held
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("below", ["", "/out"])
