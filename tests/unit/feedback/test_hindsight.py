@@ -258,3 +258,10 @@ def test_a_row_that_is_shuffled_or_stored_elsewhere_makes_the_same_records():
     )
     assert [row.record for row in one.rows] == [row.record for row in other.rows]
     assert [replace(row, meta="") for row in one.rows] == [replace(row, meta="") for row in other.rows]
+
+
+def test_words_that_no_tokenizer_reads_are_refused(tmp_path):
+    file = tmp_path / "own.yml"
+    file.write_text('markers: {good: "\\ud83d"}')
+    with pytest.raises(ConfigError, match="markers.good: .*half of a surrogate pair"):
+        load_phrases(file)
