@@ -2,16 +2,17 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
-from phf_ray.config import load_phrases
-from phf_ray.config.hindsight import Markers, Phrases
+from phf_ray.config import FeedbackForm, Phrases, load_phrases
+from phf_ray.config.hindsight import Markers
 from phf_ray.feedback.hindsight.settings import HINDSIGHT, ORDERS, HindsightSettings
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.reader import read_feedback
 from phf_ray.feedback.rows import Example
 
 _MOST_RECORDS = 1000
-_FORMS = ("dialogue", "question", "summary")
+_FORMS: tuple[FeedbackForm, ...] = get_args(FeedbackForm)
 
 
 def learned_markers(corpus: str, manifest: FeedbackManifest) -> Markers:

@@ -263,5 +263,5 @@ def test_a_row_that_is_shuffled_or_stored_elsewhere_makes_the_same_records():
 def test_words_that_no_tokenizer_reads_are_refused(tmp_path):
     file = tmp_path / "own.yml"
     file.write_text('markers: {good: "\\ud83d"}')
-    with pytest.raises(ConfigError, match="markers.good: .*half of a surrogate pair"):
+    with pytest.raises(ConfigError, match=r"markers\.good: .*half of a surrogate pair"):
         load_phrases(file)
