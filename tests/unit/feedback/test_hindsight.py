@@ -199,6 +199,17 @@ def test_a_corpus_and_its_json_lines_are_whole_and_read_again(pairs, capsys):
     assert [one.record.fields for one in read_feedback(str(pairs / "again"))] == [one.fields for one in kept]
 
 
+def test_a_file_for_others_is_checked_before_the_work_and_is_like_any_other_file(pairs):
+    arguments = ["--input", str(pairs / "a.jsonl"), "--output", str(pairs / "coh"), "--to", "coh", "--jsonl"]
+    for file, problem in ((pairs / "none" / "all.jsonl", "there is no folder"), (pairs, "is a folder; give the name")):
+        with pytest.raises(ConfigError, match=problem):
+            main([*arguments, str(file)])
+        assert not (pairs / "coh").exists()
+    assert main([*arguments, str(pairs / "all.jsonl")]) == 0
+    assert (pairs / "all.jsonl").stat().st_mode == (pairs / "a.jsonl").stat().st_mode
+    assert not list(pairs.glob(".phf-*"))
+
+
 def test_the_report_of_records_with_fields(pairs, capsys):
     arguments = ["--input", str(pairs / "a.jsonl"), "--output", str(pairs / "coh"), "--to", "coh", "--report"]
     assert main(arguments) == 0
