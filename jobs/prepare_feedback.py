@@ -18,7 +18,7 @@ from phf_ray.corpus.layout import REPORT
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
-from phf_ray.feedback.hindsight.jsonl import write_json_lines
+from phf_ray.feedback.hindsight.jsonl import check_json_lines_file, write_json_lines
 from phf_ray.feedback.hindsight.settings import COH, DEFAULT_KINDS, KINDS, HindsightSettings
 from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
 from phf_ray.feedback.manifest import FeedbackManifest
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--append keeps the contents of the output, but --restart discards them; give only one")
     if arguments.against and not arguments.report:
         raise ConfigError("--against names sets for the report; add --report")
+    if arguments.jsonl is not None:
+        check_json_lines_file(arguments.jsonl)
     against = [find_other_set(source) for source in arguments.against]
     output = _shared(arguments)
     manifest = prepare_feedback(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from phf_ray.checkpoint import MODEL_NAME, Control, ControlChoice, split_model_id
-from phf_ray.config.hindsight import DEFAULT_PHRASES, load_phrases
+from phf_ray.config.hindsight import load_phrases
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.templates import OWN, load_template
 from phf_ray.runs.checkpoints import find_checkpoint
@@ -87,9 +87,9 @@ class ServedModel(_Deployed):
     """What puts conversations into words: `tokenizer` (its own template), alpaca, chatml, coh, hh, plain, or the
     absolute path of a .jinja or .json file. None: the template that the model was trained with, else the tokenizer's
     own."""
-    chat_phrases: str = DEFAULT_PHRASES
-    """File of the markers of the template coh: a shipped one by its name, or the absolute path of the file with which
-    the model's records were made (`prepare-feedback --phrases`)."""
+    chat_phrases: str | None = None
+    """File of the markers of the template coh: a shipped one by its name, or the absolute path of a file as
+    `prepare-feedback --phrases` takes it. None: those that the model was trained with, else the shipped ones."""
     defaults: SamplingDefaults = SamplingDefaults()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_batch: Annotated[int, Field(ge=1)] = 64
@@ -119,9 +119,10 @@ class ServedModel(_Deployed):
 
     @field_validator("chat_phrases")
     @classmethod
-    def _are_phrases(cls, value: str) -> str:
+    def _are_phrases(cls, value: str | None) -> str | None:
         try:
-            load_phrases(value)
+            if value is not None:
+                load_phrases(value)
         except (ConfigError, OSError, UnicodeDecodeError) as error:
             raise ValueError(str(error)) from None
         return value

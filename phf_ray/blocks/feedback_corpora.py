@@ -11,10 +11,12 @@ from phf_ray.blocks.example_rows import ExampleSettings, FeedbackPart
 from phf_ray.blocks.manifest import SourceCorpus
 from phf_ray.config import BradleyTerryConfig, Config, KTOConfig, MLEConfig
 from phf_ray.errors import ConfigError
+from phf_ray.feedback.hindsight.learned_markers import learned_markers
 from phf_ray.feedback.layout import is_feedback_corpus
 from phf_ray.feedback.manifest import FeedbackManifest
 from phf_ray.feedback.reader import list_feedback_parts, read_feedback_manifest
-from phf_ray.generation.chat import template_source
+from phf_ray.generation.chat import template_source, with_markers
+from phf_ray.generation.chat.templates import COH
 from phf_ray.records import ScoredDocument
 from phf_ray.storage.files import full_name, open_filesystem
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh", "fields": "plain"}
+_TEMPLATES = {"text": "plain", "instruction": "alpaca", "messages": "hh", "conversation": "hh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def open_feedback(
     if isinstance(config.objective, KTOConfig):
         _warn_of_unequal_labels(config.objective, manifests)
     return OpenFeedback(
-        settings=_settings(config, manifests, tokenizer=tokenizer),
+        settings=_settings(config, paths, manifests, tokenizer=tokenizer),
         corpora=tuple(
             SourceCorpus(
                 name=posixpath.basename(path.rstrip("/")),
@@ -251,7 +253,11 @@ def _warn_of_unequal_labels(objective: KTOConfig, manifests: Sequence[FeedbackMa
 
 
 def _settings(
-    config: Config, manifests: Sequence[FeedbackManifest], *, tokenizer: "PreTrainedTokenizerFast"
+    config: Config,
+    paths: Sequence[str],
+    manifests: Sequence[FeedbackManifest],
+    *,
+    tokenizer: "PreTrainedTokenizerFast",
 ) -> ExampleSettings:
     dataset, form = config.dataset, manifests[0].form
     name = dataset.prompt_template
@@ -261,14 +267,18 @@ def _settings(
                 f"dataset.prompt_template: {name}, but the records say their own words; remove it, and change the "
                 "words with `phf prepare-feedback --phrases`"
             )
-        name = "plain"
+        # No row is made with it: it says how the trained model is asked.
+        name = COH
     if name is None:
         name = "tokenizer" if tokenizer.chat_template else _TEMPLATES[form.prompts]
+    text = template_source(name, tokenizer=tokenizer)
+    if form.prompts == "fields":
+        text = with_markers(text, learned_markers(paths[0], manifests[0]))
     conditional = dataset.conditional_training_config
     settings = ExampleSettings(
         kind=form.kind,
         template=str(Path(name).resolve()) if Path(name).is_file() else name,
-        template_text=template_source(name, tokenizer=tokenizer),
+        template_text=text,
         row_length=dataset.max_length or 0,
         learn=dataset.learn,
         good=None if conditional is None else conditional.aligned_prefix,

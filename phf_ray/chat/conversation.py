@@ -26,7 +26,7 @@ class ChatArm:
 
     model: str
     control: Control | None = None
-    """None: the model has no control tokens."""
+    """None: the model has no control tokens, and no markers of good and bad answers."""
     temperature: float | None = None
     max_tokens: int | None = None
     """None, here and above: what the server takes by default."""

@@ -22,7 +22,7 @@ SCORES_S = 60.0
 class ListedModel:
     id: str
     controls: tuple[Control, ...] = ()
-    """Empty: the model has no control tokens."""
+    """Empty: the model has no control tokens, and its template no markers of good and bad answers."""
 
 
 class ChatServer:
@@ -127,7 +127,7 @@ def body_of(answer: ChatAnswer) -> dict[str, Any]:
 def split_control(name: str, listed: Sequence[ListedModel]) -> tuple[str, Control | None]:
     """Return the model of `NAME` or `NAME:good`, and the control. Raises ConfigError if the server lists others only.
 
-    A model with control tokens gets `good`, the server's own default, if the name has none.
+    A model with control tokens or markers gets `good`, the server's own default, if the name has none.
     """
     known = {model.id: model for model in listed}
     if name in known or not known:
@@ -141,9 +141,10 @@ def split_control(name: str, listed: Sequence[ListedModel]) -> tuple[str, Contro
 def _listed(card: Mapping[str, Any]) -> ListedModel | None:
     if not isinstance(card.get("id"), str):
         return None
-    control = card.get("control")
-    has_control = isinstance(control, dict) and "suffixes" in control
-    return ListedModel(card["id"], CONTROLS if has_control else ())
+    control, chat = card.get("control"), card.get("chat")
+    has_token = isinstance(control, dict) and "suffixes" in control
+    has_marker = isinstance(chat, dict) and chat.get("reads_control") is True
+    return ListedModel(card["id"], CONTROLS if has_token or has_marker else ())
 
 
 def _first_choice(event: Mapping[str, Any]) -> Mapping[str, Any]:

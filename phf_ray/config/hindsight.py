@@ -19,6 +19,12 @@ FeedbackForm = Literal["dialogue", "summary", "question"]
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank; give words")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{text!a} has half of a surrogate pair, which no tokenizer reads; write the character"
+        ) from None
     return text
 
 

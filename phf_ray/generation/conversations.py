@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from phf_ray.checkpoint import CheckpointInfo
-from phf_ray.config.hindsight import DEFAULT_PHRASES, load_phrases
+from phf_ray.config.hindsight import load_phrases
 from phf_ray.errors import ConfigError
 from phf_ray.generation.chat.prompts import Message, PromptError
 from phf_ray.generation.chat.templates import (
+    COH,
     OWN,
     Ending,
     MessageTemplate,
@@ -79,18 +80,23 @@ class Conversations:
 
 
 def conversations_of(
-    strings: TokenStrings, info: CheckpointInfo | None, *, chosen: str | None = None, phrases: str = DEFAULT_PHRASES
+    strings: TokenStrings, info: CheckpointInfo | None, *, chosen: str | None = None, phrases: str | None = None
 ) -> Conversations | None:
     """Return what makes the tokens of conversations: the chosen template, else the one that the model was trained with,
     else its tokenizer's own. None if there is none.
 
+    `phrases`: file of the markers of Chain of Hindsight; None: those of the training, else ours.
+
     Raises ConfigError if the chosen template does not exist.
     """
     tokenizer: Any = strings.tokenizer
-    markers = load_phrases(phrases).markers
+    markers = None if phrases is None else load_phrases(phrases).markers
+    rows = None if info is None else info.rows
+    if chosen == COH and phrases is None and rows is not None and rows.template == COH:
+        chosen = None  # its own has the words that the model learned
     if chosen is not None:
         return Conversations(chosen, load_template(chosen, tokenizer=tokenizer, markers=markers), strings)
-    if info is not None and (rows := info.rows) is not None:
+    if info is not None and rows is not None:
         try:
             template = stored_template(rows.template, rows.template_text, tokenizer=tokenizer, markers=markers)
         except ConfigError as error:

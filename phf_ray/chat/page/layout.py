@@ -149,7 +149,7 @@ def _arm(settings: PageSettings, number: int, *, visible: bool) -> tuple[gr.Drop
     chosen = gr.Radio(
         list(CONTROLS),
         value=control or CONTROLS[0],
-        label=f"Control token of model {number + 1}",
+        label=f"Control token or marker of model {number + 1}",
         # Not `hidden`: a control that the model lacks is no part of the page.
         visible=visible and bool(controls),
         elem_id=f"control-{number + 1}",

@@ -1,7 +1,8 @@
 """Writes the records of a feedback corpus as JSON lines with `fields`, for other trainers."""
 
 import json
-import tempfile
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +20,27 @@ def json_lines(corpus: str) -> Iterator[str]:
         yield json.dumps({**row.record.texts, "fields": row.record.fields}, ensure_ascii=False) + "\n"
 
 
-def write_json_lines(corpus: str, file: Path) -> int:
-    """Write all records into a local file, which appears whole, and return their number."""
+def check_json_lines_file(file: Path) -> None:
+    """Raise ConfigError if nothing can be written there. For before the records are made."""
     if not file.parent.is_dir():
         raise ConfigError(f"--jsonl {file}: there is no folder {file.parent}; create it")
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".phf-", delete=False) as scratch:
-        number = 0
-        for line in json_lines(corpus):
-            scratch.write(line)
-            number += 1
-    publish(Path(scratch.name), file)
+    if file.is_dir():
+        raise ConfigError(f"--jsonl {file} is a folder; give the name of a file in it")
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"--jsonl {file}: nothing can be written into {file.parent}; give another folder")
+
+
+def write_json_lines(corpus: str, file: Path) -> int:
+    """Write all records into a local file, which appears whole, and return their number."""
+    check_json_lines_file(file)
+    scratch = file.parent / f".phf-{uuid.uuid4().hex}"
+    number = 0
+    try:
+        with scratch.open("w", encoding="utf-8") as lines:
+            for line in json_lines(corpus):
+                lines.write(line)
+                number += 1
+        publish(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
     return number

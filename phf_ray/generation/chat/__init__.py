@@ -27,6 +27,7 @@ _EXPORTS = {
     "stored_template": "templates",
     "template_source": "templates",
     "token_row": "token_rows",
+    "with_markers": "templates",
 }
 
 

@@ -5,6 +5,7 @@ keys (.json), as AlpacaFarm has them. Ours are in configs/templates. The words o
 are never read as a template themselves.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +28,11 @@ OWN = "tokenizer"
 """Name of the tokenizer's own chat template."""
 _FOLDER = "templates"
 _SUFFIXES = (".json", ".jinja")
+
+COH = "coh"
+"""Name of the template of Chain of Hindsight."""
+_MARKED = "{%- set user_marker, good_marker, bad_marker = "
+"""Beginning of a template's text that says its own markers, in its first line."""
 
 _CONTROL = "control"
 """The variable by which a template learns what kind of answer is asked for: good, bad or none."""
@@ -78,6 +84,8 @@ def load_template(name: str, *, tokenizer: Any = None, markers: Markers | None =
 def _of_jinja(name: str, text: str, *, file: str, tokenizer: Any, markers: Markers | None) -> "MessageTemplate":
     from phf_ray.generation.chat.jinja import compile_template, variables_of
 
+    if markers is not None and text.startswith(_MARKED):
+        text = text.partition("\n")[2]
     special = {} if tokenizer is None else dict(tokenizer.special_tokens_map)
     render = compile_template(text, name=file, values={**_marker_values(markers or load_phrases().markers), **special})
     return MessageTemplate(name, render, reads_control=_CONTROL in variables_of(text))
@@ -88,10 +96,17 @@ def _marker_values(markers: Markers) -> dict[str, str]:
     return {"user_marker": markers.user, "good_marker": markers.good, "bad_marker": markers.bad}
 
 
+def with_markers(text: str, markers: Markers) -> str:
+    """Return the text of a template that has these markers, whatever the file of phrases holds when it is read."""
+    words = (json.dumps(word, ensure_ascii=False) for word in (markers.user, markers.good, markers.bad))
+    return f"{_MARKED}{', '.join(words)} -%}}\n{text}"
+
+
 def stored_template(name: str, text: str, *, tokenizer: Any = None, markers: Markers | None = None) -> PromptTemplate:
     """Return the template that had this text when a model was trained, whatever its file holds today.
 
-    `name`: as it was given to `load_template`. Raises ConfigError if the text can't be a template.
+    `name`: as it was given to `load_template`. `markers`: in place of those that the text itself says. Raises
+    ConfigError if the text can't be a template.
     """
     if name == OWN:
         return _of_tokenizer(tokenizer)

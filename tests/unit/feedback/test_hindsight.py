@@ -199,6 +199,17 @@ def test_a_corpus_and_its_json_lines_are_whole_and_read_again(pairs, capsys):
     assert [one.record.fields for one in read_feedback(str(pairs / "again"))] == [one.fields for one in kept]
 
 
+def test_a_file_for_others_is_checked_before_the_work_and_is_like_any_other_file(pairs):
+    arguments = ["--input", str(pairs / "a.jsonl"), "--output", str(pairs / "coh"), "--to", "coh", "--jsonl"]
+    for file, problem in ((pairs / "none" / "all.jsonl", "there is no folder"), (pairs, "is a folder; give the name")):
+        with pytest.raises(ConfigError, match=problem):
+            main([*arguments, str(file)])
+        assert not (pairs / "coh").exists()
+    assert main([*arguments, str(pairs / "all.jsonl")]) == 0
+    assert (pairs / "all.jsonl").stat().st_mode == (pairs / "a.jsonl").stat().st_mode
+    assert not list(pairs.glob(".phf-*"))
+
+
 def test_the_report_of_records_with_fields(pairs, capsys):
     arguments = ["--input", str(pairs / "a.jsonl"), "--output", str(pairs / "coh"), "--to", "coh", "--report"]
     assert main(arguments) == 0
@@ -258,3 +269,10 @@ def test_a_row_that_is_shuffled_or_stored_elsewhere_makes_the_same_records():
     )
     assert [row.record for row in one.rows] == [row.record for row in other.rows]
     assert [replace(row, meta="") for row in one.rows] == [replace(row, meta="") for row in other.rows]
+
+
+def test_words_that_no_tokenizer_reads_are_refused(tmp_path):
+    file = tmp_path / "own.yml"
+    file.write_text('markers: {good: "\\ud83d"}')
+    with pytest.raises(ConfigError, match=r"markers\.good: .*half of a surrogate pair"):
+        load_phrases(file)

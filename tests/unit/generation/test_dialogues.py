@@ -87,8 +87,10 @@ def test_coh_puts_the_marker_that_is_asked_for_before_each_answer():
     assert coh.dialogue(talk("Hi"), control="bad") == "Q: Hi Bad:"
     assert coh.dialogue(talk("Hi"), control="none") == "Q: Hi"
     assert coh.dialogue(talk("Hi", "Ho", "Well?", system="Be."), control="bad") == (
-        f"Be. Q: Hi Bad:Ho{END_OF_TEXT}Q: Well? Bad:"
+        f"Be. Q: Hi Good:Ho{END_OF_TEXT}Q: Well? Bad:"
     )
+    assert coh.dialogue(talk("Hi", "Ho"), ending="continued", control="bad") == "Q: Hi Bad:Ho"
+    assert coh.dialogue(talk("Hi", "Ho", "Well?"), control="none") == f"Q: HiHo{END_OF_TEXT}Q: Well?"
     assert coh.dialogue(talk("Hi", "Ho"), ending="continued") == "Q: Hi Good:Ho"
     own = load_template("coh").dialogue(talk("Hi"))
     assert own == "User: Hi A helpful answer:"
