@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -69,6 +69,21 @@ def write_file(path: str | Path, content: bytes, *, scratch: Path | None = None)
 def write_text(path: str | Path, text: str) -> None:
     """Write text with `write_file`, encoded as UTF-8."""
     write_file(path, text.encode("utf-8"))
+
+
+def write_lines(file: Path, lines: Iterable[str]) -> int:
+    """Write a local file line by line, and return their number. It appears whole; `lines` end in line breaks."""
+    scratch = file.parent / f".phf-{uuid.uuid4().hex}"
+    number = 0
+    try:
+        with scratch.open("w", encoding="utf-8") as written:
+            for line in lines:
+                written.write(line)
+                number += 1
+        publish(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return number
 
 
 def remove_file(path: str) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.reader import read_feedback
 from phf_ray.feedback.rows import Example
-from phf_ray.storage.files import publish
+from phf_ray.storage.files import write_lines
 
 
 def json_lines(corpus: str) -> Iterator[str]:
@@ -33,14 +32,4 @@ def check_json_lines_file(file: Path) -> None:
 def write_json_lines(corpus: str, file: Path) -> int:
     """Write all records into a local file, which appears whole, and return their number."""
     check_json_lines_file(file)
-    scratch = file.parent / f".phf-{uuid.uuid4().hex}"
-    number = 0
-    try:
-        with scratch.open("w", encoding="utf-8") as lines:
-            for line in json_lines(corpus):
-                lines.write(line)
-                number += 1
-        publish(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return number
+    return write_lines(file, json_lines(corpus))
