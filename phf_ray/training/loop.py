@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phf_ray.models.actor_critic import CRITIC_PREFIX
 from phf_ray.objectives.base import Objective
 from phf_ray.objectives.statistics import BinCounts, combine
 from phf_ray.training.batches import MicroBatch
@@ -154,7 +155,9 @@ class _Loop:
         self._state = state
         self._objective = objective
         self._settings = settings
-        self._num_parameters = sum(parameter.numel() for parameter in unwrapped(state.model).parameters())
+        # Of what writes text: a critic only judges it.
+        named = unwrapped(state.model).named_parameters()
+        self._num_parameters = sum(each.numel() for name, each in named if not name.startswith(CRITIC_PREFIX))
         # A row may have begun before a restart; its speed covers only the steps since the restart.
         self._timed_tokens = 0.0
         self._since = time.perf_counter()

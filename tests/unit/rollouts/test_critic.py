@@ -37,6 +37,7 @@ from phf_ray.rollouts.rounds import RoundFiles
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import loop
 from phf_ray.training.batches import MicroBatch
+from phf_ray.training.schedule import theoretical_loss
 from phf_ray.training.snapshot import take_snapshot
 from phf_ray.training.state import TrainState, build_optimizer
 
@@ -136,6 +137,14 @@ def test_a_new_head_says_0(folder, tmp_path, kind):
     assert {value for _, values in first_values(run) for value in values} == {0}
     learned = AutoModelForSequenceClassification.from_pretrained(checkpoint_of(run, 2) / "critic")
     assert learned.score.weight.abs().max() > 0
+
+
+def test_the_loss_that_a_model_of_this_size_could_have_is_that_of_the_policy(whole):
+    policy = AutoModelForCausalLM.from_pretrained(checkpoint_of(whole, 2))
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["train/global_step"] == 2 and "train/loss" in row]
+    expected = theoretical_loss(policy.num_parameters(), num_tokens=row["train/tokens_seen"])
+    assert row["train/theoretical_loss"] == pytest.approx(expected, rel=1e-12)
 
 
 # --- What it learns ---------------------------------------------------------------------------------------------------
