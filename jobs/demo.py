@@ -93,6 +93,20 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_arguments_of_what_follows(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a job that goes on from the demo, in its folder."""
+    parser.add_argument(
+        "--output",
+        default="out/demo",
+        help="folder of the demo, and of everything that the job adds (default: out/demo)",
+    )
+    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to check that the job runs")
+    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
+    parser.add_argument(
+        "--restart", action="store_true", help="discard what the job made earlier, but not the demo's results"
+    )
+
+
 def output_folder(given: str) -> Path:
     output = Path(given).resolve()
     try:

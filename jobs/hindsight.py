@@ -67,14 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = job_parser("hindsight", __doc__, examples=("", "--small --output out/small"))
-    parser.add_argument(
-        "--output", default="out/demo", help="folder of the demo, and of what the job adds (default: out/demo)"
-    )
-    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to check that the job runs")
-    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
-    parser.add_argument(
-        "--restart", action="store_true", help="discard what the job made earlier, but not the demo's results"
-    )
+    demo.add_arguments_of_what_follows(parser)
     return parser
 
 

@@ -88,20 +88,11 @@ def _checked(overrides: Sequence[str]) -> "Config":
 
 def parser() -> argparse.ArgumentParser:
     parser = job_parser("rounds", __doc__, examples=("", "--base runs/mle --output out/rounds", "--small"))
-    parser.add_argument(
-        "--output",
-        default="out/demo",
-        help="folder of the demo, and of everything that the job adds (default: out/demo)",
-    )
+    demo.add_arguments_of_what_follows(parser)
     parser.add_argument(
         "--base",
         metavar="DIR",
         help="model to start from, a checkpoint or a run, in place of the demo's by maximum likelihood",
-    )
-    parser.add_argument("--small", action="store_true", help="a hundredth of everything, to check that the job runs")
-    parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
-    parser.add_argument(
-        "--restart", action="store_true", help="discard what the job made earlier, but not the demo's results"
     )
     return parser
 

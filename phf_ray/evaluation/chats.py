@@ -36,14 +36,7 @@ class ChatProbe(Probe):
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return prompt, control, kwargs.max_new_tokens
         num_before = int(self.inserts(control)) + self._count_messages(prompt, control)
-        limits = [self.context - num_before]
-        if kwargs.max_new_tokens is not None:
-            limits.append(kwargs.max_new_tokens)
-        elif kwargs.max_length is not None:
-            limits.append(kwargs.max_length - num_before)
-        else:
-            raise ConfigError(f"scenario {scenario.name}: set generate_kwargs.max_length or max_new_tokens")
-        return prompt, control, int(min(limits))
+        return prompt, control, self._most_new(scenario, num_before)
 
     def _count_messages(self, prompt: str, control: ControlChoice | None) -> int:
         key = f"{control} {prompt}"

@@ -53,6 +53,11 @@ class Probe:
         if kwargs.max_new_tokens is not None and math.isinf(self.context):
             return sent, control, kwargs.max_new_tokens
         num_before = 1 + int(self.inserts(control)) + (self._count(text) if text else 0)
+        return sent, control, self._most_new(scenario, num_before)
+
+    def _most_new(self, scenario: Scenario, num_before: int) -> int:
+        """Return the maximum number of new tokens after this many."""
+        kwargs = scenario.generate_kwargs
         limits = [self.context - num_before]
         if kwargs.max_new_tokens is not None:
             limits.append(kwargs.max_new_tokens)
@@ -60,7 +65,7 @@ class Probe:
             limits.append(kwargs.max_length - num_before)
         else:
             raise ConfigError(f"scenario {scenario.name}: set generate_kwargs.max_length or max_new_tokens")
-        return sent, control, int(min(limits))
+        return int(min(limits))
 
     def _place_prefix(self, prompt: str, scenario: Scenario) -> tuple[str, ControlChoice | None]:
         """Return text and `control` to send: the model's own control token becomes `control`, any other prefix text.

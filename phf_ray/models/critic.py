@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from phf_ray.adapter_folder import is_adapter, judges_texts, model_or_base
 from phf_ray.errors import ConfigError, DataError
@@ -19,7 +19,14 @@ from phf_ray.models.embeddings import learn_padding_rows
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.merging import load_merged
 from phf_ray.models.recovery import REWARD_BIAS
-from phf_ray.models.reward_model import HEAD, RewardModel, as_reward_model, load_reward_model, refuse_several
+from phf_ray.models.reward_model import (
+    HEAD,
+    RewardModel,
+    as_reward_model,
+    classifier_without_weights,
+    load_reward_model,
+    refuse_several,
+)
 from phf_ray.models.shape import ModelShape, shape_of
 
 
@@ -61,14 +68,10 @@ def planned_critic_shape(folder: Path) -> ModelShape:
         check_weight_files(folder)
         if _judges(folder):
             refuse_several(folder, num_labels=config.num_labels)
-    config.num_labels = 1
     try:
-        with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder}: model type {config.model_type!r} can't be a critic: {first_words(error)}; choose another model"
-        ) from None
+        classifier = classifier_without_weights(config, role="a critic")
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
     if not isinstance(getattr(classifier, HEAD, None), nn.Linear):
         raise ConfigError(f"{folder}: {type(classifier).__name__} has no linear head on a trunk; choose another model")
     return shape_of(RewardModel(classifier, is_probed=False))

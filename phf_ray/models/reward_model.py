@@ -85,6 +85,21 @@ class RewardModel(LanguageModel):
         return f"backbone.{HEAD}.weight"
 
 
+def classifier_without_weights(config: Any, *, role: str) -> Any:
+    """Return transformers' classifier with one output for an architecture, on the meta device.
+
+    `config` says one output from then on. Raises ConfigError, which names the `role`, if there is no such classifier.
+    """
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"model type {config.model_type!r} can't be {role}: {first_words(error)}; choose another model"
+        ) from None
+
+
 def as_reward_model(model: LanguageModel, *, is_probed: bool = True) -> RewardModel:
     """Put a head of one number on the trunk of a language model. Every reward starts at 0, so the loss at log 2.
 
@@ -94,14 +109,7 @@ def as_reward_model(model: LanguageModel, *, is_probed: bool = True) -> RewardMo
     """
     backbone = model.backbone
     config: Any = backbone.config
-    config.num_labels = 1
-    try:
-        with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise ConfigError(
-            f"model type {config.model_type!r} can't be a reward model: {first_words(error)}; choose another model"
-        ) from None
+    classifier = classifier_without_weights(config, role="a reward model")
     head = getattr(classifier, HEAD, None)
     trunk: Any = backbone.base_model
     if not isinstance(head, nn.Linear) or type(classifier.base_model) is not type(trunk):

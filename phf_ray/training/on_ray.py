@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,8 +48,9 @@ def run_workers(
 
     resources = dict(config.training.resources_per_worker)
     available = ray.cluster_resources()
-    use_gpu = resources.get("GPU", available.get("GPU", 0)) > 0
-    _warn_if_too_large(config.training.num_workers, _of_a_worker(resources, use_gpu=use_gpu), available=available)
+    taken = resources_of_a_worker(config, available)
+    use_gpu = taken.get("GPU", 0) > 0
+    _warn_if_too_large(config.training.num_workers, taken, available=available)
     trainer = _trainer_class()(
         body,
         train_loop_config=dataclasses.asdict(job),
@@ -106,6 +107,12 @@ def _known_error(outcome: BaseException) -> PhfError | None:
     failures: dict[int, Any] = getattr(outcome, "worker_failures", {})
     errors = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
     return next((error for error in errors if isinstance(error, PhfError)), None)
+
+
+def resources_of_a_worker(config: Config, available: Mapping[str, float]) -> dict[str, float]:
+    """Return what a worker takes of a cluster that has these resources in all."""
+    resources = dict(config.training.resources_per_worker)
+    return _of_a_worker(resources, use_gpu=resources.get("GPU", available.get("GPU", 0)) > 0)
 
 
 def _of_a_worker(resources: dict[str, float], *, use_gpu: bool) -> dict[str, float]:

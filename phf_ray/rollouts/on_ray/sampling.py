@@ -25,6 +25,7 @@ from phf_ray.rollouts.policy_copy import PolicyCopy
 from phf_ray.rollouts.prompts import RolloutPrompt
 from phf_ray.rollouts.rounds import StoredSample
 from phf_ray.rollouts.shared_weights import SharedWeights
+from phf_ray.training.on_ray import resources_of_a_worker
 
 log = logging.getLogger(__name__)
 
@@ -223,17 +224,12 @@ def most_actors(config: Config, *, num_steps: int) -> int:
 def room_for_actors(config: Config, *, left_free: Mapping[str, float] = MappingProxyType({})) -> int:
     """Return how many actors the cluster has room for beside the training workers and what is left free."""
     assert config.rollouts is not None
-    pool, training = config.rollouts.actors, config.training
+    pool, num_workers = config.rollouts.actors, config.training.num_workers
     total = ray.cluster_resources()
-    has_gpus = training.resources_per_worker.get("GPU", total.get("GPU", 0.0)) > 0
-    of_a_worker = dict(training.resources_per_worker) or {"CPU": 1.0}
-    of_a_worker |= {"GPU": of_a_worker.get("GPU", 1.0)} if has_gpus else {}
+    of_a_worker = resources_of_a_worker(config, total)
     of_an_actor = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}
     rooms = [
-        int(
-            (total.get(name, 0.0) - left_free.get(name, 0.0) - training.num_workers * of_a_worker.get(name, 0.0))
-            / amount
-        )
+        int((total.get(name, 0.0) - left_free.get(name, 0.0) - num_workers * of_a_worker.get(name, 0.0)) / amount)
         for name, amount in of_an_actor.items()
         if amount > 0
     ]

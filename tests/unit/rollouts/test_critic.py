@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kills import Killed, killed_after
 from ranks import run_on_ranks
 from rollout_runs import (
     final_weights,
@@ -40,10 +41,6 @@ from phf_ray.training.batches import MicroBatch
 from phf_ray.training.schedule import theoretical_loss
 from phf_ray.training.snapshot import take_snapshot
 from phf_ray.training.state import TrainState, build_optimizer
-
-
-class Killed(BaseException):
-    """What no code catches."""
 
 
 @pytest.fixture(scope="module")
@@ -322,19 +319,6 @@ def test_weights_to_evaluate_have_no_critic_at_the_step_of_a_checkpoint_either(f
     assert all((folder / "model.safetensors").is_file() for folder in weights)
     assert not any((folder / "critic").exists() for folder in weights)
     assert (checkpoint_of(run, 2) / "critic").is_dir()
-
-
-def killed_after(monkeypatch, owner, name, *, call):
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*arguments, **named):
-        result = original(*arguments, **named)
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, wrapped)
 
 
 def kill(monkeypatch, owner, name, *, call, config, run, plan):

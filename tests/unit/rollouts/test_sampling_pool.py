@@ -28,6 +28,14 @@ def test_actors_leave_room_for_an_evaluation(tmp_path, monkeypatch, actors, eval
     assert most_actors(config, num_steps=8) == most
 
 
+def test_workers_that_take_a_gpu_take_no_cpu_from_the_actors(tmp_path, monkeypatch):
+    """Ray Train's workers by default."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    training = {"num_workers": 2, "resources_per_worker": {}}
+    config = rollout_config(write_prompts(tmp_path), training=training, place="actors", actors={})
+    assert most_actors(config, num_steps=8) == 8
+
+
 class Actor:
     """Its calls return their names."""
 
