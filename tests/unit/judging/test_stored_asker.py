@@ -53,8 +53,8 @@ def test_equal_questions_are_asked_once_and_never_again(server, store):
 
 
 def test_no_more_requests_are_in_flight_than_the_endpoint_allows(server, store):
-    server.delay_s = 0.02
-    ask_all(asker_of(store, server.url, max_in_flight=3), [question(number) for number in range(20)])
+    server.delay_s = 0.2
+    ask_all(asker_of(store, server.url, max_in_flight=3), [question(number) for number in range(9)])
     assert server.most_in_flight == 3
 
 
@@ -307,7 +307,10 @@ def test_a_killed_process_loses_only_what_was_sent_and_not_stored(server, store)
         running.wait()
         assert running.stdout is not None
         running.stdout.close()
-        time.sleep(0.4)  # the server answers what was sent, and nobody hears it
+        # The server answers what was sent, and nobody hears it.
+        time.sleep(0.4)
+        while server.in_flight:
+            time.sleep(0.01)
     with sqlite3.connect(store.file) as db:
         (stored,) = db.execute("SELECT count(*) FROM answers").fetchone()
     lost = len(server.asked) - stored
