@@ -70,7 +70,7 @@ def test_only_the_text_that_hangs_or_crashes_is_quarantined(start, word, error):
     texts = ["before", f"one\n{word}\nthree", "after"]
     begin = time.monotonic()
     first, second, third = ask(process, *texts).outcomes
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120, "it waited for what hangs"
     assert (first.scores["length"], third.scores["length"]) == (([6.0], [None]), ([5.0], [None]))
     scores, errors = second.scores["length"]
     assert scores == [None, None, None]
