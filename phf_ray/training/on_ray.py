@@ -137,13 +137,26 @@ def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, availab
 def _trainer_class() -> Any:
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    class RestartIfItMayHelp(DefaultFailurePolicy):
+        """Restarts the workers unless one of them raised an error that would come again."""
+
+        def make_decision(self, training_failed_error: Any) -> Any:
+            if _known_error(training_failed_error) is not None:
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
 
     class Trainer(TorchTrainer):
-        """TorchTrainer without the actor that frees the workers' resources if the controller dies.
+        """TorchTrainer that restarts nothing in vain, and has no actor that frees resources if the controller dies.
 
         This process ends then, and Ray frees the resources with it. If no dashboard runs, that actor warns every second
         that it can't see the controller.
         """
+
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            options["failure_policy"] = RestartIfItMayHelp(self.run_config.failure_config)
+            return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # as below
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the older trainer
