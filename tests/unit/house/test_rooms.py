@@ -84,6 +84,7 @@ LIGHT = {
     "phf_ray.objectives": HEAVY,
     "phf_ray.models": HEAVY,
     "phf_ray.measures": HEAVY,
+    "phf_ray.measures.calibration": HEAVY,
     "phf_ray.rollouts": HEAVY,
     "phf_ray.objectives.aggregation": HEAVY,
     "phf_ray.objectives.clipped_loss": HEAVY,
