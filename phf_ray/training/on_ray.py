@@ -161,7 +161,7 @@ def _trainer_class() -> Any:
         """
 
         def _initialize_and_run_controller(self, **options: Any) -> Any:
-            options["failure_policy"] = RestartIfItMayHelp(self.run_config.failure_config)
+            options["failure_policy"] = RestartIfItMayHelp(self.run_config.failure_config)  # type: ignore[arg-type]  # as above
             return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # as below
 
         def _create_default_callbacks(self) -> list[Any]:
