@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from sklearn.isotonic import IsotonicRegression
 
 from phf_ray.errors import DataError
 from phf_ray.measures.agreement import auc, spearman
@@ -119,6 +118,9 @@ def isotonic(new_N: Floats, old_N: Floats) -> tuple[Floats, Floats]:
     Texts with the same new score become one point with their mean old score. If the function is constant over a range,
     only the range's first and last new scores are knots.
     """
+    # Every training worker loads this file, and sklearn takes seconds.
+    from sklearn.isotonic import IsotonicRegression
+
     fitted = IsotonicRegression().fit(new_N, old_N)
     return fitted.X_thresholds_, fitted.y_thresholds_
 

@@ -136,18 +136,38 @@ def _warn_if_too_large(num_workers: int, resources: dict[str, float], *, availab
 
 def _trainer_class() -> Any:
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+    class RestartIfItMayHelp(DefaultFailurePolicy):
+        """Restarts the workers unless one of them raised an error that would come again.
+
+        The process that decides is to load nothing of ours but the errors: the rest takes it seconds.
+        """
+
+        def make_decision(self, training_failed_error: Any) -> Any:
+            errors = getattr(training_failed_error, "worker_failures", {}).values()
+            if any(isinstance(error, PhfError) for error in errors):
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
 
     class Trainer(TorchTrainer):
-        """TorchTrainer without the actor that frees the workers' resources if the controller dies.
+        """TorchTrainer that restarts nothing in vain, without two actors that we have no use for.
 
-        This process ends then, and Ray frees the resources with it. If no dashboard runs, that actor warns every second
-        that it can't see the controller.
+        One frees the workers' resources if the controller dies. This process ends then, and Ray frees the resources
+        with it. If no dashboard runs, that actor warns every second that it can't see the controller. The other hands
+        out data sets of Ray Data; our workers read blocks.
         """
+
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            options["failure_policy"] = RestartIfItMayHelp(self.run_config.failure_config)  # type: ignore[arg-type]  # as above
+            return super()._initialize_and_run_controller(**options)  # type: ignore[misc]  # as below
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the older trainer
-            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+            without = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [callback for callback in callbacks if not isinstance(callback, without)]
 
     return Trainer
 

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,7 @@ class JudgeServer:
         self.counts: Counter[str] = Counter()
         """Requests by what they ask."""
         self.in_flight = self.most_in_flight = 0
+        self._num_connections = 0
         self.usage = True
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
@@ -51,7 +53,21 @@ class JudgeServer:
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
+    def wait_until_alone(self, patience_s: float = 60.0) -> None:
+        """Wait until nobody is connected: of those who were killed, what they had sent has arrived and is answered."""
+        deadline = time.monotonic() + patience_s
+        while self._num_connections:
+            assert time.monotonic() < deadline, f"{self._num_connections} connections are open"
+            time.sleep(0.01)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._num_connections += 1
+        try:
+            await self._answer_all(reader, writer)
+        finally:
+            self._num_connections -= 1
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

@@ -3,12 +3,14 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from places import ROOT
 
 KINDS = {"Counter", "Gauge", "Histogram", "MetricCounter", "MetricGauge", "MetricHistogram"}
 
 
+@cache
 def exported() -> dict[str, str]:
     """Return exported name -> kind. Ray adds `ray_` to its own metrics; every counter ends in `_total`."""
     found = {}

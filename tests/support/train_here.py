@@ -1,7 +1,11 @@
 """A run of one worker in this process, without Ray."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from phf_ray.blocks.build import build_here, ensure_blocks
 from phf_ray.blocks.manifest import read_block_manifest
@@ -26,6 +30,14 @@ def train_here(prepared: Prepared, run: RunDirectory) -> dict[str, Any]:
     return run_training(
         config, plan=plan, run=run, blocks_path=blocks, task="pep8", tracking=Tracking(), helpers=Helpers(fit=fit_here)
     )
+
+
+@contextlib.contextmanager
+def worker_here() -> Iterator[None]:
+    """Let the worker of jobs.train_lm run in this process: that of Ray Train takes fifteen CPU seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phf_ray.training.on_ray.fit_on_ray", fit_here)
+        yield
 
 
 def stop_after(run: RunDirectory, *, num_rows: int) -> None:

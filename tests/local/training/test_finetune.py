@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer
+from train_here import worker_here
 from train_runs import SEQ_LENGTH, arguments, losses, metrics, run_folder, write_inputs
 from transformers import AutoModelForCausalLM
 
@@ -36,7 +37,8 @@ def first_part(tmp_path_factory, local_ray) -> Path:
     """Task file of a run of plain likelihood on the first tokens."""
     task = write_inputs(tmp_path_factory.mktemp("finetune"), num_tokens=FIRST_TOKENS, save_steps=None)
     no_dropout = "model.config_kwargs={resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0}"
-    assert main(arguments(task, *small(no_dropout), name="first")) == 0
+    with worker_here():
+        assert main(arguments(task, *small(no_dropout), name="first")) == 0
     return task
 
 
@@ -68,7 +70,8 @@ def test_the_objective_goes_on_from_the_weights_and_the_place_of_the_first_part(
     objective = "objective={name: Unlikelihood, score_threshold: 0.0, alpha: 0.5}"
     # No learning: the loss at each step is that of the starting weights on the step's blocks.
     overrides = small(*SECOND_PART, "training.learning_rate=0", objective)
-    assert main([*arguments(first_part, *overrides, name="second"), "--checkpoint-path", str(checkpoint)]) == 0
+    with worker_here():
+        assert main([*arguments(first_part, *overrides, name="second"), "--checkpoint-path", str(checkpoint)]) == 0
     second = run_folder(first_part, "second")
     rows = [row for row in metrics(second) if "train/loss" in row]
     plain = [row["objective/train/original_loss"] for row in rows]
@@ -104,7 +107,8 @@ def test_a_released_checkpoint_is_finetuned_with_its_value_head_and_control_toke
     values["objective"] = {"name": "AWR", "alpha": 0.5, "beta": 1}
     task.write_text(yaml.safe_dump(values))
     overrides = small(*SECOND_PART, "training.learning_rate=0")
-    assert main(arguments(task, *overrides, name="second")) == 0
+    with worker_here():
+        assert main(arguments(task, *overrides, name="second")) == 0
     checkpoint = checkpoint_of(run_folder(task, "second"))
     before = torch.load(released / "pytorch_model.bin", weights_only=True)
     assert torch.equal(load_file(checkpoint / VALUE_HEAD_FILE)[VALUE_HEAD_KEY], before[VALUE_HEAD_KEY])

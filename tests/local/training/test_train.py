@@ -20,6 +20,7 @@ from ray.train import ScalingConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_tokenizer
+from train_here import worker_here
 from train_runs import SEQ_LENGTH, arguments, checkpoint_names, losses, metrics, run_folder, write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wandb_runs import end_tracker, logged_rows, records
@@ -264,7 +265,8 @@ def test_two_workers_go_on_from_a_checkpoint_of_one_and_learn_the_same(finished)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(finished):
-    with pytest.raises(DataError, match=r"positions \d+ to \d+ of the training order, are kept in") as caught:
+    message = r"positions \d+ to \d+ of the training order, are kept in"
+    with worker_here(), pytest.raises(DataError, match=message) as caught:
         main(arguments(finished, "training.learning_rate=1.0e+30", name="diverged"))
     run = run_folder(finished, "diverged")
     (folder,) = run.glob("non-finite-step-*")

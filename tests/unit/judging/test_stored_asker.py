@@ -307,10 +307,7 @@ def test_a_killed_process_loses_only_what_was_sent_and_not_stored(server, store)
         running.wait()
         assert running.stdout is not None
         running.stdout.close()
-        # The server answers what was sent, and nobody hears it.
-        time.sleep(0.4)
-        while server.in_flight:
-            time.sleep(0.01)
+        server.wait_until_alone()  # the server answers what was sent, and nobody hears it
     with sqlite3.connect(store.file) as db:
         (stored,) = db.execute("SELECT count(*) FROM answers").fetchone()
     lost = len(server.asked) - stored
