@@ -54,6 +54,8 @@ class ExampleSettings:
     """Rows as another system makes them."""
     for_reward: bool = False
     """Under compat: whether the rows are for a reward model."""
+    are_turns_apart: bool = False
+    """Whether rows may hold several answers, each tokenized by itself. Decides no block: the corpus does."""
 
     @property
     def is_joint(self) -> bool:
