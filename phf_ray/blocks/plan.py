@@ -163,7 +163,7 @@ def _plan_examples(
             corpora.append(source)
             parts.append(own)
     settings = asdict(opened.settings) | {"template": None}
-    del settings["are_turns_apart"]
+    del settings["prompts"]
     identity = {
         "format": FORMAT,
         "sequence_length": config.dataset.seq_length,

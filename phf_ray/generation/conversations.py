@@ -134,8 +134,8 @@ def _check_system(messages: Sequence[Message]) -> None:
     late = [place for place, message in enumerate(messages) if message.role == "system" and place]
     if late:
         raise PromptError(
-            f"template {COH}: messages[{late[0]}] is a system message; it takes one, at the beginning, then messages of user "
-            "and assistant; put all that the system says into the first"
+            f"template {COH}: messages[{late[0]}] is a system message; it takes one, at the beginning, then messages "
+            "of user and assistant; put all that the system says into the first"
         )
 
 

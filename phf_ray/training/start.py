@@ -113,7 +113,7 @@ def row_info(manifest: BlockManifest) -> RowInfo | None:
         template=name,
         template_text=settings["template_text"],
         length=settings["row_length"],
-        are_turns_apart=settings.get("are_turns_apart", False),
+        are_turns_apart=settings.get("prompts") in ("conversation", "fields"),
     )
 
 

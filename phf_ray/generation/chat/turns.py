@@ -1,4 +1,4 @@
-"""Cuts the text of a conversation where training cut it: a token that spans a cut is one that the model never saw there."""
+"""Cuts the text of a conversation where training cut it: a token that spans a cut is one that no row had there."""
 
 from collections.abc import Sequence
 from typing import Literal
