@@ -64,10 +64,7 @@ def planned_critic_shape(folder: Path) -> ModelShape:
     outputs, ConfigError if it can be none with one.
     """
     config = critic_config(folder)
-    try:
-        reward_bias_of(config)
-    except DataError as error:
-        raise DataError(f"{folder}: {error}") from None
+    reward_bias_of(config)
     if not is_adapter(folder):
         check_weight_files(folder)
         if _judges(folder):

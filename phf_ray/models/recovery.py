@@ -39,7 +39,8 @@ def reward_bias_of(described: Any) -> float:
     except (TypeError, ValueError):
         bias = math.nan
     if not math.isfinite(bias):
-        raise DataError(f"{REWARD_BIAS} in config.json is {value!r}; write a number, or remove it")
+        where = f"{described.name_or_path}: {REWARD_BIAS} in config.json"
+        raise DataError(f"{where} is {value!r}; write a number, or remove it")
     return bias
 
 
