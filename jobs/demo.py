@@ -280,8 +280,14 @@ def as_override(overrides: Sequence[str]) -> list[str]:
 
 def run_job(job: Any, arguments: list[str]) -> None:
     """Run a job in this process, on the running Ray. Prints its command as a user would type it."""
+    from phf_ray.runs.directory import ANOTHER_RUN
+
     say(f"$ {program(job.__name__.rpartition('.')[2])} {subprocess.list2cmdline(arguments)}")
-    code = job.main(arguments)
+    try:
+        code = job.main(arguments)
+    except ConfigError as error:
+        # Whoever gave the command that runs this job has no such option.
+        raise ConfigError(str(error).replace(ANOTHER_RUN, "choose another --output")) from None
     if code:
         raise IncompleteError(f"{job.__name__} ended with exit code {code}; see above")
 

@@ -12,16 +12,8 @@ from dataclasses import replace
 
 from jobs import cli
 from jobs.commands import job_parser
-from jobs.evaluate_lm import (
-    add_model_arguments,
-    arm_of,
-    at_least_one,
-    models_from,
-    name_keys,
-    parse_arms,
-    scores_endpoint,
-    servers,
-)
+from jobs.evaluate_lm import arm_of, at_least_one, name_keys, scores_endpoint, servers
+from jobs.model_arguments import add_model_arguments, models_from, parse_arms
 from jobs.resources import add_gpu_argument, check_resources
 from phf_ray.config import Config
 from phf_ray.errors import ConfigError

@@ -105,7 +105,7 @@ class Sampling:
     """What the options ask for, checked before anything starts."""
 
     def __init__(self, options: argparse.Namespace):
-        from jobs.evaluate_lm import parse_arms, parse_models
+        from jobs.model_arguments import parse_arms, parse_models
         from phf_ray.evaluation.answers.plan import Decoding
 
         check_sampling_arguments(options)
@@ -147,7 +147,7 @@ class Sampling:
             )
 
     def _take_reference(self, text: str | None) -> None:
-        from jobs.evaluate_lm import parse_arms, parse_models
+        from jobs.model_arguments import parse_arms, parse_models
 
         if text is None:
             raise ConfigError("--models needs --reference: a file of answers, NAME of one of the models, or NAME=MODEL")

@@ -86,6 +86,9 @@ class RowInfo(BaseModel):
     """Its content, so that prompts are put into the same words later."""
     length: int
     """Tokens of a row at most."""
+    are_turns_apart: bool = False
+    """Whether rows hold several answers, each tokenized apart from what stands before and after it. False in older
+    checkpoints."""
 
 
 class CheckpointInfo(BaseModel):

@@ -13,7 +13,7 @@ from phf_ray.blocks.manifest import MANIFEST, SUCCESS, read_block_manifest
 from phf_ray.blocks.plan import BlockPlan, Group, exists_in, plan_blocks, write_in
 from phf_ray.blocks.scorer_check import warn_of_other_scorers
 from phf_ray.blocks.shards import group_name
-from phf_ray.blocks.summary import remedies, report_blocks, summarize_blocks
+from phf_ray.blocks.summary import remedies, report_blocks, row_settings, summarize_blocks
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.config import Config
 from phf_ray.errors import DataError
@@ -77,8 +77,7 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
             + ("give other text" if unread else "score the corpus again")
             if plan.examples is None
             else f"no row of {', '.join(one.name for one in plan.corpora)} is left to learn from (rows: "
-            f"{json.dumps(manifest.documents)}); change dataset.prompt_template ({plan.examples.template}) or "
-            f"dataset.max_length ({plan.examples.row_length})"
+            f"{json.dumps(manifest.documents)}); {row_settings(plan.examples, manifest)}"
             + "".join(f"; {reason}: {remedy}" for reason, remedy in remedies(manifest))
         )
     report_blocks(manifest)

@@ -17,6 +17,7 @@ from phf_ray.blocks.stats import PackingStats
 from phf_ray.blocks.tokens import TokenRun
 from phf_ray.config import FeedbackCompat
 from phf_ray.feedback.hindsight.fields import learned_texts, pieces_of
+from phf_ray.feedback.layout import PromptForm
 from phf_ray.feedback.reader import read_feedback_part
 from phf_ray.feedback.rows import Comparison, Example, FeedbackRow, FieldRecord
 from phf_ray.feedback.values import finite_number, unfolded
@@ -54,6 +55,8 @@ class ExampleSettings:
     """Rows as another system makes them."""
     for_reward: bool = False
     """Under compat: whether the rows are for a reward model."""
+    prompts: PromptForm | None = None
+    """What the rows of the corpus are made of; None in older manifests. Blocks are told apart by the corpus."""
 
     @property
     def is_joint(self) -> bool:

@@ -288,6 +288,7 @@ def _settings(
         margin=config.objective.margin_of_pairs,
         compat=config.feedback_compat,
         for_reward=config.feedback_compat is not None and isinstance(config.objective, BradleyTerryConfig),
+        prompts=form.prompts,
     )
     num_rows = settings.rows_of_unit
     longest = dataset.seq_length // num_rows

@@ -162,10 +162,12 @@ def _plan_examples(
             source, own = next(feedback_left)
             corpora.append(source)
             parts.append(own)
+    settings = asdict(opened.settings) | {"template": None}
+    del settings["prompts"]
     identity = {
         "format": FORMAT,
         "sequence_length": config.dataset.seq_length,
-        "examples": asdict(opened.settings) | {"template": None},
+        "examples": settings,
         "held_out_fraction": config.dataset.held_out_fraction,
         "tokenizer": tokenizer_hash(tokenizer),
         "corpora": [corpus.fingerprint for corpus in corpora],

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from phf_ray.blocks.example_rows import ExampleSettings
 from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, HeldOutShard, Shard, SourceCorpus, TokenScores
 from phf_ray.blocks.plan import BlockPlan
 from phf_ray.blocks.shards import group_name
@@ -135,19 +136,31 @@ def report_blocks(manifest: BlockManifest) -> None:
         log.log(level, "%.1f%% of the %s by threshold %g", 100 * share, what, manifest.thresholds[threshold])
 
 
+_LONGER = "raise dataset.max_length, or dataset.seq_length where that is not set"
 _REMEDIES = {
     "template_cannot_hold_it": "choose another dataset.prompt_template, one that holds several turns",
-    "prompt_has_no_room": "raise dataset.max_length",
+    "prompt_has_no_room": _LONGER,
     "no_margin": "give each pair a number in column margin, or set objective.margin: preference or a number",
-    "too_long": "raise dataset.max_length",
+    "too_long": _LONGER,
     "no_other_prompt": "KTO needs answers to at least two prompts",
     "special_token_in_text": "their words spell out special tokens of the tokenizer",
+    "tokenizer_has_no_bos": "their fields name <|bos|>, which the tokenizer lacks; leave it out",
 }
 
 
 def remedies(manifest: BlockManifest) -> list[tuple[str, str]]:
     """Return the reasons for which rows were left out and what to do, as far as something can be done."""
     return [(reason, remedy) for reason, remedy in _REMEDIES.items() if manifest.documents["dropped"].get(reason)]
+
+
+def row_settings(examples: ExampleSettings, manifest: BlockManifest) -> str:
+    """Return which settings decide what becomes a row, where none is left."""
+    if {reason for reason, count in manifest.documents["dropped"].items() if count} == {"held_out"}:
+        fraction = manifest.held_out_fraction
+        return f"change dataset.held_out_fraction ({fraction:g}): rows with the same prompt are held out together"
+    if examples.prompts == "fields":
+        return f"change the fields of the records, or dataset.seq_length ({examples.row_length} tokens for a record)"
+    return f"change dataset.prompt_template ({examples.template}) or dataset.max_length ({examples.row_length})"
 
 
 def _warn_of_dropped_rows(manifest: BlockManifest) -> None:

@@ -83,6 +83,12 @@ class PPOConfig(PolicyGradientSection):
     critic: CriticConfig | None = None
     """A model of its own that says the values; null: a head on the policy says them."""
 
+    @model_validator(mode="after")
+    def _critic_learns(self) -> Self:
+        if self.critic is not None and self.value_coef == 0:
+            raise ValueError("value_coef is 0, so the critic would learn nothing; raise it, or remove the critic")
+        return self
+
 
 class RLOOConfig(PolicyGradientSection):
     smallest_group = 2

@@ -117,6 +117,11 @@ class ActiveRequest:
         control = request.control or ("good" if has_control and not request.echo else "none")
         if control != "none" and not has_control:
             raise RequestError("the model has no control tokens; leave `control` out or use none", "control")
+        if request.policy == "retag" and not has_control:
+            raise RequestError(
+                "the model has no control tokens, so there is nothing to retag; leave `control_policy` out",
+                "control_policy",
+            )
         # A sampled control token is replaced by the requested one. If the good one always replaced it, `control: bad`
         # would turn good after the first segment.
         self._retag_id = strings.control_ids.get(control, strings.control_ids.get("good"))

@@ -1,12 +1,11 @@
 """A policy and its critic: a transformer of its own that says at each token what the rest of the answer is worth."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from phf_ray.models.language_model import LanguageModel
-from phf_ray.models.recovery import REWARD_BIAS
+from phf_ray.models.recovery import reward_bias_of
 from phf_ray.models.reward_model import RewardModel
 
 CRITIC = "critic"
@@ -27,9 +26,8 @@ class ActorCritic(LanguageModel):
         super().__init__(policy.backbone, is_probed=False)
         self.logit_scale, self.adapter = policy.logit_scale, policy.adapter
         self.critic = critic
-        described: Any = critic.backbone.config
         # As RewardModelScorer reads it; transformers' heads have no place for it.
-        self._bias = float(getattr(described, REWARD_BIAS, 0.0))
+        self._bias = reward_bias_of(critic.backbone.config)
 
     def predict_values(self, input_ids_BS: Tensor, token_kinds_BS: Tensor) -> Tensor:
         return self.critic.predict_rewards(input_ids_BS, token_kinds_BS) + self._bias

@@ -18,7 +18,7 @@ from phf_ray.models.build import special_ids
 from phf_ray.models.embeddings import learn_padding_rows
 from phf_ray.models.language_model import LanguageModel
 from phf_ray.models.merging import load_merged
-from phf_ray.models.recovery import REWARD_BIAS
+from phf_ray.models.recovery import REWARD_BIAS, reward_bias_of
 from phf_ray.models.reward_model import (
     HEAD,
     RewardModel,
@@ -60,10 +60,11 @@ def load_critic(folder: Path, *, tokenizer: Any, starts_at_zero: bool = False) -
 def planned_critic_shape(folder: Path) -> ModelShape:
     """Return the shape of what `load_critic` loads, without loading a weight.
 
-    Raises DataError if weights are missing or damaged or it is a classifier with several outputs, ConfigError if it can
-    be none with one.
+    Raises DataError if weights are missing or damaged, its bias is no number or it is a classifier with several
+    outputs, ConfigError if it can be none with one.
     """
     config = critic_config(folder)
+    reward_bias_of(config)
     if not is_adapter(folder):
         check_weight_files(folder)
         if _judges(folder):

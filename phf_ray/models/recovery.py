@@ -30,6 +30,20 @@ from phf_ray.storage.files import publish, sync, write_text
 REWARD_BIAS = "reward_bias"
 """Key of config.json: what to add to the logit of the classifier."""
 
+
+def reward_bias_of(described: Any) -> float:
+    """Return the bias of a model's configuration, 0 if it has none. Raises DataError if it is no number."""
+    value = getattr(described, REWARD_BIAS, 0.0)
+    try:
+        bias = float(value)
+    except (TypeError, ValueError):
+        bias = math.nan
+    if not math.isfinite(bias):
+        where = f"{described.name_or_path}: {REWARD_BIAS} in config.json"
+        raise DataError(f"{where} is {value!r}; write a number, or remove it")
+    return bias
+
+
 _LARGEST_FILE = 2 << 30
 _BESIDE = (
     "generation_config.json",

@@ -8,7 +8,7 @@ from typing import Any
 from phf_ray.errors import ConfigError
 from phf_ray.rollouts.rounds import REWARDS
 from phf_ray.runs.changes import changed_settings
-from phf_ray.runs.directory import ROLLOUTS
+from phf_ray.runs.directory import ANOTHER_RUN, ROLLOUTS
 from phf_ray.storage.files import write_text
 
 _FILE = "rewards.json"
@@ -28,5 +28,5 @@ def check_rewards_identity(run: Path, identity: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{run} holds a run with other rewards:\n"
             + "\n".join(f"  - {line}" for line in changed)
-            + "\nchoose another --run-name, or undo these changes to resume"
+            + f"\n{ANOTHER_RUN}, or undo these changes to resume"
         )

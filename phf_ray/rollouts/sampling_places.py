@@ -4,7 +4,7 @@ Both draw the same batches with the same random numbers. Copies can draw while t
 the moment at which they were told to begin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from phf_ray.rollouts.drawing import AnswerDrawing
@@ -21,13 +21,20 @@ _POLL_S = 5.0
 """How often rank 0 tells the others that it still waits: torch gives up on a rank that is silent for half an hour."""
 
 
+class DrawingStopped(Exception):  # noqa: N818  no error: somebody asked for it
+    """The run is to stop, and nobody is there who would draw its answers to their end. All ranks raise it together."""
+
+
 class SamplingPlace(Protocol):
     def begin(self, number: int, prompts: Sequence[RolloutPrompt], *, weights: str) -> None:
         """Begin to draw a round with the weights of now, which have this name. Collective."""
         ...
 
     def draw(self, number: int, prompts: Sequence[RolloutPrompt], *, weights: str) -> list[StoredSample]:
-        """Return this rank's part of the answers: of what was begun, else with the weights of now. Collective."""
+        """Return this rank's part of the answers: of what was begun, else with the weights of now. Collective.
+
+        Raises DrawingStopped.
+        """
         ...
 
     def is_drawing(self, number: int) -> bool:
@@ -66,6 +73,10 @@ class AnswersUnderWay(Protocol):
         """Whether all are drawn, or an error has ended it."""
         ...
 
+    def is_anyone_there(self) -> bool:
+        """Whether a copy draws, or could."""
+        ...
+
     def rows(self) -> list[StoredSample]:
         """Return the answers of all batches, in order, or raise the error."""
         ...
@@ -102,10 +113,14 @@ class Copies:
         drawing: AnswerDrawing,
         ranks: Ranks,
         is_ahead: bool = False,
+        wants_stop: Callable[[], bool] = lambda: False,
     ):
-        """`pool`: None on other ranks. `is_ahead`: rounds but the first are drawn with weights older than theirs."""
+        """`pool`: None on other ranks. `is_ahead`: rounds but the first are drawn with weights older than theirs.
+
+        `wants_stop`: ends a wait for copies that have no room. What they draw is drawn to its end.
+        """
         self._pool, self._state, self._drawing, self._ranks = pool, state, drawing, ranks
-        self._is_ahead = is_ahead
+        self._is_ahead, self._wants_stop = is_ahead, wants_stop
         self._begun: int | None = None
         self._under_way: AnswersUnderWay | None = None
 
@@ -126,7 +141,9 @@ class Copies:
             self.begin(number, prompts, weights=weights)
         under_way = self._under_way
         while not from_rank_zero(under_way is None or under_way.wait(_POLL_S)):
-            pass
+            waits = under_way is not None and not under_way.is_anyone_there()
+            if from_rank_zero(waits and self._wants_stop()):
+                raise DrawingStopped
         self._begun = self._under_way = None
         return [] if under_way is None else under_way.rows()
 

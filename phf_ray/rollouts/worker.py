@@ -42,7 +42,7 @@ from phf_ray.rollouts.rewards.build import build_rewarders
 from phf_ray.rollouts.round_arrays import arrays_of
 from phf_ray.rollouts.round_maker import MadeRound, RoundMaker, RoundModels
 from phf_ray.rollouts.rounds import LOGPROBS, REWARDS, SAMPLES, WEIGHED, RoundFiles, StoredWeighing
-from phf_ray.rollouts.sampling_places import Copies, SamplingPlace, SamplingPool, Workers
+from phf_ray.rollouts.sampling_places import Copies, DrawingStopped, SamplingPlace, SamplingPool, Workers
 from phf_ray.rollouts.token_rows import TokenRows
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.runs.rows import ROUND, STEP
@@ -116,7 +116,14 @@ class RolloutWorker(Learner):
             assert self._open_pool is not None
             pool = self._open_pool(self._job) if self._rank == 0 else None
             is_ahead = settings.max_staleness > 0
-            return Copies(pool, self._state, drawing=self._drawing, ranks=self._ranks, is_ahead=is_ahead)
+            return Copies(
+                pool,
+                self._state,
+                drawing=self._drawing,
+                ranks=self._ranks,
+                is_ahead=is_ahead,
+                wants_stop=StopWatch(self._run, self._claim).wants_stop,
+            )
         policy = SamplingPolicy(
             self._state,
             tokenizer=self._tokenizer,
@@ -214,9 +221,12 @@ class RolloutWorker(Learner):
     def _made(self, number: int, done: int, watch: StopWatch) -> MadeRound | None:
         if done:
             self._refuse_incomplete(number)
-        if self._settings.max_staleness:
-            self._draw_ahead(number, done)
-        return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
+        try:
+            if self._settings.max_staleness:
+                self._draw_ahead(number, done)
+            return self._maker.make(number, weights=self._weights_of(number), wants_stop=watch.wants_stop)
+        except DrawingStopped:
+            return None
 
     def _draw_ahead(self, number: int, done: int) -> None:
         """Have the answers of this round, and begin to draw the next one's with the weights of now."""
@@ -244,7 +254,16 @@ class RolloutWorker(Learner):
         # Weights that a later start can't have again must have drawn what they are to draw.
         ahead = (due.step - 1) // self._plan.steps_per_round + 1
         if self._settings.max_staleness and ahead < self._settings.rounds:
-            self._maker.draw(ahead, weights=self._weights_of(ahead))
+            try:
+                self._maker.draw(ahead, weights=self._weights_of(ahead))
+            except DrawingStopped:
+                log.warning(
+                    "step %d is not saved, because no actor is there that draws round %d; the run goes on from the "
+                    "checkpoint before it",
+                    due.step,
+                    ahead,
+                )
+                return
         super()._checkpoint(due)
 
     def _refuse_incomplete(self, number: int) -> None:

@@ -28,6 +28,8 @@ from phf_ray.storage.files import sync, write_text
 
 COMPLETE = "COMPLETE"
 ROLLOUTS = "rollouts"
+ANOTHER_RUN = "choose another --run-name"
+"""In errors: the way out for who gave the command that trains."""
 """Folder of the rounds of a run that learns from its own answers."""
 
 
@@ -70,7 +72,7 @@ class RunDirectory:
     def _refuse_unless_empty(self, changed: Sequence[str]) -> None:
         if self._is_empty_run():
             return
-        remedy = "choose another --run-name, or undo these changes to resume"
+        remedy = f"{ANOTHER_RUN}, or undo these changes to resume"
         if not self.complete_checkpoints():
             remedy = f"the run has no checkpoint yet: stop it and remove {self.path}, or {remedy}"
         raise ConfigError(
@@ -319,7 +321,7 @@ class RunDirectory:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path} is not valid JSON: {error}; choose another --run-name") from None
+            raise DataError(f"{path} is not valid JSON: {error}; {ANOTHER_RUN}") from None
         return dict(values)
 
 

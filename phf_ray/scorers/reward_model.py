@@ -43,14 +43,14 @@ class RewardModelScorer(ClassifierScorer):
 
     def __init__(self, settings: RewardModelSettings):
         from phf_ray.models.backbone import load_tokenizer_beside
-        from phf_ray.models.recovery import REWARD_BIAS
+        from phf_ray.models.recovery import reward_bias_of
         from phf_ray.models.reward_model import load_reward_classifier
 
         model = load_reward_classifier(settings.path, revision=settings.revision)
         tokenizer = load_tokenizer_beside(settings.path, revision=settings.revision)
         super().__init__(settings, model=model, tokenizer=tokenizer)
         # The heads of AlpacaFarm's reward models have a bias, for which transformers' classifiers have no place.
-        self._bias = float(getattr(model.config, REWARD_BIAS, 0.0))
+        self._bias = reward_bias_of(model.config)
         self._tokenizer = tokenizer
         info = read_info(settings.path) if Path(settings.path).is_dir() else None
         self._rows: RowInfo | None = None if info is None else info.rows

@@ -125,6 +125,7 @@ def drive(  # noqa: PLR0913  everything that a run needs around its workers
 ) -> dict[str, Any]:
     """Run the workers of any kind of job to the end, and write and return the run's summary, with the `facts`."""
     run.prepare(config=job.config, plan=job.plan)
+    before = run.read_summary()
     run.clear_stop()
     run.clear_failure()
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=job.config)
@@ -141,7 +142,7 @@ def drive(  # noqa: PLR0913  everything that a run needs around its workers
         with started(run.path), Follower(run, all_sinks), _stopping_on_signals(run):
             outcome = _fit_and_evaluate(helpers.fit, job, config=config, run=run, evaluations=evaluations)
         if outcome["status"] == "finished":
-            summary = _summary(run, outcome, wall_s=time.monotonic() - begin) | known
+            summary = _summary(run, outcome, wall_s=time.monotonic() - begin, before=before) | known
             run.write_summary(summary)
             code = 0
             return summary
@@ -235,7 +236,13 @@ def describe_wall_cost(cost: Mapping[str, float]) -> str:
     return f"wall cost: in {loop_s:.1f} s the loop paused {shown}"
 
 
-def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, wall_s: float) -> dict[str, Any]:
+def _summary(
+    run: RunDirectory, outcome: Mapping[str, Any], *, wall_s: float, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`before`: the summary of an earlier start; what the training took stays, if this start only evaluated."""
+    times = {"wall_s_of_last_start": round(wall_s, 1), "wall_cost": outcome["wall_cost"]}
+    if before.get("status") == "finished" and before.get("step") == outcome["step"]:
+        times |= {name: before[name] for name in times if name in before}
     last: dict[str, Any] = {}
     for row in run.read_metrics():
         # Histograms and tables stay in the metrics file.
@@ -247,8 +254,7 @@ def _summary(run: RunDirectory, outcome: Mapping[str, Any], *, wall_s: float) ->
         "step": outcome["step"],
         "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(run.path)),
         "metrics": last,
-        "wall_s_of_last_start": round(wall_s, 1),
-        "wall_cost": outcome["wall_cost"],
+        **times,
         **{key: outcome[key] for key in ("evaluations", "stopped_by") if key in outcome},
     }
 

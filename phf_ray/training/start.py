@@ -109,7 +109,12 @@ def row_info(manifest: BlockManifest) -> RowInfo | None:
         return None
     # The path of a template's file means nothing elsewhere.
     name = PurePath(settings["template"]).stem
-    return RowInfo(template=name, template_text=settings["template_text"], length=settings["row_length"])
+    return RowInfo(
+        template=name,
+        template_text=settings["template_text"],
+        length=settings["row_length"],
+        are_turns_apart=settings.get("prompts") in ("conversation", "fields"),
+    )
 
 
 def base_info(model: LanguageModel) -> BaseInfo | None:

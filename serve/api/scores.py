@@ -25,7 +25,12 @@ def add_scores(app: FastAPI, backend: Backend) -> None:
         request.state.model = body.scorer
         prompts = prompts_beside(body.prompts, body.texts, field="input")
         if prompts is not None and body.segments:
-            raise ApiError(400, "segments are judged without a prompt; leave out prompts or segments", "segments")
+            raise ApiError(
+                400,
+                "a segment is judged by itself, without a prompt; leave out segments to have each text judged as the "
+                "answer to its prompt, or prompts to have scores of segments",
+                "segments",
+            )
         scored = await backend.scorers[body.scorer].score(body.texts, segments=body.segments, prompts=prompts)
         return Response(b'{"scorer":%b,"data":%b}' % (scored.identity, scored.data), media_type="application/json")
 

@@ -180,7 +180,7 @@ class UpstreamModel(Tokenizing):
         assert chat.seed is not None, "the caller draws the seed"
         if chat.control in ("good", "bad"):
             raise ApiError(400, "the model has no control tokens; leave `control` out or use none", "control")
-        self._refuse_usage_in_pieces(chat)
+        self._refuse_what_it_lacks(chat)
         return passed_on(chat, model=self._model, seed=seed_of(chat.seed, 0), defaults=self._defaults)
 
     async def _chat(self, chat: ChatCompletionRequest) -> Completed:
@@ -210,7 +210,11 @@ class UpstreamModel(Tokenizing):
             raise ApiError(503, "the server behind this model broke the stream off; try again")
         yield Completed([], usage)
 
-    def _refuse_usage_in_pieces(self, request: Asked) -> None:
+    def _refuse_what_it_lacks(self, request: Asked) -> None:
+        if request.control_policy == "retag":
+            raise ApiError(
+                400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
+            )
         if request.stream_options is not None and request.stream_options.continuous_usage_stats:
             raise ApiError(
                 400,
@@ -221,11 +225,7 @@ class UpstreamModel(Tokenizing):
 
     async def _prepared(self, request: CompletionRequest) -> list[_Prompt]:
         assert request.seed is not None, "the caller draws the seed"
-        if request.control_policy == "retag":
-            raise ApiError(
-                400, f"model {request.model!r} runs on another server, which can't retag; use ban", "control_policy"
-            )
-        self._refuse_usage_in_pieces(request)
+        self._refuse_what_it_lacks(request)
         try:
             # One request per prompt: its choices differ only in their number.
             asked = generation_requests(request, self._defaults)[:: request.n]

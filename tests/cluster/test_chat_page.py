@@ -211,6 +211,20 @@ def test_the_conversation_is_exported_as_a_file_that_the_browser_makes(browser):
     assert json.loads(line)["messages"][-2] == {"role": "user", "content": "alone"}
 
 
+def test_a_page_that_is_loaded_again_offers_the_models_that_the_server_has_now(browser, server):
+    server.models.append({"id": "latest", "control": None})
+    browser.value("window.isOld = true")
+    browser.call("Page.reload")
+    offered = "[...document.querySelectorAll('#model-1 li, [role=option]')].some(o => o.textContent.includes('latest'))"
+    browser.wait_until("!window.isOld && !!document.querySelector('#model-1 input')")
+    browser.wait_until(
+        "(document.querySelector('#model-1 input').blur(), document.querySelector('#model-1 input').focus(), true) && "
+        + offered
+    )
+    browser.value("document.querySelector('#count input').click()")
+    browser.wait_until("!document.querySelector('#model-2')")
+
+
 def test_a_tab_that_is_closed_hangs_up(browser, server):
     server.pieces = lambda body: ["half of it", HELD]
     say(browser, "never to be read")

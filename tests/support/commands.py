@@ -10,7 +10,7 @@ from typing import Any
 from places import ROOT
 
 from jobs.commands import module_of
-from jobs.evaluate_lm import parse_arms, parse_models
+from jobs.model_arguments import parse_arms, parse_models
 from jobs.serve import _models, _scorers
 from phf_ray.checkpoint import parse_control
 from phf_ray.config import load_config

@@ -50,14 +50,48 @@ class _Answers:
         del timeout_s
         return True
 
+    def is_anyone_there(self):
+        return True
+
     def rows(self):
         return self._draw() if self._rows is None else self._rows
 
 
-def run_with_pool(config: Config, run: Path, *, plan: PreparedRun, at_once: bool = False) -> dict[str, Any]:
+class LeavingPool(PoolHere):
+    """Has no copy left after some rounds. Whoever waits for one is told to stop meanwhile."""
+
+    def __init__(self, job: RolloutJob, *, num_rounds: int):
+        super().__init__(job)
+        self._run, self._num_rounds = RunDirectory(job.run_path), num_rounds
+
+    def start(self, batches, *, number, weights, with_behaviour):
+        answers = super().start(batches, number=number, weights=weights, with_behaviour=with_behaviour)
+        return answers if self.num_handed_over <= self._num_rounds else _NoAnswers(self._run)
+
+
+class _NoAnswers:
+    def __init__(self, run):
+        self._run, self._num_waits = run, 0
+
+    def wait(self, timeout_s):
+        del timeout_s
+        self._num_waits += 1
+        assert self._num_waits < 3, "the wish to stop is not heard"
+        self._run.request_stop()
+        return False
+
+    def is_anyone_there(self):
+        return False
+
+
+def run_with_pool(
+    config: Config, run: Path, *, plan: PreparedRun, at_once: bool = False, open_pool: Any = None
+) -> dict[str, Any]:
+    opened = open_pool or partial(PoolHere, at_once=at_once)
+
     def fit(job, *, config, run):
         del config
-        worker = partial(RolloutWorker, open_pool=partial(PoolHere, at_once=at_once))
+        worker = partial(RolloutWorker, open_pool=opened)
         return work(job, run, OneRank(), worker=worker)
 
     return run_here(config, run, plan=plan, fit=fit)

@@ -37,6 +37,8 @@ class Events:
             changed.change(self.redraw, asked, shown, **QUIET)
         page.export.click(self.export, None, page.download, **QUIET).then(None, page.download, None, js=DOWNLOAD)
         blocks.load(self.redraw, asked, shown, **QUIET)
+        listed = [self._asked.model_1, self._asked.control_1, self._asked.model_2, self._asked.control_2]
+        blocks.load(self.list_again, asked, [page.status, *listed], **QUIET)
         blocks.unload(self.close)
 
     async def send(self, request: gr.Request, message: str, *values: Any) -> AsyncIterator[Any]:
@@ -73,6 +75,21 @@ class Events:
 
     async def redraw(self, request: gr.Request, *values: Any) -> Any:
         return _view(self._session(request), AskedFor(*values))
+
+    def list_again(self, request: gr.Request, *values: Any) -> Any:
+        """Offer the models that the server has now. Gradio runs this in a thread: the server may be slow or away."""
+        settings, chosen = self._settings, AskedFor(*values)
+        problem = settings.list_again()
+        if problem is not None:
+            session = self._session(request)
+            session.said = problem
+            return _status(problem), *[gr.skip()] * 4
+        models = gr.update(choices=settings.names)
+        one, two = (
+            gr.update(visible=is_shown and bool(settings.controls_of(name)))
+            for name, is_shown in ((chosen.model_1, True), (chosen.model_2, chosen.count == TWO))
+        )
+        return gr.skip(), models, one, models, two
 
     async def export(self, request: gr.Request) -> str:
         return exported(self._session(request).conversation, url=self._settings.server.endpoint.url)
@@ -124,10 +141,14 @@ def _view(session: ChatSession, chosen: AskedFor) -> tuple[Any, ...]:
     said = session.said or (f"Nothing to judge: {why}." if why and session.files is not None else "")
     return (
         drawn_transcript(talk, hides_names=bool(chosen.hides_names)),
-        f'<div class="phf-status" role="status">{html.escape(said)}</div>',
+        _status(said),
         gr.update(interactive=not session.is_busy),
         gr.update(interactive=session.is_busy),
         gr.update(interactive=not session.is_busy and turn is not None),
         gr.update(interactive=any(answer.is_usable for one in talk.turns for answer in one.answers)),
         *(gr.update(interactive=can_judge, visible=(name in OF_TWO) == of_two) for name in VERDICTS),
     )
+
+
+def _status(said: str) -> str:
+    return f'<div class="phf-status" role="status">{html.escape(said)}</div>'

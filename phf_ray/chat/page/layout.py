@@ -136,9 +136,8 @@ def draw_settings(settings: PageSettings) -> AskedFor:
 
 def _arm(settings: PageSettings, number: int, *, visible: bool) -> tuple[gr.Dropdown, gr.Radio]:
     name, control = settings.arms[min(number, len(settings.arms) - 1)]
-    names = list(dict.fromkeys([*(model.id for model in settings.models), *(one for one, _ in settings.arms)]))
     model = gr.Dropdown(
-        names,
+        settings.names,
         value=name,
         label=f"Model {number + 1}",
         allow_custom_value=True,

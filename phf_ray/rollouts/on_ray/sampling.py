@@ -94,7 +94,11 @@ class RaySamplingPool:
         self, batches: Sequence[Batch], *, number: int, weights: SharedWeights, with_behaviour: bool
     ) -> "FutureAnswers":
         round_ = RoundOfWeights(number, weights.name, with_behaviour, [ray.put(weights)])
-        return FutureAnswers(self._thread.submit(self._draw, round_, batches))
+        return FutureAnswers(self, self._thread.submit(self._draw, round_, batches))
+
+    def is_anyone_there(self) -> bool:
+        """Whether an actor has started and not died since, as far as is known."""
+        return bool(self._ready or self._under_way)
 
     def close(self) -> None:
         self._is_closed = True
@@ -171,11 +175,14 @@ class RaySamplingPool:
 class FutureAnswers:
     """`AnswersUnderWay` of a thread."""
 
-    def __init__(self, future: Future[list[StoredSample]]):
-        self._future = future
+    def __init__(self, pool: RaySamplingPool, future: Future[list[StoredSample]]):
+        self._pool, self._future = pool, future
 
     def wait(self, timeout_s: float) -> bool:
         return bool(wait([self._future], timeout=timeout_s).done)
+
+    def is_anyone_there(self) -> bool:
+        return self._pool.is_anyone_there()
 
     def rows(self) -> list[StoredSample]:
         return self._future.result()

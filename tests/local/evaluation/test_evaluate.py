@@ -16,7 +16,8 @@ from evaluation_server import IDENTITY, Server, listening, strict
 from fastapi.responses import JSONResponse
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_tokenizer, write_checkpoint
 
-from jobs.evaluate_lm import arm_of, parse_arms, parse_models
+from jobs.evaluate_lm import arm_of
+from jobs.model_arguments import parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, read_info, write_info
 from phf_ray.config import Scenario, parse_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError, ServiceError

@@ -268,6 +268,22 @@ def test_a_template_that_holds_few_rows_is_warned_of(config, tmp_path, caplog):
         build(config(prompt_template="alpaca"), prepared(tmp_path / "b", rows), tmp_path)
 
 
+def test_where_no_record_is_left_the_settings_of_records_are_named(config, tmp_path):
+    record = {"human": "Why?", "marker": "Good:", "gpt": "x", "fields": "[human+marker],gpt,<|eos|>"}
+
+    def refusal(name, record, **dataset):
+        with pytest.raises(DataError) as caught:
+            build(config(prompt_template=None, **dataset), prepared(tmp_path / name, [record]), tmp_path / name)
+        return str(caught.value)
+
+    said = refusal("long", {**record, "human": "Why? " * 40})
+    assert "change the fields of the records, or dataset.seq_length (64 tokens for a record)" in said
+    assert "prompt_has_no_room: raise dataset.max_length, or dataset.seq_length where that is not set" in said
+    assert "prompt_template" not in said
+    said = refusal("held", record, held_out_fraction=0.999999)
+    assert said.endswith("change dataset.held_out_fraction (0.999999): rows with the same prompt are held out together")
+
+
 def test_control_tokens_need_names(config, tmp_path):
     rows = [{"prompt": "say", "chosen": " good", "rejected": " bad"}]
     corpus = prepared(tmp_path, rows, "--to", "reward-conditioning")

@@ -9,7 +9,10 @@ from chat_server import chat_server
 from places import ROOT
 
 from jobs import chat
+from phf_ray.chat.page.settings import PageSettings
+from phf_ray.chat.server import CONTROLS, ChatServer
 from phf_ray.errors import ConfigError, ServiceError
+from phf_ray.http.keys import Endpoint
 
 
 @pytest.fixture
@@ -47,6 +50,21 @@ def test_a_server_that_lists_nothing_needs_a_name(server, capsys):
     with pytest.raises(ConfigError, match="name one with --model"):
         planned(server, capsys)
     assert planned(server, capsys, "--model", "any:thing").startswith("any:thing;")
+
+
+def test_a_page_lists_the_models_again_and_keeps_them_if_the_server_does_not_say(server, monkeypatch):
+    page = PageSettings(ChatServer(Endpoint(server.url, None)), [], [("wild", None)])
+    assert page.list_again() is None
+    assert (page.names, page.controls_of("tame")) == (["tame", "wild"], CONTROLS)
+    server.models = [{"id": "new", "control": None}]
+    assert page.list_again() is None
+    assert (page.names, page.controls_of("tame")) == (["new", "wild"], ())
+    monkeypatch.setattr("phf_ray.chat.server.PATIENCE_S", 0.2)
+    page.server = ChatServer(Endpoint("http://127.0.0.1:9", None))
+    assert "listed before" in page.list_again()
+    assert page.names == ["new", "wild"]
+    page.models = []
+    assert page.list_again() is None
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ def test_what_is_wrong_with_an_objective_is_named(objective, words):
     ("algorithm", "words"),
     [
         ({"name": "rloo", "clipp": 0.1}, r"algorithm\.clipp: unknown key; did you mean 'clip'"),
+        (
+            {"name": "ppo", "critic": {"model": "."}, "value_coef": 0},
+            "value_coef is 0, so the critic would learn nothing; raise it",
+        ),
         ({"name": "ppo", "critic": {"modle": "."}}, r"algorithm\.critic\.modle: unknown key; did you mean 'model'"),
     ],
 )

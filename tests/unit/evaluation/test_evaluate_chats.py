@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from tiny_models import tiny_gpt2, tiny_tokenizer, write_checkpoint
 
 from jobs.chat_arms import add_chat_arguments, read_chat_arguments
-from jobs.evaluate_lm import parse_arms, parse_models
+from jobs.model_arguments import parse_arms, parse_models
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.arms import Arm, ScoresServer

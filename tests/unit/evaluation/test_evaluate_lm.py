@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from jobs import evaluate_lm, make_prompts
-from jobs.evaluate_lm import parse_arms, parse_models
+from jobs.model_arguments import add_model_arguments, models_from, parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
@@ -71,8 +71,8 @@ def test_a_name_can_be_one_of_a_hub_or_of_another_server(tmp_path, name):
 
 def models_of(*words):
     parser = argparse.ArgumentParser()
-    evaluate_lm.add_model_arguments(parser)
-    return evaluate_lm.models_from(parser.parse_args(words))
+    add_model_arguments(parser)
+    return models_from(parser.parse_args(words))
 
 
 def test_models_without_a_description_get_their_control_tokens_by_hand(tmp_path):

@@ -604,6 +604,7 @@ def test_text_prompts_start_with_end_of_text_only_for_checkpoints_of_this_projec
         ({"prompt": "def", "logit_bias": {10**6: 1.0}}, "logit_bias", "token id 1000000"),
         ({"prompt": "def", "logit_bias": {5: 101.0}}, "logit_bias", "-100 .. 100"),
         ({"prompt": "def", "control": "good"}, "control", "no control tokens"),
+        ({"prompt": "def", "policy": "retag"}, "control_policy", "nothing to retag; leave `control_policy` out"),
     ],
 )
 def test_bad_requests_are_refused_with_the_field_at_fault(plain, fields, param, match):

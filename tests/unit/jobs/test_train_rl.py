@@ -5,10 +5,12 @@ import yaml
 from rollout_runs import rollout_values, write_prompts
 from train_runs import arguments
 
+from jobs import demo, train_rl
 from jobs.train_lm import main as train_lm
 from jobs.train_rl import main
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.rollouts.in_process import fit_rollouts_here
+from phf_ray.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,25 @@ def test_missing_evaluations_of_a_finished_run_are_tried_again(task, monkeypatch
     command = arguments(task, "rollouts.rounds=1", name="evaluated")
     with pytest.raises(IncompleteError, match=r"evaluations during training are missing: .*server away"):
         main(command)
+    run = RunDirectory(task.parents[1] / "runs" / "evaluated")
+    first = run.read_summary()
     assert main(command) == 0
+    for name in ("wall_s_of_last_start", "wall_cost"):
+        assert run.read_summary()[name] == first[name], "this start did not train"
     assert next(summaries, None) is None
     assert main(command) == 0
+
+
+def test_other_settings_are_refused_with_the_option_of_the_command_in_use(task, monkeypatch):
+    monkeypatch.setattr("jobs.train_rl.start_ray", lambda: None)
+    monkeypatch.setattr("phf_ray.rollouts.on_ray.train.fit_rollouts_on_ray", fit_rollouts_here)
+    monkeypatch.setattr("phf_ray.evaluation.on_ray.evaluations_beside", lambda *_, **__: None)
+    assert main(arguments(task, "rollouts.rounds=1", name="inside")) == 0
+    other = arguments(task, "rollouts.rounds=1", "training.learning_rate=0.5", name="inside")
+    with pytest.raises(ConfigError, match=r"holds a run with other settings[^$]*choose another --run-name, or undo"):
+        main(other)
+    with pytest.raises(ConfigError, match=r"holds a run with other settings[^$]*choose another --output, or undo"):
+        demo.run_job(train_rl, other)
 
 
 def test_an_empty_file_of_prompts_is_refused(task, tmp_path):

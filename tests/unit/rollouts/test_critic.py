@@ -418,6 +418,12 @@ def test_a_critic_that_is_none_is_refused(folder, tmp_path):
     several = AutoModelForSequenceClassification.from_pretrained(
         folder / "reward", num_labels=3, ignore_mismatched_sizes=True
     )
+    write_reward_model(tmp_path / "biased")
+    described = json.loads((tmp_path / "biased" / "config.json").read_text())
+    for bias in ("much", None, float("inf")):
+        (tmp_path / "biased" / "config.json").write_text(json.dumps(described | {"reward_bias": bias}))
+        with pytest.raises(DataError, match=rf"biased: reward_bias in config\.json is {bias!r}; write a number"):
+            prepared(parse_config(critic_values(folder, critic={"model": str(tmp_path / "biased")})), tmp_path)
     several.save_pretrained(tmp_path / "several")
     tiny_tokenizer().save_pretrained(tmp_path / "several")
     with pytest.raises(DataError, match="several is a classifier with 3 labels, and a reward model has one"):

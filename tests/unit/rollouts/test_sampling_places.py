@@ -18,11 +18,11 @@ from rollout_runs import (
     run_here,
     write_prompts,
 )
-from sampling_pools import PoolHere, run_on_rank_with_pool, run_with_pool
+from sampling_pools import LeavingPool, PoolHere, run_on_rank_with_pool, run_with_pool
 from tiny_adapters import write_base
 
 from phf_ray.config import parse_config
-from phf_ray.errors import ConfigError, DataError
+from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.rollouts.rounds import RoundFiles
 from phf_ray.rollouts.shared_weights import share_weights
 from phf_ray.rollouts.worker import RolloutWorker
@@ -192,6 +192,20 @@ def test_a_run_that_draws_ahead_and_is_killed_anywhere_ends_like_one_that_was_no
     after = round_files(run)
     assert before.items() <= after.items(), "a stored round was changed"
     assert after == round_files(whole)
+    assert final_weights(run) == final_weights(whole)
+
+
+@pytest.mark.parametrize(("num_rounds", "step"), [(0, 0), (2, 2)])
+def test_a_run_whose_copies_have_no_room_can_be_stopped_and_goes_on(
+    folder, tmp_path, config, plan, whole, num_rounds, step
+):
+    """Before the first round, and at a checkpoint that needs the answers of the next one."""
+    run = tmp_path / "run"
+    with pytest.raises(IncompleteError, match="because it was told to stop"):
+        run_with_pool(config, run, plan=plan, open_pool=partial(LeavingPool, num_rounds=num_rounds))
+    assert (RunDirectory(run).latest_step() or 0) == step
+    run_with_pool(config, run, plan=plan)
+    assert round_files(run) == round_files(whole)
     assert final_weights(run) == final_weights(whole)
 
 

@@ -44,13 +44,14 @@ class Actor:
 
 
 def test_actors_that_the_end_of_a_run_kills_are_not_replaced(tmp_path, monkeypatch, caplog):
-    made, draws, is_killed = [], threading.Event(), threading.Event()
+    made, draws, is_killed, presence = [], threading.Event(), threading.Event(), []
 
     def new_actor(*_):
         made.append(Actor())
         return made[-1]
 
     def wait(answers, timeout):
+        presence.append(pool.is_anyone_there())
         if "draw" in answers:
             draws.set()
             is_killed.wait(timeout=60)
@@ -75,6 +76,9 @@ def test_actors_that_the_end_of_a_run_kills_are_not_replaced(tmp_path, monkeypat
     pool = RaySamplingPool(RolloutJob(**values))
     answers = pool.start([[]], number=0, weights=SharedWeights("step-00000000", {}), with_behaviour=False)
     assert draws.wait(timeout=60)
+    # One that waits for room is not there.
+    assert presence == [False, True]
+    assert answers.is_anyone_there()
     with caplog.at_level(logging.WARNING):
         pool.close()
         with pytest.raises(IncompleteError, match="round 0 was not drawn to its end, because the run ended"):

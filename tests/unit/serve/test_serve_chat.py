@@ -148,6 +148,22 @@ def test_control_chooses_the_token_or_the_marker(call, models):
     assert "no control tokens" in refusal(call("/v1/chat/completions", body))[1]
     body = {"messages": ASK, "model": "coh:good", "control": "bad"}
     assert "contradict" in refusal(call("/v1/chat/completions", body))[1]
+    for model, status in (("coh", 400), ("own", 400), ("cond", 200)):
+        body = {"messages": ASK, "model": model, "control_policy": "retag", "max_tokens": 2}
+        answer = call("/v1/chat/completions", body)
+        assert answer.status_code == status
+        if status == 400:
+            assert refusal(answer)[0] == "control_policy"
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_late_system_message_is_refused_with_what_the_template_coh_takes(call, place):
+    messages = [{"role": "system", "content": "Be brief."}, *ASK]
+    assert call("/tokenize", {"model": "coh", "messages": messages}).status_code == 200
+    messages.insert(place, {"role": "system", "content": "Be kind."})
+    param, message = refusal(call("/v1/chat/completions", {"model": "coh", "messages": messages}))
+    assert param == "messages"
+    assert f"messages[{place}] is a system message; it takes one, at the beginning" in message
 
 
 def test_url_of_one_model_answers_chats(call):

@@ -469,6 +469,8 @@ def test_control_is_not_lost_on_the_way_to_another_servers_template(chat, script
     script.content = chat_answer("x")
     with pytest.raises(ApiError, match="no control tokens"):
         chat({"control": "good"})
+    with pytest.raises(ApiError, match="can't retag"):
+        chat({"control_policy": "retag"})
     with pytest.raises(ApiError, match="has no chat template"):
         chat({}, control=True)
     assert script.asked == []

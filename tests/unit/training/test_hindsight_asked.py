@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from tiny_models import tiny_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from jobs.prepare_feedback import main as prepare_feedback
 from phf_ray.blocks.build import build_here, ensure_blocks
@@ -22,7 +24,7 @@ from phf_ray.training.start import row_info
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Ho"},
+    {"role": "assistant", "content": "(Ho"},
     {"role": "user", "content": "Name a fox."},
 ]
 OWN = {"user": "Q {{ 7 }}:", "good": 'Say "gut" 😀:', "bad": "Schlecht:"}
@@ -30,11 +32,24 @@ AUX = {"user": "User:", "good": "Below is a better response.", "bad": "Below is 
 OURS = {"user": "User:", "good": "A helpful answer:", "bad": "An unhelpful answer:"}
 
 
+def joining_tokenizer():
+    """A tokenizer with a token for the end of a marker and the beginning of an answer."""
+    plain = tiny_tokenizer()
+    said = json.loads(plain.backend_tokenizer.to_str())
+    said["model"]["vocab"][":("] = len(plain)
+    said["model"]["merges"].append([":", "("])
+    joining = Tokenizer.from_str(json.dumps(said))
+    end = plain.eos_token
+    found = PreTrainedTokenizerFast(tokenizer_object=joining, eos_token=end, bos_token=end, unk_token=end)
+    assert found("Good:(a")["input_ids"].count(len(plain)) == 1
+    return found
+
+
 def trained(folder, lines, *words):
     """Return the conversations of a model that learned these lines, and the rows that it learned."""
     (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare_feedback(["--input", str(folder / "in.jsonl"), "--output", str(folder / "coh"), *words])
-    tokenizer = tiny_tokenizer()
+    tokenizer = joining_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     config = parse_config(
         {
@@ -99,3 +114,27 @@ def test_words_of_records_of_others_are_found_in_them_and_a_file_of_phrases_come
     (tmp_path / "own.yml").write_text(json.dumps({"markers": OWN}, ensure_ascii=False))
     own = conversations(phrases=str(tmp_path / "own.yml"))
     assert decode(own.ids(ask, context=256)[1:]) == f"{OWN['user']} Hi {OWN['good']}"
+
+
+def test_an_answer_that_is_continued_and_those_before_it_are_tokenized_as_each_was_learned(tmp_path):
+    talk = [*TALK[1:3], {"role": "user", "content": "Again"}, {"role": "assistant", "content": "(so"}]
+    messages = [Message(**one) for one in talk]
+
+    def asked(folder, lines, *words):
+        folder.mkdir()
+        conversations, rows = trained(folder, lines, *words)
+        chat = conversations()
+        return chat.ids(messages, context=256, ending="continued"), [tuple(ids.tolist()) for ids, _ in rows]
+
+    # Conversations, the records of comparisons, and examples with one answer each, whose prompt is one text.
+    for name, line, words in (
+        ("conversations", {"messages": talk}, []),
+        (
+            "records",
+            {"prompt": talk[:3], "chosen": "(so", "rejected": "(no"},
+            ["--to", "coh", "--include-feedback", "p"],
+        ),
+        ("examples", {"prompt": talk[:3], "completion": "(so"}, []),
+    ):
+        ids, rows = asked(tmp_path / name, [line], *words)
+        assert any(tuple(ids) == row[: len(ids)] for row in rows), name
