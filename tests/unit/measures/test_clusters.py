@@ -64,7 +64,7 @@ def test_a_fit_finds_the_curve_that_made_the_points():
 @pytest.mark.parametrize(
     ("kls", "rewards", "reason"),
     [
-        ([0.0, *range(1, 8)], [0.0] * 8, "7 rounds have a KL above 0; a fit needs 8"),
+        ([0.0, *range(1, 8)], [0.0] * 8, "7 points have a KL above 0; a fit needs 8"),
         ([1.0 + k / 100 for k in range(9)], [0.0] * 9, "within a factor of 2"),
         ([float(k) for k in range(12)], [float(k) ** 2 for k in range(12)], "the form does not fit: beta is -"),
         ([float(k) for k in range(12)], [(-1.0) ** k for k in range(12)], "of the variance is explained"),
