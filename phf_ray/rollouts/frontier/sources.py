@@ -75,7 +75,7 @@ def _unknown(path: Path) -> str:
             f"{path} holds a model or a run of phf train-lm, and nothing there says what its answers are worth; "
             f"measure it with phf evaluate-lm, and give its output. Accepted are: {accepted()}"
         )
-    inside = sorted(one.name for one in path.iterdir() if one.is_dir() and kind_of(one) is not None)
+    inside = sorted(str(one) for one in path.iterdir() if one.is_dir() and kind_of(one) is not None)
     if inside:
         shown = ", ".join(inside[:_MOST_NAMED]) + (", ..." if len(inside) > _MOST_NAMED else "")
         return f"{path} is no result itself, but holds some; name them: {shown}"

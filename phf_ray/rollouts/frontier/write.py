@@ -15,7 +15,7 @@ def write_frontier(given: Sequence[str], output: Path) -> Frontier:
     """Read the sources, `[NAME=]DIR` each, and write both files. Nothing is written if one of them can't be read."""
     frontier = collect(given)
     page = frontier_page(frontier)
-    figures = json.dumps(frontier.as_json(), indent=1, allow_nan=False, ensure_ascii=False)
+    figures = json.dumps(frontier.as_json(), indent=1, allow_nan=False)
     write_text(output / FIGURES, figures + "\n")
     write_text(output / PAGE, page)
     return frontier

@@ -61,6 +61,17 @@ def test_a_fit_finds_the_curve_that_made_the_points():
     assert fit.at(4.0) == pytest.approx(0.5 + 2 * (0.9 - 0.6 * np.log(2)))
 
 
+def test_a_fit_of_best_of_n_has_the_form_without_a_logarithm():
+    distances = np.linspace(0.0, 2.0, 12)
+    rewards = [0.5 + d * (0.9 - 0.3 * d) for d in distances]
+    fit = fit_overoptimization([float(d) ** 2 for d in distances], rewards, form="best of n")
+    assert isinstance(fit, OveroptimizationFit)
+    assert (fit.start, fit.alpha, fit.beta) == pytest.approx((0.5, 0.9, 0.3), abs=1e-9)
+    # The slope alpha - 2 beta d is 0 at d = 1.5.
+    assert fit.peak_kl == pytest.approx(2.25)
+    assert fit.at(4.0) == pytest.approx(0.5 + 2 * (0.9 - 0.6))
+
+
 @pytest.mark.parametrize(
     ("kls", "rewards", "reason"),
     [
