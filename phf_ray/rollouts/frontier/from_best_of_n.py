@@ -50,7 +50,7 @@ def read_best_of_n(folder: Path, *, name: str, source: str) -> FrontierMethod:
         prompts=prompts,
         tokens_drawn=num_tokens,
         fits={of: fit for of in ("gold", "proxy") if (fit := _fit(points, of)) is not None},
-        notes=(*_fewer_prompts(points, num_prompts), *tokens_note),
+        notes=(*_fewer_prompts(points, num_prompts), *_narrowed(told.get("sampling") or {}), *tokens_note),
     )
 
 
@@ -84,6 +84,15 @@ def _fewer_prompts(points: list[FrontierPoint], num_prompts: int) -> list[str]:
     if fewest == num_prompts:
         return []
     return [f"its points rest on {fewest:,} to {num_prompts:,} prompts: the others lack rewards of n samples"]
+
+
+def _narrowed(sampling: Mapping[str, Any]) -> list[str]:
+    """The bound is the distance from what was sampled from. Other methods are measured from the whole distribution."""
+    whole = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    changed = [f"{name} {sampling[name]:g}" for name, usual in whole.items() if sampling.get(name, usual) != usual]
+    if not changed:
+        return []
+    return [f"its answers were drawn with {', '.join(changed)}, and the bound is that of the KL from such answers"]
 
 
 def _samples(path: Path) -> tuple[frozenset[str], int | None, list[str]]:

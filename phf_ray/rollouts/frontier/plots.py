@@ -82,6 +82,8 @@ def _caption(methods: Sequence[FrontierMethod], worth: Worth) -> list[str]:
         f"Mean {_LABELS[worth]} against KL, with 95% intervals where rows allow them; the axis of KL grows as its "
         "root. Up and to the left is better."
     ]
+    if any(point.is_base for point in points):
+        lines.append("At KL 0 stand the base's own answers.")
     if any(point.kl is None for point in points):
         lines.append(
             "Hollow triangles stand at the upper bound of their KL, log n - (n - 1)/n: the KL itself is lower."
@@ -155,9 +157,10 @@ def _scale(axes: Any, methods: Sequence[FrontierMethod], worth: Worth) -> None:
     """The axis of KL grows as its root, as distances do in Gao et al. (2022); small and large KL are both seen."""
     most = max(_right(point) for method in methods for point in method.points if _has(point, worth)) or 0.1
     axes.set_xscale("function", functions=(_root, _square))
-    ticks = [tick for tick in _TICKS if tick <= 1.05 * most]
-    while len(ticks) > _MOST_TICKS:
-        ticks = [ticks[0], *ticks[2::2]]
+    ticks: list[float] = []
+    for tick in _TICKS:
+        if tick <= 1.05 * most and (not ticks or _root(tick) - _root(ticks[-1]) >= _root(most) / _MOST_TICKS):
+            ticks.append(tick)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     # Left of 0 is room for the marks at 0.
     axes.set_xlim(left=-1e-3 * most, right=1.12 * most)

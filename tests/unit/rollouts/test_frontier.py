@@ -163,6 +163,7 @@ def test_a_best_of_n_has_its_stored_curve_at_the_bound_of_its_kl(made, tmp_path)
     assert "at most 1.2" in page
     assert "Hollow triangles stand at the upper bound of their KL" in page
     assert "no minutes stored" in page
+    assert "drawn with top_p 0.9, and the bound is that of the KL from such answers" in page
 
 
 def test_models_against_their_base_have_the_figures_of_their_report(made, tmp_path):
