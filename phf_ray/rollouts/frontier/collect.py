@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,24 @@ def collect(given: Sequence[str]) -> Frontier:
 
 
 def _with_own_names(methods: Sequence[FrontierMethod]) -> list[FrontierMethod]:
-    """Add the source to titles that occur twice."""
-    counts: Mapping[str, int] = Counter(method.title for method in methods)
-    return [
-        dataclasses.replace(method, name=f"{method.name} of {method.source}") if counts[method.title] > 1 else method
-        for method in methods
-    ]
+    """Add to titles that occur twice as much of the source as tells them apart."""
+    sources: dict[str, list[Path]] = {}
+    for method in methods:
+        sources.setdefault(method.title, []).append(Path(method.source).resolve())
+    return [_renamed(method, sources[method.title]) if len(sources[method.title]) > 1 else method for method in methods]
+
+
+def _renamed(method: FrontierMethod, sources: Sequence[Path]) -> FrontierMethod:
+    own = Path(method.source).resolve()
+    others = [source for source in sources if source != own]
+    length = next(
+        (
+            length
+            for length in range(1, len(own.parts))
+            if all(one.parts[-length:] != own.parts[-length:] for one in others)
+        ),
+        len(own.parts),
+    )
+    shown = "/".join(own.parts[-length:])
+    name = shown if own.name == method.name else f"{method.name} of {shown}"
+    return dataclasses.replace(method, name=name)

@@ -8,7 +8,7 @@ from phf_ray.errors import PhfError
 from phf_ray.model_folder import weights_fingerprint
 from phf_ray.rollouts.figures import RoundFigures, round_figures
 from phf_ray.rollouts.frontier.methods import FrontierMethod, FrontierPoint, GuardStop, measured_mean
-from phf_ray.rollouts.frontier.rewards_told import reward_claims, rewards_claims
+from phf_ray.rollouts.frontier.rewards_told import reward_claims, rewards_claims, spec_identities
 from phf_ray.rollouts.frontier.stored_json import stored_json
 from phf_ray.rollouts.guard import first_stop, stop_rules_of
 from phf_ray.rollouts.guard.read import read_round, read_weighed, stored_rounds
@@ -97,6 +97,7 @@ def _notes(rounds: Sequence[RoundFigures], *, is_finished: bool) -> list[str]:
 
 def _claims(run: Path) -> dict[Any, Mapping[str, str]]:
     plan, rewards = stored_json(run / "plan.json"), stored_json(run / ROLLOUTS / "rewards.json")
+    section = RunDirectory(run).read_config().get("rollouts") or {}
     base: dict[str, str] = {}
     if plan.get("checkpoint_path"):
         base |= weights_claim(str(plan["checkpoint_path"]))
@@ -105,9 +106,15 @@ def _claims(run: Path) -> dict[Any, Mapping[str, str]]:
     return {
         "base": base,
         "prompts": {"plan": str(plan["prompts_hash"])} if plan.get("prompts_hash") else {},
-        "gold": reward_claims(rewards.get("gold"), told_by="rewarder"),
-        "proxy": rewards_claims(rewards.get("rewards"), told_by="rewarder"),
+        "gold": reward_claims(rewards.get("gold"), told_by="rewarder") | _spec_claims(section.get("gold")),
+        "proxy": rewards_claims(rewards.get("rewards"), told_by="rewarder")
+        | rewards_claims(spec_identities(section.get("reward") or []), told_by="spec"),
     }
+
+
+def _spec_claims(gold: Mapping[str, Any] | None) -> dict[str, str]:
+    found = None if gold is None else spec_identities([gold])
+    return reward_claims(next(iter(found.values())), told_by="spec") if found else {}
 
 
 def weights_claim(folder: str) -> dict[str, str]:

@@ -40,13 +40,15 @@ def draw_frontier(methods: Sequence[FrontierMethod]) -> list[Plot]:
 
 
 def _apart(methods: Sequence[FrontierMethod], worth: Worth) -> list[list[FrontierMethod]]:
-    """Return the methods of each plot: different proxies have different units."""
+    """Return the methods of each plot: different proxies have different units. Of one kind, none is taken for another
+    without need.
+    """
     if worth == "gold" or not methods:
         return [list(methods)] if methods else []
     groups, unknown = group_alike(methods, "proxy")
-    first, *others = groups or [[]]
-    joined = {id(method) for method in (*first, *unknown)}
-    return [[method for method in methods if id(method) in joined], *others]
+    if len(groups) <= 1:
+        return [list(methods)]
+    return [*groups, *([unknown] if unknown else [])]
 
 
 def colors_of(methods: Sequence[FrontierMethod]) -> dict[str, str]:

@@ -1,12 +1,19 @@
 """What stored results say of a reward, so that two of them can be compared.
 
 A run stores what its rewarders say of themselves, best-of-n what its specs say. Both say the same only of a rule, and
-of a scorer without weights and settings; of others, nothing tells whether a run and a best-of-n have the same one.
+of a scorer without weights and settings. What the specs in a run's configuration say is told anew, which takes the
+models that they name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from phf_ray.config.rewards import RewardSpec
+from phf_ray.errors import PhfError
+from phf_ray.rollouts.rewards.identities import spec_identity
 from phf_ray.storage.hashing import digest
 
 ToldBy = Literal["rewarder", "spec"]
@@ -35,6 +42,18 @@ def rewards_claims(named: Mapping[str, Mapping[str, Any]] | None, *, told_by: To
     parts = [(float(one.get("weight", 1.0)), reward_claims(one, told_by=told_by)) for one in named.values()]
     kinds = [kind for kind in parts[0][1] if all(kind in claims for _, claims in parts)]
     return {kind: digest(sorted((weight, claims[kind]) for weight, claims in parts)) for kind in kinds}
+
+
+def spec_identities(specs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]] | None:
+    """Return name -> identity of the specs of a configuration; None if one can't be told any more."""
+    try:
+        known = [RewardSpec.model_validate(spec) for spec in specs]
+        # A folder that is gone would pass for the name of a model on the hub.
+        if any(spec.model is not None and not Path(spec.model).is_dir() for spec in known):
+            return None
+        return {spec.called: spec_identity(spec) for spec in known}
+    except (PhfError, OSError, ImportError, ValidationError):
+        return None
 
 
 def _of_scorer(class_name: Any, versions: Any, identity: Mapping[str, Any]) -> str:

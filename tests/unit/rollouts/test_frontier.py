@@ -29,6 +29,7 @@ from phf_ray.rollouts.guard import read_figures
 from phf_ray.rollouts.identity import check_rewards_identity
 from phf_ray.rollouts.prompts import read_prompts
 from phf_ray.rollouts.rewards import named_rewards
+from phf_ray.rollouts.rewards.identities import model_identity
 from phf_ray.runs.directory import RunDirectory
 
 GOLD_OF_RUN = {"rule": "longer"}
@@ -138,7 +139,7 @@ def _completion_ids(run, number):
 
 def test_a_run_with_rules_shows_where_they_stopped_it(tmp_path):
     _run(tmp_path / "ppo", stop={"kl": 3.0})
-    content, _ = draw(tmp_path / "ppo", output=tmp_path / "out")
+    content = collect([str(tmp_path / "ppo")]).as_json()
     kls = [one.kl.mean for one in read_figures(tmp_path / "ppo")]
     first = next(number for number, kl in enumerate(kls) if kl > 3)
     stop = content["methods"][0]["stop"]
@@ -262,7 +263,7 @@ def test_another_base_and_another_gold_are_warned_of(made, tmp_path):
         json.dumps({"checkpoint_path": str(tmp_path / "other"), "prompts_hash": "of the run"})
     )
     (run / "rollouts/rewards.json").write_text(json.dumps({"rewards": {}, "gold": {"rule": "shorter"}}))
-    content, _ = draw(made / "over", f"again={run}", output=tmp_path / "out")
+    content = collect([str(made / "over"), f"again={run}"]).as_json()
     starts = [warning.partition(",")[0] for warning in content["warnings"]]
     assert starts == ["They start from different base models", "Their gold rewards are not the same"]
     assert content["warnings"][0].endswith("over (rounds) | again (rounds)")
@@ -279,6 +280,26 @@ def test_different_proxies_have_plots_of_their_own(made, tmp_path):
     assert 'id="mark-proxy-against-kl-over (rounds)"' in page
     assert 'id="mark-proxy-against-kl-2-weighted (rounds)"' in page
     assert content["warnings"] == []
+
+
+def test_a_reward_model_is_known_across_kinds_while_its_folder_is_there(made, tmp_path):
+    run, best, reward = (tmp_path / name for name in ("run", "best", "reward"))
+    for name, copy in (("over", run), ("best", best), ("base", reward)):
+        shutil.copytree(made / name, copy)
+    (run / "rollouts/rewards.json").write_text(json.dumps({"rewards": {"r": {"weight": 1.0, "scorer": "told else"}}}))
+    config = RunDirectory(run).read_config()
+    config["rollouts"]["reward"] = [{"model": str(reward)}]
+    (run / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((best / "manifest.json").read_text())
+    manifest["settings"]["reward"] = {"r": {"weight": 1.0, "model": model_identity(str(reward))}}
+    (best / "manifest.json").write_text(json.dumps(manifest))
+
+    def told():
+        return [note for note in collect([str(run), str(best)]).unlike.notes if "prox" in note]
+
+    assert told() == []
+    shutil.rmtree(reward)
+    assert told() == ["Whether the proxy is the same can't be told of best (best of n)"]
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -331,7 +352,7 @@ def test_names_may_be_hostile_and_those_that_occur_twice_say_where_from(made, tm
     runs = [tmp_path / folder / "_$x$<b>" for folder in ("a", "b")]
     content, page = draw(*runs, f"<script>$x\u202e={made / 'best'}", output=tmp_path / "out")
     names = [method["name"] for method in content["methods"]]
-    assert names[:2] == [f"_$x$<b> of {run}" for run in runs]
+    assert names[:2] == ["a/_$x$<b>", "b/_$x$<b>"]
     assert "<script" not in page
     assert "<b>" not in page
     assert "\u202e" not in page
