@@ -225,6 +225,19 @@ def test_fits_are_shown_where_the_points_allow_them_and_else_the_reason(made, tm
     assert "No fit of gold of best (best of n): 5 points" in page
 
 
+def test_a_best_of_many_is_fitted_by_the_form_of_best_of_n(made, tmp_path):
+    shutil.copytree(made / "best", tmp_path / "best")
+    curve = json.loads((made / "best/curve.json").read_text())
+    points = []
+    for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
+        distance = best_of_n_kl(n) ** 0.5
+        worth = {"mean": distance * (0.9 - 0.3 * distance), "interval": None, "num_prompts": 6}
+        points.append({"n": n, "proxy": worth, "gold": worth, "kl_upper_bound": distance**2})
+    (tmp_path / "best/curve.json").write_text(json.dumps({**curve, "points": points}))
+    fit = collect([str(tmp_path / "best")]).methods[0].fits["gold"]
+    assert (fit.form, fit.alpha, fit.beta) == ("best of n", pytest.approx(0.9), pytest.approx(0.3))
+
+
 # --- What is missing, and what is unlike ------------------------------------------------------------------------------
 
 
