@@ -14,6 +14,7 @@ setup(
         SHIPPED: ["**/*.yml", "**/*.yaml", "**/*.jsonl", "**/*.md", "**/*.py", "**/*.json", "**/*.jinja", "**/*.txt"],
         "phf_ray.evaluation.report": ["*.jinja"],
         "phf_ray.judging.board": ["*.jinja", "*.csv"],
+        "phf_ray.rollouts.frontier": ["*.jinja"],
         "phf_ray.rollouts.guard": ["*.jinja"],
         "phf_ray.rollouts.against_base": ["*.jinja"],
         "phf_ray.rollouts.best_of_n": ["*.jinja"],

@@ -17,6 +17,7 @@ COMMANDS = {
     "train-rl": "train a language model on rewards of its own answers",
     "rollouts-report": "draw the page of a run of rounds: gold, reward, KL, samples",
     "best-of-n": "sample answers, reward them, and keep the best",
+    "frontier": "draw gold and proxy against KL for any runs and results on one page",
     "merge-adapter": "merge an adapter into its base model, as a model of its own",
     "recover": "recover AlpacaFarm's models from LLaMA and their weight differences",
     "make-prompts": "write prompts from the function headers of Python's library",

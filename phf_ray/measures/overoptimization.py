@@ -3,8 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+FitForm = Literal["reinforcement", "best of n"]
+"""R = start + d (alpha - beta log d), or, for best of n, R = start + d (alpha - beta d); d = sqrt(KL in nats)."""
 
 FEWEST_POINTS = 8
 _LEAST_SPREAD = 2.0
@@ -14,8 +18,6 @@ _LEAST_EXPLAINED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OveroptimizationFit:
-    """R = start + d (alpha - beta log d), d = sqrt(KL in nats): the form for reinforcement learning."""
-
     start: float
     alpha: float
     beta: float
@@ -24,21 +26,32 @@ class OveroptimizationFit:
     r_squared: float
     num_points: int
     kl_range: tuple[float, float]
+    form: FitForm = "reinforcement"
 
     def at(self, kl: float) -> float:
         distance = math.sqrt(kl)
-        return self.start if not distance else self.start + distance * (self.alpha - self.beta * math.log(distance))
+        if not distance:
+            return self.start
+        falling = math.log(distance) if self.form == "reinforcement" else distance
+        return self.start + distance * (self.alpha - self.beta * falling)
 
     @property
     def peak_kl(self) -> float | None:
-        """KL at which the fitted reward is highest, exp(2 (alpha / beta - 1)). None if it rises or falls throughout."""
+        """KL at which the fitted reward is highest. None if it rises or falls throughout.
+
+        exp(2 (alpha / beta - 1)), or (alpha / 2 beta)^2 for best of n.
+        """
         if self.beta <= 0:
             return None
+        if self.form == "best of n":
+            return (self.alpha / (2 * self.beta)) ** 2 if self.alpha > 0 else None
         exponent = 2 * (self.alpha / self.beta - 1)
         return math.exp(exponent) if exponent < 700 else None
 
 
-def fit_overoptimization(kls: Sequence[float], rewards: Sequence[float]) -> OveroptimizationFit | str:
+def fit_overoptimization(
+    kls: Sequence[float], rewards: Sequence[float], *, form: FitForm = "reinforcement"
+) -> OveroptimizationFit | str:
     """Fit by least squares, all points alike, with standard errors from the residuals; or return why there is no fit.
 
     Points whose KL is not above 0 (its estimate can be negative) stand at 0.
@@ -47,13 +60,13 @@ def fit_overoptimization(kls: Sequence[float], rewards: Sequence[float]) -> Over
     rewards_N = np.asarray(rewards, np.float64)
     positive = distances_N[distances_N > 0]
     if len(positive) < FEWEST_POINTS:
-        return f"{len(positive)} rounds have a KL above 0; a fit needs {FEWEST_POINTS}"
+        return f"{len(positive)} points have a KL above 0; a fit needs {FEWEST_POINTS}"
     if positive.max() < _LEAST_SPREAD * positive.min():
-        return f"the distances of all rounds are within a factor of {_LEAST_SPREAD:g}; a fit would say nothing"
-    logs_N = np.log(np.where(distances_N > 0, distances_N, 1.0))
-    design_NK = np.stack([np.ones_like(distances_N), distances_N, -distances_N * logs_N], axis=1)
+        return f"the distances of all points are within a factor of {_LEAST_SPREAD:g}; a fit would say nothing"
+    falling_N = np.log(np.where(distances_N > 0, distances_N, 1.0)) if form == "reinforcement" else distances_N
+    design_NK = np.stack([np.ones_like(distances_N), distances_N, -distances_N * falling_N], axis=1)
     if np.linalg.matrix_rank(design_NK) < 3:
-        return "the distances of the rounds are too much alike for a fit"
+        return "the distances of the points are too much alike for a fit"
     found_K, *_ = np.linalg.lstsq(design_NK, rewards_N, rcond=None)
     residuals_N = rewards_N - design_NK @ found_K
     variance = float(residuals_N @ residuals_N) / (len(rewards_N) - 3)
@@ -74,4 +87,5 @@ def fit_overoptimization(kls: Sequence[float], rewards: Sequence[float]) -> Over
         r_squared=r_squared,
         num_points=len(rewards_N),
         kl_range=(float(positive.min() ** 2), float(positive.max() ** 2)),
+        form=form,
     )

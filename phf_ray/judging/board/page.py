@@ -30,9 +30,9 @@ def board_page(board: Mapping[str, Any], plots: Sequence[Plot]) -> str:
         published=[_published(row) for row in board["published"]],
         plots=shown_plots(plots),
         level=f"{board['level']:.0%}",
-        ratings=[_rating(row) for row in board["ratings"]["players"]],
-        rating_notes=_rating_notes(board["ratings"]),
-        matrix=_matrix(board["matrix"]),
+        ratings=[rating_cells(row) for row in board["ratings"]["players"]],
+        rating_notes=rating_notes(board["ratings"]),
+        matrix=matrix_cells(board["matrix"]),
         differences=[_difference(row) for row in board["differences"]],
         most_open=_MOST_OPEN,
         baselines=[_baseline(row) for row in board["baselines"]],
@@ -65,13 +65,13 @@ def _published(row: Mapping[str, Any]) -> list[str]:
     return [row["name"], row["version"], *figures, *(format_cell(row, key, "d") for key in ("n_total", "avg_length"))]
 
 
-def _rating(row: Mapping[str, Any]) -> list[str]:
+def rating_cells(row: Mapping[str, Any]) -> list[str]:
     keys = ("bradley_terry", "bradley_terry_interval", "elo", "elo_interval")
     figures = ["NaN" if row[key] is None else format_cell(row, key, ".0f") for key in keys]
     return [row["name"], *figures, f"{row['n_battles']:,}"]
 
 
-def _rating_notes(ratings: Mapping[str, Any]) -> list[str]:
+def rating_notes(ratings: Mapping[str, Any]) -> list[str]:
     told = {
         "Bradley-Terry": ratings["bradley_terry_reason"],
         "intervals of Bradley-Terry": ratings["bradley_terry_interval_reason"],
@@ -82,7 +82,7 @@ def _rating_notes(ratings: Mapping[str, Any]) -> list[str]:
     return [f"{name}: NaN: {reason}" for name, reason in told.items() if reason]
 
 
-def _matrix(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def matrix_cells(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return names, and for each row's name its cells (percent, text, title); None if there is little to see.
 
     Where all were judged against one model, the matrix is one row of what the standings say.

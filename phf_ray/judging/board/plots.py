@@ -30,11 +30,11 @@ def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
     if ratings:
         points = [
             Point(
-                _label(row["name"]),
+                plot_label(row["name"]),
                 row["bradley_terry"],
                 row["bradley_terry_interval"],
                 colors.get(row["name"], SOFT),
-                f"mark-rating-{_label(row['name'])}",
+                f"mark-rating-{plot_label(row['name'])}",
                 f"{row['bradley_terry']:.0f}",
             )
             for row in ratings
@@ -53,14 +53,14 @@ def draw_board_plots(board: Mapping[str, Any]) -> list[Plot]:
     return plots
 
 
-def _label(name: str) -> str:
+def plot_label(name: str) -> str:
     """Return the name as matplotlib can write it: short, and without formulas and hidden characters."""
     shown = visible_text(" ".join(name.split()))
     return (shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 3]}...").replace("$", r"\$")
 
 
 def _win_rate_point(row: Mapping[str, Any], colors: Mapping[str, str]) -> Point:
-    label = _label(row["name"])
+    label = plot_label(row["name"])
     return Point(label, row["win_rate"], row["interval"], colors[row["name"]], f"mark-win-rate-{label}")
 
 
@@ -74,7 +74,7 @@ def _length_plot(board: Mapping[str, Any], colors: Mapping[str, str]) -> Plot:
         mine = by_model[name]
         axes.plot(
             [row["longer_by"] for row in mine], [row["win_rate"] for row in mine], color=colors[name],
-            label=_label(name), marker="o", markersize=4, linewidth=1.8, gid=f"mark-length-{_label(name)}",
+            label=plot_label(name), marker="o", markersize=4, linewidth=1.8, gid=f"mark-length-{plot_label(name)}",
         )  # fmt: skip
     axes.axhline(50, color=SOFT, linestyle=":", linewidth=1.2)
     axes.axvline(0, color=FAINT, linewidth=1.2)
@@ -94,11 +94,11 @@ def _check_points(board: Mapping[str, Any]) -> list[Point]:
     ]
     return [
         Point(
-            _label(row["name"]),
+            plot_label(row["name"]),
             100 * row["accuracy"],
             None if row["accuracy_interval"] is None else [100 * bound for bound in row["accuracy_interval"]],
             SOFT if row["is_baseline"] else PALETTE[0],
-            f"mark-agreement-{_label(row['name'])}",
+            f"mark-agreement-{plot_label(row['name'])}",
         )
         for row in rows
         if row["accuracy"] is not None

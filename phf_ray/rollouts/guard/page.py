@@ -31,7 +31,7 @@ def rounds_page(summary: RoundsSummary, plots: Sequence[Plot], samples: SampleCh
         decision=_decision(summary),
         alarms=summary.alarms,
         plots=shown_plots(plots),
-        fits=[_fit(of, found) for of, found in fits.items() if isinstance(found, OveroptimizationFit)],
+        fits=[fit_cells(of, found) for of, found in fits.items() if isinstance(found, OveroptimizationFit)],
         fit_notes=[f"No fit of {of}: {found}" for of, found in fits.items() if isinstance(found, str)],
         columns=columns,
         rows=rows,
@@ -72,7 +72,7 @@ def _decision(summary: RoundsSummary) -> list[str]:
     return [first, *reasons[1:]]
 
 
-def _fit(of: str, fit: OveroptimizationFit) -> list[str]:
+def fit_cells(of: str, fit: OveroptimizationFit) -> list[str]:
     if fit.peak_kl is None:
         peak = "none"
     else:

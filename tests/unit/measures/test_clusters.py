@@ -61,10 +61,21 @@ def test_a_fit_finds_the_curve_that_made_the_points():
     assert fit.at(4.0) == pytest.approx(0.5 + 2 * (0.9 - 0.6 * np.log(2)))
 
 
+def test_a_fit_of_best_of_n_has_the_form_without_a_logarithm():
+    distances = np.linspace(0.0, 2.0, 12)
+    rewards = [0.5 + d * (0.9 - 0.3 * d) for d in distances]
+    fit = fit_overoptimization([float(d) ** 2 for d in distances], rewards, form="best of n")
+    assert isinstance(fit, OveroptimizationFit)
+    assert (fit.start, fit.alpha, fit.beta) == pytest.approx((0.5, 0.9, 0.3), abs=1e-9)
+    # The slope alpha - 2 beta d is 0 at d = 1.5.
+    assert fit.peak_kl == pytest.approx(2.25)
+    assert fit.at(4.0) == pytest.approx(0.5 + 2 * (0.9 - 0.6))
+
+
 @pytest.mark.parametrize(
     ("kls", "rewards", "reason"),
     [
-        ([0.0, *range(1, 8)], [0.0] * 8, "7 rounds have a KL above 0; a fit needs 8"),
+        ([0.0, *range(1, 8)], [0.0] * 8, "7 points have a KL above 0; a fit needs 8"),
         ([1.0 + k / 100 for k in range(9)], [0.0] * 9, "within a factor of 2"),
         ([float(k) for k in range(12)], [float(k) ** 2 for k in range(12)], "the form does not fit: beta is -"),
         ([float(k) for k in range(12)], [(-1.0) ** k for k in range(12)], "of the variance is explained"),
