@@ -1,9 +1,12 @@
-"""Pieces of code of a scored corpus, pairs of which one has fewer violations, and what samples of code are like.
+"""Pieces of code of a scored corpus, pairs of which one has violations and the other none, and what samples are like.
 
 Nothing here is random: hashes of the pieces decide which meet.
 """
 
+import ast
 import hashlib
+import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +14,10 @@ from typing import Any
 from phf_ray.measures.intervals import bootstrap_mean, mean
 from phf_ray.measures.ngrams import ngrams_of
 
-NUM_LINES = 6
-_CHARACTERS = range(60, 300)
-"""Lengths of a piece: two of them and their markers fit into a row of the demo's model."""
+_CHARACTERS = range(30, 101)
+"""Lengths of a piece. In one or two lines a violation is much; two pieces and their markers fit into a row."""
+CLEARLY_WORSE = 0.015
+"""Violations per character of the worse piece: one in 67 or more. The better has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +34,66 @@ class CodePair:
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """Yield pieces of a file, each begun by a statement that is not indented: a piece is judged by itself."""
-    lines = text.splitlines(keepends=True)
-    begin = 0
-    while begin < len(lines):
-        first = lines[begin]
-        if not first.strip() or first[0].isspace() or first[0] in ")]}\"'#":
-            begin += 1
+    """Yield runs of whole statements, moved to the left margin: a piece is judged by itself.
+
+    A statement that is longer than a piece gives the pieces inside it. A text that Python can't parse gives none.
+    """
+    tree = _parsed(text)
+    if tree is not None:
+        # Not splitlines: form feeds end no line of Python.
+        yield from _pieces_of_block(tree.body, [line + "\n" for line in text.split("\n")])
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _pieces_of_block(block: Sequence[ast.stmt], lines: Sequence[str]) -> Iterator[str]:
+    piece, begin = "", 0
+    for statement in block:
+        first, last = _lines_of(statement)
+        longer = textwrap.dedent("".join(lines[begin:last])) if piece else ""
+        if 0 < len(longer) < _CHARACTERS.stop:
+            piece = longer
             continue
-        piece = "".join(lines[begin : begin + NUM_LINES]).rstrip() + "\n"
-        if len(piece) in _CHARACTERS:
-            yield piece
-        begin += NUM_LINES
+        yield from _fitting(piece)
+        piece, begin = textwrap.dedent("".join(lines[first:last])), first
+        if len(piece) >= _CHARACTERS.stop:
+            piece = ""
+            for inner in _blocks_in(statement):
+                yield from _pieces_of_block(inner, lines)
+    yield from _fitting(piece)
+
+
+def _fitting(piece: str) -> Iterator[str]:
+    # Some lines can't stand alone: `elif`, what follows `else:`, code beside a string whose lines stand further left.
+    if len(piece) in _CHARACTERS and _parsed(piece) is not None:
+        yield piece
+
+
+def _lines_of(statement: ast.stmt) -> tuple[int, int]:
+    """Return the first line, with decorators, counted from 0, and the line after the last."""
+    above = [decorator.lineno for decorator in getattr(statement, "decorator_list", [])]
+    return min([statement.lineno, *above]) - 1, statement.end_lineno or statement.lineno
+
+
+def _blocks_in(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    for part in (statement, *getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        for name in ("body", "orelse", "finalbody"):
+            if block := getattr(part, name, None):
+                yield block
 
 
 def draw_piece_pairs(pieces: Iterable[CodePiece], *, at_most: int) -> list[CodePair]:
-    """Draw pairs with unequal scores; no text is in two pairs."""
+    """Draw pairs of a piece without violations and one that is clearly worse; no text is in two pairs."""
     ordered = sorted({piece.text: piece for piece in pieces}.values(), key=lambda one: _share(one.text))
-    pairs: list[CodePair] = []
-    for one, other in zip(ordered[0::2], ordered[1::2], strict=False):
-        if len(pairs) == at_most:
-            break
-        if one.score != other.score:
-            pairs.append(CodePair(*sorted((one, other), key=lambda piece: piece.score)))
-    return pairs
+    better = [piece for piece in ordered if piece.score == 0]
+    worse = [piece for piece in ordered if piece.score >= CLEARLY_WORSE]
+    return [CodePair(*pair) for pair in zip(better, worse, strict=False)][:at_most]
 
 
 def whole_lines(sample: str, *, is_ended: bool) -> str:
