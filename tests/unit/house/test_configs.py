@@ -175,7 +175,9 @@ def test_rlhf_has_the_values_of_the_article():
     assert (reward.scorer["label"], reward.scorer["negate"]) == ("POSITIVE", True), "a positive text is worth more"
 
 
-@pytest.mark.parametrize(("name", "values"), [("rlhf", ["prompts=configs"]), ("pep8", ["input=jobs"]), ("alpaca", [])])
+@pytest.mark.parametrize(
+    ("name", "values"), [("rlhf", ["prompts=configs"]), ("pep8", ["input=jobs"]), ("alpaca", ["p_label_flip=0"])]
+)
 def test_pipelines_can_run(name, values, tmp_path, capsys):
     assert pipeline.main([name, "--set", *values, "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "state   to do" in capsys.readouterr().out
