@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phf_ray")
 
+SHARED_RAY = "PHF_SHARED_RAY"
+"""Variable with the address of this machine's Ray that the stages of a pipeline share. A command that needs no Ray
+takes no notice of it, as it does of RAY_ADDRESS."""
+
 
 def main() -> NoReturn:
     """Run `phf COMMAND ...` like `python -m jobs.COMMAND ...`. Exits like `run`, or with 2 for an unknown command."""
@@ -163,8 +167,9 @@ def start_ray(*, num_cpus: int | None = None) -> None:
     A local Ray gets at least 4 logical CPUs: on fewer, an actor pool of Ray Data can hold every CPU while its readers
     wait for one, silently and forever. Its workers' output goes to Ray's log folder; RAY_LOG_TO_DRIVER=1 shows it.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
+    shared = os.environ.get(SHARED_RAY) if "RAY_ADDRESS" not in os.environ else None
+    address = shared or os.environ.get("RAY_ADDRESS", "local")
+    if address == "local" or shared:
         # Ray's C++ side logs a harmless error for every restartable actor (its issue 53727), and each worker logs its
         # log level. On one machine these lines only bury the job's own lines.
         os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
@@ -189,7 +194,8 @@ def start_ray(*, num_cpus: int | None = None) -> None:
             runtime_env=runtime_env,
         )
     else:
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env=runtime_env)
+        shown = shared is None or os.environ["RAY_LOG_TO_DRIVER"] == "1"
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=shown, runtime_env=runtime_env)
 
 
 def start_local(**options: Any) -> None:

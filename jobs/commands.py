@@ -29,6 +29,7 @@ COMMANDS = {
     "red-team": "attack models with prompts that a red LM writes",
     "serve": "serve models and scorers over HTTP",
     "chat": "talk to served models on a page, and say which answer is better",
+    "pipeline": "run the stages of a file, each with the outputs of those before",
     "demo": "score, train, serve and evaluate on one machine, in about ten minutes",
     "learned-reward": "learn a reward from noisy comparisons, and train on its scores",
     "hindsight": "learn from comparisons put into words, and ask for good and for bad code",

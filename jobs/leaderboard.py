@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None
     from phf_ray.judging.board.write import check_replaced, rows_with_added, write_board
 
     options = parser().parse_args(argv)
-    _check(options)
+    check(options)
     sampling = Sampling(options) if options.models else None
     if Path(options.output).is_file():
         raise ConfigError(f"--output {options.output} is a file; give a folder")
@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     given = [name for name in ("comparisons", "outputs", "models", "add") if getattr(options, name)]
     if len(given) != 1 and given != ["outputs", "models"]:
         told = f"--{' and --'.join(given)}" if given else "none"

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = config_from(arguments)
     if arguments.run_name is None:
         arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
-    _check(arguments, config)
+    check(arguments, config)
     storage_path = str(Path(arguments.storage_path).resolve())
 
     from phf_ray.runs.checkpoints import find_checkpoint
@@ -223,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace, config: Config) -> None:
+def check(arguments: argparse.Namespace, config: Config) -> None:
     """Check what can be checked before Ray starts."""
     if config.rollouts is not None:
         raise ConfigError("the method learns from rounds of its own answers; start it with `phf train-rl`")

@@ -51,6 +51,7 @@ from phf_ray.config.objective import (
     UnlikelihoodConfig,
 )
 from phf_ray.config.parsing import extended, load_config, merge, parse_config, parse_section, read_yaml
+from phf_ray.config.pipeline import PipelineConfig, PipelineStage, filled_in
 from phf_ray.config.replaced import REPLACED
 from phf_ray.config.rewards import (
     JudgedReward,
@@ -63,7 +64,7 @@ from phf_ray.config.rewards import (
 from phf_ray.config.rollouts import PenaltyConfig, RolloutsConfig, StopConfig
 from phf_ray.config.score_servers import RewardServer, ScorerServer, ScoreServer
 from phf_ray.config.scoring import GpuPoolConfig, PoolConfig, Pools, ScoringConfig
-from phf_ray.config.shipped import pool_path, shipped_folder, shipped_or_own, task_path
+from phf_ray.config.shipped import pipeline_path, pool_path, shipped_folder, shipped_or_own, task_path
 from phf_ray.config.training import TrainingConfig
 from phf_ray.config.whole import Config
 
@@ -110,6 +111,8 @@ __all__ = [
     "ParserConfig",
     "PenaltyConfig",
     "Phrases",
+    "PipelineConfig",
+    "PipelineStage",
     "PoolConfig",
     "Pools",
     "Positive",
@@ -144,12 +147,14 @@ __all__ = [
     "due_steps",
     "evaluation_steps",
     "extended",
+    "filled_in",
     "load_config",
     "load_phrases",
     "merge",
     "parse_config",
     "parse_rewards",
     "parse_section",
+    "pipeline_path",
     "pool_path",
     "problems_of_algorithm",
     "read_yaml",

@@ -21,6 +21,8 @@ _ANNOTATORS = "annotators"
 """Folder of the pools of annotators."""
 _PHRASES = "phrases"
 """Folder of the words of Chain of Hindsight."""
+_PIPELINE = "pipeline"
+"""File in a task's folder that runs its stages. It is no method."""
 _OTHER_NAMES = {"finetuning": "finetune"}
 """Name of a file in the original code -> its name here."""
 
@@ -104,6 +106,20 @@ def _shipped_file(name: str | Path, folder: str, *, what: str) -> Path:
     return found
 
 
+def pipeline_path(pipeline: str | Path) -> Path:
+    """Return the file of a pipeline: `rlhf` is `configs/rlhf/pipeline.yml`; or a path.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(pipeline, Path) or is_path(pipeline):
+        return _existing(pipeline)
+    found = _first_file([shipped_folder() / pipeline / _PIPELINE])
+    if found is None:
+        names = sorted(path.parent.name for path in shipped_folder().glob(f"*/{_PIPELINE}.yml"))
+        raise ConfigError(_unknown("pipeline", pipeline, names))
+    return found
+
+
 def task_names() -> list[str]:
     folders = (folder for folder in shipped_folder().glob("*/") if folder.name not in (_MODELS, _ANNOTATORS, _PHRASES))
     return sorted(name for folder in folders for name in _tasks_in(folder))
@@ -111,7 +127,9 @@ def task_names() -> list[str]:
 
 def method_names(task: Path) -> list[str]:
     """Return the methods of a task file: all other files in its folder, except tasks."""
-    return sorted({path.stem for path in task.parent.glob("*") if path.suffix in SUFFIXES} - {*_TASKS, task.stem})
+    return sorted(
+        {path.stem for path in task.parent.glob("*") if path.suffix in SUFFIXES} - {*_TASKS, _PIPELINE, task.stem}
+    )
 
 
 def shipped_or_own(path: str) -> str:

@@ -64,14 +64,25 @@ def check_spec(spec: RewardSpec, *, option: str) -> None:
         if spec.model is not None:
             from phf_ray.storage.hub import hub_model
 
-            if hub_model(spec.model) is None:
-                _refuse_language_model(Path(spec.model))
+            folder = _folder_of(spec.model)
+            if hub_model(folder) is None:
+                _refuse_language_model(Path(folder))
         if spec.scorer is not None or spec.model is not None:
             from phf_ray.scorers import scorer_settings
 
             scorer_settings(_scorer_config(spec, None))
     except ConfigError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def _folder_of(model: str) -> str:
+    """Return the newest checkpoint of a training run. Any other model stays what it is."""
+    # A run has a config.json, too, which is no model's.
+    if not (Path(model) / "checkpoints").is_dir():
+        return model
+    from phf_ray.runs.checkpoints import find_checkpoint
+
+    return str(find_checkpoint(model, option="the reward model"))
 
 
 def _refuse_language_model(folder: Path) -> None:
@@ -109,7 +120,7 @@ def computes(spec: RewardSpec) -> bool:
 
 
 def _scorer_config(spec: RewardSpec, device: str | None) -> dict[str, object]:
-    config = dict(spec.scorer or {"class_name": SHORT_NAMES["reward"], "path": spec.model})
+    config = dict(spec.scorer or {"class_name": SHORT_NAMES["reward"], "path": spec.model and _folder_of(spec.model)})
     if device is not None and runs_model(spec):
         config.setdefault("device", device)
     return config

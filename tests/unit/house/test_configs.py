@@ -8,7 +8,8 @@ import pytest
 import yaml
 from places import ROOT
 
-from phf_ray.config import Config, Quantile, load_config
+from jobs import pipeline
+from phf_ray.config import Config, Quantile, load_config, pipeline_path
 from phf_ray.models.shape import planned_shape
 from phf_ray.training.memory import memory_per_device
 
@@ -131,7 +132,7 @@ def test_demo_configs_load(path):
         path
         for task in ("alpaca", "rlhf", "coh")
         for path in sorted((CONFIGS / task).glob("*.yml"))
-        if path.stem not in ROLLOUTS
+        if path.stem not in {*ROLLOUTS, "pipeline"}
     ],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
@@ -152,6 +153,35 @@ def test_methods_of_rounds_load(name):
     if name.startswith("ppo"):
         # AlpacaFarm's coefficients.
         assert config.algorithm.kl_coef == (0.02 if name == "ppo_human" else 0.0067)
+
+
+def test_rlhf_has_the_values_of_the_article():
+    configs = {
+        name: load_config(CONFIGS / "rlhf" / "task.yml", CONFIGS / "rlhf" / f"{name}.yml")
+        for name in ("domain", "sft", "reward_model", "ppo")
+    }
+    assert {name: config.model.path_or_name for name, config in configs.items()} == {
+        **dict.fromkeys(("domain", "reward_model", "ppo"), "gpt2"),
+        "sft": "facebook/opt-350m",
+    }
+    lora = {name: config.model.lora for name, config in configs.items()}
+    found = {name: one and (one.r, one.alpha, one.dropout) for name, one in lora.items()}
+    assert found == {"domain": None, "sft": (16, 32, 0.05), "reward_model": (8, 32, 0.1), "ppo": None}
+    assert configs["sft"].dataset.seq_length == 512
+    ppo = configs["ppo"]
+    assert (ppo.algorithm.name, ppo.training.learning_rate) == ("ppo", 1.41e-5)
+    (reward,) = ppo.rollouts.reward
+    assert reward.scorer["path"] == "lvwerra/distilbert-imdb"
+    assert (reward.scorer["label"], reward.scorer["negate"]) == ("POSITIVE", True), "a positive text is worth more"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("rlhf", ["prompts=configs"]), ("pep8", ["input=jobs"]), ("alpaca", ["p_label_flip=0"])]
+)
+def test_pipelines_can_run(name, values, tmp_path, capsys):
+    assert pipeline.main([name, "--set", *values, "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "state   to do" in capsys.readouterr().out
+    assert pipeline_path(name) == CONFIGS / name / "pipeline.yml"
 
 
 def test_the_example_of_a_billion_weights_has_the_shape_that_it_names():

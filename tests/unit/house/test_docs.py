@@ -19,7 +19,8 @@ from places import ROOT
 from pydantic import BaseModel
 
 from jobs.commands import COMMANDS, help_text, module_of
-from phf_ray.config import AnnotatorPool, Config, Quantile, parse_config
+from jobs.stages import stages_of
+from phf_ray.config import AnnotatorPool, Config, PipelineConfig, Quantile, parse_config, parse_section
 from phf_ray.errors import ConfigError
 from phf_ray.judging import load_pool
 from phf_ray.scorers.base import Scorer
@@ -242,6 +243,8 @@ def test_examples_of_configuration_are_configuration(monkeypatch):
             values = yaml.safe_load(block)
             if page in (JUDGE, ANNOTATE):
                 load_pool(values)
+            elif page == PIPELINE:
+                stages_of(parse_section(PipelineConfig, values | {"values": {"texts": "src"}}, page.name), output="out")
             else:
                 parse_config(values)
 
@@ -278,7 +281,9 @@ def test_every_scorer_has_a_line():
 
 # --- The list of keys -------------------------------------------------------------------------------------------------
 
-CONFIGURE, JUDGE, ANNOTATE = (ROOT / "docs" / name for name in ("configure.md", "judge.md", "annotate.md"))
+CONFIGURE, JUDGE, ANNOTATE, PIPELINE = (
+    ROOT / "docs" / f"{name}.md" for name in ("configure", "judge", "annotate", "pipeline")
+)
 NAMED = ("objective", "algorithm")
 """Sections of which `name` chooses one."""
 MARK = "<!-- Made by tests/unit/house/test_docs.py with PHF_UPDATE_DOCS=1. -->\n"

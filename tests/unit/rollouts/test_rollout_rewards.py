@@ -18,6 +18,7 @@ from phf_ray.judging.question import Failure
 from phf_ray.rollouts.prompts import rollout_prompt
 from phf_ray.rollouts.rewards import AnsweredPrompt, build_rewarder, build_rewarders, check_spec, named_rewards
 from phf_ray.rollouts.rewards.identities import spec_identity
+from phf_ray.runs.directory import RunDirectory
 from phf_ray.scorers.build import build_scorer
 from serve.api.application import build_app
 from serve.backends import Backend
@@ -73,6 +74,14 @@ def test_a_reward_model_puts_the_instruction_into_its_own_words(tmp_path):
     wanted = -scorer.score_answers([("Add\n\n1 2", "Three")])[0].score
     # The policy's words are another template's.
     assert rewarder(folder).rewards(answered("Three")) == [wanted]
+
+
+def test_a_run_stands_for_its_newest_checkpoint(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.prepare(config={"model": {}}, plan={})
+    folder = run.commit_checkpoint(3, lambda to: write_reward_model(to, template="plain") and None, keep=None)
+    asked = answered("abc", "abcde")
+    assert rewarder(str(run.path)).rewards(asked) == rewarder(str(folder)).rewards(asked)
 
 
 def test_a_reward_model_that_knows_no_template_is_shown_the_policys_words(tmp_path):
