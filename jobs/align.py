@@ -46,7 +46,7 @@ SMALL = (
     "rollouts.rounds=2",
     "rollouts.prompts_per_round=4",
     "rollouts.samples_per_prompt=2",
-    "rollouts.max_tokens=12",
+    "rollouts.max_failed_fraction=1",
 )
 SMALL_TRAINING = ("training.num_epochs=1", "training.effective_batch_size=8")
 SMALL_N = 2

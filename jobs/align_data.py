@@ -26,10 +26,6 @@ GOLD = RewardSpec(scorer={"class_name": "PEP8Scorer"}, use_prompt_for_scoring=Tr
 """Minus pycodestyle's violations per character of header and answer. Nothing learns from it but the upper bounds."""
 SETS = ("pairs", "unlabelled", "reward", "verdict")
 """Prompts whose answers are compared; those of rounds; those that test the reward model; those of the verdict."""
-_REWARD_FRACTION = 0.06
-"""Share of the files, beside those of the verdict, that test the reward model."""
-_VERDICT_FRACTION = 0.1
-"""Share of the files of the verdict, if the demo holds none out of the training of its models."""
 
 
 class Answers(NamedTuple):
@@ -48,10 +44,16 @@ class AlignSizes:
     verdict: int = 200
     samples: int = 4
     """Answers of the base to each prompt of `pairs`; every two of them are compared."""
-    max_tokens: int = 64
+    max_tokens: int = 32
+    verdict_fraction: float = 0.1
+    """Share of the files of the verdict, if the demo holds none out of the training of its models."""
+    reward_fraction: float = 0.06
+    """Share of the files, beside those, that test the reward model."""
 
 
-SMALL_SIZES = AlignSizes(pairs=10, unlabelled=8, reward=8, verdict=8, samples=2, max_tokens=12)
+SMALL_SIZES = AlignSizes(
+    pairs=10, unlabelled=8, reward=8, verdict=8, samples=2, max_tokens=12, verdict_fraction=0.2, reward_fraction=0.2
+)
 
 
 # -- Prompts -----------------------------------------------------------------------------------------------------------
@@ -64,9 +66,8 @@ def write_prompts(
 
     Those of the verdict are of the files that are held out of the base's own training, if there are any.
     """
-    fraction = held_out_fraction or _VERDICT_FRACTION
-    found = _headers_by_files(documents, fraction)
-    chosen = dict(zip(("pairs", "unlabelled"), _halves(_drawn(found["training"]), sizes), strict=True))
+    found = _headers_by_files(documents, held_out_fraction or sizes.verdict_fraction, sizes.reward_fraction)
+    chosen = dict(zip(("pairs", "unlabelled"), _shared_out(_drawn(found["training"]), sizes), strict=True))
     chosen["reward"] = _drawn(found["reward"] - found["training"])[: sizes.reward]
     # What another file has too was read in training.
     chosen["verdict"] = _drawn(found["verdict"] - found["training"] - found["reward"])[: sizes.verdict]
@@ -83,13 +84,15 @@ def write_prompts(
     return files
 
 
-def _headers_by_files(documents: Iterable["ScoredDocument"], fraction: float) -> dict[str, set[str]]:
+def _headers_by_files(
+    documents: Iterable["ScoredDocument"], of_verdict: float, of_reward: float
+) -> dict[str, set[str]]:
     from phf_ray.blocks.held_out import is_held_out
 
     found: dict[str, set[str]] = {"training": set(), "reward": set(), "verdict": set()}
     for document in documents:
-        is_verdict = is_held_out(document.id, fraction)
-        is_reward = is_held_out(document.id, fraction + _REWARD_FRACTION)
+        is_verdict = is_held_out(document.id, of_verdict)
+        is_reward = is_held_out(document.id, of_verdict + of_reward)
         side = "verdict" if is_verdict else "reward" if is_reward else "training"
         found[side].update(all_headers(document.text))
     return found
@@ -116,7 +119,7 @@ def _drawn(headers: Iterable[str]) -> list[str]:
     return sorted(headers, key=lambda header: hashlib.blake2b(header.encode()).digest())
 
 
-def _halves(headers: Sequence[str], sizes: AlignSizes) -> tuple[Sequence[str], Sequence[str]]:
+def _shared_out(headers: Sequence[str], sizes: AlignSizes) -> tuple[Sequence[str], Sequence[str]]:
     """Return the prompts of both kinds of training. Few headers are shared out by the sizes."""
     cut = min(sizes.pairs, len(headers) * sizes.pairs // (sizes.pairs + sizes.unlabelled))
     return headers[:cut], headers[cut : cut + sizes.unlabelled]
@@ -197,6 +200,11 @@ def prepare_comparisons(labels: Mapping[Answers, float], folder: Path) -> Path:
     """Write the labelled pairs as a corpus that training reads. Return its folder."""
     from jobs import prepare_feedback
 
+    if not labels:
+        raise ConfigError(
+            "the pool could judge no pair of answers, because pycodestyle can read none of them; the base has learned too "
+            "little: run `phf demo --restart` first"
+        )
     file = folder.with_suffix(".jsonl")
     rows = [{**pair._asdict(), "preference": preference} for pair, preference in labels.items()]
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))

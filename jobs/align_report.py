@@ -102,8 +102,8 @@ def say_result(result: AlignResult, *, folder: Path, rounds: str) -> int:
         demo.say(f"not shown: {line}")
     if not result.failure:
         demo.say(
-            f"shown: at least {align_table.NEEDED} methods that learned from the pool's labels beat the base on prompts that "
-            "no training saw, and not by degenerate text"
+            f"shown: at least {align_table.NEEDED} methods that learned from the pool's labels beat the base, on "
+            "prompts that no training saw, and not by degenerate text"
         )
     return 1 if result.failure else 0
 
