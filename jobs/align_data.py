@@ -202,8 +202,8 @@ def prepare_comparisons(labels: Mapping[Answers, float], folder: Path) -> Path:
 
     if not labels:
         raise ConfigError(
-            "the pool could judge no pair of answers, because pycodestyle can read none of them; the base has learned too "
-            "little: run `phf demo --restart` first"
+            "the pool could judge no pair of answers, because pycodestyle can read none of them; the base has learned "
+            "too little: run `phf demo --restart` first"
         )
     file = folder.with_suffix(".jsonl")
     rows = [{**pair._asdict(), "preference": preference} for pair, preference in labels.items()]
