@@ -12,11 +12,12 @@ exits with 1, and says why, if fewer than two methods beat the base on gold and 
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from jobs import align_table, cli, demo
 from jobs.align_report import AlignResult, over_optimisation, say_result, write_report
 from jobs.commands import job_parser
 from phf_ray.config import load_config
+from phf_ray.errors import ConfigError
 from phf_ray.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Workplace:
     place: Path
     is_small: bool
     overrides: Sequence[str]
-    """The user's, for every training of the job."""
+    """The user's, for every training of the job; those of rounds and algorithms for rounds alone."""
 
     @property
     def sizes(self) -> data.AlignSizes:
@@ -94,8 +96,10 @@ class Workplace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     overrides = list(arguments.override)
-    task = load_config(demo.TASK, None, [*(demo.SMALL if arguments.small else ()), *overrides])
-    for method in (REWARD, DPO, *ROUNDS):
+    task = load_config(demo.TASK, None, demo.SMALL if arguments.small else ())
+    for method in (REWARD, DPO):
+        load_config(demo.TASK, method, _of_all(overrides))
+    for method in ROUNDS:
         load_config(demo.TASK, method, overrides)
     started = time.monotonic()
     output = demo.output_folder(arguments.output)
@@ -107,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with demo.stage("1/6 the demo's models", started):
         base, conditional = _demo_models(at, started)
+        _refuse_others(at, base, conditional)
     with demo.stage("2/6 prompts, pairs, labels", started):
         prompts = _prompts(at, held_out_fraction=task.dataset.held_out_fraction)
         comparisons = _comparisons(at, base, prompts)
@@ -147,7 +152,7 @@ def _demo_models(at: Workplace, started: float) -> tuple[Path, Path]:
     has_corpus = (at.output / "corpus" / "_SUCCESS").exists()
     if not has_corpus or any(RunDirectory(run).read_summary().get("status") != "finished" for run in runs):
         cli.start_ray()
-        overrides = [*(demo.SMALL if at.is_small else ()), *at.overrides]
+        overrides = demo.SMALL if at.is_small else ()
         task = load_config(demo.TASK, None, overrides)
         corpus, tokenizer = demo.prepare_corpus(
             at.output, task=task, overrides=overrides, stages=2, started=started, small=at.is_small
@@ -155,6 +160,24 @@ def _demo_models(at: Workplace, started: float) -> tuple[Path, Path]:
         demo.train_models(demo.METHODS, corpus, tokenizer, output=at.output, overrides=overrides)
     base, conditional = (find_checkpoint(run, option="the demo's model").resolve() for run in runs)
     return base, conditional
+
+
+def _refuse_others(at: Workplace, base: Path, conditional: Path) -> None:
+    """Raise ConfigError if the folder holds results of other models of the demo, or of another size."""
+    from phf_ray.model_folder import weights_fingerprint
+
+    file = at.place / "made_of.json"
+    made_of = {
+        "base": weights_fingerprint(base),
+        "conditional": weights_fingerprint(conditional),
+        "sizes": dataclasses.asdict(at.sizes),
+        "n": at.n,
+    }
+    if not file.exists():
+        write_text(file, json.dumps(made_of, indent=1) + "\n")
+    elif (before := json.loads(file.read_text(encoding="utf-8"))) != made_of:
+        other = ", ".join(name for name in made_of if before.get(name) != made_of[name])
+        raise ConfigError(f"{at.place} was made with other values of {other}; --restart discards it")
 
 
 def _prompts(at: Workplace, *, held_out_fraction: float) -> dict[str, Path]:
@@ -235,16 +258,21 @@ def _train(at: Workplace, job: str, name: str, base: Path, own: Sequence[str], *
 
     from phf_ray.runs.directory import RunDirectory
 
-    if RunDirectory(at.place / name).read_summary().get("status") == "finished":
-        demo.say(f"{name}: finished")
-        return
     command = ["--task", demo.TASK, "--method", method or name, "--run-name", name, "--in-process"]
     command += ["--storage-path", str(at.place), "--checkpoint-path", str(base)]
-    small = SMALL_TRAINING if job == "train_lm" else SMALL
-    overrides = [SCENARIOS, *own, *(small if at.is_small else ()), *at.overrides]
-    with at.timed(name):
+    is_rounds = job == "train_rl"
+    small = (SMALL if is_rounds else SMALL_TRAINING) if at.is_small else ()
+    overrides = [SCENARIOS, *own, *small, *(at.overrides if is_rounds else _of_all(at.overrides))]
+    is_finished = RunDirectory(at.place / name).read_summary().get("status") == "finished"
+    # Of a finished run the job checks that it has these settings.
+    with nullcontext() if is_finished else at.timed(name):
         demo.run_job(importlib.import_module(f"jobs.{job}"), [*command, *demo.as_override(overrides)])
     demo.say(f"{name}: {at.seconds(name) / 60:.1f} minutes")
+
+
+def _of_all(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that trainings without rounds understand, too."""
+    return [one for one in overrides if not one.startswith(("rollouts.", "algorithm."))]
 
 
 def _datasets(corpus: Path) -> str:

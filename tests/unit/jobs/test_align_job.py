@@ -167,6 +167,24 @@ def test_all_methods_but_gold_learn_from_the_learned_reward(tmp_path, monkeypatc
         assert rollouts.prompts == (str(tmp_path / "unlabelled.jsonl"),)
 
 
+def test_settings_of_rounds_are_not_those_of_other_trainings():
+    overrides = ["rollouts.rounds=3", "algorithm.kl_coef=0", "training.seed=1"]
+    assert align._of_all(overrides) == ["training.seed=1"]
+    assert load_config("demo", "dpo", align._of_all(overrides)).rollouts is None
+
+
+def test_results_of_another_base_or_size_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("phf_ray.model_folder.weights_fingerprint", lambda path: path.name)
+    at = align.Workplace(tmp_path, tmp_path, is_small=False, overrides=())
+    align._refuse_others(at, tmp_path / "a", tmp_path / "b")
+    align._refuse_others(at, tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ConfigError, match="other values of base; --restart"):
+        align._refuse_others(at, tmp_path / "c", tmp_path / "b")
+    small = align.Workplace(tmp_path, tmp_path, is_small=True, overrides=())
+    with pytest.raises(ConfigError, match="other values of sizes, n"):
+        align._refuse_others(small, tmp_path / "a", tmp_path / "b")
+
+
 def test_a_bad_setting_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"rollouts\.rounds"):
         align.main(["--output", str(tmp_path / "out"), "--override", "rollouts.rounds=-1"])
