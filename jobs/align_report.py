@@ -84,10 +84,12 @@ def write_report(result: AlignResult, place: Path) -> None:
         "biased annotators, a quarter of which were turned round.",
         "Best of n by gold and the conditional model learned from gold itself: upper bounds, which never count.",
         *accuracy_lines(result.accuracy),
-        *over_lines(result.over),
+        over_sentence(result.over),
     ]
     title = "Methods that learned from a pool's labels, against their base"
-    write_text(place / "report.html", comparison_page(models, title=title, intro=intro, failure=result.failure))
+    table = align_table.page_table(result.arms)
+    page = comparison_page(models, title=title, intro=intro, failure=result.failure, table=table)
+    write_text(place / "report.html", page)
 
 
 def say_result(result: AlignResult, *, folder: Path, rounds: str) -> int:
@@ -143,8 +145,21 @@ def over_lines(over: dict[str, Any]) -> list[str]:
             if row["round"] == over[key]
         ]
         lines.append(f"  {row['round']:2d}: {numbers}{'  <- ' + ', '.join(marks) if marks else ''}")
-    if over["guard_stops_after_round"] is None:
-        lines.append(f"the guard would not have stopped it: {over['guard_says'] or 'too few rounds'}")
-    else:
-        lines.append(f"the guard would have stopped it: {over['guard_says']}")
-    return lines
+    return [*lines, over_sentence(over)]
+
+
+def over_sentence(over: dict[str, Any]) -> str:
+    """Return where gold was highest, how the proxy went on, and what the guard would have done."""
+    rounds, peak = over["rounds"], over["peak_round"]
+    if peak is None:
+        return "RLOO on and on has no round with gold"
+    of_peak = next(row for row in rounds if row["round"] == peak)
+    proxies = [row["reward"] for row in (of_peak, rounds[-1])]
+    went = "" if None in proxies else ", the learned reward went from {:.3g} to {:.3g} at the end".format(*proxies)
+    stop = over["guard_stops_after_round"]
+    guard = (
+        f"the guard would not have stopped it ({over['guard_says'] or 'too few rounds to compare'})"
+        if stop is None
+        else f"the guard would have stopped it after round {stop} ({over['guard_says']})"
+    )
+    return f"RLOO on and on: gold was highest in round {peak} of 0 to {rounds[-1]['round']}{went}; {guard}"

@@ -11,15 +11,31 @@ from phf_ray.measures.preferences import DRAW
 from phf_ray.measures.texts import parse_outcome
 from phf_ray.measures.win_rates import WinRate, win_rate
 from phf_ray.rollouts.against_base.arms import ComparedModel, mean_of
+from phf_ray.rollouts.against_base.page import PageTable
 from phf_ray.rollouts.against_base.verdict import reasons_against
 from phf_ray.rollouts.figures import RolloutRow
 
 NEEDED = 2
 """Methods that have to beat the base."""
 _COLUMNS = (
-    "arm", "gold", "above the base", "wins by gold", "length-c.", "wins by pool", "length-c.", "KL", "chars", "dist.-2",
-    "empty", "comments", "repeated", "parse", "min", "counts",
-)  # fmt: skip
+    ("arm", "a method, the base, or an upper bound"),
+    ("gold", "mean gold with half of its 95% interval; the answers to a prompt are one draw"),
+    ("above the base", "difference of the means over the same prompts, 95% bootstrap interval over prompts"),
+    ("wins by gold", "percent of the answers that gold prefers to the base's, with 95% interval"),
+    ("length-c.", "the same if both answers had the same length (unregularised)"),
+    ("wins by pool", "percent that the pool prefers, without noise"),
+    ("length-c.", "the same if both answers had the same length (unregularised)"),
+    ("KL", "k1 from the base, nats per answer; of a best of n the upper bound"),
+    ("chars", "characters per answer"),
+    ("dist.-2", "mean over answers of different / all pairs of words"),
+    ("empty", "share of the answers without a word"),
+    ("comments", "share of the lines that are comments, without lines that the limit cut"),
+    ("c. only", "share of the answers that are nothing but comments and strings"),
+    ("repeated", "share of the answers that repeat themselves or another"),
+    ("parse", "share of the answers that Python parses behind their header, without the line that the limit cut"),
+    ("min", "minutes of this arm alone, over all starts"),
+    ("counts", "won, no, or bound: an upper bound that never counts"),
+)
 
 PoolLabels = Mapping[Answers, float]
 
@@ -178,15 +194,15 @@ def _win_rates_json(found: WinRates | None) -> dict[str, Any] | None:
     }
 
 
-def table_rows(arms: Sequence[AlignedArm]) -> list[list[str]]:
-    """Return the titles and the cells of each arm."""
+def page_table(arms: Sequence[AlignedArm]) -> PageTable:
     base = arms[0].compared
-    return [list(_COLUMNS), *([_cell(one) for one in _cells(arm, base)] for arm in arms)]
+    return PageTable(_COLUMNS, [[_cell(one) for one in _cells(arm, base)] for arm in arms])
 
 
 def table_text(arms: Sequence[AlignedArm]) -> str:
     """Return the table for a terminal."""
-    rows = table_rows(arms)
+    table = page_table(arms)
+    rows = [[title for title, _ in table.columns], *table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -212,6 +228,7 @@ def _cells(arm: AlignedArm, base: ComparedModel) -> list[str | None]:
         _number(one.figures.distinct_2, ".3f"),
         _number(one.degenerate.get("empty"), ".0%"),
         _number(arm.comment_lines, ".0%"),
+        _number(one.degenerate.get("comment-only"), ".0%"),
         _number(one.degenerate.get("repeated"), ".0%"),
         _number(arm.parse_rate, ".0%"),
         _number(one.minutes, ".1f"),
