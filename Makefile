@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install clients check test test-cluster faults demo pareto learned-reward hindsight rounds bench gpu soak lock clean
+.PHONY: help install clients check test test-cluster faults demo pareto learned-reward hindsight rounds align bench gpu soak lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,9 @@ hindsight: install  ## Chain of Hindsight on comparisons of code: good and bad c
 
 rounds: install  ## best of n, expert iteration, RLOO and PPO against the demo's model, on prompts that no round saw
 	$(PY) -m jobs.rounds --output out/demo
+
+align: install  ## best of n, DPO, RLOO, PPO and others from the labels of annotators who err, and over-optimisation
+	$(PY) -m jobs.align --output out/demo
 
 bench: clients  ## benchmarks: ratios to references measured in the same run
 	$(PY) -m benchmarks

@@ -89,6 +89,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, name: str, of_start: s
         metavar="DIR",
         help=f"start from the weights of this checkpoint, or of this run's newest one{of_start}",
     )
+    parser.add_argument(
+        "--in-process", action="store_true", help="train with one worker in this process, without Ray: for small models"
+    )
     parser.add_argument("--group-name", help="group of the run on Weights & Biases")
     parser.add_argument("--tags", nargs="+", default=[], help="tags of the run on Weights & Biases")
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "learned-reward": "learn a reward from noisy comparisons, and train on its scores",
     "hindsight": "learn from comparisons put into words, and ask for good and for bad code",
     "rounds": "show best of n, expert iteration, RLOO and PPO against the demo's model",
+    "align": "align the demo's model with annotators who err, by every method, and compare them",
     "pareto": "train the paper's six objectives, and plot misalignment against KL",
 }
 """Command -> its line in the help. Its module is `jobs.<command>`, with underscores."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cli import add_config_arguments, add_run_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
@@ -20,6 +20,13 @@ from phf_ray.config import Config, task_path
 from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
 from phf_ray.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from phf_ray.blocks.build import GroupBuilder
+    from phf_ray.corpus.overlap import OverlapCounter
+    from phf_ray.training.driver import EvaluationsBeside, Fit
+    from phf_ray.training.plan import TrainJob
+    from phf_ray.training.reference import ReferenceRunner
 
 log = logging.getLogger("jobs.train_lm")
 
@@ -80,19 +87,21 @@ def _train(
     sets = read_eval_sets(config, sources)
     check_prompts(scenario.prompts_path for scenario in config.generation.scenario_configs)
     check_kl_settings(config)
-    start_ray()
+    if arguments.in_process:
+        refuse_workers(config)
+    else:
+        start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
     from phf_ray.blocks.manifest import read_block_manifest
-    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
     from phf_ray.blocks.thresholds import resolve_thresholds
-    from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.driver import Helpers, Tracking, run_training
-    from phf_ray.training.on_ray import fit_on_ray
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=build_groups)
+    runners = _runners_here(config) if arguments.in_process else _runners_on_ray(config)
+    output_root = f"{directory.path.parent}/blocks"
+    blocks = ensure_blocks(config, corpora=corpora, output_root=output_root, builder=runners.build)
     # Control tokens of feedback are stated, not chosen by a score.
     thresholds = {} if blocks.examples is not None else resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -102,14 +111,18 @@ def _train(
 
     accept(blocks_hash=blocks.fingerprint, checkpoint_path=checkpoint_path)
     reference = _reference(
-        config, blocks=blocks.root, checkpoint_path=checkpoint_path, accept=lambda folder: accept(reference=folder)
+        config,
+        blocks=blocks.root,
+        checkpoint_path=checkpoint_path,
+        accept=lambda folder: accept(reference=folder),
+        run=runners.refer,
     )
     eval_sets = store_eval_sets(
         config,
         sets,
         parts=[part for group in blocks.groups for part in group.parts],
         folder=f"{directory.path.parent}/blocks/eval_sets",
-        counter=overlaps_on_ray,
+        counter=runners.compare,
     )
     plan = plan_training(
         config,
@@ -132,18 +145,70 @@ def _train(
         blocks_path=blocks.root,
         task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
-        helpers=Helpers(fit=fit_on_ray, plan_evaluations=partial(evaluations_beside, config, num_steps=plan.num_steps)),
+        helpers=Helpers(fit=runners.fit, plan_evaluations=partial(runners.plan_evaluations, num_steps=plan.num_steps)),
     )
 
 
+class _Runners(NamedTuple):
+    """Who does the work of a run: this process, or Ray."""
+
+    build: "GroupBuilder"
+    compare: "OverlapCounter"
+    refer: "ReferenceRunner"
+    fit: "Fit[TrainJob]"
+    plan_evaluations: Callable[..., "EvaluationsBeside | None"]
+
+
+def _runners_here(config: Config) -> _Runners:
+    from phf_ray.blocks.build import build_here
+    from phf_ray.corpus.overlap import overlaps_here
+    from phf_ray.training.in_process import fit_here
+    from phf_ray.training.reference import compute_here
+
+    return _Runners(build_here, overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
+
+
+def _runners_on_ray(config: Config) -> _Runners:
+    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
+    from phf_ray.evaluation.on_ray import evaluations_beside
+    from phf_ray.training.on_ray import compute_reference, fit_on_ray
+
+    return _Runners(build_groups, overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
+
+
+def refuse_workers(config: Config) -> None:
+    """Raise ConfigError for a run in this process that is to have several workers."""
+    if config.training.num_workers > 1:
+        raise ConfigError(
+            f"--in-process has a single worker, and training.num_workers is "
+            f"{config.training.num_workers}; set it to 1, or leave the flag out"
+        )
+
+
+def no_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> None:
+    """Plan evaluations during a training in this process: raise ConfigError if the configuration asks for any."""
+    del run
+    from phf_ray.config.cadence import evaluation_steps
+
+    if any(evaluation_steps(config, num_steps=num_steps)):
+        raise ConfigError(
+            "--in-process can't evaluate beside the training, and the configuration asks for it; add --override "
+            "generation.scenario_configs=[], or leave the flag out"
+        )
+
+
 def _reference(
-    config: Config, *, blocks: str, checkpoint_path: str | None, accept: Callable[[str], None]
+    config: Config,
+    *,
+    blocks: str,
+    checkpoint_path: str | None,
+    accept: Callable[[str], None],
+    run: "ReferenceRunner",
 ) -> str | None:
     """Compute the log-probabilities of the model that the run starts from, if the objective compares with them."""
     if not config.objective.reads_reference:
         return None
     from phf_ray.blocks.tokenizer import load_tokenizer
-    from phf_ray.training.on_ray import compute_reference
     from phf_ray.training.reference import ensure_reference
     from phf_ray.training.start import initial_model
 
@@ -153,7 +218,7 @@ def _reference(
         blocks=blocks,
         checkpoint_path=checkpoint_path,
         build=lambda: initial_model(config, checkpoint_path=checkpoint_path, tokenizer=tokenizer),
-        run=compute_reference,
+        run=run,
         accept=accept,
     )
 

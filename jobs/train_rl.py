@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import add_config_arguments, add_run_arguments, config_from, require_shared, run, start_ray
 from jobs.commands import job_parser
-from jobs.train_lm import check_adapters, check_place, default_run_name, is_done, push_once, refuse_missing_evaluations
+from jobs.train_lm import (
+    check_adapters,
+    check_place,
+    default_run_name,
+    is_done,
+    no_evaluations,
+    push_once,
+    refuse_missing_evaluations,
+    refuse_workers,
+)
 from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, PhfError
 from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from phf_ray.rollouts.driver import PreparedRun
+    from phf_ray.rollouts.plan import RolloutJob
+    from phf_ray.training.driver import Helpers
 
 log = logging.getLogger("jobs.train_rl")
 
@@ -53,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         _print_plan(config, prepared, directory=directory, checkpoint_path=checkpoint_path)
         return 0
-    start_ray()
+    if arguments.in_process:
+        refuse_workers(config)
+    else:
+        start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     summary = _train(arguments, config, prepared, directory=directory)
     draw_page(directory.path)
@@ -98,10 +112,8 @@ def _prepare(config: Config, directory: RunDirectory, *, checkpoint_path: str | 
 def _train(
     arguments: argparse.Namespace, config: Config, prepared: "PreparedRun", *, directory: RunDirectory
 ) -> dict[str, Any]:
-    from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.rollouts.driver import run_rollouts
-    from phf_ray.rollouts.on_ray.train import fit_rollouts_on_ray
-    from phf_ray.training.driver import Helpers, Tracking
+    from phf_ray.training.driver import Tracking
 
     assert config.rollouts is not None
     log.info(
@@ -117,11 +129,24 @@ def _train(
         run=directory,
         task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
-        helpers=Helpers(
-            fit=fit_rollouts_on_ray,
-            plan_evaluations=partial(evaluations_beside, config, num_steps=prepared.plan.num_steps),
-        ),
+        helpers=_helpers(config, prepared, is_here=arguments.in_process),
     )
+
+
+def _helpers(config: Config, prepared: "PreparedRun", *, is_here: bool) -> "Helpers[RolloutJob]":
+    from phf_ray.training.driver import Helpers
+
+    if is_here:
+        from phf_ray.rollouts.in_process import fit_rollouts_here
+
+        return Helpers(
+            fit=fit_rollouts_here, plan_evaluations=partial(no_evaluations, config, num_steps=prepared.plan.num_steps)
+        )
+    from phf_ray.evaluation.on_ray import evaluations_beside
+    from phf_ray.rollouts.on_ray.train import fit_rollouts_on_ray
+
+    plan_evaluations = partial(evaluations_beside, config, num_steps=prepared.plan.num_steps)
+    return Helpers(fit=fit_rollouts_on_ray, plan_evaluations=plan_evaluations)
 
 
 def draw_page(run: Path) -> None:

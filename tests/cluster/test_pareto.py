@@ -1,7 +1,7 @@
 """What goes on from the demo, at a hundredth of its size: every stage runs on the real path, in one folder.
 
 Three of the six objectives: the reference, one with control tokens and one with a value head; test_train_methods trains
-all. Then a learned reward, which finds the first two models there, and rounds, which find the first.
+all. Then a learned reward, which finds the first two models there, rounds, which find the first, and `phf align`.
 """
 
 import json
@@ -9,7 +9,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import learned_reward, pareto, rounds
+from jobs import align, learned_reward, pareto, rounds
 from phf_ray.checkpoint import read_info
 from phf_ray.runs.checkpoints import find_checkpoint
 
@@ -98,3 +98,27 @@ def test_rounds_start_from_the_model_that_is_there_and_are_compared_with_it(loca
     assert rounds.main(arguments) == code
     assert summary.stat().st_mtime_ns == written
     assert json.loads((output / "rounds" / "report.json").read_text()) == report
+
+
+@pytest.mark.timeout(900)
+def test_methods_learn_from_annotators_who_err_and_are_compared_in_this_process(output, monkeypatch, capsys):
+    # The models are there, so no Ray is asked for.
+    monkeypatch.setattr(align.cli, "start_ray", lambda: pytest.fail("Ray was started"))
+    arguments = ["--output", str(output), "--small"]
+    code = align.main(arguments)
+    report = json.loads((output / "align" / "report.json").read_text())
+    assert report["shown"] == (code == 0)
+    assert ("not shown: " in capsys.readouterr().out) == (code == 1)
+    models = {one["name"]: one for one in report["models"]}
+    counted = ["best of 2 by reward", "dpo", "expert_iteration", "rloo", "ppo"]
+    assert [name for name, one in models.items() if one["learned"]] == counted
+    assert list(models) == ["base", *counted[:1], "best of 2 by gold", *counted[1:], "conditional model"]
+    assert list(report["arms"]) == list(models)
+    assert [row["round"] for row in report["over_optimisation"]["rounds"]] == [0, 1]
+    assert {"pairs", "labels", "answer_reward", "dpo", "best_of_n"} <= set(report["minutes"])
+    # What is done is not done again.
+    summaries = {path: path.stat().st_mtime_ns for path in (output / "align").glob("*/summary.json")}
+    assert len(summaries) == 6
+    assert align.main(arguments) == code
+    assert summaries == {path: path.stat().st_mtime_ns for path in summaries}
+    assert json.loads((output / "align" / "report.json").read_text()) == report

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from phf_ray.evaluation.report.page import render_page, shown_plots
 from phf_ray.evaluation.report.plots import PALETTE, Plot, add_legend, new_axes
@@ -62,11 +62,27 @@ def comparison_json(models: Sequence[ComparedModel], **facts: Any) -> dict[str, 
     }
 
 
+class PageTable(NamedTuple):
+    columns: Sequence[tuple[str, str]]
+    """Title and explanation of each."""
+    rows: Sequence[Sequence[str]]
+    """The cells of each model, its name first."""
+
+
 def comparison_page(
-    models: Sequence[ComparedModel], *, title: str, intro: Sequence[str], failure: Sequence[str]
+    models: Sequence[ComparedModel],
+    *,
+    title: str,
+    intro: Sequence[str],
+    failure: Sequence[str],
+    table: PageTable | None = None,
 ) -> str:
-    """Return the whole page, which needs no network and no script. Answers may be hostile: every text is escaped."""
+    """Return the whole page, which needs no network and no script. Answers may be hostile: every text is escaped.
+
+    `table`: one with other figures of the models, in place of the page's own.
+    """
     base = models[0]
+    table = table or PageTable(_COLUMNS, table_cells(models))
     against = {one.name: reasons_against(one, base) for one in models[1:]}
     return render_page(
         "against_base.html.jinja",
@@ -75,8 +91,8 @@ def comparison_page(
         intro=intro,
         failure=failure,
         plots=shown_plots([_against_kl(models)]),
-        columns=_COLUMNS,
-        rows=table_cells(models),
+        columns=table.columns,
+        rows=table.rows,
         notes=[f"{name}: {'; '.join(reasons)}" for name, reasons in against.items() if reasons],
         samples=_samples(models),
     )

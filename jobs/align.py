@@ -1,0 +1,416 @@
+"""Align the demo's model with a pool of annotators who err, by every method, and compare them all (`make align`).
+
+AlpacaFarm in miniature, without a download. The demo's model by maximum likelihood continues function headers of the
+standard library. Four annotators, each with a bias of its own, compare its answers, and a quarter of their labels is
+turned round. From these labels alone learn a reward model and, with it or without, best of n, expert iteration, DPO,
+RLOO and PPO. All answer headers that no training saw, and pycodestyle, which nothing has learned from, judges them:
+gold. A last run of RLOO goes on until its reward is over-optimised.
+
+Best of n by gold and the demo's conditional model learn from pycodestyle itself. They are upper bounds and never count.
+The job goes on from the demo's results in the same folder, skips what is done, and needs Ray for the demo alone. It
+exits with 1, and says why, if fewer than two methods beat the base on gold and not by degenerate text.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import align_data as data
+from jobs import align_table, cli, demo
+from jobs.align_report import AlignResult, over_optimisation, say_result, write_report
+from jobs.commands import job_parser
+from phf_ray.config import load_config
+from phf_ray.errors import ConfigError
+from phf_ray.storage.files import write_text
+
+if TYPE_CHECKING:
+    from phf_ray.config.rewards import RewardSpec
+    from phf_ray.rollouts.against_base.arms import CandidateModel, ComparedModel
+
+REWARD, DPO, OVER = "answer_reward", "dpo", "rloo_on_and_on"
+ROUNDS = ("expert_iteration", "rloo", "ppo")
+OVER_METHOD = "rloo"
+OVER_ROUNDS = 24
+OVER_OVERRIDES = (f"rollouts.rounds={OVER_ROUNDS}", "training.learning_rate=1.0e-3", "algorithm.kl_coef=0.0")
+"""More rounds, a higher learning rate and no price of the KL: what takes a run beyond what its reward is good for."""
+REWARD_WEIGHT = 2.0
+"""Of the reward model in rounds, which brings its rewards into units of about 1, as the KL's price expects."""
+NUM_ANSWERS, N = 3, 16
+"""Answers of each model to each prompt of the verdict, and answers of the base of which the best is chosen."""
+SMALL = (
+    "rollouts.rounds=2",
+    "rollouts.prompts_per_round=4",
+    "rollouts.samples_per_prompt=2",
+    "rollouts.max_failed_fraction=1",
+)
+SMALL_TRAINING = ("training.num_epochs=1", "training.effective_batch_size=8")
+SMALL_N = 2
+SCENARIOS = "generation.scenario_configs=[]"
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a run of the job is, and how large."""
+
+    output: Path
+    """Of the demo."""
+    place: Path
+    is_small: bool
+    overrides: Sequence[str]
+    """The user's, for every training of the job; those of rounds and algorithms for rounds alone."""
+
+    @property
+    def sizes(self) -> data.AlignSizes:
+        return data.SMALL_SIZES if self.is_small else data.AlignSizes()
+
+    @property
+    def n(self) -> int:
+        return SMALL_N if self.is_small else N
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add up the seconds of all starts that worked on this."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self.seconds(name) + time.monotonic() - begin
+            write_text(self.place / "seconds" / f"{name}.json", json.dumps(spent))
+
+    def seconds(self, name: str) -> float:
+        file = self.place / "seconds" / f"{name}.json"
+        return float(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else 0.0
+
+    def minutes(self) -> dict[str, float]:
+        """Return what took how long, over all starts."""
+        return {file.stem: self.seconds(file.stem) / 60 for file in sorted((self.place / "seconds").glob("*.json"))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    overrides = list(arguments.override)
+    task = load_config(demo.TASK, None, demo.SMALL if arguments.small else ())
+    for method in (REWARD, DPO):
+        load_config(demo.TASK, method, _of_all(overrides))
+    for method in ROUNDS:
+        load_config(demo.TASK, method, overrides)
+    started = time.monotonic()
+    output = demo.output_folder(arguments.output)
+    if arguments.restart:
+        shutil.rmtree(output / "align", ignore_errors=True)
+    place = demo.output_folder(str(output / "align"))
+    at = Workplace(output, place, arguments.small, overrides)
+    demo.say(f"output: {arguments.output}")
+
+    with demo.stage("1/6 the demo's models", started):
+        base, conditional = _demo_models(at, started)
+        _refuse_others(at, base, conditional)
+    with demo.stage("2/6 prompts, pairs, labels", started):
+        prompts = _prompts(at, held_out_fraction=task.dataset.held_out_fraction)
+        comparisons = _comparisons(at, base, prompts)
+    with demo.stage("3/6 learn a reward", started):
+        _train(at, "train_lm", REWARD, base, [_datasets(comparisons)])
+        accuracy = _judge_reward(at, base, prompts)
+    with demo.stage("4/6 learn from labels and from the reward", started):
+        _train(at, "train_lm", DPO, base, [_datasets(comparisons)])
+        for name in ROUNDS:
+            _train(at, "train_rl", name, base, _of_rounds(at, prompts))
+        _train(at, "train_rl", OVER, base, [*_of_rounds(at, prompts), *_of_over(at)], method=OVER_METHOD)
+    with demo.stage("5/6 answer the prompts of the verdict", started):
+        _best_of_n(at, base, prompts)
+        models = _compare(at, base, conditional, prompts)
+    with demo.stage("6/6 judge", started):
+        arms = align_table.align_arms(models, _pool_labels(at, models))
+        over = over_optimisation(at.place / OVER)
+        result = AlignResult(arms, accuracy, over, at.minutes(), align_table.failure_of(models))
+        write_report(result, at.place)
+    return say_result(result, folder=Path(arguments.output) / "align", rounds=OVER)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = job_parser("align", __doc__, examples=("", "--output out/demo", "--small --output out/small"))
+    demo.add_arguments_of_what_follows(parser)
+    return parser
+
+
+# -- What the methods start from ---------------------------------------------------------------------------------------
+
+
+def _demo_models(at: Workplace, started: float) -> tuple[Path, Path]:
+    """Return the demo's models by maximum likelihood and by conditional training. Ray starts if one is missing."""
+    from phf_ray.runs.checkpoints import find_checkpoint
+    from phf_ray.runs.directory import RunDirectory
+
+    runs = [at.output / "runs" / name for name in demo.METHODS]
+    has_corpus = (at.output / "corpus" / "_SUCCESS").exists()
+    if not has_corpus or any(RunDirectory(run).read_summary().get("status") != "finished" for run in runs):
+        cli.start_ray()
+        overrides = demo.SMALL if at.is_small else ()
+        task = load_config(demo.TASK, None, overrides)
+        corpus, tokenizer = demo.prepare_corpus(
+            at.output, task=task, overrides=overrides, stages=2, started=started, small=at.is_small
+        )
+        demo.train_models(demo.METHODS, corpus, tokenizer, output=at.output, overrides=overrides)
+    base, conditional = (find_checkpoint(run, option="the demo's model").resolve() for run in runs)
+    return base, conditional
+
+
+def _refuse_others(at: Workplace, base: Path, conditional: Path) -> None:
+    """Raise ConfigError if the folder holds results of other models of the demo, or of another size."""
+    from phf_ray.model_folder import weights_fingerprint
+
+    file = at.place / "made_of.json"
+    made_of = {
+        "base": weights_fingerprint(base),
+        "conditional": weights_fingerprint(conditional),
+        "sizes": dataclasses.asdict(at.sizes),
+        "n": at.n,
+    }
+    if not file.exists():
+        write_text(file, json.dumps(made_of, indent=1) + "\n")
+    elif (before := json.loads(file.read_text(encoding="utf-8"))) != made_of:
+        other = ", ".join(name for name in made_of if before.get(name) != made_of[name])
+        raise ConfigError(f"{at.place} was made with other values of {other}; --restart discards it")
+
+
+def _prompts(at: Workplace, *, held_out_fraction: float) -> dict[str, Path]:
+    from phf_ray.corpus.reader import read_corpus
+
+    files = {name: at.place / f"{name}.jsonl" for name in data.SETS}
+    if not all(file.exists() for file in files.values()):
+        documents = read_corpus(str(at.output / "corpus"))
+        data.write_prompts(documents, at.place, held_out_fraction=held_out_fraction, sizes=at.sizes)
+    # Of files that a person may have changed since.
+    data.check_disjoint({name: data.read_set(file) for name, file in files.items()})
+    return files
+
+
+def _comparisons(at: Workplace, base: Path, prompts: dict[str, Path]) -> Path:
+    """Return the corpus of labelled pairs: the base's answers to the prompts `pairs`."""
+    folder, sizes = at.place / "comparisons", at.sizes
+    if (folder / "_SUCCESS").exists():
+        return folder
+    with at.timed("pairs"):
+        pairs = data.sample_pairs(
+            base,
+            prompts["pairs"],
+            at.place / "answers_of_pairs",
+            num_samples=sizes.samples,
+            max_tokens=sizes.max_tokens,
+        )
+    with at.timed("labels"):
+        labels = data.annotate_pairs(pairs, at.place / "labels", cache=at.place / "cache", noise=data.NOISE)
+        demo.say(f"{len(labels):,} pairs that the pool could judge")
+        return data.prepare_comparisons(labels, folder)
+
+
+def _judge_reward(at: Workplace, base: Path, prompts: dict[str, Path]) -> dict[str, Any]:
+    """Measure the pool and the reward model on pairs of other files, against gold and against the pool's labels."""
+    file = at.place / "accuracy.json"
+    if not file.exists():
+        pairs = data.sample_pairs(
+            base, prompts["reward"], at.place / "answers_of_reward", num_samples=2, max_tokens=at.sizes.max_tokens
+        )
+        said = {
+            name: data.annotate_pairs(pairs, at.place / f"reward_{name}", cache=at.place / "cache", noise=noise)
+            for name, noise in (("clean", 0.0), ("noisy", data.NOISE))
+        }
+        # Noise labels pairs, too, that no judge could read.
+        judged = list(said["clean"])
+        labels = {name: [own.get(pair) for pair in judged] for name, own in said.items()}
+        labels["gold"] = data.preferences_by(judged, data.GOLD)
+        reward = data.preferences_by(judged, _learned(at))
+        found = {
+            f"{who}_{label}": _agreement_json(data.agreement_of(judged, preferences, labels[label]))
+            for who, preferences, against in (
+                ("pool", labels["clean"], ("gold",)),
+                ("labels", labels["noisy"], ("gold", "clean")),
+                ("reward", reward, ("gold", "clean", "noisy")),
+            )
+            for label in against
+        }
+        write_text(file, json.dumps(found, indent=1) + "\n")
+    accuracy: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return accuracy
+
+
+def _agreement_json(found: Any) -> dict[str, Any]:
+    interval = found.accuracy_interval
+    return {
+        "accuracy": found.accuracy,
+        "interval": None if interval is None else [interval.low, interval.high],
+        "num": found.num_judged,
+    }
+
+
+# -- The methods -------------------------------------------------------------------------------------------------------
+
+
+def _train(at: Workplace, job: str, name: str, base: Path, own: Sequence[str], *, method: str | None = None) -> None:
+    import importlib
+
+    from phf_ray.runs.directory import RunDirectory
+
+    command = ["--task", demo.TASK, "--method", method or name, "--run-name", name, "--in-process"]
+    command += ["--storage-path", str(at.place), "--checkpoint-path", str(base)]
+    is_rounds = job == "train_rl"
+    small = (SMALL if is_rounds else SMALL_TRAINING) if at.is_small else ()
+    overrides = [SCENARIOS, *own, *small, *(at.overrides if is_rounds else _of_all(at.overrides))]
+    is_finished = RunDirectory(at.place / name).read_summary().get("status") == "finished"
+    # Of a finished run the job checks that it has these settings.
+    with nullcontext() if is_finished else at.timed(name):
+        demo.run_job(importlib.import_module(f"jobs.{job}"), [*command, *demo.as_override(overrides)])
+    demo.say(f"{name}: {at.seconds(name) / 60:.1f} minutes")
+
+
+def _of_all(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that trainings without rounds understand, too."""
+    return [one for one in overrides if not one.startswith(("rollouts.", "algorithm."))]
+
+
+def _datasets(corpus: Path) -> str:
+    # Quoted, because YAML could read an unquoted path as something else.
+    return f"dataset.datasets=[{json.dumps(str(corpus))}]"
+
+
+def _learned(at: Workplace, *, weight: float = 1.0) -> "RewardSpec":
+    from phf_ray.config.rewards import RewardSpec
+    from phf_ray.runs.checkpoints import find_checkpoint
+
+    return RewardSpec(model=str(find_checkpoint(at.place / REWARD, option="the reward model").resolve()), weight=weight)
+
+
+def _of_rounds(at: Workplace, prompts: dict[str, Path]) -> list[str]:
+    """Return what rounds differ in from those of `phf rounds`: prompts, and the learned reward in place of gold."""
+    reward = _learned(at, weight=REWARD_WEIGHT)
+    return [
+        f"rollouts.prompts=[{json.dumps(str(prompts['unlabelled']))}]",
+        f"rollouts.reward=[{_json(reward)}]",
+        # Reported beside the reward, and never learned from.
+        f"rollouts.gold={_json(data.GOLD)}",
+        f"rollouts.max_tokens={at.sizes.max_tokens}",
+    ]
+
+
+def _of_over(at: Workplace) -> Sequence[str]:
+    return OVER_OVERRIDES if not at.is_small else ()
+
+
+def _json(spec: "RewardSpec") -> str:
+    return json.dumps(spec.model_dump(mode="json", exclude_defaults=True))
+
+
+def _best_of_n(at: Workplace, base: Path, prompts: dict[str, Path]) -> None:
+    """Draw n answers of the base to each prompt of the verdict, with the learned reward and gold of each."""
+    from jobs import best_of_n
+
+    command = ["--model", str(base), "--prompts", str(prompts["verdict"]), "--n", str(at.n), "--in-process"]
+    command += ["--reward", _json(_learned(at)), "--gold", _json(data.GOLD), "--output", str(at.place / "best_of_n")]
+    command += ["--template", "none", "--top-p", "1", "--max-tokens", str(at.sizes.max_tokens)]
+    if (at.place / "best_of_n" / "_SUCCESS").exists():
+        return
+    with at.timed("best_of_n"):
+        demo.run_job(best_of_n, [*command, "--max-failed-fraction", "0.9"])
+
+
+# -- The comparison ----------------------------------------------------------------------------------------------------
+
+
+def _compare(at: Workplace, base: Path, conditional: Path, prompts: dict[str, Path]) -> "list[ComparedModel]":
+    from phf_ray.rollouts.against_base.answers import HeldOutSettings, draw_answers, held_out_prompts
+    from phf_ray.rollouts.against_base.arms import CandidateModel, compare
+    from phf_ray.rollouts.prompts import read_prompts
+    from phf_ray.runs.checkpoints import find_checkpoint
+
+    settings = HeldOutSettings(gold=data.GOLD, samples_per_prompt=NUM_ANSWERS, max_tokens=at.sizes.max_tokens)
+    verdict = read_prompts([str(prompts["verdict"])], template=None).prompts
+    asked = held_out_prompts(verdict, base, settings)
+
+    def answers(name: str, model: Path) -> Any:
+        return draw_answers(model, asked, store=at.place / "answers" / name)
+
+    own = CandidateModel("base", answers("base", base), learned=False)
+    others = [*_best_candidates(at)]
+    for name in (DPO, *ROUNDS):
+        model = find_checkpoint(at.place / name, option=f"the run {name}").resolve()
+        others.append(CandidateModel(name, answers(name, model), minutes=at.seconds(name) / 60))
+    others.append(_conditional_candidate(at, conditional, prompts))
+    return compare(own, others, is_code=True)
+
+
+def _best_candidates(at: Workplace) -> "list[CandidateModel]":
+    """Return the best of n by the learned reward, which counts, and by gold, which is an upper bound."""
+    import pyarrow.parquet as pq
+
+    from phf_ray.measures import best_of_n_kl
+    from phf_ray.rollouts.against_base.answers import best_rows
+    from phf_ray.rollouts.against_base.arms import CandidateModel
+    from phf_ray.rollouts.best_of_n.plan import SAMPLES
+
+    samples = pq.read_table(at.place / "best_of_n" / SAMPLES).to_pylist()
+    bound, minutes = best_of_n_kl(at.n), at.seconds("best_of_n") / 60
+    return [
+        CandidateModel(
+            name,
+            best_rows(data.chosen_by(samples, column), weights=name),
+            kl_upper_bound=bound,
+            minutes=minutes,
+            learned=column == "reward",
+        )
+        for name, column in ((f"best of {at.n} by reward", "reward"), (f"best of {at.n} by gold", "gold"))
+    ]
+
+
+def _conditional_candidate(at: Workplace, model: Path, prompts: dict[str, Path]) -> "CandidateModel":
+    """Return the answers of the demo's conditional model behind its good token.
+
+    Their KL is not known: the base does not have the token.
+    """
+    import pyarrow.parquet as pq
+
+    from jobs import best_of_n
+    from phf_ray.rollouts.against_base.arms import CandidateModel
+    from phf_ray.rollouts.best_of_n.plan import SAMPLES
+
+    folder = at.place / "conditional"
+    command = [
+        "--model",
+        str(model),
+        "--prompts",
+        str(prompts["verdict"]),
+        "--n",
+        str(NUM_ANSWERS),
+        "--control",
+        "good",
+    ]
+    command += ["--reward", _json(data.GOLD), "--gold", _json(data.GOLD), "--output", str(folder), "--in-process"]
+    command += ["--template", "none", "--top-p", "1", "--max-tokens", str(at.sizes.max_tokens)]
+    if not (folder / "_SUCCESS").exists():
+        demo.run_job(best_of_n, [*command, "--max-failed-fraction", "0.9"])
+    rows = [data.rollout_row(row, weights="conditional") for row in pq.read_table(folder / SAMPLES).to_pylist()]
+    return CandidateModel("conditional model", rows, learned=False)
+
+
+def _pool_labels(at: Workplace, models: "Sequence[ComparedModel]") -> align_table.PoolLabels:
+    """Have the pool, without noise, compare the answers of every arm with the base's."""
+    file = at.place / "verdict.pairs.jsonl"
+    rows = dict.fromkeys(
+        (base.prompt, base.prompt + (base.completion or ""), base.prompt + (arm.completion or ""))
+        for base, arm in align_table.pairs_with_base(models)
+    )
+    keys = ("instruction", "output_1", "output_2")
+    write_text(file, "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    return data.annotate_pairs(
+        file, at.place / "verdict_labels", cache=at.place / "cache", noise=0.0, options=("--restart",)
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
