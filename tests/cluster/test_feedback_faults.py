@@ -22,6 +22,7 @@ from killed_runs import (
 )
 from peft import PeftModel
 from tiny_adapters import write_base
+from train_here import worker_here
 from train_runs import arguments, run_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -145,21 +146,22 @@ def test_a_reference_killed_halfway_goes_on_with_what_is_missing_and_dpo_ends_by
 # --- Other numbers of workers -------------------------------------------------------------------------------------
 
 
-def killed_with_two_then_one_then_finished_with_two(task: Path) -> Path:
+def killed_with_two_then_finished_with_one(task: Path) -> Path:
+    """From one to two goes tests/local/training/test_train.py, and from two to one to two test_rollout_faults."""
     run = run_folder(task, f"{task.stem}-killed")
-    for number, workers in ((2, TWO), (4, ONE)):
-        job = Job(arguments(task, workers, "training.save_total_limit=null", name=f"{task.stem}-killed"))
-        job.wait_for_checkpoints(run, number=number)
-        job.kill()
-    assert main(arguments(task, TWO, "training.save_total_limit=null", name=f"{task.stem}-killed")) == 0
+    job = Job(arguments(task, TWO, "training.save_total_limit=null", name=f"{task.stem}-killed"))
+    job.wait_for_checkpoints(run)
+    job.kill()
+    with worker_here():
+        assert main(arguments(task, ONE, "training.save_total_limit=null", name=f"{task.stem}-killed")) == 0
     return run
 
 
-def test_a_reward_model_whose_driver_is_killed_goes_on_with_one_worker_and_again_with_two(folder, local_ray):
+def test_a_reward_model_whose_driver_is_killed_goes_on_with_one_worker(folder, local_ray):
     config = make_config(folder, objective={"name": "BradleyTerry"}, **LONG)
     whole, train_whole = train(folder, "reward-whole", config, corpus="pairs")
     train_whole()
-    run = killed_with_two_then_one_then_finished_with_two(write_task(folder, "reward", config, corpora=["pairs"]))
+    run = killed_with_two_then_finished_with_one(write_task(folder, "reward", config, corpora=["pairs"]))
     assert_near_runs(run, whole.path)
 
 
@@ -171,7 +173,7 @@ def test_adapters_whose_driver_is_killed_go_on_with_one_worker_and_load_in_peft(
     config = make_config(folder, objective={"name": "MLE"}, model=changes | {"lora": lora}, **LONG)
     whole, train_whole = train(folder, "lora-whole", config, corpus="examples")
     train_whole()
-    run = killed_with_two_then_one_then_finished_with_two(write_task(folder, "lora", config, corpora=["examples"]))
+    run = killed_with_two_then_finished_with_one(write_task(folder, "lora", config, corpora=["examples"]))
     assert_near_runs(run, whole.path)
 
     checkpoint = last_checkpoint(run)

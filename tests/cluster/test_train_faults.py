@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from killed_runs import Job, assert_equal_runs, kill_worker
+from train_here import worker_here
 from train_runs import arguments, losses, run_folder, write_inputs
 
 from jobs.train_lm import main
@@ -21,7 +22,8 @@ def reference(tmp_path_factory, local_ray) -> Path:
     task = write_inputs(
         tmp_path_factory.mktemp("faults"), num_tokens=100_000, save_steps=SAVE_STEPS, save_total_limit=3
     )
-    assert main(arguments(task, name="reference")) == 0
+    with worker_here():
+        assert main(arguments(task, name="reference")) == 0
     return task
 
 

@@ -616,7 +616,7 @@ def test_scores_carry_the_identity_of_the_replica_that_made_them():
 
 def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
     served = ServedScorer(scorer={"class_name": "PEP8Scorer"}, max_text_chars=9)
-    personal = ServedScorer(scorer={"class_name": "PIIScorer"}, max_text_chars=9)
+    personal = ServedScorer(scorer={"class_name": "fakes:FindingScorer"}, max_text_chars=9)
     call = caller({}, {"pep8": LocalScorer(served), "pii": LocalScorer(personal)}, pii="pii")
     body = {"scorer": "pep8", "input": ["x=1\n", "x = 12345\n", "x = 1234\n"], "segments": True}
     data = call("/v1/scores", body).json()["data"]

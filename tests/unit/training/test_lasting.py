@@ -5,15 +5,20 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors import SafetensorError
 
 from phf_ray.errors import ConfigError, IncompleteError, PhfError
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training.in_process import work
 from phf_ray.training.lasting import lasting_error, refuse_without_room
-from phf_ray.training.on_ray import _known_error
+from phf_ray.training.on_ray import _known_error, _trainer_class
 from phf_ray.training.plan import TrainJob
 from phf_ray.training.worker import TrainingWorker
 
@@ -137,3 +142,19 @@ def test_the_driver_finds_the_error_of_a_worker_that_could_not_leave_it_in_the_f
     failures = {1: RuntimeError("peer"), 0: UserExceptionWithTraceback(error, "traceback")}
     assert _known_error(WorkerGroupError("failed", failures)) is error
     assert _known_error(WorkerGroupError("failed", {0: RuntimeError("peer")})) is None
+
+
+def test_ray_starts_the_workers_again_after_the_death_of_one_and_not_after_an_error_that_would_come_again(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        DataParallelTrainer, "_initialize_and_run_controller", lambda _, **options: given.update(options)
+    )
+    trainer = object.__new__(_trainer_class())
+    trainer.run_config = SimpleNamespace(failure_config=FailureConfig(max_failures=3))
+    trainer._initialize_and_run_controller()
+    died, raised = RuntimeError("connection closed by peer"), ConfigError("num_heads")
+    decisions = [
+        given["failure_policy"].make_decision(WorkerGroupError("", failures))
+        for failures in ({0: died}, {0: died, 1: raised})
+    ]
+    assert decisions == [FailureDecision.RETRY, FailureDecision.RAISE]

@@ -571,7 +571,7 @@ def run_processes(directory: Path, *, world_size: int, kind: str = "ddp", micro:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp2", 2)])
+@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("fsdp2", 2)])
 def test_loss_curve_and_weights_do_not_depend_on_the_number_of_workers(tmp_path, kind, world_size):
     """Accumulation 4 on one worker; 2 x 2; 3 workers with 2, 1 and 1 micro-batches, one of padding each."""
     state = new_state()
@@ -695,10 +695,10 @@ def assert_equal_bytes(resumed: dict, whole: dict) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "world_size"), [("ddp", 2), ("ddp", 3), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 3)])
-def test_several_workers_resume_bit_for_bit(tmp_path, kind, world_size):
-    """From three workers on, the layout of DDP's buckets shows in the order of the sums."""
-    whole, resumed = whole_and_resumed(tmp_path, world_size=world_size, kind=kind)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_several_workers_resume_bit_for_bit(tmp_path, kind):
+    """Three workers: from there on, the layout of DDP's buckets shows in the order of the sums."""
+    whole, resumed = whole_and_resumed(tmp_path, world_size=3, kind=kind)
     assert whole["losses"][10] < whole["losses"][1] - 0.1, "nothing was learned, so nothing was compared"
     assert_equal_bytes(resumed, whole)
 
