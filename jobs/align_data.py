@@ -28,7 +28,7 @@ SETS = ("pairs", "unlabelled", "reward", "verdict")
 """Prompts whose answers are compared; those of rounds; those that test the reward model; those of the verdict."""
 
 
-class Answers(NamedTuple):
+class AnswerPair(NamedTuple):
     """Two answers to a prompt."""
 
     prompt: str
@@ -177,7 +177,7 @@ def write_pairs(samples: Iterable[Mapping[str, Any]], file: Path) -> None:
 
 def annotate_pairs(
     pairs: Path, output: Path, *, cache: Path, noise: float, options: Sequence[str] = ()
-) -> dict[Answers, float]:
+) -> dict[AnswerPair, float]:
     """Have the pool compare the pairs, without a server. Return the preferences of those that could be judged."""
     from jobs import annotate
     from phf_ray.feedback.reader import read_feedback
@@ -189,14 +189,14 @@ def annotate_pairs(
     command += ["--p-label-flip", f"{noise:g}", "--max-failed-fraction", "0.9", "--in-process"]
     demo.run_job(annotate, [*command, *options])
     return {
-        Answers(prompt, *(one.removeprefix(prompt) for one in (row.output_1, row.output_2))): row.preference
+        AnswerPair(prompt, *(one.removeprefix(prompt) for one in (row.output_1, row.output_2))): row.preference
         for row in read_feedback(str(output))
         if isinstance(row, Comparison) and row.preference is not None and isinstance(row.prompt, InstructionPrompt)
         for prompt in (row.prompt.instruction,)
     }
 
 
-def prepare_comparisons(labels: Mapping[Answers, float], folder: Path) -> Path:
+def prepare_comparisons(labels: Mapping[AnswerPair, float], folder: Path) -> Path:
     """Write the labelled pairs as a corpus that training reads. Return its folder."""
     from jobs import prepare_feedback
 
@@ -229,7 +229,7 @@ def gold_of_answers(prompts: Sequence[str], answers: Sequence[str], reward: Rewa
     return [None if isinstance(one, Failure) else one for one in said]
 
 
-def preferences_by(pairs: Sequence[Answers], reward: RewardSpec) -> list[float | None]:
+def preferences_by(pairs: Sequence[AnswerPair], reward: RewardSpec) -> list[float | None]:
     """Return 1 or 2, whichever answer has the higher reward, 1.5 of equal ones; None without a reward of both."""
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
     worth = gold_of_answers(prompts, [answer for pair in pairs for answer in pair[1:]], reward)
@@ -240,7 +240,7 @@ def preferences_by(pairs: Sequence[Answers], reward: RewardSpec) -> list[float |
 
 
 def agreement_of(
-    pairs: Sequence[Answers], preferences: Sequence[float | None], labels: Sequence[float | None]
+    pairs: Sequence[AnswerPair], preferences: Sequence[float | None], labels: Sequence[float | None]
 ) -> "LabelAgreement":
     """Compare preferences with labels of the same pairs. The intervals resample prompts."""
     from phf_ray.judging.label_agreement import agreement_with_labels

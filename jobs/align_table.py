@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.align_data import Answers
+from jobs.align_data import AnswerPair
 from jobs.code_pieces import whole_lines
 from phf_ray.measures.length_control import fit_length_control
 from phf_ray.measures.preferences import DRAW
@@ -37,7 +37,7 @@ _COLUMNS = (
     ("counts", "won, no, or bound: an upper bound that never counts"),
 )
 
-PoolLabels = Mapping[Answers, float]
+PoolLabels = Mapping[AnswerPair, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class _PoolPreference:
         self._labels = labels
 
     def __call__(self, base: RolloutRow, arm: RolloutRow) -> float | None:
-        return self._labels.get(Answers(base.prompt, base.completion or "", arm.completion or ""))
+        return self._labels.get(AnswerPair(base.prompt, base.completion or "", arm.completion or ""))
 
 
 def _win_rates(ours: Sequence[RolloutRow], theirs: Sequence[RolloutRow], prefer: Any) -> WinRates:

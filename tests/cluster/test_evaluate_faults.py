@@ -10,7 +10,10 @@ import time
 import pytest
 from evaluation_server import Server
 from fastapi.responses import JSONResponse
+from outliving import wait_for_workers_to_end
 from places import ROOT
+
+from jobs import evaluate_lm, red_team
 
 TASK = """
 scoring: {scorers: [{class_name: PEP8Scorer}]}
@@ -20,27 +23,34 @@ generation:
 """
 
 
-def start(server, task, output):
-    command = [sys.executable, "-m", "jobs.evaluate_lm", "--task", str(task), "--output", str(output)]
-    command += ["--model", f"mle={server.url}", f"conditional={server.url}", "--scores-url", server.url]
-    # The job's Ray dies with its process group.
+def start(job, command):
+    """The job's Ray dies with its process group, and its workers soon after."""
     return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [sys.executable, "-m", f"jobs.{job}", *command],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
+def evaluation(server, task, output):
+    models = [f"mle={server.url}", f"conditional={server.url}"]
+    return ["--task", str(task), "--model", *models, "--scores-url", server.url, "--output", str(output)]
+
+
 @pytest.mark.timeout(600)
-def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_report_is_the_same(tmp_path):
+def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_report_is_the_same(local_ray, tmp_path):
     task = tmp_path / "task.yml"
     task.write_text(TASK)
     server = Server()
     try:
-        whole = start(server, task, tmp_path / "whole")
-        assert whole.wait(240) == 0, whole.stdout.read().decode()[-3000:]
+        assert evaluate_lm.main(evaluation(server, task, tmp_path / "whole")) == 0
         assert server.num_asked == 640
         server.completions.clear()
         server.delay_s = 0.3
-        killed = start(server, task, tmp_path / "out")
+        killed = start("evaluate_lm", evaluation(server, task, tmp_path / "out"))
         drawn = tmp_path / "out" / "drawn"
         deadline = time.monotonic() + 240
         while not drawn.exists() or len(list(drawn.glob("*.json"))) < 14:
@@ -49,14 +59,13 @@ def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_r
             time.sleep(0.05)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        # Actors of the dead job may still finish what they were asked for.
-        time.sleep(3)
+        wait_for_workers_to_end(killed.pid)
         num_kept = 16 * len(list(drawn.glob("*.json")))
         num_asked = server.num_asked
         assert 0.3 * 640 <= num_kept <= num_asked < 640
         assert not (tmp_path / "out" / "report.json").exists()
         server.delay_s = 0.0
-        again = start(server, task, tmp_path / "out")
+        again = start("evaluate_lm", evaluation(server, task, tmp_path / "out"))
         assert again.wait(240) == 0, again.stdout.read().decode()[-3000:]
         assert server.num_asked - num_asked == 640 - num_kept
     finally:
@@ -81,16 +90,13 @@ red_team:
 """
 
 
-def start_attack(server, task, output):
-    command = [sys.executable, "-m", "jobs.red_team", "--task", str(task), "--output", str(output)]
-    command += ["--model", f"mle={server.url}", "--attacker", f"red={server.url}", "--scores-url", server.url]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def attack(server, task, output):
+    models = ["--model", f"mle={server.url}", "--attacker", f"red={server.url}"]
+    return ["--task", str(task), *models, "--scores-url", server.url, "--output", str(output)]
 
 
 @pytest.mark.timeout(600)
-def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(tmp_path):
+def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(local_ray, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"text": f"begin {number}"}) + "\n" for number in range(4)))
     task = tmp_path / "task.yml"
@@ -98,13 +104,12 @@ def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(tmp_
     server = Server()
     server.models["red"] = {}
     try:
-        whole = start_attack(server, task, tmp_path / "whole")
-        assert whole.wait(240) == 0, whole.stdout.read().decode()[-3000:]
+        assert red_team.main(attack(server, task, tmp_path / "whole")) == 0
         num_whole = server.num_asked, len(server.chats)
         server.completions.clear()
         server.chats.clear()
         server.delay_s = 0.2
-        killed = start_attack(server, task, tmp_path / "out")
+        killed = start("red_team", attack(server, task, tmp_path / "out"))
         steps = tmp_path / "out" / "steps"
         deadline = time.monotonic() + 240
         while len(list(steps.glob("asked-*.json"))) < 4:
@@ -115,7 +120,7 @@ def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(tmp_
         server.troubles = lambda number, body: JSONResponse({"error": {"message": "closed"}}, status_code=400)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
-        time.sleep(3)
+        wait_for_workers_to_end(killed.pid)
         kept = {path.name for path in steps.glob("*.json")}
         num_chats_kept = sum(name.startswith("asked-") for name in kept)
         assert 4 <= num_chats_kept < num_whole[1]
@@ -123,7 +128,7 @@ def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(tmp_
         server.chats.clear()
         server.delay_s = 0.0
         server.troubles = lambda number, body: None
-        again = start_attack(server, task, tmp_path / "out")
+        again = start("red_team", attack(server, task, tmp_path / "out"))
         assert again.wait(240) == 0, again.stdout.read().decode()[-3000:]
         assert len(server.chats) == num_whole[1] - num_chats_kept
         assert server.num_asked == num_whole[0] - 20 * (len(kept) - num_chats_kept)

@@ -126,7 +126,7 @@ def test_comments_do_not_win():
 def test_win_rates_are_by_answer_and_the_pool_has_its_own():
     found = models(dpo=1.0)
     texts = [row.completion for row in found[0].rows]
-    labels = {align_data.Answers(f"def p{n}():", text, text): 1.0 + n % 2 for n, text in enumerate(texts)}
+    labels = {align_data.AnswerPair(f"def p{n}():", text, text): 1.0 + n % 2 for n, text in enumerate(texts)}
     base, dpo = align_table.align_arms(found, labels)
     assert base.by_gold is None
     assert dpo.by_gold.plain.win_rate == 100
