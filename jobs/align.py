@@ -38,7 +38,7 @@ REWARD, DPO, OVER = "answer_reward", "dpo", "rloo_on_and_on"
 ROUNDS = ("expert_iteration", "rloo", "ppo")
 ROUNDS_OVERRIDES = ("rollouts.rounds=4",)
 """Fewer than those of `phf rounds`: after four, under half of the answers are without code, after twelve two of three.
-That is seen without gold, on the prompts of the rounds."""
+Chosen after twelve had failed the verdict, by these shares on the prompts of the rounds; no gold chose it."""
 OVER_METHOD = "rloo"
 OVER_ROUNDS = 24
 OVER_OVERRIDES = (f"rollouts.rounds={OVER_ROUNDS}", "training.learning_rate=1.0e-3", "algorithm.kl_coef=0.0")
