@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 REWARD, DPO, OVER = "answer_reward", "dpo", "rloo_on_and_on"
 ROUNDS = ("expert_iteration", "rloo", "ppo")
+ROUNDS_OVERRIDES = ("rollouts.rounds=4",)
+"""Fewer than those of `phf rounds`: after four, under half of the answers are without code, after twelve two of three.
+Chosen after twelve had failed the verdict, by these shares on the prompts of the rounds; no gold chose it."""
 OVER_METHOD = "rloo"
 OVER_ROUNDS = 24
 OVER_OVERRIDES = (f"rollouts.rounds={OVER_ROUNDS}", "training.learning_rate=1.0e-3", "algorithm.kl_coef=0.0")
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with demo.stage("4/6 learn from labels and from the reward", started):
         _train(at, "train_lm", DPO, base, [_datasets(comparisons)])
         for name in ROUNDS:
-            _train(at, "train_rl", name, base, _of_rounds(at, prompts))
+            _train(at, "train_rl", name, base, [*_of_rounds(at, prompts), *ROUNDS_OVERRIDES])
         _train(at, "train_rl", OVER, base, [*_of_rounds(at, prompts), *_of_over(at)], method=OVER_METHOD)
     with demo.stage("5/6 answer the prompts of the verdict", started):
         _best_of_n(at, base, prompts)
