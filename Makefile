@@ -72,7 +72,7 @@ pareto: install  ## the six objectives on the demo's corpus: misalignment agains
 learned-reward: install  ## a reward learned from 3,000 noisy comparisons in place of the scorer (ten minutes after make demo)
 	$(PY) -m jobs.learned_reward --output out/demo
 
-hindsight: install  ## Chain of Hindsight on comparisons of code: good and bad code on demand
+hindsight: install  ## Chain of Hindsight on comparisons of code: good and bad code on demand (seven minutes on 2 cores)
 	$(PY) -m jobs.hindsight --output out/demo
 
 rounds: install  ## best of n, expert iteration, RLOO and PPO against the demo's model, on prompts that no round saw
