@@ -38,7 +38,7 @@ REWARD, DPO, OVER = "answer_reward", "dpo", "rloo_on_and_on"
 ROUNDS = ("expert_iteration", "rloo", "ppo")
 ROUNDS_OVERRIDES = ("rollouts.rounds=4",)
 """Fewer than those of `phf rounds`: after four, under half of the answers are without code, after twelve two of three.
-Chosen after twelve had failed the verdict, by these shares on the prompts of the rounds; no gold chose it."""
+Chosen after twelve had failed the verdict here, with these shares and gold, by round, in view."""
 OVER_METHOD = "rloo"
 OVER_ROUNDS = 24
 OVER_OVERRIDES = (f"rollouts.rounds={OVER_ROUNDS}", "training.learning_rate=1.0e-3", "algorithm.kl_coef=0.0")
@@ -127,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             _train(at, "train_rl", name, base, [*_of_rounds(at, prompts), *ROUNDS_OVERRIDES])
         _train(at, "train_rl", OVER, base, [*_of_rounds(at, prompts), *_of_over(at)], method=OVER_METHOD)
     with demo.stage("5/6 answer the prompts of the verdict", started):
-        _best_of_n(at, base, prompts)
         models = _compare(at, base, conditional, prompts)
     with demo.stage("6/6 judge", started):
         arms = align_table.align_arms(models, _pool_labels(at, models))
@@ -210,14 +209,17 @@ def _comparisons(at: Workplace, base: Path, prompts: dict[str, Path]) -> Path:
         )
     with at.timed("labels"):
         labels = data.annotate_pairs(pairs, at.place / "labels", cache=at.place / "cache", noise=data.NOISE)
-        demo.say(f"{len(labels):,} pairs that the pool could judge")
+        demo.say(f"{len(labels):,} pairs with a label")
         return data.prepare_comparisons(labels, folder)
 
 
 def _judge_reward(at: Workplace, base: Path, prompts: dict[str, Path]) -> dict[str, Any]:
     """Measure the pool and the reward model on pairs of other files, against gold and against the pool's labels."""
+    from phf_ray.model_folder import weights_fingerprint
+
     file = at.place / "accuracy.json"
-    if not file.exists():
+    learned = weights_fingerprint(Path(str(_learned(at).model)))
+    if not file.exists() or json.loads(file.read_text(encoding="utf-8")).get("reward_model") != learned:
         pairs = data.sample_pairs(
             base, prompts["reward"], at.place / "answers_of_reward", num_samples=2, max_tokens=at.sizes.max_tokens
         )
@@ -230,7 +232,8 @@ def _judge_reward(at: Workplace, base: Path, prompts: dict[str, Path]) -> dict[s
         labels = {name: [own.get(pair) for pair in judged] for name, own in said.items()}
         labels["gold"] = data.preferences_by(judged, data.GOLD)
         reward = data.preferences_by(judged, _learned(at))
-        found = {
+        found: dict[str, Any] = {"reward_model": learned}
+        found |= {
             f"{who}_{label}": _agreement_json(data.agreement_of(judged, preferences, labels[label]))
             for who, preferences, against in (
                 ("pool", labels["clean"], ("gold",)),
@@ -310,17 +313,24 @@ def _json(spec: "RewardSpec") -> str:
     return json.dumps(spec.model_dump(mode="json", exclude_defaults=True))
 
 
-def _best_of_n(at: Workplace, base: Path, prompts: dict[str, Path]) -> None:
-    """Draw n answers of the base to each prompt of the verdict, with the learned reward and gold of each."""
-    from jobs import best_of_n
+def _samples(
+    at: Workplace, name: str, model: Path, prompts: dict[str, Path], *options: str, n: int, reward: "RewardSpec"
+) -> list[dict[str, Any]]:
+    """Return n answers of a model to each prompt of the verdict, with the reward and gold of each."""
+    import pyarrow.parquet as pq
 
-    command = ["--model", str(base), "--prompts", str(prompts["verdict"]), "--n", str(at.n), "--in-process"]
-    command += ["--reward", _json(_learned(at)), "--gold", _json(data.GOLD), "--output", str(at.place / "best_of_n")]
+    from jobs import best_of_n
+    from phf_ray.rollouts.best_of_n.plan import SAMPLES
+
+    folder = at.place / name
+    command = ["--model", str(model), "--prompts", str(prompts["verdict"]), "--n", str(n), "--in-process"]
+    command += ["--reward", _json(reward), "--gold", _json(data.GOLD), "--output", str(folder), *options]
     command += ["--template", "none", "--top-p", "1", "--max-tokens", str(at.sizes.max_tokens)]
-    if (at.place / "best_of_n" / "_SUCCESS").exists():
-        return
-    with at.timed("best_of_n"):
+    # Of finished answers the job checks that they are of this model, these prompts, and this reward.
+    with nullcontext() if (folder / "_SUCCESS").exists() else at.timed(name):
         demo.run_job(best_of_n, [*command, "--max-failed-fraction", "0.9"])
+    rows: list[dict[str, Any]] = pq.read_table(folder / SAMPLES).to_pylist()
+    return rows
 
 
 # -- The comparison ----------------------------------------------------------------------------------------------------
@@ -340,7 +350,7 @@ def _compare(at: Workplace, base: Path, conditional: Path, prompts: dict[str, Pa
         return draw_answers(model, asked, store=at.place / "answers" / name)
 
     own = CandidateModel("base", answers("base", base), learned=False)
-    others = [*_best_candidates(at)]
+    others = _best_candidates(at, base, prompts)
     for name in (DPO, *ROUNDS):
         model = find_checkpoint(at.place / name, option=f"the run {name}").resolve()
         others.append(CandidateModel(name, answers(name, model), minutes=at.seconds(name) / 60))
@@ -348,16 +358,13 @@ def _compare(at: Workplace, base: Path, conditional: Path, prompts: dict[str, Pa
     return compare(own, others, is_code=True)
 
 
-def _best_candidates(at: Workplace) -> "list[CandidateModel]":
-    """Return the best of n by the learned reward, which counts, and by gold, which is an upper bound."""
-    import pyarrow.parquet as pq
-
+def _best_candidates(at: Workplace, base: Path, prompts: dict[str, Path]) -> "list[CandidateModel]":
+    """Return the base's best of n by the learned reward, which counts, and by gold, which is an upper bound."""
     from phf_ray.measures import best_of_n_kl
     from phf_ray.rollouts.against_base.answers import best_rows
     from phf_ray.rollouts.against_base.arms import CandidateModel
-    from phf_ray.rollouts.best_of_n.plan import SAMPLES
 
-    samples = pq.read_table(at.place / "best_of_n" / SAMPLES).to_pylist()
+    samples = _samples(at, "best_of_n", base, prompts, n=at.n, reward=_learned(at))
     bound, minutes = best_of_n_kl(at.n), at.seconds("best_of_n") / 60
     return [
         CandidateModel(
@@ -376,28 +383,10 @@ def _conditional_candidate(at: Workplace, model: Path, prompts: dict[str, Path])
 
     Their KL is not known: the base does not have the token.
     """
-    import pyarrow.parquet as pq
-
-    from jobs import best_of_n
     from phf_ray.rollouts.against_base.arms import CandidateModel
-    from phf_ray.rollouts.best_of_n.plan import SAMPLES
 
-    folder = at.place / "conditional"
-    command = [
-        "--model",
-        str(model),
-        "--prompts",
-        str(prompts["verdict"]),
-        "--n",
-        str(NUM_ANSWERS),
-        "--control",
-        "good",
-    ]
-    command += ["--reward", _json(data.GOLD), "--gold", _json(data.GOLD), "--output", str(folder), "--in-process"]
-    command += ["--template", "none", "--top-p", "1", "--max-tokens", str(at.sizes.max_tokens)]
-    if not (folder / "_SUCCESS").exists():
-        demo.run_job(best_of_n, [*command, "--max-failed-fraction", "0.9"])
-    rows = [data.rollout_row(row, weights="conditional") for row in pq.read_table(folder / SAMPLES).to_pylist()]
+    samples = _samples(at, "conditional", model, prompts, "--control", "good", n=NUM_ANSWERS, reward=data.GOLD)
+    rows = [data.rollout_row(row, weights="conditional") for row in samples]
     return CandidateModel("conditional model", rows, learned=False)
 
 

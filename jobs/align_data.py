@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import demo
+from jobs.code_pieces import lines_of, parsed
 from jobs.make_prompts import MAX_CHARACTERS
 from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
@@ -100,11 +101,10 @@ def _headers_by_files(
 
 def all_headers(source: str) -> Iterator[str]:
     """Yield the headers of all functions and methods, without their indents. Of no Python: none."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    tree = parsed(source)
+    if tree is None:
         return
-    lines = source.splitlines(keepends=True)
+    lines = lines_of(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             header = textwrap.dedent("".join(lines[node.lineno - 1 : node.body[0].lineno - 1])).rstrip()
@@ -138,7 +138,13 @@ def check_disjoint(chosen: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_set(file: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+    """Return the prompts of a file of `write_prompts`. Raises ConfigError if it holds anything else."""
+    try:
+        return [json.loads(line)["text"].rstrip() for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{file} is not what the job writes, lines of {{"text": PROMPT}} ({error!r}); --restart makes it anew'
+        ) from None
 
 
 # -- Pairs and labels --------------------------------------------------------------------------------------------------
@@ -178,7 +184,10 @@ def write_pairs(samples: Iterable[Mapping[str, Any]], file: Path) -> None:
 def annotate_pairs(
     pairs: Path, output: Path, *, cache: Path, noise: float, options: Sequence[str] = ()
 ) -> dict[AnswerPair, float]:
-    """Have the pool compare the pairs, without a server. Return the preferences of those that could be judged."""
+    """Have the pool compare the pairs, without a server. Return the preferences of those that have one.
+
+    `noise`: the share of labels that are wrong; twice as many are drawn, also for pairs that nobody could have read.
+    """
     from jobs import annotate
     from phf_ray.feedback.reader import read_feedback
     from phf_ray.feedback.rows import Comparison

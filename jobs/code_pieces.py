@@ -38,13 +38,18 @@ def pieces_of(text: str) -> Iterator[str]:
 
     A statement that is longer than a piece gives the pieces inside it. A text that Python can't parse gives none.
     """
-    tree = _parsed(text)
+    tree = parsed(text)
     if tree is not None:
-        # Not splitlines: form feeds end no line of Python.
-        yield from _pieces_of_block(tree.body, [line + "\n" for line in text.split("\n")])
+        yield from _pieces_of_block(tree.body, lines_of(text))
 
 
-def _parsed(text: str) -> ast.Module | None:
+def lines_of(text: str) -> list[str]:
+    """Return the lines as Python counts them. Not splitlines: form feeds end no line of Python."""
+    return [line + "\n" for line in text.split("\n")]
+
+
+def parsed(text: str) -> ast.Module | None:
+    """Return the tree; None of what is no Python."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return ast.parse(text)
@@ -71,7 +76,7 @@ def _pieces_of_block(block: Sequence[ast.stmt], lines: Sequence[str]) -> Iterato
 
 def _fitting(piece: str) -> Iterator[str]:
     # Some lines can't stand alone: `elif`, what follows `else:`, code beside a string whose lines stand further left.
-    if len(piece) in _CHARACTERS and _parsed(piece) is not None:
+    if len(piece) in _CHARACTERS and parsed(piece) is not None:
         yield piece
 
 

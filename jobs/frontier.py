@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parser().parse_args(argv)
     output: Path = arguments.output
-    if output.is_file():
-        raise ConfigError(f"--output {output} is a file; give a folder")
+    if any(place.is_file() for place in (output, *output.parents)):
+        raise ConfigError(f"--output {output} is a file, or is below one; give a folder")
     frontier = write_frontier(arguments.results, output)
     if frontier.methods:
         print("\n".join(ruled(aligned(frontier_text(frontier.methods)))))

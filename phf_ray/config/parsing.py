@@ -168,6 +168,8 @@ def _described(detail: Any, section: type[BaseModel]) -> str:
 
 def _suggestion(path: Sequence[str], section: type[BaseModel]) -> str:
     known = sorted(_known_keys(path[:-1], section))
+    if path[-1] in known:
+        return f"another {path[-2] if len(path) > 1 else 'section'} has it, the one that is named here does not"
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
 

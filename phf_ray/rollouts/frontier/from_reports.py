@@ -113,6 +113,9 @@ def _arm(
         notes.append(f"{row['num_unscored']:,} of {row['num_samples']:,} samples have no score, and enter no mean")
     if kl is not None and kl["num_impossible"]:
         notes.append(f"its KL leaves out {kl['num_impossible']:,} texts of the reference that it can't produce")
+    if kl is not None and kl.get("failures"):
+        reasons = ", ".join(f"{reason} x {count:,}" for reason, count in sorted(kl["failures"].items()))
+        notes.append(f"its KL leaves out texts that the reference gave no log-probability of ({reasons})")
     if kl is not None and kl.get("note"):
         notes.append(f"of its KL: {kl['note']}")
     tokens = checkpoint.get("tokens_seen")

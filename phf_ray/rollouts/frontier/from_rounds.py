@@ -71,7 +71,7 @@ def _stop(summary: RoundsSummary) -> tuple[GuardStop | None, list[str]]:
     if all(figures.gold is None for figures in summary.rounds):
         return None, ["without gold, nothing says where a guard would have stopped it"]
     found = first_stop(summary.rounds, StopRules(gold_patience=_PATIENCE))
-    told = f"it has no rule of rollouts.stop; one of gold_patience {_PATIENCE} would"
+    told = f"rollouts.stop has no rule of kl or gold_patience; one of gold_patience {_PATIENCE} would"
     if found is None:
         return None, [f"{told} not have stopped it"]
     stop = _guard_stop(summary.rounds[found[0] - 1].round, found[1], happened=False)

@@ -133,7 +133,7 @@ _KINDS = (
         lambda path, name, source: ReadSource([read_best_of_n(path, name=name or _own(path), source=source)]),
     ),
     _Kind(
-        "a report of models against their base (phf rounds: OUTPUT/rounds)",
+        "a report of models against their base (phf rounds: OUTPUT/rounds; phf align: OUTPUT/align)",
         _holds_comparison,
         lambda path, name, source: ReadSource(_called(name, read_comparison(path, source=source))),
     ),

@@ -126,7 +126,11 @@ _WORTH = (
 )
 _COST = (
     _METHOD,
-    _Column("minutes", "of a run's last start", lambda method: _stored(method.minutes, ".1f", method)),
+    _Column(
+        "minutes",
+        "of a run's last start; of a model, as its report counts them",
+        lambda method: _stored(method.minutes, ".1f", method),
+    ),
     _Column("tokens drawn", "of all its answers", lambda method: _stored(method.tokens_drawn, ",", method)),
     _Column(
         "tokens learned",

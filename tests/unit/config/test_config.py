@@ -73,6 +73,7 @@ def test_what_is_wrong_with_an_objective_is_named(objective, words):
     ("algorithm", "words"),
     [
         ({"name": "rloo", "clipp": 0.1}, r"algorithm\.clipp: unknown key; did you mean 'clip'"),
+        ({"name": "rloo", "scale_rewards": False}, r"scale_rewards: unknown key; another algorithm has it, the one"),
         (
             {"name": "ppo", "critic": {"model": "."}, "value_coef": 0},
             "value_coef is 0, so the critic would learn nothing; raise it",

@@ -4,10 +4,12 @@ import json
 
 import pytest
 from rollout_rounds import rollout_row, write_overoptimized_run
+from tiny_models import write_checkpoint
 
 from jobs import align, align_data, align_table
 from jobs.align_report import over_lines, over_optimisation
 from phf_ray.config import load_config
+from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScoredDocument
 from phf_ray.rollouts.against_base.arms import CandidateModel, compare
@@ -46,6 +48,17 @@ def test_prompts_of_the_verdict_are_of_files_that_are_held_out_and_in_no_other_s
 def test_a_prompt_in_two_sets_is_refused():
     with pytest.raises(ConfigError, match=r"is in the sets 'pairs' and 'verdict'"):
         align_data.check_disjoint({"pairs": ["def f():"], "reward": [], "verdict": ["def g():", "def f():\n"]})
+
+
+def test_prompts_that_a_person_broke_are_refused_by_name(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"text": "def f():"}\n\n{"text": 3}\n')
+    with pytest.raises(ConfigError, match=r"pairs\.jsonl is not what the job writes"):
+        align_data.read_set(tmp_path / "pairs.jsonl")
+
+
+def test_headers_behind_a_form_feed_are_whole():
+    source = "import os\n\f\ndef first(a):\n    return a\n\n\ndef second(a, b):\n    return b\n"
+    assert list(align_data.all_headers(source)) == ["def first(a):", "def second(a, b):"]
 
 
 def test_too_few_headers_are_refused(tmp_path):
@@ -171,6 +184,46 @@ def test_settings_of_rounds_are_not_those_of_other_trainings():
     overrides = ["rollouts.rounds=3", "algorithm.kl_coef=0", "training.seed=1"]
     assert align._of_all(overrides) == ["training.seed=1"]
     assert load_config("demo", "dpo", align._of_all(overrides)).rollouts is None
+
+
+def test_answers_that_were_chosen_by_another_reward_are_refused(tmp_path):
+    model = write_checkpoint(tmp_path / "base")
+    (tmp_path / "verdict.jsonl").write_text('{"text": "def f(a):"}\n{"text": "def g(a):"}\n')
+    at = align.Workplace(tmp_path, tmp_path, is_small=True, overrides=())
+
+    def samples(rule):
+        return align._samples(
+            at, "best_of_n", model, {"verdict": tmp_path / "verdict.jsonl"}, n=2, reward=RewardSpec(rule=rule)
+        )
+
+    first, seconds = samples("shorter"), at.seconds("best_of_n")
+    assert (len(first), seconds > 0) == (4, True)
+    assert (samples("shorter"), at.seconds("best_of_n")) == (first, seconds)
+    with pytest.raises(ConfigError, match=r"another --reward \(or its weights have changed\)"):
+        samples("longer")
+
+
+def test_the_agreement_of_another_reward_model_is_measured_anew(tmp_path, monkeypatch):
+    pairs = {align_data.AnswerPair(f"def f{n}():", "a", "b"): 1.0 + n % 2 for n in range(4)}
+    monkeypatch.setattr(align_data, "sample_pairs", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(align_data, "annotate_pairs", lambda *_, **__: pairs)
+    monkeypatch.setattr("phf_ray.model_folder.weights_fingerprint", lambda path: path.name)
+    model = {"right": list(pairs.values()), "wrong": [3 - label for label in pairs.values()]}
+    monkeypatch.setattr(
+        align_data,
+        "preferences_by",
+        lambda judged, reward: list(pairs.values()) if reward == align_data.GOLD else model.get(reward.model),
+    )
+    at = align.Workplace(tmp_path, tmp_path, is_small=True, overrides=())
+
+    def accuracy(name):
+        monkeypatch.setattr(align, "_learned", lambda at: RewardSpec(model=name))
+        return align._judge_reward(at, tmp_path, {"reward": tmp_path})["reward_gold"]["accuracy"]
+
+    assert accuracy("right") == 1
+    model["right"] = None  # is not asked again
+    assert accuracy("right") == 1
+    assert accuracy("wrong") == 0
 
 
 def test_results_of_another_base_or_size_are_refused(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def _report_against_base(made):
 def _evaluation(folder):
     def kl(mean):
         return KLInfo(reference="mle", num_samples=9, num_impossible=0, per_sequence=(mean, 0.1), per_token=None,
-                      per_byte=(0.1, 0.01))  # fmt: skip
+                      per_byte=(0.1, 0.01), failures={"no_logprob": 3} if mean else {})  # fmt: skip
 
     arms = tuple(ArmInfo(name=name, model=name, kl=found) for name, found in (("mle", kl(0.0)), ("awr", kl(2.0)),
                                                                              ("far", None)))  # fmt: skip
@@ -191,6 +191,8 @@ def test_scores_of_evaluate_lm_become_gold_on_a_plot_of_their_own(made, tmp_path
     assert (base["kind"], awr["kind"]) == ("base", "model")
     assert awr["points"][0]["kl"]["interval"] == pytest.approx([2 - 0.196, 2 + 0.196], abs=1e-3)
     assert "no KL measured" in far["missing"]
+    told = "its KL leaves out texts that the reference gave no log-probability of (no_logprob x 3)"
+    assert [told in method["notes"] for method in (base, awr)] == [False, True]
     assert "On no plot, because they lack KL, or gold and proxy alike: far." in page
     assert 'id="mark-gold-against-kl-of-the-reference-awr"' in page
     assert 'id="mark-gold-against-kl-of-the-reference-far"' not in page
@@ -335,6 +337,9 @@ def test_what_is_unknown_is_refused_with_what_is_accepted(made, tmp_path):
     assert "holds a model or a run of phf train-lm" in refused(made / "base")
     assert f"give the folder of the report against the base, {made / 'rounds'}" in refused(made / "rounds/answers/base")
     assert f"name them: {made / 'best'}, {made / 'board'}" in refused(made)
+    below = ["--output", str(made / "prompts.jsonl" / "out")]
+    with pytest.raises(ConfigError, match="is a file, or is below one"):
+        frontier.main([str(made / "over"), *below])
     assert "is named 2 times" in refused(made / "over", f"again={made / 'over'}")
     assert "write NAME=DIR" in refused("=x")
 
