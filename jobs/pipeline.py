@@ -7,7 +7,7 @@ changed since it finished, or that comes from one that has, is refused until --r
 import argparse
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +39,18 @@ def main(argv: Sequence[str] | None = None, *, run_stage: RunStage | None = None
     with nullcontext() if arguments.dry_run else only_command(output):
         record = PipelineRecord(output)
         doomed = record.to_discard(arguments.redo, stages, folder=output)
-        for name, there in doomed.items():
-            print(f"{'would discard' if arguments.dry_run else 'discarded'}: stage {name}{f', {there}' * bool(there)}")
+        record.forget(doomed)
         if arguments.dry_run:
-            record.forget(doomed)
+            for told in _discarded(doomed, "would discard"):
+                print(told)
             return _print_plan(asked, record, output=output)
-        record.discard(doomed)
         states = [record.state(stage) for stage in asked.stages]
+        # Before anything is discarded.
         _refuse_problems(asked, states, record)
-        left = [state.stage.command for state in states if not state.is_finished]
+        record.discard(doomed)
+        for told in _discarded(doomed, "discarded"):
+            print(told)
+        left = [(state.stage.command, state.stage.argv) for state in states if not state.is_finished]
         return _run(asked, record, run_stage or StageRunner(left), output=output, go_on=_same_command(arguments))
 
 
@@ -118,6 +121,10 @@ class _Asked:
 
 def _name_of(file: Path) -> str:
     return file.resolve().parent.name if file.stem == "pipeline" else file.stem
+
+
+def _discarded(doomed: Mapping[str, str | None], what: str) -> list[str]:
+    return [f"{what}: stage {name}{f', {there}' * bool(there)}" for name, there in doomed.items()]
 
 
 def _same_command(arguments: argparse.Namespace) -> str:
@@ -218,7 +225,9 @@ def _run(asked: _Asked, record: PipelineRecord, run_stage: RunStage, *, output: 
             return code
         rows.append(_row(stage, record, ran=True))
         if getattr(run_stage, "stopped_by", None) is not None and stage is not asked.stages[-1]:
-            raise IncompleteError(f"stopped after stage {stage.name}, which is finished")
+            # No error, because after one the user is told to give the same command again, which may discard.
+            _say(f"\nstopped after stage {stage.name}, which is finished.\nTo go on: {go_on}")
+            return IncompleteError.exit_code
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     _say("")
     for row in rows:

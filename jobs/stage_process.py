@@ -22,15 +22,16 @@ class StageRunner:
     a Ray of this machine, they share one, because each start takes ten seconds or more.
     """
 
-    def __init__(self, commands: Sequence[str]) -> None:
-        """`commands`: those of all stages that may run."""
-        self._shares_ray = "RAY_ADDRESS" not in os.environ and sum(one in ON_RAY for one in commands) > 1
+    def __init__(self, commands: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """`commands`: those of all stages that may run, with their arguments."""
+        num_on_ray = sum(_needs_ray(command, argv) for command, argv in commands)
+        self._shares_ray = "RAY_ADDRESS" not in os.environ and num_on_ray > 1
         self._environment: dict[str, str] = {}
         self.stopped_by: signal.Signals | None = None
 
     def __call__(self, command: str, argv: Sequence[str]) -> int:
         """Run a command to its end. Return its exit code, as a shell would."""
-        if self._shares_ray and command in ON_RAY and not self._environment:
+        if self._shares_ray and _needs_ray(command, argv) and not self._environment:
             self._start_ray()
         with self._handling() as child:
             if self.stopped_by is not None:
@@ -74,3 +75,7 @@ class StageRunner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _needs_ray(command: str, argv: Sequence[str]) -> bool:
+    return command in ON_RAY and "--in-process" not in argv

@@ -6,12 +6,12 @@ and its own job says that the output is finished.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.stages import Stage
+from jobs.stages import PLACES, Stage
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.storage.files import open_filesystem, store_errors, write_text
 
@@ -34,11 +34,13 @@ class StageState:
 class PipelineRecord:
     def __init__(self, folder: str):
         self._file = f"{folder.rstrip('/')}/{RECORD}"
+        self._gone: set[str] = set()
+        """Outputs that are to be discarded."""
         self._stages: dict[str, dict[str, Any]] = self._read()
 
     def state(self, stage: Stage) -> StageState:
         known = self._stages.get(stage.name)
-        is_done = stage.is_done()
+        is_done = stage.output not in self._gone and stage.is_done()
         if known is None:
             told = "to do; its output is there, made by hand" if is_done else "to do"
             return StageState(stage, False, told, is_usable=is_done)
@@ -51,13 +53,16 @@ class PipelineRecord:
             return StageState(stage, False, f"to do again: {stage.output} is gone, or no longer finished")
         changed = _changes(stage, known)
         same_inputs = known["inputs"] == dict(stage.inputs)
-        if stage.output is None or not any(map(_is_there, (stage.output, known["output"]))):
+        old = _place_now(stage, known)
+        if stage.output is None or not any(map(_is_there, filter(None, (stage.output, old)))):
             return StageState(stage, False, f"to do; it has changed: {changed}")
         if known["status"] != FINISHED and same_inputs:
             told = f"unfinished, and changed: {changed}; its job says whether what is there can go on"
             return StageState(stage, False, told)
         since = "it finished" if known["status"] == FINISHED else "it was started"
-        problem = f"stage {stage.name} has changed since {since}: {changed}. {known['output']} is of the old definition"
+        problem = (
+            f"stage {stage.name} has changed since {since}: {changed}. {old or stage.output} is of the old definition"
+        )
         return StageState(stage, False, "changed", problem)
 
     def start(self, stage: Stage) -> None:
@@ -105,7 +110,7 @@ class PipelineRecord:
                     f"--redo {stage.name}: the pipeline did not make {stage.output}; remove it yourself, or give "
                     "the stage another output"
                 )
-            old = None if known is None else known["output"]
+            old = None if known is None else _place_now(stage, known)
             there = old if old is not None and _is_there(old) else None
             if there is not None and not _is_below(there, folder):
                 raise ConfigError(
@@ -121,14 +126,19 @@ class PipelineRecord:
             # First the output: a record of what is gone does no harm, but what is left would be taken for new.
             if output is not None:
                 path = Path(output)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with store_errors(output):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.forget(doomed)
         if doomed:
             self._write()
+        self._gone.clear()
 
-    def forget(self, names: Iterable[str]) -> None:
-        for name in names:
+    def forget(self, doomed: Mapping[str, str | None]) -> None:
+        """Take the stages for not recorded, and their outputs for gone. Only `discard` makes it so."""
+        for name, output in doomed.items():
             self._stages.pop(name, None)
+            if output is not None:
+                self._gone.add(output)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         filesystem, inner = open_filesystem(self._file)
@@ -143,6 +153,13 @@ class PipelineRecord:
 
     def _write(self) -> None:
         write_text(self._file, json.dumps({"stages": self._stages}, indent=1) + "\n")
+
+
+def _place_now(stage: Stage, known: Mapping[str, Any]) -> str | None:
+    """Return where the recorded output is. The pipeline's folder may have been moved or copied since."""
+    before, now = ([one["arguments"].get(key) for key in PLACES] for one in (known["definition"], stage.definition))
+    found: str | None = stage.output if before == now else known["output"]
+    return found
 
 
 def _changes(stage: Stage, known: Mapping[str, Any]) -> str:

@@ -39,6 +39,8 @@ MARKS = {
     "merge-adapter": "config.json",
 }
 """Command -> the file that it writes last. Of others, the output itself."""
+PLACES = ("output", "storage-path", "run-name")
+"""Arguments that say where a stage writes."""
 WHOLE = ("merge-adapter",)
 """Commands that refuse an output that is there. It is whole or absent."""
 READS = (
@@ -98,7 +100,8 @@ class Stage:
             from phf_ray.runs.directory import RunDirectory
 
             return RunDirectory(self.output).read_summary().get("status") == "finished"
-        mark = MARKS.get(self.command)
+        # What annotators agree on is no corpus.
+        mark = "agreement.json" if "--agreement" in self.argv else MARKS.get(self.command)
         return _exists(self.output if mark is None else f"{self.output.rstrip('/')}/{mark}")
 
 

@@ -145,4 +145,4 @@ def _cuts(info: CheckpointInfo | None, template: str) -> Cuts:
         return "at each answer"
     if info is None or info.rows is None or info.feedback_compat is not None:
         return "nowhere"
-    return "at each answer" if info.rows.are_turns_apart else "before what is continued"
+    return "at each answer" if info.rows.are_turns_apart else "before a last answer"

@@ -28,9 +28,9 @@ from phf_ray.storage.files import sync, write_text
 
 COMPLETE = "COMPLETE"
 ROLLOUTS = "rollouts"
+"""Folder of the rounds of a run that learns from its own answers."""
 ANOTHER_RUN = "choose another --run-name"
 """In errors: the way out for who gave the command that trains."""
-"""Folder of the rounds of a run that learns from its own answers."""
 
 
 class RunDirectory:

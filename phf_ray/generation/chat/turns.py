@@ -10,7 +10,7 @@ MOST_ANSWERS = 64
 """Each answer costs two renderings of what is said up to it, so that of a longer conversation only the last are cut."""
 
 
-Cuts = Literal["nowhere", "before what is continued", "at each answer"]
+Cuts = Literal["nowhere", "before a last answer", "at each answer"]
 """Where training tokenized apart: nowhere, a prompt and its one answer, or each answer of a conversation or record."""
 
 
@@ -19,15 +19,19 @@ def cut_conversation(
 ) -> list[str]:
     """Cut `text`, which `template.dialogue` returned for these messages, ending and control. Return at least one piece.
 
-    No cut is made around an answer if the text up to it is not how the whole text begins.
+    No cut is made around an answer if the text up to it is not how the whole text begins, or ends before another cut.
     """
     answers = [place for place, message in enumerate(messages) if message.role == ASSISTANT]
     if cuts != "at each answer":
-        answers = answers[-1:] if cuts != "nowhere" and ending == "continued" else []
+        is_last = cuts != "nowhere" and ending != "opened" and answers[-1:] == [len(messages) - 1]
+        answers = answers[-1:] if is_last else []
     begins = [0]
     for place in answers[-MOST_ANSWERS:]:
         is_whole = ending != "continued" or place < len(messages) - 1
-        begins += _around(template, messages, text, place, control=control, is_whole=is_whole)
+        around = _around(template, messages, text, place, control=control, is_whole=is_whole)
+        # Of an empty answer, some templates leave out the space before it.
+        if around == sorted(around) and min(around, default=0) >= begins[-1]:
+            begins += around
     pieces = [text[begin:end] for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
     return [piece for piece in pieces if piece] or [""]
 

@@ -4,7 +4,8 @@ import pytest
 from tiny_models import END_OF_TEXT, tiny_tokenizer
 
 from phf_ray.config.hindsight import Markers
-from phf_ray.generation.chat import Message, PromptError, load_template, stored_template
+from phf_ray.generation.chat import ChatPrompt, Message, PromptError, load_template, stored_template
+from phf_ray.generation.chat.turns import cut_conversation
 
 SPACED = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + eos_token }}{% endfor %}"
@@ -153,3 +154,33 @@ def test_templates_that_fail_or_reach_for_files_and_attributes_cost_one_conversa
     )
     with pytest.raises(PromptError, match="template "):
         ours.dialogue(talk("Hi"))
+
+
+IN_A_LINE = (
+    "{%- for m in messages %}{{ ('' if loop.first else ' ') + (m.role + ': ' + m.content) | trim }}{% endfor -%}"
+    "{%- if add_generation_prompt %}{{ ' assistant: ' }}{% endif -%}"
+)
+
+
+@pytest.mark.parametrize("cuts", ["at each answer", "before a last answer"])
+@pytest.mark.parametrize("ending", ["opened", "closed", "continued"])
+@pytest.mark.parametrize("template", [SPACED, TRIMMED, IN_A_LINE])
+def test_pieces_of_a_conversation_are_its_text(tmp_path, template, ending, cuts):
+    ours = file_template(tmp_path / "t.jinja", template)
+    for contents in (("Hi", "Ho", "So?", "Yes"), ("Hi", "", "So?", ""), ("Hi", "", "So?"), ("Hi",)):
+        messages = talk(*contents)
+        text = ours.dialogue(messages, ending=ending)
+        pieces = cut_conversation(ours, messages, text, cuts, ending=ending, control=None)
+        assert "".join(pieces) == text
+
+
+def test_a_conversation_that_is_whole_is_cut_before_its_answer_as_the_row_was(tmp_path):
+    ours = file_template(tmp_path / "t.jinja", SPACED)
+    messages = talk("Hi", "Ho", "So?", "Yes")
+    text = ours.dialogue(messages, ending="closed")
+    pieces = cut_conversation(ours, messages, text, "before a last answer", ending="closed", control=None)
+    row = ours.example(ChatPrompt(tuple(messages[:3])), "Yes")
+    assert pieces == [row.prompt, row.completion]
+    # Rows were not cut at the answers of their prompts.
+    text = ours.dialogue(messages[:3], ending="closed")
+    assert cut_conversation(ours, messages[:3], text, "before a last answer", ending="closed", control=None) == [text]
