@@ -116,8 +116,8 @@ def test_samples_of_other_words_or_another_api_are_not_taken_for_those_of_a_chat
 
 
 def test_limit_of_length_counts_the_conversation_as_the_template_has_it(served, tmp_path):
-    path = talks(tmp_path / "talks.jsonl", [{"messages": TALKS[2]}])
-    body = {"model": "coh", "messages": TALKS[2], "control": "bad"}
+    path = talks(tmp_path / "talks.jsonl", [{"messages": TALKS[0]}])
+    body = {"model": "coh", "messages": TALKS[0], "control": "bad"}
     num_given = httpx.post(f"{served}/tokenize", json=body, timeout=60).json()["count"]
     config = config_of(path, generate_kwargs={"max_length": num_given + 3, "min_length": 3})
     samples, _ = evaluate(served, config, tmp_path / "out", arm(served, "bad"))
