@@ -15,6 +15,7 @@ from jobs.code_pieces import lines_of, parsed
 from jobs.make_prompts import MAX_CHARACTERS
 from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
+from phf_ray.scorers.build import SHORT_NAMES
 from phf_ray.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from phf_ray.rollouts.figures import RolloutRow
 
 POOL, NOISE = "offline", 0.25
-GOLD = RewardSpec(scorer={"class_name": "PEP8Scorer"}, use_prompt_for_scoring=True)
+GOLD = RewardSpec(scorer={"class_name": SHORT_NAMES["pep8"]}, use_prompt_for_scoring=True)
 """Minus pycodestyle's violations per character of header and answer. Nothing learns from it but the upper bounds."""
 SETS = ("pairs", "unlabelled", "reward", "verdict")
 """Prompts whose answers are compared; those of rounds; those that test the reward model; those of the verdict."""
