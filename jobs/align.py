@@ -101,9 +101,12 @@ class Workplace:
         file = self.place / "seconds" / f"{name}.json"
         return float(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else 0.0
 
-    def minutes(self) -> dict[str, float]:
-        """Return what took how long, over all starts."""
-        return {file.stem: self.seconds(file.stem) / 60 for file in sorted((self.place / "seconds").glob("*.json"))}
+    def minutes(self, seeds: Sequence[int] = (0,)) -> dict[str, float]:
+        """Return what took how long, over all starts. What was trained from other seeds is left out."""
+        names = [file.stem for file in sorted((self.place / "seconds").glob("*.json"))]
+        # Folders of the first seed have no number, nor has what all seeds share.
+        seed_of = {name: int(number) for name in names if (number := name.partition("_seed")[2])}
+        return {name: self.seconds(name) / 60 for name in names if seed_of.get(name, 0) in (0, *seeds)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with demo.stage("6/6 judge", started):
         arms = align_table.align_arms(models, _pool_labels(at, models))
         over = over_optimisation(at.place / first.named(OVER))
-        result = AlignResult(arms, accuracies, over, at.minutes(), align_table.failure_of(models))
+        result = AlignResult(arms, accuracies, over, at.minutes(seeds), align_table.failure_of(models))
         write_report(result, at.place)
     return say_result(result, folder=Path(arguments.output) / "align", rounds=first.named(OVER))
 

@@ -124,8 +124,8 @@ def _seed_lines(seeds: Sequence[int]) -> list[str]:
         return []
     return [
         f"each method was trained {len(seeds)} times, from the seeds {', '.join(map(str, seeds))}, and so was the "
-        "reward model; the figures are of all their answers. The verdict is of the mean over the seeds, and the interval of "
-        "its difference from the base covers prompts and seeds; the other intervals cover prompts alone"
+        "reward model; the figures are of all their answers. The verdict is of the mean over the seeds, and the "
+        "interval of its difference from the base covers prompts and seeds; the other intervals cover prompts alone"
     ]
 
 
