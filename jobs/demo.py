@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.restart:
         for part in ("source", "corpus", "tokenizer", "runs"):
             shutil.rmtree(output / part, ignore_errors=True)
-        for report in (output / "report", *output.glob("report_seed[0-9]*")):
-            shutil.rmtree(report, ignore_errors=True)
+        for folder in (output / "report", *output.glob("report_seed[0-9]*")):
+            shutil.rmtree(folder, ignore_errors=True)
     say(f"output: {arguments.output}")
 
     cli.start_ray()

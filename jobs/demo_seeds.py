@@ -48,8 +48,8 @@ def read_reports(output: Path, name: str, seeds: Sequence[int]) -> dict[int, dic
 def difference(reports: Mapping[int, dict[str, Any]], first: str, second: str, key: str) -> "ClusteredMean | None":
     """Return the mean over seeds of one arm's figure minus another's. None if a seed lacks one."""
     ours, theirs = (_values(reports, arm, key) for arm in (first, second))
-    values = [None if None in pair else pair[0] - pair[1] for pair in zip(ours, theirs, strict=True)]
-    return _mean(values)
+    pairs = zip(ours, theirs, strict=True)
+    return _mean([None if one is None or other is None else one - other for one, other in pairs])
 
 
 def spread(reports: Mapping[int, dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
