@@ -126,7 +126,9 @@ def test_methods_learn_from_annotators_who_err_and_are_compared_in_this_process(
         assert list(one.get("seeds", ())) == (["0", "1"] if is_trained else [])
         if is_trained:
             assert one["seeds"]["0"]["gold"] == models[one["name"]]["gold"]
-    runs = [find_checkpoint(output / "align" / run, option=run) for run in ("dpo", "dpo_seed1")]
+    runs = [
+        find_checkpoint(output / "align" / run, option=run) for run in ("expert_iteration", "expert_iteration_seed1")
+    ]
     assert weights_fingerprint(runs[0]) != weights_fingerprint(runs[1])
     # Six of the second seed; the run that goes on and on is none of the table.
     assert len(list((output / "align").glob("*/summary.json"))) == 7 + 6
