@@ -3,12 +3,13 @@
 AlpacaFarm in miniature, without a download. The demo's model by maximum likelihood continues function headers of the
 standard library. Four annotators, each with a bias of its own, compare its answers, and a quarter of their labels is
 turned round. From these labels alone learn a reward model and, with it or without, best of n, expert iteration, DPO,
-RLOO and PPO. All answer headers that no training saw, and pycodestyle, which nothing has learned from, judges them:
-gold. A last run of RLOO goes on until its reward is over-optimised.
+reward conditioning, RLOO and PPO. All answer headers that no training saw, and pycodestyle, which nothing has learned
+from, judges them: gold. A last run of RLOO goes on until its reward is over-optimised.
 
 Best of n by gold and the demo's conditional model learn from pycodestyle itself. They are upper bounds and never count.
 The job goes on from the demo's results in the same folder, skips what is done, and needs Ray for the demo alone. It
-exits with 1, and says why, if fewer than two methods beat the base on gold and not by degenerate text.
+exits with 1, and says why, if fewer than two methods beat the base on gold and not by degenerate text. `--seeds 0,1,2`
+trains everything that learns from the labels three times, and judges the means.
 """
 
 import argparse
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from phf_ray.config.rewards import RewardSpec
     from phf_ray.rollouts.against_base.arms import CandidateModel, ComparedModel
 
-REWARD, DPO, OVER = "answer_reward", "dpo", "rloo_on_and_on"
+REWARD, DPO, CONDITIONED, OVER = "answer_reward", "dpo", "reward_conditioning", "rloo_on_and_on"
 ROUNDS = ("expert_iteration", "rloo", "ppo")
 ROUNDS_OVERRIDES = ("rollouts.rounds=4",)
 """Fewer than those of `phf rounds`: after four, under half of the answers are without code, after twelve two of three.
@@ -68,6 +69,8 @@ class Workplace:
     is_small: bool
     overrides: Sequence[str]
     """The user's, for every training of the job; those of rounds and algorithms for rounds alone."""
+    seed: int = 0
+    """Of the trainings: is added to `training.seed`. Data, labels, and prompts are the same for all."""
 
     @property
     def sizes(self) -> data.AlignSizes:
@@ -76,6 +79,13 @@ class Workplace:
     @property
     def n(self) -> int:
         return SMALL_N if self.is_small else N
+
+    def of_seeds(self, seeds: Sequence[int]) -> "list[Workplace]":
+        return [dataclasses.replace(self, seed=seed) for seed in seeds]
+
+    def named(self, name: str) -> str:
+        """Return the name of what was trained, or drawn of that, from this seed."""
+        return name if self.seed == 0 else f"{name}_seed{self.seed}"
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -91,16 +101,20 @@ class Workplace:
         file = self.place / "seconds" / f"{name}.json"
         return float(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else 0.0
 
-    def minutes(self) -> dict[str, float]:
-        """Return what took how long, over all starts."""
-        return {file.stem: self.seconds(file.stem) / 60 for file in sorted((self.place / "seconds").glob("*.json"))}
+    def minutes(self, seeds: Sequence[int] = (0,)) -> dict[str, float]:
+        """Return what took how long, over all starts. What was trained from other seeds is left out."""
+        names = [file.stem for file in sorted((self.place / "seconds").glob("*.json"))]
+        # Folders of the first seed have no number, nor has what all seeds share.
+        seed_of = {name: int(number) for name in names if (number := name.partition("_seed")[2])}
+        return {name: self.seconds(name) / 60 for name in names if seed_of.get(name, 0) in (0, *seeds)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     overrides = list(arguments.override)
+    seeds = cli.seeds_of(arguments.seeds)
     task = load_config(demo.TASK, None, demo.SMALL if arguments.small else ())
-    for method in (REWARD, DPO):
+    for method in (REWARD, DPO, CONDITIONED):
         load_config(demo.TASK, method, _of_all(overrides))
     for method in ROUNDS:
         load_config(demo.TASK, method, overrides)
@@ -119,26 +133,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = _prompts(at, held_out_fraction=task.dataset.held_out_fraction)
         comparisons = _comparisons(at, base, prompts)
     with demo.stage("3/6 learn a reward", started):
-        _train(at, "train_lm", REWARD, base, [_datasets(comparisons)])
-        accuracy = _judge_reward(at, base, prompts)
+        accuracies = {}
+        for one in at.of_seeds(seeds):
+            _train(one, "train_lm", REWARD, base, [_datasets(comparisons)])
+            accuracies[one.seed] = _judge_reward(one, base, prompts)
     with demo.stage("4/6 learn from labels and from the reward", started):
-        _train(at, "train_lm", DPO, base, [_datasets(comparisons)])
-        for name in ROUNDS:
-            _train(at, "train_rl", name, base, [*_of_rounds(at, prompts), *ROUNDS_OVERRIDES])
-        _train(at, "train_rl", OVER, base, [*_of_rounds(at, prompts), *_of_over(at)], method=OVER_METHOD)
+        conditioned = _conditioned(at)
+        for one in at.of_seeds(seeds):
+            _train(one, "train_lm", DPO, base, [_datasets(comparisons)])
+            _train(one, "train_lm", CONDITIONED, base, [_datasets(conditioned)])
+            for name in ROUNDS:
+                _train(one, "train_rl", name, base, [*_of_rounds(one, prompts), *ROUNDS_OVERRIDES])
+        # It is no method of the table, and trains once.
+        first = at.of_seeds(seeds)[0]
+        _train(first, "train_rl", OVER, base, [*_of_rounds(first, prompts), *_of_over(at)], method=OVER_METHOD)
     with demo.stage("5/6 answer the prompts of the verdict", started):
-        models = _compare(at, base, conditional, prompts)
+        models = _compare(at, seeds, base, conditional, prompts)
     with demo.stage("6/6 judge", started):
         arms = align_table.align_arms(models, _pool_labels(at, models))
-        over = over_optimisation(at.place / OVER)
-        result = AlignResult(arms, accuracy, over, at.minutes(), align_table.failure_of(models))
+        over = over_optimisation(at.place / first.named(OVER))
+        result = AlignResult(arms, accuracies, over, at.minutes(seeds), align_table.failure_of(models))
         write_report(result, at.place)
-    return say_result(result, folder=Path(arguments.output) / "align", rounds=OVER)
+    return say_result(result, folder=Path(arguments.output) / "align", rounds=first.named(OVER))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = job_parser("align", __doc__, examples=("", "--output out/demo", "--small --output out/small"))
+    parser = job_parser("align", __doc__, examples=("", "--seeds 0,1,2", "--small --output out/small"))
     demo.add_arguments_of_what_follows(parser)
+    parser.add_argument(
+        "--seeds",
+        default="0",
+        metavar="N,N",
+        help="training seeds: everything that learns from the labels is trained once from each, and the verdict is of "
+        "the means. 0 is the configured `training.seed`, N adds N to it (default: 0)",
+    )
     return parser
 
 
@@ -213,11 +241,22 @@ def _comparisons(at: Workplace, base: Path, prompts: dict[str, Path]) -> Path:
         return data.prepare_comparisons(labels, folder)
 
 
+def _conditioned(at: Workplace) -> Path:
+    """Return the corpus of the same pairs in which each answer stands behind the token for better or worse."""
+    from jobs import prepare_feedback
+
+    folder = at.place / "conditioned"
+    if not (folder / "_SUCCESS").exists():
+        command = ["--input", str(at.place / "comparisons.jsonl"), "--output", str(folder), "--format", "plain"]
+        demo.run_job(prepare_feedback, [*command, "--to", "reward-conditioning"])
+    return folder
+
+
 def _judge_reward(at: Workplace, base: Path, prompts: dict[str, Path]) -> dict[str, Any]:
     """Measure the pool and the reward model on pairs of other files, against gold and against the pool's labels."""
     from phf_ray.model_folder import weights_fingerprint
 
-    file = at.place / "accuracy.json"
+    file = at.place / f"{at.named('accuracy')}.json"
     learned = weights_fingerprint(Path(str(_learned(at).model)))
     if not file.exists() or json.loads(file.read_text(encoding="utf-8")).get("reward_model") != learned:
         pairs = data.sample_pairs(
@@ -264,16 +303,20 @@ def _train(at: Workplace, job: str, name: str, base: Path, own: Sequence[str], *
 
     from phf_ray.runs.directory import RunDirectory
 
-    command = ["--task", demo.TASK, "--method", method or name, "--run-name", name, "--in-process"]
+    run = at.named(name)
+    command = ["--task", demo.TASK, "--method", method or name, "--run-name", run, "--in-process"]
     command += ["--storage-path", str(at.place), "--checkpoint-path", str(base)]
     is_rounds = job == "train_rl"
     small = (SMALL if is_rounds else SMALL_TRAINING) if at.is_small else ()
     overrides = [SCENARIOS, *own, *small, *(at.overrides if is_rounds else _of_all(at.overrides))]
-    is_finished = RunDirectory(at.place / name).read_summary().get("status") == "finished"
+    if at.seed != 0:
+        configured = load_config(demo.TASK, method or name, overrides).training.seed
+        overrides.append(f"training.seed={configured + at.seed}")
+    is_finished = RunDirectory(at.place / run).read_summary().get("status") == "finished"
     # Of a finished run the job checks that it has these settings.
-    with nullcontext() if is_finished else at.timed(name):
+    with nullcontext() if is_finished else at.timed(run):
         demo.run_job(importlib.import_module(f"jobs.{job}"), [*command, *demo.as_override(overrides)])
-    demo.say(f"{name}: {at.seconds(name) / 60:.1f} minutes")
+    demo.say(f"{run}: {at.seconds(run) / 60:.1f} minutes")
 
 
 def _of_all(overrides: Sequence[str]) -> list[str]:
@@ -290,7 +333,8 @@ def _learned(at: Workplace, *, weight: float = 1.0) -> "RewardSpec":
     from phf_ray.config.rewards import RewardSpec
     from phf_ray.runs.checkpoints import find_checkpoint
 
-    return RewardSpec(model=str(find_checkpoint(at.place / REWARD, option="the reward model").resolve()), weight=weight)
+    run = at.place / at.named(REWARD)
+    return RewardSpec(model=str(find_checkpoint(run, option="the reward model").resolve()), weight=weight)
 
 
 def _of_rounds(at: Workplace, prompts: dict[str, Path]) -> list[str]:
@@ -336,9 +380,11 @@ def _samples(
 # -- The comparison ----------------------------------------------------------------------------------------------------
 
 
-def _compare(at: Workplace, base: Path, conditional: Path, prompts: dict[str, Path]) -> "list[ComparedModel]":
+def _compare(
+    at: Workplace, seeds: Sequence[int], base: Path, conditional: Path, prompts: dict[str, Path]
+) -> "list[ComparedModel]":
     from phf_ray.rollouts.against_base.answers import HeldOutSettings, draw_answers, held_out_prompts
-    from phf_ray.rollouts.against_base.arms import CandidateModel, compare
+    from phf_ray.rollouts.against_base.arms import CandidateModel, compare, trained_several_times
     from phf_ray.rollouts.prompts import read_prompts
     from phf_ray.runs.checkpoints import find_checkpoint
 
@@ -350,10 +396,19 @@ def _compare(at: Workplace, base: Path, conditional: Path, prompts: dict[str, Pa
         return draw_answers(model, asked, store=at.place / "answers" / name)
 
     own = CandidateModel("base", answers("base", base), learned=False)
-    others = _best_candidates(at, base, prompts)
+    best = [_best_candidates(one, base, prompts) for one in at.of_seeds(seeds)]
+    by_reward = {seed: candidates[0] for seed, candidates in zip(seeds, best, strict=True)}
+    # Gold is not trained: the base's answers, and the choice among them, are the same with every seed.
+    others = [trained_several_times(best[0][0].name, by_reward), best[0][1]]
     for name in (DPO, *ROUNDS):
-        model = find_checkpoint(at.place / name, option=f"the run {name}").resolve()
-        others.append(CandidateModel(name, answers(name, model), minutes=at.seconds(name) / 60))
+        runs = {}
+        for one in at.of_seeds(seeds):
+            run = one.named(name)
+            model = find_checkpoint(at.place / run, option=f"the run {run}").resolve()
+            runs[one.seed] = CandidateModel(name, answers(run, model), minutes=at.seconds(run) / 60)
+        others.append(trained_several_times(name, runs))
+    conditioned = {one.seed: _conditioned_candidate(one, prompts) for one in at.of_seeds(seeds)}
+    others.append(trained_several_times(CONDITIONED, conditioned))
     others.append(_conditional_candidate(at, conditional, prompts))
     return compare(own, others, is_code=True)
 
@@ -364,8 +419,9 @@ def _best_candidates(at: Workplace, base: Path, prompts: dict[str, Path]) -> "li
     from phf_ray.rollouts.against_base.answers import best_rows
     from phf_ray.rollouts.against_base.arms import CandidateModel
 
-    samples = _samples(at, "best_of_n", base, prompts, n=at.n, reward=_learned(at))
-    bound, minutes = best_of_n_kl(at.n), at.seconds("best_of_n") / 60
+    folder = at.named("best_of_n")
+    samples = _samples(at, folder, base, prompts, n=at.n, reward=_learned(at))
+    bound, minutes = best_of_n_kl(at.n), at.seconds(folder) / 60
     return [
         CandidateModel(
             name,
@@ -376,6 +432,20 @@ def _best_candidates(at: Workplace, base: Path, prompts: dict[str, Path]) -> "li
         )
         for name, column in ((f"best of {at.n} by reward", "reward"), (f"best of {at.n} by gold", "gold"))
     ]
+
+
+def _conditioned_candidate(at: Workplace, prompts: dict[str, Path]) -> "CandidateModel":
+    """Return the answers of the model that learned better and worse apart, behind its good token. It has no KL,
+    as the next."""
+    from phf_ray.rollouts.against_base.arms import CandidateModel
+    from phf_ray.runs.checkpoints import find_checkpoint
+
+    run = at.named(CONDITIONED)
+    model = find_checkpoint(at.place / run, option=f"the run {run}").resolve()
+    folder = f"answers_of_{run}"
+    samples = _samples(at, folder, model, prompts, "--control", "good", n=NUM_ANSWERS, reward=data.GOLD)
+    rows = [data.rollout_row(row, weights=run) for row in samples]
+    return CandidateModel(CONDITIONED, rows, minutes=at.seconds(run) / 60)
 
 
 def _conditional_candidate(at: Workplace, model: Path, prompts: dict[str, Path]) -> "CandidateModel":

@@ -1,7 +1,7 @@
 """What `phf align` says: over-optimisation by round, how good labels and reward are, the table, the page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,17 @@ class AlignResult:
     """All that there is to say."""
 
     arms: Sequence[align_table.AlignedArm]
-    accuracy: dict[str, Any]
-    """Agreement of pool, labels and reward model."""
+    accuracies: Mapping[int, dict[str, Any]]
+    """Training seed -> agreement of pool, labels and reward model."""
     over: dict[str, Any]
     minutes: dict[str, float]
     """What took how long, over all starts."""
     failure: Sequence[str]
     """Why nothing is shown; empty if something is."""
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return list(self.accuracies)
 
 
 def over_optimisation(run: Path, *, patience: int = PATIENCE) -> dict[str, Any]:
@@ -60,13 +64,16 @@ def _round_json(figures: "RoundFigures") -> dict[str, Any]:
 def _report_json(result: AlignResult) -> dict[str, Any]:
     from phf_ray.rollouts.against_base.page import comparison_json
 
+    first, *_ = result.accuracies.values()
+    of_seeds = {"accuracy_by_seed": {str(seed): one for seed, one in result.accuracies.items()}}
     return comparison_json(
         [one.compared for one in result.arms],
         shown=not result.failure,
         failure=list(result.failure),
         needed=align_table.NEEDED,
         arms=align_table.arms_json(result.arms),
-        accuracy=result.accuracy,
+        accuracy=first,
+        **(of_seeds if len(result.seeds) > 1 else {}),
         over_optimisation=result.over,
         minutes=result.minutes,
     )
@@ -83,7 +90,8 @@ def write_report(result: AlignResult, place: Path) -> None:
         "violations per character of header and answer; higher is better. The methods learned from the labels of four "
         "biased annotators, a quarter of which were turned round.",
         "Best of n by gold and the conditional model learned from gold itself: upper bounds, which never count.",
-        *accuracy_lines(result.accuracy),
+        *_seed_lines(result.seeds),
+        *accuracy_lines(result.accuracies),
         over_sentence(result.over),
     ]
     title = "Methods that learned from a pool's labels, against their base"
@@ -95,7 +103,7 @@ def write_report(result: AlignResult, place: Path) -> None:
 def say_result(result: AlignResult, *, folder: Path, rounds: str) -> int:
     """Print it all, and return the exit code. `folder`: of the report, as the user gave it; `rounds`: in it, the run
     that went on and on."""
-    demo.say("\n" + "\n".join(accuracy_lines(result.accuracy)))
+    demo.say("\n" + "\n".join([*_seed_lines(result.seeds), *accuracy_lines(result.accuracies)]))
     demo.say(f"\n{align_table.table_text(result.arms)}\n")
     demo.say("\n".join(over_lines(result.over)))
     demo.say("minutes: " + ", ".join(f"{name} {spent:.1f}" for name, spent in result.minutes.items()))
@@ -110,8 +118,23 @@ def say_result(result: AlignResult, *, folder: Path, rounds: str) -> int:
     return 1 if result.failure else 0
 
 
-def accuracy_lines(accuracy: dict[str, Any]) -> list[str]:
-    """Return how often pool, labels and reward model agree with gold and with each other, on pairs of other files."""
+def _seed_lines(seeds: Sequence[int]) -> list[str]:
+    """Return what several training seeds mean for the figures."""
+    if len(seeds) == 1:
+        return []
+    return [
+        f"each method was trained {len(seeds)} times, from the seeds {', '.join(map(str, seeds))}, and so was the "
+        "reward model; the figures are of all their answers. The verdict is of the mean over the seeds, and the "
+        "interval of its difference from the base covers prompts and seeds; the other intervals cover prompts alone"
+    ]
+
+
+def accuracy_lines(accuracies: Mapping[int, dict[str, Any]]) -> list[str]:
+    """Return how often pool, labels and reward model agree with gold and with each other, on pairs of other files.
+
+    Of several training seeds, the first one's intervals, and the agreement of each.
+    """
+    accuracy, *others = accuracies.values()
     names = {
         "pool_gold": "the pool without noise agrees with gold on",
         "labels_gold": "its labels with noise agree with gold on",
@@ -127,7 +150,12 @@ def accuracy_lines(accuracy: dict[str, Any]) -> list[str]:
             lines.append(f"{says} no pair: none could be judged")
             continue
         interval = "" if found["interval"] is None else " ({:.1%} .. {:.1%})".format(*found["interval"])
-        lines.append(f"{says} {found['accuracy']:.1%}{interval} of {found['num']:,} pairs")
+        line = f"{says} {found['accuracy']:.1%}{interval} of {found['num']:,} pairs"
+        if others and key.startswith("reward_"):
+            each = [one[key]["accuracy"] for one in accuracies.values()]
+            shown = ", ".join("none" if one is None else f"{one:.1%}" for one in each)
+            line += f"; by training seed ({', '.join(map(str, accuracies))}): {shown}"
+        lines.append(line)
     return lines
 
 

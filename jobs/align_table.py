@@ -37,6 +37,15 @@ _COLUMNS = (
     ("counts", "won, no, or bound: an upper bound that never counts"),
 )
 
+_SEED_COLUMNS = (
+    ("above the base", "mean difference over training seeds, 95% interval over prompts and seeds"),
+    ("over prompts", "its 95% interval over prompts alone"),
+    ("by seed", "lowest and highest difference of the training seeds, and their number"),
+)
+"""What stands for the difference if arms were trained from several seeds. All other intervals are over prompts."""
+_DIFFERENCE = 2
+"""Its column."""
+
 PoolLabels = Mapping[AnswerPair, float]
 
 
@@ -75,8 +84,8 @@ def align_arms(models: Sequence[ComparedModel], labels: PoolLabels) -> list[Alig
     return [
         AlignedArm(
             compared=one,
-            by_gold=None if one is base else _win_rates(one.rows, base.rows, _gold_preference),
-            by_pool=None if one is base else _win_rates(one.rows, base.rows, _PoolPreference(labels)),
+            by_gold=None if one is base else _win_rates(_pairs(one, base), _gold_preference),
+            by_pool=None if one is base else _win_rates(_pairs(one, base), _PoolPreference(labels)),
             comment_lines=_comment_lines(one.rows),
             parse_rate=_parse_rate(one.rows),
         )
@@ -87,7 +96,12 @@ def align_arms(models: Sequence[ComparedModel], labels: PoolLabels) -> list[Alig
 def pairs_with_base(models: Sequence[ComparedModel]) -> list[tuple[RolloutRow, RolloutRow]]:
     """Return the base's answer and the arm's of every pair that is compared."""
     base = models[0]
-    return [pair for one in models[1:] for pair in _paired(one.rows, base.rows)]
+    return [pair for one in models[1:] for pair in _pairs(one, base)]
+
+
+def _pairs(one: ComparedModel, base: ComparedModel) -> list[tuple[RolloutRow, RolloutRow]]:
+    """Pair the answers of every training seed with the base's."""
+    return [pair for run in one.runs for pair in _paired(run.rows, base.rows)]
 
 
 def _paired(ours: Sequence[RolloutRow], theirs: Sequence[RolloutRow]) -> list[tuple[RolloutRow, RolloutRow]]:
@@ -118,8 +132,7 @@ class _PoolPreference:
         return self._labels.get(AnswerPair(base.prompt, base.completion or "", arm.completion or ""))
 
 
-def _win_rates(ours: Sequence[RolloutRow], theirs: Sequence[RolloutRow], prefer: Any) -> WinRates:
-    pairs = _paired(ours, theirs)
+def _win_rates(pairs: Sequence[tuple[RolloutRow, RolloutRow]], prefer: Any) -> WinRates:
     preferences = [prefer(base, arm) for base, arm in pairs]
     lengths = [[len(row.completion or "") for row in side] for side in zip(*pairs, strict=True)] or [[], []]
     fitted = fit_length_control(preferences, *lengths)
@@ -151,7 +164,8 @@ def _parse_rate(rows: Sequence[RolloutRow]) -> float | None:
 def failure_of(models: Sequence[ComparedModel]) -> list[str]:
     """Return why too few methods beat the base, a line for each that did not; empty if enough do.
 
-    Only methods that learned from the pool's labels count (`ComparedModel.learned`).
+    Only methods that learned from the pool's labels count (`ComparedModel.learned`); of several training seeds their
+    mean does, with an interval over prompts and seeds.
     """
     base = models[0]
     against = {model.name: reasons_against(model, base) for model in models if model.learned}
@@ -196,14 +210,19 @@ def _win_rates_json(found: WinRates | None) -> dict[str, Any] | None:
 
 def page_table(arms: Sequence[AlignedArm]) -> PageTable:
     base = arms[0].compared
-    return PageTable(_COLUMNS, [[_cell(one) for one in _cells(arm, base)] for arm in arms])
+    columns, rows = list(_COLUMNS), [_cells(arm, base) for arm in arms]
+    if any(arm.compared.seeds for arm in arms):
+        columns[_DIFFERENCE : _DIFFERENCE + 1] = _SEED_COLUMNS
+        for arm, row in zip(arms, rows, strict=True):
+            row[_DIFFERENCE + 1 : _DIFFERENCE + 1] = _seed_cells(arm.compared)
+    return PageTable(columns, [[_cell(one) for one in row] for row in rows])
 
 
 def table_text(arms: Sequence[AlignedArm]) -> str:
     """Return the table for a terminal."""
     table = page_table(arms)
     rows = [[title for title, _ in table.columns], *table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
@@ -234,6 +253,17 @@ def _cells(arm: AlignedArm, base: ComparedModel) -> list[str | None]:
         _number(one.minutes, ".1f"),
         counts,
     ]
+
+
+def _seed_cells(one: ComparedModel) -> tuple[str | None, str | None]:
+    found = one.difference
+    if found is None or found.over_prompts is None:
+        return None, None
+    low, high = min(found.by_seed), max(found.by_seed)
+    return (
+        f"{found.over_prompts.low:+.4f} .. {found.over_prompts.high:+.4f}",
+        f"{low:+.4f} .. {high:+.4f} ({len(found.by_seed)})",
+    )
 
 
 def _win_cells(found: WinRates | None) -> tuple[str | None, str | None]:

@@ -235,6 +235,19 @@ def runtime_env_for(executable: str) -> dict[str, Any] | None:
     return None if quoted == executable else {"py_executable": quoted}
 
 
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Return the numbers of `--seeds`. Raises ConfigError."""
+    from phf_ray.errors import ConfigError
+
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: write whole numbers such as 0,1,2") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {text}: write different numbers, 0 or more; equal seeds draw equal samples")
+    return seeds
+
+
 def is_url(path: str) -> bool:
     return "://" in path
 

@@ -3,7 +3,7 @@
 The corpus is the standard library of the running Python, so the demo downloads nothing. It trains two GPT-2s of 0.6 M
 parameters from scratch, one by maximum likelihood and one by conditional training; everything else is equal. It serves
 both with the PEP8 scorer, samples from them over HTTP and compares them. Each arm has one training run, so the
-intervals show the variation of sampling, not of training.
+intervals show the variation of sampling, not of training; `--seeds 0,1,2` trains and compares all of it three times.
 
 Scoring, training and evaluation are the project's own jobs. The demo skips a stage if its output exists.
 """
@@ -16,12 +16,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import cli
+from jobs import cli, demo_seeds
 from jobs.commands import job_parser, program
 from phf_ray.config import Config, load_config
 from phf_ray.errors import ConfigError, IncompleteError
@@ -44,27 +44,35 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    seeds = cli.seeds_of(arguments.seeds)
     task = load_config(TASK, None, arguments.override)
     started = time.monotonic()
     output = output_folder(arguments.output)
     if arguments.restart:
-        for part in ("source", "corpus", "tokenizer", "runs", "report"):
+        for part in ("source", "corpus", "tokenizer", "runs"):
             shutil.rmtree(output / part, ignore_errors=True)
+        for folder in (output / "report", *output.glob("report_seed[0-9]*")):
+            shutil.rmtree(folder, ignore_errors=True)
     say(f"output: {arguments.output}")
 
     cli.start_ray()
     corpus, tokenizer = prepare_corpus(output, task=task, overrides=arguments.override, stages=5, started=started)
     with stage("3/5 train", started):
-        train_models(METHODS, corpus, tokenizer, output=output, overrides=arguments.override)
+        for seed in seeds:
+            train_models(METHODS, corpus, tokenizer, output=output, overrides=arguments.override, seed=seed)
     with stage("4/5 serve and evaluate", started):
-        _evaluate(output, overrides=arguments.override)
+        for seed in seeds:
+            _evaluate(output, overrides=arguments.override, seed=seed)
     with stage("5/5 judge", started):
-        report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
-        problems = judge(report)
+        reports = demo_seeds.read_reports(output, "report", seeds)
+        problems = judge(reports[seeds[0]]) if len(seeds) == 1 else judge_seeds(reports)
 
     from phf_ray.evaluation.report.table import format_table
 
-    say(f"{format_table(report)}\n\nreport: {Path(arguments.output) / 'report' / 'report.html'}")
+    for seed, report in reports.items():
+        page = Path(arguments.output) / demo_seeds.named("report", seed) / "report.html"
+        say(f"{format_table(report)}\n\nreport: {page}")
+    demo_seeds.say_spread(reports, ("score",), file=output / "report_seeds.json")
     for problem in problems:
         print(f"not shown: {problem}", file=sys.stderr)
     if not problems:
@@ -90,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--override", nargs="+", action="extend", default=[], metavar="A.B=C")
     parser.add_argument("--restart", action="store_true", help="discard earlier results and start over")
+    demo_seeds.add_argument(parser)
     return parser
 
 
@@ -199,7 +208,7 @@ def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
 # -- Training, evaluation ---------------------------------------------------------------------------------------------
 
 
-def train_models(
+def train_models(  # noqa: PLR0913  (everything that several runs share)
     methods: Sequence[str],
     corpus: Path,
     tokenizer: Path,
@@ -207,11 +216,12 @@ def train_models(
     output: Path,
     overrides: Sequence[str],
     start: Path | None = None,
+    seed: int = 0,
 ) -> None:
     """Train by all methods at the same time, each in a run named after it and with an equal share of the cores.
 
     Two small models on one core each train faster than one after the other on two cores. `start`: the run from whose
-    weights they start; None: from scratch.
+    weights they start; None: from scratch. `seed`: is added to `training.seed`.
     """
     import ray
 
@@ -223,10 +233,12 @@ def train_models(
         "OMP_NUM_THREADS": str(_threads_of_each(len(methods))),
     }
     children = {}
-    for name in methods:
-        command = ["--task", TASK, "--method", name, "--run-name", name, "--storage-path", str(output / "runs")]
+    for method in methods:
+        name = demo_seeds.named(method, seed)
+        command = ["--task", TASK, "--method", method, "--run-name", name, "--storage-path", str(output / "runs")]
         command += [] if start is None else ["--checkpoint-path", str(start)]
-        command = cli.command_of("train-lm", [*command, *as_override([*paths, *overrides])])
+        own = [*paths, *overrides, *demo_seeds.override_of(TASK, method, overrides, seed)]
+        command = cli.command_of("train-lm", [*command, *as_override(own)])
         children[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -266,11 +278,13 @@ def _relay(children: dict[str, "subprocess.Popen[str]"]) -> None:
         thread.join()
 
 
-def _evaluate(output: Path, *, overrides: Sequence[str]) -> None:
+def _evaluate(output: Path, *, overrides: Sequence[str], seed: int) -> None:
     from jobs import evaluate_lm
 
-    arguments = ["--task", TASK, "--model", *(f"{name}={output / 'runs' / name}" for name in METHODS)]
-    arguments += ["--arm", MLE, GOOD, BAD, "--seeds", "0,1,2", "--output", str(output / "report")]
+    models = [f"{name}={output / 'runs' / demo_seeds.named(name, seed)}" for name in METHODS]
+    arguments = ["--task", TASK, "--model", *models]
+    arguments += ["--arm", MLE, GOOD, BAD, "--seeds", "0,1,2", "--output"]
+    arguments += [str(output / demo_seeds.named("report", seed))]
     run_job(evaluate_lm, [*arguments, *as_override(overrides)])
 
 
@@ -307,6 +321,32 @@ def judge(report: dict[str, Any]) -> list[str]:
     problems += not_below(good, mle)
     if not good["score"] < bad["score"]:
         problems.append(f"the bad token {bad['score']:.4g} is not worse than the good one {good['score']:.4g}")
+    return problems
+
+
+def judge_seeds(reports: Mapping[int, dict[str, Any]]) -> list[str]:
+    """Return why the mean over several training seeds does not show it; empty if it does.
+
+    No seed may win by degenerate text. The intervals are over seeds, whose samples are drawn apart, so they hold what
+    sampling adds.
+    """
+    from phf_ray.evaluation.report.degenerate import check_not_degenerate
+
+    problems = [
+        f"seed {seed}: {problem}"
+        for seed, report in reports.items()
+        for problem in check_not_degenerate(report, arm=GOOD, baseline=MLE)
+    ]
+    for other in (MLE, BAD):
+        found = demo_seeds.difference(reports, GOOD, other, "score")
+        if found is None:
+            problems.append(f"a seed has no scored sample of {GOOD} or {other}")
+        elif found.interval is None or not found.interval.high < 0:
+            shown = "" if found.interval is None else f" [{found.interval.low:.4g}, {found.interval.high:.4g}]"
+            problems.append(
+                f"violations per character with the good token minus those of {other}, {found.mean:+.4g}{shown} over "
+                f"{found.num} training seeds, are not below 0"
+            )
     return problems
 
 

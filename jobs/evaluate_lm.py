@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
     options = EvaluationOptions(
-        seeds=_seeds(arguments.seeds),
+        seeds=cli.seeds_of(arguments.seeds),
         num_samples=at_least_one(arguments.num_samples, flag="--num-samples"),
         max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
         restart=arguments.restart,
@@ -250,16 +250,6 @@ def read_attacks(directory: str, arms: Sequence[str]) -> dict[str, RedTeamInfo]:
             f"{', '.join(arms)}; give red-team's --output for the same arms"
         )
     return attacked
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds {text}: write whole numbers such as 0,1,2") from None
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds {text}: write different numbers, 0 or more; equal seeds draw equal samples")
-    return seeds
 
 
 def at_least_one(value: int | None, *, flag: str) -> int | None:

@@ -101,7 +101,7 @@ def clustered_error(totals_G: Floats, counts_G: Floats) -> float | None:
     return float(np.sqrt(len(moves_G) / (len(moves_G) - 1) * np.square(moves_G).sum()) / counts_G.sum())
 
 
-def student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: float) -> float:
     return float(stdtrit(degrees, probability))
 
 

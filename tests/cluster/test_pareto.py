@@ -11,6 +11,7 @@ import pytest
 
 from jobs import align, learned_reward, pareto, rounds
 from phf_ray.checkpoint import read_info
+from phf_ray.model_folder import weights_fingerprint
 from phf_ray.runs.checkpoints import find_checkpoint
 
 ARMS = ["mle", "conditional:good"]
@@ -109,15 +110,28 @@ def test_methods_learn_from_annotators_who_err_and_are_compared_in_this_process(
     assert report["shown"] == (code == 0)
     assert ("not shown: " in capsys.readouterr().out) == (code == 1)
     models = {one["name"]: one for one in report["models"]}
-    counted = ["best of 2 by reward", "dpo", "expert_iteration", "rloo", "ppo"]
+    counted = ["best of 2 by reward", "dpo", "expert_iteration", "rloo", "ppo", "reward_conditioning"]
     assert [name for name, one in models.items() if one["learned"]] == counted
     assert list(models) == ["base", *counted[:1], "best of 2 by gold", *counted[1:], "conditional model"]
     assert list(report["arms"]) == list(models)
     assert [row["round"] for row in report["over_optimisation"]["rounds"]] == [0, 1]
     assert {"pairs", "labels", "answer_reward", "dpo", "best_of_n"} <= set(report["minutes"])
-    # What is done is not done again.
+    # What is done is not done again, nor is it for more training seeds.
     summaries = {path: path.stat().st_mtime_ns for path in (output / "align").glob("*/summary.json")}
-    assert len(summaries) == 6
+    assert len(summaries) == 7
+    assert align.main([*arguments, "--seeds", "0,1"]) in (0, 1)
+    of_seeds = json.loads((output / "align" / "report.json").read_text())
+    for one in of_seeds["models"]:
+        is_trained = one["learned"]
+        assert list(one.get("seeds", ())) == (["0", "1"] if is_trained else [])
+        if is_trained:
+            assert one["seeds"]["0"]["gold"] == models[one["name"]]["gold"]
+    runs = [
+        find_checkpoint(output / "align" / run, option=run) for run in ("expert_iteration", "expert_iteration_seed1")
+    ]
+    assert weights_fingerprint(runs[0]) != weights_fingerprint(runs[1])
+    # Six of the second seed; the run that goes on and on is none of the table.
+    assert len(list((output / "align").glob("*/summary.json"))) == 7 + 6
     assert align.main(arguments) == code
     assert summaries == {path: path.stat().st_mtime_ns for path in summaries}
     assert json.loads((output / "align" / "report.json").read_text()) == report

@@ -6,10 +6,11 @@ nobody knows it, and its upper bound stands there.
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from phf_ray.measures.clusters import ClusteredMean
-from phf_ray.measures.intervals import Interval, bootstrap_difference
+from phf_ray.measures.intervals import Interval, bootstrap_difference, mean
+from phf_ray.measures.training_seeds import difference_over_seeds
 from phf_ray.rollouts.against_base.degenerate import KINDS, Degeneration, degenerations
 from phf_ray.rollouts.figures import RolloutRow, RoundFigures, round_figures
 
@@ -20,7 +21,12 @@ class Difference:
 
     mean: float
     interval: Interval
+    """Over prompts; of several training seeds over prompts and seeds."""
     num_prompts: int
+    over_prompts: Interval | None = None
+    """Over prompts alone, of several training seeds."""
+    by_seed: tuple[float, ...] = ()
+    """The difference of each training seed, if there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,13 @@ class ComparedModel:
     learned: bool = True
     """Whether rounds made the model. Not the base, nor a best of n, which is its choice."""
     rows: Sequence[RolloutRow] = field(repr=False, default=())
+    seeds: Mapping[int, "ComparedModel"] = field(repr=False, default_factory=dict)
+    """Each training seed by itself, if there are several. The figures are then of the answers of all."""
+
+    @property
+    def runs(self) -> "Sequence[ComparedModel]":
+        """The model of each training seed."""
+        return list(self.seeds.values()) or [self]
 
     @property
     def degenerate_share(self) -> float:
@@ -54,6 +67,26 @@ class CandidateModel:
     kl_upper_bound: float | None = None
     minutes: float | None = None
     learned: bool = True
+    seeds: Mapping[int, "CandidateModel"] = field(repr=False, default_factory=dict)
+
+
+def trained_several_times(name: str, seeds: Mapping[int, CandidateModel]) -> CandidateModel:
+    """Return the models of one method, each trained from another seed, as one. Of one seed, its model."""
+    runs = list(seeds.values())
+    if len(runs) == 1:
+        return runs[0]
+    minutes = [one.minutes for one in runs if one.minutes is not None]
+    prompts: dict[str, list[RolloutRow]] = {}
+    for row in (row for one in runs for row in one.rows):
+        prompts.setdefault(row.prompt_id, []).append(row)
+    return CandidateModel(
+        name,
+        [row for own in prompts.values() for row in own],
+        kl_upper_bound=runs[0].kl_upper_bound,
+        minutes=sum(minutes) if len(minutes) == len(runs) else None,
+        learned=runs[0].learned,
+        seeds=seeds,
+    )
 
 
 def compare(
@@ -64,6 +97,8 @@ def compare(
 
 
 def _compared(one: CandidateModel, base: CandidateModel, *, is_code: bool, seed: int) -> ComparedModel:
+    if one.seeds:
+        return _compared_over_seeds(one, base, is_code=is_code, seed=seed)
     kinds, of_base = (_kinds(side.rows, is_code) for side in (one, base))
     drawn = [kind for row, kind in zip(one.rows, kinds, strict=True) if row.completion is not None]
     counts = Counter(drawn)
@@ -81,6 +116,43 @@ def _compared(one: CandidateModel, base: CandidateModel, *, is_code: bool, seed:
         learned=one.learned and not is_base,
         rows=one.rows,
     )
+
+
+def _compared_over_seeds(one: CandidateModel, base: CandidateModel, *, is_code: bool, seed: int) -> ComparedModel:
+    """Compare the mean of several training seeds with the base."""
+    runs = {number: _compared(run, base, is_code=is_code, seed=seed) for number, run in one.seeds.items()}
+    num_drawn = sum(run.figures.num_drawn for run in runs.values())
+    # What an answer repeats, and how the text of all answers repeats itself, are questions to one model.
+    shares = {
+        kind: sum(run.degenerate[kind] * run.figures.num_drawn for run in runs.values() if run.degenerate) / num_drawn
+        for kind in (KINDS if num_drawn else ())
+    }
+    diversities = [run.figures.distinct_2_corpus for run in runs.values()]
+    known = [share for share in diversities if share is not None]
+    return ComparedModel(
+        name=one.name,
+        figures=replace(
+            round_figures(0, one.rows), distinct_2_corpus=mean(known) if len(known) == len(diversities) else None
+        ),
+        degenerate=shares,
+        difference=_over_seeds([run.rows for run in runs.values()], base.rows),
+        sound_difference=_over_seeds(
+            [_sound(run.rows, _kinds(run.rows, is_code)) for run in runs.values()],
+            _sound(base.rows, _kinds(base.rows, is_code)),
+        ),
+        kl_upper_bound=one.kl_upper_bound,
+        minutes=one.minutes,
+        learned=one.learned,
+        rows=one.rows,
+        seeds=runs,
+    )
+
+
+def _over_seeds(runs: Sequence[Sequence[RolloutRow]], base: Sequence[RolloutRow]) -> Difference | None:
+    found = difference_over_seeds([_gold(rows) for rows in runs], _gold(base))
+    if found is None:
+        return None
+    return Difference(found.mean, found.interval, found.num_prompts, found.over_prompts, found.by_seed)
 
 
 def _kinds(rows: Sequence[RolloutRow], is_code: bool) -> list[Degeneration | None]:

@@ -1,6 +1,5 @@
 """The page and the JSON of a comparison: one row for each model, gold against KL, answers side by side."""
 
-import dataclasses
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -34,32 +33,36 @@ def comparison_json(models: Sequence[ComparedModel], **facts: Any) -> dict[str, 
     base = models[0]
     return {
         **facts,
-        "models": [
-            {
-                "name": one.name,
-                "gold": _estimate_json(one.figures.gold),
-                "difference": _difference_json(one.difference),
-                "sound_difference": _difference_json(one.sound_difference),
-                "kl": _estimate_json(one.figures.kl),
-                "kl_upper_bound": one.kl_upper_bound,
-                "tokens": _estimate_json(one.figures.num_tokens),
-                "chars": _estimate_json(one.figures.num_chars),
-                "distinct_2": one.figures.distinct_2,
-                "distinct_2_corpus": one.figures.distinct_2_corpus,
-                "degenerate": dict(one.degenerate),
-                "degenerate_share": one.degenerate_share,
-                "truncated": one.figures.truncated,
-                "num_answers": one.figures.num_answers,
-                "num_drawn": one.figures.num_drawn,
-                "num_without_gold": one.figures.num_without_gold,
-                "failures": dict(one.figures.failures),
-                "minutes": one.minutes,
-                "learned": one.learned,
-                "against": None if one is base else reasons_against(one, base),
-            }
-            for one in models
-        ],
+        "models": [_model_json(one, base) for one in models],
     }
+
+
+def _model_json(one: ComparedModel, base: ComparedModel) -> dict[str, Any]:
+    found = {
+        "name": one.name,
+        "gold": _estimate_json(one.figures.gold),
+        "difference": _difference_json(one.difference),
+        "sound_difference": _difference_json(one.sound_difference),
+        "kl": _estimate_json(one.figures.kl),
+        "kl_upper_bound": one.kl_upper_bound,
+        "tokens": _estimate_json(one.figures.num_tokens),
+        "chars": _estimate_json(one.figures.num_chars),
+        "distinct_2": one.figures.distinct_2,
+        "distinct_2_corpus": one.figures.distinct_2_corpus,
+        "degenerate": dict(one.degenerate),
+        "degenerate_share": one.degenerate_share,
+        "truncated": one.figures.truncated,
+        "num_answers": one.figures.num_answers,
+        "num_drawn": one.figures.num_drawn,
+        "num_without_gold": one.figures.num_without_gold,
+        "failures": dict(one.figures.failures),
+        "minutes": one.minutes,
+        "learned": one.learned,
+        "against": None if one is base else reasons_against(one, base),
+    }
+    if one.seeds:
+        found["seeds"] = {str(number): _model_json(run, base) for number, run in one.seeds.items()}
+    return found
 
 
 class PageTable(NamedTuple):
@@ -216,5 +219,12 @@ def _estimate_json(found: ClusteredMean | None) -> dict[str, Any] | None:
 def _difference_json(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
-    values = dataclasses.asdict(difference)
-    return {**values, "interval": [difference.interval.low, difference.interval.high]}
+    found = {
+        "mean": difference.mean,
+        "interval": [difference.interval.low, difference.interval.high],
+        "num_prompts": difference.num_prompts,
+    }
+    if difference.over_prompts is not None:
+        found["over_prompts"] = [difference.over_prompts.low, difference.over_prompts.high]
+        found["by_seed"] = list(difference.by_seed)
+    return found

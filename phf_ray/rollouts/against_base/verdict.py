@@ -12,7 +12,10 @@ _MOST_MORE_WITHOUT_GOLD = 0.1
 
 
 def reasons_against(model: ComparedModel, base: ComparedModel) -> list[str]:
-    """Return why the model does not beat the base; empty if it does."""
+    """Return why the model does not beat the base; empty if it does.
+
+    A model that was trained from several seeds is judged by their mean, and its intervals cover prompts and seeds.
+    """
     found = []
     if not _is_above(model.difference):
         found.append(f"gold is not above the base's beyond the noise: {shown_difference(model.difference)}")
@@ -57,7 +60,10 @@ def failure_of(models: Sequence[ComparedModel]) -> list[str]:
 def shown_difference(difference: Difference | None) -> str:
     if difference is None:
         return "unknown, because fewer than two prompts have gold rewards on both sides"
-    return f"{difference.mean:+.3g} [{difference.interval.low:+.3g}, {difference.interval.high:+.3g}]"
+    shown = f"{difference.mean:+.3g} [{difference.interval.low:+.3g}, {difference.interval.high:+.3g}]"
+    if difference.by_seed:
+        shown += f" (mean of the training seeds' {', '.join(f'{one:+.3g}' for one in difference.by_seed)})"
+    return shown
 
 
 def _share_without_gold(model: ComparedModel) -> float:
@@ -67,7 +73,7 @@ def _share_without_gold(model: ComparedModel) -> float:
 
 def _corpus_diversity(model: ComparedModel, base: ComparedModel) -> list[tuple[str, float | None, float | None]]:
     """The share falls as the text grows, so it says something only of as many answers, or more."""
-    if model.figures.num_drawn < base.figures.num_drawn:
+    if min(run.figures.num_drawn for run in model.runs) < base.figures.num_drawn:
         return []
     return [("distinct-2 of all answers", model.figures.distinct_2_corpus, base.figures.distinct_2_corpus)]
 

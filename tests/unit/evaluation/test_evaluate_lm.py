@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from jobs import evaluate_lm, make_prompts
+from jobs import cli, evaluate_lm, make_prompts
 from jobs.model_arguments import add_model_arguments, models_from, parse_arms, parse_models
 from phf_ray.checkpoint import CheckpointInfo, Control, fingerprint, write_info
 from phf_ray.config import load_config, parse_config
@@ -208,8 +208,8 @@ def test_an_arm_that_cannot_be_is_refused(models, arms, message):
 @pytest.mark.parametrize("text", ["a", "1,1", "-1", ""])
 def test_seeds_are_different_whole_numbers(text):
     with pytest.raises(ConfigError, match="--seeds"):
-        evaluate_lm._seeds(text)
-    assert evaluate_lm._seeds("0,7") == (0, 7)
+        cli.seeds_of(text)
+    assert cli.seeds_of("0,7") == (0, 7)
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path, capsys):

@@ -7,12 +7,12 @@ from rollout_rounds import rollout_row, write_overoptimized_run
 from tiny_models import write_checkpoint
 
 from jobs import align, align_data, align_table
-from jobs.align_report import over_lines, over_optimisation
+from jobs.align_report import accuracy_lines, over_lines, over_optimisation
 from phf_ray.config import load_config
 from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
 from phf_ray.records import ScoredDocument
-from phf_ray.rollouts.against_base.arms import CandidateModel, compare
+from phf_ray.rollouts.against_base.arms import CandidateModel, compare, trained_several_times
 
 SIZES = align_data.AlignSizes(pairs=20, unlabelled=10, reward=5, verdict=5, reward_fraction=0.3)
 
@@ -184,6 +184,75 @@ def test_settings_of_rounds_are_not_those_of_other_trainings():
     overrides = ["rollouts.rounds=3", "algorithm.kl_coef=0", "training.seed=1"]
     assert align._of_all(overrides) == ["training.seed=1"]
     assert load_config("demo", "dpo", align._of_all(overrides)).rollouts is None
+
+
+# -- Several training seeds --------------------------------------------------------------------------------------------
+
+
+def test_every_seed_has_runs_and_a_training_seed_of_its_own_and_seed_0_the_command_of_ever(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(align.demo, "run_job", lambda job, command: commands.append(command))
+    at = align.Workplace(tmp_path, tmp_path, is_small=False, overrides=("training.seed=7",))
+    for one in at.of_seeds([0, 2]):
+        align._train(one, "train_lm", "dpo", tmp_path, [])
+        align._train(one, "train_rl", align.OVER, tmp_path, [], method="rloo")
+    assert [command[command.index("--run-name") + 1] for command in commands] == [
+        "dpo",
+        "rloo_on_and_on",
+        "dpo_seed2",
+        "rloo_on_and_on_seed2",
+    ]
+    seeds = [[part for part in command if part.startswith("training.seed=")] for command in commands]
+    # The last one counts.
+    assert seeds == [["training.seed=7"]] * 2 + [["training.seed=7", "training.seed=9"]] * 2
+    for seed, command in zip((7, 7, 9, 9), commands, strict=True):
+        method = command[command.index("--method") + 1]
+        assert load_config("demo", method, command[command.index("--override") + 1 :]).training.seed == seed
+    assert set(at.minutes()) == {"dpo", "rloo_on_and_on"}
+    assert set(at.minutes([2])) == {"dpo", "rloo_on_and_on", "dpo_seed2", "rloo_on_and_on_seed2"}
+
+
+def test_rounds_of_a_seed_learn_from_the_reward_model_of_that_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr("phf_ray.runs.checkpoints.find_checkpoint", lambda path, option: path)
+    at = align.Workplace(tmp_path, tmp_path, is_small=False, overrides=())
+    models = [align._learned(one).model for one in at.of_seeds([0, 1])]
+    assert models == [str(tmp_path / "answer_reward"), str(tmp_path / "answer_reward_seed1")]
+
+
+@pytest.mark.parametrize("seeds", ["0,0", "-1", "a", ""])
+def test_bad_seeds_are_refused_before_anything_is_written(tmp_path, seeds):
+    with pytest.raises(ConfigError, match=f"--seeds {seeds}: write"):
+        align.main(["--output", str(tmp_path / "out"), f"--seeds={seeds}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_several_seeds_has_their_spread_and_pairs_each_with_the_base():
+    base = CandidateModel("base", answers(0.0), learned=False)
+    runs = {seed: CandidateModel("dpo", answers(gain)) for seed, gain in ((0, 1.0), (1, -1.0), (2, 1.0))}
+    found = compare(base, [trained_several_times("dpo", runs)], is_code=True)
+    arms = align_table.align_arms(found, {})
+    # A third of the seeds lose every comparison.
+    assert arms[1].by_gold.plain.win_rate == pytest.approx(200 / 3)
+    assert arms[1].by_gold.plain.n_total == 90
+    assert len(align_table.pairs_with_base(found)) == 90
+    table = align_table.page_table(arms)
+    cells = dict(zip([title for title, _ in table.columns], table.rows[1], strict=True))
+    assert cells["by seed"] == "-1.0000 .. +1.0000 (3)"
+    assert cells["over prompts"] == "+0.3333 .. +0.3333"
+    assert cells["above the base"].startswith("+0.3333 (-2.53")
+    assert cells["counts"] == "no"
+    # The base and one seed have no such cells.
+    assert table.rows[0][3:5] == ["-", "-"]
+    assert [title for title, _ in align_table.page_table(align_table.align_arms(found[:1], {})).columns][3] != "by seed"
+
+
+def test_the_reward_model_of_each_seed_is_said_to_agree():
+    row = {"accuracy": 0.5, "interval": [0.4, 0.6], "num": 20}
+    keys = ("pool_gold", "labels_gold", "labels_clean", "reward_gold", "reward_clean", "reward_noisy")
+    of_seed = {0: dict.fromkeys(keys, row), 3: {key: {**row, "accuracy": 0.75} for key in keys}}
+    lines = accuracy_lines(of_seed)
+    assert lines[3].endswith("50.0% (40.0% .. 60.0%) of 20 pairs; by training seed (0, 3): 50.0%, 75.0%")
+    assert "seed" not in "".join([*lines[:3], *accuracy_lines({0: of_seed[0]})])
 
 
 def test_answers_that_were_chosen_by_another_reward_are_refused(tmp_path):

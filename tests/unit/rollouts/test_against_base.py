@@ -11,7 +11,7 @@ from tiny_models import write_checkpoint
 from phf_ray.config.rewards import RewardSpec
 from phf_ray.errors import ConfigError
 from phf_ray.rollouts.against_base.answers import HeldOutSettings, best_rows, draw_answers, held_out_prompts
-from phf_ray.rollouts.against_base.arms import CandidateModel, compare
+from phf_ray.rollouts.against_base.arms import CandidateModel, compare, trained_several_times
 from phf_ray.rollouts.against_base.degenerate import degenerations
 from phf_ray.rollouts.against_base.page import comparison_json, comparison_page, table_text
 from phf_ray.rollouts.against_base.verdict import failure_of, reasons_against
@@ -238,3 +238,66 @@ def test_the_best_of_each_prompt_is_its_answer_and_a_prompt_without_one_has_none
         ("b", 0, None, None),
     ]
     assert rows[1].error == "no_reward: none of the samples has one; scorer: x"
+
+
+# --- Several training seeds -------------------------------------------------------------------------------------------
+
+
+def over_seeds(*runs, base=None):
+    own, model = compare(
+        CandidateModel("base", base or answers(0.0, kl=0.0, seed=1), learned=False),
+        [
+            trained_several_times(
+                "rloo", {number: CandidateModel("rloo", rows, minutes=2.0) for number, rows in enumerate(runs)}
+            )
+        ],
+        is_code=True,
+    )
+    return reasons_against(model, own), model
+
+
+def test_the_mean_over_training_seeds_wins_if_it_is_beyond_the_noise_of_prompts_and_seeds():
+    reasons, model = over_seeds(answers(1.0), answers(1.1, seed=2), answers(0.9, seed=3))
+    assert reasons == []
+    assert model.difference.mean == pytest.approx(1.0, abs=0.1)
+    assert (model.minutes, model.figures.num_answers, len(model.difference.by_seed)) == (6.0, 3 * NUM_PROMPTS, 3)
+    # Each of these alone is beyond the noise of prompts, and so is their mean.
+    (reason,), model = over_seeds(answers(2.0), answers(0.2, seed=2), answers(0.2, seed=3))
+    assert model.difference.over_prompts.low > 0.6
+    assert all(run.difference.interval.low > 0 for run in model.runs)
+    assert reason.startswith("gold is not above the base's")
+    assert "mean of the training seeds' +1.99, +0.2" in reason
+
+
+def test_what_two_seeds_write_alike_is_not_repeated_and_diversity_is_that_of_one_seed():
+    reasons, model = over_seeds(answers(1.0), answers(1.0, seed=2), answers(1.0, seed=3))
+    (one,) = {run.figures.distinct_2_corpus for run in model.runs}
+    assert reasons == []
+    assert model.degenerate["repeated"] == 0
+    assert model.figures.distinct_2_corpus == pytest.approx(one)
+
+
+def test_a_seed_that_writes_comments_counts_in_the_mean():
+    comments = answers(1.0, text="\n    # A comment of some length, {}\n")
+    reasons, model = over_seeds(answers(1.0), comments, comments)
+    assert model.degenerate["comment-only"] == pytest.approx(2 / 3)
+    assert any("67% of its answers are empty, comment-only or repeated" in reason for reason in reasons)
+
+
+def test_a_seed_whose_answers_have_no_gold_does_not_vanish():
+    reasons, model = over_seeds(answers(1.0), [replace(row, gold=None) for row in answers(1.0)])
+    assert model.difference is None
+    assert any("unknown" in reason for reason in reasons)
+
+
+def test_one_training_seed_is_the_model_itself_and_several_are_listed_in_the_report():
+    one = CandidateModel("rloo", answers(1.0))
+    assert trained_several_times("rloo", {3: one}) is one
+    _, single = against(answers(1.0))
+    _, model = over_seeds(answers(1.0), answers(1.1, seed=2))
+    base = compare(CandidateModel("base", answers(0.0, kl=0.0, seed=1)), [], is_code=True)
+    of_one, of_two = (comparison_json([*base, found])["models"][1] for found in (single, model))
+    assert set(of_two) - set(of_one) == {"seeds"}
+    assert set(of_two["difference"]) - set(of_one["difference"]) == {"over_prompts", "by_seed"}
+    assert list(of_two["seeds"]) == ["0", "1"]
+    assert of_two["seeds"]["0"]["difference"] == of_one["difference"]
