@@ -129,11 +129,11 @@ def _train(
         run=directory,
         task=task_path(arguments.task).resolve().parent.name,
         tracking=Tracking(group=arguments.group_name, tags=tuple(arguments.tags)),
-        helpers=_helpers(config, prepared, is_here=arguments.in_process),
+        helpers=_helpers(config, prepared, run_name=directory.path.name, is_here=arguments.in_process),
     )
 
 
-def _helpers(config: Config, prepared: "PreparedRun", *, is_here: bool) -> "Helpers[RolloutJob]":
+def _helpers(config: Config, prepared: "PreparedRun", *, run_name: str, is_here: bool) -> "Helpers[RolloutJob]":
     from phf_ray.training.driver import Helpers
 
     if is_here:
@@ -143,10 +143,13 @@ def _helpers(config: Config, prepared: "PreparedRun", *, is_here: bool) -> "Help
             fit=fit_rollouts_here, plan_evaluations=partial(no_evaluations, config, num_steps=prepared.plan.num_steps)
         )
     from phf_ray.evaluation.on_ray import evaluations_beside
+    from phf_ray.rollouts.on_ray.metrics import RoundGauges
     from phf_ray.rollouts.on_ray.train import fit_rollouts_on_ray
 
+    assert config.rollouts is not None
     plan_evaluations = partial(evaluations_beside, config, num_steps=prepared.plan.num_steps)
-    return Helpers(fit=fit_rollouts_on_ray, plan_evaluations=plan_evaluations)
+    gauges = RoundGauges(run_name, config.rollouts.rounds)
+    return Helpers(fit=fit_rollouts_on_ray, plan_evaluations=plan_evaluations, sinks=(gauges,))
 
 
 def draw_page(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.serve import Application
 
+from phf_ray.runs.checkpoints import find_checkpoint
 from serve.deployments import Ingress, ModelReplica, ScorerReplica
 from serve.errors import RETRY_AFTER_S
 from serve.settings import Autoscaling, ServeArgs, ServedModel, ServedScorer, parse_args
@@ -46,7 +47,9 @@ def build(args: Mapping[str, Any] | ServeArgs) -> Application:
         parsed.model_dump(mode="json"),
         {model.name: models[model.name].bind(_bound(model).model_dump(mode="json")) for model in parsed.models},
         {
-            scorer.name: scorers[scorer.name].bind(scorer.model_dump(mode="json"), parsed.limits.request_timeout_s)
+            scorer.name: scorers[scorer.name].bind(
+                _bound_scorer(scorer).model_dump(mode="json"), parsed.limits.request_timeout_s
+            )
             for scorer in parsed.scorers
         },
     )
@@ -66,6 +69,15 @@ def _bound(model: ServedModel) -> ServedModel:
     if not (Path(model.path) / "checkpoints").is_dir():
         return model
     return model.model_copy(update={"path": str(model.directory)})
+
+
+def _bound_scorer(served: ServedScorer) -> ServedScorer:
+    """Do the same for the model of a scorer, such as a reward model."""
+    path = served.scorer.get("path")
+    if not isinstance(path, str) or not (Path(path) / "checkpoints").is_dir():
+        return served
+    newest = find_checkpoint(path, option=f"scorer {served.name!r}:")
+    return served.model_copy(update={"scorer": {**served.scorer, "path": str(newest)}})
 
 
 def _deployment(class_: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from phf_ray.judging.budget import Budget, Price
 from phf_ray.judging.dispatch import AskerByJudge
 from phf_ray.judging.endpoint import EndpointSettings, JudgeEndpoint
 from phf_ray.judging.importing import find_known
-from phf_ray.judging.ledger import Ledger
+from phf_ray.judging.ledger import CallObserver, Ledger
 from phf_ray.judging.pairs import Judgement
 from phf_ray.judging.pool import Pool
 from phf_ray.judging.question import Answer, Failure, Question
@@ -55,9 +55,9 @@ class DeskSettings:
 class StoreDesk:
     """A desk in this process."""
 
-    def __init__(self, settings: DeskSettings):
+    def __init__(self, settings: DeskSettings, *, observer: CallObserver | None = None):
         self.store = Store(settings.cache)
-        self.ledger = Ledger(self.store, settings.budget)
+        self.ledger = Ledger(self.store, settings.budget, observer=observer)
         self._askers: dict[str, StoredAsker | ScoreAsker] = {
             judge: StoredAsker(self.store, JudgeEndpoint(endpoint), self.ledger)
             for judge, endpoint in settings.endpoints.items()

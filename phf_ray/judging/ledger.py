@@ -7,6 +7,7 @@ is `lost`, and counts with the most it can have cost: the server may have answer
 import asyncio
 import sqlite3
 import time
+from collections.abc import Callable
 
 from phf_ray.judging.budget import Budget, BudgetSpentError, Cost, Price, most_of, refuse_unbounded, shown_money
 from phf_ray.judging.question import Answer, Question
@@ -15,12 +16,16 @@ from phf_ray.judging.store import Store, is_answered, keep_answer
 _POLL_S = 0.2
 _LATER = -1
 
+CallObserver = Callable[[str, str, Cost], None]
+"""Is told of each call that ends: whom it asked, its last state, and what it counts for."""
+
 
 class Ledger:
     """The calls of a store, and the budget that they keep. Several processes may keep one budget, or each its own."""
 
-    def __init__(self, store: Store, budget: Budget | None = None):
+    def __init__(self, store: Store, budget: Budget | None = None, *, observer: CallObserver | None = None):
         self._store, self.budget = store, budget
+        self._observer = observer
 
     async def claim(self, key: str, question: Question, price: Price | None) -> int | None:
         """Claim a question and reserve what its first call may cost, in one transaction. Return the call.
@@ -39,10 +44,16 @@ class Ledger:
     async def settle(self, call: int, question: Question, answer: Answer, price: Price | None) -> None:
         """Store the answer and what it cost, in one transaction, and free the question."""
         await asyncio.wrap_future(self._store.submit(lambda db: self._settle(db, call, question, answer, price)))
+        self._tell(question, "settled", cost_of(answer, price) or most_of(question, price))
 
-    def note_end(self, call: int, *, state: str) -> None:
+    def note_end(self, call: int, question: Question, price: Price | None, *, state: str) -> None:
         """Note that a call has no answer: `free` if it can't have cost anything, else `lost`."""
         self._store.submit(lambda db: _end(db, call, state, None))
+        self._tell(question, state, Cost(0, 0) if state == "free" else most_of(question, price))
+
+    def _tell(self, question: Question, state: str, cost: Cost) -> None:
+        if self._observer is not None:
+            self._observer(question.judge, state, cost)
 
     def spent(self) -> Cost:
         """What all calls cost, with the most that those can cost which have no answer yet, or lost it."""

@@ -12,12 +12,14 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
+from ray.util.metrics import Counter as MetricCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from phf_ray.corpus.on_ray import cluster_resources, data_settings, own_errors
 from phf_ray.errors import PhfError
 from phf_ray.judging.annotate import PARTS_AT_ONCE, JudgingRunner, Outcome
 from phf_ray.judging.annotate_shard import JudgingWork, ShardJudge
+from phf_ray.judging.budget import UNIT, Cost
 from phf_ray.judging.desk import DeskSettings, StoreDesk
 from phf_ray.judging.pairs import Judgement
 from phf_ray.judging.question import Answer, Failure, Question
@@ -26,11 +28,32 @@ _MOST_QUESTIONS = 10_000
 """Calls that the asking actor has at once. It sends as many as the endpoints allow; the others wait in it."""
 
 
+class CallCounters:
+    """Adds the calls of judges to Ray's metrics. A `CallObserver`."""
+
+    def __init__(self) -> None:
+        self._calls = MetricCounter(
+            "phf_judge_calls", description="calls of judges that ended", tag_keys=("judge", "outcome")
+        )
+        self._tokens = MetricCounter(
+            "phf_judge_tokens", description="tokens of the calls of judges", tag_keys=("judge",)
+        )
+        self._money = MetricCounter("phf_judge_cost", description="money for the calls of judges", tag_keys=("judge",))
+
+    def __call__(self, judge: str, state: str, cost: Cost) -> None:
+        self._calls.inc(1, tags={"judge": judge, "outcome": state})
+        # Ray refuses to add nothing.
+        if cost.tokens:
+            self._tokens.inc(cost.tokens, tags={"judge": judge})
+        if cost.money:
+            self._money.inc(cost.money * UNIT, tags={"judge": judge})
+
+
 class AskingActor:
     """The desk of a job, in an actor of its own."""
 
     def __init__(self, settings: DeskSettings):
-        self._desk = StoreDesk(settings)
+        self._desk = StoreDesk(settings, observer=CallCounters())
 
     async def find_all(self, keys: list[str]) -> list[Answer | None]:
         return [self._desk.store.find(key) for key in keys]

@@ -25,14 +25,20 @@ def pairs_of_samples(
     """Pair the samples of each instruction with each other: every sample with another one, by a random derangement.
 
     A row has one `output` or a list of them; rows with equal `keys` belong together. Equal outputs count once, and an
-    instruction with a single output makes no pair. is_unique_instructions: keep one pair of each instruction.
+    instruction with a single output makes no pair. A null in a list is a sample without an answer, which
+    makes none either. is_unique_instructions: keep one pair of each instruction.
     """
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    num_unanswered = 0
     for number, row in enumerate(rows, start=1):
         group = groups[_key(row, keys, number=number)]
+        outputs = _outputs(row, number=number)
+        num_unanswered += outputs.count(None)
         group += [
-            {**row, "output": text, "sample_id": len(group) + i} for i, text in enumerate(_outputs(row, number=number))
+            {**row, "output": text, "sample_id": len(group) + i} for i, text in enumerate(outputs) if text is not None
         ]
+    if num_unanswered:
+        log.warning("%d samples have no answer, and are in no pair", num_unanswered)
     pairs: list[Row] = []
     num_single = 0
     for key, samples in groups.items():
@@ -101,12 +107,12 @@ def pairs_of_two(
     return [_merged(first, second, keys) for first, second in matched]
 
 
-def _outputs(row: Mapping[str, Any], *, number: int) -> Sequence[str]:
+def _outputs(row: Mapping[str, Any], *, number: int) -> Sequence[str | None]:
     outputs: Any = row.get("output")
     if hasattr(outputs, "tolist"):  # an array, as in a DataFrame that was read from Parquet
         outputs = outputs.tolist()
     texts = [outputs] if isinstance(outputs, str) else outputs
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not len(texts):
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str | None) for text in texts) or not len(texts):
         raise DataError(f"row {number}: 'output' is {outputs!r:.80}; write a text, or a list of texts")
     return texts
 

@@ -144,7 +144,7 @@ class StoredAsker:
             raise
         finally:
             if state:
-                self._ledger.note_end(call, state=state)
+                self._ledger.note_end(call, question, price, state=state)
         await self._ledger.settle(call, question, answer, price)
         # Another process may have been first, if it took this one for dead. All report the answer that is kept.
         return self._store.find(key) or answer

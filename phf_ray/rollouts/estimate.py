@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from phf_ray.config import Config
 from phf_ray.models.shape import ModelShape
 from phf_ray.rollouts.algorithms.build import build_algorithm
+from phf_ray.rollouts.cost import describe_cost
 from phf_ray.rollouts.driver import PreparedRun
 from phf_ray.training.memory import GB
 
@@ -53,3 +54,4 @@ def describe_rounds(config: Config, prepared: PreparedRun, *, shape: ModelShape)
         "keys and values, and reward models come on top"
     )
     yield f"disk         {12.0 * trained / GB:.2f} GB a checkpoint"
+    yield from describe_cost(config, prepared, shape=shape)

@@ -67,6 +67,8 @@ class Helpers(Generic[J]):
     """`fit_on_ray` of `on_ray`, or `fit_here` of `in_process`."""
     plan_evaluations: Callable[[RunDirectory], EvaluationsBeside | None] = lambda _: None
     """Called once the directory is known to belong to this run. Raises ConfigError if the evaluations can't run."""
+    sinks: Sequence[Callable[[dict[str, Any]], None]] = ()
+    """Are given the run's rows of metrics, too."""
 
 
 def run_training(  # noqa: PLR0913  everything that defines a run
@@ -130,7 +132,11 @@ def drive(  # noqa: PLR0913  everything that a run needs around its workers
     run.clear_failure()
     tracker = start_tracker(run, group=tracking.group, tags=tracking.tags, config=job.config)
     evaluations = helpers.plan_evaluations(run)
-    all_sinks: list[Callable[[dict[str, Any]], None]] = [ProgressLines(job.plan["num_steps"]), *sinks]
+    all_sinks: list[Callable[[dict[str, Any]], None]] = [
+        ProgressLines(job.plan["num_steps"]),
+        *sinks,
+        *helpers.sinks,
+    ]
     if tracker is not None:
         all_sinks.append(tracker)
     known = facts()

@@ -31,6 +31,11 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for name, flops in _PEAK_FLOPS if re.search(rf"\b{name}\b", device_name)), None)
 
 
+def gpu_here() -> str | None:
+    """Return the name of this machine's first GPU, or None if it has none that torch can use."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
 def peak_memory_gb() -> float:
     """Return the peak memory of this process: GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():

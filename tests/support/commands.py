@@ -12,8 +12,9 @@ from places import ROOT
 from jobs.commands import module_of
 from jobs.model_arguments import parse_arms, parse_models
 from jobs.serve import _models, _scorers
+from jobs.stages import Stage, stages_of, with_settings
 from phf_ray.checkpoint import parse_control
-from phf_ray.config import load_config
+from phf_ray.config import PipelineConfig, load_config, parse_section, pipeline_path, read_yaml
 from phf_ray.errors import PhfError
 
 APP = "/app/"
@@ -65,6 +66,18 @@ def _check_values(module: str, parsed: Any) -> None:
     if module == "jobs.serve":
         _models(parsed.model, dict(map(parse_control, parsed.control)))
         _scorers(parsed.scorers, task=None, finds_models=False)
+    if module == "jobs.pipeline":
+        pipeline_stages(parsed)
     models = getattr(parsed, "model", None)
     if module in ("jobs.evaluate_lm", "jobs.red_team") and all("://" in model for model in models):
         parse_arms(parsed.arm, parse_models(models))
+
+
+def pipeline_stages(parsed: Any) -> tuple[Stage, ...]:
+    """Return the stages of a command `pipeline`. Raises PhfError if one of them would be refused."""
+    with contextlib.chdir(ROOT):
+        file = pipeline_path(parsed.file)
+        given = with_settings(
+            parse_section(PipelineConfig, read_yaml(file), parsed.file), values=parsed.set, overrides=parsed.override
+        )
+        return stages_of(given, output=str(parsed.output or given.output or f"out/{parsed.file}"))

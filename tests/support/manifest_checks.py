@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from commands import APP, job_words, problem_of
+from commands import APP, job_words, pipeline_stages, problem_of
 from manifests import Manifest, cluster_of, names_of, structure_problems, templates_of, versions
 from places import ROOT
 
+from jobs import pipeline
 from phf_ray.errors import ConfigError
 from phf_ray.scorers.build import SCORERS
 from serve.settings import parse_args
@@ -189,6 +190,7 @@ def _service(one: Manifest) -> Iterator[str]:
         if scorer.scorer["class_name"] not in SCORERS
     )
     yield from _paths([model.path for model in args.models])
+    yield from _paths([str(scorer.scorer["path"]) for scorer in args.scorers if "path" in scorer.scorer])
 
 
 # --- Between manifests ------------------------------------------------------------------------------------------------
@@ -208,6 +210,7 @@ READERS = {
     "PHF_LOG_FORMAT": "jobs/cli.py",
     "PHF_API_KEYS": "serve/settings.py",
     "PHF_API_KEY": "phf_ray/http/keys.py",
+    "OPENAI_API_KEY": "phf_ray/http/keys.py",
     "TOKENIZERS_PARALLELISM": "tokenizers/tokenizers.abi3.so",
     "AWS_ACCESS_KEY_ID": "pyarrow",
     "AWS_SECRET_ACCESS_KEY": "pyarrow",
@@ -241,16 +244,17 @@ def _head_services(objects: list[Manifest]) -> Iterator[str]:
 
 
 def _ways_out(objects: list[Manifest]) -> Iterator[str]:
-    """Pods with the credentials of a bucket reach it, whatever policies there are."""
+    """Pods with the credentials of a bucket or of a judge reach it, whatever policies there are."""
     policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
     for one in objects:
         for where, template in templates_of(one):
             sources = [
                 source for container in template["spec"]["containers"] for source in container.get("envFrom", [])
             ]
-            wants = any(source.get("secretRef") == {"name": "phf-bucket"} for source in sources)
-            if wants and not _reaches_443(template["metadata"]["labels"], policies):
-                yield f"{where} of {one['kind']} {one['metadata']['name']} is kept from the bucket by a NetworkPolicy"
+            for secret, what in (("phf-bucket", "the bucket"), ("phf-judges", "its judge")):
+                wants = {"secretRef": {"name": secret}} in sources
+                if wants and not _reaches_443(template["metadata"]["labels"], policies):
+                    yield f"{where} of {one['kind']} {one['metadata']['name']} is kept from {what} by a NetworkPolicy"
 
 
 def _reaches_443(labels: Manifest, policies: list[Manifest]) -> bool:
@@ -267,24 +271,63 @@ def _flow(objects: list[Manifest]) -> Iterator[str]:
     scored = jobs["score"]["--output"][0]
     if f"dataset.datasets=[{scored}]" not in jobs["train"]["--override"]:
         yield f"train does not read {scored}, which score writes"
-    run = f"{jobs['train']['--storage-path'][0]}/{jobs['train']['--run-name'][0]}"
-    (service,) = names_of(objects, "RayService").values()
-    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    models = {model["name"]: model["path"] for model in application["args"]["models"]}
-    if run not in models.values():
+    served = {name: _served(service) for name, service in names_of(objects, "RayService").items()}
+    if (run := _run_of(jobs["train"])) not in served["phf"].values():
         yield f"the service does not serve {run}, which train writes"
-    url = f"http://{service['metadata']['name']}-serve-svc:8000"
+    url = "http://phf-serve-svc:8000"
     for name in ("evaluate", "red-team"):
         for model in jobs[name].get("--model", []):
-            served, _, address = model.partition("=")
-            if served not in models or address != url:
-                yield f"{name} asks for {model}, the service is {url} with {', '.join(models)}"
+            asked, _, address = model.partition("=")
+            if asked not in served["phf"] or address != url:
+                yield f"{name} asks for {model}, the service is {url} with {', '.join(served['phf'])}"
         if jobs[name].get("--scores-url", [url]) != [url]:
             yield f"{name} asks {jobs[name]['--scores-url']} for scores, the service is {url}"
-    tasks = {tuple(flags["--task"]) for flags in jobs.values() if "--task" in flags}
+    tasks = {tuple(jobs[name]["--task"]) for name in ("score", "train", "evaluate", "red-team")}
     if len(tasks) != 1:
         yield f"stages are of different tasks: {sorted(tasks)}"
+    yield from _learning_flow(objects, jobs, served["phf-align"])
     yield from _same_pods(objects)
+
+
+def _learning_flow(objects: list[Manifest], jobs: dict[str, Any], served: dict[str, str]) -> Iterator[str]:
+    """Stages that learn from feedback read what another one writes, or a file that the user brings."""
+    written = {_run_of(jobs["train"]), _run_of(jobs["train-rl"]), f"{jobs['best-of-n']['--output'][0]}/best_of_n.json"}
+    started = job_words(names_of(objects, "RayJob")["pipeline"]["spec"]["entrypoint"])
+    assert started is not None
+    for stage in pipeline_stages(pipeline.parser().parse_args(started[1][1:])):
+        written |= {stage.output, f"{stage.output}/best_of_n.json"}
+    read = {
+        "best-of-n": [*jobs["best-of-n"]["--model"], *jobs["best-of-n"].get("--reward", [])],
+        "annotate": jobs["annotate"]["--samples"],
+        "train-rl": [
+            *jobs["train-rl"]["--checkpoint-path"],
+            *(word.partition("=")[2] for word in jobs["train-rl"]["--override"] if ".reward.model=" in word),
+        ],
+        "the service phf-align": served.values(),
+    }
+    yield from (
+        f"{name} reads {path}, which no stage writes"
+        for name, paths in read.items()
+        for path in paths
+        if path.startswith("/mnt/shared/") and path not in written
+    )
+    url, asked = (jobs["annotate"].get(flag, [""])[0] for flag in ("--url", "--model"))
+    service = "http://phf-align-serve-svc:8000"
+    if url.startswith("http://") and (url != service or asked not in served):
+        yield f"annotate asks {url} for {asked}, the service is {service} with {', '.join(served)}"
+
+
+def _run_of(flags: dict[str, list[str]]) -> str:
+    return f"{flags['--storage-path'][0]}/{flags['--run-name'][0]}"
+
+
+def _served(service: Manifest) -> dict[str, str]:
+    """What a service serves, by name, with its path; a scorer without one has none."""
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    scorers = (one["scorer"] for one in application["args"].get("scorers", []))
+    return {model["name"]: model["path"] for model in application["args"]["models"]} | {
+        scorer["class_name"]: scorer["path"] for scorer in scorers if "path" in scorer
+    }
 
 
 def _flags(entrypoint: str) -> dict[str, list[str]]:
@@ -309,7 +352,7 @@ def _same_pods(objects: list[Manifest]) -> Iterator[str]:
         for where, template in templates_of(one):
             spec = copy.deepcopy(template["spec"])
             for container in spec["containers"]:
-                # Those of the bucket, which only two jobs have.
+                # Those of a bucket or a judge, which only some jobs have.
                 container["envFrom"] = [source for source in container.get("envFrom", []) if "secretRef" not in source]
             name, first = seen.setdefault(where, (one["metadata"]["name"], spec))
             if spec != first:

@@ -1,6 +1,7 @@
 """Runs of rounds with a tiny model: one worker in this process, or ranks of a gloo group."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,16 @@ def prepared(config: Config, folder: Path) -> PreparedRun:
     )
 
 
-def run_here(config: Config, run: Path, *, plan: PreparedRun, fit: Any = fit_rollouts_here) -> dict[str, Any]:
+def run_here(
+    config: Config, run: Path, *, plan: PreparedRun, fit: Any = fit_rollouts_here, sinks: Sequence[Any] = ()
+) -> dict[str, Any]:
     return run_rollouts(
         config,
         plan,
         run=RunDirectory(run),
         task="test",
         tracking=Tracking(),
-        helpers=Helpers(fit=fit),
+        helpers=Helpers(fit=fit, sinks=sinks),
     )
 
 

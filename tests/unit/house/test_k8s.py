@@ -1,6 +1,7 @@
 """The manifests agree with the code, with each other and with the types of Kubernetes; any kind of mistake is found."""
 
 import copy
+import re
 import shutil
 import site
 import subprocess
@@ -13,7 +14,10 @@ from manifests import K8S, cluster_of, render, templates_of
 from places import ROOT
 
 OVERLAYS = ("base", "overlays/cpu-smoke", "overlays/gpu", "overlays/production")
-STAGES = ("fetch-models", "score", "train", "serve", "evaluate", "red-team", "submit", "setup")
+STAGES = (
+    *("fetch-models", "score", "train", "serve", "evaluate", "red-team", "submit", "setup"),
+    *("pipeline", "serve-align", "best-of-n", "annotate", "train-rl"),
+)
 
 
 def copy_of(folder, tmp_path) -> Path:
@@ -50,17 +54,17 @@ def test_every_stage_can_be_applied_by_its_label(overlay, rendered):
     assert labels == set(STAGES)
 
 
-def write_bucket_overlay(folder, *, over) -> None:
-    (folder / "bucket").mkdir()
-    values = {"resources": [f"../{over}"], "components": ["../components/bucket"]}
-    (folder / "bucket" / "kustomization.yaml").write_text(yaml.safe_dump(values))
+def write_own_overlay(folder, *, over, component="bucket") -> None:
+    (folder / "own").mkdir()
+    values = {"resources": [f"../{over}"], "components": [f"../components/{component}"]}
+    (folder / "own" / "kustomization.yaml").write_text(yaml.safe_dump(values))
 
 
 @pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/production"])
 def test_the_scored_corpus_can_lie_in_a_bucket(overlay, tmp_path, rendered, secrets):
     folder = copy_of(K8S, tmp_path)
-    write_bucket_overlay(folder, over=overlay)
-    objects = render(folder / "bucket")
+    write_own_overlay(folder, over=overlay)
+    objects = render(folder / "own")
     assert problems_of(objects, secrets=secrets) == []
     score, train = (named(objects, "RayJob", name) for name in ("score", "train"))
     assert "--output s3://phf-ray/scored/toxicity" in score["spec"]["entrypoint"]
@@ -72,11 +76,39 @@ def test_the_scored_corpus_can_lie_in_a_bucket(overlay, tmp_path, rendered, secr
 
 def test_pods_that_can_not_reach_their_bucket_are_found(tmp_path, secrets):
     folder = copy_of(K8S, tmp_path)
-    write_bucket_overlay(folder, over="overlays/production")
-    objects = render(folder / "bucket")
+    write_own_overlay(folder, over="overlays/production")
+    objects = render(folder / "own")
     (worker,) = (one for where, one in templates_of(named(objects, "RayJob", "score")) if where == "gpu")
     del worker["metadata"]["labels"]["phf-ray/egress"]
     assert problems_of(objects, secrets=secrets) == ["gpu of RayJob score is kept from the bucket by a NetworkPolicy"]
+
+
+@pytest.mark.parametrize("overlay", ["overlays/gpu", "overlays/production"])
+def test_the_judge_can_be_outside_and_its_key_is_in_the_asking_pod(overlay, tmp_path, secrets):
+    folder = copy_of(K8S, tmp_path)
+    write_own_overlay(folder, over=overlay, component="outside-judge")
+    objects = render(folder / "own")
+    assert problems_of(objects, secrets=secrets) == []
+    job = named(objects, "RayJob", "annotate")
+    (variable,) = re.findall(r"--key-env (\S+)", job["spec"]["entrypoint"])
+    (head,) = (one for where, one in templates_of(job) if where == "head")
+    assert {"secretRef": {"name": "phf-judges"}} in head["spec"]["containers"][0]["envFrom"]
+    assert variable in named(secrets, "Secret", "phf-judges")["data"]
+    assert head["metadata"]["labels"]["phf-ray/egress"] == "true"
+
+
+def test_answers_are_drawn_by_a_pool_that_grows(rendered):
+    for overlay, group in (("base", 0), ("overlays/gpu", 1)):
+        for name in ("best-of-n", "train-rl", "pipeline"):
+            cluster = cluster_of(named(rendered[overlay], "RayJob", name))
+            assert cluster["enableInTreeAutoscaling"]
+            assert (
+                cluster["workerGroupSpecs"][group]["maxReplicas"] > cluster["workerGroupSpecs"][group]["replicas"] == 0
+            )
+    # Kueue admits as many as the pools may have.
+    for name in ("best-of-n", "train-rl", "pipeline"):
+        cluster = cluster_of(named(rendered["overlays/production"], "RayJob", name))
+        assert cluster["workerGroupSpecs"][1]["replicas"] == 8
 
 
 def test_gpus_come_from_zero_and_only_where_they_are_asked_for(rendered):
@@ -242,6 +274,23 @@ MISTAKES = {
         put("RayService", "phf", "spec.rayClusterConfig.headGroupSpec.template.spec.terminationGracePeriodSeconds", 5),
         "is not as in",
     ),
+    "a stage of a pipeline that is not there": (
+        entrypoint("pipeline", "ppo.training.num_workers", "pppo.training.num_workers"),
+        "--override pppo.training.num_workers=2",
+    ),
+    "a value that a pipeline does not have": (
+        entrypoint("pipeline", "demonstrations=", "demonstration="),
+        "the pipeline has no value demonstration;",
+    ),
+    "a reward model that nobody trains": (
+        entrypoint("train-rl", "reward.model=/mnt/shared/alpaca/runs/reward", "reward.model=/mnt/shared/alpaca/reward"),
+        "train-rl reads /mnt/shared/alpaca/reward, which no stage writes",
+    ),
+    "samples that nobody draws": (
+        entrypoint("annotate", "alpaca/answers/", "alpaca/answer/"),
+        "annotate reads /mnt/shared/alpaca/answer/best_of_n.json",
+    ),
+    "a judge that is not served": (entrypoint("annotate", "--model chat", "--model chatty"), "annotate asks"),
     "a wrong import": (serve_config("serve.app:build", "serve.app:bild"), "serve.app:bild leads nowhere"),
     "an unknown field of what is served": (serve_config("num_cpus", "num_cpu"), "num_cpu"),
     "keys that the pods do not have": (serve_config("PHF_API_KEYS", "PHF_KEYS"), "the pods have PHF_API_KEYS"),

@@ -1,5 +1,7 @@
 """phf train-rl before Ray starts: its plan, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from rollout_runs import rollout_values, write_prompts
@@ -8,8 +10,10 @@ from train_runs import arguments
 from jobs import demo, train_rl
 from jobs.train_lm import main as train_lm
 from jobs.train_rl import main
+from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, DataError, IncompleteError
 from phf_ray.rollouts.in_process import fit_rollouts_here
+from phf_ray.rollouts.on_ray.metrics import RoundGauges
 from phf_ray.runs.directory import RunDirectory
 
 
@@ -36,6 +40,14 @@ def test_a_dry_run_says_how_many_actors_draw(task, capsys):
     assert main([*arguments(task, *overrides), "--dry-run"]) == 0
     said = "actors       1 to 3, of 1 CPU and 0 GPU, each with the weights; a round is drawn while the one before it is"
     assert said in capsys.readouterr().out
+
+
+def test_only_a_run_on_ray_shows_its_rounds_in_rays_metrics(task):
+    prepared = SimpleNamespace(plan=SimpleNamespace(num_steps=8))
+    config = load_config(task)
+    (gauges,) = train_rl._helpers(config, prepared, run_name="rloo", is_here=False).sinks
+    assert isinstance(gauges, RoundGauges)
+    assert train_rl._helpers(config, prepared, run_name="rloo", is_here=True).sinks == ()
 
 
 @pytest.mark.parametrize(

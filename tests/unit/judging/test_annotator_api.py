@@ -363,3 +363,19 @@ def test_a_leaderboard_has_no_noise_and_counts_failures(tmp_path):
     failing = PairwiseAutoAnnotator(asked_pool(tmp_path), asker=LongerAsker(lambda _: "?"), max_failed_fraction=1)
     (row,) = alpaca_leaderboard(outputs("a", "b"), reference=outputs("c", "d"), annotator=failing)
     assert (row["win_rate"], row["n_total"], row["n_failed"]) == (None, 0, 2)
+
+
+def test_samples_without_an_answer_are_in_no_pair_and_are_told(caplog):
+    rows = [
+        {"instruction": "a", "output": ["x", None, "y"]},
+        {"instruction": "b", "output": [None, None]},
+        {"instruction": "c", "output": ["x", "z"]},
+    ]
+    pairs = pairs_of_samples(rows)
+    assert [(pair["instruction"], {pair["output_1"], pair["output_2"]}) for pair in pairs] == [
+        ("a", {"x", "y"}),
+        ("c", {"x", "z"}),
+    ]
+    assert "3 samples have no answer, and are in no pair" in caplog.text
+    with pytest.raises(DataError, match="row 1: 'output' is None; write a text"):
+        pairs_of_samples([{"instruction": "a", "output": None}])

@@ -46,7 +46,9 @@ def round_metrics(run):
 
 def test_the_first_round_is_the_references_and_its_first_minibatch_has_ratio_1(folder, tmp_path):
     config = rollout_config(folder, rounds=1)
-    run_here(config, tmp_path / "run", plan=prepared(config, folder))
+    told = []
+    run_here(config, tmp_path / "run", plan=prepared(config, folder), sinks=[told.append])
+    assert [row["rollouts/round"] for row in told if "rollouts/round" in row] == [0], "whoever watches gets the round"
     for row in round_rows(tmp_path / "run", "logprobs"):
         assert row["policy"] == row["reference"]
         assert len(row["policy"]) > 0

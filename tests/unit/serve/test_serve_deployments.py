@@ -3,14 +3,17 @@
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from ray.exceptions import RayActorError
 from ray.serve import metrics
+from tiny_models import write_checkpoint
 
 from phf_ray.errors import ConfigError
+from phf_ray.runs.directory import RunDirectory
 from serve.app import build
 from serve.backends import Completed
 from serve.deployments import ATTEMPTS, Ingress, ModelMetrics, ModelReplica, RemoteModel
@@ -243,3 +246,18 @@ def test_a_model_named_as_on_a_hub_has_a_deployment_whose_name_can_be_a_file():
     assert deployed[0] == "model-mle"
     assert len(set(deployed)) == 4
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in deployed)
+
+
+def test_what_a_training_run_makes_is_served_from_its_last_checkpoint(tmp_path):
+    for name, steps in (("ppo", (5, 10)), ("reward", (8, 16))):
+        for step in steps:
+            RunDirectory(tmp_path / name).commit_checkpoint(step, write_checkpoint, keep=None)
+    args = {
+        "models": [{"name": "chat", "path": str(tmp_path / "ppo")}],
+        "scorers": [{"scorer": {"class_name": "RewardModelScorer", "path": str(tmp_path / "reward")}}],
+    }
+    _, models, scorers = build(args)._bound_deployment.init_args
+    (model,) = models["chat"]._bound_deployment.init_args
+    served, _ = scorers["reward"]._bound_deployment.init_args
+    assert Path(model["path"]) == tmp_path / "ppo" / "checkpoints" / "step-00000010"
+    assert Path(served["scorer"]["path"]) == tmp_path / "reward" / "checkpoints" / "step-00000016"
