@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "pipeline",
         __doc__,
         examples=(
-            "rlhf --dry-run",
+            "rlhf --set prompts=beginnings.jsonl --dry-run",
             "configs/rlhf/pipeline.yml --set prompts=beginnings.jsonl --override sft.training.num_epochs=1",
             "configs/rlhf/pipeline.yml --set prompts=beginnings.jsonl --from reward --output out/rlhf",
         ),
