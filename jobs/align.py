@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import align_data as data
-from jobs import align_table, cli, demo
+from jobs import align_table, cli, demo, demo_seeds
 from jobs.align_report import AlignResult, over_optimisation, say_result, write_report
 from jobs.commands import job_parser
 from phf_ray.config import load_config
@@ -85,7 +85,7 @@ class Workplace:
 
     def named(self, name: str) -> str:
         """Return the name of what was trained, or drawn of that, from this seed."""
-        return name if self.seed == 0 else f"{name}_seed{self.seed}"
+        return demo_seeds.named(name, self.seed)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -160,12 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = job_parser("align", __doc__, examples=("", "--seeds 0,1,2", "--small --output out/small"))
     demo.add_arguments_of_what_follows(parser)
-    parser.add_argument(
-        "--seeds",
-        default="0",
-        metavar="N,N",
-        help="training seeds: everything that learns from the labels is trained once from each, and the verdict is of "
-        "the means. 0 is the configured `training.seed`, N adds N to it (default: 0)",
+    demo_seeds.add_argument(
+        parser, what="everything that learns from the labels is trained once from each, and the verdict is of the means"
     )
     return parser
 
@@ -309,9 +305,7 @@ def _train(at: Workplace, job: str, name: str, base: Path, own: Sequence[str], *
     is_rounds = job == "train_rl"
     small = (SMALL if is_rounds else SMALL_TRAINING) if at.is_small else ()
     overrides = [SCENARIOS, *own, *small, *(at.overrides if is_rounds else _of_all(at.overrides))]
-    if at.seed != 0:
-        configured = load_config(demo.TASK, method or name, overrides).training.seed
-        overrides.append(f"training.seed={configured + at.seed}")
+    overrides += demo_seeds.override_of(demo.TASK, method or name, overrides, at.seed)
     is_finished = RunDirectory(at.place / run).read_summary().get("status") == "finished"
     # Of a finished run the job checks that it has these settings.
     with nullcontext() if is_finished else at.timed(run):

@@ -1,7 +1,7 @@
-"""`--seeds` of `phf demo` and `phf pareto`: the names of what each training seed makes, and the spread over seeds.
+"""`--seeds`: the names of what each training seed makes, and, for `phf demo` and `phf pareto`, the spread over seeds.
 
-Every seed has runs and a report of its own, whose samples are drawn from its models alone. So the figures of two seeds
-share nothing but the corpus, and Student's interval over seeds holds what sampling adds.
+There every seed has runs and a report of its own, whose samples are drawn from its models alone. So the figures of two
+seeds share nothing but the corpus, and Student's interval over seeds holds what sampling adds.
 """
 
 import argparse
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from phf_ray.measures.clusters import ClusteredMean
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
+def add_argument(
+    parser: argparse.ArgumentParser, *, what: str = "all models are trained and compared once from each"
+) -> None:
     parser.add_argument(
         "--seeds",
         default="0",
         metavar="N,N",
-        help="training seeds: all models are trained and compared once from each. 0 is the configured `training.seed`, "
-        "N adds N to it (default: 0)",
+        help=f"training seeds: {what}. 0 is the configured `training.seed`, N adds N to it (default: 0)",
     )
 
 
