@@ -40,6 +40,8 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.evaluations = self.path / "evaluations"
+        self._own_rows: tuple[int, int] | None = None
+        """Device and inode of metrics.jsonl as this process left it when it took over."""
 
     # --- What the run is ---
 
@@ -150,13 +152,16 @@ class RunDirectory:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row of numbers, histograms ({"edges", "counts"}) and tables ({"columns", "rows"}), by name.
 
-        NaN and infinity become null, because JSON has neither.
+        NaN and infinity become null, because JSON has neither. If another start took over, it trains the row's step
+        again, and the row is not written.
         """
         values = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
         with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            # Asked of the open file: one that is replaced after this takes the row with it.
+            if self._own_rows in (None, _identity(os.fstat(file.fileno()))):
+                file.write(json.dumps(values) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return all rows by step, including those of evaluations. Skips a line that a crash cut short."""
@@ -165,18 +170,20 @@ class RunDirectory:
         return sorted(rows, key=lambda row: int(row[STEP]))
 
     def drop_metrics_after(self, step: int) -> None:
-        """Remove the rows of steps that will be trained again."""
+        """Remove the rows of steps that will be trained again. Rows of an earlier start get in no more."""
         self._write_rows([row for row in self._read_rows() if row[STEP] <= step])
+        self._own_rows = _identity(self.metrics_path.stat())
 
     def merge_evaluations(self) -> None:
         """Write the evaluations' results into metrics.jsonl. Nobody else may write to it."""
         self._write_rows(self.read_metrics())
+        self._own_rows = None
 
     def _read_rows(self) -> list[dict[str, Any]]:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
-        # An orphan of an earlier start may have repeated a row before it noticed the new claim.
+        # Runs of older code may have a row of an orphan beside that of the start that took over.
         return list({row_key(row): row for line in lines if (row := parse_row(line))}.values())
 
     def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -323,6 +330,10 @@ class RunDirectory:
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON: {error}; {ANOTHER_RUN}") from None
         return dict(values)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _step_of(folder: Path) -> int:

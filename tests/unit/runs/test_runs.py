@@ -273,6 +273,20 @@ def test_rows_of_steps_that_are_trained_again_are_dropped_with_a_line_cut_short(
     assert [(row[STEP], row["train/loss"]) for row in run.read_metrics()] == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
+def test_an_orphan_of_an_earlier_start_gets_no_row_among_those_of_the_one_that_took_over(run):
+    orphan, later = RunDirectory(run.path), RunDirectory(run.path)
+    orphan.drop_metrics_after(0)
+    orphan.append_metrics({STEP: 1, "train/loss": 1.0})
+    with orphan.metrics_path.open("a") as opened_before:
+        later.drop_metrics_after(1)
+        opened_before.write(json.dumps({STEP: 2, "train/loss": 9.0}) + "\n")
+    orphan.append_metrics({STEP: 3, "train/loss": 9.0})
+    for step in (2, 3):
+        later.append_metrics({STEP: step, "train/loss": 1.0})
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    assert rows == [{STEP: step, "train/loss": 1.0} for step in (1, 2, 3)]
+
+
 def test_a_figure_that_is_no_number_is_null_not_invalid_json(run):
     run.append_metrics({STEP: 1, "train/loss": 1.0, "objective/train/value_reward_corr": math.nan})
     text = run.metrics_path.read_text()
