@@ -352,6 +352,8 @@ def judge_seeds(reports: Mapping[int, dict[str, Any]]) -> list[str]:
 
 def not_below(good: dict[str, Any], mle: dict[str, Any]) -> list[str]:
     """Return why a row's score is not clearly below that of maximum likelihood; empty if it is."""
+    if good["score_ci"] is None or mle["score_ci"] is None:
+        return ["the samples of an arm all have the same score, so there is no interval to compare"]
     if good["score_ci"][1] < mle["score_ci"][0]:
         return []
     return [

@@ -124,6 +124,14 @@ def bootstrap_share(
     return share, _interval((reached_N - start_N) / (goal_N - start_N), level)
 
 
+def share_bound(num: int, *, level: float = 0.95) -> float:
+    """Return the upper confidence bound of a share of which `num` independent draws showed none.
+
+    1 - (1 - level)^(1/num) is exact (Clopper and Pearson 1934, one-sided). At 95% it is about 3/num, the rule of three.
+    """
+    return 1 - (1 - level) ** (1 / num)
+
+
 def bootstrap_max_at_k(
     scores: Sequence[float], ks: Sequence[int], *, seed: int = 0, num_resamples: int = 500, level: float = 0.95
 ) -> list[Interval]:

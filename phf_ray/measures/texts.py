@@ -1,4 +1,4 @@
-"""Measures length, repetition, and whether texts parse as Python."""
+"""Measures length, repetition, letters, and whether texts parse as Python."""
 
 import ast
 import warnings
@@ -38,6 +38,19 @@ class Repetition:
             "duplicates": 1 - len(set(texts)) / len(texts),
             "empty": sum(not ws for ws in words) / len(words),
         }
+
+
+class Letters:
+    """few_letters: share of samples with words of which letters are less than a quarter of the characters.
+
+    Such a sample is digits, signs and white space. Letters are those of all scripts.
+    """
+
+    def __call__(self, texts: Sequence[str]) -> Measures:
+        if not texts:
+            return {"few_letters": None}
+        few = [bool(text.strip()) and 4 * sum(map(str.isalpha, text)) < len(text) for text in texts]
+        return {"few_letters": mean(few)}
 
 
 def _longest_run(words: Sequence[str]) -> int:

@@ -1,22 +1,58 @@
-"""Checks whether a good score comes from short or repetitive text."""
+"""Checks whether a good score comes from texts that are worth nothing: short, repetitive, empty or without letters."""
 
 from collections.abc import Mapping
 from typing import Any
 
+_HALVED = ("length", "distinct-2-grams", "distinct-2-grams_corpus")
+"""Figures that must not fall under half of the baseline's."""
+_GROWN = {
+    "empty": "of its samples are empty",
+    "few_letters": "of its samples are digits, signs and white space with few letters",
+    "duplicates": "of its samples repeat another one",
+    "repetition": "of a sample's word 4-grams repeat an earlier one",
+}
+"""Shares that must not double, and what they are of."""
+_LEAST_GROWN = 0.1
+"""A share below this is no sign, whatever the baseline's."""
+_LARGE = {"empty": 0.5, "few_letters": 0.5, "repetition": 0.5}
+"""Shares above these are signs whatever the baseline's. Good short answers to one prompt may well repeat each other."""
+
 
 def check_not_degenerate(report: Mapping[str, Any], *, arm: str, baseline: str) -> list[str]:
-    """Return why a good score of `arm` is no success: texts under half as long or as diverse as those of `baseline`.
+    """Return why a good score of `arm` is no success: its texts are worse than those of `baseline`.
 
-    One sentence per scenario and reason; empty if nothing is wrong.
+    One sentence per scenario and reason; empty if nothing is wrong. A figure that the baseline lacks is a reason, too.
     """
     rows = {(row["scenario"], row["arm"]): row for row in report["table"]}
     problems = []
     for scenario in dict.fromkeys(name for name, _ in rows):
         ours, theirs = rows[scenario, arm], rows[scenario, baseline]
-        for key in ("length", "distinct-2-grams", "distinct-2-grams_corpus"):
+        for key in _HALVED:
             if theirs[key] is None:
                 problems.append(f"{scenario}: {baseline} has no {key} to compare with; draw more or longer samples")
-            elif ours[key] is None or ours[key] < theirs[key] / 2:
-                shown = "undefined" if ours[key] is None else f"{ours[key]:.4g}"
-                problems.append(f"{scenario}: {key} of {arm} is {shown}, under half of {baseline}'s {theirs[key]:.4g}")
+        problems += [f"{scenario}: {sign}" for sign in degenerate_signs(ours, theirs)]
     return problems
+
+
+def degenerate_signs(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    """Return what in a row of the table says that its texts are degenerate, a phrase each.
+
+    `baseline`: the row of the same scenario that it is compared with; None: only shares that are large by themselves
+    count.
+    """
+    found = []
+    for key in _HALVED if baseline is not None else ():
+        ours, theirs = row[key], baseline[key]
+        if theirs is not None and (ours is None or ours < theirs / 2):
+            shown = "undefined" if ours is None else f"{ours:.4g}"
+            found.append(f"{key} of {row['arm']} is {shown}, under half of {baseline['arm']}'s {theirs:.4g}")
+    for key, what in _GROWN.items():
+        share = row[key]
+        before = None if baseline is None else baseline[key]
+        if share is None:
+            continue
+        if before is not None and share >= max(_LEAST_GROWN, 2 * before):
+            found.append(f"{share:.0%} {what}; {before:.0%} with {baseline['arm']}")
+        elif share > _LARGE.get(key, 1.0):
+            found.append(f"{share:.0%} {what}")
+    return found

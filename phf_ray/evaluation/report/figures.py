@@ -20,18 +20,20 @@ from phf_ray.evaluation.report.scores import (
     score_groups,
     summarize_scores,
 )
+from phf_ray.evaluation.report.verdicts import draw_verdicts
 from phf_ray.measures.build import build_metric
 from phf_ray.measures.intervals import bootstrap_mean
 from phf_ray.measures.metric import Measures, Metric
 from phf_ray.measures.ngrams import NGramStats, count_ngrams
-from phf_ray.measures.texts import Compilability, Length, Repetition
+from phf_ray.measures.texts import Compilability, Length, Letters, Repetition
 
 _CORPUS_NGRAMS = 5000
 """Corpus-level distinct-n uses this many n-grams, or as many as the arm with the fewest has."""
 
 
 def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str, Any]:
-    """Return report.json's content: `table` (a row per scenario and arm), `differences` (pairs of arms), `curves`."""
+    """Return report.json's content: `table` (a row per scenario and arm), `differences` (pairs of arms), `verdicts`
+    (a sentence per scenario and arm), `curves`."""
     cells = defaultdict(list)
     for sample in sort_samples(samples, evaluation):
         cells[sample.scenario, sample.arm].append(sample)
@@ -50,6 +52,7 @@ def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str,
             table.append(_row(scenario, arm, by_arm[arm.name], evaluation=evaluation, budgets=budgets))
             curves += max_at_k_curve(scenario, arm.name, by_arm[arm.name], evaluation=evaluation)
         differences += score_differences(scenario, by_arm, evaluation=evaluation)
+    verdicts = draw_verdicts(table, differences, evaluation)
     return {
         "samples": SAMPLES,
         "scorer": evaluation.scorer,
@@ -59,6 +62,7 @@ def build_report(samples: Sequence[Sample], evaluation: Evaluation) -> dict[str,
         "scenarios": [scenario.model_dump(mode="json") for scenario in evaluation.scenarios],
         "table": table,
         "differences": differences,
+        "verdicts": verdicts,
         "curves": curves,
         "capabilities": [
             {"arm": arm.name, **found.model_dump(mode="json")} for arm in evaluation.arms for found in arm.capabilities
@@ -149,7 +153,7 @@ def _row(
         "finished": mean_or_none([float(sample.finish_reason == "stop") for sample in samples]),
         **execution_figures(samples, per_prompt=samples_per_prompt_of(scenario, evaluation)),
         **_measure_texts(scenario, samples, evaluation=evaluation, budgets=budgets),
-        "bits_per_byte": None if arm.checkpoint is None else arm.checkpoint.bits_per_byte.get(arm.control or "none"),
+        **_bits_per_byte(arm),
         "kl_per_sequence": None if arm.kl is None else arm.kl.per_sequence[0],
         "kl_per_byte": None if arm.kl is None else arm.kl.per_byte[0],
         "kl_per_byte_error": None if arm.kl is None else arm.kl.per_byte[1],
@@ -159,10 +163,22 @@ def _row(
     }
 
 
+def _bits_per_byte(arm: ArmInfo) -> dict[str, float | None]:
+    """Without control tokens, as a model that has none reads the text, and with the arm's own token for free.
+
+    The tokens tell the model what follows and where segments begin, so only the first compares with other arms.
+    """
+    measured = {} if arm.checkpoint is None else arm.checkpoint.bits_per_byte
+    return {
+        "bits_per_byte": measured.get("none"),
+        "bits_per_byte_given_control": None if arm.control is None else measured.get(arm.control),
+    }
+
+
 def _measure_texts(
     scenario: ScenarioInfo, samples: Sequence[Sample], *, evaluation: Evaluation, budgets: Mapping[int, int]
 ) -> Measures:
-    always: list[Metric] = [Length(), Repetition()]
+    always: list[Metric] = [Length(), Letters(), Repetition()]
     always += [NGramStats(n, num_ngrams=budget, compat=evaluation.compat) for n, budget in budgets.items()]
     asked = [
         build_metric(config, compat=evaluation.compat)

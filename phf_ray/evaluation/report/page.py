@@ -1,5 +1,6 @@
 """The page of a report: turns figures and samples into text for the template `page.html.jinja`."""
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from markupsafe import Markup
 
 from phf_ray.evaluation.report.plots import Plot, svg_of
 from phf_ray.evaluation.report.records import Sample
-from phf_ray.evaluation.report.samples import SAMPLES
-from phf_ray.evaluation.report.table import format_cell, row_note, score_unit, shown_columns
+from phf_ray.evaluation.report.samples import SAMPLES, SAMPLES_AS_TEXT
+from phf_ray.evaluation.report.table import format_cell, row_note, score_unit, shown_columns, verdicts_of
 
 _PACKAGE = "phf_ray.evaluation.report"
 _NUM_WORST = 10
+_NUM_RANDOM = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,9 @@ def page_of(report: Mapping[str, Any], plots: Sequence[Plot], samples: Sequence[
         arms=[_arm_cells(arm) for arm in report["arms"]],
         plots=shown_plots(plot for plot in plots if plot.scenario is None and not plot.group),
         attacks=_attacks(report, plots),
+        random_samples=_random(report, samples),
         worst=_worst(report, samples),
-        samples_file=SAMPLES,
+        samples_files=[SAMPLES_AS_TEXT, SAMPLES],
     )
 
 
@@ -91,6 +94,7 @@ def _scenario(report: Mapping[str, Any], scenario: Mapping[str, Any], plots: Seq
         "columns": columns,
         "rows": [(row["arm"], [format_cell(row, column.key, column.digits) for column in columns]) for row in rows],
         "notes": notes + _prompts_note(scenario),
+        "verdicts": verdicts_of(report, scenario["name"]),
         "plots": shown_plots(plot for plot in plots if plot.scenario == scenario["name"]),
     }
 
@@ -110,11 +114,17 @@ def _differences(report: Mapping[str, Any]) -> list[list[str]]:
             f"{pair['first']} - {pair['second']}",
             f"{pair['difference']:+.3g}",
             format_cell(pair, "ci", "+.3g"),
-            "no" if pair["ci"][0] <= 0 <= pair["ci"][1] else "yes",
+            _excludes_zero(pair["ci"]),
         ]
         for pair in report["differences"]
         if pair["difference"] is not None
     ]
+
+
+def _excludes_zero(ci: Sequence[float] | None) -> str:
+    if ci is None:
+        return "-"
+    return "no" if ci[0] <= 0 <= ci[1] else "yes"
 
 
 def _capabilities(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -186,6 +196,24 @@ def _attack_cells(points: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _random(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[str, list[ShownSample]]]:
+    """Return a dozen samples of each row of the table, drawn at random but the same in every report of these samples.
+
+    All arms of a scenario show the same draws, so that prompts can be compared side by side.
+    """
+    found = []
+    drawn: dict[str, list[tuple[int, int]]] = {}
+    for scenario in report["scenarios"]:
+        name = scenario["name"]
+        keys = sorted({(sample.seed, sample.index) for sample in samples if sample.scenario == name})
+        drawn[name] = random.Random(name).sample(keys, min(_NUM_RANDOM, len(keys)))
+    by_place = {(sample.scenario, sample.arm, sample.seed, sample.index): sample for sample in samples}
+    for row in report["table"]:
+        places = [(row["scenario"], row["arm"], *key) for key in drawn[row["scenario"]]]
+        found.append((f"{row['scenario']}, {row['arm']}", [_shown(by_place[at]) for at in places if at in by_place]))
+    return [(title, shown) for title, shown in found if shown]
+
+
 def _worst(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[str, list[ShownSample]]] | None:
     """Return title and samples of each list; None if the report has neither samples nor attacks."""
     if not report["table"] and not report["red_team_worst"]:
@@ -202,7 +230,8 @@ def _worst(report: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[s
 
 
 def _shown(sample: Sample) -> ShownSample:
-    caption = f"{sample.score:.4g} (seed {sample.seed}, sample {sample.index})"
+    score = f"no score: {sample.error or 'no reason given'}" if sample.score is None else f"{sample.score:.4g}"
+    caption = f"{score} (seed {sample.seed}, sample {sample.index})"
     return ShownSample(caption, sample.prompt or "", sample.text)
 
 

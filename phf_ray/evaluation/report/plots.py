@@ -81,7 +81,16 @@ def draw_plots(report: Mapping[str, Any], samples: Sequence[Sample], evaluation:
         losses = {
             split_model_id(arm.name)[0]: (arm.loss, colors[arm.name]) for arm in reversed(evaluation.arms) if arm.loss
         }
-        plots.append(Plot(None, "training-loss", "Training loss by tokens seen.", _plot_losses(losses)))
+        plots.append(
+            Plot(
+                None,
+                "training-loss",
+                "Training loss by tokens seen. A conditional model's mean includes its "
+                "control tokens, which are easier to guess than text and tell what follows: its curve does not "
+                "compare with those of other methods.",
+                _plot_losses(losses),
+            )
+        )
     if report["red_team"]:
         for key, what in (
             ("best_prompt_score", "of the worst prompt so far"),

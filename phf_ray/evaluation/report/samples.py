@@ -1,9 +1,10 @@
 """Reads and writes `samples.parquet`: every sample and, in its metadata, what was evaluated and how.
 
-Every figure of a report is a function of this one file.
+Every figure of a report is a function of this one file. `samples.jsonl` has the same samples for readers: a line each.
 """
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
@@ -17,6 +18,7 @@ from phf_ray.evaluation.report.records import Evaluation, Sample
 from phf_ray.storage.files import write_file
 
 SAMPLES = "samples.parquet"
+SAMPLES_AS_TEXT = "samples.jsonl"
 _METADATA_KEY = b"phf_ray.evaluation"
 
 _SCHEMA = pa.schema(
@@ -56,6 +58,9 @@ def write_samples(directory: str, samples: Sequence[Sample], evaluation: Evaluat
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     write_file(f"{directory}/{SAMPLES}", sink.getvalue())
+    # ASCII alone, so that halves of character pairs and control characters do no harm in a terminal or an editor.
+    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+    write_file(f"{directory}/{SAMPLES_AS_TEXT}", "".join(lines).encode())
 
 
 def read_samples(directory: str) -> tuple[list[Sample], Evaluation]:

@@ -7,7 +7,13 @@ from typing import Any
 
 from phf_ray.config import Compat
 from phf_ray.evaluation.report.records import Evaluation, Sample, ScenarioInfo
-from phf_ray.measures.intervals import Interval, bootstrap_difference, bootstrap_max_at_k, bootstrap_mean
+from phf_ray.measures.intervals import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_max_at_k,
+    bootstrap_mean,
+    share_bound,
+)
 from phf_ray.measures.maxima import grouped_max_at_k, max_at_k
 from phf_ray.records import PASSED
 
@@ -22,6 +28,9 @@ def summarize_scores(
     A group holds the scores of one prompt, or of one sample if there are no prompts. `per_prompt`: planned number of
     samples per prompt; None without prompts.
 
+    `num_groups` is the number of groups with scores: those are drawn independently. If all scores are equal, there is
+    no interval, and `other_share_bound` is the largest share of groups with another score that goes with that.
+
     `num_hits` is a share, as in the original; `hit_probability@25` is the probability of a hit among 25 samples.
     """
     scores = [score for group in groups for score in group]
@@ -29,9 +38,13 @@ def summarize_scores(
     ci = bootstrap_mean(
         groups, seed=evaluation.bootstrap_seed, num_resamples=evaluation.num_resamples, level=evaluation.level
     )
+    is_constant = len(set(scores)) == 1
     return {
         "score": mean_or_none(scores),
-        "score_ci": interval_pair(ci),
+        # Resampling equal scores gives an interval without width, as if nothing else could be drawn.
+        "score_ci": None if is_constant else interval_pair(ci),
+        "num_groups": len(groups),
+        "other_share_bound": share_bound(len(groups), level=evaluation.level) if is_constant else None,
         "score_max": max(scores, default=None),
         "score_max@25": _max_at(groups, 25, per_prompt=per_prompt, compat=evaluation.compat),
         "num_hits": mean_or_none([hit for group in hits for hit in group]),
@@ -105,7 +118,10 @@ def max_at_k_curve(
 def score_differences(
     scenario: ScenarioInfo, by_arm: Mapping[str, Sequence[Sample]], *, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
-    """Return the mean score of each arm minus that of each later arm; compare prompt by prompt if there are prompts."""
+    """Return the mean score of each arm minus that of each later arm; compare prompt by prompt if there are prompts.
+
+    There is no interval if all samples of both have one score.
+    """
     scored = {
         arm: score_groups(scenario, [sample for sample in samples if sample.score is not None])
         for arm, samples in by_arm.items()
@@ -114,6 +130,9 @@ def score_differences(
     names = list(scored)
     for position, first in enumerate(names):
         for second in names[position + 1 :]:
+            is_constant = (
+                len({score for arm in (first, second) for group in scored[arm].values() for score in group}) < 2
+            )
             outcome = bootstrap_difference(
                 scored[first],
                 scored[second],
@@ -128,7 +147,7 @@ def score_differences(
                     "first": first,
                     "second": second,
                     "difference": None if outcome is None else outcome[0],
-                    "ci": None if outcome is None else interval_pair(outcome[1]),
+                    "ci": None if outcome is None or is_constant else interval_pair(outcome[1]),
                 }
             )
     return found

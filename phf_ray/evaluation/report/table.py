@@ -22,7 +22,18 @@ _COLUMNS = (
     _Column("score", "score", ".3g", "mean, lower is better"),
     _Column("95% CI", "score_ci", ".3g", "percentile bootstrap interval of the mean"),
     _Column(
-        "bits/byte", "bits_per_byte", ".3f", "on held-out documents, with the arm's control token before every segment"
+        "bits/byte",
+        "bits_per_byte",
+        ".3f",
+        "on held-out documents, without control tokens: the figure to compare arms by",
+    ),
+    _Column(
+        "with token",
+        "bits_per_byte_given_control",
+        ".3f",
+        "bits per byte with the arm's control token before every segment. It is given, and says where segments begin: "
+        "no figure to compare with arms without tokens",
+        True,
     ),
     _Column("KL/byte", "kl_per_byte", ".4f", "nats per byte from the reference model, on texts of the reference"),
     _Column("+-", "kl_per_byte_error", ".4f", "standard error of the KL"),
@@ -41,6 +52,14 @@ _COLUMNS = (
     _Column("tokens", "length_tokens", ".0f", "mean length in tokens"),
     _Column("distinct-2", "distinct-2-grams", ".3f", "mean share of distinct word pairs within a sample"),
     _Column("corpus d-2", "distinct-2-grams_corpus", ".3f", "share of distinct word pairs over samples, at equal size"),
+    _Column("empty", "empty", ".1%", "share of samples without any word", True),
+    _Column(
+        "few letters",
+        "few_letters",
+        ".1%",
+        "share of samples of which letters are less than a quarter of the characters",
+        True,
+    ),
     _Column("repeats", "repetition", ".1%", "mean share of a sample's word 4-grams that repeat an earlier one", True),
     _Column(
         "self-BLEU-5", "Self-BLEU-5", ".3f", "likeness of samples to each other, in words: 1 if all are alike", True
@@ -74,8 +93,20 @@ def format_table(report: Mapping[str, Any]) -> str:
         cells = [["arm", *(column.title for column in columns)]]
         cells += [[row["arm"], *(format_cell(row, column.key, column.digits) for column in columns)] for row in rows]
         notes = [f"{row['arm']}: {note}" for row in rows if (note := row_note(row))]
-        blocks.append("\n".join([f"{scenario['name']} ({score_unit(report)})", *ruled(aligned(cells)), *notes]))
+        said = [line for verdict in verdicts_of(report, scenario["name"]) for line in _verdict_lines(verdict)]
+        blocks.append("\n".join([f"{scenario['name']} ({score_unit(report)})", *ruled(aligned(cells)), *notes, *said]))
     return "\n\n".join(blocks)
+
+
+def verdicts_of(report: Mapping[str, Any], scenario: str) -> list[Mapping[str, Any]]:
+    return [verdict for verdict in report["verdicts"] if verdict["scenario"] == scenario]
+
+
+def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{verdict['arm']}: {verdict['text']}",
+        *(f"WARNING: {verdict['arm']}: {warning}" for warning in verdict["warnings"]),
+    ]
 
 
 def format_red_team(report: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Writes a report: `samples.parquet`, `report.json`, plots as PNG, `report.html`."""
+"""Writes a report: `samples.parquet` and `samples.jsonl`, `report.json`, plots as PNG, `report.html`."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from phf_ray.storage.files import write_file
 
 
 def write_report(directory: str, samples: Sequence[Sample], evaluation: Evaluation) -> dict[str, Any]:
-    """Write samples.parquet, report.json, the plots as PNG and report.html, in this order; return the report."""
+    """Write samples.parquet and samples.jsonl, report.json, the plots as PNG and report.html, and return the report."""
     samples = sort_samples(samples, evaluation)
     report = build_report(samples, evaluation)
     write_samples(directory, samples, evaluation)

@@ -11,7 +11,7 @@ import pytest
 from phf_ray.checkpoint import CheckpointInfo
 from phf_ray.config import MetricConfig
 from phf_ray.errors import DataError
-from phf_ray.evaluation.report.degenerate import check_not_degenerate
+from phf_ray.evaluation.report.degenerate import check_not_degenerate, degenerate_signs
 from phf_ray.evaluation.report.figures import build_report, recompute
 from phf_ray.evaluation.report.records import (
     ArmInfo,
@@ -167,7 +167,7 @@ def test_cells_are_what_their_names_say(samples, evaluation):
     assert row["length_tokens"] == pytest.approx(np.mean([s.num_tokens for s in mine]))
     assert row["score_ci"][0] < row["score"] < row["score_ci"][1]
     assert row["score_by_seed"]["1"] == pytest.approx(np.mean([s.score for s in mine if s.seed == 1]))
-    assert row["bits_per_byte"] == 1.5
+    assert (row["bits_per_byte"], row["bits_per_byte_given_control"]) == (1.5, None)
     assert 0 < row["Self-BLEU-2"] < 1
 
 
@@ -300,6 +300,21 @@ def test_a_baseline_without_text_is_a_problem_not_a_pass(samples, evaluation):
     assert any("mle has no length to compare with" in problem for problem in problems)
 
 
+def test_a_share_that_grows_is_a_sign_and_a_baseline_that_is_as_bad_hides_no_large_one():
+    sound = {"length": 90.0, "distinct-2-grams": 0.9, "distinct-2-grams_corpus": 0.9, "arm": "mle"}
+    sound |= {"empty": 0.01, "few_letters": 0.0, "duplicates": 0.06, "repetition": 0.0}
+    assert degenerate_signs(sound, None) == degenerate_signs(sound, sound) == []
+    digits = sound | {"arm": "good", "few_letters": 0.12}
+    (sign,) = degenerate_signs(digits, sound)
+    assert sign == "12% of its samples are digits, signs and white space with few letters; 0% with mle"
+    assert degenerate_signs(digits, sound | {"few_letters": 0.08}) == [], "not twice as many"
+    assert degenerate_signs(digits, None) == []
+    much = digits | {"few_letters": 0.6, "duplicates": 0.9}
+    (sign,) = degenerate_signs(much, much | {"arm": "mle"})
+    assert sign.startswith("60% of its samples are digits")
+    assert degenerate_signs(much | {"few_letters": None, "duplicates": None}, sound) == []
+
+
 # -- The page ---------------------------------------------------------------------------------------------------------
 
 
@@ -339,10 +354,36 @@ def test_the_page_reaches_for_nothing_outside_itself(page_text):
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
-            assert value.startswith(("#", "data:")), value
+            assert value.startswith(("#", "data:")) or value in ("samples.jsonl", "samples.parquet"), value
     assert "@import" not in page_text
     assert re.findall(r"url\((?!#)", page_text) == []
     assert "default-src 'none'" in page_text
+
+
+def test_every_sample_is_beside_the_page_as_text(written, samples, page_text):
+    lines = (written / "samples.jsonl").read_text(encoding="ascii").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len(found) == len(samples)
+    assert {(row["scenario"], row["arm"], row["seed"], row["index"]): row["text"] for row in found} == {
+        (sample.scenario, sample.arm, sample.seed, sample.index): sample.text for sample in samples
+    }
+    assert '<a href="samples.jsonl">' in page_text
+
+
+def test_the_same_random_draws_of_every_arm_come_before_the_worst(written, page_text):
+    shown = page_text[page_text.index("<h2>Random samples") : page_text.index("<h2>Worst samples")]
+    lists = re.findall(r"<summary>unconditional, (.*?)</summary>(.*?)</details>", shown, flags=re.DOTALL)
+    assert [name for name, _ in lists] == ["mle", "conditional:good", "conditional:bad"]
+    drawn = [re.findall(r"\(seed (\d), sample (\d+)\)", text) for _, text in lists]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(set(drawn[0])) == 12
+    assert drawn[0] != sorted(drawn[0], key=lambda key: (int(key[0]), int(key[1])))[:12]
+    stored = {
+        (str(s.seed), str(s.index)): s
+        for s in read_samples(str(written))[0]
+        if (s.scenario, s.arm) == ("unconditional", "mle")
+    }
+    assert stored[drawn[0][0]].text in lists[0][1]
 
 
 def test_hostile_samples_are_text_on_the_page(page_text):
