@@ -141,6 +141,7 @@ def test_without_pairs_there_is_no_figure():
 
 def row(arm, mean, half_width=0.001, **changes):
     figures = {"length": 250.0, "distinct-2-grams": 0.8, "distinct-2-grams_corpus": 0.6}
+    figures |= dict.fromkeys(("empty", "few_letters", "duplicates", "repetition"), 0.02)
     ci = [mean - half_width, mean + half_width]
     return {"scenario": "unconditional", "arm": arm, "score": mean, "score_ci": ci, **figures, **changes}
 
