@@ -40,19 +40,23 @@ def degenerate_signs(row: Mapping[str, Any], baseline: Mapping[str, Any] | None)
     `baseline`: the row of the same scenario that it is compared with; None: only shares that are large by themselves
     count.
     """
+    found = [] if baseline is None else _fallen(row, baseline)
+    for key, what in _GROWN.items():
+        share = row[key]
+        if share is None:
+            continue
+        if baseline is not None and baseline[key] is not None and share >= max(_LEAST_GROWN, 2 * baseline[key]):
+            found.append(f"{share:.0%} {what}; {baseline[key]:.0%} with {baseline['arm']}")
+        elif share > _LARGE.get(key, 1.0):
+            found.append(f"{share:.0%} {what}")
+    return found
+
+
+def _fallen(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
     found = []
-    for key in _HALVED if baseline is not None else ():
+    for key in _HALVED:
         ours, theirs = row[key], baseline[key]
         if theirs is not None and (ours is None or ours < theirs / 2):
             shown = "undefined" if ours is None else f"{ours:.4g}"
             found.append(f"{key} of {row['arm']} is {shown}, under half of {baseline['arm']}'s {theirs:.4g}")
-    for key, what in _GROWN.items():
-        share = row[key]
-        before = None if baseline is None else baseline[key]
-        if share is None:
-            continue
-        if before is not None and share >= max(_LEAST_GROWN, 2 * before):
-            found.append(f"{share:.0%} {what}; {before:.0%} with {baseline['arm']}")
-        elif share > _LARGE.get(key, 1.0):
-            found.append(f"{share:.0%} {what}")
     return found
