@@ -93,6 +93,7 @@ def comparison_page(
         title=title,
         intro=intro,
         failure=failure,
+        winners=[one.name for one in models[1:] if one.learned and not against[one.name]],
         plots=shown_plots([_against_kl(models)]),
         columns=table.columns,
         rows=table.rows,

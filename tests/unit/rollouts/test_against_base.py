@@ -150,17 +150,19 @@ def test_the_page_and_its_json_hold_every_model_and_escape_answers():
     base = CandidateModel("base", answers(0.0, kl=0.0, text=hostile + CODE), learned=False)
     rows = answers(1.0, has_logprobs=False)
     best = CandidateModel("best_of_16", rows, kl_upper_bound=1.8351, minutes=2.0, learned=False)
-    models = compare(base, [best, CandidateModel("rloo", answers(1.0, kl=2.0))], is_code=True)
+    learned = [CandidateModel("rloo", answers(1.0, kl=2.0)), CandidateModel("ppo", answers(0.0, kl=2.0))]
+    models = compare(base, [best, *learned], is_code=True)
     page = comparison_page(models, title="Rounds", intro=["a & b"], failure=[])
     assert hostile not in page
     assert "&lt;script&gt;alert(1)" in page
-    for name in ("base", "best_of_16", "rloo"):
+    for name in ("base", "best_of_16", "rloo", "ppo"):
         assert f'data-model="{name}"' in page
         assert f'id="mark-gold-against-kl-{name}"' in page
     assert "at most 1.84" in page
+    assert "not by degenerate text: rloo.</p>" in page, "only those that learned and won are named"
     assert "Not shown" not in page
     content = json.loads(json.dumps(comparison_json(models, shown=True)))
-    assert [one["name"] for one in content["models"]] == ["base", "best_of_16", "rloo"]
+    assert [one["name"] for one in content["models"]] == ["base", "best_of_16", "rloo", "ppo"]
     assert content["models"][2]["kl"]["mean"] == pytest.approx(2.0)
     assert content["models"][1]["kl"] is None
     assert content["models"][2]["against"] == []
