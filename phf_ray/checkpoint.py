@@ -115,7 +115,9 @@ class CheckpointInfo(BaseModel):
     """None if the checkpoint is a whole model."""
     bits_per_byte: dict[str, float] = {}
     """Held-out bits per byte at this checkpoint, if measured. `none` is without control tokens. A model with control
-    tokens also has `good` and `bad`: that token comes before every segment, is given, and costs no bits."""
+    tokens also has `good` and `bad`: that token comes before every segment, is given, and costs no bits; and `joint`:
+    each segment has the token of its score, which costs bits like the text. Only `joint` compares with the `none` of a
+    model without control tokens: it is an upper bound of what the model needs for the text alone."""
     compat: str | None = None
     licenses: tuple[str, ...] = ()
     """Licences of the training data, as far as known, and of the data of the checkpoint that training started from."""

@@ -20,6 +20,7 @@ CARD_FILE = "README.md"
 # Metrics of the run -> labels for readers. Sample and KL metrics have varying names, so their prefixes are listed.
 _RESULTS = {
     "eval/bits_per_byte": "held-out bits per byte",
+    "eval/bits_per_byte_joint": "held-out bits per byte, those of control tokens included",
     "eval/bits_per_byte_good": "held-out bits per byte after the good token",
     "eval/bits_per_byte_bad": "held-out bits per byte after the bad token",
     "train/loss": "training loss, nats per token",

@@ -18,11 +18,12 @@ from phf_ray.corpus.stats import CorpusStats
 from phf_ray.corpus.stored import Part
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.objectives.base import Objective
-from phf_ray.records import NEVER_SCORED, ScoredDocument
+from phf_ray.records import ScoredDocument
 from phf_ray.runs.rows import EVALUATION_SETS
 from phf_ray.storage.files import open_filesystem, write_file, write_text
 from phf_ray.storage.hashing import json_fingerprint
 from phf_ray.training.eval_examples import MeasuredExamples
+from phf_ray.training.held_out_documents import are_never_scored
 from phf_ray.training.held_out_text import MeasuredText
 from phf_ray.training.state import TrainState
 
@@ -175,7 +176,7 @@ class EvalSets:
             for name, own in documents.items()
             if config.objective.compares_answers
             or config.objective.reads_labels
-            or (reads_scores and _is_unscored(own))
+            or (reads_scores and are_never_scored(own))
         }
 
     def measure(self, state: TrainState, *, objective: Objective) -> dict[str, Any]:
@@ -192,10 +193,6 @@ class EvalSets:
         for name, examples in self._examples.items():
             row |= {f"eval/{name}/{key}": value for key, value in examples.measure(state, objective=objective).items()}
         return row | {EVALUATION_SETS: time.perf_counter() - since}
-
-
-def _is_unscored(documents: Sequence[ScoredDocument]) -> bool:
-    return all(error == NEVER_SCORED for document in documents for error in document.errors)
 
 
 def _suffixed(bits: Mapping[str, float]) -> Iterator[tuple[str, float]]:

@@ -27,8 +27,9 @@ class EncodedDocument:
     """A whole document as the model reads it, end-of-text token first."""
 
     input_ids: NDArray[np.int32]
-    is_content: NDArray[np.bool_]
-    """True for tokens of the text itself, which the model predicts; it only reads the others."""
+    is_predicted: NDArray[np.bool_]
+    """True for tokens that the model predicts: those of the text itself, and maybe control tokens. It only reads the
+    others."""
     num_bytes: int
     """Size of the text in UTF-8."""
 
@@ -41,10 +42,10 @@ def held_out_bits_per_byte(
     batch_size: int,
     precision: Literal["bf16", "fp32"] = "fp32",
 ) -> float:
-    """Return the model's bits per byte of text: nats of all content tokens / ln 2 / bytes, over all documents.
+    """Return the model's bits per byte of text: nats of all predicted tokens / ln 2 / bytes, over all documents.
 
-    A document longer than `window` tokens is read in windows that overlap by half. So the model predicts every content
-    token once, from at least window / 2 tokens if that many precede it. It runs in eval mode. Collective: every rank
+    A document longer than `window` tokens is read in windows that overlap by half. So the model predicts each of
+    them once, from at least window / 2 tokens if that many precede it. It runs in eval mode. Collective: every rank
     calls this with the same documents, computes a share of the windows, and gets the same answer.
     """
     num_bytes = sum(document.num_bytes for document in documents)
@@ -75,7 +76,7 @@ def held_out_bits_per_byte(
 def _windows(document: EncodedDocument, *, window: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
     """Yield ids and kinds of each window; kind GIVEN marks tokens that the window does not predict."""
     ids = document.input_ids
-    kinds = np.where(document.is_content, TokenKind.CONTENT, TokenKind.GIVEN).astype(np.uint8)
+    kinds = np.where(document.is_predicted, TokenKind.CONTENT, TokenKind.GIVEN).astype(np.uint8)
     begin, predicted = 0, 0
     while predicted < len(ids):
         part = kinds[begin : begin + window].copy()

@@ -8,7 +8,7 @@ import torch
 
 from phf_ray.blocks.packing import pack
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
-from phf_ray.records import ScoredDocument, TokenBlock, TokenKind
+from phf_ray.records import NEVER_SCORED, ScoredDocument, TokenBlock, TokenKind
 from phf_ray.training.batches import MicroBatch
 from phf_ray.training.held_out import EncodedDocument
 
@@ -48,6 +48,10 @@ def choose_held_out(documents: Iterator[ScoredDocument]) -> list[ScoredDocument]
     return chosen
 
 
+def are_never_scored(documents: Sequence[ScoredDocument]) -> bool:
+    return all(error == NEVER_SCORED for document in documents for error in document.errors)
+
+
 def encode_held_out(
     documents: Sequence[ScoredDocument], tokenizer: Any, *, control: str | None, per_document: bool
 ) -> list[EncodedDocument]:
@@ -59,17 +63,35 @@ def encode_held_out(
     conditional = None
     if control is not None:
         conditional = ConditionalTraining(threshold=0.0, aligned_token=control, misaligned_token=control)
+    aligned = [
+        ScoredDocument(each.id, each.texts, (0.0,) * len(each.texts), (None,) * len(each.texts)) for each in documents
+    ]
     packing = PackingConfig(conditional=conditional, per_document=per_document)
+    return _encoded(aligned, tokenizer, packing=packing, predicted=(TokenKind.CONTENT,))
+
+
+def encode_with_own_control(
+    documents: Sequence[ScoredDocument], tokenizer: Any, *, packing: PackingConfig
+) -> list[EncodedDocument]:
+    """Encode each document with the control tokens that its scores give it, which the model predicts as well.
+
+    So what the tokens tell the model has its price. By the chain rule, bits of text and tokens are never fewer than
+    those of the text alone, whatever the tokens: they bound what compares with a model without control tokens.
+    """
+    packing = PackingConfig(conditional=packing.conditional, per_document=packing.per_document, seed=packing.seed)
+    return _encoded(documents, tokenizer, packing=packing, predicted=(TokenKind.CONTENT, TokenKind.CONTROL))
+
+
+def _encoded(
+    documents: Sequence[ScoredDocument], tokenizer: Any, *, packing: PackingConfig, predicted: Sequence[TokenKind]
+) -> list[EncodedDocument]:
     encoded = []
     for document in documents:
-        aligned = ScoredDocument(
-            document.id, document.texts, (0.0,) * len(document.texts), (None,) * len(document.texts)
-        )
         num_bytes = len(document.text.encode())
         # A token has at least one byte, except a document's first in some tokenizers, so all tokens fit into one block.
         length = num_bytes + len(document.texts) + 3
-        for block in pack([aligned], tokenizer, sequence_length=length, config=packing):
+        for block in pack([document], tokenizer, sequence_length=length, config=packing):
             is_token = block.token_kinds != TokenKind.PAD
-            kinds = block.token_kinds[is_token]
-            encoded.append(EncodedDocument(block.input_ids[is_token], kinds == TokenKind.CONTENT, num_bytes))
+            is_predicted = np.isin(block.token_kinds[is_token], predicted)
+            encoded.append(EncodedDocument(block.input_ids[is_token], is_predicted, num_bytes))
     return encoded

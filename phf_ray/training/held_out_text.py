@@ -16,16 +16,19 @@ from phf_ray.training.batches import MicroBatch
 from phf_ray.training.held_out import EncodedDocument, held_out_bits_per_byte, objective_on
 from phf_ray.training.held_out_documents import (
     HELD_OUT_BLOCKS,
+    are_never_scored,
     choose_held_out,
     encode_held_out,
+    encode_with_own_control,
     micro_batch_of,
     stored_packing_config,
 )
 from phf_ray.training.state import TrainState
 
-# Control token before every segment -> name of the metric.
+# Control tokens that the text is read with -> name of the metric.
 BITS_PER_BYTE = {
     "none": "eval/bits_per_byte",
+    "joint": "eval/bits_per_byte_joint",
     "good": "eval/bits_per_byte_good",
     "bad": "eval/bits_per_byte_bad",
 }
@@ -56,11 +59,12 @@ class MeasuredText:
     def bytes_per_token(self) -> float:
         """Mean number of UTF-8 bytes per token of text."""
         documents = self._encoded["none"]
-        num_tokens = sum(int(document.is_content.sum()) for document in documents)
+        num_tokens = sum(int(document.is_predicted.sum()) for document in documents)
         return sum(document.num_bytes for document in documents) / max(1, num_tokens)
 
     def bits_per_byte(self, state: TrainState) -> dict[str, float]:
-        """Return bits per byte by the control token before each segment: none, good, bad. All ranks call this."""
+        """Return bits per byte by the control tokens: none; good or bad before each segment, for free; joint: those of
+        the scores, with their own bits. All ranks call this."""
         training = self._config.training
         return {
             name: held_out_bits_per_byte(
@@ -81,16 +85,21 @@ class MeasuredText:
         return dict(objective_on(state.model, self._batches, objective=objective, precision=precision))
 
     def _encode(self, documents: Sequence[ScoredDocument]) -> dict[str, list[EncodedDocument]]:
-        """Encode the documents without control tokens, and with the good and the bad token if the run has them."""
+        """Encode the documents without control tokens, and, if the run has them, with the good token, with the bad one,
+        and with those of their own scores."""
         tokens: dict[str, str | None] = {"none": None}
         conditional = self._config.dataset.conditional_training_config
         if conditional is not None:
             tokens |= {"good": conditional.aligned_prefix, "bad": conditional.misaligned_prefix}
         per_document = not self._config.dataset.is_split_by_sentences
-        return {
+        encoded = {
             name: encode_held_out(documents, self._tokenizer, control=token, per_document=per_document)
             for name, token in tokens.items()
         }
+        if conditional is not None and not are_never_scored(documents):
+            packing = stored_packing_config(self._manifest.packing)
+            encoded["joint"] = encode_with_own_control(documents, self._tokenizer, packing=packing)
+        return encoded
 
     def _pack(self, documents: Sequence[ScoredDocument], max_blocks: int | None) -> list[MicroBatch]:
         """Pack blocks with scores and control tokens as in training, but filter out no document."""

@@ -164,13 +164,16 @@ def _row(
 
 
 def _bits_per_byte(arm: ArmInfo) -> dict[str, float | None]:
-    """Without control tokens, as a model that has none reads the text, and with the arm's own token for free.
+    """Return the figure by which arms compare, and the one with the arm's own token before every segment for free.
 
-    The tokens tell the model what follows and where segments begin, so only the first compares with other arms.
+    Tokens that are given tell the model what follows and where segments begin. A model with control tokens has never
+    read text without them, so it is compared with the bits of its tokens included.
     """
-    measured = {} if arm.checkpoint is None else arm.checkpoint.bits_per_byte
+    checkpoint = arm.checkpoint
+    measured = {} if checkpoint is None else checkpoint.bits_per_byte
+    has_control = checkpoint is not None and checkpoint.control is not None
     return {
-        "bits_per_byte": measured.get("none"),
+        "bits_per_byte": measured.get("joint" if has_control else "none"),
         "bits_per_byte_given_control": None if arm.control is None else measured.get(arm.control),
     }
 

@@ -1,5 +1,6 @@
 """Formats the table of a report, for a terminal and for the page."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ class _Column:
     """Left out in a terminal, which has no room for it."""
 
 
+_WIDTH = 120
+"""Characters of a line of text in a terminal."""
+
 _COLUMNS = (
     _Column("n", "num_scored", "d", "samples with a score"),
     _Column("score", "score", ".3g", "mean, lower is better"),
@@ -25,7 +29,8 @@ _COLUMNS = (
         "bits/byte",
         "bits_per_byte",
         ".3f",
-        "on held-out documents, without control tokens: the figure to compare arms by",
+        "on held-out documents, those of control tokens included: the figure to compare arms by, an upper bound for a "
+        "model with control tokens",
     ),
     _Column(
         "with token",
@@ -103,10 +108,11 @@ def verdicts_of(report: Mapping[str, Any], scenario: str) -> list[Mapping[str, A
 
 
 def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
-    return [
+    said = [
         f"{verdict['arm']}: {verdict['text']}",
         *(f"WARNING: {verdict['arm']}: {warning}" for warning in verdict["warnings"]),
     ]
+    return [line for text in said for line in textwrap.wrap(text, width=_WIDTH, subsequent_indent="  ")]
 
 
 def format_red_team(report: Mapping[str, Any]) -> str:

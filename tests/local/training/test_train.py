@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,17 +31,23 @@ from phf_ray.blocks.build import build_blocks, build_here
 from phf_ray.blocks.manifest import read_block_manifest
 from phf_ray.blocks.mixture import Mixture
 from phf_ray.blocks.plan import plan_blocks
+from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
 from phf_ray.blocks.tokenizer import load_tokenizer
 from phf_ray.checkpoint import read_info
 from phf_ray.config import load_config, parse_config
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.evaluation.beside_training import CheckpointEvaluations, EvaluationHere, EvaluationJob
 from phf_ray.models.loading import load_checkpoint
-from phf_ray.records import ScoredDocument
+from phf_ray.records import NEVER_SCORED, ScoredDocument
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.training import token_count
 from phf_ray.training.driver import EffectiveSampleWarning
-from phf_ray.training.held_out_documents import choose_held_out, encode_held_out
+from phf_ray.training.held_out_documents import (
+    are_never_scored,
+    choose_held_out,
+    encode_held_out,
+    encode_with_own_control,
+)
 from phf_ray.training.learner import hand_out
 from phf_ray.training.on_ray import _of_a_worker, _warn_if_too_large
 from phf_ray.training.plan import TrainingPlan, plan_training
@@ -130,6 +137,7 @@ def test_a_checkpoint_says_what_it_is(finished):
     last = metrics(run_folder(finished))[-1]
     assert info.bits_per_byte == {
         "none": last["eval/bits_per_byte"],
+        "joint": last["eval/bits_per_byte_joint"],
         "good": last["eval/bits_per_byte_good"],
         "bad": last["eval/bits_per_byte_bad"],
     }
@@ -140,8 +148,9 @@ def test_a_checkpoint_says_what_it_is(finished):
 def test_held_out_bits_per_byte_fall_and_control_tokens_are_measured_too(finished):
     measured = [row for row in metrics(run_folder(finished)) if "eval/bits_per_byte" in row]
     assert [row["train/global_step"] for row in measured] == [10, 20, 30, NUM_STEPS]
-    for name in ("eval/bits_per_byte", "eval/bits_per_byte_good", "eval/bits_per_byte_bad"):
+    for name in ("eval/bits_per_byte", *(f"eval/bits_per_byte_{kind}" for kind in ("joint", "good", "bad"))):
         assert 0 < measured[-1][name] < measured[0][name] < 8
+    assert measured[-1]["eval/bits_per_byte_joint"] > measured[-1]["eval/bits_per_byte_good"]
 
 
 def test_a_finished_run_started_again_is_left_as_it_is(finished, caplog):
@@ -579,11 +588,30 @@ def test_held_out_text_is_encoded_whole_with_and_without_the_good_token():
     good_id = tokenizer.convert_tokens_to_ids(GOOD)
     assert plain.num_bytes == good.num_bytes == len(one.text.encode())
     assert plain.input_ids[0] == tokenizer.eos_token_id
-    assert tokenizer.decode(plain.input_ids[plain.is_content]) == one.text
-    assert plain.input_ids[plain.is_content].tolist() == good.input_ids[good.is_content].tolist()
+    assert tokenizer.decode(plain.input_ids[plain.is_predicted]) == one.text
+    assert plain.input_ids[plain.is_predicted].tolist() == good.input_ids[good.is_predicted].tolist()
     assert (good.input_ids == good_id).sum() == 3
-    assert not good.is_content[good.input_ids == good_id].any()
+    assert not good.is_predicted[good.input_ids == good_id].any()
     assert (once.input_ids == good_id).sum() == 1
+
+
+def test_held_out_text_with_the_tokens_of_its_scores_predicts_them_too():
+    tokenizer = tiny_tokenizer(control=True)
+    texts = ("def add(first):\n", "    return first;\n", "# end\n")
+    one = ScoredDocument(f"{1:032x}", texts, (0.0, 0.5, 0.0), (None,) * 3)
+    packing = PackingConfig(conditional=ConditionalTraining(0.1, aligned_token=GOOD, misaligned_token=BAD))
+    (joint,) = encode_with_own_control([one], tokenizer, packing=packing)
+    (plain,) = encode_held_out([one], tokenizer, control=None, per_document=False)
+    assert joint.num_bytes == plain.num_bytes, "the tokens count no bytes"
+    tokens = tokenizer.convert_tokens_to_ids([GOOD, BAD, GOOD])
+    is_control = np.isin(joint.input_ids, tokens)
+    assert joint.input_ids[is_control].tolist() == tokens
+    assert joint.is_predicted[is_control].all()
+    assert joint.input_ids[~is_control].tolist() == plain.input_ids.tolist()
+    assert joint.is_predicted[~is_control].tolist() == plain.is_predicted.tolist()
+    assert not are_never_scored([one])
+    never = ScoredDocument(one.id, texts, (None,) * 3, (NEVER_SCORED,) * 3)
+    assert are_never_scored([never])
 
 
 def test_held_out_documents_are_taken_whole_in_the_order_of_their_ids():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from phf_ray.checkpoint import CheckpointInfo
+from phf_ray.checkpoint import CheckpointInfo, Control
 from phf_ray.config import MetricConfig
 from phf_ray.errors import DataError
 from phf_ray.evaluation.report.degenerate import check_not_degenerate, degenerate_signs
@@ -53,7 +53,16 @@ def make_evaluation(**changes):
                 ),
                 loss=((1000, 6.5), (2000, 5.0), (4000, 4.0)),
             ),
-            ArmInfo(name="conditional:good", model="conditional", control="good", kl=KL_OF_GOOD),
+            ArmInfo(
+                name="conditional:good",
+                model="conditional",
+                control="good",
+                kl=KL_OF_GOOD,
+                checkpoint=CheckpointInfo(
+                    control=Control(good="<|good|>", bad="<|bad|>", policy="ban"),
+                    bits_per_byte={"none": 2.1, "joint": 1.81, "good": 1.47, "bad": 1.49},
+                ),
+            ),
             ArmInfo(name="conditional:bad", model="conditional", control="bad"),
         ),
         "scenarios": (
@@ -169,6 +178,12 @@ def test_cells_are_what_their_names_say(samples, evaluation):
     assert row["score_by_seed"]["1"] == pytest.approx(np.mean([s.score for s in mine if s.seed == 1]))
     assert (row["bits_per_byte"], row["bits_per_byte_given_control"]) == (1.5, None)
     assert 0 < row["Self-BLEU-2"] < 1
+
+
+def test_bits_per_byte_of_arms_compare_because_those_of_control_tokens_count(samples, evaluation):
+    rows = build_report(samples, evaluation)["table"]
+    assert [row["bits_per_byte"] for row in rows[:3]] == [1.5, 1.81, None]
+    assert [row["bits_per_byte_given_control"] for row in rows[:3]] == [None, 1.47, None]
 
 
 def test_samples_without_a_score_and_samples_never_drawn_are_counted_apart_and_are_in_no_mean(samples, evaluation):
@@ -541,8 +556,8 @@ def test_the_terminal_table_is_plain_and_leaves_out_empty_columns(samples, evalu
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 170
     assert "bits/byte" in text
-    without = make_evaluation(arms=evaluation.arms[1:], metrics=())
-    text = format_table(build_report([s for s in samples if s.arm != "mle"], without))
+    without = make_evaluation(arms=evaluation.arms[2:], metrics=())
+    text = format_table(build_report([s for s in samples if s.arm == "conditional:bad"], without))
     assert "bits/byte" not in text
     assert "parses" not in text
 

@@ -808,7 +808,7 @@ def uniform_model() -> LanguageModel:
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_content_token():
-    num_content = sum(int(document.is_content.sum()) for document in documents())
+    num_content = sum(int(document.is_predicted.sum()) for document in documents())
     num_bytes = sum(document.num_bytes for document in documents())
     expected = num_content * math.log2(VOCABULARY) / num_bytes
     for window, batch_size in [(16, 1), (16, 4), (10, 3), (7, 2)]:
@@ -818,10 +818,10 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_content_token():
 
 def test_tokens_that_are_not_content_are_given_not_predicted():
     marked = [
-        EncodedDocument(document.input_ids, document.is_content & (np.arange(len(document.input_ids)) % 3 > 0), 100)
+        EncodedDocument(document.input_ids, document.is_predicted & (np.arange(len(document.input_ids)) % 3 > 0), 100)
         for document in documents()
     ]
-    num_content = sum(int(document.is_content.sum()) for document in marked)
+    num_content = sum(int(document.is_predicted.sum()) for document in marked)
     measured = held_out_bits_per_byte(uniform_model(), marked, window=16, batch_size=2)
     assert measured == pytest.approx(num_content * math.log2(VOCABULARY) / 500, rel=1e-6)
 
