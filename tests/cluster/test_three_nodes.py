@@ -18,7 +18,7 @@ from judge_server import judge_server
 from judging_files import comparisons, pair_rows, write_pool, write_rows
 from killed_rounds import TWO, assert_prompts_once, num_rounds, stored
 from killed_runs import last_checkpoint, tensor_files
-from machines import PATIENCE_S, Machines, job, module, python
+from machines import PATIENCE_S, PLACE, Machines, job, module, python
 from ranks import run_on_ranks
 from rollout_runs import prepare_run, prepared, rollout_values, run_on_rank, write_prompts
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
@@ -212,8 +212,8 @@ def evaluate_and_lose_a_node(machines: Machines, folder: Path, *, url: str, task
 def test_a_run_of_rounds_that_loses_a_node_ends_byte_for_byte(machines, folder):
     write_prompts(folder)
     values = rollout_values(folder, rounds=ROUNDS)
-    # Two CPUs each: one worker fills a node.
-    values["training"] |= {"num_workers": 2, "resources_per_worker": {"CPU": 2}}
+    # With one CPU, and so one thread, as the ranks below.
+    values["training"] |= {"num_workers": 2, "resources_per_worker": {"CPU": 1, PLACE: 1}}
     task = folder / "alpaca" / "task.yml"
     task.parent.mkdir()
     task.write_text(yaml.safe_dump(values), encoding="utf-8")
