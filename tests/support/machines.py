@@ -15,8 +15,6 @@ from typing import Any
 from places import ROOT, SUPPORT, TESTS
 
 PATIENCE_S = 420
-PLACE = "place"
-"""A resource: each node that can be lost has one, so of workers that take it there is one on each."""
 
 CALL = """
 import sys
@@ -53,7 +51,7 @@ class Machines:
         )
 
     def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=2, resources={PLACE: 1}, object_store_memory=100 << 20)
+        return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
 
     def actors(self, name: str) -> dict[int, str]:
         """Process -> node id of the living actors whose class name has `name` in it."""
