@@ -10,6 +10,7 @@
 One process writes at a time: the last one to start claims the directory, and an orphan of an earlier start notices.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -40,6 +41,8 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.evaluations = self.path / "evaluations"
+        self._claim: str | None = None
+        """What this process claimed; None: it never did, and nobody can take over from it."""
         self._own_rows: tuple[int, int] | None = None
         """Device and inode of metrics.jsonl as this process left it when it took over."""
 
@@ -112,26 +115,31 @@ class RunDirectory:
     def claim(self, workers: Sequence[Mapping[str, Any]] = ()) -> str:
         """Become the writer, and return the claim. Removes the leftovers of a writer that was killed.
 
+        An earlier writer that still lives completes nothing from here on, so the newest checkpoint stays what it is.
         `workers`: where each rank runs, so that its process can be found.
         """
-        claim = uuid.uuid4().hex
+        self._claim = uuid.uuid4().hex
         owner = {
-            "claim": claim,
+            "claim": self._claim,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "workers": [dict(w) for w in workers],
         }
         self._write_json("owner.json", owner)
-        leftovers = [*self.checkpoints.glob(".writing-*"), *self.checkpoints.glob(".deleting-*")]
-        for leftover in [*leftovers, *self.evaluations.glob("step-*/.writing-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-        return claim
+        for unfinished in [*self.checkpoints.glob(".writing-*"), *self.evaluations.glob("step-*/.writing-*")]:
+            self._remove(unfinished)
+        for deleted in [*self.checkpoints.glob(".deleting-*"), *self.evaluations.glob("step-*/.deleting-*")]:
+            shutil.rmtree(deleted, ignore_errors=True)
+        return self._claim
 
     def is_claimed_by(self, claim: str) -> bool:
         return self.current_claim() == claim
 
     def current_claim(self) -> str | None:
         return self._read_json("owner.json").get("claim")
+
+    def _is_taken_over(self) -> bool:
+        return self._claim is not None and not self.is_claimed_by(self._claim)
 
     def request_stop(self) -> None:
         """Ask the running training to save and stop."""
@@ -197,8 +205,8 @@ class RunDirectory:
     def hand_out_weights(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a directory of weights to evaluate, unless this step has weights or was evaluated.
 
-        Like a checkpoint, the directory appears when everything is on the disk. If `write` fails, the step's folder
-        stays.
+        Like a checkpoint, the directory appears when everything is on the disk, and not if another start took over. If
+        `write` fails, the step's folder stays.
         """
         folder = self.evaluation_folder(step)
         if self.is_handed_out(step):
@@ -210,7 +218,9 @@ class RunDirectory:
             for path in scratch.rglob("*"):
                 if path.is_file():
                     sync(path)
-            scratch.rename(folder / "weights")
+            # As in `commit_checkpoint`.
+            if not self._is_taken_over():
+                scratch.rename(folder / "weights")
         finally:
             # On a full disk, half-written weights would take the space of the next checkpoint.
             shutil.rmtree(scratch, ignore_errors=True)
@@ -248,23 +258,32 @@ class RunDirectory:
 
     # --- Checkpoints ---
 
-    def commit_checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int | None) -> Path:
+    def commit_checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int | None) -> Path | None:
         """Let `write` fill a directory, make it the checkpoint of `step`, and delete all but the newest `keep`.
 
         A rename gives the directory its name when everything is on the disk. A marker lists the files and their sizes.
+        Returns None if another start took over before that: it has chosen the checkpoint that it goes on from, so none
+        appears and none is deleted.
         """
         final = self.checkpoints / f"step-{step:08d}"
         scratch = self.checkpoints / f".writing-{final.name}-{uuid.uuid4().hex[:8]}"
         scratch.mkdir(parents=True)
         try:
             self._fill(scratch, write)
-        except BaseException:
+            # A claim before this took the scratch away, and what was written since made it anew, but not all of it.
+            # A claim after this takes it away, too, and the rename fails.
+            if self._is_taken_over():
+                return None
+            if final.exists():  # an incomplete checkpoint
+                self._remove(final)
+            scratch.rename(final)
+        except Exception:
+            if self._is_taken_over():
+                return None
+            raise
+        finally:
             # On a full disk, half a checkpoint would take the room of the message that says so.
             shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        if final.exists():  # an incomplete checkpoint, or the same one written by an orphan
-            self._remove(final)
-        scratch.rename(final)
         sync(self.checkpoints)
         if keep is not None:
             for old in self.complete_checkpoints()[:-keep]:
@@ -293,10 +312,12 @@ class RunDirectory:
         latest = self.latest_checkpoint()
         return 0 if latest is None else _step_of(latest)
 
-    def _remove(self, checkpoint: Path) -> None:
-        # Rename first: a half-deleted checkpoint must not look like a checkpoint.
-        doomed = checkpoint.with_name(f".deleting-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
-        checkpoint.rename(doomed)
+    @staticmethod
+    def _remove(folder: Path) -> None:
+        # Rename first: half a checkpoint must not look like a checkpoint, and half a scratch not become one.
+        doomed = folder.with_name(f".deleting-{folder.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
+        with contextlib.suppress(FileNotFoundError):  # its writer, or another start, was faster
+            folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     # --- End ---

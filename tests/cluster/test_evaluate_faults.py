@@ -60,6 +60,7 @@ def test_killed_after_a_third_of_the_samples_it_asks_only_for_the_rest_and_the_r
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         wait_for_workers_to_end(killed.pid)
+        server.catch_up()
         num_kept = 16 * len(list(drawn.glob("*.json")))
         num_asked = server.num_asked
         assert 0.3 * 640 <= num_kept <= num_asked < 640
@@ -121,6 +122,7 @@ def test_an_attack_that_was_killed_asks_only_for_the_rest_and_ends_the_same(loca
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
         wait_for_workers_to_end(killed.pid)
+        server.catch_up()
         kept = {path.name for path in steps.glob("*.json")}
         num_chats_kept = sum(name.startswith("asked-") for name in kept)
         assert 4 <= num_chats_kept < num_whole[1]

@@ -1,28 +1,34 @@
-"""Score, train, serve, evaluate on three Ray nodes; each stage loses a node that holds one of its workers."""
+"""Each stage of the work on three Ray nodes, where it loses a node that works for it."""
 
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from places import ROOT, TESTS
-from train_runs import losses, metrics, write_inputs
+from judge_server import judge_server
+from judging_files import comparisons, pair_rows, write_pool, write_rows
+from killed_rounds import TWO, answers, assert_prompts_once, num_rounds, stored
+from killed_runs import WEIGHT_TOLERANCE, difference_of_checkpoints, last_checkpoint
+from machines import PATIENCE_S, Machines, job, module, python
+from ranks import run_on_ranks
+from rollout_runs import prepare_run, prepared, rollout_values, run_on_rank, write_prompts
+from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
+from jobs.annotate import main as annotate
 from phf_ray.config import parse_config
 from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
+from phf_ray.feedback import read_feedback_manifest
+from phf_ray.judging.ledger import Ledger
+from phf_ray.judging.store import Store
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.on_ray import RayScoring
@@ -30,167 +36,24 @@ from phf_ray.scoring.request import ScoringRequest
 
 pytestmark = pytest.mark.timeout(1500)
 
-PATIENCE_S = 420
 NUM_FILES = 10
 NUM_SAMPLES = 2400
-
-DRIVER = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from cluster import test_three_nodes
-test_three_nodes.{call}
-"""
+ROUNDS = 6
+PAIRS, IN_FLIGHT = 1000, 8
 
 
-class Machines:
-    """A head without CPUs and two nodes with two each; a lost node is replaced, as an autoscaler would."""
-
-    def __init__(self, *, shared: Path) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = [self._add(), self._add()]
-        self.environment = {
-            **os.environ,
-            "RAY_ADDRESS": self._cluster.address,
-            "PHF_SHARED_ROOTS": str(shared),
-            "OMP_NUM_THREADS": "1",
-        }
-        # Asks the cluster's own table from a process of its own: this one may hold another Ray.
-        command = self.python(f"answer_questions({self._cluster.address!r})")
-        self._observer = subprocess.Popen(
-            command,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
-
-    @staticmethod
-    def python(call: str) -> list[str]:
-        return [sys.executable, "-c", DRIVER.format(root=str(ROOT), tests=str(TESTS), call=call)]
-
-    def actors(self, name: str) -> dict[int, str]:
-        """Process -> node id of the living actors whose class name has `name` in it."""
-        assert self._observer.stdin is not None
-        assert self._observer.stdout is not None
-        self._observer.stdin.write("\n")
-        self._observer.stdin.flush()
-        found = json.loads(self._observer.stdout.readline())
-        return {pid: node for class_name, pid, node in found if name in class_name}
-
-    def of_workers(self) -> set[str]:
-        """Ids of the nodes that can be lost: all but the head."""
-        return {node.node_id for node in self._nodes}
-
-    def kill(self, node_id: str) -> None:
-        """The node's raylet is killed, and its workers with it."""
-        known = [node.node_id for node in self._nodes]
-        assert node_id in known, f"{node_id} is not one of the nodes {known}"
-        victim = self._nodes[known.index(node_id)]
-        self._cluster.remove_node(victim, allow_graceful=False)
-        self._nodes.remove(victim)
-        self._nodes.append(self._add())
-
-    def shutdown(self) -> None:
-        self._observer.kill()
-        self._observer.wait()
-        self._cluster.shutdown()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("three nodes")
 
 
-def answer_questions(address: str) -> None:
-    """One line of living actors for every line that comes in."""
-    # Ray prints what it thinks of lost nodes on standard output.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import ray
-
-    ray.init(address=address, log_to_driver=False)
-    for _ in sys.stdin:
-        table = ray._private.state.actors(actor_state_name="ALIVE").values()
-        rows = [(one["ActorClassName"], one["Pid"], one["Address"]["NodeID"]) for one in table]
-        answers.write(json.dumps(rows) + "\n")
-        answers.flush()
-
-
-class Job:
-    """A process, its output and its end."""
-
-    def __init__(self, command: list[str], *, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self._lines.extend(self.process.stdout)
-
-    @property
-    def output(self) -> str:
-        return "".join(self._lines)
-
-    def wait_for(self, condition: Callable[[], Any]) -> Any:
-        """What the condition gives once it is true, while the job runs."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            found = condition()
-            if found:
-                return found
-            assert self.process.poll() is None, self.output[-5000:]
-            assert time.monotonic() < deadline, self.output[-5000:]
-            time.sleep(0.05)
-
-    def finish(self) -> None:
-        try:
-            code = self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is not None:
-            self._reader.join(30)
-        assert code == 0, f"exit code {code}\n{self.output[-5000:]}"
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(60)
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return tmp_path
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machines(folder) -> Iterator[Machines]:
     one = Machines(shared=folder)
     try:
         yield one
     finally:
         one.shutdown()
-
-
-@contextlib.contextmanager
-def job(machines: Machines, *command: str) -> Iterator[Job]:
-    one = Job(list(command), environment=machines.environment)
-    try:
-        yield one
-    finally:
-        one.stop()
-
-
-def module(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{name}", *map(str, arguments)]
 
 
 def test_every_stage_survives_the_loss_of_a_node_that_works_for_it(machines, folder):
@@ -238,7 +101,7 @@ def drive_scoring(folder: str) -> None:
 
 def score_and_lose_a_node(machines: Machines, folder: Path) -> Path:
     source, scored = write_sources(folder), folder / "scored"
-    with job(machines, *machines.python(f"drive_scoring({str(folder)!r})")) as scoring:
+    with job(machines, *python(__name__, f"drive_scoring({str(folder)!r})")) as scoring:
         # Two actors hold a shard each, and something is committed.
         scoring.wait_for(lambda: len(list(folder.glob("gate.waits.*"))) == 2 and any(scored.glob("part-*")))
         waiting = {int(path.suffix[1:]) for path in folder.glob("gate.waits.*")}
@@ -341,3 +204,75 @@ def evaluate_and_lose_a_node(machines: Machines, folder: Path, *, url: str, task
     assert Counter(row["arm"] for row in rows) == {"conditional:good": NUM_SAMPLES, "conditional:bad": NUM_SAMPLES}
     assert len({(row["arm"], row["seed"], row["index"]) for row in rows}) == 2 * NUM_SAMPLES
     assert not [row for row in rows if row["score"] is None and row["error"] is None]
+
+
+# --- Rounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_rounds_that_loses_a_node_ends_as_an_undisturbed_one(machines, folder):
+    write_prompts(folder)
+    values = rollout_values(folder, rounds=ROUNDS)
+    # Two CPUs each: one worker fills a node.
+    values["training"] |= {"num_workers": 2, "resources_per_worker": {"CPU": 2}}
+    task = folder / "alpaca" / "task.yml"
+    task.parent.mkdir()
+    task.write_text(yaml.safe_dump(values), encoding="utf-8")
+    run = run_folder(task, "rounds")
+    with job(machines, *module("train_rl", *arguments(task, TWO, name="rounds"))) as learning:
+        learning.wait_for(lambda: num_rounds(run) >= 2 and RunDirectory(run).latest_checkpoint())
+        before = stored(run)
+        workers = machines.actors("RayTrainWorker")
+        assert len(set(workers.values())) == 2, f"the workers are not on two nodes: {workers}"
+        machines.kill(workers[json.loads((run / "owner.json").read_text())["pid"]])
+        learning.finish()
+        assert "the workers died and were restarted; they continue from step-" in learning.output
+    assert before.items() <= stored(run).items()
+    assert_prompts_once(run, num_rounds=ROUNDS)
+
+    whole = folder / "undisturbed"
+    config = parse_config(values)
+    plan = prepared(config, folder)
+    prepare_run(config, whole, plan)
+    run_on_ranks(partial(run_on_rank, config, whole, plan), world_size=2, directory=folder)
+    assert answers(run) == answers(whole)
+    mine, other = last_checkpoint(run), RunDirectory(whole).latest_checkpoint()
+    assert mine.name == other.name
+    # The ranks here have one thread, and the workers there two, which sum in another order.
+    assert difference_of_checkpoints(mine, other) <= WEIGHT_TOLERANCE
+
+
+# --- Annotate ---------------------------------------------------------------------------------------------------------
+
+
+def test_judging_that_loses_a_node_asks_nothing_again_and_has_the_same_comparisons(machines, folder, monkeypatch):
+    monkeypatch.delenv("PHF_API_KEY", raising=False)
+    pool = Path(write_pool(folder, judge=f"max_in_flight: {IN_FLIGHT}, price: {{input: 1.0, output: 2.0}}"))
+    # Beside a judge that computes, actors take a CPU, and the head has none.
+    pool.write_text(pool.read_text() + "  - {name: longer, judge: {rule: longer}}\n")
+    given = ["--pairs", write_rows(folder / "pairs.json", pair_rows(PAIRS)), "--annotators", str(pool)]
+    output, cache = folder / "judged", folder / "cache"
+    with judge_server(delay_s=0.3) as server:
+        # As for the service above.
+        given += ["--url", server.url.replace("127.0.0.1", "0.0.0.0")]
+        command = module("annotate", *given, "--cache", cache, "--output", output, "--max-actors", "2")
+        with job(machines, *command) as judging:
+            judging.wait_for(lambda: len(server.counts) > 3 * IN_FLIGHT and any(output.rglob("part-*.parquet")))
+            node = judging.wait_for(lambda: next(iter(machines.actors("JudgeShards").values()), None))
+            machines.kill(node)
+            assert judging.process.poll() is None, "it was through before the node was lost; ask for more pairs"
+            server.delay_s = 0.0
+            judging.finish()
+        asked = Counter(server.counts)
+        store = Store(cache)
+        states = Ledger(store).count()
+        store.close()
+        assert states["settled"] == len(asked)
+        assert asked.total() == sum(states.values())
+        assert asked.total() - len(asked) <= states.get("lost", 0) <= IN_FLIGHT
+        server.counts.clear()
+        whole = [*given, "--cache", str(folder / "another"), "--output", str(folder / "whole"), "--in-process"]
+        assert annotate(whole) == 0
+        assert server.counts.keys() == asked.keys()
+    assert comparisons(output) == comparisons(folder / "whole")
+    fingerprints = {read_feedback_manifest(str(one)).fingerprint for one in (output, folder / "whole")}
+    assert len(fingerprints) == 1

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -109,6 +110,11 @@ class Server:
     def stop(self):
         self._server.should_exit = True
         self._thread.join()
+
+    def catch_up(self):
+        """Return when all that was sent before has been counted, also by clients that were killed."""
+        for _ in range(3):
+            httpx.get(f"{self.url}/v1/models", trust_env=False, timeout=60).raise_for_status()
 
     @property
     def num_asked(self) -> int:

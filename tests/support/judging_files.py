@@ -1,10 +1,12 @@
-"""Pairs to judge and pools that judge them, made on the spot."""
+"""Pairs to judge and pools that judge them, made on the spot, and what was judged."""
 
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from phf_ray.feedback import read_feedback
 
 PROMPT = "Which is better?\n{instruction}\n(a) {output_1}\n(b) {output_2}\nSay Output (a) or Output (b).\n"
 
@@ -53,3 +55,12 @@ annotators:
   - {name: longer, judge: {rule: longer}}
   - {name: shorter, judge: {rule: shorter}}
 """
+
+
+def comparisons(corpus: Path) -> list[tuple[Any, ...]]:
+    """The rows of what was judged, without what an answer took."""
+    found = []
+    for row in read_feedback(str(corpus)):
+        meta = {name: value for name, value in json.loads(row.meta).items() if name != "seconds"}
+        found.append((row.id, row.prompt, row.output_1, row.output_2, row.preference, row.annotator, str(meta)))
+    return found

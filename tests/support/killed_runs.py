@@ -114,10 +114,13 @@ def assert_equal_runs(ours: Path, theirs: Path) -> None:
 
 def largest_difference(ours: Path, theirs: Path) -> float:
     """Largest difference between the final weights of two runs, without the optimizer's state."""
-    mine, other = last_checkpoint(ours), last_checkpoint(theirs)
+    return difference_of_checkpoints(last_checkpoint(ours), last_checkpoint(theirs))
+
+
+def difference_of_checkpoints(ours: Path, theirs: Path) -> float:
     found = 0.0
-    for file in [name for name in tensor_files(other) if "/" not in name]:
-        tensors, wanted = load_file(mine / file), load_file(other / file)
+    for file in [name for name in tensor_files(theirs) if "/" not in name]:
+        tensors, wanted = load_file(ours / file), load_file(theirs / file)
         assert tensors.keys() == wanted.keys()
         found = max([found, *((tensors[name] - wanted[name]).abs().max().item() for name in wanted)])
     return found

@@ -8,7 +8,7 @@ import sys
 from places import ROOT
 
 SCENES = """
-import json, sys, time
+import json, sys, threading, time
 import ray, torch
 from jobs import cli, resources
 from phf_ray.errors import ConfigError
@@ -27,20 +27,20 @@ def choose(num_models, **asked):
         return str(error)
     return [(model.num_cpus, model.num_gpus) for model in found.models]
 
-@ray.remote(num_gpus=2)
-def holds(seconds):
-    time.sleep(seconds)
+@ray.remote(num_gpus=2, max_retries=0)
+def holds():
+    time.sleep(600)
 
 found = {"built without": choose(1)}
 # The installed torch may be built without GPUs, of which only its version tells.
 torch.version.cuda = "13.0"
 found |= {"one": choose(1), "three": choose(3), "none": choose(1, num_gpus=0.0), "too many": choose(3, num_gpus=0.6)}
-ends = holds.remote(4)
+ends = holds.remote()
 while ray.available_resources().get("GPU"):
     time.sleep(0.05)
+threading.Timer(2.0, ray.cancel, (ends,), {"force": True}).start()
 found["after a training"] = choose(2)
-ray.get(ends)
-stays = holds.remote(600)
+stays = holds.remote()
 while ray.available_resources().get("GPU"):
     time.sleep(0.05)
 resources.RELEASE_S = 0.5

@@ -3,7 +3,6 @@
 FAULTS_SEED=N draws the moments of an earlier campaign again. `-o log_cli=true` shows where the kills hit.
 """
 
-import json
 import logging
 import os
 import random
@@ -14,15 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from judge_server import JudgeServer, judge_server
-from judging_files import pair_rows, write_pool, write_rows
+from judging_files import comparisons, pair_rows, write_pool, write_rows
 from places import ROOT
 
 from jobs.annotate import main
-from phf_ray.feedback import read_feedback, read_feedback_manifest
+from phf_ray.feedback import read_feedback_manifest
 from phf_ray.judging.ledger import Ledger
 from phf_ray.judging.store import Store
 
@@ -112,15 +110,6 @@ def _children_of(parent: int) -> list[int]:
     return [int(pid) for pid in listed]
 
 
-def rows_of(corpus: Path) -> list[tuple[Any, ...]]:
-    """The comparisons, without what an answer took."""
-    found = []
-    for row in read_feedback(str(corpus)):
-        meta = {name: value for name, value in json.loads(row.meta).items() if name != "seconds"}
-        found.append((row.id, row.prompt, row.output_1, row.output_2, row.preference, row.annotator, str(meta)))
-    return found
-
-
 def assert_as_if_nothing_had_happened(campaign: Campaign, *, seconds: float) -> None:
     folder, server = campaign.folder, campaign.server
     store = Store(folder / "cache")
@@ -140,7 +129,7 @@ def assert_as_if_nothing_had_happened(campaign: Campaign, *, seconds: float) -> 
     undisturbed = [folder / "whole" if one == str(folder / "killed") else one for one in campaign.arguments]
     undisturbed[undisturbed.index("--cache") + 1] = folder / "another"
     main([*map(str, undisturbed), "--in-process"])
-    assert rows_of(folder / "killed") == rows_of(folder / "whole")
+    assert comparisons(folder / "killed") == comparisons(folder / "whole")
     fingerprints = {read_feedback_manifest(str(folder / name)).fingerprint for name in ("killed", "whole")}
     assert len(fingerprints) == 1
 

@@ -251,6 +251,36 @@ def test_the_last_to_claim_is_the_one_that_writes(run):
     assert json.loads((run.path / "owner.json").read_text())["pid"] == os.getpid()
 
 
+def test_an_orphan_of_an_earlier_start_completes_no_checkpoint_and_removes_none(run):
+    orphan, later = RunDirectory(run.path), RunDirectory(run.path)
+    orphan.claim()
+    chosen = orphan.commit_checkpoint(5, write_two_files, keep=1)
+
+    def write_and_be_taken_over(directory: Path) -> None:
+        write_two_files(directory)
+        later.claim()
+        assert not directory.exists()
+        (directory / "training_state").mkdir(parents=True)  # as a writer does who goes on with its next folder
+        assert later.latest_checkpoint() == chosen
+
+    assert orphan.commit_checkpoint(10, write_and_be_taken_over, keep=1) is None
+    assert orphan.commit_checkpoint(15, write_two_files, keep=1) is None
+    orphan.hand_out_weights(15, write_two_files)
+    assert list(run.checkpoints.iterdir()) == [chosen]
+    assert is_complete(chosen)
+    assert run.steps_to_evaluate() == []
+    assert later.commit_checkpoint(10, write_two_files, keep=1) == later.latest_checkpoint()
+    assert later.complete_checkpoints() == [run.checkpoints / "step-00000010"]
+
+
+def test_a_checkpoint_that_an_orphan_removed_first_is_no_error(run, monkeypatch):
+    old = run.commit_checkpoint(5, write_two_files, keep=None)
+    found = run.complete_checkpoints
+    monkeypatch.setattr(run, "complete_checkpoints", lambda: [old.with_name("step-00000001"), *found()])
+    run.commit_checkpoint(10, write_two_files, keep=1)
+    assert found() == [run.checkpoints / "step-00000010"]
+
+
 def test_a_stop_is_asked_for_and_taken_back(run):
     assert not run.is_stop_requested()
     run.request_stop()
