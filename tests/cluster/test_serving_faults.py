@@ -232,7 +232,8 @@ class Load:
     async def _once(self, kind: str, model: str) -> None:
         if kind == "scores":
             body = {"scorer": model, "input": ["x=1\n"]}
-            answer = await self.client.post("/scores", body=body, cast_to=httpx.Response)
+            async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+                answer = await http.post("/v1/scores", json=body)
             assert answer.json()["data"][0]["score"] == 0.25
             return
         fields = {"model": model, "prompt": "def", "max_tokens": 60, "seed": 1, "extra_body": {"ignore_eos": True}}
