@@ -92,7 +92,7 @@ def _read(root: str, manifest: BlockManifest, *, held_bytes: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     order = BlockOrder(manifest, seed=0, weights=[1.0] * len(manifest.corpora))
     blocks = reader.BlockReader(root, order=order)
-    # In the first and in the second shard of each data set. Reading them counts only the second time, from what is held.
+    # In the first and in the second shard of each data set. The time is that of the second pass: all is held.
     places = [first + BATCH * batch for first in (0, manifest.num_blocks * 11 // 20) for batch in range(8)]
     for _ in range(2):
         begin = time.process_time()
