@@ -60,6 +60,11 @@ class Projection:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    if arguments.files is not None:
+        from benchmarks.scale_storage import report
+
+        report(num_files=arguments.files, delay_s=arguments.delay_ms / 1e3)
+        return 0
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; scorer {SCORER['class_name']}")
     with tempfile.TemporaryDirectory() as folder:
         cost, efficiency, mean_characters = _measure_scoring(Path(folder), arguments.actors)
@@ -98,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-price", type=float, default=3.0, metavar="X", help="of an hour of one GPU")
     parser.add_argument("--gpu-flops", type=float, default=989e12, metavar="X", help="peak of one GPU in bf16 (H100)")
     parser.add_argument("--gpu-utilization", type=float, default=0.3, metavar="X", help="share of the peak that is had")
+    parser.add_argument("--files", type=int, metavar="N", help="instead: requests and seconds of each stage on N files")
+    parser.add_argument("--delay-ms", type=float, default=20.0, metavar="X", help="of every answer of their store")
     return parser
 
 

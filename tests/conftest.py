@@ -40,6 +40,17 @@ def s3(monkeypatch) -> Iterator[dict[str, bytes]]:
 
 
 @pytest.fixture
+def s3_requests(monkeypatch) -> Iterator[tuple[dict[str, bytes], list[str]]]:
+    """As `s3`, with the method, or LIST, and the name of each request. For our own driver: s3fs asks otherwise."""
+    if fsspec.get_filesystem_class("s3").__module__ != "phf_ray.storage.object_stores":
+        pytest.skip("s3fs is installed")
+    requests: list[str] = []
+    with serving(requests=requests) as (url, objects):
+        _point_at(url, monkeypatch)
+        yield objects, requests
+
+
+@pytest.fixture
 def s3_that_refuses(monkeypatch) -> Iterator[None]:
     """As `s3`, without the right to see anything. For our own driver: s3fs, where it is installed, hides refusals."""
     if fsspec.get_filesystem_class("s3").__module__ != "phf_ray.storage.object_stores":

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from phf_ray.blocks.group import build_group
 from phf_ray.blocks.input_budget import InputBudget
 from phf_ray.blocks.manifest import MANIFEST, SUCCESS, read_block_manifest
-from phf_ray.blocks.plan import BlockPlan, Group, exists_in, plan_blocks, write_in
+from phf_ray.blocks.plan import BlockPlan, Group, exists_in, names_in, plan_blocks, write_in
 from phf_ray.blocks.scorer_check import warn_of_other_scorers
 from phf_ray.blocks.shards import group_name
 from phf_ray.blocks.summary import remedies, report_blocks, row_settings, summarize_blocks
@@ -57,14 +57,14 @@ def build_blocks(plan: BlockPlan, *, tokenizer: PreTrainedTokenizerFast, builder
         log.info("token blocks already exist: %s", plan.root)
         _renew_sources(plan)
         return plan.root
-    missing = [group for group in plan.groups if not exists_in(plan, group_name(group.number))]
+    there = names_in(plan)
+    missing = [group for group in plan.groups if group_name(group.number) not in there]
     budget = InputBudget(plan)
-    for number in sorted({group.number for group in plan.groups}.difference(group.number for group in missing)):
-        budget.add(number)
+    budget.add(group.number for group in plan.groups if group_name(group.number) in there)
     log.info("packing %d of %d groups into %s", len(missing), len(plan.groups), plan.root)
     for done, number in enumerate(builder(plan, missing, tokenizer=tokenizer), start=1):
         log.info("packed %d of %d groups", done, len(missing))
-        budget.add(number)
+        budget.add([number])
         budget.judge(final=False)
     budget.judge(final=True)
     manifest = summarize_blocks(plan, read=budget.read)

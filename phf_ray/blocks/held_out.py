@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from phf_ray.blocks.manifest import read_block_file, read_block_manifest
 from phf_ray.blocks.shards import parquet_bytes
 from phf_ray.records import ScoredDocument
+from phf_ray.storage.at_once import at_once
 
 
 def is_held_out(document_id: str, fraction: float) -> bool:
@@ -22,8 +23,9 @@ def read_held_out(root: str) -> Iterator[ScoredDocument]:
     manifest = read_block_manifest(root)
     if manifest.held_out_fraction == 0 or manifest.examples is not None:
         return
-    for group in range(manifest.num_groups):
-        yield from decode_documents(read_block_file(f"{root}/{held_out_name(group)}"))
+    files = (f"{root}/{held_out_name(group)}" for group in range(manifest.num_groups))
+    for content in at_once(read_block_file, files):
+        yield from decode_documents(content)
 
 
 def has_held_out(root: str) -> bool:

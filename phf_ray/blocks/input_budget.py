@@ -1,13 +1,11 @@
 """Adds up what can't be read of data sets without scores, and stops the build if it is too much."""
 
-import json
+from collections.abc import Iterable
 
-from phf_ray.blocks.plan import BlockPlan
-from phf_ray.blocks.shards import group_name
+from phf_ray.blocks.plan import BlockPlan, contributions
 from phf_ray.corpus.budget import rejected_records, unread_files
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.errors import IncompleteError
-from phf_ray.storage.files import open_filesystem
 
 
 class InputBudget:
@@ -18,12 +16,11 @@ class InputBudget:
         # By the data set's number in the plan.
         self.read = {place: CorpusStats() for place, corpus in enumerate(plan.corpora) if corpus.unscored is not None}
 
-    def add(self, group: int) -> None:
-        """Count a finished group."""
-        place = self._plan.groups[group].corpus
-        if place in self.read:
-            filesystem, inner = open_filesystem(f"{self._plan.root}/{group_name(group)}")
-            contribution = json.loads(filesystem.cat_file(inner))
+    def add(self, groups: Iterable[int]) -> None:
+        """Count finished groups."""
+        counted = [group for group in groups if self._plan.groups[group].corpus in self.read]
+        for group, contribution in zip(counted, contributions(self._plan, counted), strict=True):
+            place = self._plan.groups[group].corpus
             self.read[place].merge(CorpusStats.from_json(contribution["read"]))
 
     def judge(self, *, final: bool) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,7 +18,8 @@ from phf_ray.corpus.stored import Part
 def build_groups(plan: BlockPlan, groups: Sequence[Group], *, tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
     """Build each group in a Ray task. This function is a `GroupBuilder`. Ray must be running."""
     # Ray ships the tokenizer object, so the tokenizer's folder need not be on storage that all nodes see.
-    shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(plan)
+    # A task is told its own group. The others, each with its parts, would have to be unpacked once for every group.
+    shared_tokenizer, shared_plan = ray.put(tokenizer), ray.put(replace(plan, groups=(), manifests=()))
     task_body: Any = _build_group_on_one_cpu
     task = ray.remote(num_cpus=1)(task_body)
     return as_they_finish([task.remote(shared_plan, group, tokenizer=shared_tokenizer) for group in groups])

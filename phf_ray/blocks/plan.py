@@ -7,8 +7,9 @@ built again. The price: the last block of each group is padded. A group takes pa
 as one stream.
 """
 
+import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from phf_ray.blocks.example_rows import ExampleSettings
 from phf_ray.blocks.feedback_corpora import OpenFeedback, check_feedback, open_feedback
 from phf_ray.blocks.manifest import FORMAT, SourceCorpus, UnscoredText
 from phf_ray.blocks.settings import ConditionalTraining, PackingConfig
+from phf_ray.blocks.shards import group_name
 from phf_ray.blocks.thresholds import resolve_thresholds
 from phf_ray.blocks.tokenizer import tokenizer_hash
 from phf_ray.config import Config
@@ -28,6 +30,7 @@ from phf_ray.corpus.sources import sources_of
 from phf_ray.corpus.stored import Part, StoredCorpus
 from phf_ray.errors import ConfigError
 from phf_ray.feedback.layout import is_feedback_corpus
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.data_set_names import short_name
 from phf_ray.storage.files import full_name, open_filesystem, write_file
 from phf_ray.storage.hashing import json_fingerprint
@@ -275,6 +278,21 @@ def _groups(corpora: Sequence[Sequence[Part]], *, is_one_stream: bool) -> Iterat
 def exists_in(plan: BlockPlan, name: str) -> bool:
     filesystem, inner = open_filesystem(f"{plan.root}/{name}")
     return bool(filesystem.exists(inner))
+
+
+def names_in(plan: BlockPlan) -> set[str]:
+    """Return the names of all files of the blocks, with one listing."""
+    filesystem, inner = open_filesystem(plan.root)
+    if not filesystem.exists(inner):
+        return set()
+    return {posixpath.basename(str(name)) for name in filesystem.ls(inner, detail=False, refresh=True)}
+
+
+def contributions(plan: BlockPlan, groups: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the descriptions of finished groups, in the order of their numbers as given."""
+    filesystem, root = open_filesystem(plan.root)
+    files = (posixpath.join(root, group_name(group)) for group in groups)
+    return at_once(lambda file: dict(json.loads(filesystem.cat_file(file))), files)
 
 
 def write_in(plan: BlockPlan, name: str, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,18 @@ from numpy.typing import NDArray
 
 from phf_ray.blocks.manifest import Shard, read_block_file
 from phf_ray.blocks.order import BlockOrder
+from phf_ray.blocks.shard_on_disk import ShardOnDisk, bytes_of
 from phf_ray.blocks.shards import BlockArrays, decode_channel, decode_shard
 from phf_ray.errors import DataError
+
+HELD_BYTES = 512 << 20
 
 
 class BlockReader:
     """Reads blocks by their position in the training order, from any position.
 
-    A shard is read whole, because all its rows are needed close together. Memory: two shards per corpus, 64 MiB each.
+    A shard is read whole, because all its rows are needed close together, and two shards per corpus are held. Memory:
+    `HELD_BYTES` of them, and one shard, at most 64 MiB; the others are held on the local disk.
     """
 
     def __init__(
@@ -30,29 +35,26 @@ class BlockReader:
         self._order = order
         self._shards = order.manifest.shards
         self._length = order.manifest.sequence_length
-        self._held: OrderedDict[int, BlockArrays] = OrderedDict()
+        self._held: OrderedDict[int, _InMemory | ShardOnDisk] = OrderedDict()
         self._num_held = 2 * len(order.manifest.corpora)
+        self._bytes_held = 0
+        """Of the shards in memory."""
 
     def read(self, begin: int, end: int) -> BlockArrays:
         """Return the blocks at positions [begin, end), in order. Positions count on across epochs."""
         places = self._order.locate(begin, end)
         shape = (end - begin, self._length)
-        numbers = np.unique(places.shards).tolist()
-        out = BlockArrays(
-            np.empty(shape, np.int32),
-            np.empty(shape, np.float32),
-            np.empty(shape, np.uint8),
-            {name: np.empty(shape, np.float32) for number in numbers[:1] for name in self._shard(number).channels},
-        )
-        for number in numbers:
+        out = BlockArrays(np.empty(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.uint8), {})
+        channels: dict[str, NDArray[np.float32]] = {}
+        for number in np.unique(places.shards).tolist():
             chosen = places.shards == number
-            shard = self._shard(number)
-            rows = places.rows[chosen]
-            out.input_ids[chosen] = shard.input_ids[rows]
-            out.token_scores[chosen] = shard.token_scores[rows]
-            out.token_kinds[chosen] = shard.token_kinds[rows]
-            for name, channel in out.channels.items():
-                channel[chosen] = shard.channels[name][rows]
+            blocks = self._shard(number).blocks(places.rows[chosen])
+            out.input_ids[chosen] = blocks.input_ids
+            out.token_scores[chosen] = blocks.token_scores
+            out.token_kinds[chosen] = blocks.token_kinds
+            for name, channel in blocks.channels.items():
+                channels.setdefault(name, np.empty(shape, np.float32))[chosen] = channel
+        out = out._replace(channels=channels)
         if self._corpus is None:
             return out
         corpora = np.array([shard.corpus for shard in self._shards], np.float32)[places.shards]
@@ -71,17 +73,44 @@ class BlockReader:
                 f"{(expected.num_blocks, self._length)}; {remedy}"
             )
 
-    def _shard(self, number: int) -> BlockArrays:
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
+    def _shard(self, number: int) -> "_InMemory | ShardOnDisk":
+        """Return a shard, and hold it. One that found no room in memory stays on disk: corpora take turns, so that
+        moving the others out would bring all of them in and out with every batch.
+        """
+        if number not in self._held:
+            shard = self._read_shard(number)
+            while len(self._held) >= self._num_held:
+                self._drop(self._held.popitem(last=False)[1])
+            size = bytes_of(shard)
+            if self._bytes_held + size <= HELD_BYTES:
+                self._held[number] = _InMemory(shard, size)
+                self._bytes_held += size
+            else:
+                self._held[number] = ShardOnDisk(shard)
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def _drop(self, shard: "_InMemory | ShardOnDisk") -> None:
+        if isinstance(shard, ShardOnDisk):
+            shard.close()
+        else:
+            self._bytes_held -= shard.size
+
+    def _read_shard(self, number: int) -> BlockArrays:
         expected = self._shards[number]
         path = f"{self._root}/{expected.file}"
         shard = decode_shard(read_block_file(path), source=path)
         self._check(shard.input_ids, expected, path=path, remedy="delete the folder and build the blocks again")
         beside = {name: self._channel(name, expected) for name in self._channels}
-        shard = shard._replace(channels={**shard.channels, **beside})
-        self._held[number] = shard
-        while len(self._held) > self._num_held:
-            self._held.popitem(last=False)
-        return shard
+        return shard._replace(channels={**shard.channels, **beside})
+
+
+@dataclass(frozen=True, slots=True)
+class _InMemory:
+    shard: BlockArrays
+    size: int
+
+    def blocks(self, rows: NDArray[np.int64]) -> BlockArrays:
+        shard = self.shard
+        channels = {name: channel[rows] for name, channel in shard.channels.items()}
+        return BlockArrays(shard.input_ids[rows], shard.token_scores[rows], shard.token_kinds[rows], channels)

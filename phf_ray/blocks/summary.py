@@ -7,13 +7,11 @@ from dataclasses import asdict
 
 from phf_ray.blocks.example_rows import ExampleSettings
 from phf_ray.blocks.manifest import FORMAT, BlockManifest, CorpusTokens, HeldOutShard, Shard, SourceCorpus, TokenScores
-from phf_ray.blocks.plan import BlockPlan
-from phf_ray.blocks.shards import group_name
+from phf_ray.blocks.plan import BlockPlan, contributions
 from phf_ray.blocks.stats import PackingStats
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.measures.histogram import Histogram
 from phf_ray.records import TokenKind
-from phf_ray.storage.files import open_filesystem
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +25,8 @@ def summarize_blocks(plan: BlockPlan, *, read: Mapping[int, CorpusStats]) -> Blo
     by_corpus = [PackingStats() for _ in plan.corpora]
     shards: list[Shard] = []
     held_out: list[HeldOutShard] = []
-    for group in plan.groups:
-        filesystem, inner = open_filesystem(f"{plan.root}/{group_name(group.number)}")
-        contribution = json.loads(filesystem.cat_file(inner))
+    described = contributions(plan, [group.number for group in plan.groups])
+    for group, contribution in zip(plan.groups, described, strict=True):
         own = PackingStats.from_json(contribution["stats"])
         stats.merge(own)
         by_corpus[group.corpus].merge(own)

@@ -3,27 +3,21 @@
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from phf_ray.corpus import streams
 from phf_ray.corpus.arrow_files import ARROW, open_arrow
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.json_values import is_by_lines, json_values
+from phf_ray.corpus.parquet_end import parquet_metadata
 from phf_ray.corpus.streams import UNREADABLE, has_wide_window, open_lines, raise_if_passing, skip_bytes
-from phf_ray.storage.files import open_filesystem
+from phf_ray.storage.at_once import at_once
 
 _PIECES_FROM_BEGIN = 32
 """Approximate number of pieces of a compressed file or JSON array. Reaching a piece means reading the file from the
 beginning, so all pieces together read the file 16 times."""
-
-_CUT_AT_ONCE = 16
-"""Number of files cut at the same time. To find where records begin, a file must be read, and reading from an object
-store is mostly waiting."""
 
 _one_wide = threading.Lock()
 """Held while a file is cut that takes much memory to decompress, up to 2 GB: only one such file is cut at a time."""
@@ -80,7 +74,8 @@ def plan_shards(
     """
     shard: list[Piece] = []
     size, text_bytes = 0, 0.0
-    pieces = _pieces(files, shard_bytes, exact=limit is not None, is_lazy=limit is not None or max_bytes is not None)
+    sure = len(files) if max_bytes is None else _num_up_to(files, max_bytes)
+    pieces = _pieces(files, shard_bytes, exact=limit is not None, num_sure=0 if limit is not None else sure)
     for piece in _limited(pieces, limit, files):
         shard.append(Piece(piece.file + first_file, piece.num_bytes, piece.begin, piece.end, piece.offset))
         size += piece.num_bytes
@@ -126,25 +121,36 @@ def _line_after(file: InputFile, piece: Piece, num_records: int) -> int:
     return line + (left > 0)
 
 
-def _pieces(files: Sequence[InputFile], target: int, *, exact: bool, is_lazy: bool) -> Iterator[Piece]:
-    """`exact`: every piece knows its number of records. `is_lazy`: the first files may be enough."""
+def _num_up_to(files: Sequence[InputFile], num_bytes: int) -> int:
+    """Return the number of files, from the first, without which there are fewer bytes of text.
+
+    Ends before a compressed file: how much it holds is not known before it is read.
+    """
+    before = itertools.accumulate((file.text_bytes for file in files), initial=0)
+    pairs = zip(files, before, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda one: one[1] < num_bytes and not one[0].is_compressed, pairs))
+
+
+def _pieces(files: Sequence[InputFile], target: int, *, exact: bool, num_sure: int) -> Iterator[Piece]:
+    """`exact`: every piece knows its number of records. `num_sure`: files, from the first, that will be needed.
+
+    They are cut at the same time: to find where records begin, a file must be read. Of the others, each is read when it
+    is its turn, and not before: those before it may be enough.
+    """
 
     def is_cut(file: InputFile) -> bool:
         return file.kind != "text" and (exact or file.text_bytes > target)
 
     large = [(index, file) for index, file in enumerate(files) if is_cut(file)]
-    with ThreadPoolExecutor(_CUT_AT_ONCE) as threads:
-        # The first files reach the limit, so the others are not read.
-        cuts = (
-            (_cut(file, target, index, counts_blank=exact) for index, file in large)
-            if is_lazy
-            else threads.map(lambda one: _all_of(one[1], target, one[0]), large)
-        )
-        for index, file in enumerate(files):
-            if is_cut(file):
-                yield from next(cuts)
-            else:
-                yield Piece(index, file.text_bytes, end=1 if file.kind == "text" else None)
+    cuts = itertools.chain[Iterable[Piece]](
+        at_once(lambda one: _all_of(one[1], target, one[0]), [one for one in large if one[0] < num_sure]),
+        (_cut(file, target, index, counts_blank=exact) for index, file in large if index >= num_sure),
+    )
+    for index, file in enumerate(files):
+        if is_cut(file):
+            yield from next(cuts)
+        else:
+            yield Piece(index, file.text_bytes, end=1 if file.kind == "text" else None)
 
 
 def _all_of(file: InputFile, target: int, index: int) -> list[Piece]:
@@ -235,16 +241,10 @@ def _cut_table(file: InputFile, target: int, index: int) -> Iterator[Piece]:
             rows = sum(map(len, batches))
         size = file.size
     else:
-        metadata = parquet_metadata(file.name)
+        metadata = parquet_metadata(file.name, size=file.size)
         rows = metadata.num_rows
         size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     count = max(1, min(rows, -(-size // target)))
     edges = [rows * part // count for part in range(count + 1)]
     for begin, end in itertools.pairwise(edges):
         yield Piece(index, size // count, begin, end)
-
-
-def parquet_metadata(name: str) -> pq.FileMetaData:
-    filesystem, path = open_filesystem(name)
-    with filesystem.open(path, "rb") as stream:
-        return pq.read_metadata(stream)

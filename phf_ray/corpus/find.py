@@ -21,6 +21,7 @@ from phf_ray.corpus.sources import Source, known_source
 from phf_ray.corpus.splits import is_for_training, training_files, visible_folders
 from phf_ray.corpus.stored import sized_parts
 from phf_ray.errors import ConfigError
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.data_set_names import is_hub_url, parse_data_set
 from phf_ray.storage.data_sets import DataSet, open_data_set
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
@@ -33,6 +34,9 @@ _SAVED = {"dataset_dict.json", "dataset_info.json"}
 """Files of which `datasets` writes one into each data set that it saves."""
 _DESCRIPTIONS = _SAVED | {"dataset_infos.json", "state.json"}
 _CARDS = (".md", ".rst", ".py", ".pyi")
+
+_INPUTS = 8
+"""Inputs that are searched at the same time; each of them lists many folders at once."""
 
 # Text compresses about fourfold. Only used to decide which files are large.
 _EXPANSION = {**dict.fromkeys(CODECS, 4), ".parquet": 3}
@@ -89,6 +93,15 @@ class Found:
     """Input -> what it is, if it is a data set or its licence is known."""
 
 
+@dataclass(slots=True)
+class _FoundIn:
+    """What one input holds; see `Found`."""
+
+    files: list[InputFile]
+    ignored: Counter[str] = field(default_factory=Counter)
+    others: list[str] = field(default_factory=list)
+
+
 def find_files(
     inputs: Sequence[str],
     *,
@@ -109,22 +122,33 @@ def find_files(
     others: list[str] = []
     rules = KindRules(text_suffixes, {file.name: file.kind for file in known})
     all_sources: dict[str, Source] = {}
+    data_sets: dict[str, DataSet | None] = {}
     for source in inputs:
         before = (sources or {}).get(source)
         if before is not None and is_hub_url(before.root):
             all_sources[source] = before
-            found = [file for file in known if file.root == before.root]
         else:
-            data_set = open_data_set(source, option=option)
-            all_sources |= known_source(source, data_set)
-            with store_errors(f"{option} {source}"):
-                if data_set is None:
-                    found = list(_find(source, rules, ignored, others, option=option))
-                else:
-                    found = list(_find_in(data_set, rules, option=option))
-        if not found:
+            data_sets[source] = open_data_set(source, option=option)
+            all_sources |= known_source(source, data_sets[source])
+
+    def find(source: str) -> _FoundIn:
+        if source not in data_sets:
+            return _FoundIn([file for file in known if file.root == all_sources[source].root])
+        data_set, found = data_sets[source], _FoundIn([])
+        with store_errors(f"{option} {source}"):
+            if data_set is None:
+                found.files += _find(source, rules, found.ignored, found.others, option=option)
+            else:
+                found.files += _find_in(data_set, rules, option=option)
+        return found
+
+    # Each input costs round trips of its own, and users give single files by the thousand.
+    for source, found in zip(inputs, at_once(find, inputs, most=_INPUTS), strict=True):
+        ignored += found.ignored
+        others += found.others
+        if not found.files:
             raise ConfigError(f"{option} {source}: {_nothing(ignored, rules)}")
-        for file in found:
+        for file in found.files:
             files.setdefault(file.name, file)
     return Found(files=tuple(files.values()), ignored=ignored, other_splits=tuple(others), sources=all_sources)
 
@@ -195,16 +219,15 @@ def _find(
     elif is_glob(path):
         root = glob_root(path)
         entries = match_files(filesystem, path, enters=visible_folders(filesystem, ignored, pattern=path))
-        for name in sorted(entries):
-            entry = follow(filesystem, entries[name])
-            if entry is None:
-                ignored[_DANGLING] += 1
-            elif entry["type"] == "file":
-                kind = rules.by_glob(filesystem, name, pattern=path)
-                if kind is None:
-                    ignored[split_suffixes(name)[0]] += 1
-                else:
-                    yield _input_file(filesystem, root, entry, kind)
+        followed = [(name, follow(filesystem, entries[name])) for name in sorted(entries)]
+        ignored[_DANGLING] += sum(entry is None for _, entry in followed)
+        there = {name: entry for name, entry in followed if entry is not None and entry["type"] == "file"}
+        kinds = rules.by_glob(filesystem, [*there], pattern=path)
+        for (name, entry), kind in zip(there.items(), kinds, strict=True):
+            if kind is None:
+                ignored[split_suffixes(name)[0]] += 1
+            else:
+                yield _input_file(filesystem, root, entry, kind)
     else:
         raise ConfigError(f"{option} {source} does not exist; give a folder, a file, a quoted glob, a URL or a hub id")
 
@@ -215,8 +238,8 @@ def _find_in(data_set: DataSet, rules: KindRules, *, option: str) -> Iterator[In
         yield from _parts_of(data_set.root)
         return
     names = [posixpath.join(root, file) for file in data_set.files]
-    for name, entry in zip(names, entries_of(filesystem, names), strict=True):
-        kind = rules.by_name(filesystem, name)
+    kinds = rules.by_names(filesystem, names)
+    for name, entry, kind in zip(names, entries_of(filesystem, names), kinds, strict=True):
         if entry is None or kind is None:
             suffix = split_suffixes(name)[0]
             raise ConfigError(f"{option} {data_set.name}: can't read such a {suffix} file; {remedy_for(suffix)}")

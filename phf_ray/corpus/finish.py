@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from phf_ray.corpus.footers import read_footers
-from phf_ray.corpus.layout import CARD, MANIFEST, SUCCESS, TEMPORARY, part_name, write_corpus_file
+from phf_ray.corpus.layout import CARD, MANIFEST, SUCCESS, TEMPORARY, part_name, part_sizes, write_corpus_file
 from phf_ray.errors import IncompleteError
 from phf_ray.storage.files import full_name, open_filesystem
 
@@ -19,7 +19,8 @@ def checked_footers(directory: str, shards: Sequence[str]) -> Iterator[dict[str,
     """
     filesystem, root = open_filesystem(directory)
     parts = [posixpath.join(root, part_name(shard)) for shard in range(len(shards))]
-    footers = read_footers([full_name(filesystem, part) for part in parts])
+    sizes = part_sizes(filesystem, root)
+    footers = read_footers((full_name(filesystem, part), sizes.get(posixpath.basename(part), 0)) for part in parts)
     for path, shard, footer in zip(parts, shards, footers, strict=True):
         if footer is None or footer["shard"] != shard:
             raise IncompleteError(f"{path} is damaged or from another job; run the same command again to rewrite it")

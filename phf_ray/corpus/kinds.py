@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,7 @@ import fsspec
 
 from phf_ray.corpus.arrow_files import ARROW
 from phf_ray.corpus.decompress import CODECS, Decompressed
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.files import full_name
 from phf_ray.storage.listing import is_glob
 
@@ -66,15 +67,22 @@ class KindRules:
             kind = None
         return self.known.get(full_name(filesystem, name), kind)
 
-    def by_glob(self, filesystem: fsspec.AbstractFileSystem, name: str, *, pattern: str) -> FileKind | None:
-        """Like `in_folder`, for a file that a glob matches. What the glob ends with is what the user wants."""
-        suffix = split_suffixes(name)[0]
+    def by_glob(
+        self, filesystem: fsspec.AbstractFileSystem, names: Sequence[str], *, pattern: str
+    ) -> Iterator[FileKind | None]:
+        """Like `in_folder`, for files that a glob matches. What the glob ends with is what the user wants."""
         end = posixpath.basename(pattern).lower()
-        is_wanted = not is_glob(end) or (suffix != "" and suffix == split_suffixes(end)[0])
-        kind = self.by_name(filesystem, name)
-        if kind == "text" and self.text_suffixes is not None and suffix not in self.text_suffixes and not is_wanted:
-            kind = None
-        return self.known.get(full_name(filesystem, name), kind)
+        for name, kind in zip(names, self.by_names(filesystem, names), strict=True):
+            suffix = split_suffixes(name)[0]
+            is_wanted = not is_glob(end) or (suffix != "" and suffix == split_suffixes(end)[0])
+            is_left_out = kind == "text" and self.text_suffixes is not None and suffix not in self.text_suffixes
+            yield self.known.get(full_name(filesystem, name), None if is_left_out and not is_wanted else kind)
+
+    def by_names(self, filesystem: fsspec.AbstractFileSystem, names: Sequence[str]) -> Iterator[FileKind | None]:
+        """Yield what `by_name` returns for each file. Looks at the same time into those whose names do not say it."""
+        unsaid = [name for name in names if not split_suffixes(name)[0]]
+        looked = at_once(lambda name: self.by_name(filesystem, name), unsaid)
+        return (self.by_name(filesystem, name) if split_suffixes(name)[0] else next(looked) for name in names)
 
     def by_name(self, filesystem: fsspec.AbstractFileSystem, name: str) -> FileKind | None:
         """Return the kind of a file that the user named: text, unless its name or content says otherwise.

@@ -113,6 +113,15 @@ def has_ours(
     return isinstance(values, dict) and values.keys() >= keys[name]
 
 
+def part_sizes(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, int]:
+    """Return name -> bytes of the committed parts, with one listing."""
+    if not filesystem.exists(root):
+        return {}
+    entries = filesystem.ls(root, detail=True, refresh=True)
+    named = ((posixpath.basename(str(entry["name"])), int(entry["size"] or 0)) for entry in entries)
+    return {name: size for name, size in named if is_part(name)}
+
+
 def parts_in(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
     """List committed parts by number, not by name: part-100000 comes after part-99999."""
     if not filesystem.exists(root):

@@ -1,8 +1,9 @@
 """Finds out how much of a file is missing after the place where reading it ended."""
 
-from phf_ray.corpus.cut import Piece, parquet_metadata
+from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.decompress import DamageError, TrailingBytesError
 from phf_ray.corpus.find import InputFile
+from phf_ray.corpus.parquet_end import parquet_metadata
 from phf_ray.corpus.streams import UNREADABLE
 from phf_ray.records import Loss
 
@@ -24,7 +25,7 @@ def loss_of(file: InputFile, piece: Piece, index: int, error: Exception) -> Loss
 
 def _loss_of_rows(file: InputFile, piece: Piece, index: int) -> Loss:
     try:
-        rows = parquet_metadata(file.name).num_rows
+        rows = parquet_metadata(file.name, size=file.size).num_rows
     except UNREADABLE:
         return _loss_of_rest(file, piece, index)
     missing = max(1, (rows if piece.end is None else min(piece.end, rows)) - index)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,18 +25,25 @@ def cluster_resources() -> dict[str, float]:
     return found
 
 
+_WATCHED = 1024
+"""Tasks that are waited for, the first of those that are left: each wait costs as much as it has tasks."""
+
+
 def as_they_finish(pending: list[Any]) -> Iterator[Any]:
     """Yield the results of tasks. Raises a task's PhfError as it is; cancels the rest if the caller stops."""
+    left, watched = deque(pending), list[Any]()
     try:
-        while pending:
-            finished, pending = ray.wait(pending)
+        while left or watched:
+            while left and len(watched) < _WATCHED:
+                watched.append(left.popleft())
+            finished, watched = ray.wait(watched)
             yield from ray.get(finished)
     except RayTaskError as error:
         if isinstance(error.cause, PhfError):
             raise error.cause from None
         raise
     finally:
-        for reference in pending:
+        for reference in (*watched, *left):
             ray.cancel(reference)
 
 

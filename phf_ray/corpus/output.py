@@ -4,11 +4,11 @@ import contextlib
 import json
 import logging
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from phf_ray.corpus.find import would_read
-from phf_ray.corpus.footers import read_footer
+from phf_ray.corpus.footers import read_footer, read_footers
 from phf_ray.corpus.layout import (
     FILES,
     KEYS,
@@ -20,11 +20,13 @@ from phf_ray.corpus.layout import (
     has_ours,
     is_part,
     part_name,
+    part_sizes,
     write_corpus_file,
 )
 from phf_ray.corpus.plan import CorpusPlan
 from phf_ray.corpus.stats import CorpusStats
 from phf_ray.errors import ConfigError, DataError
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.files import full_name, open_filesystem, store_errors
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,16 @@ class CorpusFolder:
         with store_errors(f"--output {self.path}"):
             return bool(self._filesystem.exists(posixpath.join(self._root, name)))
 
-    def committed(self, num_shards: int) -> set[int]:
-        names = {part_name(shard): shard for shard in range(num_shards)}
-        return {names[name] for name in self._names() if name in names}
+    def committed(self, num_shards: int) -> dict[int, int]:
+        """Return shard -> bytes of its part, in order, for those of the first `num_shards` that have one."""
+        sizes = part_sizes(self._filesystem, self._root)
+        names = ((shard, part_name(shard)) for shard in range(num_shards))
+        return {shard: sizes[name] for shard, name in names if name in sizes}
+
+    def footers(self, shards: Mapping[int, int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Yield the footers of what `committed` found, in its order. None: the part is torn or of another program."""
+        footers = read_footers((self.part(shard), size) for shard, size in shards.items())
+        return zip(shards, footers, strict=True)
 
     def _names(self, folder: str = "") -> list[str]:
         """List the names in the output or a folder in it. A glob would misread wildcard characters in the path."""
@@ -70,9 +79,11 @@ class CorpusFolder:
 
     def footer_of(self, shard: int, *, digest: str) -> dict[str, Any] | None:
         """Return the footer of a committed part. None if it is missing or its shard has another digest."""
-        if not self.has(part_name(shard)):
-            return None
-        footer = read_footer(self.part(shard))
+        with store_errors(f"--output {self.path}"):
+            try:
+                footer = read_footer(self.part(shard))
+            except FileNotFoundError:
+                return None
         return footer if footer is not None and footer["shard"] == digest else None
 
     def read_plan(self) -> CorpusPlan | None:
@@ -102,8 +113,10 @@ class CorpusFolder:
 
     def refuse_in_input(self, inputs: Sequence[str]) -> None:
         """Refuse an output that the next run would read as input."""
-        for source in inputs:
-            if would_read(source, self.name(), names=(*FILES, part_name(0))):
+        names = (*FILES, part_name(0))
+        reads = at_once(lambda source: would_read(source, self.name(), names=names), inputs)
+        for source, would in zip(inputs, reads, strict=True):
+            if would:
                 raise ConfigError(
                     f"--output {self.path} lies in --input {source} and would be read as input; give an output "
                     "elsewhere"

@@ -32,6 +32,7 @@ class CorpusPlan:
 
     def to_json(self) -> dict[str, Any]:
         roots = sorted({file.root for file in self.files})
+        places = {root: place for place, root in enumerate(roots)}
         alike = {"cut_alike": list(self.cut_alike)} if self.cut_alike else {}
         scoring = {"identities": list(self.identities), "reuse": self.reuse, **alike}
         return {
@@ -40,7 +41,7 @@ class CorpusPlan:
             **({"stage": self.stage} if self.stage else scoring),
             **({"sources": {source: asdict(one) for source, one in self.sources.items()}} if self.sources else {}),
             "roots": roots,
-            "files": [[roots.index(file.root), file.path, file.kind, file.size, file.stamp] for file in self.files],
+            "files": [[places[file.root], file.path, file.kind, file.size, file.stamp] for file in self.files],
             "shards": [[piece.to_json() for piece in shard] for shard in self.shards],
         }
 

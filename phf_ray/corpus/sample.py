@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from phf_ray.corpus import streams
-from phf_ray.corpus.cut import Piece, parquet_metadata
+from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.json_values import is_by_lines
+from phf_ray.corpus.parquet_end import parquet_metadata
 from phf_ray.corpus.streams import UNREADABLE, open_lines, raise_if_passing
 
 _SAMPLED_PLACES = 32
@@ -50,7 +51,7 @@ def _sampled_pieces(file: InputFile, index: int, places: int) -> Iterator[Piece]
             yield replace(whole, offset=offset)
     elif file.path.lower().endswith(".parquet"):
         try:
-            rows = parquet_metadata(file.name).num_rows
+            rows = parquet_metadata(file.name, size=file.size).num_rows
         except UNREADABLE as error:
             raise_if_passing(file, error)
             rows = 0  # reading the file will say why

@@ -2,11 +2,12 @@
 
 from phf_ray.corpus.arrow_files import ARROW
 from phf_ray.corpus.columns import TEXT_COLUMNS, table_columns
-from phf_ray.corpus.cut import Piece, parquet_metadata
+from phf_ray.corpus.cut import Piece
 from phf_ray.corpus.find import InputFile
 from phf_ray.corpus.input_records import Segmented, record_of
 from phf_ray.corpus.json_files import json_records
 from phf_ray.corpus.json_text import parse_json
+from phf_ray.corpus.parquet_end import parquet_metadata
 from phf_ray.corpus.streams import UNREADABLE, raise_if_passing
 from phf_ray.corpus.tables import read_batches
 from phf_ray.records import Rejected
@@ -91,7 +92,7 @@ def _text_bytes(content: bytes, text_column: str | None) -> int:
 
 def _column_bytes(file: InputFile, column: str) -> tuple[int, int]:
     """Return the bytes of a column of a Parquet file and of all columns, before compression, from its footer."""
-    metadata = parquet_metadata(file.name)
+    metadata = parquet_metadata(file.name, size=file.size)
     text = total = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):

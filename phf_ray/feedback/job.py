@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from phf_ray.corpus.finish import checked_footers, write_end
-from phf_ray.corpus.footers import read_footers
 from phf_ray.corpus.layout import KEYS, REJECTED, SUCCESS
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, input_fingerprint
@@ -22,6 +21,7 @@ from phf_ray.feedback.manifest import FeedbackManifest, FeedbackStats, feedback_
 from phf_ray.feedback.plan import FeedbackRequest, prepare_feedback_plan, shard_rows
 from phf_ray.feedback.reader import read_feedback_manifest
 from phf_ray.feedback.shard import keys_file, store_keys, write_part
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.files import open_filesystem
 from phf_ray.storage.licenses import licenses_of
 from phf_ray.storage.one_at_a_time import only_command
@@ -75,7 +75,7 @@ def _prepare_feedback(
         unread = _without_keys(rows, place)
         for done, _ in enumerate(runner(store_keys, unread), 1 + len(rows) - len(unread)):
             log.info("%d/%d shards read for duplicates", done, len(rows))
-        repeated = repeats([keys_from(_content(keys_file(place, row))) for row in rows])
+        repeated = repeats(list(at_once(lambda row: keys_from(_content(keys_file(place, row))), rows)))
         work = [{**row, "repeats": repeated[row["shard"]]} for row in rows if row["shard"] in todo]
         for done, _ in enumerate(runner(write_part, work), 1 + len(rows) - len(todo)):
             log.info("%d/%d shards written", done, len(rows))
@@ -84,11 +84,9 @@ def _prepare_feedback(
 
 def _missing(rows: Sequence[Mapping[str, Any]], place: CorpusFolder) -> set[int]:
     """Return the shards that have no part, or that of another plan, which is written again."""
-    committed = sorted(place.committed(len(rows)))
-    footers = read_footers([place.part(shard) for shard in committed])
     sound = {
         shard
-        for shard, footer in zip(committed, footers, strict=True)
+        for shard, footer in place.footers(place.committed(len(rows)))
         if footer is not None and footer["shard"] == rows[shard]["digest"]
     }
     return set(range(len(rows))) - sound

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from phf_ray.corpus.finish import checked_footers, write_end
-from phf_ray.corpus.footers import read_footers
 from phf_ray.corpus.layout import SUCCESS
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import IncompleteError
@@ -152,9 +151,9 @@ def missing_shards(place: CorpusFolder, plan: AnnotatePlan) -> list[int]:
 
 def _progress(place: CorpusFolder, digests: Sequence[str]) -> tuple[JudgingStats, list[int]]:
     """Return the counts of the parts that stay, and the others: missing, of another plan, or with rows to ask again."""
-    committed = sorted(place.committed(len(digests)))
+    committed = place.committed(len(digests))
     total, todo = JudgingStats(), set(range(len(digests))) - set(committed)
-    for shard, footer in zip(committed, read_footers([place.part(one) for one in committed]), strict=True):
+    for shard, footer in place.footers(committed):
         stats = None
         if footer is not None and footer["shard"] == digests[shard]:
             stats = JudgingStats.from_json(footer["stats"])

@@ -15,6 +15,7 @@ from phf_ray.corpus.segments import SEGMENTER_VERSIONS, SEGMENTERS
 from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.scoring.request import ScoringRequest, identify_scorers
+from phf_ray.storage.at_once import at_once
 
 
 def plan_scoring(request: ScoringRequest) -> CorpusPlan:
@@ -80,7 +81,8 @@ def _nothing_to_score(request: ScoringRequest) -> ConfigError:
 def _manifests_of(files: Sequence[InputFile]) -> dict[str, CorpusManifest | None]:
     """Return input root -> its manifest; None if the root is no scored corpus."""
     roots = sorted({file.root for file in files})
-    return {root: read_corpus_manifest(root) if is_scored_corpus(root) else None for root in roots}
+    manifests = at_once(lambda root: read_corpus_manifest(root) if is_scored_corpus(root) else None, roots)
+    return dict(zip(roots, manifests, strict=True))
 
 
 def _reusable_of(

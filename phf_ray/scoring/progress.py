@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from phf_ray.corpus.budget import JUDGED, rejected_records, shown_reasons, unread_files
-from phf_ray.corpus.footers import read_footers
 from phf_ray.corpus.layout import REJECTED
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan
@@ -50,7 +49,8 @@ class ProgressTracker:
         max_failed_fraction: float,
     ):
         self._sizes = [sum(piece.num_bytes for piece in shard) for shard in plan.shards]
-        self.done = place.committed(len(plan.shards))
+        committed = place.committed(len(plan.shards))
+        self.done = {*committed}
         self._place = place
         self._progress = progress
         self._limit = max_failed_fraction
@@ -60,8 +60,7 @@ class ProgressTracker:
         self._bytes = sum(self._sizes)
         self._begin = time.monotonic()
         self.stats = CorpusStats()
-        listed = sorted(self.done)
-        for shard, footer in zip(listed, read_footers([place.part(shard) for shard in listed]), strict=True):
+        for shard, footer in place.footers(committed):
             if footer is None or footer["shard"] != plan.digest(shard):
                 log.warning("%s is damaged or belongs to another job; the job writes it again", place.part(shard))
                 self.done.remove(shard)

@@ -4,7 +4,8 @@ import errno
 import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import fsspec
 from fsspec.utils import glob_translate
 
 from phf_ray.errors import DataError
+from phf_ray.storage.at_once import at_once
 from phf_ray.storage.files import full_name, is_local
 
 
@@ -28,20 +30,31 @@ def list_files(
     folders, links, seen = [root.rstrip("/") or "/"], list[str](), set[str]()
     while folders or links:
         # A folder that is also reachable without links keeps that path.
-        folder = folders.pop() if folders else links.pop(links.index(min(links)))
-        if is_local(filesystem):
-            target = os.path.realpath(folder)
-            if target in seen:
-                continue
-            seen.add(target)
-        for entry in _entries(filesystem, folder):
-            name = str(entry["name"]).rstrip("/")
-            is_link = _is_link_to_folder(filesystem, entry)
-            if entry["type"] != "directory" and not is_link:
-                files[name] = entry
-            elif name != folder and (enters is None or enters(name)):
-                (links if is_link else folders).append(name)
+        if not folders:
+            folders.append(links.pop(links.index(min(links))))
+        new = list(_unseen(filesystem, folders, seen))
+        folders = []
+        # All folders of one depth at the same time.
+        for folder, entries in zip(new, at_once(partial(_entries, filesystem), new), strict=True):
+            for entry in entries:
+                name = str(entry["name"]).rstrip("/")
+                is_link = _is_link_to_folder(filesystem, entry)
+                if entry["type"] != "directory" and not is_link:
+                    files[name] = entry
+                elif name != folder and (enters is None or enters(name)):
+                    (links if is_link else folders).append(name)
     return files
+
+
+def _unseen(filesystem: fsspec.AbstractFileSystem, folders: Sequence[str], seen: set[str]) -> Iterator[str]:
+    """Yield the folders that are not in `seen` by another path, and add them to it."""
+    if not is_local(filesystem):
+        yield from folders
+        return
+    for folder, target in zip(folders, at_once(os.path.realpath, folders), strict=True):
+        if target not in seen:
+            seen.add(target)
+            yield folder
 
 
 def _is_link_to_folder(filesystem: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> bool:
@@ -147,6 +160,7 @@ def _entries(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[dict[st
 
 def entries_of(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> list[dict[str, Any] | None]:
     """Return the entries of files, with one listing per folder and not a round trip per file. None: a broken link."""
-    folders = {posixpath.dirname(path) for path in paths}
-    listed = {str(entry["name"]): entry for folder in sorted(folders) for entry in filesystem.ls(folder, detail=True)}
+    folders = sorted({posixpath.dirname(path) for path in paths})
+    listings = at_once(lambda folder: filesystem.ls(folder, detail=True), folders)
+    listed = {str(entry["name"]): entry for entries in listings for entry in entries}
     return [follow(filesystem, listed[path]) if path in listed else dict(filesystem.info(path)) for path in paths]

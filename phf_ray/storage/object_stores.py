@@ -52,6 +52,9 @@ class _Store(ArrowFSWrapper):
         except FileNotFoundError:
             return None
 
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Do nothing: a key needs no folder. Arrow would write an empty object for each, before every upload."""
+
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         if re.search(r"\?\w+=", path):
@@ -69,16 +72,17 @@ class S3(_Store):
     def _connect(bucket: str) -> Any:
         from pyarrow.fs import FileSystem, S3FileSystem
 
+        # Delayed: what fits into one request is written by one, and not by three.
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint:
             # Amazon's own clients read these variables; Arrow 26 does not.
             scheme, _, host = endpoint.rstrip("/").rpartition("://")
-            return S3FileSystem(endpoint_override=host, scheme=scheme or "https")
+            return S3FileSystem(endpoint_override=host, scheme=scheme or "https", allow_delayed_open=True)
         if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-            return S3FileSystem()
+            return S3FileSystem(allow_delayed_open=True)
         try:
             # `from_uri` asks Amazon for the bucket's region, whatever the environment says.
-            return FileSystem.from_uri(f"s3://{bucket}")[0]
+            return FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")[0]
         except OSError as error:
             raise ConfigError(
                 f"s3://{bucket}: {error}; set AWS_REGION, or AWS_ENDPOINT_URL for another server"

@@ -20,6 +20,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     objects: dict[str, bytes]
     parts: dict[str, dict[int, bytes]]
+    requests: list[str]
 
     def log_message(self, format, *args):
         pass
@@ -33,6 +34,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _begin(self) -> tuple[str, dict[str, str], bytes]:
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
+        name = f"{unquote(url.path)[1:]}{query.get('prefix', '')}"
+        self.requests.append(f"{'LIST' if 'list-type' in query else self.command} {name}")
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = _without_chunks(self.rfile)
         else:
@@ -154,9 +157,14 @@ def _without_chunks(stream: IO[bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(*, refuses: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the store's URL, and its objects by `bucket/key`. `refuses`: it answers 403 to every request."""
-    handler = type("Handler", (_Refusing if refuses else _Handler,), {"objects": {}, "parts": {}})
+def serving(*, refuses: bool = False, requests: list[str] | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield the store's URL, and its objects by `bucket/key`. `refuses`: it answers 403 to every request.
+
+    `requests`: gets the method, or LIST, and the name of each request.
+    """
+    seen = [] if requests is None else requests
+    values = {"objects": {}, "parts": {}, "requests": seen}
+    handler = type("Handler", (_Refusing if refuses else _Handler,), values)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

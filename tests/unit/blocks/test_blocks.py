@@ -26,7 +26,15 @@ from phf_ray.blocks.manifest import (
 from phf_ray.blocks.mixture import Mixture
 from phf_ray.blocks.order import BlockOrder
 from phf_ray.blocks.reader import BlockReader
-from phf_ray.blocks.shards import SHARD_BYTES, blocks_per_shard, decode_shard, encode_shard, shard_name
+from phf_ray.blocks.shard_on_disk import ShardOnDisk
+from phf_ray.blocks.shards import (
+    BYTES_PER_TOKEN,
+    SHARD_BYTES,
+    blocks_per_shard,
+    decode_shard,
+    encode_shard,
+    shard_name,
+)
 from phf_ray.errors import ConfigError, DataError
 from phf_ray.records import ScoredDocument, TokenBlock
 
@@ -276,6 +284,28 @@ def test_the_reader_gives_the_blocks_of_the_order_at_any_place(tmp_path, root, s
         assert blocks.input_ids.tolist() == [block_of(number).input_ids.tolist() for number in expected]
         assert blocks.token_scores.tolist() == [block_of(number).token_scores.tolist() for number in expected]
         assert blocks.token_kinds.tolist() == [block_of(number).token_kinds.tolist() for number in expected]
+
+
+@pytest.mark.parametrize("num_shards", [0, 3])
+def test_shards_without_room_in_memory_are_held_on_disk_and_give_the_same_blocks(tmp_path, monkeypatch, num_shards):
+    manifest = manifest_of([[4]] * 8, corpus_of_group=[*range(8)])
+    write(str(tmp_path), manifest)
+    order = BlockOrder(manifest, seed=0, weights=[1.0] * 8)
+    opened = []
+    read = read_block_file
+    monkeypatch.setattr(blocks_reader, "read_block_file", lambda path: opened.append(path) or read(path))
+    expected = [BlockReader(str(tmp_path), order=order).read(begin, begin + 8) for begin in range(0, 64, 8)]
+    opened.clear()
+    monkeypatch.setattr(blocks_reader, "HELD_BYTES", num_shards * 4 * LENGTH * BYTES_PER_TOKEN)
+    reader = BlockReader(str(tmp_path), order=order)
+    for number, blocks in enumerate(expected):
+        found = reader.read(number * 8, number * 8 + 8)
+        for one, other in zip(found[:3], blocks[:3], strict=True):
+            assert one.tolist() == other.tolist()
+    # Each once: nothing is moved out to be brought in again.
+    assert sorted(opened) == sorted({*opened})
+    assert len(opened) == 8
+    assert sum(isinstance(one, ShardOnDisk) for one in reader._held.values()) == 8 - num_shards
 
 
 def test_reading_in_order_opens_each_shard_once_an_epoch(tmp_path, monkeypatch):
