@@ -11,7 +11,7 @@ from phf_ray.errors import ConfigError
 SEGMENTER_VERSIONS = "segmenter versions"
 """Key of a plan: package or rule -> version."""
 ORIGINAL_SENTENCES = "original_sentences"
-"""The segmenter `sentences` under compat, and of plans from before it knew the ends of Chinese and Japanese sentences."""
+"""What `sentences` are under compat, and in plans from before it knew where Chinese and Japanese sentences end."""
 _EAST_ASIAN_ENDS = {"East Asian sentence ends": "1"}
 
 

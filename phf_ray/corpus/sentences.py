@@ -22,14 +22,17 @@ MAX_CHUNK_CHARS = 1000
 _CUT_IN_CHUNK = re.compile(rf"\S{{{MAX_CHUNK_CHARS}}}(?=\S)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BEFORE_WORD = re.compile(r"\S\s+(?=[^\W_])")
-_CLOSING = "」』）】》〉〕］｝〗〙〛”’»›\"')\\]}"
-_EAST_ASIAN_END = re.compile(rf"[。！？]+[{_CLOSING}]*(?=[^\s。！？{_CLOSING}])")
+# What closes a quotation or bracket, of East Asian scripts first.
+_CLOSING = "\u300d\u300f\uff09\u3011\u300b\u3009\u3015\uff3d\uff5d\u3017\u3019\u301b\u201d\u2019\xbb\u203a\"')\\]}"
+_ENDS = r"\u3002\uff01\uff1f"
+_EAST_ASIAN_END = re.compile(rf"[{_ENDS}]+[{_CLOSING}]*(?=[^\s{_ENDS}{_CLOSING}])")
 
 
 class SentenceSplitter:
     """Cuts sentences as spaCy does. Most white space goes to the sentence before.
 
-    `east_asian`: Chinese and Japanese sentences end, too: after `。！？` and the quotes and brackets that close there.
+    `east_asian`: Chinese and Japanese sentences end, too: after U+3002, U+FF01 and U+FF1F, which are their `.!?`, and
+    the quotes and brackets that close there.
     Texts can have any length. A lone surrogate, which spaCy can't store, counts as an unknown character.
     """
 
@@ -55,8 +58,8 @@ class SentenceSplitter:
             return []
         starts = {0, *self._english_starts(_SURROGATE.sub("\ufffd", text))}
         if self._east_asian and not text.isascii():
-            # DIFFERS: phf-ray ends sentences at `。！？` without white space after them, too; for the original, most
-            # Chinese and Japanese documents are one sentence, and so they are here under compat.
+            # DIFFERS: phf-ray ends sentences at the full stop, exclamation and question mark of Chinese and Japanese
+            # (U+3002, U+FF01, U+FF1F) without white space after them, too; the original does not, nor does compat.
             starts.update(match.end() for match in _EAST_ASIAN_END.finditer(text))
         begins = sorted(starts)
         return [text[begin:end] for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
