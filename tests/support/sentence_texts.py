@@ -14,8 +14,8 @@ A.B.C. J.R. x.y.Z a.b lower.Upper Sentence.Next end. end! end? end... ...and wai
 :) :( :D ;D :P :-) :'( =) =D =3 8) 8-D xD XD <3 <33. </3 o_O O.o o.O 0.0 ._. v.v V.V >.< >.> <.< ^_^ (._.) (-_-)
 (o: :o) :0 :1 : D ; ( ) < > = / | \\ 3 33 333 O o P p x X S s d ll re cause cos coz nuff bout em space or D. C. F. K.
 >: o.O-x v.v-x O.o/x ಠ_ಠ (ಠ_ಠ) ¯\\(ツ)/¯ ><(((*> (╯°□°）╯︵┻━┻ http://example.org/a.b?c=d!e www.site.com. me@site.org.
-192.168.0.1. 127.0.0.1! //x.y. file.txt, a:b. 文字。 次の文。 你好！ 吗？ 「はい。」 。 ！ ？ 。。 ｡ ． .文 e\u0301. ß. É. ΑΒ.
-Я. я. या। है॥ ۔ ؟ 𑁇 𛲟 😀 👍🏽. 🇩🇪!
+192.168.0.1. 127.0.0.1! //x.y. file.txt, a:b. 文字。 次の文。 你好！ 吗？ 「はい。」 。 ！ ？ 。。 ｡ ． .文
+e\u0301. ß. É. ΑΒ. Я. я. या। है॥ ۔ ؟ 𑁇 𛲟 😀 👍🏽. 🇩🇪!
 x\u200by. \u200b. \ufeff. \ud800 \ud800. .\udfff \udc80! a\x00b. \x1b. ² ². ½. Ⅷ.
 ① ①. ＡＢ. ａ． km. %. +. -. 5-3. 1,000.5. "Why?" 'Why?' (See p. 5.) [sic].
 """.split()
