@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -42,10 +42,10 @@ class SentenceSplitter:
 
         self._nlp = spacy.blank("en")
         self._nlp.max_length = 2**62
-        self._sentencizer = self._nlp.add_pipe("sentencizer")
+        self._sentencizer: Any = self._nlp.add_pipe("sentencizer")
         self._pairs = _pairs_in_special_cases(self._nlp)
         # The sentencizer asks a word for nothing else; all 23 attributes take longer than the tokenizer.
-        vocab = self._nlp.vocab
+        vocab: Any = self._nlp.vocab
         vocab.lex_attr_getters = {IS_PUNCT: vocab.lex_attr_getters[IS_PUNCT]}
         signs = self._sentencizer.punct_chars
         self._ascii_chunk = _chunk_with(sign for sign in signs if sign.isascii())
@@ -136,7 +136,7 @@ def _pairs_in_special_cases(nlp: "Language") -> frozenset[str]:
     """Return last and first character of each two neighbouring tokens of special cases, if the second may be a word."""
     from spacy.tokenizer import Tokenizer
 
-    usual = nlp.tokenizer
+    usual: Any = nlp.tokenizer
     # spaCy seeks a special case by the tokens that it would have without special cases.
     plain = Tokenizer(
         nlp.vocab,
