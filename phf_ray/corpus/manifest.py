@@ -26,7 +26,7 @@ class CorpusManifest:
     input_fingerprint: str = ""
     num_parts: int = 0
     segmenter_versions: Mapping[str, str] = field(default_factory=dict)
-    """Package -> version, for every package that decides where the segmenter cuts."""
+    """Package or rule -> version, for all that decide where the segmenter cuts."""
     sources: tuple[Mapping[str, str], ...] = ()
     """Data sets that the documents come from: `name`, with the commit on the hub, and `license`, each if known."""
 

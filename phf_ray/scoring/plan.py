@@ -11,7 +11,7 @@ from phf_ray.corpus.manifest import CorpusManifest
 from phf_ray.corpus.output import CorpusFolder
 from phf_ray.corpus.plan import CorpusPlan, added_files, as_stored_json
 from phf_ray.corpus.reader import read_corpus_manifest
-from phf_ray.corpus.segments import SEGMENTER_VERSIONS, SEGMENTERS
+from phf_ray.corpus.segments import SEGMENTER_VERSIONS, SEGMENTERS, segmenter_versions
 from phf_ray.corpus.sources import Source
 from phf_ray.errors import ConfigError
 from phf_ray.scoring.request import ScoringRequest, identify_scorers
@@ -162,7 +162,11 @@ def prepare_output(request: ScoringRequest, output: CorpusFolder, *, append: boo
 
 def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> None:
     now = as_stored_json(request.key())
-    before = {SEGMENTER_VERSIONS: now.get(SEGMENTER_VERSIONS), **stored.key}  # an older plan does not say them
+    if SEGMENTER_VERSIONS in now:
+        # An older plan does not say them, or lacks a rule that it goes on without.
+        asked = segmenter_versions(request.setup_of(stored.key).segmenter)
+        now[SEGMENTER_VERSIONS] = asked if SEGMENTER_VERSIONS in stored.key else None
+    before = {SEGMENTER_VERSIONS: None, **stored.key}
     changes = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in {**now, **before}

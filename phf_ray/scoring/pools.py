@@ -31,7 +31,7 @@ def scoring_pools(request: ScoringRequest, plan: CorpusPlan, *, output: str, has
     roots = {file.root for file in plan.files}
     known = [all(name in plan.reuse.get(root, {}) for root in roots) for name in names]
     configs = request.config.scoring.pools
-    setup = request.setup()
+    setup = request.setup_of(plan.key)
     models = {index for index, config in enumerate(setup.scorers) if scorer_class(config["class_name"]).runs_on_device}
     cpu = [index for index in range(len(names)) if not known[index] and not (has_gpus and index in models)]
     gpu = [index for index in range(len(names)) if not known[index] and index not in cpu]

@@ -10,7 +10,7 @@ from phf_ray.config import Config
 from phf_ray.corpus.columns import check_columns
 from phf_ray.corpus.cut import shard_bytes
 from phf_ray.corpus.find import Found, InputFile, find_files
-from phf_ray.corpus.segments import SEGMENTER_VERSIONS, segmenter_versions
+from phf_ray.corpus.segments import ORIGINAL_SENTENCES, SEGMENTER_VERSIONS, segmenter_of, segmenter_versions
 from phf_ray.corpus.sources import Source, with_license
 from phf_ray.corpus.splits import some_names
 from phf_ray.errors import ConfigError
@@ -41,7 +41,7 @@ class ScoringRequest:
     def setup(self) -> ScoringSetup:
         return ScoringSetup(
             scorers=scorer_configs(self.config),
-            segmenter=self.config.scoring.segmenter,
+            segmenter=self._segmenter(),
             text_timeout_s=self.config.scoring.text_timeout_s,
         )
 
@@ -54,11 +54,20 @@ class ScoringRequest:
             "--text-column": self.text_column,
         }
         # Plans that were made before there were such keys lack them.
-        if versions := segmenter_versions(self.config.scoring.segmenter):
+        if versions := segmenter_versions(self._segmenter()):
             key[SEGMENTER_VERSIONS] = versions
         if self.keep_columns:
             key["--keep-columns"] = sorted({*self.keep_columns})
         return key
+
+    def setup_of(self, plan_key: Mapping[str, Any]) -> ScoringSetup:
+        """Return the setup for a plan with this key: texts are cut as they were when the job began."""
+        setup = self.setup()
+        return replace(setup, segmenter=segmenter_of(setup.segmenter, plan_key.get(SEGMENTER_VERSIONS)))
+
+    def _segmenter(self) -> str:
+        name = self.config.scoring.segmenter
+        return ORIGINAL_SENTENCES if name == "sentences" and self.config.original else name
 
     def find(self, known: Sequence[InputFile] = (), sources: Mapping[str, Source] | None = None) -> Found:
         """Find the input files. `known`, `sources`: those of an earlier plan, which stay what they are."""

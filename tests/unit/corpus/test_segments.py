@@ -1,11 +1,14 @@
+import random
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf_ray.corpus.segments import MAX_CHUNK_CHARS, SEGMENTERS, build_segmenter
+from phf_ray.corpus.segments import ORIGINAL_SENTENCES, SEGMENTERS, build_segmenter
+from phf_ray.corpus.sentences import MAX_CHUNK_CHARS
 from phf_ray.errors import ConfigError
+from tests.support.sentence_texts import SpacySentences, nasty_text
 
 AWKWARD = [
     "",
@@ -37,6 +40,7 @@ def test_segments_join_to_the_text_and_none_is_empty(name, text):
 
 
 SPLITTERS = {name: build_segmenter(name) for name in SEGMENTERS}
+OF_SPACY = SpacySentences()
 
 
 @pytest.mark.parametrize("name", sorted(SEGMENTERS))
@@ -91,15 +95,67 @@ def test_brackets_without_white_space_take_linear_time():
     assert time.process_time() - started < 15
 
 
-def test_sentences_are_those_of_spacy_itself():
-    import spacy
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mr. Smith (b. 1950) paid $3.50.  He left!\n\n'Why?' she asked... e.g. at 5 p.m. U.S. time.",
+        "y" * MAX_CHUNK_CHARS + " end. Next.",
+        "No end. " + "(" * MAX_CHUNK_CHARS + ".) Next :D.  O.o \ud800. Last",
+        "  \n. 'Leading' space.\n\n'Yes.' \"No.\"  \n",
+        # Alone, o.O would be an emoticon in these tokens; after `>:`, spaCy sees the longer one, across the space.
+        "Hey >: o.O-x yes",
+        *(text for text in AWKWARD if text and len(text) < MAX_CHUNK_CHARS),
+    ],
+)
+def test_sentences_are_those_of_spacy_itself(text):
+    assert SPLITTERS[ORIGINAL_SENTENCES](text) == OF_SPACY(text)
 
-    pipeline = spacy.blank("en")
-    pipeline.add_pipe("sentencizer")
-    text = "Mr. Smith (b. 1950) paid $3.50.  He left!\n\n'Why?' she asked... e.g. at 5 p.m. U.S. time."
-    words_up_to_the_limit = "y" * MAX_CHUNK_CHARS + " end. Next."
-    for sample in (text, words_up_to_the_limit):
-        assert SPLITTERS["sentences"](sample) == [sentence.text_with_ws for sentence in pipeline(sample).sents]
+
+def test_nasty_texts_have_the_sentences_of_spacy():
+    # `python -m benchmarks.bench_sentences --compare 20000` tries more of them.
+    rng = random.Random(20261201)
+    for _ in range(250):
+        text = nasty_text(rng)
+        assert SPLITTERS[ORIGINAL_SENTENCES](text) == OF_SPACY(text), repr(text)
+
+
+@settings(max_examples=100)
+@given(text=text_of_any_characters)
+def test_any_text_has_the_sentences_of_spacy(text):
+    if text:
+        assert SPLITTERS[ORIGINAL_SENTENCES](text) == OF_SPACY(text)
+
+
+def test_only_the_text_around_signs_is_tokenized():
+    splitter = build_segmenter("sentences")
+    tokenized = []
+    make_doc = splitter._nlp.make_doc
+    splitter._nlp.make_doc = lambda text: tokenized.append(text) or make_doc(text)
+    assert splitter("Many words, and no end of them, until now. Then comes the next one") == [
+        "Many words, and no end of them, until now. ",
+        "Then comes the next one",
+    ]
+    assert tokenized == ["now. a"]
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["\u4f60\u597d\u3002", "\u4eca\u5929\uff01\uff1f", "\u597d\u5417\uff1f", "\u597d"],
+        # Quotes and brackets that close stay with their sentence; one that opens begins the next.
+        ["\u300c\u306f\u3044\u3002\u300d", "\u300c\u3044\u3044\u3048\uff01\u300d\uff09", "\u6b21"],
+        ["\u6587\u3002 ", "\u6587. ", "End\uff01", "Next"],
+    ],
+)
+def test_chinese_and_japanese_sentences_end_but_not_under_compat(sentences):
+    text = "".join(sentences)
+    assert SPLITTERS["sentences"](text) == sentences
+    assert SPLITTERS[ORIGINAL_SENTENCES](text) == OF_SPACY(text) != sentences
+
+
+def test_without_east_asian_signs_compat_changes_nothing():
+    for text in (text for text in AWKWARD if text and "\u3002" not in text):
+        assert SPLITTERS["sentences"](text) == SPLITTERS[ORIGINAL_SENTENCES](text)
 
 
 def test_splitting_does_not_remember_words():
@@ -111,5 +167,5 @@ def test_splitting_does_not_remember_words():
 
 
 def test_an_unknown_segmenter_names_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'words'; choose one of document, lines, sentences"):
+    with pytest.raises(ConfigError, match=r"'words'; choose one of document, lines, original_sentences, sentences"):
         build_segmenter("words")

@@ -16,6 +16,7 @@ from benchmarks import (
     bench_objectives,
     bench_rounds,
     bench_score,
+    bench_sentences,
     bench_train,
 )
 from benchmarks.__main__ import command
@@ -177,3 +178,12 @@ def test_rounds_are_compared_with_the_sum_of_their_parts(monkeypatch, capsys):
     (verdict,) = json.loads(capsys.readouterr().out.splitlines()[-1])["verdicts"]
     assert verdict["name"] == "time of a round / its parts"
     assert verdict["median"] > 1
+
+
+def test_sentences_are_timed_and_compared_beside_spacy(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--data", "nowhere", "--rounds", "2", "--characters", "2000"])
+    assert bench_sentences.main() == 0
+    assert "sentences: Python manual" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "--compare", "20"])
+    assert bench_sentences.main() == 0
+    assert "20 hard texts: the same" in capsys.readouterr().out

@@ -13,8 +13,8 @@ HEADER = """# Where phf-ray differs from the original code, TRL, AlpacaFarm and 
 
 The original is `tomekkorbak/pretraining-with-human-feedback` at 152e6b6. Each line is a comment at the place where the
 departure is made; this page is made from them. `compat: korbak2023` in a configuration brings back the original's
-behaviour in objectives, packing and metrics, for comparison with its released models; KL, and errors that make scores
-wrong, are never brought back.
+behaviour in objectives, packing, metrics and the ends of sentences, for comparison with its released models; KL, and
+errors that make scores wrong, are never brought back.
 
 Lines that name TRL (1.16) or AlpacaFarm are about learning from feedback. `compat: trl` and `compat: alpaca_farm` bring
 their rows and normalisers back. A micro-batch is `per_device_train_batch_size` blocks: it holds as many rows as theirs

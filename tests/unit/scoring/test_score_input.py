@@ -1,6 +1,7 @@
 """What a scored corpus says about its input: segments that came cut, the splitter's version, columns that are kept."""
 
 import json
+from importlib.metadata import version
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +21,9 @@ LENGTH = {"class_name": "fakes:LengthScorer"}
 WORDS = {"class_name": "fakes:WordScorer"}
 
 
-def request(*inputs, scorers=(LENGTH,), segmenter="lines", pools=None, **options):
-    config = parse_config({"scoring": {"scorers": list(scorers), "segmenter": segmenter, "pools": pools or {}}})
+def request(*inputs, scorers=(LENGTH,), segmenter="lines", pools=None, compat=None, **options):
+    scoring = {"scorers": list(scorers), "segmenter": segmenter, "pools": pools or {}}
+    config = parse_config({"scoring": scoring, "compat": compat})
     return ScoringRequest(config, inputs=[str(path) for path in inputs], **options)
 
 
@@ -76,12 +78,12 @@ def test_segments_that_the_input_gave_are_not_those_of_the_segmenter(text, tmp_p
 def test_the_splitter_of_sentences_is_part_of_plan_and_manifest(text, tmp_path, monkeypatch):
     out = tmp_path / "out"
     manifest = run(request(text, segmenter="sentences"), out)
-    assert stored(out, "plan.json")["key"][SEGMENTER_VERSIONS].keys() == {"spacy"}
+    assert stored(out, "plan.json")["key"][SEGMENTER_VERSIONS].keys() == {"spacy", "East Asian sentence ends"}
     assert stored(out, "manifest.json")["segmenter_versions"] == segmenter_versions("sentences")
     assert manifest.segmenter_versions == read_corpus_manifest(str(out)).segmenter_versions
     assert SEGMENTER_VERSIONS not in request(text).key()
     monkeypatch.setattr("phf_ray.corpus.segments.version", lambda package: "0.1")
-    with pytest.raises(ConfigError, match=r"segmenter versions was \{'spacy': '3\..*'\}, is \{'spacy': '0\.1'\}"):
+    with pytest.raises(ConfigError, match=r"segmenter versions was \{'spacy': '3\..*'\}, is \{'spacy': '0\.1', "):
         run(request(text, segmenter="sentences"), out)
 
 
@@ -97,13 +99,49 @@ def test_a_plan_that_does_not_name_the_splitter_goes_on(text, tmp_path):
     assert run(request(text, segmenter="sentences"), out).documents == 1
 
 
+@pytest.fixture
+def chinese(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"text": "\u597d\u3002\u597d"}) + "\n")
+    return path
+
+
+def test_chinese_sentences_end_but_not_under_compat_and_the_plan_tells(chinese, tmp_path):
+    out = tmp_path / "out"
+    assert run(request(chinese, segmenter="sentences"), out).segments == 2
+    original = request(chinese, segmenter="sentences", compat="korbak2023")
+    with pytest.raises(ConfigError, match=r"segmenter versions was .*East Asian.*, is \{'spacy': '[^,]*'\}; give"):
+        run(original, out)
+    manifest = run(original, tmp_path / "original")
+    assert (manifest.segments, manifest.segmenter) == (1, "sentences")
+    assert manifest.segmenter_versions == {"spacy": version("spacy")}
+
+
+def test_a_plan_from_before_chinese_sentences_ended_goes_on_without(chinese, tmp_path):
+    out, asked = tmp_path / "out", request(chinese, segmenter="sentences")
+    run(asked, out)
+    plan = stored(out, "plan.json")
+    plan["key"][SEGMENTER_VERSIONS] = {"spacy": version("spacy")}
+    for path in (*out.glob("part-*"), out / "_SUCCESS", out / "manifest.json"):
+        path.unlink()
+    (out / "plan.json").write_text(json.dumps(plan))
+    manifest = run(asked, out)
+    assert (manifest.segments, manifest.segmenter_versions) == (1, {"spacy": version("spacy")})
+    plan["key"][SEGMENTER_VERSIONS] = {"spacy": "0.1"}
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"segmenter versions was \{'spacy': '0\.1'\}, is \{'spacy': '[^,]*'\}; give"):
+        run(asked, out)
+
+
 def test_a_node_with_another_splitter_cuts_nothing(text, tmp_path, monkeypatch):
     class Elsewhere(InProcessScoring):
         def score(self, pools, rows):
             monkeypatch.setattr("phf_ray.corpus.segments.version", lambda package: "0.1")
             yield from super().score(pools, rows)
 
-    with pytest.raises(ConfigError, match=r"would cut texts with \{'spacy': '0\.1'\}; the job began with .*all nodes"):
+    with pytest.raises(
+        ConfigError, match=r"would cut texts with \{'spacy': '0\.1', .*\}; the job began with .*all nodes"
+    ):
         run_scoring(request(text, segmenter="sentences"), str(tmp_path / "out"), executor=Elsewhere())
 
 
