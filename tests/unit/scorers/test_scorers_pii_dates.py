@@ -27,7 +27,8 @@ def by_dateparser(text, reference_date):
 
 
 def births(detector, text):
-    return [(filth.beg, filth.end) for filth in detector.iter_filth(text)]
+    # The scrubber asks each detection whether it is valid.
+    return [(filth.beg, filth.end) for filth in detector.iter_filth(text) if filth.is_valid()]
 
 
 # The last day of a month, and of February, are what is missing in a string is filled in from.
