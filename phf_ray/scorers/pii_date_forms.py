@@ -32,7 +32,7 @@ class PlainDates:
         self._known_words = known_words(locale)
         self._named = _named_form(self._months)
 
-    def read(self, text: str) -> datetime.datetime | None | Unsure:
+    def read(self, text: str) -> datetime.datetime | Unsure | None:
         """Return what dateparser returns: a date and time without a zone, or None if it reads no date."""
         # dateparser, too, reads a dash as a hyphen.
         text = text.replace("\u2013", "-")
@@ -43,7 +43,7 @@ class PlainDates:
         date = self.read_date(text)
         return None if date is UNSURE and self._has_unknown_word(text) else date
 
-    def read_date(self, text: str) -> datetime.datetime | None | Unsure:
+    def read_date(self, text: str) -> datetime.datetime | Unsure | None:
         """Like `read`, but sure only of strings that have the form of a date."""
         if match := _ISO.fullmatch(text):
             return self._month_and_day(match[1], int(match[2]), int(match[3]))
@@ -84,7 +84,7 @@ class PlainDates:
             day = min(self._reference_date.day, last)
         return datetime.datetime(int(year), month, day) if 1 <= day <= last else None
 
-    def _read_numbers(self, text: str) -> datetime.datetime | None | Unsure:
+    def _read_numbers(self, text: str) -> datetime.datetime | Unsure | None:
         """Read a string without letters."""
         if _NO_TIME.match(text):
             return None

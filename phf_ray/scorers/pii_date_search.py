@@ -1,8 +1,8 @@
 """Cuts sentences into the chunks that dateparser reads dates in, as dateparser does, but faster.
 
-dateparser first rewrites a sentence, such as `twenty years` to `20 years`, and tries its sixty patterns on each. Here a
-pattern is tried only if the sentence has a word of it. What is done only for letters outside ASCII is left out for other
-sentences.
+dateparser first rewrites a sentence, such as `twenty years` to `20 years`, and tries its sixty patterns on each. Here
+a pattern is tried only if the sentence has a word of it. What is done only for letters outside ASCII is left out for
+other sentences.
 """
 
 import copy
@@ -48,7 +48,7 @@ def _join(locale: Locale, words: Sequence[str], settings: Any) -> str:
 
 
 def required_word(pattern: str) -> str:
-    """Return letters that every match of the pattern has in lower case; an empty string if they are not easy to tell."""
+    """Return letters that every match of the pattern has; an empty string if they are not easy to tell."""
     # A class can hold brackets, and an escape can stand for one.
     plain = _CLASS_OR_ESCAPE.sub(".", pattern)
     while (without := _GROUP.sub(".", plain)) != plain:

@@ -52,7 +52,13 @@ _FORMS = (
     *("{d} {M} {y}", "{M} {d}, {y}", "{M} {y}", "{M}, {y}", "{d}{o} {M} {y}", "{M} {d}{o}, {y}", "{d}-{M}-{y}"),
     *("{y}-{M}-{d}", "{y} {M} {d}", "{d}-{M}-{d}-{y}", "{M} {d}", "{d} {M}", "{y} {m}", "{m} {y}", "{m}, {y}"),
     *("{y}-{m:02}-{d:02}T{h:02}:{i:02}:{i:02}Z", "{y}-{m:02}-{d:02} {h}:{i:02}", "{M} {d}-{d}, {y}", "{d} {M} '{y}"),
-    *("{d}.{m}.{y}", "{y}\u5e74{m}\u6708{d}\u65e5", "{y}-{m:02}-{d:02}+05:30", "{M} {d} {y} EST", "{h}:{i:02} {M} {d} {y}"),
+    *(
+        "{d}.{m}.{y}",
+        "{y}\u5e74{m}\u6708{d}\u65e5",
+        "{y}-{m:02}-{d:02}+05:30",
+        "{M} {d} {y} EST",
+        "{h}:{i:02} {M} {d} {y}",
+    ),
 )
 _MONTHS = (
     *("january", "feb", "march", "apr", "may", "june", "jul", "august", "sept", "sep", "october", "nov", "december"),
@@ -64,9 +70,40 @@ _EDGES = (
 )
 _WORDS = (
     *("born", "dob", "birth", "of", "the", "on", "in", "at", "by", "from", "and", "about", "a", "an", "mrn", "ssn"),
-    *("old", "est", "pst", "utc", "gmt", "z", "t", "am", "pm", "ago", "before", "later", "today", "now", "last", "next"),
+    *(
+        "old",
+        "est",
+        "pst",
+        "utc",
+        "gmt",
+        "z",
+        "t",
+        "am",
+        "pm",
+        "ago",
+        "before",
+        "later",
+        "today",
+        "now",
+        "last",
+        "next",
+    ),
     *("this week", "year", "years", "y", "s", "d", "h", "m", "mo", "mons", "days", "bc", "q1", "one", "twenty", "noon"),
-    *("century", "MCMXCV", "on:", "o.n:", "d.o.b.", "a.m", "p.m.", "monday", "tue", "till date", "year-old", "u", "uwe"),
+    *(
+        "century",
+        "MCMXCV",
+        "on:",
+        "o.n:",
+        "d.o.b.",
+        "a.m",
+        "p.m.",
+        "monday",
+        "tue",
+        "till date",
+        "year-old",
+        "u",
+        "uwe",
+    ),
 )
 _JOINTS = (
     *(" ", " ", " ", "-", "-", "/", ".", ". ", ",", ", ", "  ", " - ", "\u2013", "\u2014", ":", ": ", "'", '"', "_"),
