@@ -1,7 +1,7 @@
 """Reads the plain forms of dates that dateparser reads, and knows most strings in which it reads none.
 
-For ISO dates, m/d/y, years and dates with an English month, in a hundredth of the time. Everything that is not certain is
-left to dateparser.
+For ISO dates, m/d/y, years and dates with an English month, in a twentieth of the time. Everything that is not certain
+is left to dateparser.
 """
 
 import calendar
@@ -22,7 +22,7 @@ UNSURE = Unsure.UNSURE
 
 
 class PlainDates:
-    """Reads what `DateDataParser(languages=["en"])` reads, with a reference date as RELATIVE_BASE, in DATE_ORDER MDY."""
+    """Reads what `DateDataParser(languages=["en"])` reads, with a reference date as RELATIVE_BASE, month before day."""
 
     def __init__(self, reference_date: datetime.date, locale: Locale):
         self._reference_date = reference_date
@@ -77,7 +77,7 @@ class PlainDates:
         return None
 
     def _date(self, year: str, month: int | None, day: int | None) -> datetime.datetime | None:
-        """What the string does not name is that of the reference date, or the last day of the month if it is shorter."""
+        """What the string does not name is that of the reference date, or the last day of a month that is too short."""
         month = self._reference_date.month if month is None else month
         last = calendar.monthrange(int(year), month)[1]
         if day is None:
