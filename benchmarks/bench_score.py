@@ -162,9 +162,11 @@ def cold_line(row: Row, slow: Any, fast: Any, texts: list[str], *, pairs: int) -
     One more part of the texts fills the caches with other texts before.
     """
     parts = [part for first in range(pairs + 1) if (part := texts[first :: pairs + 1])]
-    ratios, speeds = [], []
+    ratios: list[float] = []
+    speeds: list[float] = []
     for index, part in enumerate(parts):
-        found, taken_s = {}, {}
+        found: dict[Any, list[Any]] = {}
+        taken_s: dict[Any, float] = {}
         for side in (slow, fast) if index % 2 else (fast, slow):
             started = row.clock()
             found[side] = detections(side, part)
