@@ -8,13 +8,15 @@ from functools import lru_cache
 from typing import Any
 
 from dateparser.conf import apply_settings
-from dateparser.date import DateDataParser
+from dateparser.date import DateData, DateDataParser
 from dateparser.languages.loader import LocaleDataLoader
 from dateparser.search.search import _ExactLanguageSearch, _trim_connectors
 from dateparser.utils import normalize_unicode
 from scrubadub.filth import Filth
 
 from phf_ray.errors import DataError
+from phf_ray.scorers.pii_date_forms import UNSURE, PlainDates
+from phf_ray.scorers.pii_date_search import with_fast_search
 from phf_ray.scorers.pii_reference import (
     CONTEXT_WORDS,
     LINES_AFTER,
@@ -31,7 +33,7 @@ class DateOfBirth(DateOfBirthDetector):
 
     def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
         for found in dict.fromkeys(self.birth_dates(text)):
-            if not _parses_to_birth_date(found, self._reference_date):
+            if not _search(self._reference_date).is_birth_date(found):
                 continue
             for match in re.finditer(re.escape(found), text):
                 yield CheckedDateOfBirthFilth(
@@ -71,6 +73,8 @@ class TooManyNumbersError(DataError):
 
 _MAX_SENTENCE_CHARS = 20_000
 _MAX_NUMBERS = 2_000
+# Strings whose dates dateparser has read.
+_MAX_REMEMBERED = 20_000
 
 
 class _DateSearch:
@@ -84,11 +88,13 @@ class _DateSearch:
         self._reference_date = reference_date
         self._settings = _as_settings(settings=date_settings(reference_date))
         self._search = _ExactLanguageSearch(LocaleDataLoader())
-        self._locale = self._search.get_current_language("en")
+        self._locale = with_fast_search(self._search.get_current_language("en"), self._settings)
         self._skipped = {word.lower() for word in self._locale.info["skip"]}
         self._first_words = {entry.split(" ")[0] for entry in self._locale._get_dictionary(settings=self._settings)}
         self._parser = DateDataParser(languages=["en"], settings=self._settings)
-        self._parser.get_date_data = lru_cache(maxsize=200_000)(self._parser.get_date_data)
+        self._plain = PlainDates(reference_date, self._locale)
+        self._slow_date = lru_cache(maxsize=_MAX_REMEMBERED)(self._parser.get_date_data)
+        self._parser.get_date_data = self._date_data
 
     def birth_dates(self, text: str, context: str) -> Iterator[str]:
         """Yield the strings that `search_dates` finds in the text and that are dates of birth in the context."""
@@ -112,6 +118,22 @@ class _DateSearch:
             if self._is_birth(date) and string and not string.startswith("+") and string in context:
                 yield string
 
+    def _date_data(self, string: str) -> DateData:
+        date = self._plain.read(string)
+        return self._slow_date(string) if date is UNSURE else DateData(date_obj=date, period="day")
+
+    def _is_one_piece_without_date(self, chunk: str) -> bool:
+        """Whether dateparser reads no date in a chunk that it can't split into parts to read them instead."""
+        return _SPLITTER.search(chunk) is None and self._plain.read(chunk) is None
+
+    def is_birth_date(self, string: str) -> bool:
+        """Whether the string on its own, in any language, is an adult's date of birth."""
+        # A plain form is tried first in English, and read in it.
+        date = self._plain.read_date(string)
+        if isinstance(date, datetime.datetime):
+            return self._is_birth(date)
+        return _parses_to_birth_date(string, self._reference_date)
+
     def _has_birth_year(self, chunk: str) -> bool:
         return _has_birth_year(chunk, self._reference_date)
 
@@ -129,15 +151,16 @@ class _DateSearch:
         relevant = [
             (translated, original) for translated, original in chunks if is_relevant is None or is_relevant(translated)
         ]
-        translated = [chunk for chunk, _ in relevant]
         # Parsed strings are cached, so only different ones count.
-        num_numbers = sum(len(_DIGITS.findall(chunk)) for chunk in set(translated))
+        num_numbers = sum(len(_DIGITS.findall(chunk)) for chunk in {chunk for chunk, _ in relevant})
         # DIFFERS: phf-ray gives no score to a text with more than 2,000 numbers that can be dates near a word such as
         # born; the original needs minutes for it.
         if num_numbers > _MAX_NUMBERS:
             raise TooManyNumbersError(
                 f"{num_numbers} numbers near a word such as born can be dates; at most {_MAX_NUMBERS} are searched"
             )
+        relevant = [chunks for chunks in relevant if not self._is_one_piece_without_date(chunks[0])]
+        translated = [chunk for chunk, _ in relevant]
         parsed, strings = self._search.parse_found_objects(
             parser=self._parser,
             to_parse=translated,
@@ -211,6 +234,8 @@ def _as_settings(settings: Any = None) -> Any:
     return settings
 
 
+# What dateparser splits chunks at.
+_SPLITTER = re.compile("[\\s,\u060c\u2014\u2013.]")
 _DIGITS = re.compile(r"\d+")
 _SMALL_NUMBER = re.compile(r"an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve", re.IGNORECASE)
 _NUMBER = re.compile(
@@ -237,7 +262,7 @@ class CheckedDateOfBirthFilth(Filth):
     type = "date_of_birth"
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=_MAX_REMEMBERED)
 def _parses_to_birth_date(found: str, reference_date: datetime.date) -> bool:
     """Whether the string on its own, in any language, is an adult's date of birth."""
     return DateOfBirthFilth(beg=0, end=len(found), text=found, reference_date=reference_date).is_valid()
