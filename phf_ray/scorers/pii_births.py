@@ -21,11 +21,13 @@ def dates_of_birth(reference_date: datetime.date) -> Callable[[str], Iterator[De
             date = _DATE.search(text, word.end(), word.end() + _CHARS_AFTER)
             if date is None or date.start() == seen or _OTHER_EVENT.search(text, word.end(), date.start()):
                 continue
+            # A label or a form names the date of birth; in a sentence the date can be that of something else.
+            is_label = word["label"] is not None or _LABEL_END.fullmatch(text, word.end(), date.start()) is not None
+            if word["birth"] is not None and not is_label:
+                continue  # a birth order, a place of birth, someone gave birth
             age = reference_date.year - _year(date, reference_date)
             if 0 <= age <= MAX_AGE_YEARS and _is_day(date):
                 seen = date.start()
-                # A label or a form names the date of birth; in a sentence the date can be that of something else.
-                is_label = word["label"] is not None or _LABEL_END.fullmatch(text, word.end(), date.start()) is not None
                 yield Detection("date_of_birth", *date.span(), 0.95 if is_label else 0.85)
 
     return detector
@@ -49,7 +51,7 @@ _CHARS_AFTER = 80
 # A word ends where the next begins: at a character that is no letter, or at a capital letter, as in dateOfBirth.
 _WORD = re.compile(
     r"(?:(?<![^\W\d_])|(?<=[a-z])(?=[A-Z]))(?:(?P<label>(?i:dob|d\.o\.b|date[ _]?of[ _]?birth|birth[-_ ]?dates?))"
-    r"|(?i:born|births?|birthdays?))(?:(?![^\W\d_])|(?<=[a-z])(?=[A-Z]))"
+    r"|(?i:born|(?P<birth>births?)|birthdays?))(?:(?![^\W\d_])|(?<=[a-z])(?=[A-Z]))"
 )
 _LABEL_END = re.compile(r"[^\w\n]{0,12}(?:\n\s*)?")
 # Whose date it is: not the birth's if one of these, or another year, stands between.

@@ -47,14 +47,14 @@ def skype_names(text: str) -> Iterator[Detection]:
 
 _LETTER = rf"[\w{MARKS}]"
 _LABEL = rf"[\w{MARKS}](?:[\w{MARKS}-]{{0,61}}+(?<!-))?"
-# At most 64 characters stand before the @ (RFC 5321). The last label has a letter first: 1.2 is no domain.
+# At most 64 characters stand before the @ (RFC 5321), without those that divide fields, such as |, / and =. The last label has a letter first: 1.2 is no domain.
 _EMAIL = re.compile(
-    rf"(?<![\w{MARKS}.%+'&*/=?^{{|}}~-]){_LETTER}[\w{MARKS}.%+'&*/=?^{{|}}~-]{{0,63}}+"
+    rf"(?<![\w{MARKS}.%+-]){_LETTER}[\w{MARKS}.%+'-]{{0,63}}+"
     rf"@(?:{_LABEL}\.){{1,8}}(?:xn--[a-z0-9-]{{2,59}}|[^\W\d_][\w{MARKS}]{{1,62}})(?<!_)"
 )
 _SPELLED_EMAIL = re.compile(
     r"(?<![\w.@-])[a-z0-9][\w.+-]{1,63}(?P<at>[ ]at[ ]|[ ]?[\[({<][ ]?(?:at|@)[ ]?[\])}>][ ]?)"
-    r"(?P<domain>[a-z0-9-]{2,63}(?:(?:\.|[ ]dot[ ]|[ ]?[\[({<][ ]?(?:dot|\.)[ ]?[\])}>][ ]?)[a-z0-9-]{2,63}){0,3}?"
+    r"(?P<domain>[a-z0-9-]{2,63}(?:(?:\.|[ ]dot[ ]|[ ]?[\[({<][ ]?(?:dot|\.)[ ]?[\])}>][ ]?)[a-z0-9-]{2,63}){0,3}"
     r"(?P<dot>\.|[ ]dot[ ]|[ ]?[\[({<][ ]?(?:dot|\.)[ ]?[\])}>][ ]?)(?P<top>[a-z]{2,12}))(?![\w@-]|\.\w)",
     re.IGNORECASE,
 )

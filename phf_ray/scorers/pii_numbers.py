@@ -57,7 +57,9 @@ def social_security_numbers(text: str) -> Iterator[Detection]:
 def ip_addresses(text: str) -> Iterator[Detection]:
     """Find IPv4 and IPv6 addresses, except loopback and unspecified ones, which name no other machine."""
     for match in _IPV4.finditer(text):
-        if _names_a_machine(match[0]) and not stands_after(_VERSION, text, match.start(), chars=20):
+        if not _names_a_machine(match[0]) or stands_after(_VERSION, text, match.start(), chars=20):
+            continue
+        if not _is_like_a_version(match[0]) or stands_after(_ADDRESS_WORD, text, match.start(), chars=30):
             yield Detection("ip_address", *match.span(), 0.9)
     for match in _IPV6.finditer(text):
         if _names_a_machine(match[0]):
@@ -77,6 +79,12 @@ def _names_a_machine(candidate: str) -> bool:
     except ValueError:
         return False
     return not (address.is_loopback or address.is_unspecified)
+
+
+def _is_like_a_version(address: str) -> bool:
+    """Whether all four numbers are small. 2 of 100,000 random addresses are so, besides 10.x and those like 8.8.8.8."""
+    parts = [int(part) for part in address.split(".")]
+    return max(parts) < 20 and parts[0] != 10 and len({*parts}) > 1
 
 
 _SEPARATOR = re.compile("[ \u00a0\u202f-]")
@@ -107,6 +115,7 @@ _VERSION = re.compile(
     r"(?:\b(?:v|ver|version|release|section|sec|chapter|clause|table|figure|build|firmware)\.?|\u00a7)[ \t]*\Z",
     re.IGNORECASE,
 )
+_ADDRESS_WORD = re.compile(r"(?<![a-z])(?:ip(?:v4)?|address(?:es)?|host|server|gateway|dns|ping|from|client)\b", re.IGNORECASE)
 # A name and a colon can stand before an address. One without a digit is rather a name in a program: dead::beef.
 _IPV6 = re.compile(
     r"(?:(?<![\w.:])|(?<=[A-Za-z]:))(?=[a-fA-F:]{0,38}[0-9])(?:[0-9a-fA-F]{0,4}:){2,7}"

@@ -51,9 +51,11 @@ def _confidence(number: str, region: str, *, has_word: bool) -> float | None:
 
 
 def _abroad(number: str, *, has_word: bool) -> float | None:
-    if not 8 <= len(number) <= 16 or not _is_possible(number):
+    if not _MIN_DIGITS <= len(number) - 1 <= _MAX_DIGITS_ABROAD:
         return None
-    return 0.95 if has_word or _is_valid(number, None) else 0.8
+    if _is_possible(number):
+        return 0.95 if has_word or _is_valid(number, None) else 0.8
+    return 0.75 if has_word else None
 
 
 @lru_cache(maxsize=20_000)
@@ -72,15 +74,15 @@ def _is_valid(number: str, region: str | None) -> bool:
         return False
 
 
-_MIN_DIGITS, _MAX_DIGITS = 6, 13
+_MIN_DIGITS, _MAX_DIGITS, _MAX_DIGITS_ABROAD = 6, 13, 15
 _CHARS_BEFORE = 32
 _REGIONS = ("GB", "DE", "FR", "IT", "NL", "BE", "CH", "AT", "AU", "IE", "SE", "ZA", "NZ", "PL")
 """Countries whose numbers begin with a zero at home; the largest of those whose texts are often in English."""
 
 # Groups of digits with at most one separator, brackets aside; then perhaps an extension.
 _CANDIDATE = re.compile(
-    r"(?<![\w$\u20ac\u00a3#%@=/])(?<![0-9][.,:-])(?P<number>\+?[0-9(](?:[0-9]|\)[ .-]?(?=[0-9])|[ .-]?\((?=[0-9])"
-    r"|[ \u00a0.\u2011-](?=[0-9])){5,24})(?<=[0-9])(?:[ ]?(?:x|ext\.?|extension)[ ]?[0-9]{1,6})?(?!\w|[.,:/][0-9]|%)",
+    r"(?<![\w$\u20ac\u00a3#%@=/])(?<![0-9][.,:-])(?<![A-Z]-)(?P<number>\+?[0-9(](?:[0-9]|\)[ .-]?(?=[0-9])|[ .-]?\((?=[0-9])"
+    r"|[ \u00a0.\u2011-](?=[0-9])){5,24})(?<=[0-9])(?:[ ]?(?:x|ext\.?|extension)[ ]?[0-9]{1,6})?(?!\w|[.:/][0-9]|,[0-9]{3}(?![0-9-])|%)",
     re.IGNORECASE,
 )
 _NORTH_AMERICAN = re.compile(

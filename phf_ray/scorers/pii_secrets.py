@@ -91,7 +91,7 @@ _API_KEY = re.compile(
     r"|AIza[\w-]{35}|ya29\.[\w-]{20,200}|GOCSPX-[\w-]{28}"  # Google
     r"|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}|glpat-[\w-]{20,64}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}"  # Slack
-    r"|(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,250}|whsec_[A-Za-z0-9]{32,64}"  # Stripe
+    r"|(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{12,250}|whsec_[A-Za-z0-9]{32,64}"  # Stripe
     r"|sk-[A-Za-z0-9_-]{20,250}"  # OpenAI, Anthropic
     r"|hf_[A-Za-z]{30,40}|npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{50,250}|dckr_pat_[\w-]{27}"
     r"|SG\.[\w-]{22}\.[\w-]{43}|(?:AC|SK)[0-9a-f]{32}|key-[0-9a-f]{32}"  # SendGrid, Twilio, Mailgun
