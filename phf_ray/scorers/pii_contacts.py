@@ -70,9 +70,13 @@ _PROVIDERS = {
     *("protonmail.com", "proton.me", "zoho.com", "yandex.com", "yandex.ru", "mail.ru", "comcast.net", "verizon.net"),
     *("att.net", "sbcglobal.net", "btinternet.com", "orange.fr", "free.fr", "wanadoo.fr", "libero.it", "qq.com", "163.com"),
 }  # fmt: skip
-_NETWORK = re.compile(r"twitter|tweet|instagram|insta\b|tiktok|follow|handle|\bvia\b|\bRT\b|\bfb\b|threads", re.IGNORECASE)
+_NETWORK = re.compile(
+    r"twitter|tweet|instagram|insta\b|tiktok|follow|handle|\bvia\b|\bRT\b|\bfb\b|threads", re.IGNORECASE
+)
 # An annotation in code is followed by its arguments or by nothing on its line.
-_MENTION = re.compile(r"[,!?:]? (?:thanks|thank|you|your|i|we|please|hi|hello|what|how|did|have|can|is|are)\b", re.IGNORECASE)
+_MENTION = re.compile(
+    r"[,!?:]? (?:thanks|thank|you|your|i|we|please|hi|hello|what|how|did|have|can|is|are)\b", re.IGNORECASE
+)
 _SKYPE = re.compile(
     r"\bskype(?:[ ](?:id|name|username|user|account|handle))?(?:[ ]is[ ]|[ ]?[:=][ ]?)"
     r"(?!(?:call|the|and|or|for|in|a|an|not|now|free|chat|here|it|also|very|more)\b)(?P<name>(?:live:)?[a-z][\w.,-]{4,30}\w)",

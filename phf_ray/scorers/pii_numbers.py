@@ -115,7 +115,9 @@ _VERSION = re.compile(
     r"(?:\b(?:v|ver|version|release|section|sec|chapter|clause|table|figure|build|firmware)\.?|\u00a7)[ \t]*\Z",
     re.IGNORECASE,
 )
-_ADDRESS_WORD = re.compile(r"(?<![a-z])(?:ip(?:v4)?|address(?:es)?|host|server|gateway|dns|ping|from|client)\b", re.IGNORECASE)
+_ADDRESS_WORD = re.compile(
+    r"(?<![a-z])(?:ip(?:v4)?|address(?:es)?|host|server|gateway|dns|ping|from|client)\b", re.IGNORECASE
+)
 # A name and a colon can stand before an address. One without a digit is rather a name in a program: dead::beef.
 _IPV6 = re.compile(
     r"(?:(?<![\w.:])|(?<=[A-Za-z]:))(?=[a-fA-F:]{0,38}[0-9])(?:[0-9a-fA-F]{0,4}:){2,7}"

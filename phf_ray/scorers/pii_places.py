@@ -33,7 +33,9 @@ _STATE = (
     r"|(?:North|South) (?:Carolina|Dakota)|Ohio|Oklahoma|Oregon|Pennsylvania|Rhode Island|Tennessee|Texas|Utah"
     r"|Vermont|(?:West )?Virginia|Washington|Wisconsin|Wyoming|Puerto Rico)"
 )
-_PROVINCE = r"(?:AB|BC|MB|N[BLSTU]|ON|PE|QC|SK|YT|Alberta|British Columbia|Manitoba|Ontario|Qu[e\u00e9]bec|Saskatchewan)"
+_PROVINCE = (
+    r"(?:AB|BC|MB|N[BLSTU]|ON|PE|QC|SK|YT|Alberta|British Columbia|Manitoba|Ontario|Qu[e\u00e9]bec|Saskatchewan)"
+)
 _CANADIAN_CODE = r"[ABCEGHJ-NPRSTVXY][0-9][A-Z][ -]?[0-9][A-Z][0-9]"
 _REGION = (
     rf"(?:{_STATE}(?:(?:,?\s{{1,3}}){_ZIP}|(?!\w))|{_PROVINCE},?\s{{1,3}}{_CANADIAN_CODE}(?!\w)|{_PROVINCE}(?!\w)"
@@ -55,7 +57,9 @@ _BRITISH = re.compile(
     rf"(?<![\w.,-])[0-9]{{1,5}}[A-Za-z]?,?[ ](?:{_WORD}[ ]){{1,4}}?(?:{_US_STREET}|Close|Gardens|Grove|Hill|Mews|Row|Walk)"
     rf"(?:{_DIVIDER}{_TOWN}){{1,3}}(?:{_DIVIDER}|[ ])(?:[A-Z]{{1,2}}[0-9][0-9A-Z]?[ ]?[0-9][A-Z]{{2}})\b"
 )
-_POSTAL_CODE = r"(?:[A-Z]{1,2}-)?(?:[0-9]{4,5}(?:[ ]?[A-Z]{2})?|[0-9]{3}[ ][0-9]{2}|[0-9]{2}-[0-9]{3}|[0-9]{4}-[0-9]{3})"
+_POSTAL_CODE = (
+    r"(?:[A-Z]{1,2}-)?(?:[0-9]{4,5}(?:[ ]?[A-Z]{2})?|[0-9]{3}[ ][0-9]{2}|[0-9]{2}-[0-9]{3}|[0-9]{4}-[0-9]{3})"
+)
 # Types of street that are the end of its name: Hauptstra\u00dfe, Keizersgracht, Storgatan.
 _STREET_END = (
     r"(?:stra(?:\u00dfe|sse)|str\.|weg|platz|allee|gasse|ring|damm|ufer|markt|laan|straat|plein|gracht|kade|singel|dijk"

@@ -38,6 +38,7 @@ PRESIDIO_ENTITIES = {
     "vehicle_licence_plate": "UK_VEHICLE_REGISTRATION",
 }
 
+
 class PresidioRequest(LenientModel):
     text: Text | Annotated[list[Text], Field(max_length=MAX_BATCH)]
     language: str

@@ -292,12 +292,17 @@ def test_the_identity_tells_modes_and_entities_apart_and_that_of_old_corpora_is_
 
 def test_a_corpus_of_one_mode_is_not_taken_for_one_of_the_other(caplog):
     for mode, other in (("paper", STRICT), ("strict", PAPER)):
-        config = load_config(str(ROOT / "configs/pii/pretrain.yml"), overrides=[f"scoring.scorers=[{{class_name: PIIScorer, mode: {mode}}}]"])
+        config = load_config(
+            str(ROOT / "configs/pii/pretrain.yml"),
+            overrides=[f"scoring.scorers=[{{class_name: PIIScorer, mode: {mode}}}]"],
+        )
         same = build_scorer({"class_name": "PIIScorer", "mode": mode})
         for scorer, warnings in ((same, 0), (other, 1)):
             caplog.clear()
             identity = json.loads(json.dumps(scorer.identity().to_json()))
-            warn_of_other_scorers(config, [SourceCorpus(name="old", fingerprint="", scorer=identity, segmenter="sentences")])
+            warn_of_other_scorers(
+                config, [SourceCorpus(name="old", fingerprint="", scorer=identity, segmenter="sentences")]
+            )
             assert caplog.text.count("WAS SCORED BY A DIFFERENT SCORER (pii)") == warnings
 
 
