@@ -17,8 +17,8 @@ class PIISettings(ScorerSettings):
     locale: Literal["en_US", "en_GB", "en_CA"] = "en_US"
     reference_date: datetime.date = datetime.date(2026, 11, 20)
     """Day from which ages and relative dates are counted, so that scores do not change with today's date."""
-    # DIFFERS: phf-ray's default is `mode: strict`, whose detections have a day and month, a checksum or a word that says
-    # what they are; the original's also count bare years and "use at home". `mode: paper` has its detectors.
+    # DIFFERS: phf-ray counts by default only what a day and month, a checksum or a word nearby tell from other text;
+    # the original also counts bare years and "use at home". `mode: paper` has its detectors.
     mode: Literal["paper", "strict"] = "strict"
     """strict: detectors with a confidence, for personal data as users expect it. paper: what the original finds, which
     reproduces the paper's corpora."""

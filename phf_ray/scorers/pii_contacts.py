@@ -42,12 +42,13 @@ def twitter_names(text: str) -> Iterator[Detection]:
 def skype_names(text: str) -> Iterator[Detection]:
     """Find names that follow the word Skype and a colon or the word name, or stand in a link of Skype's."""
     for match in _SKYPE.finditer(text):
-        yield Detection("skype", *match.span("name"), 0.8)
+        yield Detection("skype", match.start("name"), match.end("name"), 0.8)
 
 
 _LETTER = rf"[\w{MARKS}]"
 _LABEL = rf"[\w{MARKS}](?:[\w{MARKS}-]{{0,61}}+(?<!-))?"
-# At most 64 characters stand before the @ (RFC 5321), without those that divide fields, such as |, / and =. The last label has a letter first: 1.2 is no domain.
+# At most 64 characters stand before the @ (RFC 5321), without those that divide fields, such as |, / and =. The last
+# label has a letter first: 1.2 is no domain.
 _EMAIL = re.compile(
     rf"(?<![\w{MARKS}.%+-]){_LETTER}[\w{MARKS}.%+'-]{{0,63}}+"
     rf"@(?:{_LABEL}\.){{1,8}}(?:xn--[a-z0-9-]{{2,59}}|[^\W\d_][\w{MARKS}]{{1,62}})(?<!_)"
@@ -65,10 +66,11 @@ _TOP_DOMAINS = {
     *("online", "tech", "site", "email", "cloud", "example", "test"),
 }
 _PROVIDERS = {
-    *("gmail.com", "googlemail.com", "yahoo.com", "yahoo.co.uk", "hotmail.com", "hotmail.co.uk", "outlook.com", "aol.com"),
+    *("gmail.com", "googlemail.com", "yahoo.com", "yahoo.co.uk", "hotmail.com", "hotmail.co.uk", "outlook.com"),
     *("live.com", "msn.com", "icloud.com", "me.com", "mac.com", "mail.com", "gmx.com", "gmx.de", "gmx.net", "web.de"),
     *("protonmail.com", "proton.me", "zoho.com", "yandex.com", "yandex.ru", "mail.ru", "comcast.net", "verizon.net"),
-    *("att.net", "sbcglobal.net", "btinternet.com", "orange.fr", "free.fr", "wanadoo.fr", "libero.it", "qq.com", "163.com"),
+    *("att.net", "sbcglobal.net", "btinternet.com", "orange.fr", "free.fr", "wanadoo.fr", "libero.it", "qq.com"),
+    *("163.com", "aol.com"),
 }  # fmt: skip
 _NETWORK = re.compile(
     r"twitter|tweet|instagram|insta\b|tiktok|follow|handle|\bvia\b|\bRT\b|\bfb\b|threads", re.IGNORECASE

@@ -1,4 +1,4 @@
-"""Finds numbers that a checksum, a fixed form or both tell from other numbers: cards, IBANs, SSNs, IP and MAC addresses.
+"""Finds numbers that a checksum or a fixed form tells from others: cards, IBANs, SSNs, IP and MAC addresses.
 
 Each is part of no longer number or word. Checksums are python-stdnum's, which scrubadub already needs.
 """

@@ -14,7 +14,7 @@ from phf_ray.scorers.pii_detection import Detection, stands_after
 
 
 def phones(region: str) -> Callable[[str], Iterator[Detection]]:
-    """Return a detector of phone numbers; those without a country are looked for in the region first, then in others."""
+    """Return a detector of phone numbers; those without a country are tried in the region first."""
 
     def detector(text: str) -> Iterator[Detection]:
         for match in _CANDIDATE.finditer(text):
@@ -81,18 +81,20 @@ _REGIONS = ("GB", "DE", "FR", "IT", "NL", "BE", "CH", "AT", "AU", "IE", "SE", "Z
 
 # Groups of digits with at most one separator, brackets aside; then perhaps an extension.
 _CANDIDATE = re.compile(
-    r"(?<![\w$\u20ac\u00a3#%@=/])(?<![0-9][.,:-])(?<![A-Z]-)(?P<number>\+?[0-9(](?:[0-9]|\)[ .-]?(?=[0-9])|[ .-]?\((?=[0-9])"
-    r"|[ \u00a0.\u2011-](?=[0-9])){5,24})(?<=[0-9])(?:[ ]?(?:x|ext\.?|extension)[ ]?[0-9]{1,6})?(?!\w|[.:/][0-9]|,[0-9]{3}(?![0-9-])|%)",
+    r"(?<![\w$\u20ac\u00a3#%@=/])(?<![0-9][.,:-])(?<![A-Z]-)(?P<number>\+?[0-9(]"
+    r"(?:[0-9]|\)[ .-]?(?=[0-9])|[ .-]?\((?=[0-9])|[ \u00a0.\u2011-](?=[0-9])){5,24})(?<=[0-9])"
+    r"(?:[ ]?(?:x|ext\.?|extension)[ ]?[0-9]{1,6})?"
+    r"(?!\w|[.:/][0-9]|,[0-9]{3}(?![0-9-])|%)",
     re.IGNORECASE,
 )
 _NORTH_AMERICAN = re.compile(
     r"(?:1[ .-]?)?(?:\([0-9]{3}\)[ .-]?|[0-9]{3}(?P<separator>[ .-]))[0-9]{3}[ .-][0-9]{4}|[0-9]{3}-[0-9]{3}-[0-9]{4}"
 )
-# Dates, years and ranges of years, decimal numbers, amounts, IP addresses, social security numbers and American ZIP codes.
+# Dates, years and their ranges, decimal numbers, amounts, IP addresses, social security numbers and ZIP codes.
 _OTHER_NUMBER = re.compile(
     r"[12][0-9]{3}[-. ][0-9]{1,2}[-. ][0-9]{1,2}(?:[ ][0-9]{2})?|[0-9]{1,2}[-. ][0-9]{1,2}[-. ][12][0-9]{3}"
     r"|[12][0-9]{3}[ -][12][0-9]{3}|[0-9]+\.[0-9]+|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9]{3}-[0-9]{2}-[0-9]{4}"
-    r"|[0-9]{5}-[0-9]{4}|[0-9]{1,3}(?: 000)+|(?:(.)\1*[ .-]?)+(?<=0000000)|(?P<all>[0-9])(?:[ .()-]*(?P=all))+"
+    r"|[0-9]{5}-[0-9]{4}|[0-9]{1,3}(?: 000)+|(?P<all>[0-9])(?:[ .()-]*(?P=all))+"
 )
 _WORD_BEFORE = re.compile(
     r"(?:(?<![a-z])(?:tele)?phone|\btel(?![a-z])|\b(?:call|dial|ring|text|reach)(?:ed|ing)?\b|\bmobile|\bcell(?:ular)?\b"

@@ -11,9 +11,13 @@ def addresses(text: str) -> Iterator[Detection]:
 
     pyap's search takes three times as long as all of these, and finds none of those of continental Europe.
     """
-    for pattern in (_AMERICAN, _BOX, _ARMED_FORCES, _BRITISH, _NUMBER_AFTER_STREET, _NUMBER_BEFORE_STREET):
+    for pattern in (_AMERICAN, _BOX, _ARMED_FORCES, _BRITISH, _NUMBER_BEFORE_STREET):
         for match in pattern.finditer(text):
             yield Detection("address", *match.span(), 0.9)
+    for match in _NUMBER_AND_TOWN.finditer(text):
+        street = _STREET_BEFORE.search(text, max(match.start() - _MAX_STREET_CHARS, 0), match.start())
+        if street is not None:
+            yield Detection("address", street.start(), match.end(), 0.9)
 
 
 _WORD = r"[A-Z\u00c0-\u00de0-9][\w'\u2019.-]{0,30}"
@@ -48,13 +52,16 @@ _AMERICAN = re.compile(
     rf"(?:(?:{_WORD}[ ]){{1,4}}?{_US_STREET}(?![\w])(?:[ ]{_DIRECTION}(?!\w))?|Broadway){_AMERICAN_PLACE}"
 )
 _BOX = re.compile(
-    rf"\b(?:(?i:P\.?[ ]?O\.?[ ]?Box|Post Office Box))[ ]#?[0-9]{{1,7}}(?:{_DIVIDER}|[ ]){_TOWN}(?:{_DIVIDER}|[ ]){_REGION}"
+    rf"\b(?:(?i:P\.?[ ]?O\.?[ ]?Box|Post Office Box))[ ]#?[0-9]{{1,7}}"
+    rf"(?:{_DIVIDER}|[ ]){_TOWN}(?:{_DIVIDER}|[ ]){_REGION}"
 )
 _ARMED_FORCES = re.compile(
-    rf"\b(?:PSC|CMR|Unit|USNS|USS)[ ][\w ]{{1,30}}?(?:,?[ ]Box[ ][0-9]{{1,6}})?{_DIVIDER}(?:APO|FPO|DPO)[ ,]{{1,2}}A[AEP][ ][0-9]{{5}}\b"
+    rf"\b(?:PSC|CMR|Unit|USNS|USS)[ ][\w ]{{1,30}}?(?:,?[ ]Box[ ][0-9]{{1,6}})?{_DIVIDER}"
+    r"(?:APO|FPO|DPO)[ ,]{1,2}A[AEP][ ][0-9]{5}\b"
 )
 _BRITISH = re.compile(
-    rf"(?<![\w.,-])[0-9]{{1,5}}[A-Za-z]?,?[ ](?:{_WORD}[ ]){{1,4}}?(?:{_US_STREET}|Close|Gardens|Grove|Hill|Mews|Row|Walk)"
+    rf"(?<![\w.,-])[0-9]{{1,5}}[A-Za-z]?,?[ ](?:{_WORD}[ ]){{1,4}}?"
+    rf"(?:{_US_STREET}|Close|Gardens|Grove|Hill|Mews|Row|Walk)"
     rf"(?:{_DIVIDER}{_TOWN}){{1,3}}(?:{_DIVIDER}|[ ])(?:[A-Z]{{1,2}}[0-9][0-9A-Z]?[ ]?[0-9][A-Z]{{2}})\b"
 )
 _POSTAL_CODE = (
@@ -71,12 +78,18 @@ _STREET_BEGIN = (
     r"|Pra\u00e7a|Avda|Ulica|ul\.|al\.|Strada|Bulevardul)"
 )
 _NAME = r"(?:[A-Z\u00c0-\u00dea-z][\w'\u2019.-]{0,30}[ ]){0,4}?[A-Z\u00c0-\u00dea-z\u017d][\w'\u2019.-]{0,30}"
-_NUMBER_AFTER_STREET = re.compile(
-    rf"(?<!\w)(?:(?:[A-Z\u00c0-\u00de][\w'\u2019.-]{{0,30}}[ ]){{0,3}}[A-Z\u00c0-\u00de]?[\w'\u2019-]{{0,30}}{_STREET_END}"
-    rf"|{_STREET_BEGIN}[ ]{_NAME}),?[ ](?:n[.\u00ba\u00b0][ ]?)?[0-9]{{1,5}}[ ]?[A-Za-z]?(?:[-/][0-9]{{1,4}})?(?:{_DIVIDER}{_UNIT})?"
+# What follows the street is sought first, because few numbers are followed by a postal code and a town.
+_NUMBER_AND_TOWN = re.compile(
+    rf"(?<=[ .\u00ba\u00b0])[0-9]{{1,5}}[ ]?[A-Za-z]?(?:[-/][0-9]{{1,4}})?(?:{_DIVIDER}{_UNIT})?"
     rf"{_DIVIDER}{_POSTAL_CODE}[ ]{_TOWN}"
 )
+_STREET_BEFORE = re.compile(
+    rf"(?<!\w)(?:(?:[A-Z\u00c0-\u00de][\w'\u2019.-]{{0,30}}[ ]){{0,3}}"
+    rf"[A-Z\u00c0-\u00de]?[\w'\u2019-]{{0,30}}{_STREET_END}|{_STREET_BEGIN}[ ]{_NAME}),?[ ](?:n[.\u00ba\u00b0][ ]?)?\Z"
+)
+_MAX_STREET_CHARS = 150
 _NUMBER_BEFORE_STREET = re.compile(
-    rf"(?<![\w.,-])[0-9]{{1,4}}(?:[ ]?(?:bis|ter))?,?[ ](?i:rue|avenue|av\.|boulevard|bd|place|chemin|impasse|quai|all\u00e9e|cours"
+    rf"(?<![\w.,-])[0-9]{{1,4}}(?:[ ]?(?:bis|ter))?,?[ ]"
+    rf"(?i:rue|avenue|av\.|boulevard|bd|place|chemin|impasse|quai|all\u00e9e|cours"
     rf"|route)[ ]{_NAME}{_DIVIDER}(?:[A-Z]-)?[0-9]{{4,5}}[ ]{_TOWN}"
 )
