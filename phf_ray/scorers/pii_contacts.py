@@ -36,7 +36,7 @@ def twitter_names(text: str) -> Iterator[Detection]:
         return
     for match in TwitterDetector.regex.finditer(text):
         if stands_after(_NETWORK, text, match.start(), chars=60) or _MENTION.match(text, match.end()):
-            yield Detection("twitter", *match.span(), 0.8)
+            yield Detection("twitter", match.start(), match.end(), 0.8)
 
 
 def skype_names(text: str) -> Iterator[Detection]:

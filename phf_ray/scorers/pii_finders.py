@@ -44,15 +44,17 @@ def build_finder(settings: "PIISettings", *, entities: Collection[str]) -> tuple
 
     Raises ConfigError if the model can't be loaded.
     """
-    model = _entity_detector(settings) if "spacy_entity" in entities else None
+    model = None
+    if settings.spacy_model is not None and "spacy_entity" in entities:
+        model = _entity_detector(settings.spacy_model, settings)
     others = [entity for entity in entities if entity != "spacy_entity"]
-    make = {"locale": settings.locale, "reference_date": settings.reference_date}
+    locale, reference_date = settings.locale, settings.reference_date
     if settings.mode == "strict":
-        finder = StrictFinder(**make, entities=others)
+        finder = StrictFinder(locale=locale, reference_date=reference_date, entities=others)
         if model is not None:
             finder.add(model, confidence=_ENTITY_CONFIDENCE)
         return StrictSpans(finder), None if model is None else model.weights_hash
-    scrubber = fast_scrubber(**make)
+    scrubber = fast_scrubber(locale=locale, reference_date=reference_date)
     for name in sorted({detector.name for detector in scrubber._detectors.values()} - {*others}):
         scrubber.remove_detector(name)
     if model is not None:
@@ -60,10 +62,9 @@ def build_finder(settings: "PIISettings", *, entities: Collection[str]) -> tuple
     return PaperSpans(scrubber), None if model is None else model.weights_hash
 
 
-def _entity_detector(settings: "PIISettings") -> SpacyEntityDetector:
-    model, labels = settings.spacy_model, settings.spacy_labels
+def _entity_detector(model: str, settings: "PIISettings") -> SpacyEntityDetector:
     try:
-        return SpacyEntityDetector(locale=settings.locale, model=model, labels=labels)
+        return SpacyEntityDetector(locale=settings.locale, model=model, labels=settings.spacy_labels)
     except OSError as error:
         raise ConfigError(f"spacy_model {model!r} can't be loaded: {error}") from None
 
