@@ -131,7 +131,7 @@ def test_recall_and_precision_of_personal_data_are_measured_by_entity_and_each_t
     row = {"text": text, "meta": {"spans": [{"type": "EMAIL_ADDRESS", "start": 5, "end": 20}]}}
     with gzip.open(folder / "dev.jsonl.gz", "wt", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
-    assert [*bench_pii_modes.qualities(tmp_path, 1)][0].startswith(
+    assert next(iter(bench_pii_modes.qualities(tmp_path, 1))).startswith(
         "pii_anon email                      1 labels; recall, precision: strict 1.000, 1.000; paper 1.000, 1.000"
     )
     assert any("paper / strict" in line for line in bench_pii_modes.speeds(tmp_path, 1000))

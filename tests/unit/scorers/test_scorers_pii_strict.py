@@ -258,6 +258,7 @@ def test_other_numbers_are_no_phone_numbers(text):
 def test_a_number_is_one_thing():
     for text, kind in (
         (f"call {CARD}", "credit_card"),
+        ("call 4222222222222", "credit_card"),
         ("call 192.168.10.15", "ip_address"),
         ("phone 078-05-1120", "social_security_number"),
     ):
