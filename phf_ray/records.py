@@ -45,6 +45,8 @@ class Span:
     type: str
     begin: int
     end: int
+    confidence: float = 1.0
+    """From 0 to 1. 1 also if the scorer does not say how sure it is."""
 
 
 @dataclass(frozen=True, slots=True)

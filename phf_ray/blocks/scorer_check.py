@@ -61,9 +61,10 @@ def _warn_of_difference(
     def shown_value(value: Any) -> str:
         return f"{value!r} ({weights[value]})" if isinstance(value, str) and value in weights else repr(value)
 
-    # A setting that the other scorer does not give is not a difference.
-    settings = {**one.scorer.get("settings", {}), **other.get("settings", {})}
-    told = {**other, "settings": settings}
+    # What is known of a model without loading it has no versions. A setting that it does not give is not a difference.
+    # A whole identity that lacks a setting is another scorer: the paper's mode of personal data says no mode.
+    given = other.get("settings", {})
+    told = {**other, "settings": given if "versions" in other else {**one.scorer.get("settings", {}), **given}}
     changed = [name for name in told if name in one.scorer and one.scorer[name] != told[name]]
     if changed:
         shown = "; ".join(

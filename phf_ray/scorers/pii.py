@@ -1,17 +1,15 @@
-"""PII: detections of personal data per character, by scrubadub and the detectors that the original code adds."""
+"""PII: places with personal data per character, by the detectors of the paper or by stricter ones."""
 
 import dataclasses
 import datetime
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from phf_ray.errors import ConfigError
+from pydantic import Field, ValidationInfo, field_validator
+
 from phf_ray.records import Scored, ScorerIdentity, Span
 from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings, failure
-
-if TYPE_CHECKING:
-    from scrubadub.filth import Filth
 
 
 class PIISettings(ScorerSettings):
@@ -19,12 +17,28 @@ class PIISettings(ScorerSettings):
     locale: Literal["en_US", "en_GB", "en_CA"] = "en_US"
     reference_date: datetime.date = datetime.date(2026, 11, 20)
     """Day from which ages and relative dates are counted, so that scores do not change with today's date."""
-    mode: Literal["paper", "strict"] = "paper"
-    """paper: what the original finds. strict: also card numbers that follow no white space or are written in groups,
-    e-mail addresses with letters outside ASCII, and IP addresses; words such as born count only as whole words."""
+    # DIFFERS: phf-ray counts by default only what a day and month, a checksum or a word nearby tell from other text;
+    # the original also counts bare years and "use at home". `mode: paper` has its detectors.
+    mode: Literal["paper", "strict"] = "strict"
+    """strict: detectors with a confidence, for personal data as users expect it. paper: what the original finds, which
+    reproduces the paper's corpora."""
     spacy_model: str | None = None
     """Name or path of a spaCy model whose named entities also count; null: no model."""
     spacy_labels: tuple[str, ...] = ("PERSON", "PER", "ORG")
+    entities: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """What to look for, such as email and phone; null: all that the mode and the locale know, and spacy_entity with a
+    model. The last field, because what is known depends on the others."""
+
+    @field_validator("entities")
+    @classmethod
+    def _are_known(cls, entities: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if entities is None or not {"mode", "locale", "spacy_model"} <= info.data.keys():
+            return entities  # the field that is wrong has its own error
+        known = _known_entities(info.data["mode"], info.data["locale"], info.data["spacy_model"])
+        unknown = sorted({*entities} - {*known})
+        if unknown:
+            raise ValueError(f"mode {info.data['mode']} does not look for {unknown[0]}; choose from {', '.join(known)}")
+        return tuple(sorted({*entities}))
 
 
 class PIIScorer(Scorer):
@@ -36,23 +50,11 @@ class PIIScorer(Scorer):
 
     def __init__(self, settings: PIISettings):
         # Import here: the detectors' libraries take seconds to load.
-        from phf_ray.scorers.pii_detectors import fast_scrubber, strict_scrubber
+        from phf_ray.scorers.pii_finders import build_finder
 
         super().__init__(settings)
         self._settings: PIISettings = settings
-        locale = settings.locale
-        self._model_hash: str | None = None
-        build = strict_scrubber if settings.mode == "strict" else fast_scrubber
-        self._scrubber = build(locale=locale, reference_date=settings.reference_date)
-        if settings.spacy_model is not None:
-            from phf_ray.scorers.pii_reference import SpacyEntityDetector
-
-            try:
-                entities = SpacyEntityDetector(locale=locale, model=settings.spacy_model, labels=settings.spacy_labels)
-            except OSError as error:
-                raise ConfigError(f"spacy_model {settings.spacy_model!r} can't be loaded: {error}") from None
-            self._model_hash = entities.weights_hash
-            self._scrubber.add_detector(entities)
+        self._finder, self._model_hash = build_finder(settings, entities=self.span_types(settings))
 
     def identity(self) -> ScorerIdentity:
         identity = super().identity()
@@ -62,27 +64,30 @@ class PIIScorer(Scorer):
 
     def _identity_settings(self) -> dict[str, Any]:
         settings = super()._identity_settings()
-        # Corpora that were scored before there were modes have the scores of this one.
-        return {key: value for key, value in settings.items() if (key, value) != ("mode", "paper")}
+        if self._settings.mode == "strict":
+            # All by name, because another version of the package may know more.
+            return {**settings, "entities": list(self.span_types(self._settings))}
+        # Corpora that were scored before there were modes and a choice of entities have the scores of this mode.
+        return {key: value for key, value in settings.items() if key != "mode" and (key, value) != ("entities", None)}
 
     @classmethod
     def span_types(cls, settings: PIISettings) -> tuple[str, ...]:
-        strict = ("ip_address",) if settings.mode == "strict" else ()
-        entities = ("spacy_entity",) if settings.spacy_model is not None else ()
-        return tuple(sorted({*_EVERYWHERE, *_ONLY_IN.get(settings.locale, ()), *strict, *entities}))
+        if settings.entities is not None:
+            return settings.entities
+        return _known_entities(settings.mode, settings.locale, settings.spacy_model)
 
     def score_all(self, texts: Sequence[str]) -> list[Scored]:
         return [self._score(text) for text in texts]
 
     def spans(self, text: str) -> list[Span]:
-        """Return the detections in order. Overlapping or touching ones become one, with their types joined by `+`.
+        """Return the detections in order.
+
+        Strict: each has a confidence, and one can stand within another, as an e-mail address in a URL. Paper:
+        overlapping or touching ones become one, with their types joined by `+`.
 
         Raises what the detectors raise on texts that they can't handle.
         """
-        return [
-            Span(_type_of(filth), filth.beg, filth.end)
-            for filth in self._scrubber.iter_filth(text, run_post_processors=False)
-        ]
+        return self._finder.spans(text)
 
     def _score(self, text: str) -> Scored:
         if not text:
@@ -90,10 +95,19 @@ class PIIScorer(Scorer):
         try:
             # DIFFERS: phf-ray divides by the length once; the original's corpus builder divides the quotient again
             # (A-5).
-            return Scored(len(self.spans(text)) / len(text))
+            return Scored(num_places(self.spans(text)) / len(text))
         # DIFFERS: phf-ray gives no score if a detector fails; the original gives 0.0, the best score (A-13).
         except Exception as error:  # noqa: BLE001  eight libraries on any text: dateparser alone raises four kinds
             return failure(error)
+
+
+def num_places(spans: Sequence[Span]) -> int:
+    """Return the number of places with personal data; spans, in order, that overlap are one place."""
+    count, end = 0, 0
+    for span in spans:
+        count += span.begin >= end
+        end = max(end, span.end)
+    return count
 
 
 # Detectors by locale.
@@ -107,8 +121,11 @@ _ONLY_IN = {
 }
 
 
-def _type_of(filth: "Filth") -> str:
-    from scrubadub.filth import MergedFilth
+# And those of strict alone.
+_STRICT = ("api_key", "crypto_wallet", "iban", "ip_address", "mac_address")
 
-    parts = filth.filths if isinstance(filth, MergedFilth) else [filth]
-    return "+".join(sorted({part.detector_name for part in parts}))
+
+def _known_entities(mode: str, locale: str, spacy_model: str | None) -> tuple[str, ...]:
+    strict = _STRICT if mode == "strict" else ()
+    entities = ("spacy_entity",) if spacy_model is not None else ()
+    return tuple(sorted({*_EVERYWHERE, *_ONLY_IN.get(locale, ()), *strict, *entities}))

@@ -23,7 +23,6 @@ from scrubadub.filth import Filth, PhoneFilth, SkypeFilth
 
 from phf_ray.scorers.pii_addresses import Address
 from phf_ray.scorers.pii_dates import DateOfBirth
-from phf_ray.scorers.pii_strict import CreditCard, DateOfBirthNearWord, Email, IpAddress
 from phf_ray.scorers.pii_words import is_likely_word
 
 _SIX_DIGITS = r"(?:\s*+\d){6}\s*+"
@@ -41,18 +40,6 @@ def fast_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Sc
     scrubber.add_detector(DateOfBirth(locale=locale, reference_date=reference_date))
     scrubber.add_detector(Skype(locale=locale))
     scrubber.add_detector(Address(locale=locale))
-    return scrubber
-
-
-def strict_scrubber(*, locale: str, reference_date: datetime.date) -> scrubadub.Scrubber:
-    """Build a scrubber that finds personal data wherever it stands, which `reference_scrubber` does not."""
-    scrubber = fast_scrubber(locale=locale, reference_date=reference_date)
-    for name in ("credit_card", "email", "date_of_birth"):
-        scrubber.remove_detector(name)
-    scrubber.add_detector(CreditCard(locale=locale))
-    scrubber.add_detector(Email(locale=locale))
-    scrubber.add_detector(DateOfBirthNearWord(locale=locale, reference_date=reference_date))
-    scrubber.add_detector(IpAddress(locale=locale))
     return scrubber
 
 

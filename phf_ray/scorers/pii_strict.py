@@ -1,111 +1,78 @@
-"""The detectors of `mode: strict`: what scrubadub's miss because of what stands around it, and IP addresses.
+"""`mode: strict`: finds personal data wherever it stands in a text, and leaves what only looks like it.
 
-With these detectors, a piece of personal data is found wherever in a segment it stands.
+Not the paper's detectors: dates need a day and a month, addresses a house number and a place, and numbers a checksum,
+a form of their own, or a word that says what they are. Every detection has a confidence.
 """
 
-import ipaddress
+import datetime
 import itertools
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from scrubadub.detectors import CreditCardDetector, Detector, EmailDetector
-from scrubadub.filth import CreditCardFilth, EmailFilth, Filth
+from scrubadub.detectors import Detector as ScrubadubDetector
 
-from phf_ray.scorers.folding import MARKS
-from phf_ray.scorers.pii_dates import DateOfBirth
+from phf_ray.scorers.pii_births import dates_of_birth
+from phf_ray.scorers.pii_contacts import emails, skype_names, twitter_names, urls
+from phf_ray.scorers.pii_detection import Detection, countable
+from phf_ray.scorers.pii_detectors import fast_scrubber
+from phf_ray.scorers.pii_numbers import credit_cards, ibans, ip_addresses, mac_addresses, social_security_numbers
+from phf_ray.scorers.pii_phones import phones
+from phf_ray.scorers.pii_places import addresses
+from phf_ray.scorers.pii_secrets import api_keys, credentials, crypto_wallets
 
-LOCALES = ("en_US", "en_GB", "en_CA")
-
-
-class CreditCard(CreditCardDetector):
-    """Finds card numbers of the brands that scrubadub knows, without separators or in the groups of the card.
-
-    scrubadub asks for white space before a number, and finds none at the beginning of a text or in groups.
-    """
-
-    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        for match in _CARD.finditer(text):
-            if not _BRAND.fullmatch(_SEPARATOR.sub("", match[0])):
-                continue
-            filth = CreditCardFilth(
-                match=match, detector_name=self.name, document_name=document_name, locale=self.locale
-            )
-            # The check digit by Luhn's algorithm.
-            if filth.is_valid():
-                yield filth
+Detector = Callable[[str], Iterator[Detection]]
 
 
-class DateOfBirthNearWord(DateOfBirth):
-    """Finds dates of birth near whole words: the paper's search finds `dob` in Adobe and `born` in airborne."""
+class StrictFinder:
+    """The detectors of the entities, which are those of `PIIScorer.span_types` but for `spacy_entity`."""
 
-    def is_context(self, text: str) -> bool:
-        return _BIRTH.search(text) is not None
+    def __init__(self, *, locale: str, reference_date: datetime.date, entities: Collection[str]):
+        makers: dict[str, Callable[[], Detector]] = {
+            "address": lambda: addresses,
+            "api_key": lambda: api_keys,
+            "credential": lambda: credentials,
+            "credit_card": lambda: credit_cards,
+            "crypto_wallet": lambda: crypto_wallets,
+            "date_of_birth": lambda: dates_of_birth(reference_date),
+            "email": lambda: emails,
+            "iban": lambda: ibans,
+            "ip_address": lambda: ip_addresses,
+            "mac_address": lambda: mac_addresses,
+            "phone": lambda: phones(locale.removeprefix("en_")),
+            "skype": lambda: skype_names,
+            "social_security_number": lambda: social_security_numbers,
+            "twitter": lambda: twitter_names,
+            "url": lambda: urls,
+        }
+        british = _british_detectors(reference_date) if not set(entities) <= {*makers} else {}
+        self._detectors: list[Detector] = [
+            makers[entity]() if entity in makers else british[entity] for entity in sorted(entities)
+        ]
 
+    def add(self, detector: ScrubadubDetector, *, confidence: float) -> None:
+        """Add a detector of another kind, all of whose detections have this confidence."""
+        self._detectors.append(_as_strict(detector, confidence=confidence))
 
-class Email(EmailDetector):
-    """Also finds addresses with letters outside ASCII, before the @ or in the domain."""
-
-    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        yield from super().iter_filth(text, document_name=document_name)
-        for match in _EMAIL.finditer(text) if not text.isascii() else ():
-            yield EmailFilth(match=match, detector_name=self.name, document_name=document_name, locale=self.locale)
-
-
-class IpAddressFilth(Filth):
-    type = "ip_address"
-
-
-class IpAddress(Detector):
-    """Finds IPv4 and IPv6 addresses, except those that name no other machine: loopback and unspecified ones."""
-
-    name = "ip_address"
-    filth_cls = IpAddressFilth
-
-    @classmethod
-    def supported_locale(cls, locale: str) -> bool:
-        return locale in LOCALES
-
-    def iter_filth(self, text: str, document_name: str | None = None) -> Iterator[Filth]:
-        for match in itertools.chain(_IPV4.finditer(text), _IPV6.finditer(text)):
-            if _names_a_machine(match[0]):
-                yield IpAddressFilth(
-                    match=match, detector_name=self.name, document_name=document_name, locale=self.locale
-                )
+    def find(self, text: str) -> list[Detection]:
+        """Return the detections in order. They overlap only if the inner one is the more certain of the two."""
+        return countable(list(itertools.chain.from_iterable(detector(text) for detector in self._detectors)))
 
 
-def _names_a_machine(candidate: str) -> bool:
-    try:
-        address = ipaddress.ip_address(candidate)
-    except ValueError:
-        return False
-    return not (address.is_loopback or address.is_unspecified)
+def _british_detectors(reference_date: datetime.date) -> Mapping[str, Detector]:
+    detectors = fast_scrubber(locale="en_GB", reference_date=reference_date)._detectors.values()
+    return {detector.name: _as_strict(detector, confidence=_BRITISH_CONFIDENCE) for detector in detectors}
 
 
-_SEPARATOR = re.compile("[ \u00a0\u202f-]")
-_S = _SEPARATOR.pattern
-# A number is part of another one after a digit, after the point of a fraction, and after a group of four in hyphens.
-_CARD = re.compile(
-    rf"(?<![0-9])(?<![0-9]\.)(?<![0-9]{{4}}-)(?:[0-9]{{13,16}}"
-    rf"|[0-9]{{4}}({_S})[0-9]{{4}}\1[0-9]{{4}}\1[0-9]{{4}}|[0-9]{{4}}({_S})[0-9]{{6}}\2[0-9]{{4,5}})(?![0-9])(?!-[0-9]{{4}})"
-)
-_BRAND = re.compile(CreditCardDetector.regex.pattern.removeprefix(r"(?<=\s)"), re.VERBOSE)
+def _as_strict(detector: ScrubadubDetector, *, confidence: float) -> Detector:
+    """Return the detector without the detections that are a part of a word or number."""
 
-# A word ends where the next begins: at a character that is no letter, or at a capital letter, as in dateOfBirth.
-_BIRTH = re.compile(
-    r"(?:(?<![^\W\d_])|(?<=[a-z])(?=[A-Z]))(?i:born|births?|birth[- ]?(?:days?|dates?)|dob|d\.o\.b)"
-    r"(?:(?![^\W\d_])|(?<=[a-z])(?=[A-Z]))"
-)
+    def strict(text: str) -> Iterator[Detection]:
+        for filth in detector.iter_filth(text):
+            is_part = text[filth.beg - 1 : filth.beg].isalnum() or text[filth.end : filth.end + 1].isalnum()
+            if filth.is_valid() and not is_part:
+                yield Detection(detector.name, filth.beg, filth.end, confidence)
 
-_LETTER = rf"[\w{MARKS}]"
-_LABEL = rf"[\w{MARKS}-]++"
-# At most 64 characters stand before the @, as in scrubadub's pattern.
-_EMAIL = re.compile(
-    rf"(?<!{_LETTER}){_LETTER}[\w{MARKS}.%+'-]{{0,63}}+@{_LABEL}(?:\.{_LABEL})*\.[^\W\d_][\w{MARKS}-]*{_LETTER}"
-)
+    return strict
 
-_IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\w|\.\w)")
-# A name and a colon can stand before an address. One without a digit is rather a name in a program: dead::beef.
-_IPV6 = re.compile(
-    r"(?:(?<![\w.:])|(?<=[A-Za-z]:))(?=[a-fA-F:]{0,38}[0-9])(?:[0-9a-fA-F]{0,4}:){2,7}"
-    r"(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-fA-F]{1,4})?(?![\w:]|\.\w)"
-)
+
+_BRITISH_CONFIDENCE = 0.5
+"""A letter or two with the right number of digits is all that these numbers have; no corpus here measures them."""

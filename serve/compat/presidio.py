@@ -16,12 +16,16 @@ from serve.schemas import MAX_BATCH, Text
 # This project's detector -> Presidio's entity. Names that Presidio lacks follow its style.
 PRESIDIO_ENTITIES = {
     "address": "LOCATION",
+    "api_key": "API_KEY",
     "credential": "CREDENTIAL",
     "credit_card": "CREDIT_CARD",
+    "crypto_wallet": "CRYPTO",
     "date_of_birth": "DATE_TIME",
     "drivers_licence": "UK_DRIVING_LICENCE",
     "email": "EMAIL_ADDRESS",
+    "iban": "IBAN_CODE",
     "ip_address": "IP_ADDRESS",
+    "mac_address": "MAC_ADDRESS",
     "national_insurance_number": "UK_NINO",
     "phone": "PHONE_NUMBER",
     "postalcode": "UK_POSTCODE",
@@ -33,8 +37,6 @@ PRESIDIO_ENTITIES = {
     "url": "URL",
     "vehicle_licence_plate": "UK_VEHICLE_REGISTRATION",
 }
-# The detectors give no confidence, but Presidio's clients expect one.
-PRESIDIO_SCORE = 1.0
 
 
 class PresidioRequest(LenientModel):
@@ -104,14 +106,14 @@ def _recognized(text: str, spans: Sequence[Span], body: PresidioRequest) -> list
     threshold = -math.inf if body.score_threshold is None else body.score_threshold
     results = []
     for span in spans:
-        if threshold > PRESIDIO_SCORE or text[span.begin : span.end] in (body.allow_list or ()):
+        if threshold > span.confidence or text[span.begin : span.end] in (body.allow_list or ()):
             continue
-        # Overlapping detections are one span, whose type names them all.
+        # In the paper's mode overlapping detections are one span, whose type names them all.
         for detector in span.type.split("+"):
             entity = _entity(detector)
             # No entities, or an empty list, means all of them, as with Presidio.
             if not body.entities or entity in body.entities:
                 results.append(
-                    RecognizerResult(entity_type=entity, start=span.begin, end=span.end, score=PRESIDIO_SCORE)
+                    RecognizerResult(entity_type=entity, start=span.begin, end=span.end, score=span.confidence)
                 )
     return results

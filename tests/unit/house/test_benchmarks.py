@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that prove nothing, and judge as they say."""
 
+import gzip
 import json
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from benchmarks import (
     bench_hindsight,
     bench_lora,
     bench_objectives,
+    bench_pii_modes,
     bench_rounds,
     bench_score,
     bench_sentences,
@@ -114,6 +116,26 @@ def test_waiting_is_met_missed_or_within_noise(values, verdict):
 def test_all_benchmarks_together_compare_the_detections_of_personal_data_too():
     assert command("bench_score")[-2:] == ["--compare", "2000"]
     assert command("bench_train")[-1] == "benchmarks.bench_train"
+
+
+def test_recall_and_precision_of_personal_data_are_measured_by_entity_and_each_text_is_timed_once(tmp_path, capsys):
+    quality = bench_pii_modes.measure(
+        lambda text: [("email", 0, 3), ("email", 20, 24), ("phone", 30, 31)],
+        [("x" * 40, [("email", 0, 6), ("email", 10, 14), ("phone", 30, 40)])],
+    )
+    assert (quality.recalled["email"], quality.labels["email"]) == (1, 2)
+    assert (quality.precise["email"], quality.detections["email"]) == (1, 2)
+    assert (quality.recalled["phone"], quality.precise["phone"]) == (0, 1)
+    folder = tmp_path / "pii_anon"
+    folder.mkdir()
+    text = "Mail ada@example.org. Bye."
+    row = {"text": text, "meta": {"spans": [{"type": "EMAIL_ADDRESS", "start": 5, "end": 20}]}}
+    with gzip.open(folder / "dev.jsonl.gz", "wt", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+    assert next(iter(bench_pii_modes.qualities(tmp_path, 1))).startswith(
+        "pii_anon email                      1 labels; recall, precision: strict 1.000, 1.000; paper 1.000, 1.000"
+    )
+    assert any("paper / strict" in line for line in bench_pii_modes.speeds(tmp_path, 1000))
 
 
 def test_a_detection_that_a_shortcut_loses_fails_the_benchmark(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,7 @@ from phf_ray.scorers.pii_detectors import (
 from phf_ray.scorers.pii_reference import AddressDetector, reference_scrubber
 from phf_ray.scorers.pii_words import is_likely_word
 
-SCORER = build_scorer({"class_name": "PIIScorer"})
+SCORER = build_scorer({"class_name": "PIIScorer", "mode": "paper"})
 GOLDEN = json.loads((places.GOLDEN / "pii.json").read_text(encoding="utf-8"))
 
 
@@ -83,7 +83,7 @@ def test_detections_that_touch_count_once():
 
 def test_ages_and_relative_dates_count_from_the_reference_date():
     text = "He was born 20 years ago"
-    later = build_scorer({"class_name": "PIIScorer", "reference_date": "2060-01-01"})
+    later = build_scorer({"class_name": "PIIScorer", "mode": "paper", "reference_date": "2060-01-01"})
     assert [span.type for span in SCORER.spans("Born 1/2/1950")] == ["date_of_birth"]
     assert later.spans("Born 1/2/1950") == []
     assert [span.type for span in later.spans("Born 1/2/2015")] == ["date_of_birth"]
@@ -141,7 +141,7 @@ def test_a_text_that_a_detector_gives_up_on_has_the_reason(monkeypatch):
     def give_up(*arguments, **keywords):
         raise RecursionError("maximum recursion depth exceeded")
 
-    monkeypatch.setattr(SCORER._scrubber, "iter_filth", give_up)
+    monkeypatch.setattr(SCORER._finder._scrubber, "iter_filth", give_up)
     assert SCORER.score_all(["born 1950"]) == [Scored(None, "RecursionError: maximum recursion depth exceeded")]
 
 
@@ -181,7 +181,7 @@ def test_a_spacy_model_that_is_not_there_is_named():
         build_scorer({"class_name": "PIIScorer", "spacy_model": "no_such_model"})
 
 
-def entity_scorer(folder, *names):
+def entity_scorer(folder, *names, mode="paper"):
     """With a model that knows these persons, and one city."""
     import spacy
 
@@ -190,7 +190,7 @@ def entity_scorer(folder, *names):
     patterns = [{"label": "PERSON", "pattern": name} for name in names]
     ruler.add_patterns([*patterns, {"label": "GPE", "pattern": "London"}])
     pipeline.to_disk(folder)
-    return build_scorer({"class_name": "PIIScorer", "spacy_model": str(folder)})
+    return build_scorer({"class_name": "PIIScorer", "mode": mode, "spacy_model": str(folder)})
 
 
 def test_entities_of_a_spacy_model_are_found(tmp_path):
@@ -198,6 +198,10 @@ def test_entities_of_a_spacy_model_are_found(tmp_path):
     assert scorer.spans("Ada lives in London.") == [Span("spacy_entity", 0, 3)]
     assert "spacy" in scorer.identity().versions
     assert "spacy" not in SCORER.identity().versions
+    strict = entity_scorer(tmp_path / "model", "Ada", mode="strict")
+    [span] = strict.spans("Ada lives in London.")
+    assert (span.type, span.begin, span.end) == ("spacy_entity", 0, 3)
+    assert strict.identity().weights_hash == scorer.identity().weights_hash is not None
 
 
 def test_another_spacy_model_of_the_same_name_is_another_scorer(tmp_path):
@@ -210,7 +214,7 @@ def test_another_spacy_model_of_the_same_name_is_another_scorer(tmp_path):
 
 def test_a_text_longer_than_a_spacy_model_takes_is_cut_between_words(tmp_path):
     scorer = entity_scorer(tmp_path / "model", "Ada")
-    detector = list(scorer._scrubber._detectors.values())[-1]
+    detector = list(scorer._finder._scrubber._detectors.values())[-1]
     text = "Ada! " + "word " * 220_000 + "Ada: ada@example.org"
     assert len(text) > detector._pipeline.max_length
     spans = scorer.spans(text)
@@ -223,14 +227,14 @@ def test_a_text_longer_than_a_spacy_model_takes_is_cut_between_words(tmp_path):
 
 def test_a_spacy_model_does_not_keep_the_words_that_it_saw(tmp_path):
     scorer = entity_scorer(tmp_path / "model", "Ada")
-    detector = list(scorer._scrubber._detectors.values())[-1]
+    detector = list(scorer._finder._scrubber._detectors.values())[-1]
     known = len(detector._pipeline.vocab.strings)
     scorer.score_texts([f"word{index} other{index}." for index in range(100)])
     assert len(detector._pipeline.vocab.strings) == known
 
 
 def test_british_addresses_are_found_in_their_locale():
-    scorer = build_scorer({"class_name": "PIIScorer", "locale": "en_GB"})
+    scorer = build_scorer({"class_name": "PIIScorer", "mode": "paper", "locale": "en_GB"})
     text = "I live at 23 High Street, London, SW1A 1AA."
     assert [span.type for span in scorer.spans(text)] == ["address+postalcode"]
 
@@ -522,7 +526,7 @@ SLOW = {
 @pytest.mark.parametrize("locale", ["en_US", "en_GB", "en_CA"])
 @pytest.mark.timeout(300)
 def test_long_texts_take_no_minutes_in_any_locale(locale):
-    scorer = build_scorer({"class_name": "PIIScorer", "locale": locale})
+    scorer = build_scorer({"class_name": "PIIScorer", "mode": "paper", "locale": locale})
     errors = {}
     for name, text in SLOW.items():
         started = time.process_time()

@@ -630,7 +630,9 @@ def test_texts_that_are_too_long_have_no_score_and_hold_up_no_other():
 
 
 def test_a_text_that_the_detectors_fail_on_is_named_and_no_error_of_the_server():
-    call = caller({}, {"pii": LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer"}))}, pii="pii")
+    call = caller(
+        {}, {"pii": LocalScorer(ServedScorer(scorer={"class_name": "PIIScorer", "mode": "paper"}))}, pii="pii"
+    )
     odd = "born " + "12 " * 17_000
     error = refused(call("/analyze", {"text": ["a@b.com", odd], "language": "en"}), 400)
     assert error["param"] == "text"

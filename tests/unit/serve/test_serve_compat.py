@@ -366,7 +366,7 @@ def test_presidio_filters_entities_and_allowed_texts(call):
     ]
     assert len(call("/analyze", {**body, "allow_list": ["555"]}).json()) == 2
     assert call("/analyze", {**body, "score_threshold": 1.1}).json() == []
-    assert refused(call("/analyze", {**body, "entities": ["IBAN_CODE"]}), 400)["param"] == "entities"
+    assert refused(call("/analyze", {**body, "entities": ["UK_NHS"]}), 400)["param"] == "entities"
     assert refused(call("/analyze", {**body, "language": "de"}), 400)["param"] == "language"
     assert "EMAIL_ADDRESS" in call("/supportedentities?language=en").json()
 
@@ -392,7 +392,7 @@ def presidio():
 
 
 def test_presidio_names_only_entities_that_the_scorer_can_find(presidio):
-    american, british, strict = presidio(), presidio(locale="en_GB"), presidio(mode="strict")
+    american, british, strict = presidio(mode="paper"), presidio(locale="en_GB", mode="paper"), presidio()
     entities = [call("/supportedentities").json() for call in (american, british, strict)]
     assert not any("PERSON" in known for known in entities)
     assert ["US_SSN" in known for known in entities] == [True, False, True]
@@ -403,9 +403,21 @@ def test_presidio_names_only_entities_that_the_scorer_can_find(presidio):
     error = refused(american("/analyze", {**body, "entities": ["PERSON"]}), 400)
     assert "'PERSON' is not supported" in error["message"]
     assert [one["entity_type"] for one in british("/analyze", {**body, "entities": ["UK_NINO"]}).json()] == ["UK_NINO"]
+    chosen = presidio(entities=["iban", "email"])
+    assert chosen("/supportedentities").json() == ["EMAIL_ADDRESS", "IBAN_CODE"]
     with_model = ServedScorer(scorer={"class_name": "PIIScorer", "spacy_model": "en_core_web_sm"})
     call = caller({}, {"pii": Personal()}, pii="pii", pii_types=with_model.span_types)
     assert "PERSON" in call("/supportedentities").json()
+
+
+def test_presidio_gets_the_confidence_of_each_detection(presidio):
+    strict, paper = presidio(), presidio(mode="paper")
+    body = {"text": "GB29 NWBK 6016 1331 9268 19, ada@example.org, 0431 19 97 94", "language": "en"}
+    scores = {one["entity_type"]: one["score"] for one in strict("/analyze", body).json()}
+    assert 1 > scores["IBAN_CODE"] > scores["EMAIL_ADDRESS"] > scores["PHONE_NUMBER"] >= 0.5
+    sure = strict("/analyze", {**body, "score_threshold": scores["EMAIL_ADDRESS"]}).json()
+    assert [one["entity_type"] for one in sure] == ["IBAN_CODE", "EMAIL_ADDRESS"]
+    assert {one["score"] for one in paper("/analyze", body).json()} == {1.0}
 
 
 @pytest.mark.parametrize("locale", ["en_US", "en_GB", "en_CA"])

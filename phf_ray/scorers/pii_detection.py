@@ -1,0 +1,30 @@
+"""What the detectors of `mode: strict` return, and words near a place in a text."""
+
+import re
+from typing import NamedTuple
+
+
+class Detection(NamedTuple):
+    type: str
+    begin: int
+    end: int
+    """Character offsets [begin, end)."""
+    confidence: float
+    """From 0 to 1: what share of such detections is expected to be what the type says, from samples of web text."""
+
+
+def stands_after(words: re.Pattern[str], text: str, place: int, *, chars: int) -> bool:
+    """Whether one of the words begins in the `chars` characters before the place."""
+    return words.search(text, max(place - chars, 0), place) is not None
+
+
+def countable(detections: list[Detection]) -> list[Detection]:
+    """Return the detections in order, without those that lie within one of at least their confidence.
+
+    So the sixteen digits of a card are no phone number as well. An e-mail address in a URL stays, and so does the URL.
+    """
+    kept: list[Detection] = []
+    for one in sorted(detections, key=lambda one: (-one.confidence, one.begin - one.end, one.begin, one.type)):
+        if not any(other.begin <= one.begin and one.end <= other.end for other in kept):
+            kept.append(one)
+    return sorted(kept, key=lambda one: (one.begin, -one.end, one.type))
