@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cli import add_config_arguments, add_run_arguments, config_from, is_url, require_shared, run, start_ray
 from jobs.commands import job_parser
-from phf_ray.config import Config, task_path
-from phf_ray.config.shipped import MAIN_TASKS
 from phf_ray.errors import ConfigError, IncompleteError
-from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from phf_ray.blocks.build import GroupBuilder
+    from phf_ray.config import Config
     from phf_ray.corpus.overlap import OverlapCounter
+    from phf_ray.runs.directory import RunDirectory
     from phf_ray.training.driver import EvaluationsBeside, Fit
     from phf_ray.training.plan import TrainJob
     from phf_ray.training.reference import ReferenceRunner
@@ -33,6 +32,9 @@ log = logging.getLogger("jobs.train_lm")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.runs.directory import RunDirectory
+
     config = config_from(arguments)
     if arguments.run_name is None:
         arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
@@ -69,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(
-    arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
+    arguments: argparse.Namespace, config: "Config", *, directory: "RunDirectory", checkpoint_path: str | None
 ) -> dict[str, Any]:
     from phf_ray.blocks.feedback_corpora import check_feedback
+    from phf_ray.config import task_path
     from phf_ray.corpus.data_sets import check_data_sets
     from phf_ray.evaluation.beside_training import check_kl_settings
     from phf_ray.evaluation.prompts import check_prompts
@@ -159,7 +162,7 @@ class _Runners(NamedTuple):
     plan_evaluations: Callable[..., "EvaluationsBeside | None"]
 
 
-def _runners_here(config: Config) -> _Runners:
+def _runners_here(config: "Config") -> _Runners:
     from phf_ray.blocks.build import build_here
     from phf_ray.corpus.overlap import overlaps_here
     from phf_ray.training.in_process import fit_here
@@ -168,7 +171,7 @@ def _runners_here(config: Config) -> _Runners:
     return _Runners(build_here, overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
 
 
-def _runners_on_ray(config: Config) -> _Runners:
+def _runners_on_ray(config: "Config") -> _Runners:
     from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
     from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.on_ray import compute_reference, fit_on_ray
@@ -176,7 +179,7 @@ def _runners_on_ray(config: Config) -> _Runners:
     return _Runners(build_groups, overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
 
 
-def refuse_workers(config: Config) -> None:
+def refuse_workers(config: "Config") -> None:
     """Raise ConfigError for a run in this process that is to have several workers."""
     if config.training.num_workers > 1:
         raise ConfigError(
@@ -185,7 +188,7 @@ def refuse_workers(config: Config) -> None:
         )
 
 
-def no_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> None:
+def no_evaluations(config: "Config", run: "RunDirectory", *, num_steps: int) -> None:
     """Plan evaluations during a training in this process: raise ConfigError if the configuration asks for any."""
     del run
     from phf_ray.config.cadence import evaluation_steps
@@ -198,7 +201,7 @@ def no_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> None
 
 
 def _reference(
-    config: Config,
+    config: "Config",
     *,
     blocks: str,
     checkpoint_path: str | None,
@@ -225,12 +228,15 @@ def _reference(
 
 def default_run_name(task: str, method: str | None, *, shape: str | None = None) -> str:
     """Return a name after task, shape of the model and method: `pep8-mle`, `toxicity-finetune-1b-ul_finetune`."""
+    from phf_ray.config import task_path
+    from phf_ray.config.shipped import MAIN_TASKS
+
     file = task_path(task).resolve()
     parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
     return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
-def is_done(config: Config, directory: RunDirectory) -> bool:
+def is_done(config: "Config", directory: "RunDirectory") -> bool:
     """Return whether nothing is left of the run but, perhaps, its push to the hub, which is tried here.
 
     Evaluations during training that are missing are left: the next start tries them again.
@@ -243,7 +249,7 @@ def is_done(config: Config, directory: RunDirectory) -> bool:
     return True
 
 
-def push_once(config: Config, directory: RunDirectory) -> None:
+def push_once(config: "Config", directory: "RunDirectory") -> None:
     """Push the model to the hub once, if the config asks for it. If the push fails, the next start tries again."""
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
@@ -288,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(arguments: argparse.Namespace, config: Config) -> None:
+def check(arguments: argparse.Namespace, config: "Config") -> None:
     """Check what can be checked before Ray starts."""
     if config.rollouts is not None:
         raise ConfigError("the method learns from rounds of its own answers; start it with `phf train-rl`")
@@ -311,7 +317,7 @@ def check_place(arguments: argparse.Namespace, *, taken: Sequence[str], example:
         )
 
 
-def _sources(config: Config, *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
+def _sources(config: "Config", *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
     """Return data set -> the same at the commit with which the run began, or with an absolute path."""
     from phf_ray.corpus.sources import pinned_sources
 
@@ -321,7 +327,7 @@ def _sources(config: Config, *, storage_path: str, run_name: str, remembers: boo
     return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
 
 
-def check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
+def check_adapters(config: "Config", *, checkpoint_path: str | None) -> None:
     """Check what `model.lora` names against its base model, without loading a weight."""
     if config.model.lora is None:
         return
@@ -343,7 +349,7 @@ def check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
 
 
 def _print_plan(
-    arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
+    arguments: argparse.Namespace, config: "Config", *, storage_path: str, checkpoint_path: str | None
 ) -> None:
     """Print steps, tokens, parameters, memory, disk and time, without Ray."""
     from phf_ray.blocks.plan import plan_blocks
