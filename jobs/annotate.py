@@ -7,7 +7,6 @@ it does only the missing part.
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"stop if more rows get no judgement (default {MAX_FAILED_FRACTION})",
     )
     parser.add_argument("--max-actors", type=int, metavar="N", help="actors that judge at once (default: by the CPUs)")
-    parser.add_argument("--in-process", action="store_true", help="judge in this process, without Ray")
+    cli.add_in_process_argument(parser, does="judge")
     parser.add_argument(
         "--agreement",
         action="store_true",
@@ -246,7 +245,7 @@ def _runner(request: "AnnotateRequest", output: str, *, here: bool, max_actors: 
     size = sum(file.size for found in request.source.find() for file in found.files)
     computes = any(annotator.judge.is_here for annotator in request.pool.config.annotators)
     most = _BYTES_COMPUTED_HERE if computes else _BYTES_ASKED_HERE
-    if here or done or ("RAY_ADDRESS" not in os.environ and size <= most):
+    if here or done or (size <= most and not cli.asks_for_ray()):
         return judge_here
     from phf_ray.judging.on_ray import judge_on_ray
 

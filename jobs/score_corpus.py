@@ -23,6 +23,7 @@ from phf_ray.storage.data_set_names import parse_data_set
 if TYPE_CHECKING:
     from phf_ray.corpus.manifest import CorpusManifest
     from phf_ray.scoring.estimate import ScoringEstimate
+    from phf_ray.scoring.executor import ScoringExecutor
     from phf_ray.scoring.plan import ScoringPreview
     from phf_ray.scoring.progress import ScoreProgress
     from phf_ray.scoring.request import ScoringRequest
@@ -58,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         _print_preview(preview_scoring(request), request, output=arguments.output)
         return 0
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" in os.environ and not arguments.in_process:
         cli.start_ray()
     for source in arguments.input:
         name = parse_data_set(source)
         if name.is_local if name is not None else Path(source).exists():
             cli.require_shared(source if name is None else name.place, flag="--input")
     output = cli.require_shared(arguments.output, flag="--output")
-    _score(request, output=output, append=arguments.append, restart=arguments.restart)
+    _score(request, output=output, append=arguments.append, restart=arguments.restart, in_process=arguments.in_process)
     return 0
 
 
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shard-mb", type=float, metavar="MB", help="text per part; by default the corpus's size decides"
     )
+    cli.add_in_process_argument(parser, does="score")
     parser.add_argument("--estimate", action="store_true", help="score about 1,000 documents, and print hours and cost")
     parser.add_argument(
         "--price",
@@ -120,11 +122,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _score(request: "ScoringRequest", *, output: str, append: bool, restart: bool) -> None:
+def _score(request: "ScoringRequest", *, output: str, append: bool, restart: bool, in_process: bool) -> None:
     """Run the job, and write its `summary.json` however the job ends."""
     from phf_ray.corpus.output import CorpusFolder
     from phf_ray.scoring.job import run_scoring
-    from phf_ray.scoring.on_ray import RayScoring
 
     begin = time.monotonic()
     shown = _Shown()
@@ -138,7 +139,12 @@ def _score(request: "ScoringRequest", *, output: str, append: bool, restart: boo
 
     try:
         manifest = run_scoring(
-            request, output, append=append, restart=restart, progress=shown, executor=RayScoring(cli.start_ray)
+            request,
+            output,
+            append=append,
+            restart=restart,
+            progress=shown,
+            executor=_executor(request, in_process=in_process),
         )
     except BaseException as error:
         shown.close()
@@ -152,6 +158,21 @@ def _score(request: "ScoringRequest", *, output: str, append: bool, restart: boo
     shown.close()
     _print_result(manifest, output=output)
     write_summary(status="complete", **_facts(manifest))
+
+
+def _executor(request: "ScoringRequest", *, in_process: bool) -> "ScoringExecutor":
+    """Return who scores: this process if that is asked for, or if there is little to score and Ray is not asked for."""
+    from phf_ray.scoring.executor import InProcessScoring
+    from phf_ray.scoring.small import SmallScoring, bytes_here
+
+    def on_ray() -> "ScoringExecutor":
+        from phf_ray.scoring.on_ray import RayScoring
+
+        return RayScoring(cli.start_ray)
+
+    if in_process:
+        return InProcessScoring()
+    return on_ray() if cli.asks_for_ray() else SmallScoring(on_ray, most=bytes_here(request.config))
 
 
 def _facts(manifest: "CorpusManifest") -> dict[str, Any]:
