@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _named_reference(
     arguments: argparse.Namespace, config: "Config", models: "Mapping[str, NamedModel]"
-) -> "Reference | None":
+) -> "NamedModel | None":
     """Return the model of --reference, or that of the configuration."""
     from phf_ray.http.keys import with_key_env
 

@@ -14,12 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.cli import add_config_arguments, add_run_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.cli import (
+    add_config_arguments,
+    add_run_arguments,
+    asks_for_ray,
+    config_from,
+    is_url,
+    require_shared,
+    run,
+    start_ray,
+)
 from jobs.commands import job_parser
+from jobs.packing import block_builder
 from phf_ray.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
-    from phf_ray.blocks.build import GroupBuilder
+    from phf_ray.blocks.manifest import BlockManifest
     from phf_ray.config import Config
     from phf_ray.corpus.overlap import OverlapCounter
     from phf_ray.runs.directory import RunDirectory
@@ -92,7 +102,7 @@ def _train(
     check_kl_settings(config)
     if arguments.in_process:
         refuse_workers(config)
-    else:
+    elif asks_for_ray():
         start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
@@ -102,9 +112,10 @@ def _train(
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    runners = _runners_here(config) if arguments.in_process else _runners_on_ray(config)
-    output_root = f"{directory.path.parent}/blocks"
-    blocks = ensure_blocks(config, corpora=corpora, output_root=output_root, builder=runners.build)
+    builder = block_builder(in_process=arguments.in_process, start=start_ray)
+    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=builder)
+    manifest = read_block_manifest(blocks.root)
+    runners = _runners(config, manifest=manifest, checkpoint_path=checkpoint_path, in_process=arguments.in_process)
     # Control tokens of feedback are stated, not chosen by a score.
     thresholds = {} if blocks.examples is not None else resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -129,7 +140,7 @@ def _train(
     )
     plan = plan_training(
         config,
-        manifest=read_block_manifest(blocks.root),
+        manifest=manifest,
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
         eval_sets=eval_sets,
@@ -153,30 +164,44 @@ def _train(
 
 
 class _Runners(NamedTuple):
-    """Who does the work of a run: this process, or Ray."""
+    """Who does the work of a run after the packing: this process, or Ray."""
 
-    build: "GroupBuilder"
     compare: "OverlapCounter"
     refer: "ReferenceRunner"
     fit: "Fit[TrainJob]"
     plan_evaluations: Callable[..., "EvaluationsBeside | None"]
 
 
+def _runners(config: "Config", *, manifest: "BlockManifest", checkpoint_path: str | None, in_process: bool) -> _Runners:
+    """Return this process if it is told to train, or if the run is small and nobody asks for Ray."""
+    from phf_ray.training.small import is_small
+
+    if in_process:
+        return _runners_here(config)
+    if not asks_for_ray() and is_small(config, manifest=manifest, checkpoint_path=checkpoint_path):
+        log.info(
+            "a small run: training in this process, without Ray and its restarts; RAY_ADDRESS=local, or the address of "
+            "a cluster, has it on Ray"
+        )
+        return _runners_here(config)
+    start_ray()
+    return _runners_on_ray(config)
+
+
 def _runners_here(config: "Config") -> _Runners:
-    from phf_ray.blocks.build import build_here
     from phf_ray.corpus.overlap import overlaps_here
     from phf_ray.training.in_process import fit_here
     from phf_ray.training.reference import compute_here
 
-    return _Runners(build_here, overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
+    return _Runners(overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
 
 
 def _runners_on_ray(config: "Config") -> _Runners:
-    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
+    from phf_ray.blocks.on_ray import overlaps_on_ray
     from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.on_ray import compute_reference, fit_on_ray
 
-    return _Runners(build_groups, overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
+    return _Runners(overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
 
 
 def refuse_workers(config: "Config") -> None:

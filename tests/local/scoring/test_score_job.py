@@ -8,6 +8,7 @@ import sys
 import pytest
 from guide import write_scorer_of_the_guide
 from places import ROOT
+from score_runs import files_of
 
 from jobs import score_corpus as job
 from jobs import thresholds
