@@ -3,7 +3,7 @@
     python -m benchmarks.bench_start [--pairs 5]
 
 Scoring: ten files of 40 lines each, from the command to its end. Training: a model of two layers on ten documents, from
-the command to the line of its first step, packing included. Help: CPU seconds of `phf COMMAND --help`, which no Ray is for.
+the command to the line of its first step, packing included. Help: CPU seconds of `phf COMMAND --help`, without a Ray.
 Each pair runs one after the other; the clock is the wall's, except for help. The load is printed, because it decides.
 """
 
