@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import align_data as data
-from jobs import align_table, cli, demo, demo_seeds
-from jobs.align_report import AlignResult, over_optimisation, say_result, write_report
+from jobs import cli, demo, demo_seeds
 from jobs.commands import job_parser
-from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import write_text
 
 if TYPE_CHECKING:
+    from jobs import align_table
     from phf_ray.config.rewards import RewardSpec
     from phf_ray.rollouts.against_base.arms import CandidateModel, ComparedModel
 
@@ -111,6 +110,11 @@ class Workplace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from jobs import align_table
+    from jobs.align_report import AlignResult, over_optimisation, say_result, write_report
+    from phf_ray.config import load_config
+
     overrides = list(arguments.override)
     seeds = cli.seeds_of(arguments.seeds)
     task = load_config(demo.TASK, None, demo.SMALL if arguments.small else ())
@@ -171,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _demo_models(at: Workplace, started: float) -> tuple[Path, Path]:
     """Return the demo's models by maximum likelihood and by conditional training. Ray starts if one is missing."""
+    from phf_ray.config import load_config
     from phf_ray.runs.checkpoints import find_checkpoint
     from phf_ray.runs.directory import RunDirectory
 
@@ -454,8 +459,10 @@ def _conditional_candidate(at: Workplace, model: Path, prompts: dict[str, Path])
     return CandidateModel("conditional model", rows, learned=False)
 
 
-def _pool_labels(at: Workplace, models: "Sequence[ComparedModel]") -> align_table.PoolLabels:
+def _pool_labels(at: Workplace, models: "Sequence[ComparedModel]") -> "align_table.PoolLabels":
     """Have the pool, without noise, compare the answers of every arm with the base's."""
+    from jobs import align_table
+
     file = at.place / "verdict.pairs.jsonl"
     rows = dict.fromkeys(
         (base.prompt, base.prompt + (base.completion or ""), base.prompt + (arm.completion or ""))

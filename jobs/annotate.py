@@ -7,30 +7,19 @@ it does only the missing part.
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.commands import job_parser
-from phf_ray.corpus.layout import SUCCESS
-from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError
-from phf_ray.feedback.layout import FEEDBACK_KEYS
-from phf_ray.judging.annotate import Annotated, JudgingRunner, annotate, judge_here
-from phf_ray.judging.annotate_plan import AnnotateRequest
-from phf_ray.judging.budget import Budget, BudgetSpentError
-from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
-from phf_ray.judging.failures import MAX_FAILED_FRACTION, check_fraction
-from phf_ray.judging.forecast import forecast
-from phf_ray.judging.importing import import_annotations
-from phf_ray.judging.pool import load_pool
-from phf_ray.judging.pool_agreement import pool_agreement
-from phf_ray.judging.served_scorers import identified, scorers_of
-from phf_ray.judging.sources import JudgingSource
-from phf_ray.judging.store import Store
 from phf_ray.storage.files import write_file
+
+if TYPE_CHECKING:
+    from phf_ray.judging.annotate import Annotated, JudgingRunner
+    from phf_ray.judging.annotate_plan import AnnotateRequest
 
 log = logging.getLogger("phf_ray.annotate")
 
@@ -42,6 +31,20 @@ starting Ray. The smaller one holds where judges compute, instead of being asked
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.corpus.layout import SUCCESS
+    from phf_ray.corpus.output import CorpusFolder
+    from phf_ray.feedback.layout import FEEDBACK_KEYS
+    from phf_ray.judging.annotate import annotate
+    from phf_ray.judging.annotate_plan import AnnotateRequest
+    from phf_ray.judging.budget import Budget, BudgetSpentError
+    from phf_ray.judging.desk import DeskSettings, default_cache, endpoints_of
+    from phf_ray.judging.failures import check_fraction
+    from phf_ray.judging.forecast import forecast
+    from phf_ray.judging.pool import load_pool
+    from phf_ray.judging.served_scorers import identified, scorers_of
+    from phf_ray.judging.sources import JudgingSource
+
     check_fraction(arguments.max_failed_fraction)
     if arguments.max_actors is not None and arguments.max_actors < 1:
         raise ConfigError(f"--max-actors {arguments.max_actors}: nobody would judge; give 1 or more")
@@ -98,8 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _agreement(arguments: argparse.Namespace, request: AnnotateRequest) -> int:
+def _agreement(arguments: argparse.Namespace, request: "AnnotateRequest") -> int:
     """Measure how far the annotators agree with their scorers and with people, and write `agreement.json`."""
+    from phf_ray.corpus.output import CorpusFolder
+    from phf_ray.feedback.layout import FEEDBACK_KEYS
+    from phf_ray.judging.budget import Budget
+    from phf_ray.judging.desk import DeskSettings, StoreDesk, default_cache, endpoints_of
+    from phf_ray.judging.pool_agreement import pool_agreement
+    from phf_ray.judging.served_scorers import identified, scorers_of
+
     for name in ("p_label_flip", "known", "restart", "dry_run", "max_actors"):
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
@@ -133,6 +143,8 @@ def _agreement(arguments: argparse.Namespace, request: AnnotateRequest) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from phf_ray.judging.failures import MAX_FAILED_FRACTION
+
     parser = job_parser(
         "annotate",
         __doc__,
@@ -192,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"stop if more rows get no judgement (default {MAX_FAILED_FRACTION})",
     )
     parser.add_argument("--max-actors", type=int, metavar="N", help="actors that judge at once (default: by the CPUs)")
-    parser.add_argument("--in-process", action="store_true", help="judge in this process, without Ray")
+    cli.add_in_process_argument(parser, does="judge")
     parser.add_argument(
         "--agreement",
         action="store_true",
@@ -210,6 +222,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _import(files: Sequence[str], cache: str) -> None:
+    from phf_ray.judging.importing import import_annotations
+    from phf_ray.judging.store import Store
+
     if not files:
         return
     store = Store(cache)
@@ -220,12 +235,17 @@ def _import(files: Sequence[str], cache: str) -> None:
         store.close()
 
 
-def _runner(request: AnnotateRequest, output: str, *, here: bool, max_actors: int | None) -> JudgingRunner:
+def _runner(request: "AnnotateRequest", output: str, *, here: bool, max_actors: int | None) -> "JudgingRunner":
+    from phf_ray.corpus.layout import SUCCESS
+    from phf_ray.corpus.output import CorpusFolder
+    from phf_ray.feedback.layout import FEEDBACK_KEYS
+    from phf_ray.judging.annotate import judge_here
+
     done = CorpusFolder(output, keys=FEEDBACK_KEYS).has(SUCCESS)
     size = sum(file.size for found in request.source.find() for file in found.files)
     computes = any(annotator.judge.is_here for annotator in request.pool.config.annotators)
     most = _BYTES_COMPUTED_HERE if computes else _BYTES_ASKED_HERE
-    if here or done or ("RAY_ADDRESS" not in os.environ and size <= most):
+    if here or done or (size <= most and not cli.asks_for_ray()):
         return judge_here
     from phf_ray.judging.on_ray import judge_on_ray
 
@@ -233,7 +253,7 @@ def _runner(request: AnnotateRequest, output: str, *, here: bool, max_actors: in
     return judge_on_ray(max_actors=max_actors)
 
 
-def _print_result(annotated: Annotated, *, output: str) -> None:
+def _print_result(annotated: "Annotated", *, output: str) -> None:
     stats = annotated.stats
     print(f"{output}: {stats.rows.rows:,} comparisons")
     for name, count in sorted(stats.rows.preferences.items()):

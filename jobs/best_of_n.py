@@ -33,10 +33,11 @@ _SAMPLES_HERE = 4096
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+
     from phf_ray.judging.failures import check_fraction
     from phf_ray.rollouts.best_of_n.job import best_of_n
 
-    arguments = parser().parse_args(argv)
     check_fraction(arguments.max_failed_fraction)
     output = cli.require_shared(arguments.output, flag="--output")
     request = _request(arguments, output)

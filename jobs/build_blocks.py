@@ -9,8 +9,18 @@ again, it resumes and keeps finished blocks. The last line on standard output is
 import argparse
 from collections.abc import Sequence
 
-from jobs.cli import add_config_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.cli import (
+    add_config_arguments,
+    add_in_process_argument,
+    asks_for_ray,
+    config_from,
+    is_url,
+    require_shared,
+    run,
+    start_ray,
+)
 from jobs.commands import job_parser
+from jobs.packing import block_builder
 from phf_ray.errors import ConfigError
 from phf_ray.storage.data_set_names import parse_data_set
 from phf_ray.storage.data_sets import open_data_set
@@ -26,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from phf_ray.blocks.build import build_blocks
     from phf_ray.blocks.feedback_corpora import check_feedback
-    from phf_ray.blocks.on_ray import build_groups
     from phf_ray.blocks.plan import plan_blocks
     from phf_ray.blocks.tokenizer import load_tokenizer
     from phf_ray.corpus.data_sets import check_data_sets
@@ -37,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.dry_run:
         if not is_feedback:
             check_data_sets(config, corpora)
-        start_ray()
+        if asks_for_ray() and not arguments.in_process:
+            start_ray()
         output = require_shared(output, flag="--output")
     tokenizer = load_tokenizer(config.tokenizer)
     plan = plan_blocks(
@@ -49,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"thresholds: {dict(plan.thresholds) or 'none'}")
         print(plan.root)
         return 0
-    print(build_blocks(plan, tokenizer=tokenizer, builder=build_groups))
+
+    builder = block_builder(in_process=arguments.in_process, start=start_ray)
+    print(build_blocks(plan, tokenizer=tokenizer, builder=builder))
     return 0
 
 
@@ -72,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "default: dataset.datasets",
     )
     parser.add_argument("--output", metavar="DIR", help="parent of the folder of blocks; default: next to the corpus")
+    add_in_process_argument(parser, does="pack")
     return parser
 
 

@@ -12,22 +12,16 @@ import json
 import lzma
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
-from fsspec.utils import infer_compression
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli
 from jobs.commands import job_parser
-from phf_ray.corpus.streams import UNREADABLE, text_lines
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.http.client import Client
-from phf_ray.http.keys import Endpoint, parse_endpoint
-from phf_ray.measures.calibration import Calibration, calibrate, parse_calibration
 from phf_ray.storage.files import write_file, write_text
+
+if TYPE_CHECKING:
+    from phf_ray.http.keys import Endpoint
+    from phf_ray.measures.calibration import Calibration
 
 SCORED_AT_ONCE = 256
 FEW_PAIRS = 1000
@@ -98,6 +92,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
+    from phf_ray.measures.calibration import calibrate
+
     rows = read_input(arguments.input)
     old = numbers(rows, arguments.old_column)
     num_old = sum(value is not None for value in old)
@@ -125,6 +121,10 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
+    import fsspec
+
+    from phf_ray.measures.calibration import parse_calibration
+
     try:
         with fsspec.open(arguments.apply, "rt", encoding="utf-8") as file:
             text = file.read()
@@ -140,7 +140,7 @@ def _apply(arguments: argparse.Namespace) -> None:
     print(f"{len(rows):,} rows, {sum(score is not None for score in scores):,} with a calibrated score")
 
 
-def describe_mapping(mapping: Calibration) -> str:
+def describe_mapping(mapping: "Calibration") -> str:
     quality, threshold = mapping.quality, mapping.threshold
     lines = [
         f"{mapping.num_pairs:,} pairs; rank correlation {_shown(quality.spearman)}, "
@@ -163,14 +163,18 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def _scores_at(arguments: argparse.Namespace) -> Endpoint:
+def _scores_at(arguments: argparse.Namespace) -> "Endpoint":
+    from phf_ray.http.keys import parse_endpoint
+
     return parse_endpoint(arguments.scores_url, option="--scores-url", allow_plain_http=arguments.allow_plain_http)
 
 
 def scores_over_http(
-    texts: Sequence[str], *, endpoint: Endpoint, scorer: str
+    texts: Sequence[str], *, endpoint: "Endpoint", scorer: str
 ) -> tuple[list[float | None], dict[str, Any]]:
     """Return one score per text, None if the server could not score it, and the identity of the scorer."""
+    from phf_ray.http.client import Client
+
     client = Client(endpoint.url, key=endpoint.key)
     scores: list[float | None] = []
     identity: dict[str, Any] = {}
@@ -186,6 +190,11 @@ def scores_over_http(
 
 def read_input(path: str) -> list[Row]:
     """Return the rows of a file. Raises ConfigError if it can't be opened, DataError if its content is invalid."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    from phf_ray.corpus.streams import UNREADABLE, text_lines
+
     try:
         if path.endswith(".parquet"):
             with fsspec.open(path, "rb") as file:
@@ -211,20 +220,24 @@ def _row(line: str, *, place: str) -> Row:
 def write_rows(path: str, rows: Sequence[Row]) -> None:
     """Write Parquet or JSON lines, compressed as the suffix says."""
     if path.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(rows)), sink)
         write_file(path, sink.getvalue())
     else:
-        compress = _COMPRESSORS.get(infer_compression(path), bytes)
+        import zstandard
+        from fsspec.utils import infer_compression
+
+        compressors: dict[str | None, Callable[[bytes], bytes]] = {
+            "gzip": gzip.compress,
+            "bz2": bz2.compress,
+            "xz": lzma.compress,
+            "zstd": zstandard.compress,
+        }
+        compress = compressors.get(infer_compression(path), bytes)
         write_file(path, compress("".join(f"{json.dumps(row)}\n" for row in rows).encode()))
-
-
-_COMPRESSORS: dict[str | None, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zstd": zstandard.compress,
-}
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:

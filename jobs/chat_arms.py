@@ -2,13 +2,14 @@
 
 import argparse
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from jobs.serve import add_template_argument, with_templates
-from phf_ray.config import Config
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.chats import check_scenarios
-from phf_ray.evaluation.models import NamedModel
-from phf_ray.generation.chat.templates import OWN, load_template, stored_template
+
+if TYPE_CHECKING:
+    from phf_ray.config import Config
+    from phf_ray.evaluation.models import NamedModel
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_chat_arguments(
-    arguments: argparse.Namespace, config: Config, models: Mapping[str, NamedModel]
+    arguments: argparse.Namespace, config: "Config", models: "Mapping[str, NamedModel]"
 ) -> tuple[dict[str, str], set[str]]:
     """Return the chosen templates by model, and the models whose template has markers of good and bad answers.
 
@@ -36,14 +37,16 @@ def read_chat_arguments(
     return templates, _marked_models(models, templates) if is_chat else set()
 
 
-def _check_chats(arguments: argparse.Namespace, config: Config) -> None:
+def _check_chats(arguments: argparse.Namespace, config: "Config") -> None:
     """Raise ConfigError for what can't be evaluated in chats."""
+    from phf_ray.evaluation.chats import check_scenarios
+
     check_scenarios(config.generation.scenario_configs)
     if arguments.reference is not None or arguments.reference_samples is not None:
         raise ConfigError("--reference: KL compares texts that models go on with; leave it out, or --api chat")
 
 
-def _chosen_templates(arguments: argparse.Namespace, models: Mapping[str, NamedModel]) -> dict[str, str]:
+def _chosen_templates(arguments: argparse.Namespace, models: "Mapping[str, NamedModel]") -> dict[str, str]:
     """Return the templates of --chat-template by model."""
     if arguments.chat_template and arguments.api != "chat":
         raise ConfigError("--chat-template is for chats; give --api chat with it")
@@ -55,11 +58,12 @@ def _chosen_templates(arguments: argparse.Namespace, models: Mapping[str, NamedM
     return found
 
 
-def _marked_models(models: Mapping[str, NamedModel], templates: Mapping[str, str]) -> set[str]:
+def _marked_models(models: "Mapping[str, NamedModel]", templates: Mapping[str, str]) -> set[str]:
     """Return the models whose template has markers of good and bad answers. A server's says so itself, when asked.
 
     Raises ConfigError for a directory without a template.
     """
+    from phf_ray.generation.chat.templates import OWN, load_template, stored_template
     from phf_ray.models.backbone import load_tokenizer_beside
 
     found = set()

@@ -164,6 +164,20 @@ def command_of(command: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", code, command, *arguments]
 
 
+def asks_for_ray() -> bool:
+    """Whether even small work is to be done on Ray: RAY_ADDRESS is set, or this process is connected to a Ray."""
+    ray = sys.modules.get("ray")
+    return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
+
+
+def add_in_process_argument(parser: argparse.ArgumentParser, *, does: str) -> None:
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help=f"{does} in this process, without Ray, whatever the size; RAY_ADDRESS=local has small work on Ray, too",
+    )
+
+
 def start_ray(*, num_cpus: int | None = None) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start a local Ray.
 
@@ -257,15 +271,14 @@ def require_shared(path: str, *, flag: str) -> str:
 
     A submitted job runs in a temporary copy of the working directory, and every node has its own disk.
     """
-    import ray
-
     from phf_ray.errors import ConfigError
 
     if is_url(path):
         return path
     # Ray 2.60 sets this variable for the driver of a submitted job only.
     in_submitted_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    ray = sys.modules.get("ray")  # not loaded just to see that it is not running
+    num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray is not None and ray.is_initialized() else 1
     shared_roots = os.environ.get("PHF_SHARED_ROOTS", "/mnt:/shared").split(":")
     if in_submitted_job or num_nodes > 1:
         resolved = Path(path)

@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli, demo_seeds
 from jobs.commands import job_parser, program
-from phf_ray.config import Config, load_config
 from phf_ray.errors import ConfigError, IncompleteError
+
+if TYPE_CHECKING:
+    from phf_ray.config import Config
 
 TASK = "demo"
 METHODS = ("mle", "conditional")
@@ -44,6 +46,9 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.config import load_config
+
     seeds = cli.seeds_of(arguments.seeds)
     task = load_config(TASK, None, arguments.override)
     started = time.monotonic()
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare_corpus(
-    output: Path, *, task: Config, overrides: Sequence[str], stages: int, started: float, small: bool = False
+    output: Path, *, task: "Config", overrides: Sequence[str], stages: int, started: float, small: bool = False
 ) -> tuple[Path, Path]:
     """Run the first two of a job's stages: return the scored corpus and the tokenizer."""
     with stage(f"1/{stages} score", started):
@@ -170,7 +175,7 @@ def score(source: Path, output: Path, *, overrides: Sequence[str], limit: int | 
     return corpus
 
 
-def make_tokenizer(corpus: Path, target: Path, *, task: Config) -> Path:
+def make_tokenizer(corpus: Path, target: Path, *, task: "Config") -> Path:
     """Train a byte-level BPE on the corpus without its held-out documents. Return the tokenizer's folder."""
     if target.exists():
         return target

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phf_ray.config import load_config
 from phf_ray.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ def named(name: str, seed: int) -> str:
 
 def override_of(task: str, method: str, overrides: Sequence[str], seed: int) -> list[str]:
     """Return what a training of this seed differs in, to stand behind the other overrides."""
+    from phf_ray.config import load_config
+
     if seed == 0:
         return []
     return [f"training.seed={load_config(task, method, list(overrides)).training.seed + seed}"]

@@ -11,36 +11,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli
 from jobs.chat_arms import add_chat_arguments, read_chat_arguments
 from jobs.commands import job_parser
 from jobs.model_arguments import add_model_arguments, models_from, parse_arms
 from jobs.resources import add_gpu_argument, check_resources
-from phf_ray.checkpoint import ControlChoice, fingerprint
-from phf_ray.config import Config, KLConfig
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.arms import Arm, ScoresServer, check_arm, described
-from phf_ray.evaluation.kl.arms import has_control_per_line, kl_of_arms, kl_on_samples, with_prefix
-from phf_ray.evaluation.kl.reference import Reference, check_reference, is_kept, reference_samples
-from phf_ray.evaluation.kl.sample_file import ReferenceSamples, read_reference_samples
-from phf_ray.evaluation.lm_eval import read_lm_eval
-from phf_ray.evaluation.models import NamedModel, parse_model
-from phf_ray.evaluation.on_ray import run_on_ray
-from phf_ray.evaluation.prompts import check_prompts
-from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
-from phf_ray.evaluation.report.samples import read_samples
-from phf_ray.evaluation.report.table import format_table
-from phf_ray.evaluation.run import EvaluationOptions, evaluate_arms
-from phf_ray.evaluation.tracking import track_report
-from phf_ray.http.keys import Endpoint, parse_endpoint, with_key_env
-from phf_ray.runs.directory import RunDirectory
-from phf_ray.scorers.build import scorer_name
+
+if TYPE_CHECKING:
+    from phf_ray.checkpoint import ControlChoice
+    from phf_ray.config import Config, KLConfig
+    from phf_ray.evaluation.arms import Arm, ScoresServer
+    from phf_ray.evaluation.kl.reference import Reference
+    from phf_ray.evaluation.kl.sample_file import ReferenceSamples
+    from phf_ray.evaluation.models import NamedModel
+    from phf_ray.evaluation.report.records import RedTeamInfo, TaskResult
+    from phf_ray.evaluation.run import EvaluationOptions
+    from phf_ray.http.keys import Endpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.evaluation.on_ray import run_on_ray
+    from phf_ray.evaluation.prompts import check_prompts
+    from phf_ray.evaluation.report.table import format_table
+    from phf_ray.evaluation.run import evaluate_arms
+    from phf_ray.evaluation.tracking import track_report
+
     config = cli.config_from(arguments)
     name_keys(arguments, config)
     models = models_from(arguments)
@@ -49,20 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_plain_http = arguments.allow_plain_http
     settings = config.kl_gpt3_callback
     texts = texts_of_reference(arguments, settings)
-    named = None if texts is not None else arguments.reference or settings.reference
-    named = None if named is None else with_key_env(named, config.key_envs)
-    cache = arguments.reference_cache or f"{arguments.output}/reference"
-    reference = _reference(named, models, settings=settings, cache=cache, allow_plain_http=allow_plain_http)
+    reference = None if texts is not None else _named_reference(arguments, config, models)
     scores_at = scores_endpoint(arguments.scores_url, allow_plain_http=allow_plain_http)
     served = models if reference is None else {**models, reference.name: reference}
-    options = EvaluationOptions(
-        seeds=cli.seeds_of(arguments.seeds),
-        num_samples=at_least_one(arguments.num_samples, flag="--num-samples"),
-        max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
-        restart=arguments.restart,
-        allow_other_scorer=arguments.allow_other_scorer,
-        allow_code_execution=arguments.allow_code_execution,
-    )
+    options = _options(arguments)
     names = [_arm_name(name, control) for name, control in wanted]
     measured = parse_lm_eval(arguments.lm_eval, names)
     attacked = {} if arguments.red_team is None else read_attacks(arguments.red_team, names)
@@ -96,6 +86,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     track_report(output)
     print(f"\n{format_table(report)}\n\n{output}/report.html", flush=True)
     return 0
+
+
+def _named_reference(
+    arguments: argparse.Namespace, config: "Config", models: "Mapping[str, NamedModel]"
+) -> "NamedModel | None":
+    """Return the model of --reference, or that of the configuration."""
+    from phf_ray.http.keys import with_key_env
+
+    settings = config.kl_gpt3_callback
+    named = arguments.reference or settings.reference
+    return _reference(
+        None if named is None else with_key_env(named, config.key_envs),
+        models,
+        settings=settings,
+        cache=arguments.reference_cache or f"{arguments.output}/reference",
+        allow_plain_http=arguments.allow_plain_http,
+    )
+
+
+def _options(arguments: argparse.Namespace) -> "EvaluationOptions":
+    from phf_ray.evaluation.run import EvaluationOptions
+
+    return EvaluationOptions(
+        seeds=cli.seeds_of(arguments.seeds),
+        num_samples=at_least_one(arguments.num_samples, flag="--num-samples"),
+        max_clients=at_least_one(arguments.max_clients, flag="--max-clients"),
+        restart=arguments.restart,
+        allow_other_scorer=arguments.allow_other_scorer,
+        allow_code_execution=arguments.allow_code_execution,
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -171,17 +191,22 @@ def parser() -> argparse.ArgumentParser:
 # -- Arguments --------------------------------------------------------------------------------------------------------
 
 
-def name_keys(arguments: argparse.Namespace, config: Config) -> None:
+def name_keys(arguments: argparse.Namespace, config: "Config") -> None:
     """Add the variables of `key_envs` to the servers that the options name without one."""
+    from phf_ray.http.keys import with_key_env
+
     arguments.model = [with_key_env(text, config.key_envs) for text in arguments.model]
     if arguments.scores_url is not None:
         arguments.scores_url = with_key_env(arguments.scores_url, config.key_envs)
 
 
 def _reference(
-    text: str | None, models: Mapping[str, NamedModel], *, settings: KLConfig, cache: str, allow_plain_http: bool
-) -> NamedModel | None:
+    text: str | None, models: "Mapping[str, NamedModel]", *, settings: "KLConfig", cache: str, allow_plain_http: bool
+) -> "NamedModel | None":
     """Parse --reference. A server needs its key only if `cache` doesn't keep its texts."""
+    from phf_ray.evaluation.kl.reference import is_kept
+    from phf_ray.evaluation.models import parse_model
+
     if text is None or text in models:
         return None if text is None else models[text]
     parse = partial(parse_model, text, option="--reference", allow_plain_http=allow_plain_http)
@@ -193,8 +218,10 @@ def _reference(
     return model
 
 
-def texts_of_reference(arguments: argparse.Namespace, settings: KLConfig) -> ReferenceSamples | None:
+def texts_of_reference(arguments: argparse.Namespace, settings: "KLConfig") -> "ReferenceSamples | None":
     """Return the texts of --reference-samples or of the configuration; None if a reference is to be asked."""
+    from phf_ray.evaluation.kl.sample_file import read_reference_samples
+
     if arguments.reference is not None and arguments.reference_samples is not None:
         raise ConfigError("--reference and --reference-samples: give a reference to ask, or a file of its texts")
     from_config = settings.reference_samples if arguments.reference is None else None
@@ -202,13 +229,20 @@ def texts_of_reference(arguments: argparse.Namespace, settings: KLConfig) -> Ref
     return None if path is None else read_reference_samples(path)
 
 
-def _check_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache: str) -> None:
+def _check_kl(config: "Config", arms: "Sequence[Arm]", *, reference: "Reference", cache: str) -> None:
+    from phf_ray.evaluation.kl.arms import with_prefix
+    from phf_ray.evaluation.kl.reference import check_reference
+
     settings = config.kl_gpt3_callback
     check_reference(reference, [with_prefix(arm, settings.prefix) for arm in arms], settings, cache=cache)
 
 
-def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache: str) -> list[Arm]:
+def _with_kl(config: "Config", arms: "Sequence[Arm]", *, reference: "Reference", cache: str) -> "list[Arm]":
     """Return the arms with their KL from the reference, on the reference's texts."""
+    from phf_ray.evaluation.arms import Arm, check_arm, described
+    from phf_ray.evaluation.kl.arms import has_control_per_line, kl_of_arms, kl_on_samples, with_prefix
+    from phf_ray.evaluation.kl.reference import reference_samples
+
     settings = config.kl_gpt3_callback
     prefixed = [with_prefix(arm, settings.prefix) for arm in arms]
     per_line = [arm.name for arm in arms if has_control_per_line(arm.checkpoint, config)]
@@ -231,7 +265,9 @@ def _with_kl(config: Config, arms: Sequence[Arm], *, reference: Reference, cache
     return [replace(arm, kl=found[arm.name]) for arm in arms]
 
 
-def parse_lm_eval(texts: Sequence[str], arms: Sequence[str]) -> dict[str, tuple[TaskResult, ...]]:
+def parse_lm_eval(texts: Sequence[str], arms: Sequence[str]) -> "dict[str, tuple[TaskResult, ...]]":
+    from phf_ray.evaluation.lm_eval import read_lm_eval
+
     found: dict[str, tuple[TaskResult, ...]] = {}
     for text in texts:
         arm, separator, path = text.partition("=")
@@ -241,8 +277,10 @@ def parse_lm_eval(texts: Sequence[str], arms: Sequence[str]) -> dict[str, tuple[
     return found
 
 
-def read_attacks(directory: str, arms: Sequence[str]) -> dict[str, RedTeamInfo]:
+def read_attacks(directory: str, arms: Sequence[str]) -> "dict[str, RedTeamInfo]":
     """Return the results of jobs.red_team by arm."""
+    from phf_ray.evaluation.report.samples import read_samples
+
     attacked = {arm.name: arm.red_team for arm in read_samples(directory)[1].arms if arm.red_team is not None}
     if not set(attacked) & set(arms):
         raise ConfigError(
@@ -263,8 +301,10 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _print_plan(
-    config: Config, arms: Sequence[tuple[str, str | None]], options: EvaluationOptions, *, scores_url: str | None
+    config: "Config", arms: Sequence[tuple[str, str | None]], options: "EvaluationOptions", *, scores_url: str | None
 ) -> None:
+    from phf_ray.scorers.build import scorer_name
+
     for name, control in arms:
         print(f"arm {_arm_name(name, control)}")
     for scenario in config.generation.scenario_configs:
@@ -282,20 +322,23 @@ def _print_plan(
 
 @contextlib.contextmanager
 def servers(
-    config: Config,
-    models: Mapping[str, NamedModel],
+    config: "Config",
+    models: "Mapping[str, NamedModel]",
     *,
-    scores_at: Endpoint | None,
+    scores_at: "Endpoint | None",
     port: int,
     num_gpus: float | None,
     templates: Mapping[str, str] | None = None,
-) -> Iterator[tuple[str, ScoresServer]]:
+) -> "Iterator[tuple[str, ScoresServer]]":
     """Serve the models and the scorer that have no URL. `num_gpus`: those of each model; None: what is free.
 
     `templates`: chat templates by model.
 
     Yields the URL of that server, empty if there is none, and the server of the scores.
     """
+    from phf_ray.evaluation.arms import ScoresServer
+    from phf_ray.scorers.build import scorer_name
+
     directories = {
         name: {
             "path": str(model.directory),
@@ -317,8 +360,10 @@ def servers(
         yield url, elsewhere or ScoresServer(url, scorer, _own_key())
 
 
-def scores_endpoint(text: str | None, *, allow_plain_http: bool) -> Endpoint | None:
+def scores_endpoint(text: str | None, *, allow_plain_http: bool) -> "Endpoint | None":
     """Return the server of --scores-url, None if the job starts one."""
+    from phf_ray.http.keys import parse_endpoint
+
     return None if text is None else parse_endpoint(text, option="--scores-url", allow_plain_http=allow_plain_http)
 
 
@@ -336,7 +381,10 @@ def _arm_name(name: str, control: str | None) -> str:
     return name if control is None else f"{name}:{control}"
 
 
-def arm_of(model: NamedModel, control: ControlChoice | None, *, base_url: str) -> Arm:
+def arm_of(model: "NamedModel", control: "ControlChoice | None", *, base_url: str) -> "Arm":
+    from phf_ray.checkpoint import fingerprint
+    from phf_ray.evaluation.arms import Arm
+
     if model.directory is None:
         return Arm(
             name=_arm_name(model.name, control),
@@ -365,6 +413,8 @@ _NUM_LOSSES = 200
 
 def _losses(directory: Path) -> tuple[tuple[int, float], ...]:
     """Return pairs of tokens seen and training loss; empty if the checkpoint is outside its run's directory."""
+    from phf_ray.runs.directory import RunDirectory
+
     if directory.parent.name != "checkpoints":
         return ()
     rows: list[dict[str, Any]] = RunDirectory(directory.parent.parent).read_metrics()

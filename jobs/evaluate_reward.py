@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import run
 from jobs.commands import job_parser
 from phf_ray.errors import ConfigError, DataError
-from phf_ray.evaluation.rewards.judged import RewardItem
-from phf_ray.records import Rejected
 
 if TYPE_CHECKING:
+    from phf_ray.evaluation.rewards.judged import RewardItem
     from phf_ray.feedback.rows import FeedbackRow
+    from phf_ray.records import Rejected
 
 log = logging.getLogger("jobs.evaluate_reward")
 
@@ -70,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _items(sources: Sequence[str], *, limit: int | None) -> tuple[list[RewardItem], Counter[str]]:
+def _items(sources: Sequence[str], *, limit: int | None) -> "tuple[list[RewardItem], Counter[str]]":
     """Read the comparisons, and count the records that are none by reason. Raises DataError if there are none."""
+    from phf_ray.evaluation.rewards.judged import RewardItem
+
     items: list[RewardItem] = []
     rejected: Counter[str] = Counter()
     first = ""
@@ -93,10 +95,11 @@ def _items(sources: Sequence[str], *, limit: int | None) -> tuple[list[RewardIte
     return items, rejected
 
 
-def _records(sources: Sequence[str]) -> Iterator[RewardItem | Rejected]:
+def _records(sources: Sequence[str]) -> "Iterator[RewardItem | Rejected]":
     from phf_ray.corpus.cut import Piece
     from phf_ray.corpus.read import read_rows_of
     from phf_ray.feedback.plan import FeedbackRequest
+    from phf_ray.records import Rejected
 
     for file in FeedbackRequest(inputs=sources).find().files:
         for index, record in read_rows_of(file, Piece(0, 0)):
@@ -106,11 +109,12 @@ def _records(sources: Sequence[str]) -> Iterator[RewardItem | Rejected]:
                 yield from _items_of_record(record, source=file.name, index=index)
 
 
-def _items_of_record(record: Mapping[str, Any], *, source: str, index: int) -> list[RewardItem | Rejected]:
+def _items_of_record(record: Mapping[str, Any], *, source: str, index: int) -> "list[RewardItem | Rejected]":
     """One item, or one for each pair of ranked answers."""
     from phf_ray.feedback.formats.base import UnfitRecord
     from phf_ray.feedback.formats.table import FORMATS, format_of
     from phf_ray.feedback.prepare import RowSettings, prepare_record
+    from phf_ray.records import Rejected
 
     name = str(index if record.get("id") in (None, "") else record["id"])
     if _is_list_of_texts(record.get("rejected")):
@@ -137,8 +141,10 @@ def _items_of_record(record: Mapping[str, Any], *, source: str, index: int) -> l
 
 def _item_of_row(
     row: "FeedbackRow", *, name: str, subset: str | None, source: str, index: int
-) -> RewardItem | Rejected:
+) -> "RewardItem | Rejected":
+    from phf_ray.evaluation.rewards.judged import RewardItem
     from phf_ray.feedback.rows import Comparison
+    from phf_ray.records import Rejected
 
     if not isinstance(row, Comparison):
         return Rejected(source, index, "no_comparison", "an example has one answer")
@@ -149,8 +155,9 @@ def _item_of_row(
     return RewardItem(name, subset, row.prompt, (row.better,), (row.worse,))
 
 
-def _item_of_lists(record: Mapping[str, Any], name: str) -> RewardItem:
+def _item_of_lists(record: Mapping[str, Any], name: str) -> "RewardItem":
     """RewardBench 2: one better answer or several, and several worse ones."""
+    from phf_ray.evaluation.rewards.judged import RewardItem
     from phf_ray.feedback.formats.base import UnfitRecord, messages_of, text_of
     from phf_ray.generation.chat.prompts import ChatPrompt, Prompt, TextPrompt
 

@@ -15,11 +15,12 @@ from phf_ray.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+
     from phf_ray.evaluation.report.text_table import aligned, ruled
     from phf_ray.rollouts.frontier.table import frontier_text
     from phf_ray.rollouts.frontier.write import FIGURES, PAGE, write_frontier
 
-    arguments = parser().parse_args(argv)
     output: Path = arguments.output
     if any(place.is_file() for place in (output, *output.parents)):
         raise ConfigError(f"--output {output} is a file, or is below one; give a folder")

@@ -21,9 +21,7 @@ from jobs import cli, demo
 from jobs.code_pieces import CodePair, CodePiece, draw_piece_pairs, figures_of, pieces_of, whole_lines, why_not_shown
 from jobs.commands import job_parser
 from jobs.marker_preference import marker_preference
-from phf_ray.config import load_config, load_phrases
 from phf_ray.errors import ConfigError
-from phf_ray.scorers.build import SHORT_NAMES
 from phf_ray.storage.files import write_text
 
 METHOD = "hindsight"
@@ -39,6 +37,9 @@ PROMPT = "Write code."
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.config import load_config
+
     overrides = [*(demo.SMALL if arguments.small else ()), *arguments.override]
     task = load_config(demo.TASK, None, overrides)
     started = time.monotonic()
@@ -120,13 +121,14 @@ def _record(pair: CodePair) -> dict[str, Any]:
 
 
 def _scores(texts: Sequence[str]) -> list[float | None]:
-    from phf_ray.scorers.build import build_scorer
+    from phf_ray.scorers.build import SHORT_NAMES, build_scorer
 
     return list(build_scorer({"class_name": SHORT_NAMES["pep8"]}).score_texts(list(texts)))
 
 
 def write_and_judge(run: Path, num_samples: int, *, held_out: Sequence[CodePair]) -> dict[str, Any]:
     """Draw samples after each marker, and return what they are like, and what the markers do to other code."""
+    from phf_ray.config import load_phrases
     from phf_ray.generation.engine import generate
     from phf_ray.generation.load import load_engine
     from phf_ray.generation.requests import GenerationRequest

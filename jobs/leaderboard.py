@@ -24,11 +24,12 @@ _OF_JUDGES = ("url", "model", "key_env", "budget")
 
 def main(argv: Sequence[str] | None = None, *, judge: "JudgePairs | None" = None) -> int:
     """Run the job. `judge`: judges outputs in place of --annotators."""
+    options = parser().parse_args(argv)
+
     from phf_ray.judging.board.human import read_labels, with_labels
     from phf_ray.judging.board.table import format_board
     from phf_ray.judging.board.write import check_replaced, rows_with_added, write_board
 
-    options = parser().parse_args(argv)
     check(options)
     sampling = Sampling(options) if options.models else None
     if Path(options.output).is_file():

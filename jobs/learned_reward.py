@@ -15,15 +15,15 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli, demo
 from jobs.commands import job_parser
-from jobs.line_pairs import DrawnPairs, JudgedLine, LinePair, accuracies, draw_pairs, read_lines
-from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
-from phf_ray.scorers.build import SHORT_NAMES
 from phf_ray.storage.files import write_text
+
+if TYPE_CHECKING:
+    from jobs.line_pairs import DrawnPairs, JudgedLine, LinePair
 
 REWARD, METHOD = "reward_model", "learned_conditional"
 GOOD, BAD = f"{METHOD}:good", f"{METHOD}:bad"
@@ -39,6 +39,10 @@ FEW = ("generation.scenario_configs=[]", "dataset.held_out_fraction=0")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from jobs.line_pairs import read_lines
+    from phf_ray.config import load_config
+
     overrides = [*(demo.SMALL if arguments.small else ()), *arguments.override]
     task = load_config(demo.TASK, None, overrides)
     started = time.monotonic()
@@ -85,9 +89,10 @@ def parser() -> argparse.ArgumentParser:
 # -- The judge, and the reward that is learned from it -----------------------------------------------------------------
 
 
-def compare(lines: Sequence[JudgedLine], learned: Path, *, number: int) -> Path:
+def compare(lines: "Sequence[JudgedLine]", learned: Path, *, number: int) -> Path:
     """Draw pairs of lines, let the judge compare them, and prepare the comparisons. Return the feedback corpus."""
     from jobs import prepare_feedback
+    from jobs.line_pairs import draw_pairs
 
     drawn = draw_pairs(lines, at_most=number, held_out=False, held_out_fraction=HELD_OUT_FRACTION)
     _say_drawn(drawn)
@@ -103,7 +108,7 @@ def compare(lines: Sequence[JudgedLine], learned: Path, *, number: int) -> Path:
     return learned / "comparisons"
 
 
-def _say_drawn(drawn: DrawnPairs) -> None:
+def _say_drawn(drawn: "DrawnPairs") -> None:
     num_wrong = sum(pair.said_better(ERROR_RATE) != pair.better for pair in drawn.pairs)
     demo.say(
         f"{len(drawn.pairs):,} comparisons, {num_wrong:,} of them wrong; left out: {drawn.num_ties:,} pairs with "
@@ -111,7 +116,7 @@ def _say_drawn(drawn: DrawnPairs) -> None:
     )
 
 
-def _record(pair: LinePair) -> dict[str, Any]:
+def _record(pair: "LinePair") -> dict[str, Any]:
     # A scorer judges a line as the answer to nothing.
     return {
         "prompt": "",
@@ -124,6 +129,7 @@ def _record(pair: LinePair) -> dict[str, Any]:
 def _scorers(reward: Path) -> str:
     """Return the setting by which the reward model scores, and the true scores stay beside its own."""
     from phf_ray.runs.checkpoints import find_checkpoint
+    from phf_ray.scorers.build import SHORT_NAMES
 
     model = {"class_name": SHORT_NAMES["reward"], "path": str(find_checkpoint(reward, option="the reward model"))}
     return f"scoring.scorers={json.dumps([model, {'class_name': SHORT_NAMES['pep8']}])}"
@@ -137,7 +143,8 @@ def _score(corpus: Path, scored: Path, *, overrides: Sequence[str]) -> Path:
     return scored
 
 
-def _judge_reward(lines: Sequence[JudgedLine], scored: Path) -> dict[str, Any]:
+def _judge_reward(lines: "Sequence[JudgedLine]", scored: Path) -> dict[str, Any]:
+    from jobs.line_pairs import accuracies, draw_pairs
     from phf_ray.corpus.reader import read_corpus
 
     drawn = draw_pairs(lines, at_most=NUM_HELD_OUT_PAIRS, held_out=True, held_out_fraction=HELD_OUT_FRACTION)

@@ -11,10 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phf_ray.blocks.held_out import is_held_out
-from phf_ray.corpus.reader import read_corpus
-from phf_ray.measures.intervals import bootstrap_mean, mean
-
 Place = tuple[str, int]
 """Id of the document, and number of the line in it from 0."""
 
@@ -53,6 +49,8 @@ class DrawnPairs:
 
 def read_lines(corpus: Path) -> Iterator[JudgedLine]:
     """Yield the lines that can be judged. A blank line is no answer, and a line without a score has no violations."""
+    from phf_ray.corpus.reader import read_corpus
+
     for document in read_corpus(str(corpus)):
         for number, (text, score) in enumerate(zip(document.texts, document.scores, strict=True)):
             if score is not None and text.strip():
@@ -62,6 +60,8 @@ def read_lines(corpus: Path) -> Iterator[JudgedLine]:
 
 def draw_pairs(lines: Iterable[JudgedLine], *, at_most: int, held_out: bool, held_out_fraction: float) -> DrawnPairs:
     """Draw pairs of lines of the documents that are held out, or of the others. No line is in two pairs."""
+    from phf_ray.blocks.held_out import is_held_out
+
     ours = [line for line in lines if is_held_out(line.place[0], held_out_fraction) == held_out]
     ours.sort(key=lambda line: _share(line.place, b"phf-pairs"))
     pairs: list[LinePair] = []
@@ -110,6 +110,8 @@ def _agreement(
     pairs: Sequence[LinePair], judge: Callable[[LinePair, int], float], *, error_rate: float
 ) -> dict[str, Any]:
     """Return accuracies with intervals over documents: violations of one kind come together in a few of them."""
+    from phf_ray.measures.intervals import bootstrap_mean, mean
+
     found: dict[str, Any] = {"num_pairs": len(pairs)}
     for name, label in (("truth", lambda pair: pair.better), ("judge", lambda pair: pair.said_better(error_rate))):
         groups = defaultdict(list)

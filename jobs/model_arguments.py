@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from phf_ray.checkpoint import CheckpointInfo, Control, ControlChoice, parse_control, split_model_id
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.models import NamedModel, parse_model
-from phf_ray.evaluation.released import released_models
+
+if TYPE_CHECKING:
+    from phf_ray.checkpoint import Control, ControlChoice
+    from phf_ray.evaluation.models import NamedModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +49,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
+def models_from(arguments: argparse.Namespace) -> "dict[str, NamedModel]":
     """Return the models of --model and --released, with the control tokens of --control."""
+    from phf_ray.checkpoint import parse_control
+    from phf_ray.evaluation.released import released_models
+
     texts = list(arguments.model)
     controls: dict[str | None, Control] = dict(map(parse_control, arguments.control))
     if arguments.released is not None:
@@ -61,7 +66,9 @@ def models_from(arguments: argparse.Namespace) -> dict[str, NamedModel]:
     return with_controls(parse_models(texts, allow_plain_http=arguments.allow_plain_http), controls)
 
 
-def with_controls(models: Mapping[str, NamedModel], controls: Mapping[str | None, Control]) -> dict[str, NamedModel]:
+def with_controls(
+    models: "Mapping[str, NamedModel]", controls: "Mapping[str | None, Control]"
+) -> "dict[str, NamedModel]":
     """Return the models with control tokens by name. The name None: all others that have none of their own."""
     for name in controls:
         if name is not None and name not in models:
@@ -69,7 +76,9 @@ def with_controls(models: Mapping[str, NamedModel], controls: Mapping[str | None
     return {name: _with_control(model, controls) for name, model in models.items()}
 
 
-def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> NamedModel:
+def _with_control(model: "NamedModel", controls: "Mapping[str | None, Control]") -> "NamedModel":
+    from phf_ray.checkpoint import CheckpointInfo
+
     info = model.info or CheckpointInfo()
     if model.directory is None or info.control is not None:
         if model.name in controls:
@@ -81,7 +90,9 @@ def _with_control(model: NamedModel, controls: Mapping[str | None, Control]) -> 
 
 def parse_models(
     texts: Sequence[str], *, allow_plain_http: bool = False, option: str = "--model"
-) -> dict[str, NamedModel]:
+) -> "dict[str, NamedModel]":
+    from phf_ray.evaluation.models import parse_model
+
     models: dict[str, NamedModel] = {}
     for text in texts:
         model = parse_model(text, option=option, allow_plain_http=allow_plain_http)
@@ -92,12 +103,14 @@ def parse_models(
 
 
 def parse_arms(
-    texts: Sequence[str], models: Mapping[str, NamedModel], *, marked: Collection[str] = ()
-) -> list[tuple[str, ControlChoice | None]]:
+    texts: Sequence[str], models: "Mapping[str, NamedModel]", *, marked: Collection[str] = ()
+) -> "list[tuple[str, ControlChoice | None]]":
     """Return (model, control) pairs in the order of the report.
 
     `marked`: models whose chat template has markers of good and bad answers.
     """
+    from phf_ray.checkpoint import split_model_id
+
     arms: list[tuple[str, ControlChoice | None]] = []
     for text in texts or list(models):
         name, control = (text, None) if text in models else split_model_id(text)

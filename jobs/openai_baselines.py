@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+
     from phf_ray.judging.board.reference_models import answer_here, question_of, read_prompts
     from phf_ray.judging.budget import Budget, most_of
     from phf_ray.judging.waiting import wait_for
     from phf_ray.storage.files import write_file
 
-    options = parser().parse_args(argv)
     if Path(options.output).is_dir():
         raise ConfigError(f"--output {options.output} is a folder; give a file, such as {options.output}/eval.json")
     style, settings = _style(options), _settings(options)

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from jobs import cli, demo, demo_seeds
 from jobs.commands import job_parser
-from phf_ray.config import load_config
-from phf_ray.measures.pareto import pareto_front
 
 METHODS = ("mle", "conditional", "filtering", "ul", "rwr", "awr")
 REFERENCE = "mle"
@@ -28,6 +26,9 @@ SMALL = (*demo.SMALL, "kl_gpt3_callback.num_samples=16", "kl_gpt3_callback.max_t
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.config import load_config
+
     overrides = [*KL, *(SMALL if arguments.small else ()), *arguments.override]
     seeds = cli.seeds_of(arguments.seeds)
     task = load_config(demo.TASK, None, overrides)
@@ -81,6 +82,8 @@ def _evaluate(output: Path, *, overrides: Sequence[str], seed: int) -> None:
 
 def format_front(report: dict[str, list[dict[str, float | str | None]]]) -> str:
     """Return a line for each arm that no other arm beats in both score and KL."""
+    from phf_ray.measures.pareto import pareto_front
+
     points = [
         (str(row["arm"]), row["score"], row["kl_per_byte"])
         for row in report["table"]

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jobs import cli
 from jobs.commands import job_parser
@@ -16,15 +16,13 @@ from jobs.source_notes import print_licenses, print_planned_sources
 from phf_ray.config.hindsight import DEFAULT_PHRASES, FeedbackForm, load_phrases
 from phf_ray.corpus.layout import REPORT
 from phf_ray.errors import ConfigError
-from phf_ray.feedback.against import find_other_set
 from phf_ray.feedback.formats.table import AUTO, FORMATS
-from phf_ray.feedback.hindsight.jsonl import check_json_lines_file, write_json_lines
 from phf_ray.feedback.hindsight.settings import COH, DEFAULT_KINDS, KINDS, HindsightSettings
-from phf_ray.feedback.job import FeedbackRunner, prepare_feedback, run_feedback_here
-from phf_ray.feedback.manifest import FeedbackManifest
-from phf_ray.feedback.plan import FeedbackRequest, text_bytes
 from phf_ray.feedback.prepare import USES
-from phf_ray.feedback.report import report_feedback, report_lines
+
+if TYPE_CHECKING:
+    from phf_ray.feedback.job import FeedbackRunner
+    from phf_ray.feedback.manifest import FeedbackManifest
 
 log = logging.getLogger("phf_ray.prepare_feedback")
 
@@ -35,6 +33,13 @@ starting Ray."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.feedback.against import find_other_set
+    from phf_ray.feedback.hindsight.jsonl import check_json_lines_file, write_json_lines
+    from phf_ray.feedback.job import prepare_feedback
+    from phf_ray.feedback.plan import FeedbackRequest
+    from phf_ray.feedback.report import report_feedback, report_lines
+
     request = FeedbackRequest(
         inputs=arguments.input,
         format=arguments.format,
@@ -179,8 +184,10 @@ def _hindsight(arguments: argparse.Namespace) -> HindsightSettings | None:
     return HindsightSettings.of(kinds, phrases, seed=arguments.seed or 0, form=arguments.form, compat=arguments.compat)
 
 
-def _runner(arguments: argparse.Namespace) -> FeedbackRunner:
+def _runner(arguments: argparse.Namespace) -> "FeedbackRunner":
     """Return a runner that starts Ray only when there is work for it, which is after the input has been checked."""
+    from phf_ray.feedback.job import run_feedback_here
+    from phf_ray.feedback.plan import text_bytes
 
     def run(work: Callable[[Mapping[str, Any]], Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         if "RAY_ADDRESS" not in os.environ and text_bytes(rows) <= _BYTES_HERE:
@@ -202,7 +209,7 @@ def _shared(arguments: argparse.Namespace) -> str:
     return cli.require_shared(arguments.output, flag="--output")
 
 
-def _print_result(manifest: FeedbackManifest, *, output: str) -> None:
+def _print_result(manifest: "FeedbackManifest", *, output: str) -> None:
     stats = manifest.stats
     taken = f"{manifest.format}, made for {manifest.to}" if manifest.to else manifest.format
     print(f"{output}: {stats.rows:,} {manifest.form} (format {taken})")

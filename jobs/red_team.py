@@ -9,27 +9,32 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.evaluate_lm import arm_of, at_least_one, name_keys, scores_endpoint, servers
 from jobs.model_arguments import add_model_arguments, models_from, parse_arms
 from jobs.resources import add_gpu_argument, check_resources
-from phf_ray.config import Config
 from phf_ray.errors import ConfigError
-from phf_ray.evaluation.attack.red_lm import Attacker, AttackerApi
-from phf_ray.evaluation.attack.run import AttackOptions, run_attack
-from phf_ray.evaluation.models import NamedModel, parse_model
-from phf_ray.evaluation.on_ray import run_on_ray
-from phf_ray.evaluation.prompts import check_prompts
-from phf_ray.evaluation.report.table import format_red_team
-from phf_ray.evaluation.tracking import track_report
-from phf_ray.http.keys import with_key_env
-from phf_ray.scorers.build import scorer_name
+
+if TYPE_CHECKING:
+    from phf_ray.config import Config
+    from phf_ray.evaluation.attack.red_lm import AttackerApi
+    from phf_ray.evaluation.models import NamedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.evaluation.attack.red_lm import Attacker
+    from phf_ray.evaluation.attack.run import AttackOptions, run_attack
+    from phf_ray.evaluation.on_ray import run_on_ray
+    from phf_ray.evaluation.prompts import check_prompts
+    from phf_ray.evaluation.report.table import format_red_team
+    from phf_ray.evaluation.tracking import track_report
+    from phf_ray.http.keys import with_key_env
+
     config = cli.config_from(arguments)
     name_keys(arguments, config)
     arguments.attacker = with_key_env(arguments.attacker, config.key_envs)
@@ -123,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _attacker(text: str, models: dict[str, NamedModel], *, allow_plain_http: bool) -> NamedModel:
+def _attacker(text: str, models: "dict[str, NamedModel]", *, allow_plain_http: bool) -> "NamedModel":
+    from phf_ray.evaluation.models import parse_model
+
     if text in models:
         return models[text]
     model = parse_model(text, option="--attacker", allow_plain_http=allow_plain_http)
@@ -132,7 +139,9 @@ def _attacker(text: str, models: dict[str, NamedModel], *, allow_plain_http: boo
     return model
 
 
-def _print_plan(config: Config, *, num_arms: int, attacker: NamedModel, api: str) -> None:
+def _print_plan(config: "Config", *, num_arms: int, attacker: "NamedModel", api: str) -> None:
+    from phf_ray.scorers.build import scorer_name
+
     settings = config.red_team
     num_prompts = settings.num_seed_prompts + settings.num_trials * settings.num_rounds * settings.num_candidates
     print(f"red LM {attacker.name} ({attacker.source}), {api} API")

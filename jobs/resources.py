@@ -6,10 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from phf_ray.errors import ConfigError
-from serve.resources import Node, places, runs_here, runs_network, with_resources
-from serve.settings import ServeArgs
+
+if TYPE_CHECKING:
+    from serve.resources import Node
+    from serve.settings import ServeArgs
 
 log = logging.getLogger("phf_ray.serve")
 
@@ -35,12 +38,14 @@ def check_resources(*, num_cpus: float | None, num_gpus: float | None) -> None:
         raise ConfigError(f"--num-gpus {num_gpus:g}: give 0 to run on CPUs, 1, or a part of 1; a model runs on one GPU")
 
 
-def choose_resources(args: ServeArgs, *, num_cpus: float | None, num_gpus: float | None) -> ServeArgs:
+def choose_resources(args: "ServeArgs", *, num_cpus: float | None, num_gpus: float | None) -> "ServeArgs":
     """Return the arguments with the resources of each replica. None: chosen from what the running Ray has free.
 
     Raises ConfigError if a Ray of this machine alone can't give what is asked for; a cluster may still grow.
     """
     import ray
+
+    from serve.resources import runs_here, runs_network, with_resources
 
     num_models = sum(map(runs_here, args.models))
     if not num_models and not any(map(runs_network, args.scorers)):
@@ -59,6 +64,8 @@ def choose_resources(args: ServeArgs, *, num_cpus: float | None, num_gpus: float
 
 
 def _check_gpus(num_gpus: float, total: float, *, num_models: int) -> None:
+    from serve.resources import places
+
     if not num_gpus or num_models <= places(total, num_gpus):
         return
     if os.environ.get("RAY_ADDRESS", "local") == "local":
@@ -69,12 +76,14 @@ def _check_gpus(num_gpus: float, total: float, *, num_models: int) -> None:
     log.warning("%d models do not fit on the cluster's %g GPUs; the server waits until it has more", num_models, total)
 
 
-def _free_nodes() -> list[Node]:
+def _free_nodes() -> "list[Node]":
     """Return what each node has free. Waits up to `RELEASE_S` for what is in use."""
     import ray
 
     # Ray's public function sums over nodes, and a replica must fit on one.
     from ray._private.state import available_resources_per_node
+
+    from serve.resources import Node
 
     total = ray.cluster_resources()
     deadline = time.monotonic() + RELEASE_S
@@ -88,7 +97,7 @@ def _free_nodes() -> list[Node]:
         time.sleep(0.2)
 
 
-def _usable(nodes: Sequence[Node], *, total: float) -> list[Node]:
+def _usable(nodes: "Sequence[Node]", *, total: float) -> "list[Node]":
     """Return the nodes without their GPUs if torch can't use them. Says why models run on CPUs beside GPUs."""
     import torch
 

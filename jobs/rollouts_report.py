@@ -13,9 +13,10 @@ from phf_ray.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+
     from phf_ray.rollouts.guard import stop_rules_of, write_alpaca_farm_rollouts, write_rounds_report
 
-    arguments = parser().parse_args(argv)
     run, output = arguments.run, arguments.output
     if not run.is_dir():
         raise ConfigError(f"--run {run} is no directory; give that of a run of phf train-rl")

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from jobs import cli, demo
 from jobs.commands import job_parser
 from jobs.make_prompts import headers_of, library_files
-from phf_ray.config import load_config
 from phf_ray.errors import ConfigError
 from phf_ray.storage.files import write_text
 
@@ -81,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checked(overrides: Sequence[str]) -> "Config":
     """Return the configuration of a method, after those of all have been read. What is used of it they share."""
+    from phf_ray.config import load_config
+
     configs = [load_config(demo.TASK, name, overrides) for name in METHODS]
     gold_of(configs[0])
     return configs[0]
@@ -102,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _demo_model(output: Path, *, small: bool, started: float) -> Path:
     """Return the demo's model by maximum likelihood, which is trained if it is not there yet."""
+    from phf_ray.config import load_config
+
     overrides = demo.SMALL if small else ()
     task = load_config(demo.TASK, None, overrides)
     corpus, tokenizer = demo.prepare_corpus(

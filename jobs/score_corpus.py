@@ -12,22 +12,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import cli
 from jobs.commands import job_parser
 from jobs.source_notes import print_licenses, print_planned_sources
-from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.output import CorpusFolder
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.scoring.estimate import ScoringEstimate, estimate_scoring
-from phf_ray.scoring.job import run_scoring
-from phf_ray.scoring.on_ray import RayScoring
-from phf_ray.scoring.plan import ScoringPreview, preview_scoring
-from phf_ray.scoring.progress import ScoreProgress
-from phf_ray.scoring.request import ScoringRequest
 from phf_ray.storage.data_set_names import parse_data_set
-from phf_ray.storage.licenses import license_facts, licenses_of
+
+if TYPE_CHECKING:
+    from phf_ray.corpus.manifest import CorpusManifest
+    from phf_ray.scoring.estimate import ScoringEstimate
+    from phf_ray.scoring.executor import ScoringExecutor
+    from phf_ray.scoring.plan import ScoringPreview
+    from phf_ray.scoring.progress import ScoreProgress
+    from phf_ray.scoring.request import ScoringRequest
 
 log = logging.getLogger("phf_ray.score_corpus")
 
@@ -36,6 +35,11 @@ _LOG_EVERY_S = 10.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.scoring.estimate import estimate_scoring
+    from phf_ray.scoring.plan import preview_scoring
+    from phf_ray.scoring.request import ScoringRequest
+
     request = ScoringRequest(
         cli.config_from(arguments),
         inputs=arguments.input,
@@ -55,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         _print_preview(preview_scoring(request), request, output=arguments.output)
         return 0
-    if "RAY_ADDRESS" in os.environ:
+    if "RAY_ADDRESS" in os.environ and not arguments.in_process:
         cli.start_ray()
     for source in arguments.input:
         name = parse_data_set(source)
         if name.is_local if name is not None else Path(source).exists():
             cli.require_shared(source if name is None else name.place, flag="--input")
     output = cli.require_shared(arguments.output, flag="--output")
-    _score(request, output=output, append=arguments.append, restart=arguments.restart)
+    _score(request, output=output, append=arguments.append, restart=arguments.restart, in_process=arguments.in_process)
     return 0
 
 
@@ -106,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shard-mb", type=float, metavar="MB", help="text per part; by default the corpus's size decides"
     )
+    cli.add_in_process_argument(parser, does="score")
     parser.add_argument("--estimate", action="store_true", help="score about 1,000 documents, and print hours and cost")
     parser.add_argument(
         "--price",
@@ -117,8 +122,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool) -> None:
+def _score(request: "ScoringRequest", *, output: str, append: bool, restart: bool, in_process: bool) -> None:
     """Run the job, and write its `summary.json` however the job ends."""
+    from phf_ray.corpus.output import CorpusFolder
+    from phf_ray.scoring.job import run_scoring
+
     begin = time.monotonic()
     shown = _Shown()
 
@@ -131,7 +139,12 @@ def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool)
 
     try:
         manifest = run_scoring(
-            request, output, append=append, restart=restart, progress=shown, executor=RayScoring(cli.start_ray)
+            request,
+            output,
+            append=append,
+            restart=restart,
+            progress=shown,
+            executor=_executor(request, in_process=in_process),
         )
     except BaseException as error:
         shown.close()
@@ -147,7 +160,24 @@ def _score(request: ScoringRequest, *, output: str, append: bool, restart: bool)
     write_summary(status="complete", **_facts(manifest))
 
 
-def _facts(manifest: CorpusManifest) -> dict[str, Any]:
+def _executor(request: "ScoringRequest", *, in_process: bool) -> "ScoringExecutor":
+    """Return who scores: this process if that is asked for, or if there is little to score and Ray is not asked for."""
+    from phf_ray.scoring.executor import InProcessScoring
+    from phf_ray.scoring.small import SmallScoring, bytes_here
+
+    def on_ray() -> "ScoringExecutor":
+        from phf_ray.scoring.on_ray import RayScoring
+
+        return RayScoring(cli.start_ray)
+
+    if in_process:
+        return InProcessScoring()
+    return on_ray() if cli.asks_for_ray() else SmallScoring(on_ray, most=bytes_here(request.config))
+
+
+def _facts(manifest: "CorpusManifest") -> dict[str, Any]:
+    from phf_ray.storage.licenses import license_facts, licenses_of
+
     return {
         "documents": manifest.documents,
         "segments": manifest.segments,
@@ -160,13 +190,13 @@ def _facts(manifest: CorpusManifest) -> dict[str, Any]:
     }
 
 
-def _lost(manifest: CorpusManifest) -> dict[str, Any]:
+def _lost(manifest: "CorpusManifest") -> dict[str, Any]:
     losses = manifest.stats.losses
     lost = {"files": len(losses.files), "bytes": losses.num_bytes, "records": losses.records}
     return {"lost": lost} if losses else {}
 
 
-def _print_result(manifest: CorpusManifest, *, output: str) -> None:
+def _print_result(manifest: "CorpusManifest", *, output: str) -> None:
     size = f"{manifest.documents:,} documents, {manifest.segments:,} segments, {manifest.characters:,} characters"
     print(f"{output}: {size}")
     for identity in manifest.scorers:
@@ -194,7 +224,7 @@ class _Shown:
         self._last: ScoreProgress | None = None
         self._logged = float("-inf")
 
-    def __call__(self, progress: ScoreProgress) -> None:
+    def __call__(self, progress: "ScoreProgress") -> None:
         self._last = progress
         if self._live:
             print(f"\r\x1b[K{describe_progress(progress)}", end="", file=sys.stderr, flush=True)
@@ -212,7 +242,7 @@ class _Shown:
         return {"shards_done": self._last.shards_done, "shards": self._last.shards}
 
 
-def describe_progress(progress: ScoreProgress) -> str:
+def describe_progress(progress: "ScoreProgress") -> str:
     stats = progress.stats
     eta = "-" if progress.eta_s is None else str(datetime.timedelta(seconds=round(progress.eta_s)))
     return (
@@ -222,7 +252,7 @@ def describe_progress(progress: ScoreProgress) -> str:
     )
 
 
-def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str) -> None:
+def _print_preview(plan: "ScoringPreview", request: "ScoringRequest", *, output: str) -> None:
     size = f"{len(plan.files):,} files, about {plan.num_bytes / 1e6:,.1f} MB of text, about {plan.num_shards:,} parts"
     limit = "" if request.limit is None else f", of which the first {request.limit:,} records are scored"
     print(f"{size}{limit}, into {output}")
@@ -236,7 +266,7 @@ def _print_preview(plan: ScoringPreview, request: ScoringRequest, *, output: str
             print(f"scores of {name} are reused from {root}")
 
 
-def _print_estimate(estimate: ScoringEstimate, *, price: float) -> None:
+def _print_estimate(estimate: "ScoringEstimate", *, price: float) -> None:
     speed = estimate.characters / max(estimate.elapsed_s, 1e-9) / 1e6
     print(
         f"{estimate.documents:,} documents with {estimate.characters:,} characters in {estimate.elapsed_s:.1f} s "

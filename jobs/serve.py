@@ -17,21 +17,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import run, start_ray
 from jobs.commands import job_parser
 from jobs.resources import add_gpu_argument, check_resources, choose_resources
-from phf_ray.checkpoint import Control, parse_control, read_info
-from phf_ray.config import load_config
 from phf_ray.errors import ConfigError, ServiceError
-from phf_ray.generation.chat.templates import OWN, load_template
-from phf_ray.runs.checkpoints import find_checkpoint
-from phf_ray.scorers.build import SCORERS, SHORT_NAMES, scorer_class, scorer_settings
-from phf_ray.storage.hub import hub_model
-from serve.keys import warnings_without_keys
-from serve.resources import with_resources
-from serve.settings import ServeArgs, ServedModel, parse_args
+
+if TYPE_CHECKING:
+    from phf_ray.checkpoint import Control
+    from serve.settings import ServeArgs, ServedModel
 
 log = logging.getLogger("phf_ray.serve")
 
@@ -40,6 +35,11 @@ APPLICATION = "phf"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.checkpoint import parse_control
+    from serve.keys import warnings_without_keys
+    from serve.settings import parse_args
+
     asked = {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus}
     check_resources(**asked)
     controls = dict(map(parse_control, arguments.control))
@@ -95,6 +95,8 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    from phf_ray.scorers.build import SHORT_NAMES
+
     parser = job_parser(
         "serve",
         (__doc__ or "").splitlines()[0],
@@ -173,6 +175,8 @@ def add_template_argument(parser: argparse.ArgumentParser) -> None:
 
 def with_templates(models: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the models with the templates of --chat-template. Raises ConfigError for one that does not exist."""
+    from phf_ray.generation.chat.templates import OWN, load_template
+
     names = [model["name"] for model in models]
     chosen: dict[str | None, str] = {}
     for text in texts:
@@ -197,8 +201,10 @@ def with_templates(models: Sequence[Mapping[str, Any]], texts: Sequence[str]) ->
     return found
 
 
-def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
+def _planned(args: "ServeArgs", asked: Mapping[str, float | None]) -> str:
     """Return the arguments as JSON, without the resources that are chosen once Ray runs."""
+    from serve.resources import with_resources
+
     known = {name: value for name, value in asked.items() if value is not None}
     unknown = set(asked) - set(known)
     excluded = {"__all__": unknown}
@@ -207,7 +213,9 @@ def _planned(args: ServeArgs, asked: Mapping[str, float | None]) -> str:
     )
 
 
-def _models(texts: Sequence[str], controls: Mapping[str | None, Control]) -> list[dict[str, Any]]:
+def _models(texts: Sequence[str], controls: "Mapping[str | None, Control]") -> list[dict[str, Any]]:
+    from phf_ray.storage.hub import hub_model
+
     models = []
     for text in texts:
         name, separator, path = text.partition("=")
@@ -228,12 +236,14 @@ def _models(texts: Sequence[str], controls: Mapping[str | None, Control]) -> lis
     return [model | ({"control": controls[model["name"]]} if model["name"] in controls else {}) for model in models]
 
 
-def _with_control_for_all(args: ServeArgs, control: Control | None) -> ServeArgs:
+def _with_control_for_all(args: "ServeArgs", control: "Control | None") -> "ServeArgs":
     """Return the arguments with this control for the models that have no control tokens of their own."""
+    from phf_ray.checkpoint import read_info
+
     if control is None:
         return args
 
-    def has_none(model: ServedModel) -> bool:
+    def has_none(model: "ServedModel") -> bool:
         info = read_info(model.directory)
         return model.control is None and (info is None or info.control is None)
 
@@ -246,6 +256,10 @@ def _scorers(names: str, *, task: str | None, finds_models: bool = True) -> list
 
     `NAME=DIR` names the folder of the scorer's model, which is looked for if `finds_models`.
     """
+    from phf_ray.config import load_config
+    from phf_ray.runs.checkpoints import find_checkpoint
+    from phf_ray.scorers.build import SCORERS, SHORT_NAMES, scorer_class, scorer_settings
+
     configured = load_config(task).scoring.scorers if task is not None else ()
     found = []
     for given in filter(None, (name.strip() for name in names.split(","))):
@@ -270,12 +284,13 @@ def _scorers(names: str, *, task: str | None, finds_models: bool = True) -> list
     return found
 
 
-def _checked(args: ServeArgs, *, host: str, port: int) -> ServeArgs:
+def _checked(args: "ServeArgs", *, host: str, port: int) -> "ServeArgs":
     """Find missing checkpoints, a taken port or an open server without keys before Ray starts.
 
     The result says that keys are required, but does not contain them: Ray's logs and dashboard show the arguments and
     environments of its processes.
     """
+    from phf_ray.generation.chat.templates import OWN, load_template
     from serve.keys import load_keys
 
     if port:
@@ -339,6 +354,8 @@ def serving(
 
     Raises ConfigError if a model or scorer can't be served, ServiceError if the server does not start.
     """
+    from serve.settings import parse_args
+
     args = parse_args(
         {
             "models": [
@@ -356,7 +373,7 @@ def serving(
 
 
 @contextlib.contextmanager
-def running(args: ServeArgs, *, host: str, port: int, timeout_s: float = 600.0) -> Iterator[str]:
+def running(args: "ServeArgs", *, host: str, port: int, timeout_s: float = 600.0) -> Iterator[str]:
     """Serve on a running Ray. Yields the base URL once every deployment is ready, and afterwards stops what it started.
 
     If Serve already runs, its address replaces `host` and `port`, and its other applications continue. This application

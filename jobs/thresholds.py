@@ -2,16 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs import cli
 from jobs.commands import job_parser
-from phf_ray.corpus.manifest import CorpusManifest
-from phf_ray.corpus.stored import open_corpora
-from phf_ray.measures.histogram import Histogram
+
+if TYPE_CHECKING:
+    from phf_ray.corpus.manifest import CorpusManifest
+    from phf_ray.measures.histogram import Histogram
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.corpus.stored import open_corpora
+    from phf_ray.measures.histogram import Histogram
+
     manifest = open_corpora([arguments.corpus])[0].manifest
     unit = _unit(manifest, arguments.scorer)
     print(f"{manifest.documents:,} documents, {manifest.segments:,} segments; {unit}; higher is worse")
@@ -36,12 +42,12 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _unit(manifest: CorpusManifest, scorer: str | None) -> str:
+def _unit(manifest: "CorpusManifest", scorer: str | None) -> str:
     found = [one for one in manifest.scorers if scorer in (None, one["name"])]
     return f"{found[0]['name']}, {found[0]['unit']}" if found else "scorer unknown"
 
 
-def describe_threshold(histogram: Histogram, *, name: str, quantile: float) -> str:
+def describe_threshold(histogram: "Histogram", *, name: str, quantile: float) -> str:
     """Return one line with the threshold, and the share and mean score on each side of it."""
     threshold = histogram.quantile(quantile)
     below, above = histogram.split(threshold)

@@ -14,16 +14,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.cli import add_config_arguments, add_run_arguments, config_from, is_url, require_shared, run, start_ray
+from jobs.cli import (
+    add_config_arguments,
+    add_run_arguments,
+    asks_for_ray,
+    config_from,
+    is_url,
+    require_shared,
+    run,
+    start_ray,
+)
 from jobs.commands import job_parser
-from phf_ray.config import Config, task_path
-from phf_ray.config.shipped import MAIN_TASKS
+from jobs.packing import block_builder
 from phf_ray.errors import ConfigError, IncompleteError
-from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from phf_ray.blocks.build import GroupBuilder
+    from phf_ray.blocks.manifest import BlockManifest
+    from phf_ray.config import Config
     from phf_ray.corpus.overlap import OverlapCounter
+    from phf_ray.runs.directory import RunDirectory
     from phf_ray.training.driver import EvaluationsBeside, Fit
     from phf_ray.training.plan import TrainJob
     from phf_ray.training.reference import ReferenceRunner
@@ -33,6 +42,9 @@ log = logging.getLogger("jobs.train_lm")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.runs.directory import RunDirectory
+
     config = config_from(arguments)
     if arguments.run_name is None:
         arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
@@ -69,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(
-    arguments: argparse.Namespace, config: Config, *, directory: RunDirectory, checkpoint_path: str | None
+    arguments: argparse.Namespace, config: "Config", *, directory: "RunDirectory", checkpoint_path: str | None
 ) -> dict[str, Any]:
     from phf_ray.blocks.feedback_corpora import check_feedback
+    from phf_ray.config import task_path
     from phf_ray.corpus.data_sets import check_data_sets
     from phf_ray.evaluation.beside_training import check_kl_settings
     from phf_ray.evaluation.prompts import check_prompts
@@ -89,7 +102,7 @@ def _train(
     check_kl_settings(config)
     if arguments.in_process:
         refuse_workers(config)
-    else:
+    elif asks_for_ray():
         start_ray()
     require_shared(arguments.storage_path, flag="--storage-path")
     from phf_ray.blocks.build import ensure_blocks
@@ -99,9 +112,10 @@ def _train(
     from phf_ray.training.plan import plan_training
     from phf_ray.training.value_range import check_value_range
 
-    runners = _runners_here(config) if arguments.in_process else _runners_on_ray(config)
-    output_root = f"{directory.path.parent}/blocks"
-    blocks = ensure_blocks(config, corpora=corpora, output_root=output_root, builder=runners.build)
+    builder = block_builder(in_process=arguments.in_process, start=start_ray)
+    blocks = ensure_blocks(config, corpora=corpora, output_root=f"{directory.path.parent}/blocks", builder=builder)
+    manifest = read_block_manifest(blocks.root)
+    runners = _runners(config, manifest=manifest, checkpoint_path=checkpoint_path, in_process=arguments.in_process)
     # Control tokens of feedback are stated, not chosen by a score.
     thresholds = {} if blocks.examples is not None else resolve_thresholds(config, manifests=blocks.manifests)
     check_value_range(config, manifests=blocks.manifests)
@@ -126,7 +140,7 @@ def _train(
     )
     plan = plan_training(
         config,
-        manifest=read_block_manifest(blocks.root),
+        manifest=manifest,
         objective_threshold=thresholds.get("objective"),
         checkpoint_path=checkpoint_path,
         eval_sets=eval_sets,
@@ -150,33 +164,47 @@ def _train(
 
 
 class _Runners(NamedTuple):
-    """Who does the work of a run: this process, or Ray."""
+    """Who does the work of a run after the packing: this process, or Ray."""
 
-    build: "GroupBuilder"
     compare: "OverlapCounter"
     refer: "ReferenceRunner"
     fit: "Fit[TrainJob]"
     plan_evaluations: Callable[..., "EvaluationsBeside | None"]
 
 
-def _runners_here(config: Config) -> _Runners:
-    from phf_ray.blocks.build import build_here
+def _runners(config: "Config", *, manifest: "BlockManifest", checkpoint_path: str | None, in_process: bool) -> _Runners:
+    """Return this process if it is told to train, or if the run is small and nobody asks for Ray."""
+    from phf_ray.training.small import is_small
+
+    if in_process:
+        return _runners_here(config)
+    if not asks_for_ray() and is_small(config, manifest=manifest, checkpoint_path=checkpoint_path):
+        log.info(
+            "a small run: training in this process, without Ray and its restarts; RAY_ADDRESS=local, or the address of "
+            "a cluster, has it on Ray"
+        )
+        return _runners_here(config)
+    start_ray()
+    return _runners_on_ray(config)
+
+
+def _runners_here(config: "Config") -> _Runners:
     from phf_ray.corpus.overlap import overlaps_here
     from phf_ray.training.in_process import fit_here
     from phf_ray.training.reference import compute_here
 
-    return _Runners(build_here, overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
+    return _Runners(overlaps_here, compute_here, fit_here, partial(no_evaluations, config))
 
 
-def _runners_on_ray(config: Config) -> _Runners:
-    from phf_ray.blocks.on_ray import build_groups, overlaps_on_ray
+def _runners_on_ray(config: "Config") -> _Runners:
+    from phf_ray.blocks.on_ray import overlaps_on_ray
     from phf_ray.evaluation.on_ray import evaluations_beside
     from phf_ray.training.on_ray import compute_reference, fit_on_ray
 
-    return _Runners(build_groups, overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
+    return _Runners(overlaps_on_ray, compute_reference, fit_on_ray, partial(evaluations_beside, config))
 
 
-def refuse_workers(config: Config) -> None:
+def refuse_workers(config: "Config") -> None:
     """Raise ConfigError for a run in this process that is to have several workers."""
     if config.training.num_workers > 1:
         raise ConfigError(
@@ -185,7 +213,7 @@ def refuse_workers(config: Config) -> None:
         )
 
 
-def no_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> None:
+def no_evaluations(config: "Config", run: "RunDirectory", *, num_steps: int) -> None:
     """Plan evaluations during a training in this process: raise ConfigError if the configuration asks for any."""
     del run
     from phf_ray.config.cadence import evaluation_steps
@@ -198,7 +226,7 @@ def no_evaluations(config: Config, run: RunDirectory, *, num_steps: int) -> None
 
 
 def _reference(
-    config: Config,
+    config: "Config",
     *,
     blocks: str,
     checkpoint_path: str | None,
@@ -225,12 +253,15 @@ def _reference(
 
 def default_run_name(task: str, method: str | None, *, shape: str | None = None) -> str:
     """Return a name after task, shape of the model and method: `pep8-mle`, `toxicity-finetune-1b-ul_finetune`."""
+    from phf_ray.config import task_path
+    from phf_ray.config.shipped import MAIN_TASKS
+
     file = task_path(task).resolve()
     parts = [file.parent.name] + ([] if file.stem in MAIN_TASKS else [file.stem])
     return "-".join([*parts, *(Path(name).stem for name in (shape, method) if name is not None)])
 
 
-def is_done(config: Config, directory: RunDirectory) -> bool:
+def is_done(config: "Config", directory: "RunDirectory") -> bool:
     """Return whether nothing is left of the run but, perhaps, its push to the hub, which is tried here.
 
     Evaluations during training that are missing are left: the next start tries them again.
@@ -243,7 +274,7 @@ def is_done(config: Config, directory: RunDirectory) -> bool:
     return True
 
 
-def push_once(config: Config, directory: RunDirectory) -> None:
+def push_once(config: "Config", directory: "RunDirectory") -> None:
     """Push the model to the hub once, if the config asks for it. If the push fails, the next start tries again."""
     training, summary = config.training, directory.read_summary()
     if training.hub_model_id is None or not training.push_to_hub or "pushed_to" in summary:
@@ -288,7 +319,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(arguments: argparse.Namespace, config: Config) -> None:
+def check(arguments: argparse.Namespace, config: "Config") -> None:
     """Check what can be checked before Ray starts."""
     if config.rollouts is not None:
         raise ConfigError("the method learns from rounds of its own answers; start it with `phf train-rl`")
@@ -311,7 +342,7 @@ def check_place(arguments: argparse.Namespace, *, taken: Sequence[str], example:
         )
 
 
-def _sources(config: Config, *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
+def _sources(config: "Config", *, storage_path: str, run_name: str, remembers: bool) -> dict[str, str]:
     """Return data set -> the same at the commit with which the run began, or with an absolute path."""
     from phf_ray.corpus.sources import pinned_sources
 
@@ -321,7 +352,7 @@ def _sources(config: Config, *, storage_path: str, run_name: str, remembers: boo
     return pins(config.dataset.datasets, option="dataset.datasets") | pins(measured, option="dataset.eval_datasets")
 
 
-def check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
+def check_adapters(config: "Config", *, checkpoint_path: str | None) -> None:
     """Check what `model.lora` names against its base model, without loading a weight."""
     if config.model.lora is None:
         return
@@ -343,7 +374,7 @@ def check_adapters(config: Config, *, checkpoint_path: str | None) -> None:
 
 
 def _print_plan(
-    arguments: argparse.Namespace, config: Config, *, storage_path: str, checkpoint_path: str | None
+    arguments: argparse.Namespace, config: "Config", *, storage_path: str, checkpoint_path: str | None
 ) -> None:
     """Print steps, tokens, parameters, memory, disk and time, without Ray."""
     from phf_ray.blocks.plan import plan_blocks

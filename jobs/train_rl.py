@@ -27,13 +27,13 @@ from jobs.train_lm import (
     refuse_missing_evaluations,
     refuse_workers,
 )
-from phf_ray.config import Config, task_path
 from phf_ray.errors import ConfigError, PhfError
-from phf_ray.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
+    from phf_ray.config import Config
     from phf_ray.rollouts.driver import PreparedRun
     from phf_ray.rollouts.plan import RolloutJob
+    from phf_ray.runs.directory import RunDirectory
     from phf_ray.training.driver import Helpers
 
 log = logging.getLogger("jobs.train_rl")
@@ -41,6 +41,9 @@ log = logging.getLogger("jobs.train_rl")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+
+    from phf_ray.runs.directory import RunDirectory
+
     config = config_from(arguments)
     if arguments.run_name is None:
         arguments.run_name = default_run_name(arguments.task, arguments.method, shape=arguments.shape)
@@ -78,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare(config: Config, directory: RunDirectory, *, checkpoint_path: str | None, stores: bool) -> "PreparedRun":
+def _prepare(
+    config: "Config", directory: "RunDirectory", *, checkpoint_path: str | None, stores: bool
+) -> "PreparedRun":
     """Check all that can be known before Ray starts, and plan the run."""
     from phf_ray.blocks.tokenizer import load_tokenizer
     from phf_ray.evaluation.beside_training import check_kl_settings
@@ -110,8 +115,9 @@ def _prepare(config: Config, directory: RunDirectory, *, checkpoint_path: str | 
 
 
 def _train(
-    arguments: argparse.Namespace, config: Config, prepared: "PreparedRun", *, directory: RunDirectory
+    arguments: argparse.Namespace, config: "Config", prepared: "PreparedRun", *, directory: "RunDirectory"
 ) -> dict[str, Any]:
+    from phf_ray.config import task_path
     from phf_ray.rollouts.driver import run_rollouts
     from phf_ray.training.driver import Tracking
 
@@ -133,7 +139,7 @@ def _train(
     )
 
 
-def _helpers(config: Config, prepared: "PreparedRun", *, run_name: str, is_here: bool) -> "Helpers[RolloutJob]":
+def _helpers(config: "Config", prepared: "PreparedRun", *, run_name: str, is_here: bool) -> "Helpers[RolloutJob]":
     from phf_ray.training.driver import Helpers
 
     if is_here:
@@ -179,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(arguments: argparse.Namespace, config: Config) -> None:
+def check(arguments: argparse.Namespace, config: "Config") -> None:
     """Check what can be checked without a file."""
     if config.rollouts is None or config.algorithm is None:
         raise ConfigError(
@@ -190,7 +196,7 @@ def check(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _print_plan(
-    config: Config, prepared: "PreparedRun", *, directory: RunDirectory, checkpoint_path: str | None
+    config: "Config", prepared: "PreparedRun", *, directory: "RunDirectory", checkpoint_path: str | None
 ) -> None:
     """Print rounds, prompts, steps, parameters, memory and disk, without Ray."""
     from phf_ray.blocks.tokenizer import load_tokenizer

@@ -21,8 +21,8 @@ class ScoringPool:
 class ScoringExecutor(Protocol):
     """Scores shards, in this process or elsewhere."""
 
-    def start(self) -> None:
-        """Called before the first shard, only if there is work."""
+    def start(self, num_bytes: int) -> None:
+        """Called before the first shard, only if there is work: that many bytes of text."""
 
     def has(self, pool: PoolConfig) -> bool:
         """Whether the resources that one of the pool's actors asks for exist."""
@@ -40,7 +40,7 @@ class ScoringExecutor(Protocol):
 class InProcessScoring:
     """Scores one shard after the other, without Ray."""
 
-    def start(self) -> None:
+    def start(self, num_bytes: int) -> None:
         pass
 
     def has(self, pool: PoolConfig) -> bool:

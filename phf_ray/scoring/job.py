@@ -42,7 +42,8 @@ def run_scoring(
 ) -> CorpusManifest:
     """Score the request's input into the folder or URL `output`. A second call scores only the missing shards.
 
-    `executor` scores the shards: `InProcessScoring()`, or `RayScoring()` from `on_ray`. Raises ConfigError if the
+    `executor` scores the shards: `InProcessScoring()`, `RayScoring()` from `on_ray`, or `SmallScoring()`, which
+    chooses between them. Raises ConfigError if the
     request can't be scored or does not fit the contents of `output`, or if another command works on it; DataError if
     no document could be read; IncompleteError if more than `scoring.max_failed_fraction` of the segments could not be
     scored.
@@ -73,7 +74,7 @@ def _run_scoring(
     sizes = [-sum(piece.num_bytes for piece in shard) for shard in plan.shards]
     todo = sorted(set(range(len(plan.shards))) - tracker.done, key=lambda shard: (sizes[shard], shard))
     if todo:
-        executor.start()
+        executor.start(-sum(sizes[shard] for shard in todo))
         tracker.start_clock()
         executor.tell(tracker.progress())
         rows = [plan.row(shard) for shard in todo]

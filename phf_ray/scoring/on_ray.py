@@ -62,7 +62,8 @@ class RayScoring:
         self._start = start
         self._gauges: dict[str, MetricGauge] = {}
 
-    def start(self) -> None:
+    def start(self, num_bytes: int) -> None:
+        del num_bytes
         if self._start is not None:
             self._start()
         self._gauges = {

@@ -8,6 +8,7 @@ import sys
 import pytest
 from guide import write_scorer_of_the_guide
 from places import ROOT
+from score_runs import files_of
 
 from jobs import score_corpus as job
 from jobs import thresholds
@@ -62,7 +63,7 @@ def test_an_error_of_a_worker_arrives_as_it_was_raised(local_ray, tmp_path):
     moved = request(folder, shard_bytes=1 << 20)
 
     class Vanishing(RayScoring):
-        def start(self):
+        def start(self, num_bytes):
             (folder / "3.py").unlink()
 
     with pytest.raises(PhfError, match=r"3\.py was removed after the job began"):
@@ -73,6 +74,37 @@ def test_a_pool_that_this_ray_has_no_room_for_is_refused(local_ray, tmp_path):
     folder = write_files(tmp_path / "in", {"a.py": "x\n"})
     with pytest.raises(ConfigError, match=r"an actor asks for \{'CPU': 8\.0\}.*has only \{'CPU': 4\.0\}.*ask for less"):
         run_scoring(request(folder, pools={"cpu": {"num_cpus": 8}}), str(tmp_path / "out"), executor=RayScoring())
+
+
+class StopsAfter:
+    """An executor that is interrupted once it has scored that many shards."""
+
+    def __init__(self, executor, *, shards):
+        self._executor, self._shards = executor, shards
+
+    def __getattr__(self, name):
+        return getattr(self._executor, name)
+
+    def score(self, pools, rows):
+        rows = list(rows)[: self._shards]
+        yield from self._executor.score(pools, rows)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("begins_on_ray", [False, True])
+def test_what_was_begun_in_a_process_is_finished_on_ray_and_the_other_way_round(local_ray, tmp_path, begins_on_ray):
+    folder = write_files(tmp_path / "in", {f"{index}.py": f"line {index}\n" * (index + 1) for index in range(6)})
+    asked, whole, out = request(folder, shard_bytes=30), tmp_path / "whole", tmp_path / "out"
+    run_scoring(asked, str(whole), executor=InProcessScoring())
+    executors = [RayScoring(), InProcessScoring()] if begins_on_ray else [InProcessScoring(), RayScoring()]
+    with pytest.raises(KeyboardInterrupt):
+        run_scoring(asked, str(out), executor=StopsAfter(executors[0], shards=2))
+    begun = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert len(begun) == 2
+    assert not (out / "_SUCCESS").exists()
+    run_scoring(asked, str(out), executor=executors[1])
+    assert files_of(out) == files_of(whole)
+    assert {name: (out / name).stat().st_mtime_ns for name in begun} == begun
 
 
 DRIVER = """

@@ -59,6 +59,35 @@ def test_help_loads_nothing_of_the_jobs():
     assert loaded.isdisjoint({"torch", "ray", "transformers", "pyarrow", "numpy", "pydantic", "yaml", "fsspec"})
 
 
+HEAVY = {"torch", "ray", "matplotlib", "transformers", "spacy", "scipy", "datasets", "dateparser", "pandas"}
+"""Libraries that take from a tenth of a second to seconds to load."""
+
+
+def test_arguments_are_read_before_any_heavy_library_is_loaded():
+    """Of every job, its help and the error of a mistyped option: in one process, so that the first culprit is named."""
+    code = f"""
+import contextlib, importlib, io, sys
+from jobs.commands import COMMANDS, module_of
+for command in COMMANDS:
+    job = importlib.import_module(module_of(command))
+    for arguments, code in ((["--help"], 0), (["--no-such-option"], 2)):
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            try:
+                job.main(arguments)
+            except SystemExit as end:
+                assert end.code == code, (command, arguments, end.code)
+            else:
+                raise AssertionError((command, arguments))
+        loaded = {sorted(HEAVY)!r}
+        loaded = [name for name in loaded if name in sys.modules]
+        assert not loaded, (command, arguments, loaded)
+print(len(COMMANDS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, str(len(COMMANDS))), done.stderr
+
+
 def test_without_a_command_the_help_goes_to_standard_error():
     done = phf()
     assert (done.returncode, done.stdout) == (2, "")

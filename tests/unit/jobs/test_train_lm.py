@@ -88,6 +88,7 @@ def test_a_reference_of_the_kl_is_checked_before_ray_starts(settings, message, t
 
 
 def test_a_reference_that_no_step_asks_for_is_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr("jobs.train_lm.start_ray", lambda: (_ for _ in ()).throw(InterruptedError))
     (tmp_path / "texts.txt").write_text("Text.")
     never = {"every_n_steps": None, "run_on_train_end": False, "run_on_train_start": False}
