@@ -23,7 +23,7 @@ from phf_ray.scorers.base import EMPTY, Scorer, ScorerSettings
 from phf_ray.storage.files import write_temporary
 
 SUPPORTED = "0.17."
-"""Beginning of the versions whose output this module reads. Most of the rules are a preview, which others may change."""
+"""Beginning of the versions whose output this module reads. Most of the rules are a preview, which may change."""
 
 _SURROGATE = Scored(None, "UnicodeEncodeError: the text has a lone surrogate")
 # The order of ruff's report: file, line, column, rule.
