@@ -2,14 +2,15 @@
 
     python -m benchmarks.bench_score [pep8] [ruff] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000] [--tiny]
 
-References: pycodestyle.Checker; for ruff PEP8Scorer; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way
-(one batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N`
-compares the PII detections on N texts, half of them damaged positives, and fails on the first that differs. `--tiny`
-only shows that it runs.
+References: pycodestyle.Checker; for ruff PEP8Scorer; the PII detectors without shortcuts, one text at a time; for
+toxicity Detoxify's way (one batch padded to the longest text), one text at a time, and length-sorted batches of fixed
+size. `--compare N` compares the PII detections on N texts, half of them damaged positives, and fails on the first that
+differs. `--tiny` only shows that it runs.
 
-PEP8 and PII are timed in CPU seconds of one core, ruff with its processes. The toxicity model is of RoBERTa-base's shape, 125 M parameters with
-random weights, on all cores and by the clock. Detoxify's way pays for padding with the number of texts times the
-longest: 32 texts of which one has 512 tokens, where the others are compared on 64; its ratio grows with that number.
+PEP8 and PII are timed in CPU seconds of one core, ruff with its processes. The toxicity model is of RoBERTa-base's
+shape, 125 M parameters with random weights, on all cores and by the clock. Detoxify's way pays for padding with the
+number of texts times the longest: 32 texts of which one has 512 tokens, where the others are compared on 64; its ratio
+grows with that number.
 """
 
 import argparse
