@@ -27,9 +27,11 @@ SUPPORTED = "0.17."
 
 _SURROGATE = Scored(None, "UnicodeEncodeError: the text has a lone surrogate")
 # The order of ruff's report: file, line, column, rule.
-_FOUND = re.compile(rb"^(\d+)\.py:(\d+):\d+: ([a-z-]+): (.*)$", re.MULTILINE)
+_FOUND = re.compile(rb"^(\d+)\.py:(\d+):(\d+): ([a-z-]+): (.*)$", re.MULTILINE)
 _NOT_JUDGED = {b"invalid-syntax": "SyntaxError", b"io-error": "OSError", b"panic": "RuffPanic"}
 """What ruff reports in place of a rule if it could not check a file -> the kind of the reason."""
+_BOTH_SIDES = b"missing-whitespace-around-parameter-equals"
+"""The one rule that reports two violations at one place: white space is missing before the sign and after it."""
 _OPTIONS = (
     *("check", "--quiet", "--exit-zero", "--output-format", "concise"),
     *("--isolated", "--no-cache", "--no-respect-gitignore", "--config", "exclude=[]"),
@@ -101,10 +103,14 @@ class RuffScorer(Scorer):
 def _counted(report: bytes, num_texts: int) -> list[int | str]:
     counts = [0] * num_texts
     reasons: dict[int, str] = {}
-    for file, line, rule, message in _FOUND.findall(report):
+    # A violation on a last line without a line break is reported twice.
+    places: set[tuple[bytes, ...]] = set()
+    for file, line, column, rule, message in _FOUND.findall(report):
         kind = _NOT_JUDGED.get(rule)
         if kind is None:
-            counts[int(file)] += 1
+            place = (file, line, column, rule)
+            counts[int(file)] += rule == _BOTH_SIDES or place not in places
+            places.add(place)
         else:
             said = message.decode("utf-8", errors="replace").strip()
             reasons.setdefault(int(file), f"{kind}: {said}, line {int(line)}; nothing is judged"[:500])

@@ -24,6 +24,7 @@ PEP8 = build_scorer({"class_name": "PEP8Scorer"})
         ("x = 1\r\ny=2\rz=3\r\n", 2),
         (f"x = '{'a' * 80}'\n", 1),
         ("i=i+1\n", 1),  # E226 is off, as with pycodestyle
+        ("def f(a: int=1):\n    return a\n", 2),
         ("a = 1\n\n\n\n\ndef f():\n  return 1", 3),
     ],
 )
