@@ -1,17 +1,18 @@
 """Scorers against their references on one core: interleaved pairs, median ratio, spread, bound met or missed.
 
-    python -m benchmarks.bench_score [pep8] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000] [--tiny]
+    python -m benchmarks.bench_score [pep8] [ruff] [pii] [toxicity] [--pairs 5] [--data DIR] [--compare 20000] [--tiny]
 
-References: pycodestyle.Checker; the PII detectors without shortcuts, one text at a time; for toxicity Detoxify's way
-(one batch padded to the longest text), one text at a time, and length-sorted batches of fixed size. `--compare N`
-compares the PII detections on N texts, half of them damaged positives, and fails on the first that differs. `--tiny`
-only shows that it runs.
+References: pycodestyle.Checker; for ruff PEP8Scorer; the PII detectors without shortcuts, one text at a time; for
+toxicity Detoxify's way (one batch padded to the longest text), one text at a time, and length-sorted batches of fixed
+size. `--compare N` compares the PII detections on N texts, half of them damaged positives, and fails on the first that
+differs. `--tiny` only shows that it runs.
 
 PII is timed cold: each text goes once through each side, in turns, and none has been seen before.
 
-PEP8 and PII are timed in CPU seconds of one core. The toxicity model is of RoBERTa-base's shape, 125 M parameters with
-random weights, on all cores and by the clock. Detoxify's way pays for padding with the number of texts times the
-longest: 32 texts of which one has 512 tokens, where the others are compared on 64; its ratio grows with that number.
+PEP8 and PII are timed in CPU seconds of one core, ruff with its processes. The toxicity model is of RoBERTa-base's
+shape, 125 M parameters with random weights, on all cores and by the clock. Detoxify's way pays for padding with the
+number of texts times the longest: 32 texts of which one has 512 tokens, where the others are compared on 64; its ratio
+grows with that number.
 """
 
 import argparse
@@ -39,7 +40,7 @@ REFERENCE_DATE = datetime.date(2026, 11, 20)
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     # The empty list is what argparse checks where none is given.
-    parser.add_argument("scorers", nargs="*", choices=["pep8", "pii", "toxicity", []], help="by default all")
+    parser.add_argument("scorers", nargs="*", choices=["pep8", "ruff", "pii", "toxicity", []], help="by default all")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpora, used where present")
     parser.add_argument("--compare", type=int, default=0, metavar="N", help="PII texts to compare")
@@ -47,7 +48,7 @@ def main() -> int:
     options = parser.parse_args()
     print(machine(), flush=True)
     size = Size(pairs=1 if options.tiny else options.pairs, divisor=50 if options.tiny else 1)
-    scorers = {"pep8": bench_pep8, "pii": bench_pii, "toxicity": bench_toxicity}
+    scorers = {"pep8": bench_pep8, "ruff": bench_ruff, "pii": bench_pii, "toxicity": bench_toxicity}
     for name in options.scorers or scorers:
         for line in scorers[name](options.data, size):
             print(line, flush=True)
@@ -131,6 +132,37 @@ def bench_pep8(_: Path, size: Size) -> Iterator[str]:
         lambda: [report(lines) for lines in files],
         pairs=size.pairs,
     )
+
+
+def bench_ruff(_: Path, size: Size) -> Iterator[str]:
+    from phf_ray.scorers.build import build_scorer
+
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:: size.divisor]
+    files = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+    pep8, ruff = (build_scorer({"class_name": name}) for name in ("PEP8Scorer", "RuffScorer"))
+    num_chars = sum(map(len, files))
+    agreement = rank_correlation(pep8.score_texts(files), ruff.score_texts(files))
+    yield f"ruff: {len(files)} files, {num_chars:,} characters; rank correlation by file {agreement:.3f}"
+    yield ratio_line(
+        Row("  PEP8Scorer", bound=10, amount=num_chars, unit="chars", clock=cpu_of_processes),
+        lambda: pep8.score_all(files),
+        lambda: ruff.score_all(files),
+        pairs=size.pairs,
+    )
+
+
+def rank_correlation(ours: list[float | None], theirs: list[float | None]) -> float:
+    """Spearman's, over the texts that both scored."""
+    from scipy.stats import spearmanr
+
+    both = [pair for pair in zip(ours, theirs, strict=True) if None not in pair]
+    return float(spearmanr([one for one, _ in both], [other for _, other in both]).statistic)
+
+
+def cpu_of_processes() -> float:
+    """CPU seconds of this process and of the children that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def bench_pii(data: Path, size: Size) -> Iterator[str]:

@@ -26,6 +26,7 @@ def scorer_configs(config: Config) -> tuple[dict[str, Any], ...]:
 
 SCORERS = {
     "PEP8Scorer": "phf_ray.scorers.pep8",
+    "RuffScorer": "phf_ray.scorers.ruff",
     "PIIScorer": "phf_ray.scorers.pii",
     "DetoxifyToxicityScorer": "phf_ray.scorers.toxicity",
     "WordListScorer": "phf_ray.scorers.word_list",

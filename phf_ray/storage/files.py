@@ -66,6 +66,11 @@ def write_file(path: str | Path, content: bytes, *, scratch: Path | None = None)
     publish(scratch, final)
 
 
+def write_temporary(path: Path, content: bytes) -> None:
+    """Write a local file that is gone before anybody could read half of it, without waiting for the disk."""
+    path.write_bytes(content)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write text with `write_file`, encoded as UTF-8."""
     write_file(path, text.encode("utf-8"))

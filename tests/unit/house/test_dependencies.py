@@ -20,10 +20,11 @@ def normalized(name: str) -> str:
 
 
 def declared() -> dict[str, str]:
-    """Name of each dependency, also of the extra `chat` -> its line of pyproject.toml."""
+    """Name of each dependency, also of the extras of features -> its line of pyproject.toml."""
     lines = {}
     project = tomllib.loads(PROJECT)["project"]
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["chat"]]:
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["chat"], *extras["ruff"]]:
         (line,) = [line for line in PROJECT.splitlines() if line.strip().startswith(f'"{requirement}",')]
         lines[normalized(re.match(r"[\w.-]+", requirement)[0])] = line
     return lines
