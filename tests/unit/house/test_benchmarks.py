@@ -16,7 +16,6 @@ from benchmarks import (
     bench_objectives,
     bench_rounds,
     bench_score,
-    bench_scores_path,
     bench_train,
 )
 from benchmarks.__main__ import command
@@ -109,15 +108,6 @@ def test_a_speed_under_ray_is_met_missed_or_within_noise(values, verdict):
 )
 def test_waiting_is_met_missed_or_within_noise(values, verdict):
     assert bench_train.judge("waiting", values, at_most=0.02).verdict == verdict
-
-
-def test_scoring_on_the_path_of_a_request_is_counted_in_the_scorers_own_process(monkeypatch):
-    monkeypatch.setattr(bench_scores_path, "BATCH", 16)
-    found = bench_scores_path.bench("PEP8Scorer", num_pairs=2)
-    assert found["scoring_ms"] > 0, "the child's CPU time"
-    # The replica only hands the texts on: the CPU time of scoring is not its own.
-    assert found["replica_ms"] > 0
-    assert found["lowest"] <= found["ratio"] <= found["highest"]
 
 
 def test_all_benchmarks_together_compare_the_detections_of_personal_data_too():
