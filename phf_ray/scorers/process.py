@@ -62,6 +62,11 @@ class ScoringProcess:
         self.identities: tuple[ScorerIdentity, ...] = ()
         self._start()
 
+    @property
+    def pid(self) -> int:
+        """The child's process id; another one after a text that hung or crashed."""
+        return self._process.pid
+
     def submit(self, batch: Sequence[ScoringTask]) -> None:
         self._batch = list(batch)
         self._deaths = {}

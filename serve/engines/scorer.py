@@ -58,6 +58,11 @@ class LocalScorer:
     def name(self) -> str:
         return self._identity.name
 
+    @property
+    def pid(self) -> int:
+        """Process id of the scorer's own process."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the scorer's process."""
         self._executor.shutdown()
