@@ -73,8 +73,10 @@ class RuffScorer(Scorer):
         found = self._check([texts[index] for index in judged])
         scored = [_SURROGATE if text else EMPTY for text in texts]
         for index, outcome in zip(judged, found, strict=True):
-            is_count = isinstance(outcome, int)
-            scored[index] = Scored(outcome / len(texts[index])) if is_count else Scored(None, outcome)
+            if isinstance(outcome, int):
+                scored[index] = Scored(outcome / len(texts[index]))
+            else:
+                scored[index] = Scored(None, outcome)
         return scored
 
     def _check(self, texts: Sequence[str]) -> list[int | str]:
