@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from judge_server import judge_server
+from judging_files import comparisons, pair_rows, write_pool, write_rows
 from killed_rounds import TWO, answers, assert_prompts_once, num_rounds, stored
 from killed_runs import WEIGHT_TOLERANCE, difference_of_checkpoints, last_checkpoint
 from machines import PATIENCE_S, Machines, job, module, python
@@ -21,8 +23,12 @@ from ranks import run_on_ranks
 from rollout_runs import prepare_run, prepared, rollout_values, run_on_rank, write_prompts
 from train_runs import arguments, losses, metrics, run_folder, write_inputs
 
+from jobs.annotate import main as annotate
 from phf_ray.config import parse_config
 from phf_ray.corpus.reader import read_corpus, read_corpus_manifest
+from phf_ray.feedback import read_feedback_manifest
+from phf_ray.judging.ledger import Ledger
+from phf_ray.judging.store import Store
 from phf_ray.runs.directory import RunDirectory
 from phf_ray.scoring.job import run_scoring
 from phf_ray.scoring.on_ray import RayScoring
@@ -33,6 +39,7 @@ pytestmark = pytest.mark.timeout(1500)
 NUM_FILES = 10
 NUM_SAMPLES = 2400
 ROUNDS = 6
+PAIRS, IN_FLIGHT = 1000, 8
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +239,40 @@ def test_a_run_of_rounds_that_loses_a_node_ends_as_an_undisturbed_one(machines, 
     assert mine.name == other.name
     # The ranks here have one thread, and the workers there two, which sum in another order.
     assert difference_of_checkpoints(mine, other) <= WEIGHT_TOLERANCE
+
+
+# --- Annotate ---------------------------------------------------------------------------------------------------------
+
+
+def test_judging_that_loses_a_node_asks_nothing_again_and_has_the_same_comparisons(machines, folder, monkeypatch):
+    monkeypatch.delenv("PHF_API_KEY", raising=False)
+    pool = Path(write_pool(folder, judge=f"max_in_flight: {IN_FLIGHT}, price: {{input: 1.0, output: 2.0}}"))
+    # Beside a judge that computes, actors take a CPU, and the head has none.
+    pool.write_text(pool.read_text() + "  - {name: longer, judge: {rule: longer}}\n")
+    given = ["--pairs", write_rows(folder / "pairs.json", pair_rows(PAIRS)), "--annotators", str(pool)]
+    output, cache = folder / "judged", folder / "cache"
+    with judge_server(delay_s=0.3) as server:
+        # As for the service above.
+        given += ["--url", server.url.replace("127.0.0.1", "0.0.0.0")]
+        command = module("annotate", *given, "--cache", cache, "--output", output, "--max-actors", "2")
+        with job(machines, *command) as judging:
+            judging.wait_for(lambda: len(server.counts) > 3 * IN_FLIGHT and any(output.rglob("part-*.parquet")))
+            node = judging.wait_for(lambda: next(iter(machines.actors("JudgeShards").values()), None))
+            machines.kill(node)
+            assert judging.process.poll() is None, "it was through before the node was lost; ask for more pairs"
+            server.delay_s = 0.0
+            judging.finish()
+        asked = Counter(server.counts)
+        store = Store(cache)
+        states = Ledger(store).count()
+        store.close()
+        assert states["settled"] == len(asked)
+        assert asked.total() == sum(states.values())
+        assert asked.total() - len(asked) <= states.get("lost", 0) <= IN_FLIGHT
+        server.counts.clear()
+        whole = [*given, "--cache", str(folder / "another"), "--output", str(folder / "whole"), "--in-process"]
+        assert annotate(whole) == 0
+        assert server.counts.keys() == asked.keys()
+    assert comparisons(output) == comparisons(folder / "whole")
+    fingerprints = {read_feedback_manifest(str(one)).fingerprint for one in (output, folder / "whole")}
+    assert len(fingerprints) == 1

@@ -1,8 +1,7 @@
 """A run of one worker in this process, without Ray."""
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -40,8 +39,18 @@ def worker_here() -> Iterator[None]:
         yield
 
 
-def stop_after(run: RunDirectory, *, num_rows: int) -> None:
-    """Ask the run to stop once it has written some metrics."""
-    while not run.metrics_path.exists() or len(run.read_metrics()) < num_rows:
-        time.sleep(0.01)
-    run.request_stop()
+@contextlib.contextmanager
+def stopped_after(*, num_rows: int) -> Iterator[None]:
+    """Let a run of this process be told to stop when it has written some metrics. It looks at every step."""
+    append, written = RunDirectory.append_metrics, []
+
+    def append_and_stop(run: RunDirectory, row: Mapping[str, Any]) -> None:
+        append(run, row)
+        written.append(row)
+        if len(written) == num_rows:
+            run.request_stop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "append_metrics", append_and_stop)
+        patch.setattr("phf_ray.training.watch._POLL_S", -1.0)
+        yield

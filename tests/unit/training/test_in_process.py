@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import sys
-import threading
 
 import pytest
-from train_here import prepared_run, stop_after, train_here
+from train_here import prepared_run, stopped_after, train_here
 from train_runs import checkpoint_names, losses, write_inputs
 
 from phf_ray.blocks.tokenizer import load_tokenizer
@@ -32,11 +31,8 @@ def test_a_run_that_was_stopped_resumes_bit_for_bit(prepared, tmp_path):
     assert summary["status"] == "finished"
     assert losses(whole.path).keys() == set(range(1, prepared[1].num_steps + 1))
 
-    stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 3})
-    stopper.start()
-    with pytest.raises(IncompleteError):
+    with stopped_after(num_rows=3), pytest.raises(IncompleteError):
         train_here(prepared, parts)
-    stopper.join()
     assert 0 < parts.latest_step() < prepared[1].num_steps
     train_here(prepared, parts)
     assert losses(parts.path) == losses(whole.path)

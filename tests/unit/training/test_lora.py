@@ -1,7 +1,6 @@
 """Training adapters: frozen weights stay bit for bit, new rows and value heads learn, runs resume exactly."""
 
 import dataclasses
-import threading
 from functools import partial
 
 import pytest
@@ -10,7 +9,7 @@ import yaml
 from ranks import run_on_ranks
 from safetensors.torch import load_file
 from tiny_models import BAD, GOOD, tiny_gpt2, tiny_llama, tiny_tokenizer
-from train_here import prepared_run, stop_after, train_here
+from train_here import prepared_run, stopped_after, train_here
 from train_runs import losses, write_inputs
 
 from jobs.train_lm import main as train_lm
@@ -185,11 +184,8 @@ def prepared(request, tmp_path_factory):
 def test_a_stopped_run_of_adapters_with_new_tokens_and_a_value_head_ends_bit_for_bit(prepared, tmp_path):
     whole, parts = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
     assert train_here(prepared, whole)["status"] == "finished"
-    stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 3})
-    stopper.start()
-    with pytest.raises(IncompleteError):
+    with stopped_after(num_rows=3), pytest.raises(IncompleteError):
         train_here(prepared, parts)
-    stopper.join()
     assert 0 < parts.latest_step() < prepared[1].num_steps
     train_here(prepared, parts)
     assert losses(parts.path) == losses(whole.path)
@@ -217,11 +213,8 @@ def test_a_stopped_run_of_adapters_with_new_tokens_and_a_value_head_ends_bit_for
 def test_a_run_whose_base_has_changed_is_not_continued(prepared, tmp_path):
     config, plan, blocks = prepared
     run = RunDirectory(tmp_path / "run")
-    stopper = threading.Thread(target=stop_after, args=(run,), kwargs={"num_rows": 2})
-    stopper.start()
-    with pytest.raises(IncompleteError):
+    with stopped_after(num_rows=2), pytest.raises(IncompleteError):
         train_here(prepared, run)
-    stopper.join()
     info = read_info(run.latest_checkpoint())
     path = run.latest_checkpoint() / "phf.json"
     path.write_text(path.read_text().replace(info.base.fingerprint, "0" * 32))

@@ -2,11 +2,10 @@
 
 import json
 import math
-import threading
 from pathlib import Path
 
 import pytest
-from test_in_process import stop_after
+from train_here import stopped_after
 from train_runs import losses, write_inputs
 
 from phf_ray.blocks.build import build_here, ensure_blocks
@@ -71,11 +70,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(folder):
     assert seen[-1] == pytest.approx(2000, abs=1.5 * 8 * 32), "tokens without scores are paid from the budget"
     assert losses(whole.path)[1] > 1.1 * list(losses(whole.path).values())[-1] > 0
 
-    stopper = threading.Thread(target=stop_after, args=(parts,), kwargs={"num_rows": 2})
-    stopper.start()
-    with pytest.raises(IncompleteError):
+    with stopped_after(num_rows=2), pytest.raises(IncompleteError):
         train(prepared(folder), parts)
-    stopper.join()
     train(prepared(folder), parts)
     assert losses(parts.path) == losses(whole.path)
     weights = [run.latest_checkpoint() / "model.safetensors" for run in (whole, parts)]
