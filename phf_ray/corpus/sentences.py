@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -42,7 +42,7 @@ class SentenceSplitter:
 
         self._nlp = spacy.blank("en")
         self._nlp.max_length = 2**62
-        self._sentencizer: Any = self._nlp.add_pipe("sentencizer")
+        self._sentencizer = cast(Any, self._nlp.add_pipe("sentencizer"))
         self._pairs = _pairs_in_special_cases(self._nlp)
         # The sentencizer asks a word for nothing else; all 23 attributes take longer than the tokenizer.
         vocab: Any = self._nlp.vocab
