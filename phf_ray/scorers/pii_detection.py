@@ -1,6 +1,7 @@
 """What the detectors of `mode: strict` return, and words near a place in a text."""
 
 import re
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 
@@ -24,7 +25,14 @@ def countable(detections: list[Detection]) -> list[Detection]:
     So the sixteen digits of a card are no phone number as well. An e-mail address in a URL stays, and so does the URL.
     """
     kept: list[Detection] = []
+    # The kept ones that lie within no other, in order, so that a file of 100,000 addresses takes no quadratic time.
+    begins: list[int] = []
+    ends: list[int] = []
     for one in sorted(detections, key=lambda one: (-one.confidence, one.begin - one.end, one.begin, one.type)):
-        if not any(other.begin <= one.begin and one.end <= other.end for other in kept):
-            kept.append(one)
+        place = bisect_right(begins, one.begin)
+        if place and one.end <= ends[place - 1]:
+            continue
+        kept.append(one)
+        within = slice(bisect_left(begins, one.begin), bisect_right(ends, one.end))
+        begins[within], ends[within] = [one.begin], [one.end]
     return sorted(kept, key=lambda one: (one.begin, -one.end, one.type))
