@@ -21,8 +21,9 @@ def addresses(text: str) -> Iterator[Detection]:
 
 
 _WORD = r"[A-Z\u00c0-\u00de0-9][\w'\u2019.-]{0,30}"
-_DIVIDER = r"(?:,[ \t]*\n?|[ \t]*\n)[ \t]*"
-_TOWN = r"[A-Z\u00c0-\u00de][^\W\d_][\w'\u2019.-]{0,30}(?:[ -][A-Za-z\u00c0-\u00de][\w'\u2019.-]{0,30}){0,3}"
+# Possessive, and hyphens only within words, so that a run of spaces or hyphens is read in one way and not in thousands.
+_DIVIDER = r"(?:,[ \t]*+\n?|[ \t]*+\n)[ \t]*+"
+_TOWN = r"[A-Z\u00c0-\u00de][^\W\d_][\w'\u2019.-]{0,30}(?:[ ][A-Za-z\u00c0-\u00de][\w'\u2019.-]{0,30}){0,3}"
 _UNIT = r"(?:(?:Apt|Apartment|Suite|Ste|Unit|Floor|Fl|Rm|Room|Bldg|Building|#)\.?[ ]?#?[ ]?[A-Z0-9-]{1,6})"
 _US_STREET = (
     r"(?:Street|St|Avenue|Ave|Road|Rd|Drive|Dr|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|Ter"
