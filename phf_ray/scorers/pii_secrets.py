@@ -39,7 +39,9 @@ def crypto_wallets(text: str) -> Iterator[Detection]:
             yield Detection("crypto_wallet", *match.span(), 0.99)
     for match in _ETHEREUM.finditer(text):
         # Written in one case, an address has no checksum.
-        if match[1].islower() or match[1].isupper():
+        if not _is_random(match[1]):
+            continue  # the address of nobody, as 0x000...0
+        if match[1] in (match[1].lower(), match[1].upper()):
             if stands_after(_ETHEREUM_WORD, text, match.start(), chars=40):
                 yield Detection("crypto_wallet", *match.span(), 0.8)
         elif _has_ethereum_checksum(match[1]):
@@ -104,7 +106,7 @@ _BASE58_VERSIONS = frozenset({0, 5, 30, 22, 48, 50, 76})
 """First bytes: Bitcoin 0 and 5, Dogecoin 30 and 22, Litecoin 48 and 50, Dash 76."""
 _BASE58 = re.compile(r"(?<![\w])[13LMDAX9][1-9A-HJ-NP-Za-km-z]{25,34}(?!\w)")
 _BECH32_LETTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_BECH32 = re.compile(rf"(?<!\w)(?:bc|ltc)1[{_BECH32_LETTERS}]{{38,62}}(?!\w)", re.IGNORECASE)
+_BECH32 = re.compile(rf"(?<!\w)(?:bc|ltc)1[{_BECH32_LETTERS}]{{38,62}}(?!\w)", re.IGNORECASE | re.ASCII)
 _BECH32M = 0x2BC830A3
 _ETHEREUM = re.compile(r"(?<!\w)0x([0-9a-fA-F]{40})(?!\w)")
 _ETHEREUM_WORD = re.compile(r"\beth(?:er(?:eum)?)?\b|wallet|erc-?20|metamask", re.IGNORECASE)

@@ -12,6 +12,7 @@ from phf_ray.errors import ConfigError
 from phf_ray.scorers.build import build_scorer, scorer_settings
 from phf_ray.scorers.keccak import keccak_256
 from phf_ray.scorers.pii import PIIScorer
+from phf_ray.scorers.pii_detection import Detection, countable
 
 STRICT = build_scorer({"class_name": "PIIScorer"})
 PAPER = build_scorer({"class_name": "PIIScorer", "mode": "paper"})
@@ -346,6 +347,24 @@ def test_british_numbers_are_found_in_their_locale():
     ]
 
 
+def test_the_address_of_nobody_and_letters_like_those_of_an_address_are_no_wallets():
+    assert found("wallet 0x" + "1234567890" * 4 + "; ether 0x" + "0" * 40 + ", bc1" + "q" * 20 + "\u017f" * 20) == [
+        ("crypto_wallet", "0x" + "1234567890" * 4)
+    ]
+    assert found("token 0x" + "1234567890" * 4) == []
+
+
+def test_a_detection_within_a_surer_one_is_left_out_wherever_it_lies():
+    detections = [
+        Detection(kind, begin, end, confidence)
+        for kind, begin, end, confidence in (
+            *(("a", 0, 9, 0.9), ("b", 2, 4, 0.95), ("c", 1, 3, 0.5), ("d", 5, 12, 0.8), ("e", 6, 11, 0.7)),
+            *(("f", 20, 30, 0.6), ("g", 22, 24, 0.9), ("h", 22, 30, 0.5), ("i", 8, 10, 0.8)),
+        )
+    ]
+    assert [one.type for one in countable(detections)] == ["a", "b", "d", "f", "g"]
+
+
 def test_keccak_is_that_of_ethereum():
     vectors = {
         b"": "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470",
@@ -365,8 +384,10 @@ def test_keccak_is_that_of_ethereum():
         "born " * 40_000, "a at b dot " * 20_000, "password: " * 20_000, "GB29 " * 40_000, "strasse " * 25_000,
         "(" * 200_000,
         "1 Oak Street, " * 15_000, "eyJ" * 60_000, "Via a " * 30_000, "skype: " * 30_000,
+        "1 Oak Street," + " " * 100_000, "1 Oak St" + ", Aa" + ", A-a-a-a-a-a-a-a-a-a-a-a-a-a" * 3,
+        "1.2.3.4 a@b.de " * 15_000,
     ],
-    ids=range(21),
+    ids=range(24),
 )  # fmt: skip
 def test_made_up_texts_take_no_minutes(text):
     started = time.process_time()
