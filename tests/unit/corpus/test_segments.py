@@ -153,6 +153,13 @@ def test_chinese_and_japanese_sentences_end_but_not_under_compat(sentences):
     assert SPLITTERS[ORIGINAL_SENTENCES](text) == OF_SPACY(text) != sentences
 
 
+def test_many_east_asian_ends_take_no_minutes():
+    started = time.process_time()
+    text = "\u6587" + "\u3002" * 60_000
+    assert SPLITTERS["sentences"](text) == [text]
+    assert time.process_time() - started < 40
+
+
 def test_without_east_asian_signs_compat_changes_nothing():
     for text in (text for text in AWKWARD if text and "\u3002" not in text):
         assert SPLITTERS["sentences"](text) == SPLITTERS[ORIGINAL_SENTENCES](text)
