@@ -167,19 +167,20 @@ def _refuse_other_configuration(stored: CorpusPlan, request: ScoringRequest) -> 
         asked = segmenter_versions(request.setup_of(stored.key).segmenter)
         now[SEGMENTER_VERSIONS] = asked if SEGMENTER_VERSIONS in stored.key else None
     before = {SEGMENTER_VERSIONS: None, **stored.key}
-    changes = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
-    if not changes:
+    changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    changes = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed]
+    if changed in ([], ["scoring.scorers"]):
         identities = [as_stored_json(identity.to_json()) for identity in identify_scorers(request)]
-        changes = [
-            f"scorer {old['name']}: {name} was {old.get(name)!r}, is {new.get(name)!r}"
-            for old, new in zip(stored.identities, identities, strict=True)
-            for name in new
-            if old.get(name) != new[name]
-        ]
+        if identities == list(stored.identities):
+            # Settings that scores do not depend on, or defaults written out: `mode: paper` names what once had no name.
+            changes = []
+        elif not changes:
+            changes = [
+                f"scorer {old['name']}: {name} was {old.get(name)!r}, is {new.get(name)!r}"
+                for old, new in zip(stored.identities, identities, strict=True)
+                for name in new
+                if old.get(name) != new[name]
+            ]
     if changes:
         raise ConfigError(
             "this output was begun with another configuration: "

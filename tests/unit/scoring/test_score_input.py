@@ -145,6 +145,17 @@ def test_a_node_with_another_splitter_cuts_nothing(text, tmp_path, monkeypatch):
         run_scoring(request(text, segmenter="sentences"), str(tmp_path / "out"), executor=Elsewhere())
 
 
+def test_a_job_begun_before_a_setting_had_a_name_goes_on_if_the_scorer_is_the_same(text, tmp_path):
+    out = tmp_path / "out"
+    run(request(text, scorers=[{"class_name": "PIIScorer", "mode": "paper"}]), out)
+    plan = stored(out, "plan.json")
+    del plan["key"]["scoring.scorers"][0]["mode"]
+    (out / "plan.json").write_text(json.dumps(plan))
+    assert run(request(text, scorers=[{"class_name": "PIIScorer", "mode": "paper"}]), out).documents == 1
+    with pytest.raises(ConfigError, match=r"scoring\.scorers was .*, is .*'mode': 'strict'"):
+        run(request(text, scorers=[{"class_name": "PIIScorer", "mode": "strict"}]), out)
+
+
 def test_columns_are_kept_and_belong_to_the_plan(tmp_path, caplog):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "url": "u", "date": "d"}) + "\n")
     caplog.set_level("INFO")
