@@ -2,8 +2,8 @@
 
 Ruff has no rules for continuation lines (E12x), counts wide characters twice in the length of a line, and parses where
 pycodestyle only tokenizes, so its scores are not those of `pep8`. The scorer reads no settings of ruff, and comments
-such as `noqa` hide nothing. Many texts are files of one folder, because each start of ruff costs as much as 100,000
-characters.
+such as `noqa` hide nothing. Many texts are files of one folder, because each start of ruff takes far longer than a
+file of usual length.
 """
 
 import importlib.util
