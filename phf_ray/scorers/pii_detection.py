@@ -11,7 +11,7 @@ class Detection(NamedTuple):
     end: int
     """Character offsets [begin, end)."""
     confidence: float
-    """From 0 to 1: what share of such detections is expected to be what the type says, from samples of web text."""
+    """From 0 to 1: how surely the form is what the type says. A rank of forms, not a fitted probability."""
 
 
 def stands_after(words: re.Pattern[str], text: str, place: int, *, chars: int) -> bool:
