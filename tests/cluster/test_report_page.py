@@ -142,11 +142,18 @@ def test_hostile_samples_change_nothing(browser):
     assert browser.value("document.body.innerText.includes('a<b>&c')") is True
 
 
-def test_worst_samples_are_hidden_until_asked_for(browser):
+@pytest.mark.parametrize(("title", "number"), [("Random samples", 12), ("Worst samples", 10)])
+def test_samples_are_hidden_until_asked_for(browser, title, number):
     shown = "[...document.querySelectorAll('details pre')].filter(part => part.checkVisibility()).length"
     assert browser.value(shown) == 0
-    browser.value("document.querySelector('details summary').click()")
-    assert browser.value(shown) == 10
+    first = f"""(() => {{
+        let part = [...document.querySelectorAll('h2')].find(head => head.innerText == '{title}');
+        while (part.tagName != 'DETAILS') part = part.nextElementSibling;
+        return part.querySelector('summary');
+    }})()"""
+    browser.value(f"{first}.click()")
+    assert browser.value(shown) == number
+    browser.value(f"{first}.click()")
 
 
 @pytest.mark.parametrize(("theme", "dark"), [("light", False), ("dark", True)])
