@@ -71,10 +71,10 @@ def _run_scoring(
     scoring = request.config.scoring
     tracker = ProgressTracker(plan, place, progress=progress, max_failed_fraction=scoring.max_failed_fraction)
     # Start with large shards, so that no large shard runs alone at the end.
-    sizes = [-sum(piece.num_bytes for piece in shard) for shard in plan.shards]
-    todo = sorted(set(range(len(plan.shards))) - tracker.done, key=lambda shard: (sizes[shard], shard))
+    sizes = [sum(piece.num_bytes for piece in shard) for shard in plan.shards]
+    todo = sorted(set(range(len(plan.shards))) - tracker.done, key=lambda shard: (-sizes[shard], shard))
     if todo:
-        executor.start(-sum(sizes[shard] for shard in todo))
+        executor.start(sum(sizes[shard] for shard in todo))
         tracker.start_clock()
         executor.tell(tracker.progress())
         rows = [plan.row(shard) for shard in todo]
